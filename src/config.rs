@@ -1,0 +1,412 @@
+//! What to compute: the options of dilated attention, as plain data.
+//!
+//! A [`DilatedAttentionConfig`] can only be built valid, so everything downstream (plan, oracle, kernels) may rely on
+//! its invariants: at least one branch, every segment length and dilation rate at least 1, a supported head size.
+//! Sequence length, batch size and per-item lengths belong to one call and live in [`AttentionShape`].
+//!
+//! Source of the semantics: LongNet (Ding et al. 2023) as implemented by microsoft/torchscale,
+//! `torchscale/component/dilated_attention.py`; the partitioned variant is dilated-attention-pytorch's.
+
+use std::fmt;
+
+use crate::error::{Error, Result};
+
+/// Largest supported head size, in elements.
+pub const MAX_HEAD_DIM: u32 = 256;
+
+/// Longest sequence, in tokens: token and row indices, and sums of two of them, fit in the 32 bits a shader has.
+pub const MAX_TOKENS: u32 = (1 << 31) - 1;
+
+/// One branch: attention inside segments of `segment_length` tokens, over every `dilation_rate`-th token of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Branch {
+    /// Tokens in a segment; cut to the sequence length when that is smaller.
+    pub segment_length: u32,
+    /// Distance in tokens between two rows of the branch.
+    pub dilation_rate: u32,
+}
+
+/// Which keys a query may see inside its segment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Mask {
+    /// All of them.
+    #[default]
+    Full,
+    /// Those at or before the query.
+    Causal,
+}
+
+/// How the offset of a head inside a dilated segment follows from its number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum HeadOffsets {
+    /// Contiguous groups of heads share an offset: `floor(h / ceil(H / r))` (torchscale).
+    #[default]
+    Blocked,
+    /// Neighbouring heads take neighbouring offsets: `h mod r` (the paper's formula).
+    RoundRobin,
+}
+
+/// What stands where a segment has fewer tokens than its length.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Padding {
+    /// Nothing: a key that is not a token does not exist.
+    #[default]
+    Masked,
+    /// Keys of score 0 and value 0 (torchscale, and what weights trained with it expect).
+    ZeroKeys,
+}
+
+/// Where the rows of a branch are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum OutputRows {
+    /// At the token of the query.
+    #[default]
+    Aligned,
+    /// Segment `s` starts at `s * ceil(w / r) * r`: rows move when `w` is not a multiple of `r`, and rows whose query is
+    /// padding ("phantom rows": a zero query) are written too (torchscale).
+    Torchscale,
+}
+
+/// How the gradient treats the weights that mix the branches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum MixGradient {
+    /// The true gradient.
+    #[default]
+    Exact,
+    /// Mixing weights are constants (torchscale's autograd).
+    DetachedMix,
+}
+
+/// Which heads take part in which branch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Heads {
+    /// Every head in every branch.
+    #[default]
+    EveryBranch,
+    /// Heads are cut into one contiguous group a branch, `H / G` heads each and one more for the first `H mod G`; group
+    /// `i` sees branch `i` alone, at offset `i mod r_i`, and the result is divided by the number of branches `G`
+    /// (dilated-attention-pytorch).
+    Partitioned,
+}
+
+/// The options of dilated attention. Always valid; see the [module](self) documentation.
+///
+/// ```
+/// use dilated_attention::{DilatedAttentionConfig, Mask};
+/// let config = DilatedAttentionConfig::new(8, 64, &[2048, 8192], &[1, 4])?.mask(Mask::Causal);
+/// assert_eq!(config.embed_dim(), 512);
+/// assert!(DilatedAttentionConfig::new(8, 66, &[2048], &[1]).is_err());
+/// # Ok::<(), dilated_attention::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct DilatedAttentionConfig {
+    num_heads: u32,
+    head_dim: u32,
+    branches: Vec<Branch>,
+    mask: Mask,
+    head_offsets: HeadOffsets,
+    padding: Padding,
+    output_rows: OutputRows,
+    gradient: MixGradient,
+    heads: Heads,
+    softmax_scale: f32,
+}
+
+impl DilatedAttentionConfig {
+    /// Configures `num_heads` heads of `head_dim` elements and one branch per pair of the two lists, in their order.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] when a list is empty, the lists differ in length, a number is 0, `head_dim` is not a
+    /// multiple of 4 in 4..=256, or `num_heads * head_dim` does not fit in 32 bits.
+    pub fn new(
+        num_heads: u32,
+        head_dim: u32,
+        segment_lengths: &[u32],
+        dilation_rates: &[u32],
+    ) -> Result<Self> {
+        let invalid = |what, given: String, need| Err(Error::InvalidConfig { what, given, need });
+        if num_heads == 0 {
+            return invalid("num_heads", "0".into(), "at least 1");
+        }
+        if head_dim == 0 || !head_dim.is_multiple_of(4) || head_dim > MAX_HEAD_DIM {
+            return invalid(
+                "head_dim",
+                head_dim.to_string(),
+                "a multiple of 4 from 4 to 256; pad the head with zeros and pass softmax_scale otherwise",
+            );
+        }
+        if num_heads.checked_mul(head_dim).is_none() {
+            return invalid(
+                "num_heads * head_dim",
+                format!("{num_heads} * {head_dim}"),
+                "a product below 2^32",
+            );
+        }
+        if segment_lengths.len() != dilation_rates.len() {
+            return invalid(
+                "number of branches",
+                format!(
+                    "{} segment lengths and {} dilation rates",
+                    segment_lengths.len(),
+                    dilation_rates.len()
+                ),
+                "one dilation rate per segment length",
+            );
+        }
+        if segment_lengths.is_empty() {
+            return invalid("number of branches", "0".into(), "at least 1");
+        }
+        let mut branches = Vec::with_capacity(segment_lengths.len());
+        for (index, (&segment_length, &dilation_rate)) in
+            segment_lengths.iter().zip(dilation_rates).enumerate()
+        {
+            if segment_length == 0 || dilation_rate == 0 {
+                return invalid(
+                    "branch",
+                    format!(
+                        "branch {index} with segment length {segment_length} and dilation rate {dilation_rate}"
+                    ),
+                    "both at least 1",
+                );
+            }
+            if dilation_rate > MAX_TOKENS {
+                return invalid(
+                    "branch",
+                    format!("branch {index} with dilation rate {dilation_rate}"),
+                    "a dilation rate of at most 2^31 - 1, so that row indices fit in 32 bits",
+                );
+            }
+            branches.push(Branch {
+                segment_length,
+                dilation_rate,
+            });
+        }
+        Ok(Self {
+            num_heads,
+            head_dim,
+            branches,
+            mask: Mask::default(),
+            head_offsets: HeadOffsets::default(),
+            padding: Padding::default(),
+            output_rows: OutputRows::default(),
+            gradient: MixGradient::default(),
+            heads: Heads::default(),
+            softmax_scale: 1.0 / (head_dim as f32).sqrt(),
+        })
+    }
+
+    /// Everything as torchscale does it: blocked head offsets, zero keys, its output rows, detached mixing weights in
+    /// the gradient. Weights trained with torchscale (LongNet, GigaPath, LongViT) need this.
+    pub fn torchscale(self) -> Self {
+        self.head_offsets(HeadOffsets::Blocked)
+            .padding(Padding::ZeroKeys)
+            .output_rows(OutputRows::Torchscale)
+            .gradient(MixGradient::DetachedMix)
+    }
+
+    /// Sets the mask.
+    pub fn mask(mut self, mask: Mask) -> Self {
+        self.mask = mask;
+        self
+    }
+
+    /// Sets how head offsets follow from head numbers.
+    pub fn head_offsets(mut self, head_offsets: HeadOffsets) -> Self {
+        self.head_offsets = head_offsets;
+        self
+    }
+
+    /// Sets what stands where a segment lacks tokens.
+    pub fn padding(mut self, padding: Padding) -> Self {
+        self.padding = padding;
+        self
+    }
+
+    /// Sets where rows are written.
+    pub fn output_rows(mut self, output_rows: OutputRows) -> Self {
+        self.output_rows = output_rows;
+        self
+    }
+
+    /// Sets how the gradient treats the mixing weights.
+    pub fn gradient(mut self, gradient: MixGradient) -> Self {
+        self.gradient = gradient;
+        self
+    }
+
+    /// Sets which heads take part in which branch.
+    pub fn heads(mut self, heads: Heads) -> Self {
+        self.heads = heads;
+        self
+    }
+
+    /// Sets the factor on the scores; `1 / sqrt(head_dim)` unless set.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] when it is not finite.
+    pub fn softmax_scale(mut self, softmax_scale: f32) -> Result<Self> {
+        if !softmax_scale.is_finite() {
+            return Err(Error::InvalidConfig {
+                what: "softmax_scale",
+                given: softmax_scale.to_string(),
+                need: "a finite number",
+            });
+        }
+        self.softmax_scale = softmax_scale;
+        Ok(self)
+    }
+
+    /// Number of heads, H.
+    pub fn num_heads(&self) -> u32 {
+        self.num_heads
+    }
+
+    /// Elements in one head, D.
+    pub fn head_dim(&self) -> u32 {
+        self.head_dim
+    }
+
+    /// `num_heads * head_dim`, E.
+    pub fn embed_dim(&self) -> u32 {
+        self.num_heads * self.head_dim
+    }
+
+    /// The branches in the order given.
+    pub fn branches(&self) -> &[Branch] {
+        &self.branches
+    }
+
+    /// The mask.
+    pub fn get_mask(&self) -> Mask {
+        self.mask
+    }
+
+    /// How head offsets follow from head numbers.
+    pub fn get_head_offsets(&self) -> HeadOffsets {
+        self.head_offsets
+    }
+
+    /// What stands where a segment lacks tokens.
+    pub fn get_padding(&self) -> Padding {
+        self.padding
+    }
+
+    /// Where rows are written.
+    pub fn get_output_rows(&self) -> OutputRows {
+        self.output_rows
+    }
+
+    /// How the gradient treats the mixing weights.
+    pub fn get_gradient(&self) -> MixGradient {
+        self.gradient
+    }
+
+    /// Which heads take part in which branch.
+    pub fn get_heads(&self) -> Heads {
+        self.heads
+    }
+
+    /// The factor on the scores.
+    pub fn get_softmax_scale(&self) -> f32 {
+        self.softmax_scale
+    }
+}
+
+impl fmt::Display for DilatedAttentionConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} heads of {}, branches",
+            self.num_heads, self.head_dim
+        )?;
+        for branch in &self.branches {
+            write!(f, " {}/{}", branch.segment_length, branch.dilation_rate)?;
+        }
+        write!(
+            f,
+            ", {:?}, {:?} offsets, {:?} padding, {:?} rows, {:?}, scale {}",
+            self.mask,
+            self.head_offsets,
+            self.padding,
+            self.output_rows,
+            self.heads,
+            self.softmax_scale
+        )
+    }
+}
+
+/// The shape of one call: how many sequences, how long, and how much of each is real.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct AttentionShape {
+    batch: u32,
+    seq_len: u32,
+    valid_lens: Option<Vec<u32>>,
+}
+
+impl AttentionShape {
+    /// `batch` sequences of `seq_len` tokens each. Either may be 0: the call then computes nothing.
+    ///
+    /// # Errors
+    /// [`Error::InvalidShape`] when `seq_len` exceeds [`MAX_TOKENS`].
+    pub fn new(batch: u32, seq_len: u32) -> Result<Self> {
+        if seq_len > MAX_TOKENS {
+            return Err(Error::InvalidShape {
+                what: "seq_len",
+                given: seq_len.to_string(),
+                need: format!("at most {MAX_TOKENS}"),
+            });
+        }
+        Ok(Self {
+            batch,
+            seq_len,
+            valid_lens: None,
+        })
+    }
+
+    /// Item `i` has only `valid_lens[i]` tokens; the call then equals separate calls of these lengths, and the rows
+    /// behind them are 0 and uncovered.
+    ///
+    /// # Errors
+    /// [`Error::InvalidShape`] when there is not one length per item, or one exceeds `seq_len`.
+    pub fn with_valid_lens(mut self, valid_lens: &[u32]) -> Result<Self> {
+        if valid_lens.len() != self.batch as usize {
+            return Err(Error::InvalidShape {
+                what: "valid_lens",
+                given: format!("{} lengths", valid_lens.len()),
+                need: format!("{}, one per batch item", self.batch),
+            });
+        }
+        for (item, &len) in valid_lens.iter().enumerate() {
+            if len > self.seq_len {
+                return Err(Error::InvalidShape {
+                    what: "valid_lens",
+                    given: format!("{len} for item {item}"),
+                    need: format!("at most the sequence length {}", self.seq_len),
+                });
+            }
+        }
+        self.valid_lens = Some(valid_lens.to_vec());
+        Ok(self)
+    }
+
+    /// Number of sequences, B.
+    pub fn batch(&self) -> u32 {
+        self.batch
+    }
+
+    /// Tokens per sequence in the tensors, N.
+    pub fn seq_len(&self) -> u32 {
+        self.seq_len
+    }
+
+    /// Tokens of item `item` that are real.
+    ///
+    /// # Panics
+    /// When `item` is not below [`batch`](Self::batch).
+    pub fn valid_len(&self, item: u32) -> u32 {
+        assert!(item < self.batch, "item {item} of {}", self.batch);
+        self.valid_lens
+            .as_ref()
+            .map_or(self.seq_len, |lens| lens[item as usize])
+    }
+}

@@ -1,0 +1,201 @@
+//! The one error type. Every variant carries the number given, the limit it met and the next step.
+
+use crate::pool::PoolReport;
+use crate::tensor::DType;
+
+/// What went wrong; see the variants. Nothing that was there before a failed call is lost or changed by it.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An option of [`DilatedAttentionConfig`](crate::DilatedAttentionConfig) has a value that means nothing.
+    #[error("{what} is {given}; it must be {need}")]
+    InvalidConfig {
+        /// Name of the option.
+        what: &'static str,
+        /// The value given.
+        given: String,
+        /// What a valid value is.
+        need: &'static str,
+    },
+    /// A shape does not fit the configuration or another shape.
+    #[error("{what} is {given}; it must be {need}")]
+    InvalidShape {
+        /// Name of the tensor or number.
+        what: &'static str,
+        /// The value given.
+        given: String,
+        /// What a valid value is.
+        need: String,
+    },
+    /// A slice does not have as many elements as the shape it comes with.
+    #[error("{label}: {given} elements for a shape of {expected}; pass exactly as many as the shape has")]
+    LengthMismatch {
+        /// Label of the tensor.
+        label: &'static str,
+        /// Elements given.
+        given: u64,
+        /// Elements of the shape.
+        expected: u64,
+    },
+    /// A tensor's element type is not what the operation takes.
+    #[error("{what} has elements of type {given}; {need} is needed: convert before the call")]
+    WrongDType {
+        /// Name of the tensor.
+        what: &'static str,
+        /// Its element type.
+        given: DType,
+        /// The element type needed.
+        need: DType,
+    },
+    /// A tensor or recording belongs to another [`Context`](crate::Context).
+    #[error(
+        "{what} belongs to another context (device {given}, this is device {expected}): download it there and upload it here"
+    )]
+    ForeignDevice {
+        /// Name of the tensor.
+        what: &'static str,
+        /// Number of the context it belongs to.
+        given: u64,
+        /// Number of the context of the call.
+        expected: u64,
+    },
+    /// Sizes multiply to more than 64 bits hold.
+    #[error("the size of {what} ({given}) overflows 64 bits")]
+    SizeOverflow {
+        /// Name of the tensor or buffer.
+        what: &'static str,
+        /// The factors.
+        given: String,
+    },
+    /// A buffer of no bytes was asked for; WebGPU cannot bind one.
+    #[error("a buffer of 0 bytes was asked for as '{label}'; skip the work instead")]
+    ZeroSize {
+        /// Label of the request.
+        label: &'static str,
+    },
+    /// Usages that no buffer of this pool may combine.
+    #[error("'{label}' asks for usages {usage:?}, which contradict each other: {reason}")]
+    InvalidUsage {
+        /// Label of the request.
+        label: &'static str,
+        /// The usages asked for.
+        usage: wgpu::BufferUsages,
+        /// Why they cannot be combined.
+        reason: &'static str,
+    },
+    /// One buffer would be larger than the device allows.
+    #[error(
+        "'{label}' needs a buffer of {requested_bytes} bytes, the device allows {limit_bytes} (max_buffer_size): request the adapter's own limits or shorten the input"
+    )]
+    BufferTooLarge {
+        /// Label of the request.
+        label: &'static str,
+        /// Bytes asked for.
+        requested_bytes: u64,
+        /// Bytes of the largest buffer of the device.
+        limit_bytes: u64,
+    },
+    /// The smallest possible window of a tensor exceeds what one binding may cover.
+    #[error(
+        "one token row of {what} is {requested_bytes} bytes with its alignment, a binding may cover {limit_bytes} (max_storage_buffer_binding_size): request a larger limit"
+    )]
+    BindingTooSmall {
+        /// Name of the tensor.
+        what: &'static str,
+        /// Bytes of the smallest window.
+        requested_bytes: u64,
+        /// Bytes one binding may cover.
+        limit_bytes: u64,
+    },
+    /// The device lacks something every kernel needs.
+    #[error("the device offers {given} for {limit}, at least {need} is needed: request WebGPU's default limits")]
+    DeviceTooSmall {
+        /// Name of the limit.
+        limit: &'static str,
+        /// What the device offers.
+        given: u64,
+        /// What is needed.
+        need: u64,
+    },
+    /// The pool's hard budget does not allow another buffer, and nothing cached is left to give up.
+    #[error(
+        "'{label}' needs {requested_bytes} bytes, but the pool's budget is {budget_bytes} bytes and {leased_bytes} are in use: raise the budget or drop tensors first\n{report}"
+    )]
+    BudgetExceeded {
+        /// Label of the request.
+        label: &'static str,
+        /// Bytes of the buffer that would have been created.
+        requested_bytes: u64,
+        /// The budget.
+        budget_bytes: u64,
+        /// Bytes of buffers leased at that moment.
+        leased_bytes: u64,
+        /// State of the pool.
+        report: Box<PoolReport>,
+    },
+    /// The device has no memory left, after everything cached was given up.
+    #[error(
+        "the device has no memory for '{label}' of {requested_bytes} bytes, with {leased_bytes} in use: drop tensors or shorten the input\n{report}"
+    )]
+    OutOfMemory {
+        /// Label of the request.
+        label: &'static str,
+        /// Bytes of the buffer that could not be created.
+        requested_bytes: u64,
+        /// Bytes of buffers leased at that moment.
+        leased_bytes: u64,
+        /// State of the pool.
+        report: Box<PoolReport>,
+    },
+    /// No adapter matches what was asked for.
+    #[error(
+        "no adapter: {reason}; found: {found}. On Linux without a GPU driver install Mesa's software driver (scripts/install_vulkan.sh)"
+    )]
+    NoAdapter {
+        /// Why none was chosen.
+        reason: String,
+        /// Names of the adapters that there are.
+        found: String,
+    },
+    /// The adapter gave no device with the features and limits asked for.
+    #[error("adapter '{adapter}' gave no device: {reason}")]
+    NoDevice {
+        /// Name of the adapter.
+        adapter: String,
+        /// The adapter's words.
+        reason: String,
+    },
+    /// The device is lost; nothing on it can be read any more.
+    #[error("the device is lost ({reason}): make a new context and upload again")]
+    DeviceLost {
+        /// What the device or the mapping said.
+        reason: String,
+    },
+    /// A value that is not finite was found where the caller asked for a check.
+    #[error("{what} holds {value} at item {item}, token {token}, head {head}, element {element}")]
+    NotFinite {
+        /// Name of the tensor.
+        what: &'static str,
+        /// The value.
+        value: f32,
+        /// Batch item.
+        item: u64,
+        /// Token in the item.
+        token: u64,
+        /// Head.
+        head: u64,
+        /// Element in the head.
+        element: u64,
+    },
+    /// wgpu refused something that this library believed valid: a defect worth reporting.
+    #[error("wgpu refused '{label}': {reason}")]
+    Validation {
+        /// Label of what was made.
+        label: String,
+        /// wgpu's words.
+        reason: String,
+    },
+}
+
+/// [`std::result::Result`] with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;

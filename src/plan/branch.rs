@@ -1,0 +1,177 @@
+//! The index algebra of one branch: which token is which row, which rows are real, who sees how many keys.
+//!
+//! ```text
+//! w = min(segment_length, N)    segments are cut to the sequence       n = ceil(N / w)   segments, the last one ragged
+//! L = ceil(w / r)               rows of a segment                      o = offset of the head
+//! row t of segment s reads token   s*w + o + r*t       real iff o + r*t < w and the token < N; real rows are a prefix
+//! row t of segment s writes token  s*g + o + r*t       g = w (aligned) or L*r (torchscale)
+//! ```
+//! In the coordinate `t` a branch is ordinary attention of `L` rows per (item, segment, head): only the row pointer is
+//! strided. Kernels receive these numbers; nothing is gathered or scattered.
+
+use crate::config::{DilatedAttentionConfig, HeadOffsets, Heads, Mask, OutputRows, Padding};
+
+/// One branch of a configuration applied to sequences of one length.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct BranchGeometry {
+    /// Index of the branch in the configuration.
+    pub branch: u32,
+    /// Length of the sequence in tokens, N; at least 1.
+    pub seq_len: u32,
+    /// Tokens in a segment after cutting to the sequence, w.
+    pub segment_length: u32,
+    /// Tokens from row to row, r.
+    pub dilation_rate: u32,
+    /// Number of segments, n.
+    pub num_segments: u32,
+    /// Rows of a segment and head, real or not, L.
+    pub rows_per_segment: u32,
+    /// Tokens from the output of one segment to that of the next, g.
+    pub output_stride: u32,
+    /// First head that takes part.
+    pub head_begin: u32,
+    /// Number of heads that take part.
+    pub head_count: u32,
+    /// `offset(h) = offset_base + (h / offset_div) % offset_mod`.
+    pub offset_base: u32,
+    /// See [`offset_base`](Self::offset_base).
+    pub offset_div: u32,
+    /// See [`offset_base`](Self::offset_base).
+    pub offset_mod: u32,
+    /// Rows that are not real are written too, with a zero query.
+    pub phantom_rows: bool,
+    /// Rows that are not real count as keys of score 0 and value 0.
+    pub zero_keys: bool,
+    /// A row sees no row after itself.
+    pub causal: bool,
+}
+
+impl BranchGeometry {
+    /// Branch `branch` of `config` over sequences of `seq_len >= 1` tokens.
+    ///
+    /// # Panics
+    /// When the configuration has no such branch or `seq_len` is 0.
+    pub fn new(config: &DilatedAttentionConfig, branch: u32, seq_len: u32) -> Self {
+        assert!(seq_len > 0, "a sequence without tokens has no geometry");
+        let given = config.branches()[branch as usize];
+        let segment_length = given.segment_length.min(seq_len);
+        let dilation_rate = given.dilation_rate;
+        let rows_per_segment = segment_length.div_ceil(dilation_rate);
+        let phantom_rows = config.get_output_rows() == OutputRows::Torchscale;
+        let num_segments = seq_len.div_ceil(segment_length);
+        let num_heads = config.num_heads();
+        let (head_begin, head_count, offset_base, offset_div, offset_mod) = match config.get_heads()
+        {
+            Heads::EveryBranch => match config.get_head_offsets() {
+                HeadOffsets::Blocked => (
+                    0,
+                    num_heads,
+                    0,
+                    num_heads.div_ceil(dilation_rate),
+                    dilation_rate,
+                ),
+                HeadOffsets::RoundRobin => (0, num_heads, 0, 1, dilation_rate),
+            },
+            Heads::Partitioned => {
+                let groups = config.branches().len() as u32;
+                let (size, larger) = (num_heads / groups, num_heads % groups);
+                let begin = branch * size + branch.min(larger);
+                let count = size + u32::from(branch < larger);
+                (begin, count, branch % dilation_rate, 1, 1)
+            }
+        };
+        Self {
+            branch,
+            seq_len,
+            segment_length,
+            dilation_rate,
+            num_segments,
+            rows_per_segment,
+            // With one segment the stride is never used: keep it small, so that no product overflows.
+            output_stride: if phantom_rows && num_segments > 1 {
+                rows_per_segment * dilation_rate
+            } else {
+                segment_length
+            },
+            head_begin,
+            head_count,
+            offset_base,
+            offset_div,
+            offset_mod,
+            phantom_rows,
+            zero_keys: config.get_padding() == Padding::ZeroKeys,
+            causal: config.get_mask() == Mask::Causal,
+        }
+    }
+
+    /// Offset of head `head` inside a dilated segment, in tokens.
+    pub fn offset(&self, head: u32) -> u32 {
+        self.offset_base + (head / self.offset_div) % self.offset_mod
+    }
+
+    /// Rows of segment `segment` whose token exists; they come before all others.
+    pub fn real_rows(&self, segment: u32, head: u32) -> u32 {
+        let begin = u64::from(segment) * u64::from(self.segment_length);
+        let tokens =
+            u64::from(self.segment_length).min(u64::from(self.seq_len).saturating_sub(begin)) as u32;
+        tokens
+            .saturating_sub(self.offset(head))
+            .div_ceil(self.dilation_rate)
+    }
+
+    /// Rows of segment `segment` that are written; they come before all others.
+    pub fn written_rows(&self, segment: u32, head: u32) -> u32 {
+        if !self.phantom_rows {
+            return self.real_rows(segment, head);
+        }
+        let begin = u64::from(segment) * u64::from(self.output_stride);
+        let tokens = u64::from(self.seq_len)
+            .saturating_sub(begin)
+            .saturating_sub(u64::from(self.offset(head)));
+        tokens
+            .div_ceil(u64::from(self.dilation_rate))
+            .min(u64::from(self.rows_per_segment)) as u32
+    }
+
+    /// Token that row `row` of segment `segment` is written to.
+    pub fn output_token(&self, segment: u32, head: u32, row: u32) -> u64 {
+        u64::from(segment) * u64::from(self.output_stride)
+            + u64::from(self.offset(head))
+            + u64::from(row) * u64::from(self.dilation_rate)
+    }
+
+    /// Segment and row that write token `token`, if the branch covers it for this head.
+    pub fn row_of_output(&self, head: u32, token: u32) -> Option<(u32, u32)> {
+        let segment = token / self.output_stride;
+        let inside = (token % self.output_stride).checked_sub(self.offset(head))?;
+        let covered = token < self.seq_len
+            && segment < self.num_segments
+            && inside.is_multiple_of(self.dilation_rate);
+        let row = inside / self.dilation_rate;
+        (covered && row < self.written_rows(segment, head)).then_some((segment, row))
+    }
+
+    /// Real keys that row `row` of `segment` sees: rows `0 ..` this number.
+    pub fn visible_keys(&self, segment: u32, head: u32, row: u32) -> u32 {
+        let real = self.real_rows(segment, head);
+        if self.causal { real.min(row + 1) } else { real }
+    }
+
+    /// Zero keys that row `row` of `segment` sees.
+    pub fn visible_zero_keys(&self, segment: u32, head: u32, row: u32) -> u32 {
+        if !self.zero_keys {
+            return 0;
+        }
+        let rows = if self.causal {
+            row + 1
+        } else {
+            self.rows_per_segment
+        };
+        rows.saturating_sub(self.real_rows(segment, head))
+    }
+
+    /// Whether the branch covers every token of every head, so that a first branch need not be cleared before.
+    pub fn covers_everything(&self, num_heads: u32) -> bool {
+        self.head_count == num_heads && self.dilation_rate == 1
+    }
+}
