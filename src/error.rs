@@ -165,6 +165,20 @@ pub enum Error {
         /// The adapter's words.
         reason: String,
     },
+    /// A download was waited for before its recording was submitted.
+    #[error("'{label}' was recorded for download but not submitted: submit the recording (or the encoder it went to), then wait again")]
+    NotSubmitted {
+        /// Label of the download.
+        label: &'static str,
+    },
+    /// A download was waited for after its recording or encoder had been dropped unsubmitted.
+    #[error("'{label}' will never arrive: {reason}; record it again")]
+    DownloadAbandoned {
+        /// Label of the download.
+        label: &'static str,
+        /// What was dropped.
+        reason: &'static str,
+    },
     /// The device is lost; nothing on it can be read any more.
     #[error("the device is lost ({reason}): make a new context and upload again")]
     DeviceLost {

@@ -1,0 +1,162 @@
+//! Dilated attention on the device.
+
+use crate::config::{AttentionShape, DilatedAttentionConfig};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::kernel::{Kernel, fill, forward::ForwardVariant};
+use crate::plan::{ForwardPlan, UNCOVERED_LSE};
+use crate::recorder::Recorder;
+use crate::tensor::{DType, Tensor};
+
+/// Dilated attention with fixed options, on one context.
+///
+/// ```no_run
+/// use dilated_attention::{AttentionShape, Context, DilatedAttention, DilatedAttentionConfig};
+/// let context = Context::headless()?;
+/// let config = DilatedAttentionConfig::new(8, 64, &[2048, 8192], &[1, 4])?;
+/// let attention = DilatedAttention::new(&context, config)?;
+/// let shape = AttentionShape::new(1, 16_384)?;
+/// let zeros = vec![0f32; 16_384 * 8 * 64];
+/// let mut recorder = context.recorder("layer 0");
+/// let q = recorder.upload("q", &[1, 16_384, 8, 64], &zeros)?;
+/// let result = attention.forward(&mut recorder, &shape, &q, &q, &q)?;
+/// let out = recorder.download::<f32>(&result.out)?;
+/// recorder.submit()?;
+/// assert_eq!(out.wait()?.len(), zeros.len());
+/// # Ok::<(), dilated_attention::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct DilatedAttention {
+    context: Context,
+    config: DilatedAttentionConfig,
+    variant: ForwardVariant,
+}
+
+/// What a forward returns.
+#[derive(Clone, Debug)]
+pub struct ForwardOutput {
+    /// Attention output, (B, N, H, D); zero where no branch covers a row.
+    pub out: Tensor,
+    /// Natural logarithm of the softmax's denominator over all branches, (B, N, H): token-major, so that a range of tokens
+    /// is one range of memory. [`UNCOVERED_LSE`] (any value below -1e29) where no branch covers a row.
+    pub softmax_lse: Tensor,
+}
+
+impl DilatedAttention {
+    /// Attention as `config` says, with the kernel that suits the context's device.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] when no kernel fits.
+    pub fn new(context: &Context, config: DilatedAttentionConfig) -> Result<Self> {
+        let variant = ForwardVariant::choose(config.head_dim(), context.facts());
+        Self::with_variant(context, config, variant)
+    }
+
+    /// As [`new`](Self::new), with a kernel of the caller's choice.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] when the kernel does not fit the head size or the device.
+    pub fn with_variant(
+        context: &Context,
+        config: DilatedAttentionConfig,
+        variant: ForwardVariant,
+    ) -> Result<Self> {
+        variant.check(config.head_dim(), context.facts())?;
+        Ok(Self {
+            context: context.clone(),
+            config,
+            variant,
+        })
+    }
+
+    /// The options.
+    pub fn config(&self) -> &DilatedAttentionConfig {
+        &self.config
+    }
+
+    /// The kernel.
+    pub fn variant(&self) -> ForwardVariant {
+        self.variant
+    }
+
+    /// Plans a forward: what it will dispatch and lease.
+    ///
+    /// # Errors
+    /// As [`DilatedAttentionConfig::plan_forward`].
+    pub fn plan(&self, shape: &AttentionShape) -> Result<ForwardPlan> {
+        self.config
+            .plan_forward_with(shape, self.context.facts(), self.variant)
+    }
+
+    /// Compiles the kernels now instead of at the first call. May run on any thread.
+    ///
+    /// # Errors
+    /// [`Error::Validation`] when the device refuses a shader.
+    pub fn warm_up(&self) -> Result<()> {
+        let pipelines = self.context.pipelines();
+        for kernel in [Kernel::Fill, Kernel::Forward(self.variant)] {
+            pipelines.get(self.context.device(), kernel)?;
+        }
+        Ok(())
+    }
+
+    /// Records the attention of `q`, `k` and `v`, each (B, N, H, D) f32.
+    ///
+    /// Values that are not finite stay with the rows that see them (their results are unspecified); no other row changes.
+    ///
+    /// # Errors
+    /// [`Error::ForeignDevice`], [`Error::WrongDType`], [`Error::InvalidShape`] for tensors that do not fit; the errors of
+    /// [`plan`](Self::plan); [`Error::BudgetExceeded`] and [`Error::OutOfMemory`] when the pool cannot lend the output.
+    /// The recording is as before then, but for leases it may hold on to.
+    pub fn forward(
+        &self,
+        recorder: &mut Recorder,
+        shape: &AttentionShape,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+    ) -> Result<ForwardOutput> {
+        let pool_id = self.context.pool().id();
+        if recorder.context().pool().id() != pool_id {
+            return Err(Error::ForeignDevice {
+                what: "recorder",
+                given: recorder.context().pool().id(),
+                expected: pool_id,
+            });
+        }
+        let [batch, seq_len, num_heads, head_dim] = [
+            shape.batch(),
+            shape.seq_len(),
+            self.config.num_heads(),
+            self.config.head_dim(),
+        ]
+        .map(|dimension| dimension as usize);
+        let tensor_shape = [batch, seq_len, num_heads, head_dim];
+        for (what, tensor) in [("q", q), ("k", k), ("v", v)] {
+            tensor.expect(what, &tensor_shape, DType::F32, pool_id)?;
+        }
+        let plan = self.plan(shape)?;
+        let kernel = Kernel::Forward(plan.variant);
+        // Compiled before anything is recorded, so that a refused shader leaves the recording as it was.
+        self.warm_up()?;
+        let out = recorder.empty("out", &tensor_shape, DType::F32)?;
+        let softmax_lse = recorder.empty("softmax_lse", &tensor_shape[..3], DType::F32)?;
+        for &rows in &plan.clears {
+            recorder.clear(&out, plan.out_range(rows));
+            let range = plan.lse_range(rows);
+            fill::record(recorder, softmax_lse.lease(), range, UNCOVERED_LSE.to_bits())?;
+        }
+        for dispatch in &plan.dispatches {
+            let bindings = [
+                (q.lease(), dispatch.q.bytes),
+                (k.lease(), dispatch.kv.bytes),
+                (v.lease(), dispatch.kv.bytes),
+                (out.lease(), dispatch.out.bytes),
+                (softmax_lse.lease(), dispatch.lse.bytes),
+            ];
+            let params = dispatch.params(&self.config, shape.seq_len());
+            recorder.dispatch(kernel, &bindings, &params, dispatch.grid)?;
+        }
+        Ok(ForwardOutput { out, softmax_lse })
+    }
+}

@@ -1,0 +1,294 @@
+//! A device with its queue, its pool and its compiled kernels.
+//!
+//! A [`Context`] either owns its device ([`Context::new`], [`Context::headless`]) or borrows the one an application draws
+//! with ([`Context::from_device`]); both are the same type afterwards. On a borrowed device nothing global is installed: no
+//! error handler, no device-lost callback. Errors are caught by scopes around this library's own calls.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::error::{Error, Result};
+use crate::kernel::Pipelines;
+use crate::plan::DeviceFacts;
+use crate::pool::{Pool, PoolOptions};
+use crate::recorder::Recorder;
+
+/// Which adapter to use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum AdapterChoice {
+    /// The one whose name contains the value of `WGPU_ADAPTER_NAME` if that is set, else the one wgpu prefers under
+    /// `WGPU_POWER_PREF` (high performance if unset). `WGPU_BACKEND` limits the backends in any case.
+    #[default]
+    Environment,
+    /// The one wgpu prefers.
+    Power(wgpu::PowerPreference),
+    /// The first whose name contains this text, in any case.
+    Named(String),
+    /// A software adapter.
+    Software,
+}
+
+/// What an own device is asked for.
+#[derive(Clone, Debug, Default)]
+pub struct ContextOptions {
+    /// Which adapter.
+    pub adapter: AdapterChoice,
+    /// Limits of the device; `None` for [`Context::recommended_limits`] of the adapter.
+    pub limits: Option<wgpu::Limits>,
+    /// How the pool behaves.
+    pub pool: PoolOptions,
+}
+
+/// A device ready to compute. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Context {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    info: wgpu::AdapterInfo,
+    facts: DeviceFacts,
+    pool: Pool,
+    pipelines: Pipelines,
+    check_finite: AtomicBool,
+}
+
+impl Context {
+    /// Opens a device on the default adapter with recommended limits.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`], [`Error::NoDevice`], [`Error::DeviceTooSmall`].
+    pub async fn new() -> Result<Self> {
+        Self::with_options(&ContextOptions::default()).await
+    }
+
+    /// As [`new`](Self::new), blocking.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn headless() -> Result<Self> {
+        pollster::block_on(Self::new())
+    }
+
+    /// Opens a device as `options` say.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] when no adapter matches, [`Error::NoDevice`] when it refuses the limits,
+    /// [`Error::DeviceTooSmall`] when they are below WebGPU's defaults in a way that kernels need.
+    pub async fn with_options(options: &ContextOptions) -> Result<Self> {
+        let instance = new_instance();
+        let adapter = choose_adapter(&instance, &options.adapter).await?;
+        let limits = options
+            .limits
+            .clone()
+            .unwrap_or_else(|| Self::recommended_limits(&adapter));
+        let (device, queue) = adapter
+            .request_device(&wgpu::DeviceDescriptor {
+                label: Some("dilated-attention"),
+                required_features: Self::recommended_features(&adapter),
+                required_limits: limits,
+                memory_hints: wgpu::MemoryHints::Performance,
+                ..Default::default()
+            })
+            .await
+            .map_err(|error| Error::NoDevice {
+                adapter: adapter.get_info().name,
+                reason: error.to_string(),
+            })?;
+        Self::from_device_with(device, queue, options.pool)
+    }
+
+    /// Uses a device that the application has. Submissions go to `queue`; whoever else submits there orders its work by
+    /// the order of submission.
+    ///
+    /// # Errors
+    /// [`Error::DeviceTooSmall`] when its limits are below what kernels need.
+    pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
+        Self::from_device_with(device, queue, PoolOptions::default())
+    }
+
+    /// As [`from_device`](Self::from_device), with pool options.
+    ///
+    /// # Errors
+    /// As [`from_device`](Self::from_device).
+    pub fn from_device_with(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        pool: PoolOptions,
+    ) -> Result<Self> {
+        let pool = Pool::new(&device, pool);
+        Self::assemble(device, queue, pool)
+    }
+
+    /// As [`from_device`](Self::from_device), with a pool whose buffers come from a source of the caller's (they must be
+    /// buffers of `device`).
+    ///
+    /// # Errors
+    /// As [`from_device`](Self::from_device).
+    pub fn from_device_and_pool(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        pool: Pool,
+    ) -> Result<Self> {
+        Self::assemble(device, queue, pool)
+    }
+
+    fn assemble(device: wgpu::Device, queue: wgpu::Queue, pool: Pool) -> Result<Self> {
+        let info = device.adapter_info();
+        let facts = DeviceFacts::new(&info, &device.limits())?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                info,
+                facts,
+                pool,
+                pipelines: Pipelines::default(),
+                check_finite: AtomicBool::new(false),
+                device,
+                queue,
+            }),
+        })
+    }
+
+    /// Features worth requesting from `adapter` for this library. None is required so far: every kernel runs within
+    /// WebGPU's defaults.
+    pub fn recommended_features(_adapter: &wgpu::Adapter) -> wgpu::Features {
+        wgpu::Features::empty()
+    }
+
+    /// Limits worth requesting from `adapter` for this library: its own for sizes of buffers, bindings and workgroup
+    /// memory (long sequences need fewer windows), WebGPU's defaults for the rest.
+    pub fn recommended_limits(adapter: &wgpu::Adapter) -> wgpu::Limits {
+        let own = adapter.limits();
+        wgpu::Limits {
+            max_buffer_size: own.max_buffer_size,
+            max_storage_buffer_binding_size: own.max_storage_buffer_binding_size,
+            max_compute_workgroup_storage_size: own.max_compute_workgroup_storage_size,
+            min_storage_buffer_offset_alignment: own.min_storage_buffer_offset_alignment,
+            ..wgpu::Limits::default()
+        }
+    }
+
+    /// What adapters there are, under `WGPU_BACKEND`.
+    pub async fn adapters() -> Vec<wgpu::AdapterInfo> {
+        new_instance()
+            .enumerate_adapters(wgpu::Backends::all())
+            .await
+            .iter()
+            .map(wgpu::Adapter::get_info)
+            .collect()
+    }
+
+    /// Starts to record work under `label`. Recordings are independent; several may be open, on several threads.
+    pub fn recorder(&self, label: &'static str) -> Recorder {
+        Recorder::new(self.clone(), label)
+    }
+
+    /// The pool that every buffer of this context comes from.
+    pub fn pool(&self) -> &Pool {
+        &self.inner.pool
+    }
+
+    /// The device.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.inner.device
+    }
+
+    /// The queue.
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.inner.queue
+    }
+
+    /// What is known of the adapter.
+    pub fn adapter_info(&self) -> &wgpu::AdapterInfo {
+        &self.inner.info
+    }
+
+    /// What plans are made from.
+    pub fn facts(&self) -> &DeviceFacts {
+        &self.inner.facts
+    }
+
+    /// Opt-in check: with `true`, uploads of floats that hold a NaN or an infinity are [`Error::NotFinite`]. Costs a pass
+    /// over the data on the host; off by default.
+    pub fn set_check_finite(&self, check: bool) {
+        self.inner.check_finite.store(check, Ordering::Relaxed);
+    }
+
+    pub(crate) fn checks_finite(&self) -> bool {
+        self.inner.check_finite.load(Ordering::Relaxed)
+    }
+
+    /// Lets finished work call back, without blocking: applications that await downloads or embed this library call it
+    /// once a frame (submitting does the same).
+    pub fn poll(&self) {
+        // A lost device is reported to whoever waits for its results.
+        let _ = self.inner.device.poll(wgpu::PollType::Poll);
+    }
+
+    /// Blocks until all submitted work is done (not in browsers).
+    pub fn wait(&self) {
+        let _ = self.inner.device.poll(wgpu::PollType::wait_indefinitely());
+    }
+
+    pub(crate) fn pipelines(&self) -> &Pipelines {
+        &self.inner.pipelines
+    }
+}
+
+fn new_instance() -> wgpu::Instance {
+    wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env())
+}
+
+async fn choose_adapter(instance: &wgpu::Instance, choice: &AdapterChoice) -> Result<wgpu::Adapter> {
+    let by_name = |name: String| async move {
+        let wanted = name.to_lowercase();
+        let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
+        let found = names(&adapters);
+        adapters
+            .into_iter()
+            .find(|adapter| adapter.get_info().name.to_lowercase().contains(&wanted))
+            .ok_or_else(|| Error::NoAdapter {
+                reason: format!("none has '{name}' in its name"),
+                found,
+            })
+    };
+    let (power_preference, force_fallback_adapter) = match choice {
+        AdapterChoice::Named(name) => return by_name(name.clone()).await,
+        AdapterChoice::Environment => {
+            if let Ok(name) = std::env::var("WGPU_ADAPTER_NAME") {
+                return by_name(name).await;
+            }
+            let power = wgpu::PowerPreference::from_env();
+            (power.unwrap_or(wgpu::PowerPreference::HighPerformance), false)
+        }
+        AdapterChoice::Power(power) => (*power, false),
+        AdapterChoice::Software => (wgpu::PowerPreference::None, true),
+    };
+    let options = wgpu::RequestAdapterOptions {
+        power_preference,
+        force_fallback_adapter,
+        ..Default::default()
+    };
+    match instance.request_adapter(&options).await {
+        Ok(adapter) => Ok(adapter),
+        Err(error) => Err(Error::NoAdapter {
+            reason: error.to_string(),
+            found: names(&instance.enumerate_adapters(wgpu::Backends::all()).await),
+        }),
+    }
+}
+
+fn names(adapters: &[wgpu::Adapter]) -> String {
+    if adapters.is_empty() {
+        return "none at all".to_owned();
+    }
+    let names: Vec<String> = adapters
+        .iter()
+        .map(|adapter| format!("'{}'", adapter.get_info().name))
+        .collect();
+    names.join(", ")
+}

@@ -1,0 +1,133 @@
+//! The shapes of the forward kernel and which one suits a device.
+
+use std::fmt;
+
+use crate::config::MAX_HEAD_DIM;
+use crate::error::{Error, Result};
+use crate::plan::{DeviceFacts, Processor};
+
+/// How the forward kernel lays its work out. All compute the same; see the shader files for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ForwardShape {
+    /// Tiles of keys, values and probabilities in workgroup memory: GPUs.
+    Tile,
+    /// Two rows a lane, everything in registers: CPUs whose driver loads shared addresses once.
+    Rows,
+    /// 8 x 8 scores a lane with direct loads: older software drivers.
+    Micro,
+}
+
+impl ForwardShape {
+    /// All shapes.
+    pub const ALL: [Self; 3] = [Self::Tile, Self::Rows, Self::Micro];
+
+    /// Name of the shader.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tile => "forward_tile",
+            Self::Rows => "forward_rows",
+            Self::Micro => "forward_micro",
+        }
+    }
+}
+
+/// A forward kernel with its constants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ForwardVariant {
+    /// The shape.
+    pub shape: ForwardShape,
+    /// Elements in one head.
+    pub head_dim: u32,
+    /// Lanes of a workgroup of the [`Rows`](ForwardShape::Rows) shape.
+    pub lanes: u32,
+}
+
+impl ForwardVariant {
+    /// The shape that measured best on such a device; see the README's table.
+    pub fn choose(head_dim: u32, facts: &DeviceFacts) -> Self {
+        let shape = match facts.processor {
+            Processor::Gpu => ForwardShape::Tile,
+            Processor::Cpu {
+                uniform_loads: true,
+                ..
+            } => ForwardShape::Rows,
+            Processor::Cpu { .. } => ForwardShape::Micro,
+        };
+        Self::with_shape(shape, head_dim, facts)
+    }
+
+    /// A given shape on a device.
+    pub fn with_shape(shape: ForwardShape, head_dim: u32, facts: &DeviceFacts) -> Self {
+        Self {
+            shape,
+            head_dim,
+            lanes: match facts.processor {
+                Processor::Gpu => 32,
+                Processor::Cpu { lanes, .. } => lanes,
+            },
+        }
+    }
+
+    /// Rows that one workgroup computes.
+    pub fn rows_per_workgroup(&self) -> u32 {
+        match self.shape {
+            ForwardShape::Tile => 64,
+            ForwardShape::Rows => 2 * self.lanes,
+            ForwardShape::Micro => 32,
+        }
+    }
+
+    /// Bytes of workgroup memory.
+    pub fn workgroup_memory_bytes(&self) -> u32 {
+        0
+    }
+
+    /// Constants of the shader.
+    pub fn constants(&self) -> Vec<(&'static str, u32)> {
+        let mut constants = vec![("HEAD_DIM_VEC4", self.head_dim / 4)];
+        if self.shape == ForwardShape::Rows {
+            constants.push(("LANES", self.lanes));
+        }
+        constants
+    }
+
+    /// Whether the kernel computes heads of `head_dim` on a device with `facts`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] when it does not.
+    pub fn check(&self, head_dim: u32, facts: &DeviceFacts) -> Result<()> {
+        let invalid = |what, given: u32, need| {
+            Err(Error::InvalidConfig {
+                what,
+                given: given.to_string(),
+                need,
+            })
+        };
+        if self.head_dim != head_dim || head_dim > MAX_HEAD_DIM {
+            return invalid("head_dim of the kernel", self.head_dim, "the configuration's");
+        }
+        if self.lanes == 0 || self.lanes > 256 {
+            return invalid("lanes of the kernel", self.lanes, "1 to 256");
+        }
+        if self.workgroup_memory_bytes() > facts.max_workgroup_memory_bytes {
+            return invalid(
+                "workgroup memory of the kernel in bytes",
+                self.workgroup_memory_bytes(),
+                "at most what the device offers",
+            );
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for ForwardVariant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} ({} rows a workgroup, {} bytes of workgroup memory)",
+            self.shape.name(),
+            self.rows_per_workgroup(),
+            self.workgroup_memory_bytes()
+        )
+    }
+}

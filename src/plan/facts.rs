@@ -1,0 +1,129 @@
+//! What a plan needs to know of a device: plain numbers, so that plans can be made without one.
+
+use crate::error::{Error, Result};
+
+/// Limits and traits of a device.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct DeviceFacts {
+    /// Largest buffer in bytes.
+    pub max_buffer_bytes: u64,
+    /// Most bytes that one storage binding may cover.
+    pub max_binding_bytes: u64,
+    /// Offsets of storage bindings are multiples of this.
+    pub storage_offset_alignment: u64,
+    /// Dynamic offsets of uniform bindings are multiples of this.
+    pub uniform_offset_alignment: u64,
+    /// Most workgroups along one dimension of a grid.
+    pub max_workgroups_per_dimension: u32,
+    /// Workgroup memory in bytes. wgpu does not check it, so plans do.
+    pub max_workgroup_memory_bytes: u32,
+    /// What executes the shaders.
+    pub processor: Processor,
+}
+
+/// What executes the shaders, as far as the choice of a kernel depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Processor {
+    /// A GPU.
+    Gpu,
+    /// A CPU that runs shaders in vectors of `lanes` floats.
+    Cpu {
+        /// Floats in a vector.
+        lanes: u32,
+        /// Loads from an address that all lanes share are one scalar load (lavapipe of Mesa 26 and later); older ones
+        /// load once per lane.
+        uniform_loads: bool,
+    },
+}
+
+impl DeviceFacts {
+    /// WebGPU's default limits on a GPU: what every browser and `wgpu::Limits::default()` grant.
+    pub fn webgpu_defaults() -> Self {
+        Self {
+            max_buffer_bytes: 256 << 20,
+            max_binding_bytes: 128 << 20,
+            storage_offset_alignment: 256,
+            uniform_offset_alignment: 256,
+            max_workgroups_per_dimension: 65_535,
+            max_workgroup_memory_bytes: 16_384,
+            processor: Processor::Gpu,
+        }
+    }
+
+    /// The facts of an adapter whose device was made with `limits`.
+    ///
+    /// # Errors
+    /// [`Error::DeviceTooSmall`] when a limit is below what every kernel needs.
+    pub fn new(info: &wgpu::AdapterInfo, limits: &wgpu::Limits) -> Result<Self> {
+        let least: [(&'static str, u64, u64); 4] = [
+            (
+                "max_storage_buffers_per_shader_stage",
+                limits.max_storage_buffers_per_shader_stage.into(),
+                5,
+            ),
+            (
+                "max_compute_invocations_per_workgroup",
+                limits.max_compute_invocations_per_workgroup.into(),
+                256,
+            ),
+            (
+                "max_compute_workgroup_storage_size",
+                limits.max_compute_workgroup_storage_size.into(),
+                16_384,
+            ),
+            (
+                "max_compute_workgroups_per_dimension",
+                limits.max_compute_workgroups_per_dimension.into(),
+                256,
+            ),
+        ];
+        for (limit, given, need) in least {
+            if given < need {
+                return Err(Error::DeviceTooSmall { limit, given, need });
+            }
+        }
+        Ok(Self {
+            max_buffer_bytes: limits.max_buffer_size & !3,
+            // Indices into a binding are 32-bit.
+            max_binding_bytes: limits
+                .max_storage_buffer_binding_size
+                .min(limits.max_buffer_size)
+                .min(u64::from(u32::MAX))
+                & !3,
+            storage_offset_alignment: limits.min_storage_buffer_offset_alignment.into(),
+            uniform_offset_alignment: limits.min_uniform_buffer_offset_alignment.into(),
+            max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
+            max_workgroup_memory_bytes: limits.max_compute_workgroup_storage_size,
+            processor: processor(info),
+        })
+    }
+}
+
+fn processor(info: &wgpu::AdapterInfo) -> Processor {
+    if info.device_type != wgpu::DeviceType::Cpu {
+        return Processor::Gpu;
+    }
+    Processor::Cpu {
+        lanes: info.subgroup_min_size.clamp(4, 16),
+        uniform_loads: mesa_major_version(&info.driver_info).is_some_and(|major| major >= 26),
+    }
+}
+
+/// "Mesa 26.2.0 (LLVM 22.1.0)" -> 26.
+fn mesa_major_version(driver_info: &str) -> Option<u32> {
+    let version = driver_info.split("Mesa ").nth(1)?;
+    version.split('.').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::mesa_major_version;
+
+    #[test]
+    fn mesa_versions_are_read_from_driver_info() {
+        assert_eq!(mesa_major_version("Mesa 26.2.1-1 (LLVM 22.1.3)"), Some(26));
+        assert_eq!(mesa_major_version("Mesa 25.0.7-2~bpo12+1 (LLVM 15.0.6)"), Some(25));
+        assert_eq!(mesa_major_version("560.35"), None);
+        assert_eq!(mesa_major_version("Mesa git"), None);
+    }
+}

@@ -1,0 +1,48 @@
+//! Byte ranges of tensors that one binding may cover.
+//!
+//! A tensor may be larger than one binding (128 MiB by default). A [`TokenWindow`] is a range of its tokens, widened
+//! downwards so that it starts at an offset the device allows; kernels get the first token and the number of elements
+//! skipped, and compute indices from there.
+
+use super::facts::DeviceFacts;
+use crate::recorder::ByteRange;
+
+/// Rows of one tensor as kernels see them: token `p` of item `b` is row `b * seq_len + p`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RowLayout {
+    /// Bytes of one row.
+    pub row_bytes: u64,
+    /// Bytes of one element as the kernel indexes it (16 for vec4, 4 for a scalar).
+    pub element_bytes: u64,
+}
+
+/// A window of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TokenWindow {
+    /// What is bound.
+    pub bytes: ByteRange,
+    /// Elements of the binding before the first row of the window.
+    pub skip: u32,
+}
+
+impl RowLayout {
+    /// The window of rows `begin .. end`, or `None` when one binding cannot cover it.
+    pub fn window(&self, begin: u64, end: u64, facts: &DeviceFacts) -> Option<TokenWindow> {
+        let first = begin * self.row_bytes;
+        // Aligning to whole elements too keeps `skip` exact for any row size.
+        let alignment = facts.storage_offset_alignment.max(self.element_bytes);
+        let offset = first / alignment * alignment;
+        let size = end * self.row_bytes - offset;
+        (size <= facts.max_binding_bytes).then_some(TokenWindow {
+            bytes: ByteRange { offset, size },
+            // At most the alignment, divided.
+            skip: ((first - offset) / self.element_bytes) as u32,
+        })
+    }
+
+    /// Rows that fit in one window wherever it begins.
+    pub fn max_rows(&self, facts: &DeviceFacts) -> u64 {
+        let alignment = facts.storage_offset_alignment.max(self.element_bytes);
+        facts.max_binding_bytes.saturating_sub(alignment) / self.row_bytes
+    }
+}

@@ -1,0 +1,264 @@
+//! Results on their way to the host.
+//!
+//! A [`Download`] is made by [`Recorder::download`](crate::Recorder::download), filled when its recording was submitted and the
+//! device is done, and read by [`wait`](Download::wait) (blocking) or `.await` (any executor). Its buffer goes back to the
+//! pool when both the download and the device have let go of it.
+
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context as TaskContext, Poll, Waker};
+
+use crate::error::{Error, Result};
+use crate::pool::Lease;
+use crate::tensor::Element;
+
+/// Where the bytes of a download are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// In a recording that was not submitted yet.
+    Recorded,
+    /// On the way: the device will call back.
+    Submitted,
+    /// Mapped.
+    Ready,
+    /// They will never come: this was dropped unsubmitted.
+    Abandoned(&'static str),
+    /// They will never come: the device could not map them.
+    Lost,
+}
+
+#[derive(Debug)]
+struct Progress {
+    stage: Stage,
+    waker: Option<Waker>,
+}
+
+/// The buffer of a download, shared by the download, its recording and the device's callback.
+#[derive(Debug)]
+pub(crate) struct Readback {
+    lease: Lease,
+    progress: Mutex<Progress>,
+}
+
+impl Readback {
+    pub fn new(lease: Lease) -> Arc<Self> {
+        Arc::new(Self {
+            lease,
+            progress: Mutex::new(Progress {
+                stage: Stage::Recorded,
+                waker: None,
+            }),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, stage: Stage) {
+        let waker = {
+            let mut progress = self.lock();
+            progress.stage = stage;
+            progress.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Fails the download if its recording goes away unsubmitted.
+    pub fn abandon(&self) {
+        if self.lock().stage == Stage::Recorded {
+            self.set(Stage::Abandoned("its recording was dropped unsubmitted"));
+        }
+    }
+
+    /// Asks `encoder` to map the buffer when its commands are done.
+    pub fn map_on_submit(self: &Arc<Self>, encoder: &wgpu::CommandEncoder) {
+        self.set(Stage::Submitted);
+        let callback = MapCallback {
+            readback: self.clone(),
+            called: false,
+        };
+        encoder.map_buffer_on_submit(
+            self.lease.buffer(),
+            wgpu::MapMode::Read,
+            0..self.lease.requested_bytes(),
+            move |result| callback.call(result),
+        );
+    }
+}
+
+impl Drop for Readback {
+    fn drop(&mut self) {
+        // Buffers wait unmapped in the pool.
+        if self.lock().stage == Stage::Ready {
+            self.lease.buffer().unmap();
+        }
+    }
+}
+
+/// Tells the readback what became of it, also when the encoder is dropped without being submitted.
+struct MapCallback {
+    readback: Arc<Readback>,
+    called: bool,
+}
+
+impl MapCallback {
+    fn call(mut self, result: Result<(), wgpu::BufferAsyncError>) {
+        self.called = true;
+        self.readback.set(match result {
+            Ok(()) => Stage::Ready,
+            Err(_) => Stage::Lost,
+        });
+    }
+}
+
+impl Drop for MapCallback {
+    fn drop(&mut self) {
+        if !self.called {
+            self.readback
+                .set(Stage::Abandoned("its encoder was dropped unsubmitted"));
+        }
+    }
+}
+
+/// A tensor on its way to the host.
+#[derive(Debug)]
+#[must_use = "nothing is read from a download that nobody waits for"]
+pub struct Download<T: Element> {
+    readback: Arc<Readback>,
+    device: wgpu::Device,
+    num_elements: usize,
+    poller: Option<Poller>,
+    element: PhantomData<T>,
+}
+
+impl<T: Element> Download<T> {
+    pub(crate) fn new(readback: Arc<Readback>, device: wgpu::Device, num_elements: usize) -> Self {
+        Self {
+            readback,
+            device,
+            num_elements,
+            poller: None,
+            element: PhantomData,
+        }
+    }
+
+    /// Blocks until the elements are here. In browsers, which cannot block, use `.await`.
+    ///
+    /// # Errors
+    /// [`Error::NotSubmitted`] while the recording (or the embedder's encoder) was not submitted: submit it and wait
+    /// again. [`Error::DownloadAbandoned`] and [`Error::DeviceLost`] when the elements will never come.
+    pub fn wait(&self) -> Result<Vec<T>> {
+        if let Some(result) = self.result() {
+            return result;
+        }
+        // A lost device fails the poll and the mapping alike.
+        let _ = self.device.poll(wgpu::PollType::wait_indefinitely());
+        self.result().unwrap_or_else(|| Err(self.not_submitted()))
+    }
+
+    fn not_submitted(&self) -> Error {
+        Error::NotSubmitted {
+            label: self.readback.lease.label(),
+        }
+    }
+
+    /// The elements if they are here, an error if they will never be.
+    fn result(&self) -> Option<Result<Vec<T>>> {
+        let stage = self.readback.lock().stage;
+        match stage {
+            Stage::Recorded | Stage::Submitted => None,
+            Stage::Abandoned(reason) => Some(Err(Error::DownloadAbandoned {
+                label: self.readback.lease.label(),
+                reason,
+            })),
+            Stage::Lost => Some(Err(Error::DeviceLost {
+                reason: "a buffer could not be mapped".to_owned(),
+            })),
+            Stage::Ready => Some(self.read()),
+        }
+    }
+
+    fn read(&self) -> Result<Vec<T>> {
+        let mut elements = vec![T::zeroed(); self.num_elements];
+        let lease = &self.readback.lease;
+        let view = lease
+            .buffer()
+            .get_mapped_range(0..lease.requested_bytes())
+            .map_err(|error| Error::DeviceLost {
+                reason: error.to_string(),
+            })?;
+        let bytes = bytemuck::cast_slice_mut::<T, u8>(&mut elements);
+        bytes.copy_from_slice(&view[..bytes.len()]);
+        Ok(elements)
+    }
+}
+
+impl<T: Element> Future for Download<T> {
+    type Output = Result<Vec<T>>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        let _ = self.device.poll(wgpu::PollType::Poll);
+        {
+            let mut progress = self.readback.lock();
+            match progress.stage {
+                Stage::Recorded => {
+                    drop(progress);
+                    return Poll::Ready(Err(self.not_submitted()));
+                }
+                Stage::Submitted => progress.waker = Some(context.waker().clone()),
+                Stage::Ready | Stage::Abandoned(_) | Stage::Lost => {}
+            }
+        }
+        if let Some(result) = self.result() {
+            return Poll::Ready(result);
+        }
+        if self.poller.is_none() {
+            self.poller = Poller::start(self.device.clone());
+        }
+        Poll::Pending
+    }
+}
+
+impl<T: Element> Unpin for Download<T> {}
+
+/// A thread that polls a device without blocking it, so that `.await` works on executors that know nothing of wgpu. (A
+/// blocking poll would hold the lock that a submission from another thread needs.) Browsers poll by themselves.
+#[derive(Debug)]
+struct Poller {
+    stop: Arc<AtomicBool>,
+}
+
+impl Poller {
+    #[cfg(not(target_arch = "wasm32"))]
+    fn start(device: wgpu::Device) -> Option<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let run = move || {
+            while !stopped.load(Ordering::Relaxed) {
+                let _ = device.poll(wgpu::PollType::Poll);
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        };
+        // Without a thread to be had, the application's own polling still finishes the download.
+        let name = "dilated-attention poll".to_owned();
+        std::thread::Builder::new().name(name).spawn(run).ok()?;
+        Some(Self { stop })
+    }
+
+    #[cfg(target_arch = "wasm32")]
+    fn start(_: wgpu::Device) -> Option<Self> {
+        None
+    }
+}
+
+impl Drop for Poller {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}

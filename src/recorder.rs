@@ -1,0 +1,561 @@
+//! Work written down, then submitted at once.
+//!
+//! A [`Recorder`] is a list of plain commands and the leases they use. Nothing reaches the device before
+//! [`submit`](Recorder::submit) (or [`encode`](Recorder::encode), for an application that owns the encoder), so a recording
+//! that is dropped has no effect and gives everything back.
+//!
+//! Why a list and not an encoder: the parameters of all dispatches travel in *one* uniform buffer that is copied before the
+//! first pass opens, and their total size is known only at the end; dispatches that follow each other share a pass; and a
+//! recording can be dropped, or built on any thread, without touching the device.
+//!
+//! **Who keeps what alive.** The recording holds one handle of every lease it uses until it is submitted. Staging chunks
+//! (mapped for writing) then wait as pending until the device is done and they are mapped again. With `encode` the leases
+//! move into the encoder's work-done callback instead: they return when that submission is done, or when the encoder is
+//! dropped unsubmitted, since its callbacks are dropped with it. The design this replaces had a guard for the second case;
+//! ownership by the callback needs none and cannot release too early.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::kernel::{Kernel, KernelParams, Pipeline, fill};
+use crate::pool::{Lease, STORAGE_USAGE, scope_error};
+use crate::readback::{Download, Readback};
+use crate::tensor::{DType, Element, Tensor, num_bytes};
+
+/// Uploads are cut into staging chunks of at most this many bytes, so that chunks of any upload serve any other.
+pub const MAX_STAGING_BYTES: u64 = 4 << 20;
+
+/// Smallest staging chunk.
+pub const MIN_STAGING_BYTES: u64 = 64 << 10;
+
+/// Bytes of the staging chunk that is taken when `bytes` are left to stage.
+pub fn staging_bytes(bytes: u64) -> u64 {
+    bytes
+        .checked_next_power_of_two()
+        .unwrap_or(MAX_STAGING_BYTES)
+        .clamp(MIN_STAGING_BYTES, MAX_STAGING_BYTES)
+}
+
+/// A byte range of a lease that a kernel may touch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ByteRange {
+    /// First byte.
+    pub offset: u64,
+    /// Number of bytes.
+    pub size: u64,
+}
+
+/// Index of a lease in the recording's list.
+type Held = usize;
+
+enum Command {
+    Upload {
+        chunk: usize,
+        chunk_offset: u64,
+        to: Held,
+        offset: u64,
+        bytes: u64,
+    },
+    Copy {
+        from: Held,
+        to: Held,
+        bytes: u64,
+    },
+    Clear {
+        to: Held,
+        range: ByteRange,
+    },
+    Dispatch {
+        pipeline: Arc<Pipeline>,
+        bindings: Vec<(Held, ByteRange)>,
+        params_offset: u32,
+        grid: [u32; 2],
+    },
+}
+
+struct StagingChunk {
+    lease: Lease,
+    used_bytes: u64,
+}
+
+/// Work being recorded; see the [module](self) documentation. `Send`, so recordings may be built on any thread.
+#[must_use = "a recording does nothing until it is submitted"]
+pub struct Recorder {
+    context: Context,
+    label: &'static str,
+    commands: Vec<Command>,
+    held: Vec<Lease>,
+    held_index: HashMap<usize, Held>,
+    staging: Vec<StagingChunk>,
+    readbacks: Vec<Arc<Readback>>,
+    /// Parameters of all dispatches, each at an offset that a dynamic uniform binding may have.
+    params: Vec<u8>,
+}
+
+impl Recorder {
+    pub(crate) fn new(context: Context, label: &'static str) -> Self {
+        Self {
+            context,
+            label,
+            commands: Vec::new(),
+            held: Vec::new(),
+            held_index: HashMap::new(),
+            staging: Vec::new(),
+            readbacks: Vec::new(),
+            params: Vec::new(),
+        }
+    }
+
+    /// The context that the work will run on.
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// A tensor whose contents are unspecified until something recorded here writes it.
+    ///
+    /// # Errors
+    /// [`Error::SizeOverflow`] and the errors of [`Pool::acquire`](crate::pool::Pool::acquire).
+    pub fn empty(&mut self, label: &'static str, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        // A tensor without elements still has a buffer: WebGPU binds nothing smaller than 4 bytes.
+        let bytes = num_bytes(label, shape, dtype)?.max(4);
+        let lease = self.lease(label, bytes)?;
+        if self.context.pool().options().poison {
+            let range = ByteRange {
+                offset: 0,
+                size: lease.requested_bytes(),
+            };
+            fill::record(self, &lease, range, POISON)?;
+        }
+        Ok(Tensor::new(shape, dtype, lease))
+    }
+
+    /// A tensor of zeros.
+    ///
+    /// # Errors
+    /// As [`empty`](Self::empty).
+    pub fn zeros(&mut self, label: &'static str, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let tensor = self.empty(label, shape, dtype)?;
+        let range = ByteRange {
+            offset: 0,
+            size: tensor.lease().requested_bytes(),
+        };
+        self.clear(&tensor, range);
+        Ok(tensor)
+    }
+
+    /// A tensor with the elements `data`. They are copied at once; `data` need not live on.
+    ///
+    /// # Errors
+    /// [`Error::LengthMismatch`] when `data` does not have as many elements as `shape`, [`Error::NotFinite`] under
+    /// [`Context::set_check_finite`], and as [`empty`](Self::empty).
+    pub fn upload<T: Element>(
+        &mut self,
+        label: &'static str,
+        shape: &[usize],
+        data: &[T],
+    ) -> Result<Tensor> {
+        let expected = num_bytes(label, shape, T::DTYPE)? / T::DTYPE.bytes();
+        if data.len() as u64 != expected {
+            return Err(Error::LengthMismatch {
+                label,
+                given: data.len() as u64,
+                expected,
+            });
+        }
+        if self.context.checks_finite() {
+            check_finite(label, shape, data)?;
+        }
+        let tensor = self.empty(label, shape, T::DTYPE)?;
+        let to = self.hold(tensor.lease());
+        self.stage(to, bytemuck::cast_slice(data))?;
+        Ok(tensor)
+    }
+
+    /// Starts to read `tensor` back as it is at this point of the recording.
+    ///
+    /// # Errors
+    /// [`Error::WrongDType`], [`Error::ForeignDevice`] and the errors of [`Pool::acquire`](crate::pool::Pool::acquire).
+    pub fn download<T: Element>(&mut self, tensor: &Tensor) -> Result<Download<T>> {
+        tensor.expect(tensor.label(), tensor.shape(), T::DTYPE, self.context.pool().id())?;
+        let bytes = tensor.num_bytes();
+        let lease = self.context.pool().acquire(
+            tensor.label(),
+            bytes.max(4),
+            wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+        )?;
+        if bytes > 0 {
+            let from = self.hold(tensor.lease());
+            let to = self.hold(&lease);
+            self.commands.push(Command::Copy {
+                from,
+                to,
+                bytes: bytes.next_multiple_of(4),
+            });
+        }
+        let readback = Readback::new(lease);
+        self.readbacks.push(readback.clone());
+        let device = self.context.device().clone();
+        // The lease holds the elements, so their number fits in memory.
+        Ok(Download::new(readback, device, tensor.num_elements() as usize))
+    }
+
+    /// A buffer for kernels: one that only this recording still holds, else one of the pool's.
+    fn lease(&mut self, label: &'static str, bytes: u64) -> Result<Lease> {
+        let pool = self.context.pool().clone();
+        for held in &mut self.held {
+            if held.is_unshared() && pool.reuse(held, label, bytes, STORAGE_USAGE) {
+                return Ok(held.clone());
+            }
+        }
+        pool.acquire(label, bytes, STORAGE_USAGE)
+    }
+
+    /// Keeps `lease` until the recording is submitted.
+    fn hold(&mut self, lease: &Lease) -> Held {
+        *self.held_index.entry(lease.address()).or_insert_with(|| {
+            self.held.push(lease.clone());
+            self.held.len() - 1
+        })
+    }
+
+    /// Copies `bytes` to staging memory now and records their copy to the front of `to`.
+    fn stage(&mut self, to: Held, bytes: &[u8]) -> Result<()> {
+        let mut offset = 0;
+        while offset < bytes.len() {
+            let left = bytes.len() - offset;
+            let room = self.staging.last().map_or(0, |chunk| {
+                chunk.lease.requested_bytes() - chunk.used_bytes
+            });
+            if room == 0 {
+                let lease = self.context.pool().acquire(
+                    "staging",
+                    staging_bytes(left as u64),
+                    wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC,
+                )?;
+                self.staging.push(StagingChunk {
+                    lease,
+                    used_bytes: 0,
+                });
+                continue;
+            }
+            let chunk_index = self.staging.len() - 1;
+            let chunk = &mut self.staging[chunk_index];
+            let piece = &bytes[offset..offset + left.min(room as usize)];
+            // Copies move whole words; room is a multiple of 4 because chunks and their used parts are.
+            let padded = (piece.len() as u64).next_multiple_of(4);
+            let range = chunk.used_bytes..chunk.used_bytes + padded;
+            let lost = |error: wgpu::MapRangeError| Error::DeviceLost {
+                reason: error.to_string(),
+            };
+            let mut view = chunk.lease.buffer().get_mapped_range_mut(range).map_err(lost)?;
+            view.slice(..piece.len()).copy_from_slice(piece);
+            drop(view);
+            self.commands.push(Command::Upload {
+                chunk: chunk_index,
+                chunk_offset: chunk.used_bytes,
+                to,
+                offset: offset as u64,
+                bytes: padded,
+            });
+            chunk.used_bytes += padded;
+            offset += piece.len();
+        }
+        Ok(())
+    }
+
+    /// Records that the bytes `range` of `tensor` (both ends multiples of 4) become zero.
+    pub(crate) fn clear(&mut self, tensor: &Tensor, range: ByteRange) {
+        if range.size > 0 {
+            let to = self.hold(tensor.lease());
+            self.commands.push(Command::Clear { to, range });
+        }
+    }
+
+    /// Records one dispatch of `kernel` over `grid` workgroups with storage bindings in the order of the kernel's table.
+    pub(crate) fn dispatch<P: KernelParams>(
+        &mut self,
+        kernel: Kernel,
+        bindings: &[(&Lease, ByteRange)],
+        params: &P,
+        grid: [u32; 2],
+    ) -> Result<()> {
+        let pipeline = self.context.pipelines().get(self.context.device(), kernel)?;
+        let alignment = self.context.facts().uniform_offset_alignment as usize;
+        let params_offset = self.params.len().next_multiple_of(alignment);
+        let Ok(params_offset_u32) = u32::try_from(params_offset) else {
+            return Err(Error::SizeOverflow {
+                what: "parameters of one recording",
+                given: format!("{params_offset} bytes"),
+            });
+        };
+        self.params.resize(params_offset, 0);
+        self.params.extend_from_slice(bytemuck::bytes_of(params));
+        let bindings = bindings
+            .iter()
+            .map(|&(lease, range)| (self.hold(lease), range))
+            .collect();
+        self.commands.push(Command::Dispatch {
+            pipeline,
+            bindings,
+            params_offset: params_offset_u32,
+            grid,
+        });
+        Ok(())
+    }
+
+    /// Submits the work. Its leases may be lent again from now on: what uses them then is submitted later.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::BudgetExceeded`] for the parameters' own buffers, [`Error::Validation`] when wgpu
+    /// refuses the commands. Nothing was submitted then.
+    pub fn submit(mut self) -> Result<Submission> {
+        let device = self.context.device().clone();
+        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let out_of_memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
+            label: Some(self.label),
+        });
+        self.record_into(&mut encoder)?;
+        let index = self.context.queue().submit([encoder.finish()]);
+        let refused = scope_error(out_of_memory).or(scope_error(validation));
+        if let Some(reason) = refused {
+            return Err(Error::Validation {
+                label: self.label.to_owned(),
+                reason,
+            });
+        }
+        Ok(Submission { device, index })
+    }
+
+    /// Appends the work to an encoder of the caller's, who submits it to the context's queue and polls the device
+    /// ([`Context::poll`] once a frame will do). Leases return when that submission is done or the encoder is dropped.
+    ///
+    /// Work of this library that is submitted before that encoder must not touch the same tensors: the order of submission
+    /// is the order of execution.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit), except that what wgpu refuses shows in the caller's own error scope.
+    pub fn encode(mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+        self.record_into(encoder)?;
+        let held = std::mem::take(&mut self.held);
+        encoder.on_submitted_work_done(move || drop(held));
+        Ok(())
+    }
+
+    fn record_into(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+        let params = self.stage_params()?;
+        for chunk in &self.staging {
+            chunk.lease.buffer().unmap();
+        }
+        let mut commands = self.commands.iter().peekable();
+        while let Some(command) = commands.next() {
+            match command {
+                &Command::Upload {
+                    chunk,
+                    chunk_offset,
+                    to,
+                    offset,
+                    bytes,
+                } => encoder.copy_buffer_to_buffer(
+                    self.staging[chunk].lease.buffer(),
+                    chunk_offset,
+                    self.held[to].buffer(),
+                    offset,
+                    bytes,
+                ),
+                &Command::Copy { from, to, bytes } => encoder.copy_buffer_to_buffer(
+                    self.held[from].buffer(),
+                    0,
+                    self.held[to].buffer(),
+                    0,
+                    bytes,
+                ),
+                Command::Clear { to, range } => encoder.clear_buffer(
+                    self.held[*to].buffer(),
+                    range.offset,
+                    Some(range.size),
+                ),
+                Command::Dispatch { .. } => {
+                    let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                        label: Some(self.label),
+                        timestamp_writes: None,
+                    });
+                    self.record_dispatch(&mut pass, command, params);
+                    // Dispatches that follow each other share the pass.
+                    while let Some(next @ Command::Dispatch { .. }) = commands.peek() {
+                        self.record_dispatch(&mut pass, next, params);
+                        commands.next();
+                    }
+                }
+            }
+        }
+        for chunk in self.staging.drain(..) {
+            map_again_on_submit(chunk.lease, encoder);
+        }
+        for readback in self.readbacks.drain(..) {
+            readback.map_on_submit(encoder);
+        }
+        Ok(())
+    }
+
+    /// Puts the copy of the parameters before everything else and tells which lease they go to.
+    fn stage_params(&mut self) -> Result<Option<Held>> {
+        if self.params.is_empty() {
+            return Ok(None);
+        }
+        let params = std::mem::take(&mut self.params);
+        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let lease = self.context.pool().acquire("params", params.len() as u64, usage)?;
+        let held = self.hold(&lease);
+        let before = self.commands.len();
+        self.stage(held, &params)?;
+        let staged = self.commands.len() - before;
+        self.commands.rotate_right(staged);
+        Ok(Some(held))
+    }
+
+    fn record_dispatch(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        command: &Command,
+        params: Option<Held>,
+    ) {
+        let (
+            Command::Dispatch {
+                pipeline,
+                bindings,
+                params_offset,
+                grid,
+            },
+            Some(params),
+        ) = (command, params)
+        else {
+            return;
+        };
+        let binding = |buffer, offset, size| {
+            wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer,
+                offset,
+                size: wgpu::BufferSize::new(size),
+            })
+        };
+        let mut entries = vec![wgpu::BindGroupEntry {
+            binding: 0,
+            resource: binding(self.held[params].buffer(), 0, pipeline.params_bytes()),
+        }];
+        for (number, &(held, range)) in (1..).zip(bindings) {
+            entries.push(wgpu::BindGroupEntry {
+                binding: number,
+                resource: binding(self.held[held].buffer(), range.offset, range.size),
+            });
+        }
+        let group = self
+            .context
+            .device()
+            .create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(pipeline.label()),
+                layout: pipeline.bind_group_layout(),
+                entries: &entries,
+            });
+        pass.set_pipeline(pipeline.compute());
+        pass.set_bind_group(0, &group, &[*params_offset]);
+        pass.dispatch_workgroups(grid[0], grid[1], 1);
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        for readback in &self.readbacks {
+            readback.abandon();
+        }
+    }
+}
+
+impl std::fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Recorder")
+            .field("label", &self.label)
+            .field("commands", &self.commands.len())
+            .field("held", &self.held)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Bits of a quiet NaN: what poisoned buffers hold.
+const POISON: u32 = 0x7fc0_dead;
+
+/// The staging chunk returns to the pool once the device is done with it and it is mapped again.
+fn map_again_on_submit(lease: Lease, encoder: &wgpu::CommandEncoder) {
+    let buffer = lease.buffer().clone();
+    // Only the recording ever held the chunk, so this cannot fail; a shared one would simply not be reused.
+    let Ok(pending) = lease.suspend() else { return };
+    encoder.map_buffer_on_submit(&buffer, wgpu::MapMode::Write, .., move |result| {
+        if result.is_ok() {
+            pending.ready();
+        }
+    });
+}
+
+fn check_finite<T: Element>(label: &'static str, shape: &[usize], data: &[T]) -> Result<()> {
+    let find = |value: fn(&[u8]) -> f32| {
+        let size = size_of::<T>();
+        bytemuck::cast_slice::<T, u8>(data)
+            .chunks_exact(size)
+            .map(value)
+            .enumerate()
+            .find(|(_, value)| !value.is_finite())
+    };
+    let found = match T::DTYPE {
+        DType::F32 => find(|bytes| bytemuck::pod_read_unaligned(bytes)),
+        DType::F16 => find(|bytes| bytemuck::pod_read_unaligned::<half::f16>(bytes).to_f32()),
+        DType::U32 => None,
+    };
+    let Some((index, value)) = found else {
+        return Ok(());
+    };
+    // Index the element as (item, token, head, element), missing leading dimensions being 1.
+    let mut position = [0u64; 4];
+    let mut rest = index as u64;
+    for (slot, dimension) in (0..4).rev().zip(shape.iter().rev()) {
+        let size = (*dimension).max(1) as u64;
+        position[slot] = if slot == 0 { rest } else { rest % size };
+        rest /= size;
+    }
+    let [item, token, head, element] = position;
+    Err(Error::NotFinite {
+        what: label,
+        value,
+        item,
+        token,
+        head,
+        element,
+    })
+}
+
+/// Submitted work.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    device: wgpu::Device,
+    index: wgpu::SubmissionIndex,
+}
+
+impl Submission {
+    /// Blocks until the work is done (not in browsers).
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`].
+    pub fn wait(&self) -> Result<()> {
+        let poll = wgpu::PollType::Wait {
+            submission_index: Some(self.index.clone()),
+            timeout: None,
+        };
+        match self.device.poll(poll) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Error::DeviceLost {
+                reason: error.to_string(),
+            }),
+        }
+    }
+}

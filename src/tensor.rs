@@ -1,0 +1,153 @@
+//! Arrays on the device: a shape, an element type and leased storage.
+//!
+//! Callers never see the storage. Kernels ask for [windows](TensorWindow) of it, a byte range that one binding may cover,
+//! so that storage in several buffers (for tensors beyond one) can come later without changing a caller.
+
+use std::fmt;
+
+use crate::error::{Error, Result};
+use crate::pool::Lease;
+
+/// Type of the elements of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DType {
+    /// IEEE 754 binary32.
+    F32,
+    /// IEEE 754 binary16.
+    F16,
+    /// Unsigned 32-bit integers.
+    U32,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub const fn bytes(self) -> u64 {
+        match self {
+            Self::F32 | Self::U32 => 4,
+            Self::F16 => 2,
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::U32 => "u32",
+        })
+    }
+}
+
+/// Host types that are the elements of a tensor.
+pub trait Element: bytemuck::Pod + Send + Sync {
+    /// The element type on the device.
+    const DTYPE: DType;
+}
+
+impl Element for f32 {
+    const DTYPE: DType = DType::F32;
+}
+
+impl Element for half::f16 {
+    const DTYPE: DType = DType::F16;
+}
+
+impl Element for u32 {
+    const DTYPE: DType = DType::U32;
+}
+
+/// An array on the device, row-major. Clones share the storage, which goes back to the pool with the last of them (and
+/// not before every recording that uses it was submitted).
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    shape: Box<[usize]>,
+    dtype: DType,
+    storage: Lease,
+}
+
+impl Tensor {
+    pub(crate) fn new(shape: &[usize], dtype: DType, storage: Lease) -> Self {
+        Self {
+            shape: shape.into(),
+            dtype,
+            storage,
+        }
+    }
+
+    /// Elements along each dimension, the last one contiguous.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Type of the elements.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Number of elements.
+    pub fn num_elements(&self) -> u64 {
+        self.shape.iter().map(|&d| d as u64).product()
+    }
+
+    /// Bytes of all elements.
+    pub fn num_bytes(&self) -> u64 {
+        self.num_elements() * self.dtype.bytes()
+    }
+
+    /// What the tensor is for.
+    pub fn label(&self) -> &'static str {
+        self.storage.label()
+    }
+
+    pub(crate) fn lease(&self) -> &Lease {
+        &self.storage
+    }
+
+    /// Whether this tensor is `what` of shape `shape` and type `dtype` on the context with pool `pool_id`.
+    pub(crate) fn expect(
+        &self,
+        what: &'static str,
+        shape: &[usize],
+        dtype: DType,
+        pool_id: u64,
+    ) -> Result<()> {
+        if self.storage.pool_id() != pool_id {
+            return Err(Error::ForeignDevice {
+                what,
+                given: self.storage.pool_id(),
+                expected: pool_id,
+            });
+        }
+        if self.dtype != dtype {
+            return Err(Error::WrongDType {
+                what,
+                given: self.dtype,
+                need: dtype,
+            });
+        }
+        if *self.shape != *shape {
+            return Err(Error::InvalidShape {
+                what,
+                given: format!("{:?}", self.shape),
+                need: format!("{shape:?}"),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of a tensor of `shape` and `dtype`.
+///
+/// # Errors
+/// [`Error::SizeOverflow`] when they exceed 64 bits.
+pub(crate) fn num_bytes(label: &'static str, shape: &[usize], dtype: DType) -> Result<u64> {
+    shape
+        .iter()
+        .try_fold(dtype.bytes(), |bytes, &d| bytes.checked_mul(d as u64))
+        .ok_or_else(|| Error::SizeOverflow {
+            what: label,
+            given: format!("{shape:?} elements of {} bytes", dtype.bytes()),
+        })
+}
