@@ -1,0 +1,28 @@
+//! Files of ordinary attention (`sdpa_*`): one branch that spans the sequence must equal it.
+
+use dilated_attention::DilatedAttentionConfig;
+
+use super::attention::{self, Forward, Quantity, StoredInputs, mask, size};
+use super::golden_file::GoldenFile;
+use super::report::Report;
+
+/// Output and log-sum-exp of one undilated branch as long as the sequence.
+pub fn check(
+    file: &GoldenFile,
+    forward: &mut dyn Forward,
+    report: &mut Report,
+) -> Result<(), String> {
+    let stored = StoredInputs::read(file, ["q", "k", "v"])?;
+    let [batch, tokens, heads, head_dim] = stored.dims;
+    let segment_length = size(tokens.max(1))?;
+    let config =
+        DilatedAttentionConfig::new(size(heads)?, size(head_dim)?, &[segment_length], &[1])
+            .map_err(|error| error.to_string())?
+            .mask(mask(file));
+    let mut tensors = vec![("out".to_owned(), Quantity::Out)];
+    if file.has("lse") {
+        tensors.push(("lse".to_owned(), Quantity::TotalLse));
+    }
+    let inputs = stored.inputs()?;
+    attention::check(file, &[batch], &inputs, &config, &tensors, forward, report)
+}

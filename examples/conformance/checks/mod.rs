@@ -1,0 +1,81 @@
+//! The checks of the golden files, whatever computes the results: the GPU in the runner, the f64 reference in tests.
+//!
+//! ```text
+//! golden_file    one file: header and tensors, nothing of it trusted
+//! compare        error and tolerance of one tensor
+//! report         the result lines
+//! attention      outputs and log-sum-exps of dilated attention      key_counts   integer tensors, from the plan alone
+//! torchscale, dense, partitioned, generated                         one module for each family of files
+//! ```
+//! The kind of a file is the prefix of its name; everything else comes from its header. A kind without a module has
+//! each of its tensors reported as skipped, so that nothing is passed over in silence.
+
+mod attention;
+mod compare;
+mod dense;
+mod generated;
+mod generator;
+mod golden_file;
+mod key_counts;
+mod partitioned;
+mod report;
+mod torchscale;
+
+pub use attention::{Forward, ForwardOutput, Inputs};
+pub use report::{Line, Outcome, Summary};
+
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use golden_file::GoldenFile;
+use report::Report;
+
+/// Checks the file at `path` with results from `forward`.
+pub fn check_file(path: &Path, forward: &mut dyn Forward) -> Vec<Line> {
+    let name = match path.file_name() {
+        Some(name) => name.to_string_lossy().into_owned(),
+        None => path.to_string_lossy().into_owned(),
+    };
+    // A panic is a defect, here or in the library. It fails this file, loudly, and the others are still checked.
+    let checked = catch_unwind(AssertUnwindSafe(|| match fs::read(path) {
+        Ok(bytes) => check_bytes(&name, &bytes, forward),
+        Err(error) => failed_file(&name, &format!("cannot be read: {error}")),
+    }));
+    checked.unwrap_or_else(|_| failed_file(&name, "panicked; the message is on stderr"))
+}
+
+/// The report on a file that nothing of could be checked.
+pub fn failed_file(name: &str, reason: &str) -> Vec<Line> {
+    let mut report = Report::new(name);
+    report.fail("-", reason);
+    report.into_lines()
+}
+
+/// Checks a file named `name` that holds `bytes`.
+pub fn check_bytes(name: &str, bytes: &[u8], forward: &mut dyn Forward) -> Vec<Line> {
+    let file = match GoldenFile::parse(bytes) {
+        Ok(file) => file,
+        Err(reason) => return failed_file(name, &reason),
+    };
+    let mut report = Report::new(name);
+    let kind = |prefix: &str| name.starts_with(prefix);
+    let checked = if kind("ts_core_") || kind("quirk_ts_misaligned") {
+        torchscale::check(&file, forward, &mut report)
+    } else if kind("quirk_ts_lse0") {
+        torchscale::check_zero_lse_quirk(&file, forward, &mut report)
+    } else if kind("sdpa_") {
+        dense::check(&file, forward, &mut report)
+    } else if kind("ds_core_") {
+        partitioned::check(&file, forward, &mut report)
+    } else if kind("big_core_") {
+        generated::check(&file, forward, &mut report)
+    } else {
+        Ok(())
+    };
+    match checked {
+        Ok(()) => report.skip_rest(&file),
+        Err(reason) => report.fail("-", reason),
+    }
+    report.into_lines()
+}

@@ -1,0 +1,186 @@
+//! Result lines: `PASS|FAIL|SKIP file tensor max_abs_err tolerance [reason]`, always with these columns.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use super::compare::Comparison;
+use super::golden_file::GoldenFile;
+
+/// What became of one comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Within the tolerance.
+    Pass,
+    /// Not within it, or impossible.
+    Fail,
+    /// Not made, for a stated reason.
+    Skip,
+}
+
+/// One line.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// What became of the comparison.
+    pub outcome: Outcome,
+    file: String,
+    tensor: String,
+    /// Largest absolute error, and its tolerance.
+    pub error_and_tolerance: Option<(f64, f64)>,
+    reason: String,
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let outcome = match self.outcome {
+            Outcome::Pass => "PASS",
+            Outcome::Fail => "FAIL",
+            Outcome::Skip => "SKIP",
+        };
+        write!(
+            f,
+            "{outcome} {} {}",
+            one_word(&self.file),
+            one_word(&self.tensor)
+        )?;
+        match self.error_and_tolerance {
+            Some((error, tolerance)) => write!(f, " {error:.3e} {tolerance:.3e}")?,
+            None => write!(f, " - -")?,
+        }
+        if !self.reason.is_empty() {
+            // Whatever an error or a file's header says stays on this line.
+            let words: Vec<_> = self.reason.split_whitespace().collect();
+            write!(f, " {}", words.join(" ").replace(char::is_control, "?"))?;
+        }
+        Ok(())
+    }
+}
+
+/// How many lines there were of each kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    passed: usize,
+    /// Comparisons that failed.
+    pub failed: usize,
+    skipped: usize,
+}
+
+impl Summary {
+    /// Counts one line.
+    pub fn add(&mut self, line: &Line) {
+        *match line.outcome {
+            Outcome::Pass => &mut self.passed,
+            Outcome::Fail => &mut self.failed,
+            Outcome::Skip => &mut self.skipped,
+        } += 1;
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            passed,
+            failed,
+            skipped,
+        } = self;
+        write!(f, "{passed} passed, {failed} failed, {skipped} skipped")
+    }
+}
+
+/// Names come from outside; in a column they must be one word.
+fn one_word(name: &str) -> String {
+    name.replace(|c: char| c.is_whitespace() || c.is_control(), "?")
+}
+
+/// The lines of one file.
+pub struct Report {
+    file: String,
+    lines: Vec<Line>,
+}
+
+impl Report {
+    /// An empty report on `file`.
+    pub fn new(file: &str) -> Self {
+        Self {
+            file: file.to_owned(),
+            lines: Vec::new(),
+        }
+    }
+
+    /// Adds a comparison; `tolerance` is the largest error that passes.
+    pub fn compared(&mut self, tensor: &str, comparison: Comparison, tolerance: f64) {
+        // Written so that an error of NaN fails.
+        let outcome = if comparison.max_abs_err <= tolerance {
+            Outcome::Pass
+        } else {
+            Outcome::Fail
+        };
+        let numbers = Some((comparison.max_abs_err, tolerance));
+        self.add(outcome, tensor, numbers, String::new());
+    }
+
+    /// Adds a failure that is not one of numbers.
+    pub fn fail(&mut self, tensor: &str, reason: impl fmt::Display) {
+        self.add(Outcome::Fail, tensor, None, reason.to_string());
+    }
+
+    /// Adds a comparison not made.
+    pub fn skip(&mut self, tensor: &str, reason: impl fmt::Display) {
+        self.add(Outcome::Skip, tensor, None, reason.to_string());
+    }
+
+    fn add(
+        &mut self,
+        outcome: Outcome,
+        tensor: &str,
+        error_and_tolerance: Option<(f64, f64)>,
+        reason: String,
+    ) {
+        self.lines.push(Line {
+            outcome,
+            file: self.file.clone(),
+            tensor: tensor.to_owned(),
+            error_and_tolerance,
+            reason,
+        });
+    }
+
+    /// Reports every result in `file` that no line is about as not checked yet. Inputs and weights are not results.
+    pub fn skip_rest(&mut self, file: &GoldenFile) {
+        let reported: BTreeSet<String> =
+            self.lines.iter().map(|line| line.tensor.clone()).collect();
+        for name in file.names() {
+            let input = INPUTS.contains(&name)
+                || INPUT_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+            if !input && !reported.contains(name) {
+                self.skip(name, "todo");
+            }
+        }
+        if self.lines.is_empty() {
+            self.fail("-", "the file holds nothing to compare");
+        }
+    }
+
+    /// The lines in the order added.
+    pub fn into_lines(self) -> Vec<Line> {
+        self.lines
+    }
+}
+
+/// Tensors that calls are fed with, or that are for information.
+const INPUTS: [&str; 12] = [
+    "q",
+    "k",
+    "v",
+    "dout",
+    "x",
+    "tokens",
+    "padding_mask",
+    "image",
+    "coords",
+    "rows",
+    "hidden_absmax",
+    "hidden_rms",
+];
+
+/// Beginnings of the names of weights, and of a float32 run's own results.
+const INPUT_PREFIXES: [&str; 2] = ["w.", "f32."];

@@ -1,0 +1,369 @@
+//! The forward pass: each row a softmax over the keys it sees, branches mixed by their `softmax_lse`.
+
+use std::ops::Range;
+use std::thread;
+
+use super::sparse::{Key, SparseBranch, SparseRow};
+use crate::config::{AttentionShape, DilatedAttentionConfig, Heads};
+use crate::error::{Error, Result};
+
+/// The `softmax_lse` of a row that sees no key: far below any real one, and finite, since shaders know no infinity.
+pub const UNCOVERED_LSE: f64 = -1e30;
+
+/// An element type that the reference reads: converts to `f64` without loss.
+pub trait Element: Copy + Into<f64> + Sync {}
+impl<T: Copy + Into<f64> + Sync> Element for T {}
+
+/// Result of a forward pass over some rows, all tokens of all items unless the function says otherwise.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReferenceOutput {
+    /// The attention output, (rows, heads, head size); 0 where uncovered.
+    pub out: Vec<f64>,
+    /// Natural logarithm of the sum of the exponentials of the scores, (rows, heads); [`UNCOVERED_LSE`] where uncovered.
+    pub softmax_lse: Vec<f64>,
+}
+
+/// Dilated attention of `q`, `k`, `v`, each (batch, token, head, element); so is `out`, and `softmax_lse` is (batch,
+/// token, head).
+///
+/// # Errors
+/// [`Error::LengthMismatch`] when an input does not have the elements of its shape.
+pub fn forward<T: Element>(
+    config: &DilatedAttentionConfig,
+    shape: &AttentionShape,
+    q: &[T],
+    k: &[T],
+    v: &[T],
+) -> Result<ReferenceOutput> {
+    Problem::new(config, shape, q, k, v)?.rows(&all_rows(shape), Part::Mixed)
+}
+
+/// [`forward`] for the rows `(item, token)` alone, in their order: sequences of any length at the cost of these rows.
+///
+/// # Errors
+/// [`Error::LengthMismatch`] when an input does not have the elements of its shape, [`Error::InvalidShape`] when a row
+/// lies outside it.
+pub fn forward_rows<T: Element>(
+    config: &DilatedAttentionConfig,
+    shape: &AttentionShape,
+    q: &[T],
+    k: &[T],
+    v: &[T],
+    rows: &[(u32, u32)],
+) -> Result<ReferenceOutput> {
+    Problem::new(config, shape, q, k, v)?.rows(rows, Part::Mixed)
+}
+
+/// The output and `softmax_lse` of branch `branch` alone, before mixing (and, with partitioned heads, before the
+/// division by the number of branches). Rows that this branch does not cover are uncovered.
+///
+/// # Errors
+/// As [`forward`]; [`Error::InvalidShape`] when there is no such branch.
+pub fn forward_branch<T: Element>(
+    config: &DilatedAttentionConfig,
+    shape: &AttentionShape,
+    q: &[T],
+    k: &[T],
+    v: &[T],
+    branch: usize,
+) -> Result<ReferenceOutput> {
+    Problem::new(config, shape, q, k, v)?.rows(&all_rows(shape), Part::Branch(branch))
+}
+
+/// [`forward_branch`] for the rows `(item, token)` alone.
+///
+/// # Errors
+/// As [`forward_rows`]; [`Error::InvalidShape`] when there is no such branch.
+pub fn forward_branch_rows<T: Element>(
+    config: &DilatedAttentionConfig,
+    shape: &AttentionShape,
+    q: &[T],
+    k: &[T],
+    v: &[T],
+    branch: usize,
+    rows: &[(u32, u32)],
+) -> Result<ReferenceOutput> {
+    Problem::new(config, shape, q, k, v)?.rows(rows, Part::Branch(branch))
+}
+
+/// Every row of a shape, item by item.
+fn all_rows(shape: &AttentionShape) -> Vec<(u32, u32)> {
+    (0..shape.batch())
+        .flat_map(|item| (0..shape.seq_len()).map(move |token| (item, token)))
+        .collect()
+}
+
+/// What of the result is wanted.
+#[derive(Clone, Copy)]
+enum Part {
+    /// All branches, mixed.
+    Mixed,
+    /// One branch.
+    Branch(usize),
+}
+
+/// The inputs of one call, their lengths checked.
+struct Problem<'a, T> {
+    config: &'a DilatedAttentionConfig,
+    shape: &'a AttentionShape,
+    q: &'a [T],
+    k: &'a [T],
+    v: &'a [T],
+}
+
+impl<'a, T: Element> Problem<'a, T> {
+    fn new(
+        config: &'a DilatedAttentionConfig,
+        shape: &'a AttentionShape,
+        q: &'a [T],
+        k: &'a [T],
+        v: &'a [T],
+    ) -> Result<Self> {
+        for (label, tensor) in [("q", q), ("k", k), ("v", v)] {
+            let (batch, seq_len, embed_dim) = (shape.batch(), shape.seq_len(), config.embed_dim());
+            let expected = (u64::from(batch) * u64::from(seq_len))
+                .checked_mul(u64::from(embed_dim))
+                .ok_or_else(|| Error::SizeOverflow {
+                    what: label,
+                    given: format!("{batch} * {seq_len} * {embed_dim}"),
+                })?;
+            if tensor.len() as u64 != expected {
+                return Err(Error::LengthMismatch {
+                    label,
+                    given: tensor.len() as u64,
+                    expected,
+                });
+            }
+        }
+        Ok(Self {
+            config,
+            shape,
+            q,
+            k,
+            v,
+        })
+    }
+
+    /// Computes `rows`, cut into one run of rows for each thread.
+    fn rows(&self, rows: &[(u32, u32)], part: Part) -> Result<ReferenceOutput> {
+        let branches = match part {
+            Part::Mixed => 0..self.config.branches().len(),
+            Part::Branch(branch) if branch < self.config.branches().len() => branch..branch + 1,
+            Part::Branch(branch) => {
+                return Err(Error::InvalidShape {
+                    what: "branch",
+                    given: branch.to_string(),
+                    need: format!("below {}", self.config.branches().len()),
+                });
+            }
+        };
+        let (batch, seq_len) = (self.shape.batch(), self.shape.seq_len());
+        if let Some((item, token)) = rows
+            .iter()
+            .find(|(item, token)| *item >= batch || *token >= seq_len)
+        {
+            return Err(Error::InvalidShape {
+                what: "row",
+                given: format!("(item {item}, token {token})"),
+                need: format!("inside a shape of {batch} items of {seq_len} tokens"),
+            });
+        }
+        let (heads, width) = (
+            self.config.num_heads() as usize,
+            self.config.embed_dim() as usize,
+        );
+        let divisor = match (part, self.config.get_heads()) {
+            (Part::Mixed, Heads::Partitioned) => self.config.branches().len() as f64,
+            _ => 1.0,
+        };
+        let mut result = ReferenceOutput {
+            out: vec![0.0; rows.len() * width],
+            softmax_lse: vec![UNCOVERED_LSE; rows.len() * heads],
+        };
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        let run = rows.len().div_ceil(threads).max(1);
+        let runs = rows
+            .chunks(run)
+            .zip(result.out.chunks_mut(run * width))
+            .zip(result.softmax_lse.chunks_mut(run * heads));
+        if rows.len() <= run {
+            // One thread: also the path of targets that have no threads to spawn.
+            for ((rows, out), lse) in runs {
+                self.run_of_rows(rows, branches.clone(), divisor, out, lse);
+            }
+        } else {
+            thread::scope(|scope| {
+                for ((rows, out), lse) in runs {
+                    let branches = branches.clone();
+                    scope.spawn(move || self.run_of_rows(rows, branches, divisor, out, lse));
+                }
+            });
+        }
+        Ok(result)
+    }
+
+    /// Computes `rows` into `out` and `lse`, which hold uncovered rows before.
+    fn run_of_rows(
+        &self,
+        rows: &[(u32, u32)],
+        branches: Range<usize>,
+        divisor: f64,
+        out: &mut [f64],
+        lse: &mut [f64],
+    ) {
+        let (heads, head_dim) = (
+            self.config.num_heads() as usize,
+            self.config.head_dim() as usize,
+        );
+        let mut sparse: Vec<SparseBranch> = Vec::new();
+        let mut sparse_len = None;
+        for (&(item, token), (out, lse)) in rows
+            .iter()
+            .zip(out.chunks_mut(heads * head_dim).zip(lse.chunks_mut(heads)))
+        {
+            // An item with fewer valid tokens is a sequence of that length, and nothing lies behind it.
+            let valid_len = u64::from(self.shape.valid_len(item));
+            let token = u64::from(token);
+            if token >= valid_len {
+                continue;
+            }
+            if sparse_len != Some(valid_len) {
+                sparse = branches
+                    .clone()
+                    .map(|branch| SparseBranch::new(self.config, branch, valid_len))
+                    .collect();
+                sparse_len = Some(valid_len);
+            }
+            for head in 0..heads {
+                let parts: Vec<Attended> = sparse
+                    .iter()
+                    .filter_map(|branch| {
+                        let row = branch.row_written_to(head, token)?;
+                        self.attend(branch, &row, item, head)
+                    })
+                    .collect();
+                let Some(mixed) = mix(&parts) else { continue };
+                for (out, value) in out[head * head_dim..].iter_mut().zip(mixed.out) {
+                    *out = value / divisor;
+                }
+                lse[head] = mixed.softmax.lse();
+            }
+        }
+    }
+
+    /// The softmax of one row of one branch; nothing when it sees no key.
+    fn attend(
+        &self,
+        branch: &SparseBranch,
+        row: &SparseRow,
+        item: u32,
+        head: usize,
+    ) -> Option<Attended> {
+        let scale = f64::from(self.config.get_softmax_scale());
+        let query = branch.query_token(row);
+        let mut scores = Vec::new();
+        for key in branch.keys(row) {
+            let score = match (&key, query) {
+                (Key::Token(token), Some(query)) => {
+                    let q = self.vector(self.q, item, query, head);
+                    let k = self.vector(self.k, item, *token, head);
+                    scale
+                        * q.iter()
+                            .zip(k)
+                            .map(|(&q, &k)| q.into() * k.into())
+                            .sum::<f64>()
+                }
+                // A query or a key of zeros.
+                (Key::Token(_), None) | (Key::Zero, _) => 0.0,
+            };
+            scores.push((score, key));
+        }
+        if scores.is_empty() {
+            return None;
+        }
+        let softmax = Softmax::new(scores.iter().map(|(score, _)| *score));
+        let mut out = vec![0.0; self.config.head_dim() as usize];
+        for (score, key) in scores {
+            if let Key::Token(token) = key {
+                let weight = softmax.weight(score);
+                for (out, &v) in out.iter_mut().zip(self.vector(self.v, item, token, head)) {
+                    *out += weight * v.into();
+                }
+            }
+        }
+        Some(Attended { out, softmax })
+    }
+
+    /// The vector of one token and head.
+    fn vector(&self, tensor: &'a [T], item: u32, token: u64, head: usize) -> &'a [T] {
+        let head_dim = self.config.head_dim() as usize;
+        let row = item as usize * self.shape.seq_len() as usize + token as usize;
+        let begin = (row * self.config.num_heads() as usize + head) * head_dim;
+        &tensor[begin..begin + head_dim]
+    }
+}
+
+/// What one row and head of one branch comes to.
+struct Attended {
+    /// Weighted mean of the values seen.
+    out: Vec<f64>,
+    /// The softmax that weighted them.
+    softmax: Softmax,
+}
+
+/// The normaliser of a softmax over some scores, `sum(exp(score))`, as `exp(max) * sum`: nothing overflows, and equal
+/// scores get equal weights even where `max` is so large that adding `ln(sum)` to it changes nothing.
+#[derive(Clone, Copy)]
+struct Softmax {
+    max: f64,
+    sum: f64,
+}
+
+impl Softmax {
+    /// Over `scores`, at least one. A NaN or infinite score makes the weights NaN.
+    fn new(scores: impl Iterator<Item = f64> + Clone) -> Self {
+        let max = scores.clone().fold(f64::NEG_INFINITY, f64::max);
+        let sum = scores.map(|score| (score - max).exp()).sum();
+        Self { max, sum }
+    }
+
+    /// Over all scores that `parts` are over.
+    fn union(parts: &[Attended]) -> Self {
+        let maxima = parts.iter().map(|part| part.softmax.max);
+        let max = maxima.fold(f64::NEG_INFINITY, f64::max);
+        let sums = parts.iter().map(|part| part.softmax.sum_relative_to(max));
+        Self {
+            max,
+            sum: sums.sum(),
+        }
+    }
+
+    /// Weight of one of the scores.
+    fn weight(&self, score: f64) -> f64 {
+        (score - self.max).exp() / self.sum
+    }
+
+    /// `sum(exp(score - max))` for another `max`.
+    fn sum_relative_to(&self, max: f64) -> f64 {
+        self.sum * (self.max - max).exp()
+    }
+
+    /// `ln(sum(exp(score)))`.
+    fn lse(&self) -> f64 {
+        self.max + self.sum.ln()
+    }
+}
+
+/// Mixes what the branches found for one row by the softmax of their `softmax_lse`, that is, each by its share of the
+/// sum over all keys of all branches; nothing when no branch covers the row.
+fn mix(parts: &[Attended]) -> Option<Attended> {
+    let mut out = vec![0.0; parts.first()?.out.len()];
+    let softmax = Softmax::union(parts);
+    for part in parts {
+        let weight = part.softmax.sum_relative_to(softmax.max) / softmax.sum;
+        for (out, value) in out.iter_mut().zip(&part.out) {
+            *out += weight * value;
+        }
+    }
+    Some(Attended { out, softmax })
+}

@@ -1,0 +1,115 @@
+//! The golden files in `tests/golden`, through the checks of the conformance runner.
+
+#[path = "../../examples/conformance/checks/mod.rs"]
+mod checks;
+
+use std::error::Error;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use checks::{Forward, ForwardOutput, Inputs, Outcome, Summary, check_bytes, check_file};
+use dilated_attention::{DilatedAttentionConfig, reference};
+
+/// The f64 reference in the place of the GPU.
+struct Oracle;
+
+impl Forward for Oracle {
+    fn forward(
+        &mut self,
+        inputs: &Inputs<'_>,
+        configs: &[DilatedAttentionConfig],
+        each: &mut dyn FnMut(usize, ForwardOutput),
+    ) -> Result<(), Box<dyn Error>> {
+        let Inputs {
+            shape,
+            q,
+            k,
+            v,
+            rows,
+        } = inputs;
+        let rows: Option<Vec<_>> = rows.map(|rows| rows.iter().map(|row| (0, *row)).collect());
+        for (number, config) in configs.iter().enumerate() {
+            let result = match &rows {
+                Some(rows) => reference::forward_rows(config, shape, q, k, v, rows)?,
+                None => reference::forward(config, shape, q, k, v)?,
+            };
+            let single = |values: Vec<f64>| values.into_iter().map(|value| value as f32).collect();
+            each(
+                number,
+                ForwardOutput {
+                    out: single(result.out),
+                    softmax_lse: single(result.softmax_lse),
+                },
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The golden files, sorted by name.
+fn golden_files() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut files: Vec<PathBuf> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "safetensors")
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+/// The reference is far inside the tolerance of single precision: what is left is the rounding of the files to float32
+/// and of the softmax scale to the float32 it is configured in.
+#[test]
+fn reference_equals_the_golden_files() {
+    let files = golden_files();
+    assert!(files.len() >= 37, "only {} golden files", files.len());
+    let (mut summary, mut worst) = (Summary::default(), 0.0);
+    for line in files.iter().flat_map(|file| check_file(file, &mut Oracle)) {
+        println!("{line}");
+        summary.add(&line);
+        assert_ne!(line.outcome, Outcome::Fail, "{line}");
+        if let Some((error, tolerance)) = line.error_and_tolerance
+            && tolerance > 0.0
+        {
+            worst = f64::max(worst, error / tolerance);
+        }
+    }
+    println!("{summary}; worst error / tolerance {worst:.4}");
+    assert!(worst < 0.05);
+}
+
+/// Damaged files fail with a reason, whatever is damaged; nothing panics.
+#[test]
+fn hostile_files_fail() {
+    let good = fs::read(&golden_files()[0]).unwrap();
+    let name = "ts_core_hostile.safetensors";
+    let failed = |bytes: &[u8]| {
+        let lines = check_bytes(name, bytes, &mut Oracle);
+        assert!(
+            lines.iter().any(|line| line.outcome == Outcome::Fail),
+            "{lines:?}"
+        );
+    };
+    failed(&[]);
+    failed(&good[..good.len() - 1]);
+    failed(&[0xff; 64]);
+    for header in [
+        r#"{}"#,
+        r#"{"q":{"dtype":"F32","shape":[1,2,1],"data_offsets":[0,8]}}"#,
+        r#"{"__metadata__":{"config":"["}}"#,
+        r#"{"q":{"dtype":"F32","shape":[4294967296,4294967296,4,4],"data_offsets":[0,8]}}"#,
+        r#"{"q":{"dtype":"F32","shape":[1,0,4294967296,4],"data_offsets":[0,0]},"k":{"dtype":"F32","shape":[1,0,4294967296,4],"data_offsets":[0,0]},"v":{"dtype":"F32","shape":[1,0,4294967296,4],"data_offsets":[0,0]}}"#,
+        r#"{"q":{"dtype":"I32","shape":[1,1,1,4],"data_offsets":[0,16]}}"#,
+    ] {
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend([0; 16]);
+        failed(&bytes);
+        bytes.truncate(8 + header.len());
+        failed(&bytes);
+    }
+}
