@@ -2,4 +2,8 @@
 
 mod golden;
 mod oracle;
+mod plan;
+mod pool;
+mod recorder;
+mod shaders;
 mod support;
