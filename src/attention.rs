@@ -144,7 +144,12 @@ impl DilatedAttention {
         for &rows in &plan.clears {
             recorder.clear(&out, plan.out_range(rows));
             let range = plan.lse_range(rows);
-            fill::record(recorder, softmax_lse.lease(), range, UNCOVERED_LSE.to_bits())?;
+            fill::record(
+                recorder,
+                softmax_lse.lease(),
+                range,
+                UNCOVERED_LSE.to_bits(),
+            )?;
         }
         for dispatch in &plan.dispatches {
             let bindings = [

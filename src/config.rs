@@ -314,11 +314,7 @@ impl DilatedAttentionConfig {
 
 impl fmt::Display for DilatedAttentionConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} heads of {}, branches",
-            self.num_heads, self.head_dim
-        )?;
+        write!(f, "{} heads of {}, branches", self.num_heads, self.head_dim)?;
         for branch in &self.branches {
             write!(f, " {}/{}", branch.segment_length, branch.dilation_rate)?;
         }

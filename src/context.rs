@@ -243,7 +243,10 @@ fn new_instance() -> wgpu::Instance {
     wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env())
 }
 
-async fn choose_adapter(instance: &wgpu::Instance, choice: &AdapterChoice) -> Result<wgpu::Adapter> {
+async fn choose_adapter(
+    instance: &wgpu::Instance,
+    choice: &AdapterChoice,
+) -> Result<wgpu::Adapter> {
     let by_name = |name: String| async move {
         let wanted = name.to_lowercase();
         let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
@@ -263,7 +266,10 @@ async fn choose_adapter(instance: &wgpu::Instance, choice: &AdapterChoice) -> Re
                 return by_name(name).await;
             }
             let power = wgpu::PowerPreference::from_env();
-            (power.unwrap_or(wgpu::PowerPreference::HighPerformance), false)
+            (
+                power.unwrap_or(wgpu::PowerPreference::HighPerformance),
+                false,
+            )
         }
         AdapterChoice::Power(power) => (*power, false),
         AdapterChoice::Software => (wgpu::PowerPreference::None, true),

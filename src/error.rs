@@ -28,7 +28,9 @@ pub enum Error {
         need: String,
     },
     /// A slice does not have as many elements as the shape it comes with.
-    #[error("{label}: {given} elements for a shape of {expected}; pass exactly as many as the shape has")]
+    #[error(
+        "{label}: {given} elements for a shape of {expected}; pass exactly as many as the shape has"
+    )]
     LengthMismatch {
         /// Label of the tensor.
         label: &'static str,
@@ -108,7 +110,9 @@ pub enum Error {
         limit_bytes: u64,
     },
     /// The device lacks something every kernel needs.
-    #[error("the device offers {given} for {limit}, at least {need} is needed: request WebGPU's default limits")]
+    #[error(
+        "the device offers {given} for {limit}, at least {need} is needed: request WebGPU's default limits"
+    )]
     DeviceTooSmall {
         /// Name of the limit.
         limit: &'static str,
@@ -166,7 +170,9 @@ pub enum Error {
         reason: String,
     },
     /// A download was waited for before its recording was submitted.
-    #[error("'{label}' was recorded for download but not submitted: submit the recording (or the encoder it went to), then wait again")]
+    #[error(
+        "'{label}' was recorded for download but not submitted: submit the recording (or the encoder it went to), then wait again"
+    )]
     NotSubmitted {
         /// Label of the download.
         label: &'static str,

@@ -178,7 +178,12 @@ impl Recorder {
     /// # Errors
     /// [`Error::WrongDType`], [`Error::ForeignDevice`] and the errors of [`Pool::acquire`](crate::pool::Pool::acquire).
     pub fn download<T: Element>(&mut self, tensor: &Tensor) -> Result<Download<T>> {
-        tensor.expect(tensor.label(), tensor.shape(), T::DTYPE, self.context.pool().id())?;
+        tensor.expect(
+            tensor.label(),
+            tensor.shape(),
+            T::DTYPE,
+            self.context.pool().id(),
+        )?;
         let bytes = tensor.num_bytes();
         let lease = self.context.pool().acquire(
             tensor.label(),
@@ -198,7 +203,11 @@ impl Recorder {
         self.readbacks.push(readback.clone());
         let device = self.context.device().clone();
         // The lease holds the elements, so their number fits in memory.
-        Ok(Download::new(readback, device, tensor.num_elements() as usize))
+        Ok(Download::new(
+            readback,
+            device,
+            tensor.num_elements() as usize,
+        ))
     }
 
     /// A buffer for kernels: one that only this recording still holds, else one of the pool's.
@@ -225,9 +234,10 @@ impl Recorder {
         let mut offset = 0;
         while offset < bytes.len() {
             let left = bytes.len() - offset;
-            let room = self.staging.last().map_or(0, |chunk| {
-                chunk.lease.requested_bytes() - chunk.used_bytes
-            });
+            let room = self
+                .staging
+                .last()
+                .map_or(0, |chunk| chunk.lease.requested_bytes() - chunk.used_bytes);
             if room == 0 {
                 let lease = self.context.pool().acquire(
                     "staging",
@@ -249,7 +259,11 @@ impl Recorder {
             let lost = |error: wgpu::MapRangeError| Error::DeviceLost {
                 reason: error.to_string(),
             };
-            let mut view = chunk.lease.buffer().get_mapped_range_mut(range).map_err(lost)?;
+            let mut view = chunk
+                .lease
+                .buffer()
+                .get_mapped_range_mut(range)
+                .map_err(lost)?;
             view.slice(..piece.len()).copy_from_slice(piece);
             drop(view);
             self.commands.push(Command::Upload {
@@ -281,7 +295,10 @@ impl Recorder {
         params: &P,
         grid: [u32; 2],
     ) -> Result<()> {
-        let pipeline = self.context.pipelines().get(self.context.device(), kernel)?;
+        let pipeline = self
+            .context
+            .pipelines()
+            .get(self.context.device(), kernel)?;
         let alignment = self.context.facts().uniform_offset_alignment as usize;
         let params_offset = self.params.len().next_multiple_of(alignment);
         let Ok(params_offset_u32) = u32::try_from(params_offset) else {
@@ -372,11 +389,9 @@ impl Recorder {
                     0,
                     bytes,
                 ),
-                Command::Clear { to, range } => encoder.clear_buffer(
-                    self.held[*to].buffer(),
-                    range.offset,
-                    Some(range.size),
-                ),
+                Command::Clear { to, range } => {
+                    encoder.clear_buffer(self.held[*to].buffer(), range.offset, Some(range.size))
+                }
                 Command::Dispatch { .. } => {
                     let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                         label: Some(self.label),
@@ -407,7 +422,10 @@ impl Recorder {
         }
         let params = std::mem::take(&mut self.params);
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-        let lease = self.context.pool().acquire("params", params.len() as u64, usage)?;
+        let lease = self
+            .context
+            .pool()
+            .acquire("params", params.len() as u64, usage)?;
         let held = self.hold(&lease);
         let before = self.commands.len();
         self.stage(held, &params)?;

@@ -104,7 +104,11 @@ impl ForwardVariant {
             })
         };
         if self.head_dim != head_dim || head_dim > MAX_HEAD_DIM {
-            return invalid("head_dim of the kernel", self.head_dim, "the configuration's");
+            return invalid(
+                "head_dim of the kernel",
+                self.head_dim,
+                "the configuration's",
+            );
         }
         if self.lanes == 0 || self.lanes > 256 {
             return invalid("lanes of the kernel", self.lanes, "1 to 256");

@@ -32,7 +32,10 @@ impl Pipeline {
         self.kernel.params_bytes()
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the one place that creates pipelines")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place that creates pipelines"
+    )]
     fn new(device: &wgpu::Device, kernel: Kernel) -> Result<Self> {
         let label = Some(kernel.name());
         let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
@@ -46,20 +49,21 @@ impl Pipeline {
             },
             count: None,
         };
-        let storage = (1..).zip(kernel.bindings()).map(|(binding, access)| {
-            wgpu::BindGroupLayoutEntry {
-                binding,
-                visibility: wgpu::ShaderStages::COMPUTE,
-                ty: wgpu::BindingType::Buffer {
-                    ty: wgpu::BufferBindingType::Storage {
-                        read_only: *access == Access::Read,
+        let storage =
+            (1..)
+                .zip(kernel.bindings())
+                .map(|(binding, access)| wgpu::BindGroupLayoutEntry {
+                    binding,
+                    visibility: wgpu::ShaderStages::COMPUTE,
+                    ty: wgpu::BindingType::Buffer {
+                        ty: wgpu::BufferBindingType::Storage {
+                            read_only: *access == Access::Read,
+                        },
+                        has_dynamic_offset: false,
+                        min_binding_size: None,
                     },
-                    has_dynamic_offset: false,
-                    min_binding_size: None,
-                },
-                count: None,
-            }
-        });
+                    count: None,
+                });
         let entries: Vec<_> = std::iter::once(uniform).chain(storage).collect();
         let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label,

@@ -112,8 +112,8 @@ impl BranchGeometry {
     /// Rows of segment `segment` whose token exists; they come before all others.
     pub fn real_rows(&self, segment: u32, head: u32) -> u32 {
         let begin = u64::from(segment) * u64::from(self.segment_length);
-        let tokens =
-            u64::from(self.segment_length).min(u64::from(self.seq_len).saturating_sub(begin)) as u32;
+        let tokens = u64::from(self.segment_length)
+            .min(u64::from(self.seq_len).saturating_sub(begin)) as u32;
         tokens
             .saturating_sub(self.offset(head))
             .div_ceil(self.dilation_rate)

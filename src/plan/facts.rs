@@ -122,7 +122,10 @@ mod tests {
     #[test]
     fn mesa_versions_are_read_from_driver_info() {
         assert_eq!(mesa_major_version("Mesa 26.2.1-1 (LLVM 22.1.3)"), Some(26));
-        assert_eq!(mesa_major_version("Mesa 25.0.7-2~bpo12+1 (LLVM 15.0.6)"), Some(25));
+        assert_eq!(
+            mesa_major_version("Mesa 25.0.7-2~bpo12+1 (LLVM 15.0.6)"),
+            Some(25)
+        );
         assert_eq!(mesa_major_version("560.35"), None);
         assert_eq!(mesa_major_version("Mesa git"), None);
     }

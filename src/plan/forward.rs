@@ -132,10 +132,12 @@ impl DilatedAttentionConfig {
         variant.check(self.head_dim(), facts)?;
         let row_bytes = u64::from(self.embed_dim()) * 4;
         let num_rows = u64::from(shape.batch()) * u64::from(shape.seq_len());
-        let tensor_bytes = row_bytes.checked_mul(num_rows).ok_or_else(|| Error::SizeOverflow {
-            what: "q",
-            given: format!("{num_rows} rows of {row_bytes} bytes"),
-        })?;
+        let tensor_bytes = row_bytes
+            .checked_mul(num_rows)
+            .ok_or_else(|| Error::SizeOverflow {
+                what: "q",
+                given: format!("{num_rows} rows of {row_bytes} bytes"),
+            })?;
         if tensor_bytes > facts.max_buffer_bytes {
             return Err(Error::BufferTooLarge {
                 label: "out",
@@ -192,7 +194,10 @@ impl DilatedAttentionConfig {
 fn flop_per_item(config: &DilatedAttentionConfig, valid_len: u32) -> f64 {
     let (num_heads, groups) = match config.get_heads() {
         Heads::EveryBranch => (f64::from(config.num_heads()), 1.0),
-        Heads::Partitioned => (f64::from(config.num_heads()), config.branches().len() as f64),
+        Heads::Partitioned => (
+            f64::from(config.num_heads()),
+            config.branches().len() as f64,
+        ),
     };
     let keys_per_row: f64 = config
         .branches()
@@ -368,12 +373,26 @@ impl Planner<'_> {
         for items in chunks(items, 1) {
             if segments_per_window > 0 {
                 for segments in chunks(unit.segments, segments_per_window) {
-                    self.push(geometry, Unit { items, segments, ..unit })?;
+                    self.push(
+                        geometry,
+                        Unit {
+                            items,
+                            segments,
+                            ..unit
+                        },
+                    )?;
                 }
                 continue;
             }
             for segments in chunks(unit.segments, 1) {
-                self.plan_segment(geometry, Unit { items, segments, ..unit })?;
+                self.plan_segment(
+                    geometry,
+                    Unit {
+                        items,
+                        segments,
+                        ..unit
+                    },
+                )?;
             }
         }
         Ok(())
@@ -414,7 +433,8 @@ impl Planner<'_> {
 
     fn push(&mut self, geometry: &BranchGeometry, unit: Unit) -> Result<()> {
         // Rows of this unit may lie behind the sequence for every head: then there is nothing to write.
-        let Some(out_tokens) = token_span(geometry, &unit, geometry.output_stride, unit.rows) else {
+        let Some(out_tokens) = token_span(geometry, &unit, geometry.output_stride, unit.rows)
+        else {
             return Ok(());
         };
         // A token that is written has a place among the queries at or before it.
@@ -431,11 +451,13 @@ impl Planner<'_> {
         let window = |layout: &RowLayout, tokens: (u64, u64)| {
             let first = u64::from(unit.items.begin) * u64::from(self.seq_len) + tokens.0;
             let last = u64::from(unit.items.end - 1) * u64::from(self.seq_len) + tokens.1;
-            layout.window(first, last, self.facts).ok_or(Error::BindingTooSmall {
-                what: "a window of q",
-                requested_bytes: (last - first) * layout.row_bytes,
-                limit_bytes: self.facts.max_binding_bytes,
-            })
+            layout
+                .window(first, last, self.facts)
+                .ok_or(Error::BindingTooSmall {
+                    what: "a window of q",
+                    requested_bytes: (last - first) * layout.row_bytes,
+                    limit_bytes: self.facts.max_binding_bytes,
+                })
         };
         let tiles = unit.rows.len().div_ceil(self.variant.rows_per_workgroup());
         let num_workgroups = [unit.items, unit.segments, unit.heads]
@@ -509,13 +531,15 @@ fn token_span(
     (begin < end).then_some((begin, end))
 }
 
-/// `range` in pieces of at most `size >= 1`.
+/// `range` in as few pieces of at most `size >= 1` as possible, of nearly the same size.
 fn chunks(range: Range, size: u32) -> impl Iterator<Item = Range> {
+    let pieces = range.len().div_ceil(size).max(1);
+    let step = range.len().div_ceil(pieces).max(1);
     (range.begin..range.end)
-        .step_by(size as usize)
+        .step_by(step as usize)
         .map(move |begin| Range {
             begin,
-            end: range.end.min(begin.saturating_add(size)),
+            end: range.end.min(begin.saturating_add(step)),
         })
 }
 
@@ -580,7 +604,10 @@ impl ForwardPlan {
     /// Bytes that a forward recorded alone asks the pool for, at its peak: the output, the LSE, parameters and their
     /// staging. The inputs are the caller's.
     pub fn requested_bytes(&self) -> u64 {
-        self.buffers.iter().map(|buffer| buffer.requested_bytes).sum()
+        self.buffers
+            .iter()
+            .map(|buffer| buffer.requested_bytes)
+            .sum()
     }
 
     /// Bytes of the size classes of these buffers.

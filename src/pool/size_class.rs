@@ -37,7 +37,10 @@ mod tests {
         while bytes < 1 << 30 {
             for size in [bytes - 1, bytes, bytes + 1] {
                 let class = class_bytes(size, max);
-                assert!(class >= size && class.is_multiple_of(4), "{size} -> {class}");
+                assert!(
+                    class >= size && class.is_multiple_of(4),
+                    "{size} -> {class}"
+                );
                 assert_eq!(class_bytes(class, max), class, "a class is its own class");
                 if size >= MIN_CLASS_BYTES {
                     let waste = (class - size) as f64 / class as f64;
@@ -48,13 +51,18 @@ mod tests {
             }
             bytes += bytes / 97 + 1;
         }
-        assert!(waste_sum / f64::from(sizes) <= 0.065, "mean waste {}", waste_sum / f64::from(sizes));
+        assert!(
+            waste_sum / f64::from(sizes) <= 0.065,
+            "mean waste {}",
+            waste_sum / f64::from(sizes)
+        );
     }
 
     #[test]
     fn eight_classes_in_each_doubling() {
-        let classes: std::collections::BTreeSet<u64> =
-            (4097..=8192).map(|bytes| class_bytes(bytes, u64::MAX)).collect();
+        let classes: std::collections::BTreeSet<u64> = (4097..=8192)
+            .map(|bytes| class_bytes(bytes, u64::MAX))
+            .collect();
         assert_eq!(classes.len(), 8);
     }
 

@@ -53,7 +53,10 @@ impl DeviceSource {
 }
 
 impl BufferSource for DeviceSource {
-    #[expect(clippy::disallowed_methods, reason = "the one place that creates buffers")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place that creates buffers"
+    )]
     fn create(
         &self,
         label: &'static str,

@@ -86,7 +86,11 @@ impl<B> State<B> {
 
     pub fn report(&self) -> PoolReport {
         let mut largest: Vec<LabelUse> = self.live_labels.values().copied().collect();
-        largest.sort_by(|a, b| b.requested_bytes.cmp(&a.requested_bytes).then(a.label.cmp(b.label)));
+        largest.sort_by(|a, b| {
+            b.requested_bytes
+                .cmp(&a.requested_bytes)
+                .then(a.label.cmp(b.label))
+        });
         largest.truncate(8);
         PoolReport {
             stats: self.stats,
@@ -192,12 +196,7 @@ impl<B> State<B> {
     }
 
     /// One lease ends and another begins on the same buffer, inside one recording.
-    pub fn relabel(
-        &mut self,
-        old: (u64, &'static str),
-        requested_bytes: u64,
-        label: &'static str,
-    ) {
+    pub fn relabel(&mut self, old: (u64, &'static str), requested_bytes: u64, label: &'static str) {
         self.stats.releases += 1;
         self.stats.acquires += 1;
         self.stats.hits_within_recording += 1;
@@ -338,10 +337,22 @@ mod tests {
                     .is_none()
             );
         }
-        assert_eq!(state.take(key(1024), 1000, "b").map(|s| s.buffer), Some(1024));
-        assert_eq!(state.take(key(1024), 1000, "b").map(|s| s.buffer), Some(2048));
-        assert_eq!(state.take(key(1024), 1000, "b").map(|s| s.buffer), Some(2304));
-        assert!(state.take(key(1024), 1000, "b").is_none(), "4096 is beyond 2.25 x 1024");
+        assert_eq!(
+            state.take(key(1024), 1000, "b").map(|s| s.buffer),
+            Some(1024)
+        );
+        assert_eq!(
+            state.take(key(1024), 1000, "b").map(|s| s.buffer),
+            Some(2048)
+        );
+        assert_eq!(
+            state.take(key(1024), 1000, "b").map(|s| s.buffer),
+            Some(2304)
+        );
+        assert!(
+            state.take(key(1024), 1000, "b").is_none(),
+            "4096 is beyond 2.25 x 1024"
+        );
         let stats = state.stats();
         assert_eq!((stats.hits_exact, stats.hits_borrowed), (1, 2));
         assert!(stats.identities_hold());

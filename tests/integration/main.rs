@@ -3,4 +3,8 @@
 mod forward;
 mod golden;
 mod oracle;
+mod plan;
+mod pool;
+mod recorder;
+mod shaders;
 mod support;

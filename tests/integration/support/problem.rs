@@ -5,7 +5,7 @@ use dilated_attention::plan::UNCOVERED_LSE;
 use dilated_attention::reference::{self, ReferenceOutput};
 use dilated_attention::{AttentionShape, DilatedAttention, DilatedAttentionConfig};
 
-use super::adapter::TestContext;
+use super::kernel_contexts::TestContext;
 use super::numbers::uniform;
 use super::plain;
 

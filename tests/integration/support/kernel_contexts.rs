@@ -1,5 +1,7 @@
-//! The contexts that tests run on. A test that needs a GPU (or a software driver) fails without one: silence would look
-//! like success.
+//! Contexts for tests that run many cases through the same kernels, and the kernels that each can run.
+//!
+//! They are shared by all tests and live as long as the process: a software driver takes seconds to compile a kernel, and
+//! keeps it only with its device.
 
 use std::sync::OnceLock;
 
@@ -7,6 +9,8 @@ use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
 use dilated_attention::plan::Processor;
 use dilated_attention::pool::PoolOptions;
 use dilated_attention::{Context, ContextOptions, wgpu};
+
+use super::contexts::context_with;
 
 /// A context with what it is for.
 pub struct TestContext {
@@ -16,15 +20,15 @@ pub struct TestContext {
     pub context: Context,
 }
 
-/// WebGPU's default limits first, what every browser grants, then the adapter's own. They live as long as the process:
-/// a software driver takes seconds to compile a kernel, and keeps it only with its device.
+/// WebGPU's default limits first, what every browser grants, then the adapter's own.
 ///
 /// On the first, buffers are filled with NaN before use, so that a read of anything never written shows.
-pub fn contexts() -> &'static [TestContext] {
+pub fn kernel_contexts() -> &'static [TestContext] {
     static CONTEXTS: OnceLock<Vec<TestContext>> = OnceLock::new();
     CONTEXTS.get_or_init(|| {
+        let defaults = wgpu::Limits::default();
         vec![
-            open("default limits", Some(wgpu::Limits::default()), true),
+            open("default limits", Some(defaults), true),
             open("adapter limits", None, false),
         ]
     })
@@ -43,18 +47,16 @@ pub fn tiny_bindings() -> &'static TestContext {
 }
 
 fn open(name: &'static str, limits: Option<wgpu::Limits>, poison: bool) -> TestContext {
-    let options = ContextOptions {
-        limits,
-        pool: PoolOptions {
-            poison,
-            ..Default::default()
-        },
+    let pool = PoolOptions {
+        poison,
         ..Default::default()
     };
-    match pollster::block_on(Context::with_options(&options)) {
-        Ok(context) => TestContext { name, context },
-        Err(error) => panic!("tests need an adapter with compute shaders ({name}): {error}"),
-    }
+    let context = context_with(&ContextOptions {
+        limits,
+        pool,
+        ..Default::default()
+    });
+    TestContext { name, context }
 }
 
 impl TestContext {

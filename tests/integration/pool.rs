@@ -1,0 +1,328 @@
+//! The pool through its public interface, on wgpu's noop device: no GPU, the whole API path.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use dilated_attention::pool::{
+    BufferSource, CreateError, DeviceSource, Lease, Policy, Pool, PoolOptions, STORAGE_USAGE,
+};
+use dilated_attention::wgpu::{self, BufferUsages};
+use dilated_attention::{Error, PoolStats};
+
+fn noop_device() -> wgpu::Device {
+    let limits = wgpu::Limits {
+        max_buffer_size: 64 << 20,
+        ..wgpu::Limits::default()
+    };
+    wgpu::Device::noop(&wgpu::DeviceDescriptor {
+        required_limits: limits,
+        ..Default::default()
+    })
+    .0
+}
+
+fn pool(options: PoolOptions) -> Pool {
+    Pool::new(&noop_device(), options)
+}
+
+fn check(pool: &Pool) -> PoolStats {
+    let stats = pool.stats();
+    assert!(stats.identities_hold(), "{stats}");
+    stats
+}
+
+/// Fails where told to; counts what it made.
+#[derive(Debug)]
+struct Failing {
+    source: DeviceSource,
+    created: AtomicU64,
+    /// The creation that fails, counted from 0.
+    fail_at: u64,
+    /// How many creations from there on fail.
+    failures: AtomicI64,
+}
+
+impl Failing {
+    fn new(fail_at: u64, failures: i64) -> Arc<Self> {
+        Arc::new(Self {
+            source: DeviceSource::new(noop_device()),
+            created: AtomicU64::new(0),
+            fail_at,
+            failures: AtomicI64::new(failures),
+        })
+    }
+}
+
+impl BufferSource for Failing {
+    fn create(
+        &self,
+        label: &'static str,
+        bytes: u64,
+        usage: BufferUsages,
+        mapped: bool,
+    ) -> Result<wgpu::Buffer, CreateError> {
+        let number = self.created.fetch_add(1, Ordering::Relaxed);
+        if number >= self.fail_at && self.failures.fetch_sub(1, Ordering::Relaxed) > 0 {
+            return Err(CreateError::OutOfMemory);
+        }
+        self.source.create(label, bytes, usage, mapped)
+    }
+
+    fn poll(&self, wait: bool) {
+        self.source.poll(wait);
+    }
+
+    fn max_buffer_bytes(&self) -> u64 {
+        self.source.max_buffer_bytes()
+    }
+}
+
+#[test]
+fn requests_that_cannot_be_met_are_typed_errors() {
+    let pool = pool(PoolOptions::default());
+    assert!(matches!(
+        pool.acquire("none", 0, STORAGE_USAGE),
+        Err(Error::ZeroSize { label: "none" })
+    ));
+    assert!(matches!(
+        pool.acquire("huge", (64 << 20) + 1, STORAGE_USAGE),
+        Err(Error::BufferTooLarge {
+            requested_bytes: 67_108_865,
+            limit_bytes: 67_108_864,
+            ..
+        })
+    ));
+    assert!(matches!(
+        pool.acquire("huge", u64::MAX, STORAGE_USAGE),
+        Err(Error::BufferTooLarge { .. })
+    ));
+    for usage in [
+        BufferUsages::empty(),
+        BufferUsages::MAP_READ | BufferUsages::STORAGE,
+        BufferUsages::MAP_WRITE | BufferUsages::COPY_DST,
+        BufferUsages::MAP_READ | BufferUsages::MAP_WRITE,
+    ] {
+        assert!(matches!(
+            pool.acquire("odd", 16, usage),
+            Err(Error::InvalidUsage { .. })
+        ));
+    }
+    // The largest legal request is legal, although its class would round up beyond the device.
+    let largest = pool
+        .acquire("largest", 64 << 20, STORAGE_USAGE)
+        .expect("legal");
+    assert_eq!(largest.class_bytes(), 64 << 20);
+    drop(largest);
+    assert_eq!(check(&pool).leased, 0);
+}
+
+#[test]
+fn a_released_buffer_is_lent_again_and_keys_do_not_mix() {
+    let pool = pool(PoolOptions::default());
+    let first = pool.acquire("a", 1000, STORAGE_USAGE).expect("lends");
+    assert_eq!((first.requested_bytes(), first.class_bytes()), (1000, 1024));
+    let buffer = first.buffer().clone();
+    let clone = first.clone();
+    drop(first);
+    let other = pool.acquire("b", 1000, STORAGE_USAGE).expect("lends");
+    assert_ne!(other.buffer(), &buffer, "a clone still holds the first");
+    drop(clone);
+    let uniform = BufferUsages::UNIFORM | BufferUsages::COPY_DST;
+    let uniform = pool.acquire("c", 1000, uniform).expect("lends");
+    assert_ne!(uniform.buffer(), &buffer, "other usages");
+    let again = pool.acquire("d", 900, STORAGE_USAGE).expect("lends");
+    assert_eq!(again.buffer(), &buffer);
+    assert_eq!(again.requested_bytes(), 900);
+    let stats = check(&pool);
+    assert_eq!(
+        (stats.creates, stats.hits_borrowed, stats.leased),
+        (3, 1, 3)
+    );
+}
+
+#[test]
+fn without_pooling_every_lease_creates() {
+    let pool = pool(PoolOptions {
+        policy: Policy::NoPooling,
+        ..Default::default()
+    });
+    for _ in 0..5 {
+        drop(pool.acquire("a", 4096, STORAGE_USAGE).expect("lends"));
+    }
+    let stats = check(&pool);
+    assert_eq!((stats.creates, stats.destroys, stats.hits()), (5, 5, 0));
+    assert_eq!(stats.held_bytes(), 0);
+}
+
+#[test]
+fn the_budget_is_hard_and_what_is_cached_gives_way_first() {
+    let pool = pool(PoolOptions {
+        budget_bytes: Some(1 << 20),
+        ..Default::default()
+    });
+    drop(
+        pool.acquire("cached", 700 << 10, STORAGE_USAGE)
+            .expect("lends"),
+    );
+    // 700 KiB cached and 400 KiB more exceed the budget: the cached buffer is given up.
+    let kept = pool
+        .acquire("kept", 400 << 10, BufferUsages::COPY_DST)
+        .expect("lends");
+    assert_eq!(check(&pool).evictions_budget, 1);
+    let Err(Error::BudgetExceeded {
+        requested_bytes,
+        budget_bytes,
+        leased_bytes,
+        report,
+        ..
+    }) = pool.acquire("too much", 700 << 10, STORAGE_USAGE)
+    else {
+        panic!("the budget was passed");
+    };
+    assert_eq!(budget_bytes, 1 << 20);
+    assert_eq!(leased_bytes, kept.class_bytes());
+    assert!(requested_bytes + leased_bytes > budget_bytes);
+    assert_eq!(report.largest[0].label, "kept");
+    drop(kept);
+    assert!(pool.acquire("fits now", 700 << 10, STORAGE_USAGE).is_ok());
+    assert_eq!(check(&pool).leased, 0);
+}
+
+#[test]
+fn held_bytes_follow_what_is_live() {
+    let pool = pool(PoolOptions::default());
+    // Growing requests, each released before the next: a pool that kept all would hold 20 times what is live.
+    for step in 0..200u64 {
+        drop(
+            pool.acquire("growing", (8 << 20) + step * (200 << 10), STORAGE_USAGE)
+                .expect("lends"),
+        );
+        let stats = check(&pool);
+        let bound = ((8 << 20) + step * (200 << 10)) * 9 / 8 * 5 / 4;
+        assert!(
+            stats.held_bytes() <= bound.max(16 << 20),
+            "step {step}: {stats}"
+        );
+    }
+    assert!(pool.stats().evictions_retention > 0);
+}
+
+#[test]
+fn trim_gives_up_what_is_cached_and_nothing_else() {
+    let pool = pool(PoolOptions::default());
+    let leases: Vec<Lease> = (1..=4)
+        .map(|i| pool.acquire("a", i << 10, STORAGE_USAGE).expect("lends"))
+        .collect();
+    let kept = pool.acquire("kept", 5 << 10, STORAGE_USAGE).expect("lends");
+    drop(leases);
+    assert_eq!(check(&pool).free, 4);
+    pool.trim_to(kept.class_bytes() + (4 << 10));
+    let stats = check(&pool);
+    assert_eq!(
+        (stats.free_bytes, stats.evictions_trim),
+        (4 << 10, 3),
+        "the longest unused go first"
+    );
+    pool.trim();
+    let stats = check(&pool);
+    assert_eq!(
+        (stats.free, stats.leased, stats.held_bytes()),
+        (0, 1, kept.class_bytes())
+    );
+}
+
+#[test]
+fn out_of_memory_is_retried_once_everything_cached_is_given_up() {
+    let source = Failing::new(1, 1);
+    let pool = Pool::with_source(source, PoolOptions::default());
+    drop(
+        pool.acquire("cached", 1 << 20, STORAGE_USAGE)
+            .expect("lends"),
+    );
+    let lease = pool
+        .acquire("needed", 8 << 20, STORAGE_USAGE)
+        .expect("recovers");
+    let stats = check(&pool);
+    assert_eq!(stats.evictions_out_of_memory, 1);
+    assert_eq!(stats.out_of_memory_recoveries, 1);
+    assert_eq!(stats.held_bytes(), lease.class_bytes());
+}
+
+#[test]
+fn out_of_memory_for_good_is_a_typed_error_and_leaves_the_pool_whole() {
+    // Whichever creation fails for good, the ones before it work, and so do those after memory is back.
+    for fail_at in 0..6 {
+        let source = Failing::new(fail_at, 2);
+        let pool = Pool::with_source(source.clone(), PoolOptions::default());
+        let mut leases = Vec::new();
+        let mut failed = 0;
+        for i in 0..6u64 {
+            match pool.acquire("a", (i + 1) << 20, STORAGE_USAGE) {
+                Ok(lease) => leases.push(lease),
+                Err(Error::OutOfMemory {
+                    requested_bytes,
+                    leased_bytes,
+                    report,
+                    ..
+                }) => {
+                    assert!(requested_bytes >= (i + 1) << 20);
+                    assert_eq!(
+                        leased_bytes,
+                        leases.iter().map(Lease::class_bytes).sum::<u64>()
+                    );
+                    assert_eq!(report.stats.leased, leases.len() as u64);
+                    failed += 1;
+                }
+                Err(other) => panic!("{other}"),
+            }
+            assert_eq!(check(&pool).leased, leases.len() as u64);
+        }
+        assert_eq!(failed, 1);
+        drop(leases);
+        let stats = check(&pool);
+        assert_eq!((stats.leased, stats.creates), (0, 5));
+    }
+}
+
+#[test]
+fn leases_may_outlive_the_pool_and_cross_threads_and_panics() {
+    let pool = pool(PoolOptions::default());
+    let first = pool.acquire("a", 1024, STORAGE_USAGE).expect("lends");
+    let second = pool.acquire("b", 1024, STORAGE_USAGE).expect("lends");
+    let third = pool.acquire("c", 1024, STORAGE_USAGE).expect("lends");
+    std::thread::spawn(move || drop(first))
+        .join()
+        .expect("no panic");
+    let panicked = std::thread::spawn(move || {
+        let _held = second;
+        panic!("on purpose: the lease is dropped while unwinding");
+    });
+    assert!(panicked.join().is_err());
+    assert_eq!(check(&pool).leased, 1);
+    drop(pool);
+    assert!(third.buffer().size() >= 1024);
+    drop(third);
+}
+
+#[test]
+fn threads_share_one_pool() {
+    let pool = pool(PoolOptions::default());
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let pool = &pool;
+            scope.spawn(move || {
+                let mut held = std::collections::VecDeque::new();
+                for i in 0..2000u64 {
+                    let bytes = 256 + (i * 7919 + thread * 104_729) % 60_000;
+                    held.push_back(pool.acquire("soak", bytes, STORAGE_USAGE).expect("lends"));
+                    if held.len() > 8 {
+                        held.pop_front();
+                    }
+                }
+            });
+        }
+    });
+    let stats = check(&pool);
+    assert_eq!((stats.acquires, stats.leased), (8000, 0));
+    assert!(stats.creates < 1000, "{stats}");
+}

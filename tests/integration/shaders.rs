@@ -1,0 +1,219 @@
+//! Every shader, in every specialisation: valid, translatable for three platforms, and in agreement with the host.
+
+use std::mem::offset_of;
+
+use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
+use dilated_attention::kernel::{Access, FillParams, ForwardParams, Kernel};
+use dilated_attention::plan::{DeviceFacts, Processor};
+use naga::back::{hlsl, msl, spv};
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+use naga::{AddressSpace, Module, StorageAccess, TypeInner};
+
+fn facts_of_every_kind() -> Vec<DeviceFacts> {
+    let gpu = DeviceFacts::webgpu_defaults();
+    let mut facts = vec![gpu.clone()];
+    facts.push(DeviceFacts {
+        max_workgroup_memory_bytes: 32_768,
+        ..gpu.clone()
+    });
+    for lanes in [4, 8, 16] {
+        for uniform_loads in [false, true] {
+            facts.push(DeviceFacts {
+                max_workgroup_memory_bytes: 32_768,
+                processor: Processor::Cpu {
+                    lanes,
+                    uniform_loads,
+                },
+                ..gpu.clone()
+            });
+        }
+    }
+    facts
+}
+
+fn kernels() -> Vec<(Kernel, DeviceFacts)> {
+    let mut kernels = vec![(Kernel::Fill, DeviceFacts::webgpu_defaults())];
+    for facts in facts_of_every_kind() {
+        for shape in ForwardShape::ALL {
+            for head_dim in [4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 160, 256] {
+                let variant = ForwardVariant::with_shape(shape, head_dim, &facts);
+                kernels.push((Kernel::Forward(variant), facts.clone()));
+            }
+        }
+    }
+    let mut seen = std::collections::HashSet::new();
+    kernels.retain(|(kernel, _)| seen.insert(*kernel));
+    kernels
+}
+
+fn parse(kernel: Kernel) -> Module {
+    naga::front::wgsl::parse_str(&kernel.source())
+        .unwrap_or_else(|error| panic!("{kernel:?}: {}", error.emit_to_string(&kernel.source())))
+}
+
+#[test]
+fn every_kernel_is_valid_and_translates_to_spirv_msl_and_hlsl() {
+    for (kernel, _) in kernels() {
+        let module = parse(kernel);
+        // No capability beyond WebGPU's defaults.
+        let info = Validator::new(ValidationFlags::all(), Capabilities::empty())
+            .validate(&module)
+            .unwrap_or_else(|error| panic!("{kernel:?}: {error:?}"));
+        let words = spv::write_vec(&module, &info, &spv::Options::default(), None)
+            .unwrap_or_else(|error| panic!("{kernel:?} to SPIR-V: {error}"));
+        assert!(words.len() > 100);
+        let options = msl::Options {
+            fake_missing_bindings: true,
+            ..Default::default()
+        };
+        let pipeline = msl::PipelineOptions::default();
+        let (text, _) = msl::write_string(&module, &info, &options, &pipeline)
+            .unwrap_or_else(|error| panic!("{kernel:?} to MSL: {error}"));
+        assert!(text.contains(kernel.name()));
+        let mut text = String::new();
+        let options = hlsl::Options {
+            fake_missing_bindings: true,
+            ..Default::default()
+        };
+        hlsl::Writer::new(&mut text, &options, &hlsl::PipelineOptions::default())
+            .write(&module, &info, None)
+            .unwrap_or_else(|error| panic!("{kernel:?} to HLSL: {error}"));
+        assert!(text.contains(kernel.name()));
+    }
+}
+
+#[test]
+fn entry_points_bear_the_name_of_the_kernel_and_fit_webgpu_defaults() {
+    for (kernel, _) in kernels() {
+        let module = parse(kernel);
+        assert_eq!(module.entry_points.len(), 1);
+        let entry = &module.entry_points[0];
+        assert_eq!(entry.name, kernel.name());
+        let invocations: u32 = entry.workgroup_size.iter().product();
+        assert!(
+            invocations <= 256,
+            "{kernel:?} has {invocations} invocations"
+        );
+    }
+}
+
+#[test]
+fn workgroup_memory_is_what_the_plan_says_and_within_the_limit() {
+    for (kernel, facts) in kernels() {
+        let module = parse(kernel);
+        let bytes: u32 = module
+            .global_variables
+            .iter()
+            .filter(|(_, variable)| variable.space == AddressSpace::WorkGroup)
+            // Drivers align each variable; 16 bytes is the largest alignment of any type used.
+            .map(|(_, variable)| size(&module, variable.ty).next_multiple_of(16))
+            .sum();
+        assert!(
+            bytes <= facts.max_workgroup_memory_bytes,
+            "{kernel:?} takes {bytes} bytes"
+        );
+        if let Kernel::Forward(variant) = kernel {
+            assert_eq!(bytes, variant.workgroup_memory_bytes(), "{kernel:?}");
+            assert!(variant.check(variant.head_dim, &facts).is_ok());
+        }
+    }
+}
+
+#[test]
+fn every_head_size_gets_a_kernel_that_fits_on_every_kind_of_device() {
+    for facts in facts_of_every_kind() {
+        for head_dim in (4..=256).step_by(4) {
+            let variant = ForwardVariant::choose(head_dim, &facts);
+            assert!(variant.workgroup_memory_bytes() <= facts.max_workgroup_memory_bytes);
+            variant
+                .check(head_dim, &facts)
+                .expect("the chosen kernel fits");
+        }
+    }
+}
+
+fn size(module: &Module, ty: naga::Handle<naga::Type>) -> u32 {
+    module.types[ty].inner.size(module.to_ctx())
+}
+
+#[test]
+fn bindings_agree_with_the_kernel_table() {
+    for (kernel, _) in kernels() {
+        let module = parse(kernel);
+        let mut bindings: Vec<_> = module
+            .global_variables
+            .iter()
+            .filter_map(|(_, variable)| Some((variable.binding?.binding, variable)))
+            .collect();
+        bindings.sort_by_key(|(number, _)| *number);
+        let (uniform, storage) = bindings.split_first().expect("parameters");
+        assert_eq!(uniform.0, 0);
+        assert_eq!(uniform.1.space, AddressSpace::Uniform);
+        assert_eq!(
+            u64::from(size(&module, uniform.1.ty)),
+            kernel.params_bytes()
+        );
+        let expected: Vec<_> = (1..)
+            .zip(kernel.bindings())
+            .map(|(number, access)| {
+                let access = match access {
+                    Access::Read => StorageAccess::LOAD,
+                    Access::ReadWrite => StorageAccess::LOAD | StorageAccess::STORE,
+                };
+                (number, AddressSpace::Storage { access })
+            })
+            .collect();
+        let found: Vec<_> = storage
+            .iter()
+            .map(|(n, variable)| (*n, variable.space))
+            .collect();
+        assert_eq!(found, expected, "{kernel:?}");
+        assert!(
+            found.len() <= 7,
+            "Metal takes one of WebGPU's eight storage buffers"
+        );
+    }
+}
+
+/// Name and offset of each field of the shader's struct.
+fn shader_fields(kernel: Kernel, name: &str) -> Vec<(String, usize)> {
+    let module = parse(kernel);
+    let (_, ty) = module
+        .types
+        .iter()
+        .find(|(_, ty)| ty.name.as_deref() == Some(name))
+        .expect("the parameter struct");
+    let TypeInner::Struct { members, .. } = &ty.inner else {
+        panic!("{name} is a struct");
+    };
+    members
+        .iter()
+        .map(|member| (member.name.clone().expect("named"), member.offset as usize))
+        .collect()
+}
+
+macro_rules! host_fields {
+    ($ty:ident: $($field:ident),* $(,)?) => {{
+        // A pattern without `..`: a field that is missing here does not compile.
+        let _ = |value: $ty| { let $ty { $($field: _),* } = value; };
+        vec![$((stringify!($field).to_owned(), offset_of!($ty, $field))),*]
+    }};
+}
+
+#[test]
+fn parameter_structs_have_the_same_layout_on_both_sides() {
+    let host = host_fields!(FillParams: first_word, num_words, value, grid_width);
+    assert_eq!(shader_fields(Kernel::Fill, "FillParams"), host);
+
+    let host = host_fields!(ForwardParams:
+        seq_len, valid_len, num_heads, head_begin, head_count, offset_base, offset_div, offset_mod,
+        segment_length, dilation_rate, rows_per_segment, output_stride, batch_count, segment_begin,
+        segment_count, row_begin, row_end, key_row_begin, key_row_end, flags, scale_log2e, out_scale,
+        q_token0, q_skip, kv_token0, kv_skip, out_token0, out_skip, lse_skip, grid_width,
+        first_workgroup, num_workgroups);
+    let facts = DeviceFacts::webgpu_defaults();
+    for shape in ForwardShape::ALL {
+        let kernel = Kernel::Forward(ForwardVariant::with_shape(shape, 64, &facts));
+        assert_eq!(shader_fields(kernel, "ForwardParams"), host);
+    }
+}
