@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use crate::support::numbers::uniform;
 
 /// Any configuration over 1 to 5 heads of 4 or 8 elements.
-fn any_config() -> impl Strategy<Value = DilatedAttentionConfig> {
+pub fn any_config() -> impl Strategy<Value = DilatedAttentionConfig> {
     let branch = (1..40u32, 1..9u32);
     let options = proptest::array::uniform5(any::<bool>());
     let sizes = (1..6u32, prop_oneof![Just(4u32), Just(8)]);

@@ -22,7 +22,7 @@ mod report;
 mod torchscale;
 
 pub use attention::{Forward, ForwardOutput, Inputs};
-pub use report::{Line, Outcome, Summary};
+pub use report::{Line, Summary};
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};

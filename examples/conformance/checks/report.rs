@@ -20,8 +20,7 @@ pub enum Outcome {
 /// One line.
 #[derive(Clone, Debug)]
 pub struct Line {
-    /// What became of the comparison.
-    pub outcome: Outcome,
+    outcome: Outcome,
     file: String,
     tensor: String,
     /// Largest absolute error, and its tolerance.

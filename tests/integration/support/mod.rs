@@ -1,4 +1,7 @@
 //! What several test modules use.
 
 pub mod contexts;
+pub mod kernel_contexts;
 pub mod numbers;
+pub mod plain;
+pub mod problem;

@@ -1,0 +1,111 @@
+//! Compares the library on this machine's GPU with golden files.
+//!
+//! ```text
+//! cargo run --release --example conformance -- PATH...
+//! ```
+//! Prints one line per compared tensor, `PASS|FAIL|SKIP file tensor max_abs_err tolerance [reason]`, and last
+//! `N passed, N failed, N skipped`; columns without a number hold `-`. Exits with 1 when anything failed. The adapter is
+//! named on stderr. `tests/golden` holds files to start with.
+
+mod checks;
+mod gpu;
+
+use std::error::Error;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use checks::{Line, Summary, check_file, failed_file};
+use dilated_attention::Context;
+
+const USAGE: &str = "\
+usage: conformance PATH...
+
+Compares the library on this machine's GPU with golden files (.safetensors), or with all of them below a folder.
+
+  -h, --help    print this
+
+Exit status: 0 when nothing failed, 1 when something did, 2 when it could not run.";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("conformance: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run() -> Result<ExitCode, Box<dyn Error>> {
+    let mut paths = Vec::new();
+    for argument in std::env::args_os().skip(1) {
+        match argument.to_str() {
+            Some("-h" | "--help") => {
+                println!("{USAGE}");
+                return Ok(ExitCode::SUCCESS);
+            }
+            Some(option) if option.starts_with('-') => {
+                return Err(format!("unknown option {option}\n\n{USAGE}").into());
+            }
+            _ => paths.push(PathBuf::from(argument)),
+        }
+    }
+    if paths.is_empty() {
+        return Err(format!("no PATH given\n\n{USAGE}").into());
+    }
+    let context = Context::headless()?;
+    eprintln!("adapter: {}", context.adapter_info().name);
+    let mut gpu = gpu::Gpu { context };
+    let mut summary = Summary::default();
+    let mut stdout = io::stdout().lock();
+    let mut print = |lines: Vec<Line>| -> io::Result<()> {
+        for line in lines {
+            summary.add(&line);
+            writeln!(stdout, "{line}")?;
+        }
+        // Long files take minutes: show what there is.
+        stdout.flush()
+    };
+    for path in paths {
+        match golden_files(&path) {
+            Ok(files) if files.is_empty() => {
+                print(failed_file(
+                    &path.to_string_lossy(),
+                    "holds no .safetensors file",
+                ))?;
+            }
+            Ok(files) => {
+                for file in files {
+                    print(check_file(&file, &mut gpu))?;
+                }
+            }
+            Err(error) => print(failed_file(&path.to_string_lossy(), &error.to_string()))?,
+        }
+    }
+    writeln!(stdout, "{summary}")?;
+    Ok(ExitCode::from(u8::from(summary.failed > 0)))
+}
+
+/// `path` itself when it is no folder, else the golden files below it, sorted. Links to folders are not followed.
+fn golden_files(path: &Path) -> io::Result<Vec<PathBuf>> {
+    if !fs::metadata(path)?.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            files.extend(golden_files(&path)?);
+        } else if path
+            .extension()
+            .is_some_and(|extension| extension == "safetensors")
+        {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}

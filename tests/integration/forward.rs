@@ -1,0 +1,334 @@
+//! The forward kernels against the f64 reference, on every context and with every kernel that the adapter runs.
+
+use dilated_attention::{
+    AttentionShape, DilatedAttentionConfig, HeadOffsets, Heads, Mask, OutputRows, Padding,
+};
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+
+use crate::oracle::any_config;
+use crate::support::kernel_contexts::{kernel_contexts, tiny_bindings};
+use crate::support::problem::Problem;
+
+/// A configuration of `heads` heads of 8 elements.
+fn config(heads: u32, segments: &[u32], rates: &[u32]) -> DilatedAttentionConfig {
+    DilatedAttentionConfig::new(heads, 8, segments, rates).unwrap()
+}
+
+fn shape(batch: u32, seq_len: u32) -> AttentionShape {
+    AttentionShape::new(batch, seq_len).unwrap()
+}
+
+/// What is special in a configuration or shape, each with the name of what it is about. Head size 8 throughout: a
+/// kernel is compiled once for all of them.
+fn named_problems() -> Vec<(&'static str, Problem)> {
+    let long = config(4, &[16, 32, 64], &[1, 2, 4]);
+    let ragged = [0, 1, 15, 16, 17, 50, 0];
+    let cases = [
+        ("segments that fit", long.clone(), shape(1, 64)),
+        (
+            "length no multiple of the segments",
+            long.clone(),
+            shape(1, 50),
+        ),
+        (
+            "many tiles of rows and keys",
+            config(2, &[150, 700], &[1, 3]),
+            shape(1, 700),
+        ),
+        (
+            "segment no multiple of the rate",
+            config(4, &[10, 15], &[4, 2]),
+            shape(1, 40),
+        ),
+        (
+            "heads no multiple of the rate",
+            config(5, &[16, 32], &[1, 4]),
+            shape(1, 45),
+        ),
+        (
+            "fewer heads than offsets",
+            config(2, &[16, 32], &[1, 8]),
+            shape(1, 40),
+        ),
+        ("one token", long.clone(), shape(2, 1)),
+        ("shorter than every segment", long.clone(), shape(1, 13)),
+        (
+            "segments far beyond 32 bits' half",
+            config(2, &[u32::MAX, 3 << 30], &[1, 3]),
+            shape(1, 21),
+        ),
+        (
+            "rate beyond the length",
+            config(2, &[64], &[100]),
+            shape(1, 20),
+        ),
+        (
+            "no branch of rate 1",
+            config(4, &[16, 32], &[2, 4]),
+            shape(1, 50),
+        ),
+        (
+            "repeated branch",
+            config(2, &[16, 16, 32], &[1, 1, 2]),
+            shape(1, 40),
+        ),
+        ("batch", long.clone(), shape(3, 37)),
+        (
+            "lengths per item",
+            long.clone(),
+            shape(7, 50).with_valid_lens(&ragged).unwrap(),
+        ),
+        (
+            "lengths per item, no rate 1",
+            config(3, &[16, 32], &[2, 4]),
+            shape(7, 50).with_valid_lens(&ragged).unwrap(),
+        ),
+        ("no token", long.clone(), shape(3, 0)),
+        ("no item", long.clone(), shape(0, 20)),
+        (
+            "round-robin offsets",
+            config(5, &[16, 32], &[2, 3]).head_offsets(HeadOffsets::RoundRobin),
+            shape(1, 45),
+        ),
+        (
+            "partitioned heads",
+            config(5, &[16, 32], &[1, 2]).heads(Heads::Partitioned),
+            shape(2, 50),
+        ),
+        (
+            "fewer heads than groups",
+            config(2, &[8, 16, 32], &[1, 2, 4]).heads(Heads::Partitioned),
+            shape(1, 50),
+        ),
+        (
+            "zero keys",
+            long.clone().padding(Padding::ZeroKeys),
+            shape(1, 50),
+        ),
+        ("torchscale", long.clone().torchscale(), shape(2, 50)),
+        (
+            "torchscale, rows that move",
+            config(4, &[10, 40], &[4, 1]).torchscale(),
+            shape(1, 40),
+        ),
+        (
+            "torchscale, only padding in rows",
+            config(6, &[3, 5], &[4, 6]).torchscale(),
+            shape(1, 43),
+        ),
+        (
+            "torchscale, lengths per item",
+            config(4, &[10, 15], &[4, 2]).torchscale(),
+            shape(7, 50).with_valid_lens(&ragged).unwrap(),
+        ),
+        (
+            "moved rows, padding masked",
+            config(4, &[10, 15], &[4, 2]).output_rows(OutputRows::Torchscale),
+            shape(1, 50),
+        ),
+        (
+            "zero keys, rows in place",
+            config(4, &[10, 15], &[4, 2]).padding(Padding::ZeroKeys),
+            shape(1, 50),
+        ),
+        (
+            "scale",
+            long.clone().softmax_scale(-1.7).unwrap(),
+            shape(1, 50),
+        ),
+        (
+            "scale of 0",
+            long.clone().softmax_scale(0.0).unwrap(),
+            shape(1, 50),
+        ),
+    ];
+    let mut problems: Vec<_> = cases
+        .into_iter()
+        .flat_map(|(name, config, shape)| {
+            [Mask::Full, Mask::Causal].map(|mask| {
+                (
+                    name,
+                    Problem::new(config.clone().mask(mask), shape.clone(), 1.0),
+                )
+            })
+        })
+        .collect();
+    for query_scale in [100.0, 3e4] {
+        let problem = Problem::new(long.clone().torchscale(), shape(1, 50), query_scale);
+        problems.push(("large scores", problem));
+    }
+    problems
+}
+
+#[test]
+fn named_cases_equal_the_reference() {
+    for on in kernel_contexts() {
+        for (name, problem) in named_problems() {
+            problem
+                .check(on)
+                .unwrap_or_else(|reason| panic!("{name}: {reason}"));
+        }
+    }
+}
+
+#[test]
+fn windows_equal_the_reference() {
+    for (name, problem) in named_problems() {
+        problem
+            .check(tiny_bindings())
+            .unwrap_or_else(|reason| panic!("{name}: {reason}"));
+    }
+    // Segments that exceed a binding, so that key windows are merged; heads of different offsets in windows of their own.
+    for mask in [Mask::Full, Mask::Causal] {
+        for rates in [&[1, 5], &[2, 3], &[1, 600]] {
+            let config = config(3, &[400, 900], rates).mask(mask);
+            for config in [config.clone(), config.torchscale()] {
+                let problem = Problem::new(config, shape(1, 1000), 1.0);
+                problem.check(tiny_bindings()).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn every_head_size_equals_the_reference() {
+    for on in kernel_contexts() {
+        for head_dim in [4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 256] {
+            let config = DilatedAttentionConfig::new(2, head_dim, &[32, 70], &[1, 2]).unwrap();
+            for config in [config.clone().mask(Mask::Causal), config.torchscale()] {
+                let problem = Problem::new(config, shape(1, 75), 1.0);
+                problem.check(on).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn drawn_configurations_equal_the_reference() {
+    let lens = proptest::collection::vec(0..=60u32, 1..4);
+    for on in kernel_contexts().iter().chain([tiny_bindings()]) {
+        let mut runner = TestRunner::new_with_rng(
+            ProptestConfig {
+                cases: 40,
+                failure_persistence: None,
+                ..Default::default()
+            },
+            // The same cases in every run: what fails here fails again.
+            proptest::test_runner::TestRng::deterministic_rng(
+                proptest::test_runner::RngAlgorithm::ChaCha,
+            ),
+        );
+        let drawn = runner.run(&(any_config(), lens.clone()), |(config, lens)| {
+            let longest = lens.iter().copied().max().unwrap_or(0);
+            let shape = shape(lens.len() as u32, longest)
+                .with_valid_lens(&lens)
+                .unwrap();
+            let problem = Problem::new(config, shape, 1.0);
+            problem.check(on).map_err(TestCaseError::fail)
+        });
+        drawn.unwrap();
+    }
+}
+
+#[test]
+fn causal_rows_ignore_later_tokens() {
+    for on in kernel_contexts() {
+        let config = config(4, &[32, 48, 256], &[1, 2, 4]).mask(Mask::Causal);
+        let problem = Problem::new(config, shape(1, 150), 1.0);
+        for variant in on.forward_variants(8) {
+            let before = problem.run(on, variant).unwrap();
+            for token in [0, 1, 31, 32, 33, 80, 149] {
+                let mut changed = problem.clone();
+                // So large that the scores of later rows outgrow all before them: an earlier row must not even be rounded
+                // otherwise.
+                for tensor in [&mut changed.q, &mut changed.k, &mut changed.v] {
+                    for value in &mut tensor[token * 32..] {
+                        *value = 50.0 * (0.5 - *value);
+                    }
+                }
+                let after = changed.run(on, variant).unwrap();
+                assert_eq!(
+                    before.out[..token * 32],
+                    after.out[..token * 32],
+                    "{variant}"
+                );
+                assert_eq!(
+                    before.softmax_lse[..token * 4],
+                    after.softmax_lse[..token * 4]
+                );
+                assert_ne!(before.out[token * 32..], after.out[token * 32..]);
+            }
+        }
+    }
+}
+
+/// A value that is no number changes no bit of a row that does not see it. Which rows see it, the reference knows.
+#[test]
+fn values_that_are_no_numbers_stay_with_rows_that_see_them() {
+    for on in kernel_contexts() {
+        let base = config(3, &[10, 70], &[1, 3]);
+        for config in [
+            base.clone(),
+            base.clone().mask(Mask::Causal),
+            base.clone().torchscale(),
+            base.torchscale().mask(Mask::Causal),
+        ] {
+            let problem = Problem::new(config, shape(2, 93), 1.0);
+            for variant in on.forward_variants(8) {
+                let before = problem.run(on, variant).unwrap();
+                for (tensor, value, token) in [
+                    (0, f32::NAN, 92),
+                    (1, f32::NAN, 0),
+                    (1, f32::INFINITY, 69),
+                    (1, f32::NEG_INFINITY, 70),
+                    (2, f32::NAN, 45),
+                    (2, f32::INFINITY, 93 + 9),
+                    (0, f32::INFINITY, 93 + 10),
+                ] {
+                    let mut poisoned = problem.clone();
+                    let mut marked = problem.clone();
+                    for (problem, value) in [(&mut poisoned, value), (&mut marked, f32::NAN)] {
+                        [&mut problem.q, &mut problem.k, &mut problem.v][tensor][token * 24..]
+                            [..24]
+                            .fill(value);
+                    }
+                    let seen = marked.reference();
+                    let after = poisoned.run(on, variant).unwrap();
+                    let bits =
+                        |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                    for row in 0..before.softmax_lse.len() {
+                        let elements = row * 8..(row + 1) * 8;
+                        let sees = seen.softmax_lse[row].is_nan()
+                            || seen.out[elements.clone()]
+                                .iter()
+                                .any(|value| value.is_nan());
+                        if !sees {
+                            assert_eq!(
+                                bits(&before.out[elements.clone()]),
+                                bits(&after.out[elements]),
+                                "{variant}, {}: row {row}, {value} in tensor {tensor} at {token}",
+                                problem.config
+                            );
+                            assert_eq!(before.softmax_lse[row], after.softmax_lse[row]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn runs_are_equal_bit_for_bit() {
+    for on in kernel_contexts().iter().chain([tiny_bindings()]) {
+        let config = config(4, &[64, 200, 200], &[1, 2, 2]).torchscale();
+        let problem = Problem::new(config, shape(2, 300), 1.0);
+        for variant in on.forward_variants(8) {
+            let first = problem.run(on, variant).unwrap();
+            for _ in 0..3 {
+                assert_eq!(first, problem.run(on, variant).unwrap(), "{variant}");
+            }
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Contexts for tests that run many cases through the same kernels, and the kernels that each can run.
+//!
+//! They are shared by all tests and live as long as the process: a software driver takes seconds to compile a kernel, and
+//! keeps it only with its device.
+
+use std::sync::OnceLock;
+
+use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
+use dilated_attention::plan::Processor;
+use dilated_attention::pool::PoolOptions;
+use dilated_attention::{Context, ContextOptions, wgpu};
+
+use super::contexts::context_with;
+
+/// A context with what it is for.
+pub struct TestContext {
+    /// For messages.
+    pub name: &'static str,
+    /// The context.
+    pub context: Context,
+}
+
+/// WebGPU's default limits first, what every browser grants, then the adapter's own.
+///
+/// On the first, buffers are filled with NaN before use, so that a read of anything never written shows.
+pub fn kernel_contexts() -> &'static [TestContext] {
+    static CONTEXTS: OnceLock<Vec<TestContext>> = OnceLock::new();
+    CONTEXTS.get_or_init(|| {
+        let defaults = wgpu::Limits::default();
+        vec![
+            open("default limits", Some(defaults), true),
+            open("adapter limits", None, false),
+        ]
+    })
+}
+
+/// A context whose bindings cover 16 KiB: tensors of a few hundred tokens already need windows.
+pub fn tiny_bindings() -> &'static TestContext {
+    static CONTEXT: OnceLock<TestContext> = OnceLock::new();
+    CONTEXT.get_or_init(|| {
+        let limits = wgpu::Limits {
+            max_storage_buffer_binding_size: 16 << 10,
+            ..Default::default()
+        };
+        open("bindings of 16 KiB", Some(limits), true)
+    })
+}
+
+fn open(name: &'static str, limits: Option<wgpu::Limits>, poison: bool) -> TestContext {
+    let pool = PoolOptions {
+        poison,
+        ..Default::default()
+    };
+    let context = context_with(&ContextOptions {
+        limits,
+        pool,
+        ..Default::default()
+    });
+    TestContext { name, context }
+}
+
+impl TestContext {
+    /// Every forward kernel that this adapter runs in reasonable time, the one it would choose first.
+    pub fn forward_variants(&self, head_dim: u32) -> Vec<ForwardVariant> {
+        let facts = self.context.facts();
+        let chosen = ForwardVariant::choose(head_dim, facts);
+        let mut variants = vec![chosen];
+        for shape in ForwardShape::ALL {
+            let affordable = match (shape, facts.processor) {
+                (ForwardShape::Tile, _) | (_, Processor::Gpu) => true,
+                (ForwardShape::Micro, _) => head_dim <= 64,
+                // Older drivers load a shared address once per lane: a minute to compile at 64 elements.
+                (ForwardShape::Rows, Processor::Cpu { uniform_loads, .. }) => {
+                    uniform_loads || head_dim <= 16
+                }
+            };
+            let variant = ForwardVariant::with_shape(shape, head_dim, facts);
+            if affordable && shape != chosen.shape && variant.check(head_dim, facts).is_ok() {
+                variants.push(variant);
+            }
+        }
+        variants
+    }
+}
