@@ -280,6 +280,7 @@ fn values_that_are_no_numbers_stay_with_rows_that_see_them() {
                 for (tensor, value, token) in [
                     (0, f32::NAN, 92),
                     (1, f32::NAN, 0),
+                    (1, f32::NAN, 92),
                     (1, f32::INFINITY, 69),
                     (1, f32::NEG_INFINITY, 70),
                     (2, f32::NAN, 45),
