@@ -162,6 +162,13 @@ impl<T: Element> Download<T> {
         self.result().unwrap_or_else(|| Err(self.not_submitted()))
     }
 
+    /// Whether [`wait`](Self::wait) would return at once. Never blocks; something has to poll the device meanwhile
+    /// ([`Context::poll`](crate::Context::poll), or any submission).
+    pub fn is_ready(&self) -> bool {
+        let stage = self.readback.lock().stage;
+        !matches!(stage, Stage::Recorded | Stage::Submitted)
+    }
+
     fn not_submitted(&self) -> Error {
         Error::NotSubmitted {
             label: self.readback.lease.label(),

@@ -1,235 +1,228 @@
-// Forward attention with everything in registers: for adapters that run on a CPU and turn a load at an address all lanes
-// share into one scalar load and a broadcast (lavapipe of Mesa 26 and later).
+// Forward attention for CPU adapters whose every load is one scalar load per lane (lavapipe up to Mesa 25.0): what counts
+// is fma per load, so each thread owns an 8 x 8 micro-tile of scores and loads q, k and v directly where it needs them.
+// Loops stay rolled: the compile time of such a driver grows faster than the code.
 //
-// Each lane owns two query rows (their q and their output), all lanes walk over the same keys, four at a time: a key's
-// vec4 then feeds two rows, and an output vec4 is loaded and stored once per four keys. No barriers, no workgroup memory.
-// Prelude: HEAD_DIM_VEC4, LANES (the adapter's vector width in f32).
+// 4 groups of 8 lanes: a group owns every 4th row of 32, a lane every 8th key of 64 and every 8th vec4 column of the
+// output. Only the weights and row maxima pass through workgroup memory: 8192 + 1024 bytes for every head size.
+// Prelude: HEAD_DIM_VEC4.
 
-const ROWS_PER_WORKGROUP: u32 = 2u * LANES;
-// The maximum used for a row may lag behind the true one by this much in log2 units: rescaling the output is then rare,
-// and 2^8 per key is far from overflow.
-const MAX_LAG: f32 = 8.0;
+const LANE_COLUMNS: u32 = (HEAD_DIM_VEC4 + 7u) / 8u; // vec4 columns of the output per thread
+const ROWS: u32 = 32u;
+const KEYS: u32 = 64u;
 
-var<private> query_a: array<vec4<f32>, HEAD_DIM_VEC4>;
-var<private> query_b: array<vec4<f32>, HEAD_DIM_VEC4>;
-var<private> output_a: array<vec4<f32>, HEAD_DIM_VEC4>;
-var<private> output_b: array<vec4<f32>, HEAD_DIM_VEC4>;
-// What a step works with: four elements of a key or value, or one of q or the output, and four scores or weights a row.
-var<private> at: vec4<u32>;
-var<private> score_a: vec4<f32>;
-var<private> score_b: vec4<f32>;
-var<private> end: RowEnd;
+var<workgroup> left: array<vec4<f32>, ROWS * KEYS / 4u>;
+var<workgroup> partial: array<vec4<f32>, 64>;
 
-fn dot_add(a: vec4<f32>, b: vec4<f32>, sum: f32) -> f32 {
-    return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, sum))));
+struct Thread {
+    group: u32,
+    lane: u32,
 }
 
-fn load_a(c: u32) {
-    query_a[c] = params.scale_log2e * q[at.x + c];
+// The thread's 8 rows in one vec4 of columns.
+struct Output {
+    low: mat4x4<f32>,
+    high: mat4x4<f32>,
 }
 
-fn load_b(c: u32) {
-    query_b[c] = params.scale_log2e * q[at.x + c];
+fn query_block(at: vec4<u32>, c: u32) -> mat4x4<f32> {
+    return mat4x4<f32>(q[at.x + c], q[at.y + c], q[at.z + c], q[at.w + c]);
 }
 
-fn scores(c: u32) {
-    let k0 = k[at.x + c];
-    let k1 = k[at.y + c];
-    let k2 = k[at.z + c];
-    let k3 = k[at.w + c];
-    score_a.x = dot_add(query_a[c], k0, score_a.x);
-    score_a.y = dot_add(query_a[c], k1, score_a.y);
-    score_a.z = dot_add(query_a[c], k2, score_a.z);
-    score_a.w = dot_add(query_a[c], k3, score_a.w);
-    score_b.x = dot_add(query_b[c], k0, score_b.x);
-    score_b.y = dot_add(query_b[c], k1, score_b.y);
-    score_b.z = dot_add(query_b[c], k2, score_b.z);
-    score_b.w = dot_add(query_b[c], k3, score_b.w);
+fn key_block(at: vec4<u32>, c: u32) -> mat4x4<f32> {
+    return transpose(mat4x4<f32>(k[at.x + c], k[at.y + c], k[at.z + c], k[at.w + c]));
 }
 
-fn weigh(weight: vec4<f32>, v0: vec4<f32>, v1: vec4<f32>, v2: vec4<f32>, v3: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
-    let two = fma(vec4<f32>(weight.y), v1, fma(vec4<f32>(weight.x), v0, sum));
-    return fma(vec4<f32>(weight.w), v3, fma(vec4<f32>(weight.z), v2, two));
+// Element indices of rows (keys) row, row + step, ..., those beyond `last` replaced by it: masked later.
+fn query_indices(tile: Tile, row: u32) -> vec4<u32> {
+    let last = max(tile.real_rows, 1u) - 1u;
+    return vec4<u32>(query_index(tile, min(row, last)), query_index(tile, min(row + 4u, last)),
+        query_index(tile, min(row + 8u, last)), query_index(tile, min(row + 12u, last)));
 }
 
-fn values(c: u32) {
-    let v0 = v[at.x + c];
-    let v1 = v[at.y + c];
-    let v2 = v[at.z + c];
-    let v3 = v[at.w + c];
-    output_a[c] = weigh(score_a, v0, v1, v2, v3, output_a[c]);
-    output_b[c] = weigh(score_b, v0, v1, v2, v3, output_b[c]);
+fn key_indices(tile: Tile, key: u32) -> vec4<u32> {
+    let last = tile.key_end - 1u;
+    return vec4<u32>(key_index(tile, min(key, last)), key_index(tile, min(key + 8u, last)),
+        key_index(tile, min(key + 16u, last)), key_index(tile, min(key + 24u, last)));
 }
 
-// Scales by x.
-fn rescale(c: u32) {
-    output_a[c] *= score_a.x;
-    output_b[c] *= score_b.x;
+// Phantom rows: q = 0, so every score is 0.
+fn clear_phantom(block: mat4x4<f32>, rows: vec4<u32>, real_rows: u32) -> mat4x4<f32> {
+    let zero = vec4<f32>();
+    return mat4x4<f32>(select(zero, block[0], rows.x < real_rows), select(zero, block[1], rows.y < real_rows),
+        select(zero, block[2], rows.z < real_rows), select(zero, block[3], rows.w < real_rows));
 }
 
-// One key: its score in x.
-fn last_score(c: u32) {
-    let k0 = k[at.x + c];
-    score_a.x = dot_add(query_a[c], k0, score_a.x);
-    score_b.x = dot_add(query_b[c], k0, score_b.x);
+fn keep_weights(row: u32, column: u32, p: mat4x4<f32>) {
+    let at = row * (KEYS / 4u) + column;
+    left[at] = p[0];
+    left[at + KEYS] = p[1];
+    left[at + 2u * KEYS] = p[2];
+    left[at + 3u * KEYS] = p[3];
 }
 
-// One key: weight in x, scale of what is there in y, 1 in z if the row sees the key.
-fn last_value(c: u32) {
-    let v0 = v[at.x + c];
-    output_a[c] = fma(vec4<f32>(score_a.x), select(vec4<f32>(), v0, score_a.z > 0.0), score_a.y * output_a[c]);
-    output_b[c] = fma(vec4<f32>(score_b.x), select(vec4<f32>(), v0, score_b.z > 0.0), score_b.y * output_b[c]);
+fn left_block(row: u32, column: u32) -> mat4x4<f32> {
+    let at = row * (KEYS / 4u) + column;
+    return mat4x4<f32>(left[at], left[at + KEYS], left[at + 2u * KEYS], left[at + 3u * KEYS]);
 }
 
-fn store_a(c: u32) {
-    store_output(at.x + c, end, output_a[c]);
+fn partial_max(thread: Thread, half: u32) -> vec4<f32> {
+    let at = thread.group * 16u + half * 8u;
+    var top = partial[at];
+    for (var i = 1u; i < 8u; i++) {
+        top = max(top, partial[at + i]);
+    }
+    return top;
 }
 
-fn store_b(c: u32) {
-    store_output(at.x + c, end, output_b[c]);
+fn value_block(at: vec4<u32>, column: u32) -> mat4x4<f32> {
+    let c = min(column, HEAD_DIM_VEC4 - 1u);
+    return mat4x4<f32>(v[at.x + c], v[at.y + c], v[at.z + c], v[at.w + c]);
 }
 
-const LOAD_A: u32 = 0u;
-const LOAD_B: u32 = 1u;
-const SCORES: u32 = 2u;
-const VALUES: u32 = 3u;
-const RESCALE: u32 = 4u;
-const LAST_SCORE: u32 = 5u;
-const LAST_VALUE: u32 = 6u;
-const STORE_A: u32 = 7u;
-const STORE_B: u32 = 8u;
+fn add(output: Output, low: mat4x4<f32>, high: mat4x4<f32>, values: mat4x4<f32>, seen: bool) -> Output {
+    if (seen) {
+        return Output(multiply_add(output.low, low, values), multiply_add(output.high, high, values));
+    }
+    return Output(multiply_add_seen(output.low, low, values), multiply_add_seen(output.high, high, values));
+}
 
-// Every step over the head dimension is unrolled here, in the source, by calls with constants: an array stays in
-// registers only while all its indices are constants, and compilers do not unroll loops as long as these.
-fn step(kind: u32, c: u32) {
-    if (c < HEAD_DIM_VEC4) {
-        switch (kind) {
-            case LOAD_A: { load_a(c); }
-            case LOAD_B: { load_b(c); }
-            case SCORES: { scores(c); }
-            case VALUES: { values(c); }
-            case RESCALE: { rescale(c); }
-            case LAST_SCORE: { last_score(c); }
-            case LAST_VALUE: { last_value(c); }
-            case STORE_A: { store_a(c); }
-            default: { store_b(c); }
-        }
+fn store_row(tile: Tile, row: u32, column: u32, value: vec4<f32>) {
+    if (tile.row_begin + row < tile.row_end && column < HEAD_DIM_VEC4) {
+        let factors = left[row];
+        let to = output_index(output_place(tile, tile.row_begin + row)) + column;
+        store_output(to, RowEnd(factors.x, factors.y), value);
     }
 }
 
-fn step_4(kind: u32, c: u32) {
-    step(kind, c);
-    step(kind, c + 1u);
-    step(kind, c + 2u);
-    step(kind, c + 3u);
+fn store_column(tile: Tile, thread: Thread, chunk: u32, output: Output) {
+    let column = chunk * 8u + thread.lane;
+    store_row(tile, thread.group, column, output.low[0]);
+    store_row(tile, thread.group + 4u, column, output.low[1]);
+    store_row(tile, thread.group + 8u, column, output.low[2]);
+    store_row(tile, thread.group + 12u, column, output.low[3]);
+    store_row(tile, thread.group + 16u, column, output.high[0]);
+    store_row(tile, thread.group + 20u, column, output.high[1]);
+    store_row(tile, thread.group + 24u, column, output.high[2]);
+    store_row(tile, thread.group + 28u, column, output.high[3]);
 }
 
-fn step_16(kind: u32, c: u32) {
-    if (c < HEAD_DIM_VEC4) {
-        step_4(kind, c);
-        step_4(kind, c + 4u);
-        step_4(kind, c + 8u);
-        step_4(kind, c + 12u);
-    }
-}
-
-fn each_column(kind: u32) {
-    step_16(kind, 0u);
-    step_16(kind, 16u);
-    step_16(kind, 32u);
-    step_16(kind, 48u);
-}
-
-fn horizontal_max(a: vec4<f32>) -> f32 {
-    return max(max(a.x, a.y), max(a.z, a.w));
-}
-
-@compute @workgroup_size(LANES)
-fn forward_micro(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let tile = locate_tile(workgroup, ROWS_PER_WORKGROUP);
-    let row_a = tile.row_begin + lane;
-    let row_b = row_a + LANES;
-    // Rows that are phantom or beyond the tile keep q = 0.
-    let query_end = min(tile.row_end, tile.real_rows);
-    if (row_a < query_end) {
-        at.x = query_index(tile, row_a);
-        each_column(LOAD_A);
-    }
-    if (row_b < query_end) {
-        at.x = query_index(tile, row_b);
-        each_column(LOAD_B);
-    }
-
-    var max_a = SCORE_FLOOR;
-    var max_b = SCORE_FLOOR;
-    var sum_a = vec4<f32>();
-    var sum_b = vec4<f32>();
-    let stride = key_stride();
-    var key = tile.key_begin;
-    var place = key_index(tile, key);
-    for (; key + 4u <= tile.key_full; key += 4u) {
-        at = place + vec4<u32>(0u, stride, 2u * stride, 3u * stride);
-        score_a = vec4<f32>();
-        score_b = vec4<f32>();
-        each_column(SCORES);
-        let all_a = score_a;
-        let all_b = score_b;
-        let top_a = horizontal_max(all_a);
-        let top_b = horizontal_max(all_b);
-        // A loop of at most one turn: a software adapter leaves it when no lane needs it, but runs a branch masked.
-        var grown = top_a > max_a + MAX_LAG || top_b > max_b + MAX_LAG;
-        while (grown) {
-            let new_a = max(max_a, top_a);
-            let new_b = max(max_b, top_b);
-            score_a.x = exp2(max_a - new_a);
-            score_b.x = exp2(max_b - new_b);
-            max_a = new_a;
-            max_b = new_b;
-            sum_a *= score_a.x;
-            sum_b *= score_b.x;
-            each_column(RESCALE);
-            grown = false;
-        }
-        score_a = exp2(all_a - max_a);
-        score_b = exp2(all_b - max_b);
-        sum_a += score_a;
-        sum_b += score_b;
-        each_column(VALUES);
-        place += 4u * stride;
-    }
-
-    // The keys left over, and under the causal mask those only some rows see: one at a time.
+@compute @workgroup_size(32)
+fn forward_micro(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    let tile = locate_tile(workgroup, ROWS);
+    let thread = Thread(index / 8u, index % 8u);
+    let rows_low = vec4<u32>(tile.row_begin + thread.group) + vec4<u32>(0u, 4u, 8u, 12u);
+    let rows_high = rows_low + 16u;
+    let query_low = query_indices(tile, rows_low.x);
+    let query_high = query_indices(tile, rows_high.x);
     let causal = has_flag(FLAG_CAUSAL);
-    for (; key < tile.key_end; key++) {
-        at.x = place;
-        score_a.x = 0.0;
-        score_b.x = 0.0;
-        each_column(LAST_SCORE);
-        let seen_a = !causal || key <= row_a;
-        let seen_b = !causal || key <= row_b;
-        let new_a = max(max_a, select(SCORE_FLOOR, score_a.x, seen_a));
-        let new_b = max(max_b, select(SCORE_FLOOR, score_b.x, seen_b));
-        // Selects, not products with 0: an unseen key may hold a NaN.
-        let p_a = select(0.0, exp2(score_a.x - new_a), seen_a);
-        let p_b = select(0.0, exp2(score_b.x - new_b), seen_b);
-        score_a = vec4<f32>(p_a, exp2(max_a - new_a), f32(seen_a), 0.0);
-        score_b = vec4<f32>(p_b, exp2(max_b - new_b), f32(seen_b), 0.0);
-        max_a = new_a;
-        max_b = new_b;
-        sum_a = sum_a * score_a.y + vec4<f32>(p_a, 0.0, 0.0, 0.0);
-        sum_b = sum_b * score_b.y + vec4<f32>(p_b, 0.0, 0.0, 0.0);
-        each_column(LAST_VALUE);
-        place += stride;
+    var top_low = vec4<f32>(SCORE_FLOOR);
+    var top_high = vec4<f32>(SCORE_FLOOR);
+    var sum_low = vec4<f32>();
+    var sum_high = vec4<f32>();
+    var output_0: Output;
+    var output_1: Output;
+    var output_2: Output;
+    var output_3: Output;
+    var output_4: Output;
+    var output_5: Output;
+    var output_6: Output;
+    var output_7: Output;
+    for (var key_tile = tile.key_begin; key_tile < tile.key_end; key_tile += KEYS) {
+        let first_keys = key_indices(tile, key_tile + thread.lane);
+        let last_keys = key_indices(tile, key_tile + thread.lane + 32u);
+        var a = mat4x4<f32>();
+        var b = mat4x4<f32>();
+        var c = mat4x4<f32>();
+        var d = mat4x4<f32>();
+        for (var i = 0u; i < HEAD_DIM_VEC4; i++) {
+            let low = query_block(query_low, i);
+            let high = query_block(query_high, i);
+            let first = key_block(first_keys, i);
+            let last = key_block(last_keys, i);
+            a = multiply_add(a, low, first);
+            b = multiply_add(b, low, last);
+            c = multiply_add(c, high, first);
+            d = multiply_add(d, high, last);
+        }
+        a *= params.scale_log2e;
+        b *= params.scale_log2e;
+        c *= params.scale_log2e;
+        d *= params.scale_log2e;
+        if (key_tile + KEYS > tile.key_full || tile.row_end > tile.real_rows) {
+            let keys = vec4<u32>(key_tile + thread.lane) + vec4<u32>(0u, 8u, 16u, 24u);
+            a = mask_scores(clear_phantom(a, rows_low, tile.real_rows), rows_low, keys, tile.key_end, causal);
+            b = mask_scores(clear_phantom(b, rows_low, tile.real_rows), rows_low, keys + 32u, tile.key_end, causal);
+            c = mask_scores(clear_phantom(c, rows_high, tile.real_rows), rows_high, keys, tile.key_end, causal);
+            d = mask_scores(clear_phantom(d, rows_high, tile.real_rows), rows_high, keys + 32u, tile.key_end, causal);
+        }
+        partial[thread.group * 16u + thread.lane] = max(row_max(a), row_max(b));
+        partial[thread.group * 16u + 8u + thread.lane] = max(row_max(c), row_max(d));
+        workgroupBarrier();
+        let new_low = max(top_low, partial_max(thread, 0u));
+        let new_high = max(top_high, partial_max(thread, 1u));
+        let shrink_low = exp2(top_low - new_low);
+        let shrink_high = exp2(top_high - new_high);
+        top_low = new_low;
+        top_high = new_high;
+        a = weights(a, new_low);
+        b = weights(b, new_low);
+        c = weights(c, new_high);
+        d = weights(d, new_high);
+        sum_low = fma(sum_low, shrink_low, row_sum(a) + row_sum(b));
+        sum_high = fma(sum_high, shrink_high, row_sum(c) + row_sum(d));
+        keep_weights(thread.group, thread.lane, a);
+        keep_weights(thread.group, thread.lane + 8u, b);
+        keep_weights(thread.group + 16u, thread.lane, c);
+        keep_weights(thread.group + 16u, thread.lane + 8u, d);
+        output_0 = Output(scale_rows(output_0.low, shrink_low), scale_rows(output_0.high, shrink_high));
+        if (LANE_COLUMNS > 1u) { output_1 = Output(scale_rows(output_1.low, shrink_low), scale_rows(output_1.high, shrink_high)); }
+        if (LANE_COLUMNS > 2u) { output_2 = Output(scale_rows(output_2.low, shrink_low), scale_rows(output_2.high, shrink_high)); }
+        if (LANE_COLUMNS > 3u) { output_3 = Output(scale_rows(output_3.low, shrink_low), scale_rows(output_3.high, shrink_high)); }
+        if (LANE_COLUMNS > 4u) { output_4 = Output(scale_rows(output_4.low, shrink_low), scale_rows(output_4.high, shrink_high)); }
+        if (LANE_COLUMNS > 5u) { output_5 = Output(scale_rows(output_5.low, shrink_low), scale_rows(output_5.high, shrink_high)); }
+        if (LANE_COLUMNS > 6u) { output_6 = Output(scale_rows(output_6.low, shrink_low), scale_rows(output_6.high, shrink_high)); }
+        if (LANE_COLUMNS > 7u) { output_7 = Output(scale_rows(output_7.low, shrink_low), scale_rows(output_7.high, shrink_high)); }
+        workgroupBarrier();
+        let seen = key_tile + KEYS <= tile.key_full;
+        for (var i = 0u; i < 16u; i++) {
+            let at = key_indices(tile, key_tile + (i / 8u) * 32u + i % 8u);
+            let low = left_block(thread.group, i);
+            let high = left_block(thread.group + 16u, i);
+            output_0 = add(output_0, low, high, value_block(at, 0u * 8u + thread.lane), seen);
+            if (LANE_COLUMNS > 1u) { output_1 = add(output_1, low, high, value_block(at, 1u * 8u + thread.lane), seen); }
+            if (LANE_COLUMNS > 2u) { output_2 = add(output_2, low, high, value_block(at, 2u * 8u + thread.lane), seen); }
+            if (LANE_COLUMNS > 3u) { output_3 = add(output_3, low, high, value_block(at, 3u * 8u + thread.lane), seen); }
+            if (LANE_COLUMNS > 4u) { output_4 = add(output_4, low, high, value_block(at, 4u * 8u + thread.lane), seen); }
+            if (LANE_COLUMNS > 5u) { output_5 = add(output_5, low, high, value_block(at, 5u * 8u + thread.lane), seen); }
+            if (LANE_COLUMNS > 6u) { output_6 = add(output_6, low, high, value_block(at, 6u * 8u + thread.lane), seen); }
+            if (LANE_COLUMNS > 7u) { output_7 = add(output_7, low, high, value_block(at, 7u * 8u + thread.lane), seen); }
+        }
+        workgroupBarrier();
     }
 
-    if (row_a < tile.row_end) {
-        end = finish_row(tile, row_a, max_a, dot(sum_a, vec4<f32>(1.0)));
-        at.x = output_index(output_place(tile, row_a));
-        each_column(STORE_A);
+    // The lanes' sums; then lane i of a group ends the group's row i and leaves its factors for the other lanes.
+    partial[thread.group * 16u + thread.lane] = sum_low;
+    partial[thread.group * 16u + 8u + thread.lane] = sum_high;
+    workgroupBarrier();
+    let row = thread.group + 4u * thread.lane;
+    if (tile.row_begin + row < tile.row_end) {
+        let part = thread.lane % 4u;
+        let at = thread.group * 16u + (thread.lane / 4u) * 8u;
+        var sum = 0.0;
+        for (var i = 0u; i < 8u; i++) {
+            sum += partial[at + i][part];
+        }
+        let top = select(top_low, top_high, thread.lane >= 4u)[part];
+        let end = finish_row(tile, tile.row_begin + row, top, sum);
+        left[row] = vec4<f32>(end.kept, end.added, 0.0, 0.0);
     }
-    if (row_b < tile.row_end) {
-        end = finish_row(tile, row_b, max_b, dot(sum_b, vec4<f32>(1.0)));
-        at.x = output_index(output_place(tile, row_b));
-        each_column(STORE_B);
-    }
+    workgroupBarrier();
+    store_column(tile, thread, 0u, output_0);
+    if (LANE_COLUMNS > 1u) { store_column(tile, thread, 1u, output_1); }
+    if (LANE_COLUMNS > 2u) { store_column(tile, thread, 2u, output_2); }
+    if (LANE_COLUMNS > 3u) { store_column(tile, thread, 3u, output_3); }
+    if (LANE_COLUMNS > 4u) { store_column(tile, thread, 4u, output_4); }
+    if (LANE_COLUMNS > 5u) { store_column(tile, thread, 5u, output_5); }
+    if (LANE_COLUMNS > 6u) { store_column(tile, thread, 6u, output_6); }
+    if (LANE_COLUMNS > 7u) { store_column(tile, thread, 7u, output_7); }
 }

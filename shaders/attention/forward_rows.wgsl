@@ -47,7 +47,7 @@ fn scores(c: u32) {
     score_b.w = dot_add(query_b[c], k3, score_b.w);
 }
 
-fn weigh(weight: vec4<f32>, v0: vec4<f32>, v1: vec4<f32>, v2: vec4<f32>, v3: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
+fn weigh_keys(weight: vec4<f32>, v0: vec4<f32>, v1: vec4<f32>, v2: vec4<f32>, v3: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
     let two = fma(vec4<f32>(weight.y), v1, fma(vec4<f32>(weight.x), v0, sum));
     return fma(vec4<f32>(weight.w), v3, fma(vec4<f32>(weight.z), v2, two));
 }
@@ -57,8 +57,8 @@ fn values(c: u32) {
     let v1 = v[at.y + c];
     let v2 = v[at.z + c];
     let v3 = v[at.w + c];
-    output_a[c] = weigh(score_a, v0, v1, v2, v3, output_a[c]);
-    output_b[c] = weigh(score_b, v0, v1, v2, v3, output_b[c]);
+    output_a[c] = weigh_keys(score_a, v0, v1, v2, v3, output_a[c]);
+    output_b[c] = weigh_keys(score_b, v0, v1, v2, v3, output_b[c]);
 }
 
 // Scales by x.

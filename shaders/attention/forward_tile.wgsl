@@ -1,235 +1,257 @@
-// Forward attention with everything in registers: for adapters that run on a CPU and turn a load at an address all lanes
-// share into one scalar load and a broadcast (lavapipe of Mesa 26 and later).
+// Forward attention for GPUs within WebGPU's default limits: 64 threads, two buffers in workgroup memory.
 //
-// Each lane owns two query rows (their q and their output), all lanes walk over the same keys, four at a time: a key's
-// vec4 then feeds two rows, and an output vec4 is loaded and stored once per four keys. No barriers, no workgroup memory.
-// Prelude: HEAD_DIM_VEC4, LANES (the adapter's vector width in f32).
+// The threads form 8 groups of 8 lanes. A group owns every 8th query row of the tile, a lane every 8th key of the key
+// tile: 8 x 4 scores a thread, and 8 rows x one vec4 of output columns for each chunk of 32 columns. Both products read
+// the workgroup memory alike: `left` holds a chunk of q, later the weights; `right` a chunk of k, later of v. A thread
+// reads 12 vec4 for 128 fma; rows are padded to 9 vec4, so that lanes and groups hit different banks; global loads take
+// 128 consecutive bytes per 8 threads. q is staged again for each key tile (it stays in the cache): keeping it would take
+// all of the 16 KiB. Above 128 columns a thread keeps 4 rows, so that the output still fits in registers.
+// Prelude: HEAD_DIM_VEC4. Workgroup memory: 13824 + 2048 bytes for every head size (half the left part above 128).
 
-const ROWS_PER_WORKGROUP: u32 = 2u * LANES;
-// The maximum used for a row may lag behind the true one by this much in log2 units: rescaling the output is then rare,
-// and 2^8 per key is far from overflow.
-const MAX_LAG: f32 = 8.0;
+const CHUNK: u32 = 8u; // vec4 columns staged at a time
+const STRIDE: u32 = CHUNK + 1u;
+const CHUNKS: u32 = (HEAD_DIM_VEC4 + CHUNK - 1u) / CHUNK;
+const BLOCKS: u32 = select(2u, 1u, HEAD_DIM_VEC4 > 32u); // blocks of 4 rows per thread
+const ROWS: u32 = 32u * BLOCKS;
+const KEYS: u32 = 32u;
 
-var<private> query_a: array<vec4<f32>, HEAD_DIM_VEC4>;
-var<private> query_b: array<vec4<f32>, HEAD_DIM_VEC4>;
-var<private> output_a: array<vec4<f32>, HEAD_DIM_VEC4>;
-var<private> output_b: array<vec4<f32>, HEAD_DIM_VEC4>;
-// What a step works with: four elements of a key or value, or one of q or the output, and four scores or weights a row.
-var<private> at: vec4<u32>;
-var<private> score_a: vec4<f32>;
-var<private> score_b: vec4<f32>;
-var<private> end: RowEnd;
+var<workgroup> left: array<vec4<f32>, ROWS * STRIDE>;
+var<workgroup> right: array<vec4<f32>, KEYS * STRIDE>;
+// Row maxima, at the end row sums, over the keys of each lane.
+var<workgroup> partial: array<vec4<f32>, ROWS * 2u>;
 
-fn dot_add(a: vec4<f32>, b: vec4<f32>, sum: f32) -> f32 {
-    return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, sum))));
+struct Thread {
+    group: u32,
+    lane: u32,
 }
 
-fn load_a(c: u32) {
-    query_a[c] = params.scale_log2e * q[at.x + c];
+// The output of 4 or 8 rows in one chunk of columns.
+struct Output {
+    low: mat4x4<f32>,
+    high: mat4x4<f32>,
 }
 
-fn load_b(c: u32) {
-    query_b[c] = params.scale_log2e * q[at.x + c];
+// One number for each of these rows.
+struct PerRow {
+    low: vec4<f32>,
+    high: vec4<f32>,
 }
 
-fn scores(c: u32) {
-    let k0 = k[at.x + c];
-    let k1 = k[at.y + c];
-    let k2 = k[at.z + c];
-    let k3 = k[at.w + c];
-    score_a.x = dot_add(query_a[c], k0, score_a.x);
-    score_a.y = dot_add(query_a[c], k1, score_a.y);
-    score_a.z = dot_add(query_a[c], k2, score_a.z);
-    score_a.w = dot_add(query_a[c], k3, score_a.w);
-    score_b.x = dot_add(query_b[c], k0, score_b.x);
-    score_b.y = dot_add(query_b[c], k1, score_b.y);
-    score_b.z = dot_add(query_b[c], k2, score_b.z);
-    score_b.w = dot_add(query_b[c], k3, score_b.w);
+fn stage_query(tile: Tile, thread: Thread, chunk: u32) {
+    let column = chunk * CHUNK + thread.lane;
+    for (var i = thread.group; i < ROWS; i += 8u) {
+        var value = vec4<f32>();
+        let row = tile.row_begin + i;
+        // Phantom rows, rows beyond the tile and columns beyond the head are zero.
+        if (row < min(tile.row_end, tile.real_rows) && column < HEAD_DIM_VEC4) {
+            value = params.scale_log2e * q[query_index(tile, row) + column];
+        }
+        left[i * STRIDE + thread.lane] = value;
+    }
 }
 
-fn weigh(weight: vec4<f32>, v0: vec4<f32>, v1: vec4<f32>, v2: vec4<f32>, v3: vec4<f32>, sum: vec4<f32>) -> vec4<f32> {
-    let two = fma(vec4<f32>(weight.y), v1, fma(vec4<f32>(weight.x), v0, sum));
-    return fma(vec4<f32>(weight.w), v3, fma(vec4<f32>(weight.z), v2, two));
+fn stage_key(tile: Tile, thread: Thread, key_tile: u32, chunk: u32) {
+    let column = chunk * CHUNK + thread.lane;
+    for (var i = thread.group; i < KEYS; i += 8u) {
+        var value = vec4<f32>();
+        if (key_tile + i < tile.key_end && column < HEAD_DIM_VEC4) {
+            value = k[key_index(tile, key_tile + i) + column];
+        }
+        right[i * STRIDE + thread.lane] = value;
+    }
 }
 
-fn values(c: u32) {
-    let v0 = v[at.x + c];
-    let v1 = v[at.y + c];
-    let v2 = v[at.z + c];
-    let v3 = v[at.w + c];
-    output_a[c] = weigh(score_a, v0, v1, v2, v3, output_a[c]);
-    output_b[c] = weigh(score_b, v0, v1, v2, v3, output_b[c]);
+fn stage_value(tile: Tile, thread: Thread, key_tile: u32, chunk: u32) {
+    let column = chunk * CHUNK + thread.lane;
+    for (var i = thread.group; i < KEYS; i += 8u) {
+        var value = vec4<f32>();
+        if (key_tile + i < tile.key_end && column < HEAD_DIM_VEC4) {
+            value = v[key_index(tile, key_tile + i) + column];
+        }
+        right[i * STRIDE + thread.lane] = value;
+    }
 }
 
-// Scales by x.
-fn rescale(c: u32) {
-    output_a[c] *= score_a.x;
-    output_b[c] *= score_b.x;
+// Column c of the thread's rows in `left`: rows group + 8 * (4 * block + i).
+fn left_block(thread: Thread, block: u32, c: u32) -> mat4x4<f32> {
+    let at = (thread.group + 32u * block) * STRIDE + c;
+    return mat4x4<f32>(left[at], left[at + 8u * STRIDE], left[at + 16u * STRIDE], left[at + 24u * STRIDE]);
 }
 
-// One key: its score in x.
-fn last_score(c: u32) {
-    let k0 = k[at.x + c];
-    score_a.x = dot_add(query_a[c], k0, score_a.x);
-    score_b.x = dot_add(query_b[c], k0, score_b.x);
+// Four rows of `right`, 8 apart.
+fn right_block(row: u32, c: u32) -> mat4x4<f32> {
+    let at = row * STRIDE + c;
+    return mat4x4<f32>(right[at], right[at + 8u * STRIDE], right[at + 16u * STRIDE], right[at + 24u * STRIDE]);
 }
 
-// One key: weight in x, scale of what is there in y, 1 in z if the row sees the key.
-fn last_value(c: u32) {
-    let v0 = v[at.x + c];
-    output_a[c] = fma(vec4<f32>(score_a.x), select(vec4<f32>(), v0, score_a.z > 0.0), score_a.y * output_a[c]);
-    output_b[c] = fma(vec4<f32>(score_b.x), select(vec4<f32>(), v0, score_b.z > 0.0), score_b.y * output_b[c]);
+// One vec4 per lane: a number for each of the block's rows. Whole vec4 only, since a store to one component may touch
+// the others.
+fn keep_partial(thread: Thread, block: u32, value: vec4<f32>) {
+    partial[(thread.group + 8u * block) * 8u + thread.lane] = value;
 }
 
-fn store_a(c: u32) {
-    store_output(at.x + c, end, output_a[c]);
+fn partial_max(thread: Thread, block: u32) -> vec4<f32> {
+    let at = (thread.group + 8u * block) * 8u;
+    let a = max(max(partial[at], partial[at + 1u]), max(partial[at + 2u], partial[at + 3u]));
+    let b = max(max(partial[at + 4u], partial[at + 5u]), max(partial[at + 6u], partial[at + 7u]));
+    return max(a, b);
 }
 
-fn store_b(c: u32) {
-    store_output(at.x + c, end, output_b[c]);
+fn partial_sum(thread: Thread, block: u32) -> vec4<f32> {
+    let at = (thread.group + 8u * block) * 8u;
+    let a = (partial[at] + partial[at + 1u]) + (partial[at + 2u] + partial[at + 3u]);
+    let b = (partial[at + 4u] + partial[at + 5u]) + (partial[at + 6u] + partial[at + 7u]);
+    return a + b;
 }
 
-const LOAD_A: u32 = 0u;
-const LOAD_B: u32 = 1u;
-const SCORES: u32 = 2u;
-const VALUES: u32 = 3u;
-const RESCALE: u32 = 4u;
-const LAST_SCORE: u32 = 5u;
-const LAST_VALUE: u32 = 6u;
-const STORE_A: u32 = 7u;
-const STORE_B: u32 = 8u;
+fn keep_weights(thread: Thread, block: u32, p: mat4x4<f32>) {
+    let at = (thread.group + 32u * block) * STRIDE + thread.lane;
+    left[at] = p[0];
+    left[at + 8u * STRIDE] = p[1];
+    left[at + 16u * STRIDE] = p[2];
+    left[at + 24u * STRIDE] = p[3];
+}
 
-// Every step over the head dimension is unrolled here, in the source, by calls with constants: an array stays in
-// registers only while all its indices are constants, and compilers do not unroll loops as long as these.
-fn step(kind: u32, c: u32) {
-    if (c < HEAD_DIM_VEC4) {
-        switch (kind) {
-            case LOAD_A: { load_a(c); }
-            case LOAD_B: { load_b(c); }
-            case SCORES: { scores(c); }
-            case VALUES: { values(c); }
-            case RESCALE: { rescale(c); }
-            case LAST_SCORE: { last_score(c); }
-            case LAST_VALUE: { last_value(c); }
-            case STORE_A: { store_a(c); }
-            default: { store_b(c); }
+// Adds the key tile's values to one chunk of the output. Called by all threads: it holds barriers.
+fn add_values(tile: Tile, thread: Thread, key_tile: u32, chunk: u32, shrink: PerRow, output: Output) -> Output {
+    var sum: Output;
+    stage_value(tile, thread, key_tile, chunk);
+    sum.low = scale_rows(output.low, shrink.low);
+    sum.high = scale_rows(output.high, shrink.high);
+    workgroupBarrier();
+    if (key_tile + KEYS <= tile.key_full) {
+        for (var i = 0u; i < 8u; i++) {
+            let values = right_block(i, thread.lane);
+            sum.low = multiply_add(sum.low, left_block(thread, 0u, i), values);
+            if (BLOCKS > 1u) {
+                sum.high = multiply_add(sum.high, left_block(thread, 1u, i), values);
+            }
+        }
+    } else {
+        for (var i = 0u; i < 8u; i++) {
+            let values = right_block(i, thread.lane);
+            sum.low = multiply_add_seen(sum.low, left_block(thread, 0u, i), values);
+            if (BLOCKS > 1u) {
+                sum.high = multiply_add_seen(sum.high, left_block(thread, 1u, i), values);
+            }
         }
     }
+    workgroupBarrier();
+    return sum;
 }
 
-fn step_4(kind: u32, c: u32) {
-    step(kind, c);
-    step(kind, c + 1u);
-    step(kind, c + 2u);
-    step(kind, c + 3u);
-}
-
-fn step_16(kind: u32, c: u32) {
-    if (c < HEAD_DIM_VEC4) {
-        step_4(kind, c);
-        step_4(kind, c + 4u);
-        step_4(kind, c + 8u);
-        step_4(kind, c + 12u);
+fn store_row(tile: Tile, row: u32, column: u32, value: vec4<f32>) {
+    if (tile.row_begin + row < tile.row_end && column < HEAD_DIM_VEC4) {
+        let factors = left[row];
+        let to = output_index(output_place(tile, tile.row_begin + row)) + column;
+        store_output(to, RowEnd(factors.x, factors.y), value);
     }
 }
 
-fn each_column(kind: u32) {
-    step_16(kind, 0u);
-    step_16(kind, 16u);
-    step_16(kind, 32u);
-    step_16(kind, 48u);
+// Constant indices only: a dynamic one would move the output out of registers.
+fn store_chunk(tile: Tile, thread: Thread, chunk: u32, output: Output) {
+    let column = chunk * CHUNK + thread.lane;
+    store_row(tile, thread.group, column, output.low[0]);
+    store_row(tile, thread.group + 8u, column, output.low[1]);
+    store_row(tile, thread.group + 16u, column, output.low[2]);
+    store_row(tile, thread.group + 24u, column, output.low[3]);
+    if (BLOCKS > 1u) {
+        store_row(tile, thread.group + 32u, column, output.high[0]);
+        store_row(tile, thread.group + 40u, column, output.high[1]);
+        store_row(tile, thread.group + 48u, column, output.high[2]);
+        store_row(tile, thread.group + 56u, column, output.high[3]);
+    }
 }
 
-fn horizontal_max(a: vec4<f32>) -> f32 {
-    return max(max(a.x, a.y), max(a.z, a.w));
-}
-
-@compute @workgroup_size(LANES)
-fn forward_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let tile = locate_tile(workgroup, ROWS_PER_WORKGROUP);
-    let row_a = tile.row_begin + lane;
-    let row_b = row_a + LANES;
-    // Rows that are phantom or beyond the tile keep q = 0.
-    let query_end = min(tile.row_end, tile.real_rows);
-    if (row_a < query_end) {
-        at.x = query_index(tile, row_a);
-        each_column(LOAD_A);
-    }
-    if (row_b < query_end) {
-        at.x = query_index(tile, row_b);
-        each_column(LOAD_B);
-    }
-
-    var max_a = SCORE_FLOOR;
-    var max_b = SCORE_FLOOR;
-    var sum_a = vec4<f32>();
-    var sum_b = vec4<f32>();
-    let stride = key_stride();
-    var key = tile.key_begin;
-    var place = key_index(tile, key);
-    for (; key + 4u <= tile.key_full; key += 4u) {
-        at = place + vec4<u32>(0u, stride, 2u * stride, 3u * stride);
-        score_a = vec4<f32>();
-        score_b = vec4<f32>();
-        each_column(SCORES);
-        let all_a = score_a;
-        let all_b = score_b;
-        let top_a = horizontal_max(all_a);
-        let top_b = horizontal_max(all_b);
-        // A loop of at most one turn: a software adapter leaves it when no lane needs it, but runs a branch masked.
-        var grown = top_a > max_a + MAX_LAG || top_b > max_b + MAX_LAG;
-        while (grown) {
-            let new_a = max(max_a, top_a);
-            let new_b = max(max_b, top_b);
-            score_a.x = exp2(max_a - new_a);
-            score_b.x = exp2(max_b - new_b);
-            max_a = new_a;
-            max_b = new_b;
-            sum_a *= score_a.x;
-            sum_b *= score_b.x;
-            each_column(RESCALE);
-            grown = false;
+@compute @workgroup_size(64)
+fn forward_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    let tile = locate_tile(workgroup, ROWS);
+    let thread = Thread(index / 8u, index % 8u);
+    let rows_low = vec4<u32>(tile.row_begin + thread.group) + vec4<u32>(0u, 8u, 16u, 24u);
+    var top = PerRow(vec4<f32>(SCORE_FLOOR), vec4<f32>(SCORE_FLOOR));
+    var sum: PerRow;
+    var output_0: Output;
+    var output_1: Output;
+    var output_2: Output;
+    var output_3: Output;
+    var output_4: Output;
+    var output_5: Output;
+    var output_6: Output;
+    var output_7: Output;
+    for (var key_tile = tile.key_begin; key_tile < tile.key_end; key_tile += KEYS) {
+        var low = mat4x4<f32>();
+        var high = mat4x4<f32>();
+        for (var chunk = 0u; chunk < CHUNKS; chunk++) {
+            stage_query(tile, thread, chunk);
+            stage_key(tile, thread, key_tile, chunk);
+            workgroupBarrier();
+            for (var c = 0u; c < CHUNK; c++) {
+                let keys = transpose(right_block(thread.lane, c));
+                low = multiply_add(low, left_block(thread, 0u, c), keys);
+                if (BLOCKS > 1u) {
+                    high = multiply_add(high, left_block(thread, 1u, c), keys);
+                }
+            }
+            workgroupBarrier();
         }
-        score_a = exp2(all_a - max_a);
-        score_b = exp2(all_b - max_b);
-        sum_a += score_a;
-        sum_b += score_b;
-        each_column(VALUES);
-        place += 4u * stride;
+        if (key_tile + KEYS > tile.key_full) {
+            let keys = vec4<u32>(key_tile + thread.lane) + vec4<u32>(0u, 8u, 16u, 24u);
+            let causal = has_flag(FLAG_CAUSAL);
+            low = mask_scores(low, rows_low, keys, tile.key_end, causal);
+            high = mask_scores(high, rows_low + 32u, keys, tile.key_end, causal);
+        }
+        keep_partial(thread, 0u, row_max(low));
+        if (BLOCKS > 1u) {
+            keep_partial(thread, 1u, row_max(high));
+        }
+        workgroupBarrier();
+        // All lanes of a group compute the same maxima; each keeps the sum over its own keys.
+        var shrink: PerRow;
+        let new_low = max(top.low, partial_max(thread, 0u));
+        shrink.low = exp2(top.low - new_low);
+        top.low = new_low;
+        low = weights(low, new_low);
+        sum.low = fma(sum.low, shrink.low, row_sum(low));
+        keep_weights(thread, 0u, low);
+        if (BLOCKS > 1u) {
+            let new_high = max(top.high, partial_max(thread, 1u));
+            shrink.high = exp2(top.high - new_high);
+            top.high = new_high;
+            high = weights(high, new_high);
+            sum.high = fma(sum.high, shrink.high, row_sum(high));
+            keep_weights(thread, 1u, high);
+        }
+        output_0 = add_values(tile, thread, key_tile, 0u, shrink, output_0);
+        if (CHUNKS > 1u) { output_1 = add_values(tile, thread, key_tile, 1u, shrink, output_1); }
+        if (CHUNKS > 2u) { output_2 = add_values(tile, thread, key_tile, 2u, shrink, output_2); }
+        if (CHUNKS > 3u) { output_3 = add_values(tile, thread, key_tile, 3u, shrink, output_3); }
+        if (CHUNKS > 4u) { output_4 = add_values(tile, thread, key_tile, 4u, shrink, output_4); }
+        if (CHUNKS > 5u) { output_5 = add_values(tile, thread, key_tile, 5u, shrink, output_5); }
+        if (CHUNKS > 6u) { output_6 = add_values(tile, thread, key_tile, 6u, shrink, output_6); }
+        if (CHUNKS > 7u) { output_7 = add_values(tile, thread, key_tile, 7u, shrink, output_7); }
     }
 
-    // The keys left over, and under the causal mask those only some rows see: one at a time.
-    let causal = has_flag(FLAG_CAUSAL);
-    for (; key < tile.key_end; key++) {
-        at.x = place;
-        score_a.x = 0.0;
-        score_b.x = 0.0;
-        each_column(LAST_SCORE);
-        let seen_a = !causal || key <= row_a;
-        let seen_b = !causal || key <= row_b;
-        let new_a = max(max_a, select(SCORE_FLOOR, score_a.x, seen_a));
-        let new_b = max(max_b, select(SCORE_FLOOR, score_b.x, seen_b));
-        // Selects, not products with 0: an unseen key may hold a NaN.
-        let p_a = select(0.0, exp2(score_a.x - new_a), seen_a);
-        let p_b = select(0.0, exp2(score_b.x - new_b), seen_b);
-        score_a = vec4<f32>(p_a, exp2(max_a - new_a), f32(seen_a), 0.0);
-        score_b = vec4<f32>(p_b, exp2(max_b - new_b), f32(seen_b), 0.0);
-        max_a = new_a;
-        max_b = new_b;
-        sum_a = sum_a * score_a.y + vec4<f32>(p_a, 0.0, 0.0, 0.0);
-        sum_b = sum_b * score_b.y + vec4<f32>(p_b, 0.0, 0.0, 0.0);
-        each_column(LAST_VALUE);
-        place += stride;
+    // The lanes' sums; then lane i of a group ends the group's row i and leaves its factors for the other lanes.
+    keep_partial(thread, 0u, sum.low);
+    if (BLOCKS > 1u) {
+        keep_partial(thread, 1u, sum.high);
     }
-
-    if (row_a < tile.row_end) {
-        end = finish_row(tile, row_a, max_a, dot(sum_a, vec4<f32>(1.0)));
-        at.x = output_index(output_place(tile, row_a));
-        each_column(STORE_A);
+    workgroupBarrier();
+    let block = thread.lane / 4u;
+    let row = thread.group + 8u * thread.lane;
+    if (row < ROWS && tile.row_begin + row < tile.row_end) {
+        let tops = select(top.low, top.high, block == 1u);
+        let part = thread.lane % 4u;
+        let end = finish_row(tile, tile.row_begin + row, tops[part], partial_sum(thread, block)[part]);
+        left[row] = vec4<f32>(end.kept, end.added, 0.0, 0.0);
     }
-    if (row_b < tile.row_end) {
-        end = finish_row(tile, row_b, max_b, dot(sum_b, vec4<f32>(1.0)));
-        at.x = output_index(output_place(tile, row_b));
-        each_column(STORE_B);
-    }
+    workgroupBarrier();
+    store_chunk(tile, thread, 0u, output_0);
+    if (CHUNKS > 1u) { store_chunk(tile, thread, 1u, output_1); }
+    if (CHUNKS > 2u) { store_chunk(tile, thread, 2u, output_2); }
+    if (CHUNKS > 3u) { store_chunk(tile, thread, 3u, output_3); }
+    if (CHUNKS > 4u) { store_chunk(tile, thread, 4u, output_4); }
+    if (CHUNKS > 5u) { store_chunk(tile, thread, 5u, output_5); }
+    if (CHUNKS > 6u) { store_chunk(tile, thread, 6u, output_6); }
+    if (CHUNKS > 7u) { store_chunk(tile, thread, 7u, output_7); }
 }

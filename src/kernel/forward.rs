@@ -38,7 +38,7 @@ pub struct ForwardVariant {
     pub shape: ForwardShape,
     /// Elements in one head.
     pub head_dim: u32,
-    /// Lanes of a workgroup of the [`Rows`](ForwardShape::Rows) shape.
+    /// Lanes of a workgroup of the [`Rows`](ForwardShape::Rows) shape; the others have a fixed number.
     pub lanes: u32,
 }
 
@@ -62,8 +62,8 @@ impl ForwardVariant {
             shape,
             head_dim,
             lanes: match facts.processor {
-                Processor::Gpu => 32,
                 Processor::Cpu { lanes, .. } => lanes,
+                Processor::Gpu => 32,
             },
         }
     }
@@ -71,24 +71,27 @@ impl ForwardVariant {
     /// Rows that one workgroup computes.
     pub fn rows_per_workgroup(&self) -> u32 {
         match self.shape {
-            ForwardShape::Tile => 64,
+            ForwardShape::Tile if self.head_dim <= 128 => 64,
+            ForwardShape::Tile => 32,
             ForwardShape::Rows => 2 * self.lanes,
             ForwardShape::Micro => 32,
         }
     }
 
-    /// Bytes of workgroup memory.
+    /// Bytes of workgroup memory. A test compares them with the shader's variables.
     pub fn workgroup_memory_bytes(&self) -> u32 {
-        0
+        match self.shape {
+            // A chunk of q or weights (9 vec4 a row), a chunk of k or v (9 vec4 for 32 keys), maxima (2 vec4 a row).
+            ForwardShape::Tile => (self.rows_per_workgroup() * (9 + 2) + 32 * 9) * 16,
+            ForwardShape::Rows => 0,
+            // Weights of 32 rows and 64 keys, maxima.
+            ForwardShape::Micro => 32 * 64 * 4 + 64 * 16,
+        }
     }
 
     /// Constants of the shader.
-    pub fn constants(&self) -> Vec<(&'static str, u32)> {
-        let mut constants = vec![("HEAD_DIM_VEC4", self.head_dim / 4)];
-        if self.shape == ForwardShape::Rows {
-            constants.push(("LANES", self.lanes));
-        }
-        constants
+    pub fn constants(&self) -> [(&'static str, u32); 2] {
+        [("HEAD_DIM_VEC4", self.head_dim / 4), ("LANES", self.lanes)]
     }
 
     /// Whether the kernel computes heads of `head_dim` on a device with `facts`.

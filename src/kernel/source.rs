@@ -23,23 +23,16 @@ pub(super) fn assemble(kernel: &Kernel) -> String {
                 // Writing to a string cannot fail.
                 let _ = writeln!(source, "const {name}: u32 = {value}u;");
             }
-            match variant.shape {
-                ForwardShape::Tile => &[
-                    shader!("shared/forward_params.wgsl"),
-                    shader!("shared/merge.wgsl"),
-                    shader!("attention/forward_tile.wgsl"),
-                ],
-                ForwardShape::Rows => &[
-                    shader!("shared/forward_params.wgsl"),
-                    shader!("shared/merge.wgsl"),
-                    shader!("attention/forward_rows.wgsl"),
-                ],
-                ForwardShape::Micro => &[
-                    shader!("shared/forward_params.wgsl"),
-                    shader!("shared/merge.wgsl"),
-                    shader!("attention/forward_micro.wgsl"),
-                ],
-            }
+            &[
+                shader!("shared/forward_params.wgsl"),
+                shader!("shared/merge.wgsl"),
+                shader!("shared/block.wgsl"),
+                match variant.shape {
+                    ForwardShape::Tile => shader!("attention/forward_tile.wgsl"),
+                    ForwardShape::Rows => shader!("attention/forward_rows.wgsl"),
+                    ForwardShape::Micro => shader!("attention/forward_micro.wgsl"),
+                },
+            ]
         }
     };
     for file in files {

@@ -437,10 +437,9 @@ impl Planner<'_> {
         else {
             return Ok(());
         };
-        // A token that is written has a place among the queries at or before it.
-        let Some(q_tokens) = token_span(geometry, &unit, geometry.segment_length, unit.rows) else {
-            return Ok(());
-        };
+        // Phantom rows alone read no query, what is bound then is not read.
+        let q_tokens =
+            token_span(geometry, &unit, geometry.segment_length, unit.rows).unwrap_or(out_tokens);
         let kv_tokens = token_span(geometry, &unit, geometry.segment_length, unit.key_rows);
         let kv_tokens = match kv_tokens {
             Some(tokens) => tokens,
