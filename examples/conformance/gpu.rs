@@ -4,7 +4,7 @@ use std::error::Error;
 
 use dilated_attention::{Context, DilatedAttention, DilatedAttentionConfig};
 
-use crate::checks::{Forward, ForwardOutput, Inputs};
+use super::checks::{Forward, ForwardOutput, Inputs};
 
 /// Runs configurations on one context.
 pub struct Gpu {

@@ -179,8 +179,10 @@ fn forward_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
         // A loop of at most one turn: a software adapter leaves it when no lane needs it, but runs a branch masked.
         var grown = top_a > max_a + MAX_LAG || top_b > max_b + MAX_LAG;
         while (grown) {
-            let new_a = max(max_a, top_a);
-            let new_b = max(max_b, top_b);
+            // Each row for itself: one that has not outgrown its maximum keeps it, and with it every bit of its result,
+            // whatever the other row of the lane saw.
+            let new_a = select(max_a, top_a, top_a > max_a + MAX_LAG);
+            let new_b = select(max_b, top_b, top_b > max_b + MAX_LAG);
             score_a.x = exp2(max_a - new_a);
             score_b.x = exp2(max_b - new_b);
             max_a = new_a;

@@ -2,6 +2,8 @@
 
 #[path = "../../examples/conformance/checks/mod.rs"]
 mod checks;
+#[path = "../../examples/conformance/gpu.rs"]
+mod gpu;
 
 use std::error::Error;
 use std::fs;
@@ -9,6 +11,9 @@ use std::path::{Path, PathBuf};
 
 use checks::{Forward, ForwardOutput, Inputs, Summary, check_bytes, check_file};
 use dilated_attention::{DilatedAttentionConfig, reference};
+use gpu::Gpu;
+
+use crate::support::kernel_contexts::kernel_contexts;
 
 /// The f64 reference in the place of the GPU.
 struct Oracle;
@@ -61,14 +66,12 @@ fn golden_files() -> Vec<PathBuf> {
     files
 }
 
-/// The reference is far inside the tolerance of single precision: what is left is the rounding of the files to float32
-/// and of the softmax scale to the float32 it is configured in.
-#[test]
-fn reference_equals_the_golden_files() {
+/// Checks every golden file; returns the largest error as a part of its tolerance.
+fn check_golden_files(forward: &mut dyn Forward) -> f64 {
     let files = golden_files();
     assert!(files.len() >= 37, "only {} golden files", files.len());
     let (mut summary, mut worst) = (Summary::default(), 0.0);
-    for line in files.iter().flat_map(|file| check_file(file, &mut Oracle)) {
+    for line in files.iter().flat_map(|file| check_file(file, forward)) {
         println!("{line}");
         summary.add(&line);
         if let Some((error, tolerance)) = line.error_and_tolerance
@@ -77,9 +80,25 @@ fn reference_equals_the_golden_files() {
             worst = f64::max(worst, error / tolerance);
         }
     }
-    assert_eq!(summary.failed, 0);
     println!("{summary}; worst error / tolerance {worst:.4}");
-    assert!(worst < 0.05);
+    assert_eq!(summary.failed, 0);
+    worst
+}
+
+/// The reference is far inside the tolerance of single precision: what is left is the rounding of the files to float32
+/// and of the softmax scale to the float32 it is configured in.
+#[test]
+fn reference_equals_the_golden_files() {
+    assert!(check_golden_files(&mut Oracle) < 0.05);
+}
+
+#[test]
+fn kernels_equal_the_golden_files() {
+    for on in kernel_contexts() {
+        println!("{}", on.name);
+        let context = on.context.clone();
+        check_golden_files(&mut Gpu { context });
+    }
 }
 
 /// Damaged files fail with a reason, whatever is damaged; nothing panics.

@@ -92,6 +92,15 @@ impl Problem {
 
     /// Runs it with every kernel of `on` and compares each with the reference.
     pub fn check(&self, on: &TestContext) -> Result<(), String> {
+        self.check_kernels(on, &on.forward_variants(self.config.head_dim()))
+    }
+
+    /// Runs it with `variants` and compares each with the reference.
+    pub fn check_kernels(
+        &self,
+        on: &TestContext,
+        variants: &[ForwardVariant],
+    ) -> Result<(), String> {
         let reference = self.reference();
         let plain = plain::attention(self);
         // The yardstick must itself be right, or it would allow anything.
@@ -100,7 +109,7 @@ impl Problem {
         if !allowed.is_plausible(&reference) {
             return Err(format!("plain single precision is off by {allowed:?}"));
         }
-        for variant in on.forward_variants(self.config.head_dim()) {
+        for &variant in variants {
             let told = |reason: String| {
                 format!(
                     "{variant}, {}: {} on {:?}: {reason}",
