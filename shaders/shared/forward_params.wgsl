@@ -83,8 +83,7 @@ fn locate_tile(workgroup: vec3<u32>, rows_per_workgroup: u32) -> Tile {
     var rows = tile.real_rows;
     if (has_flag(FLAG_PHANTOM_ROWS)) {
         // Rows are counted where they are written: up to rows_per_segment, as long as the output token exists.
-        let length = params.rows_per_segment * params.dilation_rate;
-        rows = rows_within(tile.segment * params.output_stride, length, tile.offset);
+        rows = rows_within(tile.segment * params.output_stride, params.valid_len, tile.offset);
     }
     rows = min(rows, params.rows_per_segment);
     tile.row_end = min(min(params.row_end, rows), tile.row_begin + rows_per_workgroup);
