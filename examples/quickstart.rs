@@ -99,7 +99,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn arguments() -> Result<(String, usize), Box<dyn Error>> {
     let mut path = format!("{}/Cargo.lock", env!("CARGO_MANIFEST_DIR"));
-    let mut num_tokens = 16_384;
+    let mut num_tokens = 16_384u32;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         if argument == "--tokens" {
@@ -119,7 +119,7 @@ fn arguments() -> Result<(String, usize), Box<dyn Error>> {
     if num_tokens == 0 {
         return Err("--tokens must be at least 1".into());
     }
-    Ok((path, num_tokens))
+    Ok((path, num_tokens as usize))
 }
 
 /// (N, H, D) numbers in about [-2, 2]: a fixed random vector for each byte value, turned slowly with the position.

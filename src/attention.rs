@@ -35,10 +35,10 @@ pub struct DilatedAttention {
 /// What a forward returns.
 #[derive(Clone, Debug)]
 pub struct ForwardOutput {
-    /// Attention output, (B, N, H, D); zero where no branch covers a row.
+    /// Attention output, (B, N, H, D), f32; zero where no branch covers a row.
     pub out: Tensor,
-    /// Natural logarithm of the softmax's denominator over all branches, (B, N, H): token-major, so that a range of tokens
-    /// is one range of memory. [`UNCOVERED_LSE`] (any value below -1e29) where no branch covers a row.
+    /// Natural logarithm of the softmax's denominator over all branches, (B, N, H), f32: token-major, so that a range of
+    /// tokens is one range of memory. [`UNCOVERED_LSE`] (any value below -1e29) where no branch covers a row.
     pub softmax_lse: Tensor,
 }
 
@@ -88,7 +88,8 @@ impl DilatedAttention {
             .plan_forward_with(shape, self.context.facts(), self.variant)
     }
 
-    /// Compiles the kernels now instead of at the first call. May run on any thread.
+    /// Compiles the kernels now instead of at the first call. May run on any thread. Some drivers, Mesa's software driver
+    /// among them, generate code only at the first dispatch: there only a first forward warms up in full.
     ///
     /// # Errors
     /// [`Error::Validation`] when the device refuses a shader.
@@ -100,14 +101,16 @@ impl DilatedAttention {
         Ok(())
     }
 
-    /// Records the attention of `q`, `k` and `v`, each (B, N, H, D) f32.
+    /// Records the attention of `q`, `k` and `v`, each (B, N, H, D) f32: batch items, tokens and heads of `shape` and the
+    /// configuration. The outputs are leased from the pool; they may be used by later calls on the same recorder, or after
+    /// it was submitted.
     ///
     /// Values that are not finite stay with the rows that see them (their results are unspecified); no other row changes.
     ///
     /// # Errors
     /// [`Error::ForeignDevice`], [`Error::WrongDType`], [`Error::InvalidShape`] for tensors that do not fit; the errors of
-    /// [`plan`](Self::plan); [`Error::BudgetExceeded`] and [`Error::OutOfMemory`] when the pool cannot lend the output.
-    /// The recording is as before then, but for leases it may hold on to.
+    /// [`plan`](Self::plan) and [`warm_up`](Self::warm_up); [`Error::BudgetExceeded`] and [`Error::OutOfMemory`] when the
+    /// pool cannot lend the output. What was recorded before the call stays valid.
     pub fn forward(
         &self,
         recorder: &mut Recorder,

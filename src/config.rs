@@ -67,7 +67,8 @@ pub enum OutputRows {
     Torchscale,
 }
 
-/// How the gradient treats the weights that mix the branches.
+/// How the gradient treats the weights that mix the branches. Carried for the backward pass, which does not exist yet: no
+/// forward depends on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum MixGradient {
     /// The true gradient.
@@ -240,7 +241,7 @@ impl DilatedAttentionConfig {
         self
     }
 
-    /// Sets the factor on the scores; `1 / sqrt(head_dim)` unless set.
+    /// Sets the factor on the scores `q . k`; `1 / sqrt(head_dim)` unless set. Any finite number, 0 and negative ones too.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when it is not finite.

@@ -124,8 +124,9 @@ impl Context {
         Self::assemble(device, queue, pool)
     }
 
-    /// As [`from_device`](Self::from_device), with a pool whose buffers come from a source of the caller's (they must be
-    /// buffers of `device`).
+    /// As [`from_device`](Self::from_device), with a pool of the caller's, for example one over a
+    /// [`BufferSource`](crate::pool::BufferSource) of its own. The pool's buffers must be buffers of `device`; nothing checks
+    /// that before wgpu does. Contexts that share a pool accept each other's tensors.
     ///
     /// # Errors
     /// As [`from_device`](Self::from_device).
@@ -229,7 +230,7 @@ impl Context {
         let _ = self.inner.device.poll(wgpu::PollType::Poll);
     }
 
-    /// Blocks until all submitted work is done (not in browsers).
+    /// Blocks until all submitted work is done (not in browsers). A lost device is reported by what waits for its results.
     pub fn wait(&self) {
         let _ = self.inner.device.poll(wgpu::PollType::wait_indefinitely());
     }

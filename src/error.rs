@@ -3,7 +3,7 @@
 use crate::pool::PoolReport;
 use crate::tensor::DType;
 
-/// What went wrong; see the variants. Nothing that was there before a failed call is lost or changed by it.
+/// What went wrong; see the variants. No tensor that was there before a failed call is lost or changed by it.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -49,16 +49,16 @@ pub enum Error {
         /// The element type needed.
         need: DType,
     },
-    /// A tensor or recording belongs to another [`Context`](crate::Context).
+    /// A tensor or recording belongs to another [`Context`](crate::Context), that is, to one with another pool.
     #[error(
         "{what} belongs to another context (device {given}, this is device {expected}): download it there and upload it here"
     )]
     ForeignDevice {
         /// Name of the tensor.
         what: &'static str,
-        /// Number of the context it belongs to.
+        /// Number of the pool it belongs to, unique in the process.
         given: u64,
-        /// Number of the context of the call.
+        /// Number of the pool of the call's context.
         expected: u64,
     },
     /// Sizes multiply to more than 64 bits hold.
@@ -128,9 +128,9 @@ pub enum Error {
     BudgetExceeded {
         /// Label of the request.
         label: &'static str,
-        /// Bytes of the buffer that would have been created.
+        /// Bytes of the buffer that would have been created: the size class, not what the caller asked for.
         requested_bytes: u64,
-        /// The budget.
+        /// The budget, in bytes.
         budget_bytes: u64,
         /// Bytes of buffers leased at that moment.
         leased_bytes: u64,
@@ -144,10 +144,20 @@ pub enum Error {
     OutOfMemory {
         /// Label of the request.
         label: &'static str,
-        /// Bytes of the buffer that could not be created.
+        /// Bytes of the buffer that could not be created: the size class, not what the caller asked for.
         requested_bytes: u64,
         /// Bytes of buffers leased at that moment.
         leased_bytes: u64,
+        /// State of the pool.
+        report: Box<PoolReport>,
+    },
+    /// The device ran out of memory while the work was submitted. The recording is lost, the tensors are not.
+    #[error(
+        "the device has no memory to run '{label}': drop tensors, trim the pool, record again\n{report}"
+    )]
+    SubmissionOutOfMemory {
+        /// Label of the recording.
+        label: &'static str,
         /// State of the pool.
         report: Box<PoolReport>,
     },
@@ -207,7 +217,8 @@ pub enum Error {
         /// Element in the head.
         element: u64,
     },
-    /// wgpu refused something that this library believed valid: a defect worth reporting.
+    /// wgpu refused something that this library believed valid: a defect worth reporting (or, at a submission, memory that
+    /// ran out inside wgpu).
     #[error("wgpu refused '{label}': {reason}")]
     Validation {
         /// Label of what was made.

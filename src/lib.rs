@@ -1,4 +1,19 @@
 //! LongNet's segmented dilated attention as WGSL compute shaders on wgpu, over one pool of GPU buffers.
+//!
+//! Data flows one way:
+//!
+//! ```text
+//! DilatedAttentionConfig, AttentionShape     what to compute: options; batch size and lengths of one call
+//!   -> ForwardPlan                           how: dispatches, windows, bytes, work; plain data, made without a device
+//!   -> Context, Pool, Tensor                 where: a device, its buffers, arrays in them
+//!   -> Recorder                              commands in order: uploads, DilatedAttention::forward, downloads
+//!   -> Submission, Download                  done; results on the host
+//! ```
+//!
+//! [`DilatedAttention`] has an example to start from. [`config`] defines the options, [`reference`] the result in f64,
+//! [`pool`] says when a buffer is used again, [`recorder`] what is kept alive until when, [`context`] how to bring a device.
+//!
+//! Tensors are row-major, (batch B, token N, head H, element D). Attention takes f32 and computes the forward pass only.
 
 #![warn(missing_docs)]
 
@@ -22,6 +37,7 @@ pub mod attention;
 // beside: errors, and the f64 oracle
 pub mod error;
 pub mod reference;
+mod scope;
 
 pub use attention::{DilatedAttention, ForwardOutput};
 pub use config::{
@@ -37,3 +53,7 @@ pub use recorder::{Recorder, Submission};
 pub use tensor::{DType, Element, Tensor};
 
 pub use wgpu;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;

@@ -126,7 +126,8 @@ impl Drop for MapCallback {
     }
 }
 
-/// A tensor on its way to the host.
+/// A tensor on its way to the host: [`wait`](Self::wait) blocks for its elements, row-major; as a future it resolves to the
+/// same, with the same errors, and to [`Error::NotSubmitted`] at once when polled before its recording was submitted.
 #[derive(Debug)]
 #[must_use = "nothing is read from a download that nobody waits for"]
 pub struct Download<T: Element> {
@@ -148,7 +149,8 @@ impl<T: Element> Download<T> {
         }
     }
 
-    /// Blocks until the elements are here. In browsers, which cannot block, use `.await`.
+    /// Blocks until the elements are here, and until all else that was submitted to the device is done. May be called
+    /// again; each call copies the elements anew. In browsers, which cannot block, use `.await`.
     ///
     /// # Errors
     /// [`Error::NotSubmitted`] while the recording (or the embedder's encoder) was not submitted: submit it and wait

@@ -11,7 +11,7 @@
 //! **Who keeps what alive.** The recording holds one handle of every lease it uses until it is submitted. Staging chunks
 //! (mapped for writing) then wait as pending until the device is done and they are mapped again. With `encode` the leases
 //! move into the encoder's work-done callback instead: they return when that submission is done, or when the encoder is
-//! dropped unsubmitted, since its callbacks are dropped with it. The design this replaces had a guard for the second case;
+//! dropped unsubmitted, since its callbacks are dropped with it. A guard for the caller to keep would be the alternative;
 //! ownership by the callback needs none and cannot release too early.
 
 use std::collections::HashMap;
@@ -20,32 +20,11 @@ use std::sync::Arc;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::kernel::{Kernel, KernelParams, Pipeline, fill};
-use crate::pool::{Lease, STORAGE_USAGE, scope_error};
+use crate::plan::{ByteRange, staging_bytes};
+use crate::pool::{Lease, STORAGE_USAGE};
 use crate::readback::{Download, Readback};
+use crate::scope::{self, Caught};
 use crate::tensor::{DType, Element, Tensor, num_bytes};
-
-/// Uploads are cut into staging chunks of at most this many bytes, so that chunks of any upload serve any other.
-pub const MAX_STAGING_BYTES: u64 = 4 << 20;
-
-/// Smallest staging chunk.
-pub const MIN_STAGING_BYTES: u64 = 64 << 10;
-
-/// Bytes of the staging chunk that is taken when `bytes` are left to stage.
-pub fn staging_bytes(bytes: u64) -> u64 {
-    bytes
-        .checked_next_power_of_two()
-        .unwrap_or(MAX_STAGING_BYTES)
-        .clamp(MIN_STAGING_BYTES, MAX_STAGING_BYTES)
-}
-
-/// A byte range of a lease that a kernel may touch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ByteRange {
-    /// First byte.
-    pub offset: u64,
-    /// Number of bytes.
-    pub size: u64,
-}
 
 /// Index of a lease in the recording's list.
 type Held = usize;
@@ -113,7 +92,8 @@ impl Recorder {
         &self.context
     }
 
-    /// A tensor whose contents are unspecified until something recorded here writes it.
+    /// A tensor whose contents are unspecified until something recorded writes it. `shape` counts elements, the last
+    /// dimension contiguous.
     ///
     /// # Errors
     /// [`Error::SizeOverflow`] and the errors of [`Pool::acquire`](crate::pool::Pool::acquire).
@@ -149,7 +129,8 @@ impl Recorder {
     ///
     /// # Errors
     /// [`Error::LengthMismatch`] when `data` does not have as many elements as `shape`, [`Error::NotFinite`] under
-    /// [`Context::set_check_finite`], and as [`empty`](Self::empty).
+    /// [`Context::set_check_finite`], [`Error::DeviceLost`] when staging memory cannot be written, and as
+    /// [`empty`](Self::empty).
     pub fn upload<T: Element>(
         &mut self,
         label: &'static str,
@@ -173,7 +154,7 @@ impl Recorder {
         Ok(tensor)
     }
 
-    /// Starts to read `tensor` back as it is at this point of the recording.
+    /// Starts to read `tensor` back as it is at this point of the recording: all its elements, row-major.
     ///
     /// # Errors
     /// [`Error::WrongDType`], [`Error::ForeignDevice`] and the errors of [`Pool::acquire`](crate::pool::Pool::acquire).
@@ -326,23 +307,26 @@ impl Recorder {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::BudgetExceeded`] for the parameters' own buffers, [`Error::Validation`] when wgpu
-    /// refuses the commands. Nothing was submitted then.
+    /// refuses the commands (also for want of memory). Nothing was submitted then, and the recording is gone.
     pub fn submit(mut self) -> Result<Submission> {
         let device = self.context.device().clone();
-        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let out_of_memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
-            label: Some(self.label),
+        let submitted = scope::catch(&device, || {
+            let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
+                label: Some(self.label),
+            });
+            self.record_into(&mut encoder)?;
+            Ok(self.context.queue().submit([encoder.finish()]))
         });
-        self.record_into(&mut encoder)?;
-        let index = self.context.queue().submit([encoder.finish()]);
-        let refused = scope_error(out_of_memory).or(scope_error(validation));
-        if let Some(reason) = refused {
-            return Err(Error::Validation {
+        let index = submitted.map_err(|caught| match caught {
+            Caught::OutOfMemory => Error::SubmissionOutOfMemory {
+                label: self.label,
+                report: Box::new(self.context.pool().report()),
+            },
+            Caught::Refused(reason) => Error::Validation {
                 label: self.label.to_owned(),
                 reason,
-            });
-        }
+            },
+        })??;
         Ok(Submission { device, index })
     }
 
@@ -526,7 +510,7 @@ fn check_finite<T: Element>(label: &'static str, shape: &[usize], data: &[T]) ->
             .find(|(_, value)| !value.is_finite())
     };
     let found = match T::DTYPE {
-        DType::F32 => find(|bytes| bytemuck::pod_read_unaligned(bytes)),
+        DType::F32 => find(bytemuck::pod_read_unaligned),
         DType::F16 => find(|bytes| bytemuck::pod_read_unaligned::<half::f16>(bytes).to_f32()),
         DType::U32 => None,
     };

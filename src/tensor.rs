@@ -1,7 +1,7 @@
 //! Arrays on the device: a shape, an element type and leased storage.
 //!
-//! Callers never see the storage. Kernels ask for [windows](TensorWindow) of it, a byte range that one binding may cover,
-//! so that storage in several buffers (for tensors beyond one) can come later without changing a caller.
+//! Callers never see the storage, which is one leased buffer. A plan binds [windows](crate::plan::TokenWindow) of it, byte
+//! ranges that one binding may cover, so that a tensor may be larger than a binding.
 
 use std::fmt;
 

@@ -126,11 +126,6 @@ fn key_index(tile: Tile, row: u32) -> u32 {
     return params.kv_skip + (place * params.num_heads + tile.head) * HEAD_DIM_VEC4;
 }
 
-// vec4 elements between two consecutive key rows.
-fn key_stride() -> u32 {
-    return params.dilation_rate * params.num_heads * HEAD_DIM_VEC4;
-}
-
 // Where row t is written: (item, token, head) counted in heads from the window's first token.
 fn output_place(tile: Tile, row: u32) -> u32 {
     let token = tile.segment * params.output_stride + tile.offset + params.dilation_rate * row;

@@ -2,33 +2,12 @@
 
 use super::{FillParams, Kernel, fold_grid};
 use crate::error::{Error, Result};
-use crate::plan::DeviceFacts;
+use crate::plan::{ByteRange, word_windows};
 use crate::pool::Lease;
-use crate::recorder::{ByteRange, Recorder};
+use crate::recorder::Recorder;
 
 /// Words that one workgroup fills; the product of the two constants of the shader.
 const WORDS_PER_WORKGROUP: u32 = 64 * 16;
-
-/// The pieces of a byte range (both ends multiples of 4) that one binding each can cover: what is bound, and how many
-/// words of it come before the range.
-pub(crate) fn windows(
-    range: ByteRange,
-    facts: &DeviceFacts,
-) -> impl Iterator<Item = (ByteRange, u32)> {
-    let alignment = facts.storage_offset_alignment;
-    let max_bytes = facts.max_binding_bytes / alignment * alignment;
-    let end = range.offset + range.size;
-    let mut begin = range.offset;
-    std::iter::from_fn(move || {
-        let offset = begin / alignment * alignment;
-        let stop = end.min(offset + max_bytes);
-        let size = stop.checked_sub(offset).filter(|_| begin < stop)?;
-        // Less than the alignment.
-        let skip = ((begin - offset) / 4) as u32;
-        begin = stop;
-        Some((ByteRange { offset, size }, skip))
-    })
-}
 
 /// Records that the bytes `range` of `lease` (both ends multiples of 4) hold `value` in every word.
 pub(crate) fn record(
@@ -38,7 +17,7 @@ pub(crate) fn record(
     value: u32,
 ) -> Result<()> {
     let facts = recorder.context().facts().clone();
-    for (window, skip) in windows(range, &facts) {
+    for (window, skip) in word_windows(range, &facts) {
         // Bindings are below 2^32 bytes, so their words fit in 32 bits.
         let num_words = (window.size / 4) as u32 - skip;
         let num_workgroups = num_words.div_ceil(WORDS_PER_WORKGROUP);

@@ -1,9 +1,9 @@
 //! Shaders and how they are compiled and called.
 //!
 //! A [`Kernel`] names one shader file and the constants it is compiled with; it knows the source, the bindings and the
-//! parameter struct. [`Pipelines`] compiles each kernel once per context, on first use.
+//! parameter struct. `Pipelines` compiles each kernel once per context, on first use.
 
-pub mod fill;
+pub(crate) mod fill;
 pub mod forward;
 
 mod params;

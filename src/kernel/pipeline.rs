@@ -1,11 +1,11 @@
 //! Compiled kernels, one of each per context.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Access, Kernel};
 use crate::error::{Error, Result};
-use crate::pool::scope_error;
+use crate::scope::{self, Caught};
 
 /// A compiled kernel with the layout of its bindings.
 #[derive(Debug)]
@@ -32,13 +32,22 @@ impl Pipeline {
         self.kernel.params_bytes()
     }
 
+    fn new(device: &wgpu::Device, kernel: Kernel) -> Result<Self> {
+        scope::catch(device, || Self::create(device, kernel)).map_err(|caught| Error::Validation {
+            label: kernel.name().to_owned(),
+            reason: match caught {
+                Caught::OutOfMemory => "no memory to compile it".to_owned(),
+                Caught::Refused(reason) => reason,
+            },
+        })
+    }
+
     #[expect(
         clippy::disallowed_methods,
         reason = "the one place that creates pipelines"
     )]
-    fn new(device: &wgpu::Device, kernel: Kernel) -> Result<Self> {
+    fn create(device: &wgpu::Device, kernel: Kernel) -> Self {
         let label = Some(kernel.name());
-        let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
         let uniform = wgpu::BindGroupLayoutEntry {
             binding: 0,
             visibility: wgpu::ShaderStages::COMPUTE,
@@ -90,21 +99,16 @@ impl Pipeline {
             },
             cache: None,
         });
-        match scope_error(scope) {
-            None => Ok(Self {
-                kernel,
-                compute,
-                layout,
-            }),
-            Some(reason) => Err(Error::Validation {
-                label: kernel.name().to_owned(),
-                reason,
-            }),
+        Self {
+            kernel,
+            compute,
+            layout,
         }
     }
 }
 
-type Slot = Arc<OnceLock<Result<Arc<Pipeline>>>>;
+/// Locked while its kernel is compiled; stays empty when that failed, so that the next call tries again.
+type Slot = Arc<Mutex<Option<Arc<Pipeline>>>>;
 
 /// Compiles kernels on first use; a second thread that wants the same kernel waits for the first.
 #[derive(Debug, Default)]
@@ -118,7 +122,12 @@ impl Pipelines {
             let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
             slots.entry(kernel).or_default().clone()
         };
-        slot.get_or_init(|| Pipeline::new(device, kernel).map(Arc::new))
-            .clone()
+        let mut compiled = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pipeline) = &*compiled {
+            return Ok(pipeline.clone());
+        }
+        let pipeline = Arc::new(Pipeline::new(device, kernel)?);
+        *compiled = Some(pipeline.clone());
+        Ok(pipeline)
     }
 }

@@ -9,9 +9,9 @@ pub struct DeviceFacts {
     pub max_buffer_bytes: u64,
     /// Most bytes that one storage binding may cover.
     pub max_binding_bytes: u64,
-    /// Offsets of storage bindings are multiples of this.
+    /// Offsets of storage bindings are multiples of this many bytes.
     pub storage_offset_alignment: u64,
-    /// Dynamic offsets of uniform bindings are multiples of this.
+    /// Dynamic offsets of uniform bindings are multiples of this many bytes.
     pub uniform_offset_alignment: u64,
     /// Most workgroups along one dimension of a grid.
     pub max_workgroups_per_dimension: u32,

@@ -14,13 +14,13 @@ use std::fmt;
 
 use super::branch::BranchGeometry;
 use super::facts::DeviceFacts;
-use super::window::{RowLayout, TokenWindow};
+use super::window::{ByteRange, RowLayout, TokenWindow, word_windows};
+use super::workspace::staging_bytes;
 use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, Mask};
 use crate::error::{Error, Result};
 use crate::kernel::forward::ForwardVariant;
-use crate::kernel::{FillParams, ForwardParams, fill, fold_grid};
+use crate::kernel::{FillParams, ForwardParams, fold_grid};
 use crate::pool::size_class::class_bytes;
-use crate::recorder::{ByteRange, staging_bytes};
 
 /// LSE of a row that no branch covers: finite, since WGSL has no infinities.
 pub const UNCOVERED_LSE: f32 = -1e30;
@@ -51,9 +51,9 @@ pub struct ForwardDispatch {
     pub heads: Range,
     /// Segments of each item.
     pub segments: Range,
-    /// Query rows of each segment.
+    /// Query rows of each segment, rows of the branch (not tokens).
     pub rows: Range,
-    /// Key rows of each segment.
+    /// Key rows of each segment, rows of the branch (not tokens).
     pub key_rows: Range,
     /// Joins the output with what is there, instead of writing it.
     pub merges: bool,
@@ -80,7 +80,7 @@ pub struct PlannedBuffer {
     pub label: &'static str,
     /// Bytes asked for.
     pub requested_bytes: u64,
-    /// Bytes of the size class.
+    /// Bytes of the size class: those of the buffer if the pool creates one.
     pub class_bytes: u64,
 }
 
@@ -91,17 +91,20 @@ pub struct ForwardPlan {
     pub shape: AttentionShape,
     /// Tokens of all items together, the rows of the tensors.
     pub num_rows: u64,
-    /// Heads and head size.
-    pub heads: (u32, u32),
+    /// Number of heads.
+    pub num_heads: u32,
+    /// Elements in one head.
+    pub head_dim: u32,
     /// The kernel.
     pub variant: ForwardVariant,
-    /// Row ranges of the output that are cleared first (item * seq_len + token).
+    /// Half-open ranges of rows (`item * seq_len + token`) that are cleared first: output to 0, LSE to [`UNCOVERED_LSE`].
     pub clears: Vec<(u64, u64)>,
     /// The dispatches, in order.
     pub dispatches: Vec<ForwardDispatch>,
     /// Buffers leased by a forward that is recorded alone.
     pub buffers: Vec<PlannedBuffer>,
-    /// Floating point operations: `4 * B * N * H * D * sum(w / r^2)`, half of it under the causal mask.
+    /// Floating point operations: `4 * B * N * H * D * sum(w / r^2)` over the valid tokens, half of it under the causal mask,
+    /// a G-th of it where heads are partitioned among G branches.
     pub flop: u64,
     /// Bytes that must be moved at least: q, k, v read once, the output written once.
     pub byte_floor: u64,
@@ -180,7 +183,8 @@ impl DilatedAttentionConfig {
         Ok(ForwardPlan {
             shape: shape.clone(),
             num_rows,
-            heads: (self.num_heads(), self.head_dim()),
+            num_heads: self.num_heads(),
+            head_dim: self.head_dim(),
             variant,
             clears,
             dispatches,
@@ -192,12 +196,10 @@ impl DilatedAttentionConfig {
 }
 
 fn flop_per_item(config: &DilatedAttentionConfig, valid_len: u32) -> f64 {
-    let (num_heads, groups) = match config.get_heads() {
-        Heads::EveryBranch => (f64::from(config.num_heads()), 1.0),
-        Heads::Partitioned => (
-            f64::from(config.num_heads()),
-            config.branches().len() as f64,
-        ),
+    let num_heads = f64::from(config.num_heads());
+    let heads_per_branch = match config.get_heads() {
+        Heads::EveryBranch => num_heads,
+        Heads::Partitioned => num_heads / config.branches().len() as f64,
     };
     let keys_per_row: f64 = config
         .branches()
@@ -211,7 +213,7 @@ fn flop_per_item(config: &DilatedAttentionConfig, valid_len: u32) -> f64 {
         Mask::Full => 4.0,
         Mask::Causal => 2.0,
     };
-    mask * f64::from(valid_len) * num_heads / groups * f64::from(config.head_dim()) * keys_per_row
+    mask * f64::from(valid_len) * heads_per_branch * f64::from(config.head_dim()) * keys_per_row
 }
 
 /// Runs of neighbouring batch items with as many valid tokens.
@@ -289,7 +291,7 @@ fn buffers(
             offset: begin * row_bytes,
             size: (end - begin) * row_bytes,
         };
-        for _ in fill::windows(range, facts) {
+        for _ in word_windows(range, facts) {
             add(size_of::<FillParams>());
         }
     }
@@ -453,7 +455,7 @@ impl Planner<'_> {
             layout
                 .window(first, last, self.facts)
                 .ok_or(Error::BindingTooSmall {
-                    what: "a window of q",
+                    what: "q",
                     requested_bytes: (last - first) * layout.row_bytes,
                     limit_bytes: self.facts.max_binding_bytes,
                 })
@@ -616,7 +618,7 @@ impl ForwardPlan {
 
     /// Byte range of the LSE that rows `begin .. end` of the output have.
     pub(crate) fn lse_range(&self, (begin, end): (u64, u64)) -> ByteRange {
-        let row_bytes = u64::from(self.heads.0) * 4;
+        let row_bytes = u64::from(self.num_heads) * 4;
         ByteRange {
             offset: begin * row_bytes,
             size: (end - begin) * row_bytes,
@@ -625,7 +627,7 @@ impl ForwardPlan {
 
     /// Byte range of rows `begin .. end` of the output.
     pub(crate) fn out_range(&self, (begin, end): (u64, u64)) -> ByteRange {
-        let row_bytes = u64::from(self.heads.0) * u64::from(self.heads.1) * 4;
+        let row_bytes = u64::from(self.num_heads) * u64::from(self.head_dim) * 4;
         ByteRange {
             offset: begin * row_bytes,
             size: (end - begin) * row_bytes,
@@ -640,8 +642,8 @@ impl fmt::Display for ForwardPlan {
             "forward of {} x {} tokens, {} heads of {}, kernel {}",
             self.shape.batch(),
             self.shape.seq_len(),
-            self.heads.0,
-            self.heads.1,
+            self.num_heads,
+            self.head_dim,
             self.variant
         )?;
         writeln!(

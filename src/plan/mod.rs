@@ -4,7 +4,10 @@ pub mod branch;
 mod facts;
 mod forward;
 mod window;
+mod workspace;
 
 pub use facts::{DeviceFacts, Processor};
 pub use forward::{ForwardDispatch, ForwardPlan, PlannedBuffer, Range, UNCOVERED_LSE};
-pub use window::{RowLayout, TokenWindow};
+pub(crate) use window::word_windows;
+pub use window::{ByteRange, RowLayout, TokenWindow};
+pub(crate) use workspace::staging_bytes;

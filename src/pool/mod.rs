@@ -1,7 +1,7 @@
 //! The buffer pool: every byte this library uses on a device is lent by it.
 //!
-//! Creating a `wgpu::Buffer` is dear: the first use clears it and faults its pages in, which on a software adapter costs a
-//! hundred times the work on a reused one (see the README's table). So buffers are kept and lent again.
+//! Creating a `wgpu::Buffer` is dear: its first use clears it and faults its pages in, which takes longer the larger it is
+//! (`cargo bench --bench pool` compares first uses of fresh and of reused buffers). So buffers are kept and lent again.
 //!
 //! **The reuse rule.** *A buffer may be lent again as soon as every command that uses the old lease comes before every
 //! command of the new one on the queue.* It holds by construction: every write, copy, clear and read is recorded (nothing
@@ -15,13 +15,14 @@
 //! * Buffers are interchangeable when usages and [size class](size_class) agree. Labels belong to leases.
 //! * Contents are unspecified. With [`PoolOptions::poison`] a recording fills every buffer it takes with NaN first, so that
 //!   a read of something never written shows.
-//! * Memory is bounded by what is live ([`Policy::Balanced`]), by an optional hard budget, never by caps per class:
-//!   those are a known failure (buffers of a busy class are re-created for ever while another class idles).
+//! * Whenever a buffer has to be created, what is held is bounded by what was live of late ([`Policy::Balanced`]) and by an
+//!   optional hard budget, never by caps per class: those are a known failure (buffers of a busy class are re-created for
+//!   ever while another class idles). A pool that idles keeps what it has; [`Pool::trim`] gives it up.
 //! * Running out is an ordinary error: give up what is cached, wait for the device, look again, try again, then a typed
 //!   error that carries the [report](PoolReport).
 //! * Buffers mapped for writing (staging) wait as *pending* between submission and the moment the device hands them back.
 //!
-//! The pool is one mutex around plain data ([`state`]); creation and destruction happen outside the lock.
+//! The pool is one mutex around plain data (`state`); creation and destruction happen outside the lock.
 
 pub mod size_class;
 
@@ -36,7 +37,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use lease::Lease;
 pub use policy::Policy;
-pub(crate) use source::scope_error;
 pub use source::{BufferSource, CreateError, DeviceSource};
 pub use stats::{LabelUse, PoolReport, PoolStats};
 
@@ -53,7 +53,8 @@ pub const STORAGE_USAGE: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
 pub struct PoolOptions {
     /// What is kept.
     pub policy: Policy,
-    /// Most bytes that may be held (leased, pending and cached together); `None` for no limit.
+    /// Most bytes of buffers that may be held (leased, pending and cached together, each at the size of its class); `None`
+    /// for no limit.
     pub budget_bytes: Option<u64>,
     /// Fill every buffer that a recording takes with NaN first. For tests.
     pub poison: bool,
@@ -115,11 +116,12 @@ impl Pool {
     }
 
     /// Lends a buffer of at least `bytes` with exactly the usages `usage`. Contents are unspecified; buffers with
-    /// `MAP_WRITE` are mapped.
+    /// `MAP_WRITE` are mapped. Waits for the device only when memory or the budget has run out.
     ///
     /// # Errors
     /// [`Error::ZeroSize`], [`Error::InvalidUsage`], [`Error::BufferTooLarge`] for requests that cannot be met;
-    /// [`Error::BudgetExceeded`] and [`Error::OutOfMemory`] when memory ran out although everything cached was given up.
+    /// [`Error::BudgetExceeded`] and [`Error::OutOfMemory`] when memory ran out although cached buffers were given up;
+    /// [`Error::Validation`] when the device refuses the buffer for another reason.
     pub fn acquire(
         &self,
         label: &'static str,
@@ -128,7 +130,7 @@ impl Pool {
     ) -> Result<Lease> {
         let (key, requested_bytes) = self.key(label, bytes, usage)?;
         let shared = &self.shared;
-        let mut ran_out = false;
+        let (mut waited, mut ran_out) = (false, false);
         loop {
             let mut evicted;
             {
@@ -145,7 +147,7 @@ impl Pool {
                     evicted.extend(state.evict_to(room, Eviction::Budget));
                     if state.committed_bytes().saturating_add(key.class_bytes) > budget_bytes {
                         let stats = state.stats();
-                        if stats.pending == 0 || ran_out {
+                        if stats.pending == 0 || waited {
                             return Err(Error::BudgetExceeded {
                                 label,
                                 requested_bytes: key.class_bytes,
@@ -157,7 +159,7 @@ impl Pool {
                         // What is pending comes back when the device is done with it.
                         drop(state);
                         drop(evicted);
-                        ran_out = true;
+                        waited = true;
                         shared.source.poll(true);
                         continue;
                     }

@@ -31,7 +31,7 @@ pub struct PoolStats {
     pub evictions_out_of_memory: u64,
     /// Cached buffers given up by `trim`.
     pub evictions_trim: u64,
-    /// Requests that succeeded after the device had run out of memory once.
+    /// Requests that succeeded after the device had run out of memory, or the budget out of room, and was waited for.
     pub out_of_memory_recoveries: u64,
     /// Buffers leased now.
     pub leased: u64,

@@ -184,7 +184,7 @@ fn execute(plan: &ForwardPlan, facts: &DeviceFacts) -> HashMap<(u64, u32), Row> 
                         // What is touched lies in the windows.
                         let place =
                             |token: u64| u64::from(item - dispatch.items.begin) * seq_len + token;
-                        let row_bytes = u64::from(plan.heads.0) * u64::from(plan.heads.1) * 4;
+                        let row_bytes = u64::from(plan.num_heads) * u64::from(plan.head_dim) * 4;
                         let inside = |window: dilated_attention::plan::TokenWindow,
                                       token: u64,
                                       first: u32| {
