@@ -10,7 +10,7 @@
 //!   -> Submission, Download                  done; results on the host
 //! ```
 //!
-//! [`DilatedAttention`] has an example to start from. [`config`] defines the options, [`reference`] the result in f64,
+//! [`DilatedAttention`] has an example to start from. [`config`] defines the options, [`reference`](mod@reference) the result in f64,
 //! [`pool`] says when a buffer is used again, [`recorder`] what is kept alive until when, [`context`] how to bring a device.
 //!
 //! Tensors are row-major, (batch B, token N, head H, element D). Attention takes f32 and computes the forward pass only.

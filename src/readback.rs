@@ -8,18 +8,27 @@ use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context as TaskContext, Poll, Waker};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::pool::Lease;
 use crate::tensor::Element;
+
+/// How long a callback may take that another thread's poll has found to be due.
+const CALLBACK_GRACE: Duration = Duration::from_millis(20);
+
+/// How often an idle device may fail to call back before it counts as lost: two seconds of grace.
+const IDLE_ROUNDS: u32 = 100;
 
 /// Where the bytes of a download are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     /// In a recording that was not submitted yet.
     Recorded,
+    /// In an encoder of the application's; whether that was submitted, only the application knows.
+    Encoded,
     /// On the way: the device will call back.
     Submitted,
     /// Mapped.
@@ -41,6 +50,8 @@ struct Progress {
 pub(crate) struct Readback {
     lease: Lease,
     progress: Mutex<Progress>,
+    /// Signalled when the stage changes.
+    changed: Condvar,
 }
 
 impl Readback {
@@ -51,6 +62,7 @@ impl Readback {
                 stage: Stage::Recorded,
                 waker: None,
             }),
+            changed: Condvar::new(),
         })
     }
 
@@ -64,8 +76,17 @@ impl Readback {
             progress.stage = stage;
             progress.waker.take()
         };
+        self.changed.notify_all();
         if let Some(waker) = waker {
             waker.wake();
+        }
+    }
+
+    /// The encoder that the download is in was submitted by its own recording.
+    pub fn submitted(&self) {
+        let mut progress = self.lock();
+        if progress.stage == Stage::Encoded {
+            progress.stage = Stage::Submitted;
         }
     }
 
@@ -78,7 +99,7 @@ impl Readback {
 
     /// Asks `encoder` to map the buffer when its commands are done.
     pub fn map_on_submit(self: &Arc<Self>, encoder: &wgpu::CommandEncoder) {
-        self.set(Stage::Submitted);
+        self.set(Stage::Encoded);
         let callback = MapCallback {
             readback: self.clone(),
             called: false,
@@ -156,19 +177,34 @@ impl<T: Element> Download<T> {
     /// [`Error::NotSubmitted`] while the recording (or the embedder's encoder) was not submitted: submit it and wait
     /// again. [`Error::DownloadAbandoned`] and [`Error::DeviceLost`] when the elements will never come.
     pub fn wait(&self) -> Result<Vec<T>> {
-        if let Some(result) = self.result() {
-            return result;
+        for _ in 0..IDLE_ROUNDS {
+            if let Some(result) = self.result() {
+                return result;
+            }
+            // A lost device fails the mapping, too.
+            let _ = self.device.poll(wgpu::PollType::wait_indefinitely());
+            // Another thread's poll may be the one that is about to call back.
+            let progress = self.readback.lock();
+            let before = progress.stage;
+            if matches!(before, Stage::Recorded | Stage::Encoded | Stage::Submitted) {
+                let waited = self.readback.changed.wait_timeout(progress, CALLBACK_GRACE);
+                let (progress, _) = waited.unwrap_or_else(PoisonError::into_inner);
+                if progress.stage == before && before != Stage::Submitted {
+                    drop(progress);
+                    return Err(self.not_submitted());
+                }
+            }
         }
-        // A lost device fails the poll and the mapping alike.
-        let _ = self.device.poll(wgpu::PollType::wait_indefinitely());
-        self.result().unwrap_or_else(|| Err(self.not_submitted()))
+        Err(Error::DeviceLost {
+            reason: "it is idle, but a buffer was never mapped".to_owned(),
+        })
     }
 
     /// Whether [`wait`](Self::wait) would return at once. Never blocks; something has to poll the device meanwhile
     /// ([`Context::poll`](crate::Context::poll), or any submission).
     pub fn is_ready(&self) -> bool {
         let stage = self.readback.lock().stage;
-        !matches!(stage, Stage::Recorded | Stage::Submitted)
+        !matches!(stage, Stage::Recorded | Stage::Encoded | Stage::Submitted)
     }
 
     fn not_submitted(&self) -> Error {
@@ -181,7 +217,7 @@ impl<T: Element> Download<T> {
     fn result(&self) -> Option<Result<Vec<T>>> {
         let stage = self.readback.lock().stage;
         match stage {
-            Stage::Recorded | Stage::Submitted => None,
+            Stage::Recorded | Stage::Encoded | Stage::Submitted => None,
             Stage::Abandoned(reason) => Some(Err(Error::DownloadAbandoned {
                 label: self.readback.lease.label(),
                 reason,
@@ -220,7 +256,9 @@ impl<T: Element> Future for Download<T> {
                     drop(progress);
                     return Poll::Ready(Err(self.not_submitted()));
                 }
-                Stage::Submitted => progress.waker = Some(context.waker().clone()),
+                Stage::Encoded | Stage::Submitted => {
+                    progress.waker = Some(context.waker().clone());
+                }
                 Stage::Ready | Stage::Abandoned(_) | Stage::Lost => {}
             }
         }

@@ -327,6 +327,9 @@ impl Recorder {
                 reason,
             },
         })??;
+        for readback in &self.readbacks {
+            readback.submitted();
+        }
         Ok(Submission { device, index })
     }
 
@@ -393,7 +396,7 @@ impl Recorder {
         for chunk in self.staging.drain(..) {
             map_again_on_submit(chunk.lease, encoder);
         }
-        for readback in self.readbacks.drain(..) {
+        for readback in &self.readbacks {
             readback.map_on_submit(encoder);
         }
         Ok(())
