@@ -216,6 +216,18 @@ fn every_head_size_equals_the_reference() {
 }
 
 #[test]
+fn grids_wider_than_the_device_allows_are_folded() {
+    let on = tiny_bindings();
+    let limit = on.context.facts().max_workgroups_per_dimension;
+    // One workgroup a segment; one head of 4 elements, so that a window covers them all.
+    let config = DilatedAttentionConfig::new(1, 4, &[2], &[1]).unwrap();
+    let shape = shape(1, 900);
+    let plan = config.plan_forward(&shape, on.context.facts()).unwrap();
+    assert!(plan.dispatches[0].num_workgroups > limit && plan.dispatches[0].grid[1] > 1);
+    Problem::new(config, shape, 1.0).check(on).unwrap();
+}
+
+#[test]
 fn drawn_configurations_equal_the_reference() {
     let lens = proptest::collection::vec(0..=60u32, 1..4);
     for on in kernel_contexts().iter().chain([tiny_bindings()]) {

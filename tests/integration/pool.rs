@@ -1,13 +1,10 @@
 //! The pool through its public interface, on wgpu's noop device: no GPU, the whole API path.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-
-use dilated_attention::pool::{
-    BufferSource, CreateError, DeviceSource, Lease, Policy, Pool, PoolOptions, STORAGE_USAGE,
-};
+use dilated_attention::pool::{Lease, Policy, Pool, PoolOptions, STORAGE_USAGE};
 use dilated_attention::wgpu::{self, BufferUsages};
 use dilated_attention::{Error, PoolStats};
+
+use crate::support::failing_source::FailingSource;
 
 fn noop_device() -> wgpu::Device {
     let limits = wgpu::Limits {
@@ -29,52 +26,6 @@ fn check(pool: &Pool) -> PoolStats {
     let stats = pool.stats();
     assert!(stats.identities_hold(), "{stats}");
     stats
-}
-
-/// Fails where told to; counts what it made.
-#[derive(Debug)]
-struct Failing {
-    source: DeviceSource,
-    created: AtomicU64,
-    /// The creation that fails, counted from 0.
-    fail_at: u64,
-    /// How many creations from there on fail.
-    failures: AtomicI64,
-}
-
-impl Failing {
-    fn new(fail_at: u64, failures: i64) -> Arc<Self> {
-        Arc::new(Self {
-            source: DeviceSource::new(noop_device()),
-            created: AtomicU64::new(0),
-            fail_at,
-            failures: AtomicI64::new(failures),
-        })
-    }
-}
-
-impl BufferSource for Failing {
-    fn create(
-        &self,
-        label: &'static str,
-        bytes: u64,
-        usage: BufferUsages,
-        mapped: bool,
-    ) -> Result<wgpu::Buffer, CreateError> {
-        let number = self.created.fetch_add(1, Ordering::Relaxed);
-        if number >= self.fail_at && self.failures.fetch_sub(1, Ordering::Relaxed) > 0 {
-            return Err(CreateError::OutOfMemory);
-        }
-        self.source.create(label, bytes, usage, mapped)
-    }
-
-    fn poll(&self, wait: bool) {
-        self.source.poll(wait);
-    }
-
-    fn max_buffer_bytes(&self) -> u64 {
-        self.source.max_buffer_bytes()
-    }
 }
 
 #[test]
@@ -233,7 +184,7 @@ fn trim_gives_up_what_is_cached_and_nothing_else() {
 
 #[test]
 fn out_of_memory_is_retried_once_everything_cached_is_given_up() {
-    let source = Failing::new(1, 1);
+    let source = FailingSource::new(&noop_device(), 1, 1);
     let pool = Pool::with_source(source, PoolOptions::default());
     drop(
         pool.acquire("cached", 1 << 20, STORAGE_USAGE)
@@ -252,7 +203,7 @@ fn out_of_memory_is_retried_once_everything_cached_is_given_up() {
 fn out_of_memory_for_good_is_a_typed_error_and_leaves_the_pool_whole() {
     // Whichever creation fails for good, the ones before it work, and so do those after memory is back.
     for fail_at in 0..6 {
-        let source = Failing::new(fail_at, 2);
+        let source = FailingSource::new(&noop_device(), fail_at, 2);
         let pool = Pool::with_source(source.clone(), PoolOptions::default());
         let mut leases = Vec::new();
         let mut failed = 0;

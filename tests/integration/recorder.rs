@@ -1,12 +1,13 @@
 //! Recordings on a device: order, reuse, what is kept alive, and how results come back.
 
-use dilated_attention::pool::{Policy, PoolOptions};
+use dilated_attention::pool::{Policy, Pool, PoolOptions};
 use dilated_attention::{
     AttentionShape, Context, ContextOptions, DType, DilatedAttention, DilatedAttentionConfig,
     Error, Tensor, wgpu,
 };
 
 use crate::support::contexts::{context_with, contexts, contexts_with};
+use crate::support::failing_source::FailingSource;
 
 fn numbers(count: usize, seed: u32) -> Vec<f32> {
     (0..count as u32)
@@ -526,6 +527,36 @@ fn a_budget_too_small_is_an_error_and_the_context_goes_on() {
     assert_eq!(context.pool().stats().leased, 0);
     forward(&context, &attention, 150).expect("runs");
     assert!(context.pool().stats().held_bytes() <= 600 << 10);
+}
+
+#[test]
+fn running_out_of_memory_at_any_creation_is_an_error_and_the_context_goes_on() {
+    let (_, base) = &contexts()[0];
+    let expected = forward(base, &small_attention(base), 150).expect("runs");
+    let creations = base.pool().stats().creates;
+    // Twice in a row is more than one retry can mend; once is not.
+    for (failures, fails) in [(1, false), (2, true)] {
+        for fail_at in 0..creations {
+            let source = FailingSource::new(base.device(), fail_at, failures);
+            let pool = Pool::with_source(source, PoolOptions::default());
+            let (device, queue) = (base.device().clone(), base.queue().clone());
+            let context = Context::from_device_and_pool(device, queue, pool).expect("fits");
+            let attention = small_attention(&context);
+            let result = forward(&context, &attention, 150);
+            if fails {
+                assert!(
+                    matches!(result, Err(Error::OutOfMemory { .. })),
+                    "creation {fail_at}"
+                );
+            } else {
+                assert_eq!(result.as_ref(), Ok(&expected), "creation {fail_at}");
+            }
+            assert_eq!(forward(&context, &attention, 150).as_ref(), Ok(&expected));
+            context.wait();
+            let stats = context.pool().stats();
+            assert!(stats.leased == 0 && stats.identities_hold(), "{stats}");
+        }
+    }
 }
 
 #[test]

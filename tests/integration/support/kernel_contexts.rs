@@ -34,12 +34,14 @@ pub fn kernel_contexts() -> &'static [TestContext] {
     })
 }
 
-/// A context whose bindings cover 16 KiB: tensors of a few hundred tokens already need windows.
+/// A context whose bindings cover 16 KiB and whose grids are at most 256 wide: tensors of a few hundred tokens already need
+/// windows, and some dispatches a second row of workgroups.
 pub fn tiny_bindings() -> &'static TestContext {
     static CONTEXT: OnceLock<TestContext> = OnceLock::new();
     CONTEXT.get_or_init(|| {
         let limits = wgpu::Limits {
             max_storage_buffer_binding_size: 16 << 10,
+            max_compute_workgroups_per_dimension: 256,
             ..Default::default()
         };
         open("bindings of 16 KiB", Some(limits), true)

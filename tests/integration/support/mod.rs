@@ -1,6 +1,7 @@
 //! What several test modules use.
 
 pub mod contexts;
+pub mod failing_source;
 pub mod kernel_contexts;
 pub mod numbers;
 pub mod plain;
