@@ -236,7 +236,12 @@ fn growth(context: &Context, quick: bool) -> Result<(), Box<dyn Error>> {
     let prepared = lengths
         .iter()
         .map(|&tokens| {
-            let case = case("growth", (1, 16, tokens), &[256, 2048, 16_384], &[1, 8, 64]);
+            let case = case(
+                "growth",
+                (1, 16, tokens),
+                &[1024, 4096, 16_384],
+                &[1, 4, 16],
+            );
             let prepared = Prepared::new(context, &case, None)?;
             prepared.seconds(context)?;
             Ok(prepared)
@@ -251,7 +256,7 @@ fn growth(context: &Context, quick: bool) -> Result<(), Box<dyn Error>> {
         }
     }
     println!(
-        "\ntime per token, 1 head of 16, branches 256/1 2048/8 16384/64, medians of {repetitions}"
+        "\ntime per token, 1 head of 16, branches 1024/1 4096/4 16384/16, medians of {repetitions}"
     );
     let medians: Vec<f64> = times.into_iter().map(|times| spread(times).0).collect();
     for (tokens, nanoseconds) in lengths.iter().zip(&medians) {
