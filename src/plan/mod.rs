@@ -1,8 +1,10 @@
 //! How to compute it: dispatches, windows, memory and work, as plain data that needs no device.
 
 pub mod branch;
+mod display;
 mod facts;
 mod forward;
+mod planner;
 mod window;
 mod workspace;
 
