@@ -9,8 +9,8 @@
 # The root is a minimal Debian unstable in .newest-mesa/ at the top of the repository, entered by
 # chroot. Its C library is the newest there is, so that whatever was linked here also starts there.
 #
-# Why: a distribution's stable Mesa is what users have, but only the newest software driver offers
-# cooperative matrices, and without a GPU nothing else tests those kernels.
+# Why: a distribution's stable Mesa is what users have, but the newest software driver compiles shaders
+# differently, several times faster, and the library chooses another kernel there.
 #
 # Everything is mounted in a mount namespace of the run's own (unshare): mounts end with the process,
 # however it ends, concurrent runs do not see one another's, and no removal of the root can ever reach

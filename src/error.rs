@@ -1,4 +1,4 @@
-//! The one error type. Every variant carries the number given, the limit it met and the next step.
+//! The one error type. Variants carry the value given, the limit it met and the next step, where there are such.
 
 use crate::pool::PoolReport;
 use crate::tensor::DType;

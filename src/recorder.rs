@@ -24,7 +24,7 @@ use crate::plan::{ByteRange, staging_bytes};
 use crate::pool::{Lease, STORAGE_USAGE};
 use crate::readback::{Download, Readback};
 use crate::scope::{self, Caught};
-use crate::tensor::{DType, Element, Tensor, num_bytes};
+use crate::tensor::{DType, Element, Tensor, check_finite, num_bytes};
 
 /// Index of a lease in the recording's list.
 type Held = usize;
@@ -501,42 +501,6 @@ fn map_again_on_submit(lease: Lease, encoder: &wgpu::CommandEncoder) {
             pending.ready();
         }
     });
-}
-
-fn check_finite<T: Element>(label: &'static str, shape: &[usize], data: &[T]) -> Result<()> {
-    let find = |value: fn(&[u8]) -> f32| {
-        let size = size_of::<T>();
-        bytemuck::cast_slice::<T, u8>(data)
-            .chunks_exact(size)
-            .map(value)
-            .enumerate()
-            .find(|(_, value)| !value.is_finite())
-    };
-    let found = match T::DTYPE {
-        DType::F32 => find(bytemuck::pod_read_unaligned),
-        DType::F16 => find(|bytes| bytemuck::pod_read_unaligned::<half::f16>(bytes).to_f32()),
-        DType::U32 => None,
-    };
-    let Some((index, value)) = found else {
-        return Ok(());
-    };
-    // Index the element as (item, token, head, element), missing leading dimensions being 1.
-    let mut position = [0u64; 4];
-    let mut rest = index as u64;
-    for (slot, dimension) in (0..4).rev().zip(shape.iter().rev()) {
-        let size = (*dimension).max(1) as u64;
-        position[slot] = if slot == 0 { rest } else { rest % size };
-        rest /= size;
-    }
-    let [item, token, head, element] = position;
-    Err(Error::NotFinite {
-        what: label,
-        value,
-        item,
-        token,
-        head,
-        element,
-    })
 }
 
 /// Submitted work.

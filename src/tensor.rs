@@ -151,3 +151,47 @@ pub(crate) fn num_bytes(label: &'static str, shape: &[usize], dtype: DType) -> R
             given: format!("{shape:?} elements of {} bytes", dtype.bytes()),
         })
 }
+
+/// Whether all of `data`, elements of a tensor of `shape`, are finite.
+///
+/// # Errors
+/// [`Error::NotFinite`] names the first that is not.
+pub(crate) fn check_finite<T: Element>(
+    label: &'static str,
+    shape: &[usize],
+    data: &[T],
+) -> Result<()> {
+    let find = |value: fn(&[u8]) -> f32| {
+        let size = size_of::<T>();
+        bytemuck::cast_slice::<T, u8>(data)
+            .chunks_exact(size)
+            .map(value)
+            .enumerate()
+            .find(|(_, value)| !value.is_finite())
+    };
+    let found = match T::DTYPE {
+        DType::F32 => find(bytemuck::pod_read_unaligned),
+        DType::F16 => find(|bytes| bytemuck::pod_read_unaligned::<half::f16>(bytes).to_f32()),
+        DType::U32 => None,
+    };
+    let Some((index, value)) = found else {
+        return Ok(());
+    };
+    // Index the element as (item, token, head, element), missing leading dimensions being 1.
+    let mut position = [0u64; 4];
+    let mut rest = index as u64;
+    for (slot, dimension) in (0..4).rev().zip(shape.iter().rev()) {
+        let size = (*dimension).max(1) as u64;
+        position[slot] = if slot == 0 { rest } else { rest % size };
+        rest /= size;
+    }
+    let [item, token, head, element] = position;
+    Err(Error::NotFinite {
+        what: label,
+        value,
+        item,
+        token,
+        head,
+        element,
+    })
+}

@@ -1,4 +1,4 @@
-// Parameters, bindings and index arithmetic of one forward dispatch. The host fills `ForwardParams` (32 words, same
+// Parameters, bindings and index arithmetic of one forward dispatch. The host fills `ForwardParams` (30 words, same
 // order in Rust); every kernel in attention/ is assembled as prelude + shared fragments + kernel.
 
 const FLAG_CAUSAL: u32 = 1u;
@@ -19,7 +19,6 @@ struct ForwardParams {
     dilation_rate: u32,
     rows_per_segment: u32, // ceil(segment_length / dilation_rate)
     output_stride: u32, // tokens between the outputs of two segments
-    batch_count: u32,
     segment_begin: u32,
     segment_count: u32,
     row_begin: u32,
@@ -37,7 +36,6 @@ struct ForwardParams {
     out_skip: u32,
     lse_skip: u32,
     grid_width: u32,
-    first_workgroup: u32,
     num_workgroups: u32,
 }
 
@@ -69,7 +67,7 @@ struct Tile {
 
 fn locate_tile(workgroup: vec3<u32>, rows_per_workgroup: u32) -> Tile {
     var tile: Tile;
-    let number = workgroup.x + workgroup.y * params.grid_width + params.first_workgroup;
+    let number = workgroup.x + workgroup.y * params.grid_width;
     let tiles = (params.row_end - params.row_begin + rows_per_workgroup - 1u) / rows_per_workgroup;
     var rest = number / tiles;
     tile.row_begin = params.row_begin + (number % tiles) * rows_per_workgroup;

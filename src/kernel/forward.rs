@@ -7,15 +7,16 @@
 //! |---|---|---|
 //! | rows: 2 rows a lane, keys staged in workgroup memory (kept) | compiles for a minute | 14 to 19 % |
 //! | rows, keys straight from storage; 1, 2, 4 or 8 rows a lane; 1, 2 or 4 keys a step | - | 7 to 16 % |
-//! | rows, staged, 4 rows a lane and 2 keys a step | 10 to 12 %, compiles for 84 s | 16 to 17 %, compiles for 9 s |
-//! | rows, staged, 8 rows a lane | - | 14 to 17 %, compiles for 19 s |
+//! | rows, staged, 4 rows a lane and 2 keys a step | 9 to 12 %, compiles for 84 s | 15 to 23 %, compiles for 9 s |
+//! | rows, staged, 8 rows a lane | - | 14 to 23 %, compiles for 19 s |
 //! | rows, staged, 2 rows a lane and 8 keys a step | - | 8 to 15 % |
-//! | micro: 8 x 8 scores a lane, direct loads (kept) | 7 to 8 % | 11 % |
-//! | tile: workgroup memory as on a GPU | 7 to 9 % | 4 % |
+//! | micro: 8 x 8 scores a lane, direct loads (kept) | 7 to 10 % | 6 to 11 % |
+//! | tile: workgroup memory as on a GPU | 7 to 9 % | 4 to 6 % |
 //!
-//! A load of one vec4 costs as much as this many multiply-adds of a vec4: from storage 15 on 25.0 (a loop over the lanes,
-//! also for an address that all share) and 5 on 26.2 for a shared address, 20 for addresses of their own; from workgroup
-//! memory 6 and 4. On 26.2 loads of shared addresses overlap with arithmetic: in a loop that does nothing else, 8 rows a
+//! A load of one vec4 takes the time of this many multiply-adds of a vec4 at the ceiling: from storage 30 on 25.0 (a loop
+//! over the lanes, also for an address that all share) and 5 on 26.2 for a shared address, 29 for addresses of their own;
+//! from workgroup memory, shared address, 11 and 4. On 26.2 loads of shared addresses overlap with arithmetic: in a loop that
+//! does nothing else, 8 rows a
 //! lane reach the ceiling. In the kernel they do not. Scores alone run at half the ceiling; the second product takes three
 //! quarters of the time. There the driver keeps an execution mask in every loop and blends each of the output's registers
 //! with it on every step, through the stack; yet 8 keys a step, which blends a quarter as often, runs at 8 %, so that is not

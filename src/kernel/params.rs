@@ -36,7 +36,6 @@ pub struct ForwardParams {
     pub dilation_rate: u32,
     pub rows_per_segment: u32,
     pub output_stride: u32,
-    pub batch_count: u32,
     pub segment_begin: u32,
     pub segment_count: u32,
     pub row_begin: u32,
@@ -54,7 +53,6 @@ pub struct ForwardParams {
     pub out_skip: u32,
     pub lse_skip: u32,
     pub grid_width: u32,
-    pub first_workgroup: u32,
     pub num_workgroups: u32,
 }
 

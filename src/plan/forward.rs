@@ -330,7 +330,6 @@ impl ForwardDispatch {
             dilation_rate: geometry.dilation_rate,
             rows_per_segment: geometry.rows_per_segment,
             output_stride: geometry.output_stride,
-            batch_count: self.items.len(),
             segment_begin: self.segments.begin,
             segment_count: self.segments.len(),
             row_begin: self.rows.begin,
@@ -354,7 +353,6 @@ impl ForwardDispatch {
             out_skip: self.out.skip,
             lse_skip: self.lse.skip,
             grid_width: self.grid[0],
-            first_workgroup: 0,
             num_workgroups: self.num_workgroups,
         }
     }

@@ -116,7 +116,8 @@ impl Pool {
     }
 
     /// Lends a buffer of at least `bytes` with exactly the usages `usage`. Contents are unspecified; buffers with
-    /// `MAP_WRITE` are mapped. Waits for the device only when memory or the budget has run out.
+    /// `MAP_WRITE` are mapped, and must be mapped again before the last handle is dropped; those with `MAP_READ` must be
+    /// unmapped by then. Waits for the device only when memory or the budget has run out.
     ///
     /// # Errors
     /// [`Error::ZeroSize`], [`Error::InvalidUsage`], [`Error::BufferTooLarge`] for requests that cannot be met;

@@ -2,6 +2,7 @@
 
 mod forward;
 mod golden;
+mod memory;
 mod oracle;
 mod plan;
 mod pool;

@@ -207,10 +207,10 @@ fn parameter_structs_have_the_same_layout_on_both_sides() {
 
     let host = host_fields!(ForwardParams:
         seq_len, valid_len, num_heads, head_begin, head_count, offset_base, offset_div, offset_mod,
-        segment_length, dilation_rate, rows_per_segment, output_stride, batch_count, segment_begin,
+        segment_length, dilation_rate, rows_per_segment, output_stride, segment_begin,
         segment_count, row_begin, row_end, key_row_begin, key_row_end, flags, scale_log2e, out_scale,
         q_token0, q_skip, kv_token0, kv_skip, out_token0, out_skip, lse_skip, grid_width,
-        first_workgroup, num_workgroups);
+        num_workgroups);
     let facts = DeviceFacts::webgpu_defaults();
     for shape in ForwardShape::ALL {
         let kernel = Kernel::Forward(ForwardVariant::with_shape(shape, 64, &facts));
