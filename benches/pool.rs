@@ -11,18 +11,11 @@
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use dilated_attention::pool::{Lease, Policy, Pool, PoolOptions, STORAGE_USAGE};
+use dilated_attention::pool::{Lease, NoPooling, Pool, PoolOptions, STORAGE_USAGE};
 use dilated_attention::wgpu;
 use dilated_attention::{
     AttentionShape, Context, ContextOptions, DilatedAttention, DilatedAttentionConfig,
 };
-
-fn options(policy: Policy) -> PoolOptions {
-    PoolOptions {
-        policy,
-        ..Default::default()
-    }
-}
 
 fn acquire_and_release(criterion: &mut Criterion) {
     let context = Context::headless().expect("an adapter");
@@ -39,7 +32,7 @@ fn acquire_and_release(criterion: &mut Criterion) {
         group.bench_function(format!("hit, {live} live"), |bencher| {
             bencher.iter(|| pool.acquire("hit", 4096, STORAGE_USAGE));
         });
-        let unpooled = Pool::new(context.device(), options(Policy::NoPooling));
+        let unpooled = Pool::new(context.device(), PoolOptions::default().policy(NoPooling));
         group.bench_function(format!("miss, {live} live"), |bencher| {
             bencher.iter(|| unpooled.acquire("miss", 4096, STORAGE_USAGE));
         });
@@ -65,12 +58,12 @@ fn forward(criterion: &mut Criterion) {
     group
         .sample_size(20)
         .measurement_time(Duration::from_secs(3));
-    for (name, policy) in [
-        ("pooled", Policy::default()),
-        ("without pool", Policy::NoPooling),
+    for (name, pool) in [
+        ("pooled", PoolOptions::default()),
+        ("without pool", PoolOptions::default().policy(NoPooling)),
     ] {
         let context = pollster::block_on(Context::with_options(&ContextOptions {
-            pool: options(policy),
+            pool,
             ..Default::default()
         }))
         .expect("an adapter");
@@ -175,7 +168,7 @@ fn first_dispatch(_: &mut Criterion) {
     let touch = Touch::new(&context);
     for mib in [1u64, 16, 64, 128] {
         let pooled = Pool::new(context.device(), PoolOptions::default());
-        let unpooled = Pool::new(context.device(), options(Policy::NoPooling));
+        let unpooled = Pool::new(context.device(), PoolOptions::default().policy(NoPooling));
         drop(touch.seconds(&pooled, mib << 20));
         let mut kept = Vec::new();
         let mut times = [Vec::new(), Vec::new(), Vec::new()];

@@ -10,7 +10,7 @@
 use std::error::Error;
 use std::time::{Duration, Instant};
 
-use dilated_attention::pool::{Policy, PoolOptions};
+use dilated_attention::pool::{NoPooling, PoolOptions};
 use dilated_attention::{
     AttentionShape, Context, ContextOptions, DilatedAttention, DilatedAttentionConfig, Mask,
     Tensor, reference,
@@ -72,10 +72,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("\npool\n{}", context.pool().stats());
 
     let options = ContextOptions {
-        pool: PoolOptions {
-            policy: Policy::NoPooling,
-            ..Default::default()
-        },
+        pool: PoolOptions::default().policy(NoPooling),
         ..Default::default()
     };
     let fresh = pollster::block_on(Context::with_options(&options))?;

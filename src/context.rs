@@ -99,7 +99,7 @@ impl Context {
                 adapter: adapter.get_info().name,
                 reason: error.to_string(),
             })?;
-        Self::from_device_with(device, queue, options.pool)
+        Self::from_device_with(device, queue, options.pool.clone())
     }
 
     /// Uses a device that the application has. Submissions go to `queue`; whoever else submits there orders its work by

@@ -217,6 +217,14 @@ pub enum Error {
         /// Element in the head.
         element: u64,
     },
+    /// A saved trace of a pool cannot be read.
+    #[error("line {line} of the trace is no event: {need} expected")]
+    InvalidTrace {
+        /// Number of the line, from 1.
+        line: u64,
+        /// What it should have.
+        need: &'static str,
+    },
     /// wgpu refused something that this library believed valid: a defect worth reporting (or, at a submission, memory that
     /// ran out inside wgpu).
     #[error("wgpu refused '{label}': {reason}")]

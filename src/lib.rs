@@ -47,7 +47,7 @@ pub use config::{
 pub use context::{AdapterChoice, Context, ContextOptions};
 pub use error::{Error, Result};
 pub use plan::{DeviceFacts, ForwardPlan};
-pub use pool::{Lease, Pool, PoolOptions, PoolReport, PoolStats};
+pub use pool::{Lease, PersistentBuffer, Pool, PoolOptions, PoolReport, PoolStats};
 pub use readback::Download;
 pub use recorder::{Recorder, Submission};
 pub use tensor::{DType, Element, Tensor};

@@ -66,7 +66,8 @@ pub struct Recorder {
     label: &'static str,
     commands: Vec<Command>,
     held: Vec<Lease>,
-    held_index: HashMap<usize, Held>,
+    /// By number of the buffer, which nobody else is lent while the recording holds it.
+    held_index: HashMap<u64, Held>,
     staging: Vec<StagingChunk>,
     readbacks: Vec<Arc<Readback>>,
     /// Parameters of all dispatches, each at an offset that a dynamic uniform binding may have.
@@ -101,7 +102,7 @@ impl Recorder {
         // A tensor without elements still has a buffer: WebGPU binds nothing smaller than 4 bytes.
         let bytes = num_bytes(label, shape, dtype)?.max(4);
         let lease = self.lease(label, bytes)?;
-        if self.context.pool().options().poison {
+        if self.context.pool().poisons() {
             let range = ByteRange {
                 offset: 0,
                 size: lease.requested_bytes(),
@@ -195,7 +196,7 @@ impl Recorder {
     fn lease(&mut self, label: &'static str, bytes: u64) -> Result<Lease> {
         let pool = self.context.pool().clone();
         for held in &mut self.held {
-            if held.is_unshared() && pool.reuse(held, label, bytes, STORAGE_USAGE) {
+            if pool.reuse(held, label, bytes, STORAGE_USAGE) {
                 return Ok(held.clone());
             }
         }
@@ -204,10 +205,13 @@ impl Recorder {
 
     /// Keeps `lease` until the recording is submitted.
     fn hold(&mut self, lease: &Lease) -> Held {
-        *self.held_index.entry(lease.address()).or_insert_with(|| {
-            self.held.push(lease.clone());
-            self.held.len() - 1
-        })
+        *self
+            .held_index
+            .entry(lease.buffer_serial())
+            .or_insert_with(|| {
+                self.held.push(lease.clone());
+                self.held.len() - 1
+            })
     }
 
     /// Copies `bytes` to staging memory now and records their copy to the front of `to`.
@@ -327,6 +331,12 @@ impl Recorder {
                 reason,
             },
         })??;
+        // Counted before this recording's leases go back, so that the pool knows what may still use them.
+        let pool = self.context.pool().clone();
+        let number = pool.submitted();
+        self.context
+            .queue()
+            .on_submitted_work_done(move || pool.completed(number));
         for readback in &self.readbacks {
             readback.submitted();
         }

@@ -1,165 +1,204 @@
 //! The handle to a buffer that the pool lent.
 
 use std::fmt;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
-use super::Shared;
-use super::state::{Key, Slot};
+use super::core::Core;
+use super::shard::Request;
+use super::sync::{AtomicU64, AtomicUsize, Ordering};
 
 /// A buffer lent by a [`Pool`](super::Pool): one whole `wgpu::Buffer` that nobody else has. Clones share it; it goes back
 /// when the last clone is dropped, on any thread, also after the pool or its device is gone. Contents are unspecified
 /// when it is lent.
-#[derive(Clone)]
-pub struct Lease {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    /// Taken only by `drop` and by [`Lease::suspend`].
-    slot: Option<Slot<wgpu::Buffer>>,
+pub struct Lease<B = crate::wgpu::Buffer> {
+    held: Arc<Held<B>>,
     requested_bytes: u64,
     label: &'static str,
-    pool: Weak<Shared>,
-    pool_id: u64,
 }
 
-impl Lease {
-    pub(super) fn new(
-        slot: Slot<wgpu::Buffer>,
-        requested_bytes: u64,
-        label: &'static str,
-        pool: &Arc<Shared>,
-    ) -> Self {
-        Self {
-            inner: Arc::new(Inner {
-                slot: Some(slot),
-                requested_bytes,
-                label,
-                pool: Arc::downgrade(pool),
-                pool_id: pool.id,
-            }),
-        }
+/// A buffer of a pool for as long as it exists, leased or not: leases come and go without an allocation.
+pub(super) struct Held<B> {
+    buffer: B,
+    bytes: u64,
+    usage: u32,
+    /// Number of the buffer in its pool.
+    serial: u64,
+    core: Arc<Core<B>>,
+    /// Shard and entry, packed; changes only while nobody leases the buffer.
+    home: AtomicU64,
+    /// Handles that keep the buffer from going back. Not the count of `Arc`s: two threads that drop the last two handles
+    /// could each see the other's.
+    handles: AtomicUsize,
+}
+
+impl<B> Held<B> {
+    /// A new buffer, made for `request`.
+    pub fn new(core: Arc<Core<B>>, buffer: B, request: &Request) -> Arc<Self> {
+        Arc::new(Self {
+            buffer,
+            bytes: request.buffer_bytes,
+            usage: request.usage,
+            serial: core.next_serial(),
+            core,
+            home: AtomicU64::new(0),
+            handles: AtomicUsize::new(1),
+        })
     }
 
-    fn slot(&self) -> &Slot<wgpu::Buffer> {
-        match &self.inner.slot {
-            Some(slot) => slot,
-            None => unreachable!("the slot is taken only when no lease is left"),
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub fn usage(&self) -> u32 {
+        self.usage
+    }
+
+    pub fn serial(&self) -> u64 {
+        self.serial
+    }
+
+    /// Where the entry is. Both are read and written under the locks of the shards concerned, which order them.
+    pub fn home(&self) -> (usize, u32) {
+        let home = self.home.load(Ordering::Relaxed);
+        ((home >> 32) as usize, home as u32)
+    }
+
+    pub fn set_home(&self, shard: usize, entry: u32) {
+        let home = (shard as u64) << 32 | u64::from(entry);
+        self.home.store(home, Ordering::Relaxed);
+    }
+
+    /// A lease begins. The lock of the shard orders this with the end of the lease before.
+    pub fn lend(&self) {
+        self.handles.store(1, Ordering::Relaxed);
+    }
+}
+
+impl<B> Lease<B> {
+    pub(super) fn new(held: Arc<Held<B>>, request: &Request) -> Self {
+        Self {
+            held,
+            requested_bytes: request.requested_bytes,
+            label: request.label,
         }
     }
 
     /// The buffer. It may be larger than [`requested_bytes`](Self::requested_bytes): bind and copy that many only.
-    pub fn buffer(&self) -> &wgpu::Buffer {
-        &self.slot().buffer
+    pub fn buffer(&self) -> &B {
+        &self.held.buffer
     }
 
     /// Bytes asked for, rounded up to 4: what a binding covers.
     pub fn requested_bytes(&self) -> u64 {
-        self.inner.requested_bytes
+        self.requested_bytes
     }
 
     /// Bytes of the buffer.
-    pub fn class_bytes(&self) -> u64 {
-        self.slot().key.class_bytes
+    pub fn buffer_bytes(&self) -> u64 {
+        self.held.bytes
     }
 
     /// What the lease is for.
     pub fn label(&self) -> &'static str {
-        self.inner.label
+        self.label
     }
 
-    /// Number of the pool that lent it.
-    pub(crate) fn pool_id(&self) -> u64 {
-        self.inner.pool_id
+    /// Number of the pool that lent it, unique in the process.
+    pub fn pool_id(&self) -> u64 {
+        self.held.core.id()
     }
 
-    /// Identity of the lease while any handle of it lives.
-    pub(crate) fn address(&self) -> usize {
-        Arc::as_ptr(&self.inner) as usize
+    /// Number of the buffer: the same whenever the pool lends this buffer, never that of another buffer of the pool. What a
+    /// cache of bind groups can be keyed by.
+    pub fn buffer_serial(&self) -> u64 {
+        self.held.serial
     }
 
     /// Whether this is the only handle. Nobody can make a second one behind the caller's back.
     pub(crate) fn is_unshared(&mut self) -> bool {
-        Arc::get_mut(&mut self.inner).is_some()
+        self.held.handles.load(Ordering::Acquire) == 1
     }
 
-    pub(super) fn key(&self) -> Key {
-        self.slot().key
+    pub(super) fn usage(&self) -> u32 {
+        self.held.usage
     }
 
     /// Ends this lease and begins another on the same buffer. Only for the sole holder.
-    pub(super) fn relabel(&mut self, requested_bytes: u64, label: &'static str) -> bool {
-        let Some(inner) = Arc::get_mut(&mut self.inner) else {
-            return false;
-        };
-        let old = (inner.requested_bytes, inner.label);
-        inner.requested_bytes = requested_bytes;
-        inner.label = label;
-        if let Some(pool) = inner.pool.upgrade() {
-            pool.lock().relabel(old, requested_bytes, label);
-        }
-        true
+    pub(super) fn relabel(&mut self, request: &Request) {
+        self.held.core.relabel(&self.held, request);
+        self.requested_bytes = request.requested_bytes;
+        self.label = request.label;
     }
 
     /// Ends this lease while the device has yet to hand the buffer back to the host. Only the sole holder may call this;
     /// from others the lease comes back.
-    pub(crate) fn suspend(self) -> Result<Pending, Self> {
-        let mut inner = match Arc::try_unwrap(self.inner) {
-            Ok(inner) => inner,
-            Err(inner) => return Err(Self { inner }),
-        };
-        let slot = inner.slot.take();
-        let pool = std::mem::take(&mut inner.pool);
-        if let (Some(slot), Some(pool)) = (&slot, pool.upgrade()) {
-            pool.lock()
-                .suspend(slot.key, inner.requested_bytes, inner.label);
+    pub(crate) fn suspend(mut self) -> Result<Pending<B>, Self> {
+        if !self.is_unshared() {
+            return Err(self);
         }
-        Ok(Pending { slot, pool })
+        self.held.core.suspend(&self.held);
+        // The pending buffer is the handle that remains.
+        self.held.handles.fetch_add(1, Ordering::Relaxed);
+        Ok(Pending {
+            held: self.held.clone(),
+            usable: false,
+        })
     }
 }
 
-impl Drop for Inner {
+impl<B> Clone for Lease<B> {
+    fn clone(&self) -> Self {
+        self.held.handles.fetch_add(1, Ordering::Relaxed);
+        Self {
+            held: self.held.clone(),
+            requested_bytes: self.requested_bytes,
+            label: self.label,
+        }
+    }
+}
+
+impl<B> Drop for Lease<B> {
     fn drop(&mut self) {
-        let (Some(slot), Some(pool)) = (self.slot.take(), self.pool.upgrade()) else {
-            return;
-        };
-        // What the pool does not keep is dropped here, outside its lock.
-        let dropped = pool.lock().release(slot, self.requested_bytes, self.label);
-        drop(dropped);
+        // What other handles did comes before the return (and is seen by whoever leases next, through the lock).
+        if self.held.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.held.core.release(&self.held);
+        }
     }
 }
 
-impl fmt::Debug for Lease {
+impl<B> fmt::Debug for Lease<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lease")
-            .field("label", &self.label())
-            .field("requested_bytes", &self.requested_bytes())
-            .field("class_bytes", &self.class_bytes())
+            .field("label", &self.label)
+            .field("requested_bytes", &self.requested_bytes)
+            .field("buffer_bytes", &self.buffer_bytes())
             .finish()
     }
 }
 
 /// A buffer on its way back to the host: [`ready`](Self::ready) returns it to the pool, dropping it destroys it.
-#[derive(Debug)]
-pub(crate) struct Pending {
-    slot: Option<Slot<wgpu::Buffer>>,
-    pool: Weak<Shared>,
+pub(crate) struct Pending<B = crate::wgpu::Buffer> {
+    held: Arc<Held<B>>,
+    usable: bool,
 }
 
-impl Pending {
+impl<B> Pending<B> {
     /// The device handed the buffer back.
     pub fn ready(mut self) {
-        if let (Some(slot), Some(pool)) = (self.slot.take(), self.pool.upgrade()) {
-            let dropped = pool.lock().resume(slot);
-            drop(dropped);
-        }
+        self.usable = true;
     }
 }
 
-impl Drop for Pending {
+impl<B> Drop for Pending<B> {
     fn drop(&mut self) {
-        if let (Some(slot), Some(pool)) = (self.slot.take(), self.pool.upgrade()) {
-            pool.lock().abandon(slot.key);
-        }
+        self.held.core.resume(&self.held, self.usable);
+    }
+}
+
+impl<B> fmt::Debug for Pending<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pending")
+            .field("buffer_bytes", &self.held.bytes)
+            .finish()
     }
 }

@@ -15,33 +15,115 @@
 //! * Buffers are interchangeable when usages and [size class](size_class) agree. Labels belong to leases.
 //! * Contents are unspecified. With [`PoolOptions::poison`] a recording fills every buffer it takes with NaN first, so that
 //!   a read of something never written shows.
-//! * Whenever a buffer has to be created, what is held is bounded by what was live of late ([`Policy::Balanced`]) and by an
-//!   optional hard budget, never by caps per class: those are a known failure (buffers of a busy class are re-created for
-//!   ever while another class idles). A pool that idles keeps what it has; [`Pool::trim`] gives it up.
+//! * Memory is bounded by what is live, never by caps per class: those are a known failure (buffers of a busy class are
+//!   re-created for ever while another class idles). A [`Policy`] sets the bound; the default keeps what is held within 1.25
+//!   times the recent peak of what is live. It is applied whenever a buffer has to be made and at the end of each window of
+//!   1024 leases or 64 submissions; buffers that idle for many windows go as well.
 //! * Running out is an ordinary error: give up what is cached, wait for the device, look again, try again, then a typed
 //!   error that carries the [report](PoolReport).
 //! * Buffers mapped for writing (staging) wait as *pending* between submission and the moment the device hands them back.
+//! * Dropping a buffer that submitted work still uses frees nothing yet: its bytes count as *draining*, and as held, until the
+//!   submissions made before it came back are done ([`Pool::submitted`]).
 //!
-//! The pool is one mutex around plain data (`state`); creation and destruction happen outside the lock.
+//! **How it is built.** `shard` holds lists and counts, plain data behind one lock per thread (eight of them; threads share
+//! beyond that). A hit and a return touch nothing else: no heap, no wgpu call, no shared counter. `ledger` holds what concerns all
+//! shards: peaks, windows, evictions. `core` takes all locks where one shard is not enough: on a miss, and when a gauge of a
+//! shard reaches its ceiling, so that peaks and caps are exact although nobody counts in common. Buffers are made and
+//! destroyed, policies and sources called, without any lock.
+//!
+//! All of it is generic over the buffer: [`Pool<SimulatedBuffer>`](SimulatedBuffer) is the same code without a device. Tests, fuzzers,
+//! replays and the model checker run that.
+//!
+//! Bind groups are not pooled. `create_bind_group` of four buffers takes as long as about a fiftieth of the cheapest dispatch
+//! of a forward (`cargo bench --bench pool` prints both), and cached ones would keep evicted buffers alive.
+//! [`Lease::buffer_serial`] is a stable key for whoever wants to cache them all the same.
+//!
+//! # Patterns
+//!
+//! Temporary buffers live as long as a block; the next one gets them again:
+//!
+//! ```
+//! # use dilated_attention::pool::{Pool, PoolOptions, STORAGE_USAGE};
+//! # let (device, _) = dilated_attention::wgpu::Device::noop(&Default::default());
+//! let pool = Pool::new(&device, PoolOptions::default()); // one pool per device
+//! for _ in 0..10 {
+//!     let scope = pool.scope("layer");
+//!     let scores = pool.acquire("scores", 1 << 20, STORAGE_USAGE)?;
+//!     let _weights = pool.acquire("weights", scores.requested_bytes(), STORAGE_USAGE)?;
+//!     assert_eq!(scope.report().requested_bytes.peak, 2 << 20);
+//! }
+//! assert_eq!(pool.stats().creates, 2);
+//! # Ok::<(), dilated_attention::Error>(())
+//! ```
+//!
+//! Buffers that are kept from call to call and grow: [`PersistentBuffer`]. One buffer for q, k and v of all heads:
+//! [`Recorder::empty_together`](crate::Recorder::empty_together). Buffers for communication or gradient accumulation, made before
+//! they are needed: [`Pool::reserve`], with a plan or a list of [`BufferRequest`]s. Without pooling, to compare:
+//!
+//! ```
+//! # use dilated_attention::pool::{NoPooling, Pool, PoolOptions, STORAGE_USAGE};
+//! # let (device, _) = dilated_attention::wgpu::Device::noop(&Default::default());
+//! let pool = Pool::new(&device, PoolOptions::default().policy(NoPooling));
+//! drop(pool.acquire("scores", 1 << 20, STORAGE_USAGE)?);
+//! assert_eq!((pool.stats().destroys, pool.stats().held_bytes.current), (1, 0));
+//! # Ok::<(), dilated_attention::Error>(())
+//! ```
+//!
+//! With profiling, everything a pool does is recorded, to be saved, drawn, or tried with another policy:
+//!
+//! ```
+//! # use dilated_attention::pool::{Exact, Pool, PoolOptions, STORAGE_USAGE};
+//! # let (device, _) = dilated_attention::wgpu::Device::noop(&Default::default());
+//! # let pool = Pool::new(&device, PoolOptions::default());
+//! pool.start_trace();
+//! drop(pool.acquire("scores", 1000, STORAGE_USAGE)?);
+//! drop(pool.acquire("weights", 900, STORAGE_USAGE)?);
+//! let trace = pool.take_trace();
+//! assert_eq!(trace.to_string().parse(), Ok(trace.clone()));
+//! let exact = trace.replay(PoolOptions::default().policy(Exact), 1 << 30)?;
+//! assert_eq!((pool.stats().creates, exact.stats.creates), (1, 2));
+//! assert!(trace.timeline_svg("two leases").starts_with("<svg"));
+//! # Ok::<(), dilated_attention::Error>(())
+//! ```
 
+pub mod policy;
 pub mod size_class;
 
+mod all;
+mod core;
+mod device_source;
+mod event;
 mod lease;
-mod policy;
+mod ledger;
+mod persistent;
+mod shard;
+mod simulated;
 mod source;
-mod state;
 mod stats;
+mod sync;
+mod timeline;
+mod trace;
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::cell::Cell;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+pub use device_source::DeviceSource;
+pub use event::{Event, EvictionCause, Outcome};
 pub use lease::Lease;
-pub use policy::Policy;
-pub use source::{BufferSource, CreateError, DeviceSource};
-pub use stats::{LabelUse, PoolReport, PoolStats};
+pub use persistent::PersistentBuffer;
+pub use policy::{Balanced, Exact, Lean, Limits, NoPooling, Policy, Pressure, Speed, Usage};
+pub use simulated::{Faults, SimulatedBuffer, SimulatedSource};
+pub use source::{BufferSource, CreateError};
+pub use stats::{
+    ClassUse, Counter, Evictions, LabelUse, LeaseInfo, PoolReport, PoolStats, ScopeReport,
+};
+pub use trace::Trace;
 
+use self::core::{Budget, Core, Failure, NUM_SHARDS};
 use crate::error::{Error, Result};
-use state::{Eviction, Key, Slot, State};
+use shard::Request;
 
 /// Usages of a buffer that kernels read and write and that uploads and downloads copy to and from.
 pub const STORAGE_USAGE: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
@@ -49,18 +131,85 @@ pub const STORAGE_USAGE: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
     .union(wgpu::BufferUsages::COPY_DST);
 
 /// How a pool behaves.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct PoolOptions {
-    /// What is kept.
-    pub policy: Policy,
-    /// Most bytes of buffers that may be held (leased, pending and cached together, each at the size of its class); `None`
-    /// for no limit.
-    pub budget_bytes: Option<u64>,
-    /// Fill every buffer that a recording takes with NaN first. For tests.
-    pub poison: bool,
+    policy: Arc<dyn Policy>,
+    budget: Budget,
+    poison: bool,
 }
 
-/// Lends buffers of one device. Clones share one pool.
+impl Default for PoolOptions {
+    /// [`Balanced`], without a budget, without poison. With a budget, pressure is graceful above 0.8 of it and aggressive
+    /// above 0.95.
+    fn default() -> Self {
+        Self {
+            policy: Arc::new(Balanced::default()),
+            budget: Budget {
+                bytes: None,
+                graceful: 0.8,
+                aggressive: 0.95,
+            },
+            poison: false,
+        }
+    }
+}
+
+impl PoolOptions {
+    /// What is kept.
+    pub fn policy(self, policy: impl Policy + 'static) -> Self {
+        Self {
+            policy: Arc::new(policy),
+            ..self
+        }
+    }
+
+    /// Most bytes of buffers that may be held: leased, pending, cached and draining together, each at its full size.
+    pub fn budget_bytes(mut self, bytes: u64) -> Self {
+        self.budget.bytes = Some(bytes);
+        self
+    }
+
+    /// Shares of the budget, 0 to 1, above which [pressure](Pressure) is graceful and aggressive. Without a budget they mean
+    /// nothing; a share above 1, or no number, is never reached.
+    pub fn watermarks(mut self, graceful: f64, aggressive: f64) -> Self {
+        self.budget.graceful = graceful;
+        self.budget.aggressive = aggressive;
+        self
+    }
+
+    /// Whether a recording fills every buffer that it takes with NaN first. For tests.
+    pub fn poison(self, poison: bool) -> Self {
+        Self { poison, ..self }
+    }
+}
+
+/// Buffers of one kind that a program knows it will need at one time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BufferRequest {
+    /// What for.
+    pub label: &'static str,
+    /// Bytes of each.
+    pub bytes: u64,
+    /// Usages of each.
+    pub usage: wgpu::BufferUsages,
+    /// How many.
+    pub count: usize,
+}
+
+/// Something that knows which buffers it will need: a plan.
+pub trait Demand {
+    /// The buffers needed at one time.
+    fn buffers(&self) -> Vec<BufferRequest>;
+}
+
+impl Demand for [BufferRequest] {
+    fn buffers(&self) -> Vec<BufferRequest> {
+        self.to_vec()
+    }
+}
+
+/// Lends buffers of one device. Clones share one pool. When the last of them is dropped, what is cached is given up at once,
+/// and what is still leased as it comes back.
 ///
 /// ```
 /// use dilated_attention::pool::{Pool, PoolOptions, STORAGE_USAGE};
@@ -68,51 +217,78 @@ pub struct PoolOptions {
 /// let pool = Pool::new(&device, PoolOptions::default());
 /// let first = pool.acquire("scores", 1000, STORAGE_USAGE)?;
 /// drop(first);
-/// let second = pool.acquire("weights", 900, STORAGE_USAGE)?; // the same buffer again
+/// let second = pool.acquire("weights", 1024, STORAGE_USAGE)?; // the same buffer again
 /// assert_eq!((pool.stats().creates, pool.stats().hits()), (1, 1));
 /// # drop(second);
 /// # Ok::<(), dilated_attention::Error>(())
 /// ```
-#[derive(Clone, Debug)]
-pub struct Pool {
-    shared: Arc<Shared>,
+pub struct Pool<B = wgpu::Buffer> {
+    owner: Arc<Owner<B>>,
 }
 
-#[derive(Debug)]
-struct Shared {
-    id: u64,
-    source: Arc<dyn BufferSource>,
-    options: PoolOptions,
-    max_buffer_bytes: u64,
-    state: Mutex<State<wgpu::Buffer>>,
+struct Owner<B> {
+    core: Arc<Core<B>>,
+    poison: bool,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State<wgpu::Buffer>> {
-        // A panic elsewhere while the lock was held cannot leave the plain data half-changed in a way that matters more
-        // than never panicking in a drop.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+impl<B> Drop for Owner<B> {
+    fn drop(&mut self) {
+        self.core.close();
+    }
+}
+
+impl<B> Clone for Pool<B> {
+    fn clone(&self) -> Self {
+        Self {
+            owner: self.owner.clone(),
+        }
+    }
+}
+
+impl<B> fmt::Debug for Pool<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.owner.core.fmt(f)
     }
 }
 
 impl Pool {
     /// A pool of buffers of `device`.
     pub fn new(device: &wgpu::Device, options: PoolOptions) -> Self {
-        Self::with_source(Arc::new(DeviceSource::new(device.clone())), options)
+        Self::with_source(DeviceSource::new(device.clone()), options)
     }
+}
 
-    /// A pool of buffers that `source` makes: for tests of what happens when that fails.
-    pub fn with_source(source: Arc<dyn BufferSource>, options: PoolOptions) -> Self {
+/// The shard that this thread works with.
+fn own_shard() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    const NONE: usize = usize::MAX;
+    thread_local! {
+        static OWN: Cell<usize> = const { Cell::new(NONE) };
+    }
+    let own = OWN.get();
+    if own != NONE {
+        return own;
+    }
+    let own = NEXT.fetch_add(1, Ordering::Relaxed) % NUM_SHARDS;
+    OWN.set(own);
+    own
+}
+
+impl<B> Pool<B> {
+    /// A pool of buffers that `source` makes.
+    pub fn with_source(source: impl BufferSource<B> + 'static, options: PoolOptions) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         Self {
-            shared: Arc::new(Shared {
-                id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-                max_buffer_bytes: source.max_buffer_bytes() & !3,
-                source,
-                options,
-                state: Mutex::new(State::new(options.policy)),
+            owner: Arc::new(Owner {
+                core: Core::new(id, Box::new(source), options.policy, options.budget),
+                poison: options.poison,
             }),
         }
+    }
+
+    fn core(&self) -> &Arc<Core<B>> {
+        &self.owner.core
     }
 
     /// Lends a buffer of at least `bytes` with exactly the usages `usage`. Contents are unspecified; buffers with
@@ -122,126 +298,74 @@ impl Pool {
     /// # Errors
     /// [`Error::ZeroSize`], [`Error::InvalidUsage`], [`Error::BufferTooLarge`] for requests that cannot be met;
     /// [`Error::BudgetExceeded`] and [`Error::OutOfMemory`] when memory ran out although cached buffers were given up;
-    /// [`Error::Validation`] when the device refuses the buffer for another reason.
+    /// [`Error::DeviceLost`]; [`Error::Validation`] when the device refuses the buffer for another reason.
     pub fn acquire(
         &self,
         label: &'static str,
         bytes: u64,
         usage: wgpu::BufferUsages,
-    ) -> Result<Lease> {
-        let (key, requested_bytes) = self.key(label, bytes, usage)?;
-        let shared = &self.shared;
-        let (mut waited, mut ran_out) = (false, false);
-        loop {
-            let mut evicted;
-            {
-                let mut state = shared.lock();
-                if let Some(slot) = state.take(key, requested_bytes, label) {
-                    if ran_out {
-                        state.recovered();
-                    }
-                    return Ok(Lease::new(slot, requested_bytes, label, shared));
-                }
-                evicted = state.evict_for_retention(key.class_bytes);
-                if let Some(budget_bytes) = shared.options.budget_bytes {
-                    let room = budget_bytes.saturating_sub(key.class_bytes);
-                    evicted.extend(state.evict_to(room, Eviction::Budget));
-                    if state.committed_bytes().saturating_add(key.class_bytes) > budget_bytes {
-                        let stats = state.stats();
-                        if stats.pending == 0 || waited {
-                            return Err(Error::BudgetExceeded {
-                                label,
-                                requested_bytes: key.class_bytes,
-                                budget_bytes,
-                                leased_bytes: stats.leased_bytes,
-                                report: Box::new(state.report()),
-                            });
-                        }
-                        // What is pending comes back when the device is done with it.
-                        drop(state);
-                        drop(evicted);
-                        waited = true;
-                        shared.source.poll(true);
-                        continue;
-                    }
-                }
-                state.reserve(key);
-            }
-            drop(evicted);
-            let mapped = usage.contains(wgpu::BufferUsages::MAP_WRITE);
-            match shared.source.create(label, key.class_bytes, usage, mapped) {
-                Ok(buffer) => {
-                    let mut state = shared.lock();
-                    state.created(key, requested_bytes, label);
-                    if ran_out {
-                        state.recovered();
-                    }
-                    drop(state);
-                    return Ok(Lease::new(
-                        Slot { buffer, key },
-                        requested_bytes,
-                        label,
-                        shared,
-                    ));
-                }
-                Err(CreateError::Refused(reason)) => {
-                    shared.lock().unreserve(key);
-                    return Err(Error::Validation {
-                        label: label.to_owned(),
-                        reason,
-                    });
-                }
-                Err(CreateError::OutOfMemory) => {
-                    let mut state = shared.lock();
-                    state.unreserve(key);
-                    if ran_out {
-                        return Err(Error::OutOfMemory {
-                            label,
-                            requested_bytes: key.class_bytes,
-                            leased_bytes: state.stats().leased_bytes,
-                            report: Box::new(state.report()),
-                        });
-                    }
-                    let evicted = state.evict_to(0, Eviction::OutOfMemory);
-                    drop(state);
-                    drop(evicted);
-                    ran_out = true;
-                    // Memory that dropped buffers held is free only once no submission in flight uses them.
-                    shared.source.poll(true);
-                }
-            }
+    ) -> Result<Lease<B>> {
+        let request = self.request(label, bytes, usage)?;
+        let lease = self.core().acquire(own_shard(), &request);
+        lease.map_err(|failure| self.error(&request, failure))
+    }
+
+    #[cold]
+    fn error(&self, request: &Request, failure: Failure) -> Error {
+        let label = request.label;
+        let requested_bytes = request.buffer_bytes;
+        match failure {
+            Failure::Budget {
+                budget_bytes,
+                report,
+            } => Error::BudgetExceeded {
+                label,
+                requested_bytes,
+                budget_bytes,
+                leased_bytes: report.stats.leased_bytes.current,
+                report,
+            },
+            Failure::OutOfMemory(report) => Error::OutOfMemory {
+                label,
+                requested_bytes,
+                leased_bytes: report.stats.leased_bytes.current,
+                report,
+            },
+            Failure::Lost(reason) => Error::DeviceLost { reason },
+            Failure::Refused(reason) => Error::Validation {
+                label: label.to_owned(),
+                reason,
+            },
         }
     }
 
     /// Serves a request from a lease that only the caller still holds, if it fits.
     pub(crate) fn reuse(
         &self,
-        lease: &mut Lease,
+        lease: &mut Lease<B>,
         label: &'static str,
         bytes: u64,
         usage: wgpu::BufferUsages,
     ) -> bool {
-        let Ok((key, requested_bytes)) = self.key(label, bytes, usage) else {
+        if lease.usage() != usage.bits() || !lease.is_unshared() {
+            return false;
+        }
+        let Ok(request) = self.request(label, bytes, usage) else {
             return false;
         };
-        let limit = self
-            .shared
-            .options
-            .policy
-            .borrow_limit_bytes(key.class_bytes);
-        let have = lease.key();
-        self.shared.lock().keeps_released()
-            && have.usage == key.usage
-            && (key.class_bytes..=limit).contains(&have.class_bytes)
-            && lease.relabel(requested_bytes, label)
+        let fits = (request.requested_bytes..=request.borrow_bytes).contains(&lease.buffer_bytes());
+        if fits {
+            lease.relabel(&request);
+        }
+        fits
     }
 
-    fn key(
+    fn request(
         &self,
         label: &'static str,
         bytes: u64,
         usage: wgpu::BufferUsages,
-    ) -> Result<(Key, u64)> {
+    ) -> Result<Request> {
         use wgpu::BufferUsages as Usage;
         let contradiction = if usage.is_empty() {
             Some("no usage at all")
@@ -266,7 +390,7 @@ impl Pool {
         if bytes == 0 {
             return Err(Error::ZeroSize { label });
         }
-        let max_bytes = self.shared.max_buffer_bytes;
+        let max_bytes = self.core().max_buffer_bytes();
         let requested_bytes = bytes
             .checked_next_multiple_of(4)
             .filter(|&b| b <= max_bytes);
@@ -277,49 +401,174 @@ impl Pool {
                 limit_bytes: max_bytes,
             });
         };
-        let key = Key {
-            usage: usage.bits(),
-            class_bytes: size_class::class_bytes(requested_bytes, max_bytes),
-        };
-        Ok((key, requested_bytes))
+        Ok(self.core().request(label, requested_bytes, usage.bits()))
+    }
+
+    /// Makes the buffers that `demand` will need at one time and caches them, so that taking them then creates nothing.
+    /// What is cached already is not made again.
+    ///
+    /// ```
+    /// use dilated_attention::pool::{BufferRequest, Pool, PoolOptions, STORAGE_USAGE};
+    /// # let (device, _) = dilated_attention::wgpu::Device::noop(&Default::default());
+    /// let pool = Pool::new(&device, PoolOptions::default());
+    /// let accumulators = BufferRequest {
+    ///     label: "gradients",
+    ///     bytes: 4 << 20,
+    ///     usage: STORAGE_USAGE,
+    ///     count: 3,
+    /// };
+    /// pool.reserve(&[accumulators][..])?;
+    /// assert_eq!((pool.stats().creates, pool.stats().free.current), (3, 3));
+    /// # Ok::<(), dilated_attention::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire). What was made before stays cached.
+    pub fn reserve(&self, demand: &(impl Demand + ?Sized)) -> Result<()> {
+        let mut leases = Vec::new();
+        for request in demand.buffers() {
+            for _ in 0..request.count {
+                leases.push(self.acquire(request.label, request.bytes, request.usage)?);
+            }
+        }
+        Ok(())
     }
 
     /// The figures of this moment.
     pub fn stats(&self) -> PoolStats {
-        self.shared.lock().stats()
+        self.core().stats()
     }
 
-    /// The figures of this moment and who holds the most.
+    /// The figures of this moment, the table of classes, and who holds what.
     pub fn report(&self) -> PoolReport {
-        self.shared.lock().report()
+        self.core().report()
+    }
+
+    /// Every lease that is out, and every buffer that is pending. Where none should be, these are the leaks.
+    pub fn leases(&self) -> Vec<LeaseInfo> {
+        self.core().leases()
     }
 
     /// Lets the peaks start again from what is held now.
     pub fn reset_peaks(&self) {
-        self.shared.lock().reset_peaks();
+        self.core().reset_peaks();
     }
 
-    /// Gives up everything cached. What is leased stays.
-    pub fn trim(&self) {
-        self.trim_to(0);
+    /// Watches what happens, on all threads, until the scope is dropped. Scopes may be open inside each other and in any
+    /// order.
+    pub fn scope(&self, name: &'static str) -> PoolScope<B> {
+        let (watch, before) = self.core().open_scope();
+        PoolScope {
+            pool: self.clone(),
+            name,
+            watch,
+            before,
+        }
     }
 
-    /// Gives up cached buffers, the longest unused first, until at most `held_bytes` are held or none is cached.
-    pub fn trim_to(&self, held_bytes: u64) {
+    /// Gives up everything cached, without waiting for the device. Returns the bytes given up.
+    pub fn trim(&self) -> u64 {
+        self.trim_to(0)
+    }
+
+    /// Gives up cached buffers, the longest unused first, until at most `held_bytes` are held or none is cached. Returns the
+    /// bytes given up.
+    pub fn trim_to(&self, held_bytes: u64) -> u64 {
         // Lets staging buffers of finished submissions come back first, so that they count as cached.
-        self.shared.source.poll(false);
-        let evicted = self.shared.lock().evict_to(held_bytes, Eviction::Trim);
-        drop(evicted);
-        self.shared.source.poll(false);
+        self.core().source().poll(false);
+        let given_up = self.core().trim_to(held_bytes);
+        self.core().source().poll(false);
+        given_up
     }
 
-    /// How the pool behaves.
-    pub fn options(&self) -> &PoolOptions {
-        &self.shared.options
+    /// Waits until the device is done with all submitted work, then gives up everything cached: afterwards the device has
+    /// the memory back. Returns the bytes given up.
+    pub fn force_trim(&self) -> u64 {
+        self.core().source().poll(true);
+        let given_up = self.core().trim_to(0);
+        self.core().source().poll(true);
+        given_up
+    }
+
+    /// Tells the pool how scarce memory is, in the eyes of the application: it acts at once, and stays so until told
+    /// otherwise. (wgpu cannot ask the device.)
+    pub fn set_pressure(&self, pressure: Pressure) {
+        self.core().set_pressure(pressure);
+    }
+
+    /// Time passes: applications that do not submit call this once a frame, so that buffers which idle are given up in the
+    /// end. Submissions count by themselves.
+    pub fn maintain(&self) {
+        self.core().tick();
+    }
+
+    /// Counts a submission that uses leases of this pool, called right after it and before they are dropped;
+    /// [`Recorder::submit`](crate::Recorder::submit) does so itself. Tell the returned number to
+    /// [`completed`](Self::completed) when the submission is done ([`wgpu::Queue::on_submitted_work_done`]).
+    pub fn submitted(&self) -> u64 {
+        self.core().submitted()
+    }
+
+    /// The submissions up to number `submission` are done: memory of buffers destroyed meanwhile is free.
+    pub fn completed(&self, submission: u64) {
+        self.core().completed(submission);
+    }
+
+    /// The device is lost: what is cached is given up, and further requests are [`Error::DeviceLost`]. The context of an own
+    /// device calls this; on a borrowed device, the application's lost callback should.
+    pub fn device_lost(&self, reason: &str) {
+        self.core().device_lost(reason.to_owned());
+    }
+
+    /// Records what the pool does from now on. A trace that is being recorded is dropped.
+    pub fn start_trace(&self) {
+        self.core().start_trace();
+    }
+
+    /// Ends the recording and returns it; empty if there was none.
+    pub fn take_trace(&self) -> Trace {
+        let events = self.core().take_trace().unwrap_or_default();
+        Trace { events }
+    }
+
+    /// Whether recordings fill the buffers that they take with NaN.
+    pub(crate) fn poisons(&self) -> bool {
+        self.owner.poison
     }
 
     /// Number of this pool, unique in the process.
-    pub(crate) fn id(&self) -> u64 {
-        self.shared.id
+    pub fn id(&self) -> u64 {
+        self.core().id()
+    }
+}
+
+/// Watches a pool; see [`Pool::scope`].
+#[must_use = "a scope ends when it is dropped"]
+pub struct PoolScope<B = wgpu::Buffer> {
+    pool: Pool<B>,
+    name: &'static str,
+    watch: u64,
+    before: PoolStats,
+}
+
+impl<B> PoolScope<B> {
+    /// What happened so far.
+    pub fn report(&self) -> ScopeReport {
+        let now = self.pool.core().scope_stats(self.watch);
+        ScopeReport::new(self.name, &self.before, &now)
+    }
+}
+
+impl<B> Drop for PoolScope<B> {
+    fn drop(&mut self) {
+        self.pool.core().close_scope(self.watch);
+    }
+}
+
+impl<B> fmt::Debug for PoolScope<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PoolScope")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }

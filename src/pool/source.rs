@@ -1,22 +1,26 @@
-//! Where buffers come from: the only place of the crate that calls `create_buffer`.
+//! Where buffers come from.
 
 use std::fmt;
+use std::sync::Arc;
 
-use crate::scope::{self, Caught};
+use crate::wgpu;
 
 /// Why a buffer could not be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CreateError {
     /// No memory: the pool gives up what it has cached and tries again.
     OutOfMemory,
+    /// The device is lost, in its words: the pool gives up what it has cached and lends nothing any more.
+    Lost(String),
     /// Anything else, in the device's words; trying again would not help.
     Refused(String),
 }
 
-/// Makes buffers for a [`Pool`](super::Pool). Tests put sources of their own here, which fail on purpose.
-pub trait BufferSource: Send + Sync + fmt::Debug {
+/// Makes buffers for a [`Pool`](super::Pool): those of a device ([`DeviceSource`](super::DeviceSource)), or any other that a program wants to pool
+/// by the same rules. [`SimulatedSource`](super::SimulatedSource) makes none at all and fails on purpose.
+pub trait BufferSource<B = wgpu::Buffer>: Send + Sync + fmt::Debug {
     /// Makes a buffer of `bytes` (a multiple of 4, at most [`max_buffer_bytes`](Self::max_buffer_bytes)), mapped for
-    /// writing when `mapped`.
+    /// writing when `usage` contains `MAP_WRITE`. Called without any lock of the pool, on the thread that asked for a lease.
     ///
     /// # Errors
     /// See [`CreateError`]. Nothing is left behind by a failed call.
@@ -25,8 +29,7 @@ pub trait BufferSource: Send + Sync + fmt::Debug {
         label: &'static str,
         bytes: u64,
         usage: wgpu::BufferUsages,
-        mapped: bool,
-    ) -> Result<wgpu::Buffer, CreateError>;
+    ) -> Result<B, CreateError>;
 
     /// Lets the device finish callbacks and free what nothing uses any more; with `wait` until all submitted work is
     /// done (browsers ignore that).
@@ -36,61 +39,21 @@ pub trait BufferSource: Send + Sync + fmt::Debug {
     fn max_buffer_bytes(&self) -> u64;
 }
 
-/// Buffers of a device.
-#[derive(Clone, Debug)]
-pub struct DeviceSource {
-    device: wgpu::Device,
-    max_buffer_bytes: u64,
-}
-
-impl DeviceSource {
-    /// Buffers of `device`.
-    pub fn new(device: wgpu::Device) -> Self {
-        let max_buffer_bytes = device.limits().max_buffer_size;
-        Self {
-            device,
-            max_buffer_bytes,
-        }
-    }
-}
-
-impl BufferSource for DeviceSource {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the one place that creates buffers"
-    )]
+impl<B, S: BufferSource<B> + ?Sized> BufferSource<B> for Arc<S> {
     fn create(
         &self,
         label: &'static str,
         bytes: u64,
         usage: wgpu::BufferUsages,
-        mapped: bool,
-    ) -> Result<wgpu::Buffer, CreateError> {
-        let create = || {
-            self.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some(label),
-                size: bytes,
-                usage,
-                mapped_at_creation: mapped,
-            })
-        };
-        scope::catch(&self.device, create).map_err(|caught| match caught {
-            Caught::OutOfMemory => CreateError::OutOfMemory,
-            Caught::Refused(reason) => CreateError::Refused(reason),
-        })
+    ) -> Result<B, CreateError> {
+        (**self).create(label, bytes, usage)
     }
 
     fn poll(&self, wait: bool) {
-        let poll = if wait {
-            wgpu::PollType::wait_indefinitely()
-        } else {
-            wgpu::PollType::Poll
-        };
-        // A lost device cannot be waited for; whoever needs its results learns of the loss from the mapping.
-        let _ = self.device.poll(poll);
+        (**self).poll(wait);
     }
 
     fn max_buffer_bytes(&self) -> u64 {
-        self.max_buffer_bytes
+        (**self).max_buffer_bytes()
     }
 }

@@ -1,20 +1,74 @@
-//! Figures of a pool at one moment.
+//! Figures of a pool at one moment, and who holds what.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
-/// Counters since the pool was made, and what it holds now. Taken under one lock, so the identities hold at any moment:
-/// `acquires == releases + leased` and `creates == destroys + leased + pending + free`.
+use super::ledger::{Ledger, Watch};
+use super::shard::{Counts, Gauge, Gauges};
+use crate::wgpu::BufferUsages;
+
+/// A quantity that rises and falls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Counter {
+    /// Now.
+    pub current: u64,
+    /// Most at one moment, since the pool was made, its peaks were reset, or the [scope](super::Pool::scope) opened.
+    pub peak: u64,
+    /// All that was ever added, since the pool was made.
+    pub total: u64,
+}
+
+/// Cached buffers given up, by cause; see [`EvictionCause`](super::EvictionCause).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct Evictions {
+    /// To keep what is held near what is live.
+    pub retention: u64,
+    /// Too many buffers, or bytes of them, were cached.
+    pub cap: u64,
+    /// Not used for long.
+    pub idle: u64,
+    /// Memory was scarce, as the application or a watermark said.
+    pub pressure: u64,
+    /// To stay within the budget.
+    pub budget: u64,
+    /// The device had no memory.
+    pub out_of_memory: u64,
+    /// The application trimmed the pool.
+    pub trim: u64,
+}
+
+impl Evictions {
+    /// Of all causes.
+    pub fn total(&self) -> u64 {
+        self.retention
+            + self.cap
+            + self.idle
+            + self.pressure
+            + self.budget
+            + self.out_of_memory
+            + self.trim
+    }
+}
+
+/// Counters since the pool was made, and what it holds now. Taken under all locks of the pool, so the
+/// [identities](Self::identities_hold) hold at any moment, and peaks are exact however many threads use the pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct PoolStats {
     /// Leases handed out.
     pub acquires: u64,
     /// Leases given back.
     pub releases: u64,
-    /// Leases served by a cached buffer of the very class.
+    /// Leases served by a cached buffer of the very size.
     pub hits_exact: u64,
-    /// Leases served by a cached buffer of a larger class.
+    /// Leases served by a larger cached buffer.
     pub hits_borrowed: u64,
+    /// Leases served by a buffer that was cached for other threads.
+    pub hits_shared: u64,
     /// Leases served by a buffer that only the same recording still held.
     pub hits_within_recording: u64,
     /// Leases that needed a new buffer.
@@ -23,52 +77,144 @@ pub struct PoolStats {
     pub creates: u64,
     /// Buffers given back to the device.
     pub destroys: u64,
-    /// Cached buffers given up to keep what is held near what is live.
-    pub evictions_retention: u64,
-    /// Cached buffers given up to stay within the budget.
-    pub evictions_budget: u64,
-    /// Cached buffers given up because the device had no memory.
-    pub evictions_out_of_memory: u64,
-    /// Cached buffers given up by `trim`.
-    pub evictions_trim: u64,
+    /// Cached buffers given up, by cause.
+    pub evictions: Evictions,
+    /// Buffers created soon after one of the same usage and class had been given up to keep what is held near what is live.
+    pub recreations: u64,
     /// Requests that succeeded after the device had run out of memory, or the budget out of room, and was waited for.
-    pub out_of_memory_recoveries: u64,
-    /// Buffers leased now.
-    pub leased: u64,
-    /// Buffers that wait for the device before they can be reused now.
-    pub pending: u64,
-    /// Buffers cached now.
-    pub free: u64,
-    /// Bytes asked for by the leases of now.
-    pub leased_requested_bytes: u64,
-    /// Bytes of the buffers leased now.
-    pub leased_bytes: u64,
-    /// Bytes of the buffers pending now.
-    pub pending_bytes: u64,
-    /// Bytes of the buffers cached now.
-    pub free_bytes: u64,
-    /// Largest number of bytes asked for by leases of one moment, since the last [`Pool::reset_peaks`](super::Pool::reset_peaks).
-    pub peak_leased_requested_bytes: u64,
-    /// Largest number of bytes held at one moment, since the last [`Pool::reset_peaks`](super::Pool::reset_peaks).
-    pub peak_held_bytes: u64,
+    pub recoveries: u64,
+    /// Leases.
+    pub leases: Counter,
+    /// Bytes that leases asked for.
+    pub requested_bytes: Counter,
+    /// Bytes of leased buffers.
+    pub leased_bytes: Counter,
+    /// Buffers that wait for the device before they can be lent again.
+    pub pending: Counter,
+    /// Their bytes.
+    pub pending_bytes: Counter,
+    /// Cached buffers.
+    pub free: Counter,
+    /// Their bytes.
+    pub free_bytes: Counter,
+    /// Bytes of all buffers: leased, pending, cached, and destroyed but still in use by submitted work.
+    pub held_bytes: Counter,
+    /// Bytes of destroyed buffers that submitted work may still use; the device frees them when that is done.
+    pub draining_bytes: u64,
+    /// Bytes of the buffers that were destroyed.
+    pub destroyed_bytes: u64,
 }
 
 impl PoolStats {
-    /// Bytes of all buffers that exist: leased, pending and cached.
-    pub fn held_bytes(&self) -> u64 {
-        self.leased_bytes + self.pending_bytes + self.free_bytes
+    pub(super) fn new(counts: &Counts, gauges: &Gauges, watch: &Watch, ledger: &Ledger) -> Self {
+        let counter = |gauge: Gauge, total| Counter {
+            current: gauges[gauge as usize],
+            peak: watch.peaks[gauge as usize],
+            total,
+        };
+        let live_bytes = gauges[Gauge::LiveBytes as usize];
+        let free_bytes = gauges[Gauge::FreeBytes as usize];
+        Self {
+            acquires: counts.acquires,
+            releases: counts.releases,
+            hits_exact: counts.hits_exact,
+            hits_borrowed: counts.hits_borrowed,
+            hits_shared: counts.hits_shared,
+            hits_within_recording: counts.hits_within_recording,
+            misses: counts.misses,
+            creates: counts.creates,
+            destroys: counts.destroys,
+            evictions: ledger.evictions,
+            recreations: ledger.recreations,
+            recoveries: ledger.recoveries,
+            leases: counter(Gauge::Leases, counts.acquires),
+            requested_bytes: counter(Gauge::RequestedBytes, counts.requested_bytes),
+            leased_bytes: counter(Gauge::LeasedBytes, counts.leased_bytes),
+            pending: counter(Gauge::Pending, counts.suspends),
+            pending_bytes: counter(Gauge::PendingBytes, counts.suspended_bytes),
+            free: counter(Gauge::Free, counts.frees),
+            free_bytes: counter(Gauge::FreeBytes, counts.freed_bytes),
+            held_bytes: Counter {
+                current: live_bytes + free_bytes + ledger.draining_bytes,
+                peak: watch.peak_held_bytes,
+                total: counts.created_bytes,
+            },
+            draining_bytes: ledger.draining_bytes,
+            destroyed_bytes: counts.destroyed_bytes,
+        }
     }
 
     /// Leases served without creating a buffer.
     pub fn hits(&self) -> u64 {
-        self.hits_exact + self.hits_borrowed + self.hits_within_recording
+        self.hits_exact + self.hits_borrowed + self.hits_shared + self.hits_within_recording
     }
 
-    /// Whether the identities of the type's documentation hold.
+    /// Share of the leases that were hits, 0 to 1; 1 when there were none.
+    pub fn hit_rate(&self) -> f64 {
+        if self.acquires == 0 {
+            return 1.0;
+        }
+        self.hits() as f64 / self.acquires as f64
+    }
+
+    /// Bytes of leased buffers that nobody asked for.
+    pub fn wasted_bytes(&self) -> u64 {
+        self.leased_bytes.current - self.requested_bytes.current
+    }
+
+    /// Whether the figures agree with each other:
+    /// `acquires == releases + leases`, `acquires == hits + misses`, `creates == destroys + leases + pending + free`, and
+    /// `bytes created == bytes destroyed + bytes leased, pending and cached`.
     pub fn identities_hold(&self) -> bool {
-        self.acquires == self.releases + self.leased
+        let live_bytes = self.leased_bytes.current + self.pending_bytes.current;
+        self.acquires == self.releases + self.leases.current
             && self.acquires == self.hits() + self.misses
-            && self.creates == self.destroys + self.leased + self.pending + self.free
+            && self.creates
+                == self.destroys + self.leases.current + self.pending.current + self.free.current
+            && self.held_bytes.total == self.destroyed_bytes + live_bytes + self.free_bytes.current
+            && self.held_bytes.current == live_bytes + self.free_bytes.current + self.draining_bytes
+    }
+}
+
+impl Counts {
+    pub(super) fn add(&mut self, other: &Self) {
+        // Named one by one, so that a new count cannot be forgotten.
+        let Self {
+            acquires,
+            releases,
+            hits_exact,
+            hits_borrowed,
+            hits_shared,
+            hits_within_recording,
+            misses,
+            creates,
+            destroys,
+            requested_bytes,
+            leased_bytes,
+            created_bytes,
+            destroyed_bytes,
+            suspends,
+            suspended_bytes,
+            frees,
+            freed_bytes,
+        } = other;
+        self.acquires += acquires;
+        self.releases += releases;
+        self.hits_exact += hits_exact;
+        self.hits_borrowed += hits_borrowed;
+        self.hits_shared += hits_shared;
+        self.hits_within_recording += hits_within_recording;
+        self.misses += misses;
+        self.creates += creates;
+        self.destroys += destroys;
+        self.requested_bytes += requested_bytes;
+        self.leased_bytes += leased_bytes;
+        self.created_bytes += created_bytes;
+        self.destroyed_bytes += destroyed_bytes;
+        self.suspends += suspends;
+        self.suspended_bytes += suspended_bytes;
+        self.frees += frees;
+        self.freed_bytes += freed_bytes;
     }
 }
 
@@ -76,54 +222,148 @@ impl fmt::Display for PoolStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "leases  {} taken, {} given back, {} out; {} hits ({} exact, {} borrowed, {} within a recording), {} misses",
+            "leases  {} taken, {} given back, {} out (peak {}); {} hits ({} exact, {} borrowed, {} shared, {} within a recording), {} misses",
             self.acquires,
             self.releases,
-            self.leased,
+            self.leases.current,
+            self.leases.peak,
             self.hits(),
             self.hits_exact,
             self.hits_borrowed,
+            self.hits_shared,
             self.hits_within_recording,
             self.misses
         )?;
+        let evictions = &self.evictions;
         writeln!(
             f,
-            "buffers {} created, {} destroyed, {} leased, {} pending, {} cached; given up: {} retention, {} budget, {} out of memory, {} trim",
+            "buffers {} created, {} destroyed, {} pending, {} cached; given up: {} retention, {} cap, {} idle, {} pressure, {} budget, {} out of memory, {} trim; {} made anew soon after",
             self.creates,
             self.destroys,
-            self.leased,
-            self.pending,
-            self.free,
-            self.evictions_retention,
-            self.evictions_budget,
-            self.evictions_out_of_memory,
-            self.evictions_trim
+            self.pending.current,
+            self.free.current,
+            evictions.retention,
+            evictions.cap,
+            evictions.idle,
+            evictions.pressure,
+            evictions.budget,
+            evictions.out_of_memory,
+            evictions.trim,
+            self.recreations
         )?;
         write!(
             f,
-            "bytes   {} leased ({} asked for, peak {}), {} pending, {} cached, {} held (peak {})",
-            self.leased_bytes,
-            self.leased_requested_bytes,
-            self.peak_leased_requested_bytes,
-            self.pending_bytes,
-            self.free_bytes,
-            self.held_bytes(),
-            self.peak_held_bytes
+            "bytes   {} leased ({} asked for, peak {}), {} pending, {} cached, {} draining, {} held (peak {})",
+            self.leased_bytes.current,
+            self.requested_bytes.current,
+            self.requested_bytes.peak,
+            self.pending_bytes.current,
+            self.free_bytes.current,
+            self.draining_bytes,
+            self.held_bytes.current,
+            self.held_bytes.peak
         )
     }
 }
 
-/// The state of a pool as an error carries it: the figures, and who holds the most.
+/// What happened in a [scope](super::Pool::scope): peaks since it opened, and counts of what happened meanwhile, on all
+/// threads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct ScopeReport {
+    /// Name of the scope.
+    pub name: &'static str,
+    /// Leases handed out.
+    pub acquires: u64,
+    /// Leases served without creating a buffer.
+    pub hits: u64,
+    /// Buffers created.
+    pub creates: u64,
+    /// Buffers given back to the device.
+    pub destroys: u64,
+    /// Bytes that leases asked for: now, at most in the scope, and in all in the scope.
+    pub requested_bytes: Counter,
+    /// Bytes of all buffers; the total counts those created in the scope.
+    pub held_bytes: Counter,
+    /// Leases out now less those out when the scope opened: above 0, something taken inside is still held.
+    pub leases_left: i64,
+}
+
+impl ScopeReport {
+    pub(super) fn new(name: &'static str, before: &PoolStats, now: &PoolStats) -> Self {
+        let since = |now: Counter, before: Counter| Counter {
+            total: now.total - before.total,
+            ..now
+        };
+        Self {
+            name,
+            acquires: now.acquires - before.acquires,
+            hits: now.hits() - before.hits(),
+            creates: now.creates - before.creates,
+            destroys: now.destroys - before.destroys,
+            requested_bytes: since(now.requested_bytes, before.requested_bytes),
+            held_bytes: since(now.held_bytes, before.held_bytes),
+            leases_left: now.leases.current as i64 - before.leases.current as i64,
+        }
+    }
+}
+
+impl fmt::Display for ScopeReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}: {} leases ({} hits), {} buffers created, {} destroyed; peak {} bytes asked for, {} held; {:+} leases left",
+            self.name,
+            self.acquires,
+            self.hits,
+            self.creates,
+            self.destroys,
+            self.requested_bytes.peak,
+            self.held_bytes.peak,
+            self.leases_left
+        )
+    }
+}
+
+/// The state of a pool in full, as errors carry it: the figures, the classes, and who holds what.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct PoolReport {
     /// The figures.
     pub stats: PoolStats,
-    /// Labels of the live leases with their number and the bytes asked for, largest first, at most eight.
-    pub largest: Vec<LabelUse>,
+    /// Every usage set and size class that was ever used, in order.
+    pub classes: Vec<ClassUse>,
+    /// Labels of the live leases, the one with the most bytes first.
+    pub labels: Vec<LabelUse>,
+    /// Live leases by age: entry `i` counts those taken less than `4^(i + 1)` leases and returns ago and not counted before.
+    pub ages: Vec<u64>,
+}
+
+/// Buffers of one usage set and size class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct ClassUse {
+    /// Bits of the usage set, [`bits`](crate::wgpu::BufferUsages::bits).
+    pub usage: u32,
+    /// Bytes of the class; its buffers may be smaller under policies that do not round up to classes.
+    pub class_bytes: u64,
+    /// Leases that its buffers served, by now.
+    pub acquires: u64,
+    /// Those of them that created the buffer.
+    pub misses: u64,
+    /// Buffers leased now.
+    pub leased: u64,
+    /// Buffers pending now.
+    pub pending: u64,
+    /// Buffers cached now.
+    pub free: u64,
+    /// Bytes of the leased buffers that nobody asked for.
+    pub wasted_bytes: u64,
 }
 
 /// What the leases of one label hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct LabelUse {
     /// The label.
     pub label: &'static str,
@@ -133,15 +373,106 @@ pub struct LabelUse {
     pub requested_bytes: u64,
 }
 
+/// One live lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseInfo {
+    /// What it is for.
+    pub label: &'static str,
+    /// Bytes asked for.
+    pub requested_bytes: u64,
+    /// Bytes of the buffer.
+    pub buffer_bytes: u64,
+    /// Usages of the buffer.
+    pub usage: BufferUsages,
+    /// Whether the lease is over and the device still has the buffer.
+    pub pending: bool,
+    /// Leases and returns of the pool since it was taken.
+    pub age: u64,
+}
+
+/// Labels that a report prints.
+const PRINTED_LABELS: usize = 8;
+
+impl PoolReport {
+    pub(super) fn new(stats: PoolStats, classes: Vec<ClassUse>, leases: Vec<LeaseInfo>) -> Self {
+        let mut by_label: BTreeMap<&'static str, LabelUse> = BTreeMap::new();
+        let mut ages = Vec::new();
+        for lease in leases.iter().filter(|lease| !lease.pending) {
+            let entry = by_label.entry(lease.label).or_insert(LabelUse {
+                label: lease.label,
+                leases: 0,
+                requested_bytes: 0,
+            });
+            entry.leases += 1;
+            entry.requested_bytes += lease.requested_bytes;
+            let bucket = (lease.age.max(1).ilog2() / 2) as usize;
+            if ages.len() <= bucket {
+                ages.resize(bucket + 1, 0);
+            }
+            ages[bucket] += 1;
+        }
+        let mut labels: Vec<LabelUse> = by_label.into_values().collect();
+        labels.sort_by_key(|label| std::cmp::Reverse(label.requested_bytes));
+        Self {
+            stats,
+            classes,
+            labels,
+            ages,
+        }
+    }
+
+    /// The classes as a table, one line each.
+    pub fn class_table(&self) -> String {
+        use fmt::Write;
+        let mut table = format!(
+            "{:>14} {:>10} {:>10} {:>8} {:>8} {:>8} {:>8} {:>12}  usage\n",
+            "class bytes",
+            "leases",
+            "misses",
+            "hit %",
+            "leased",
+            "pending",
+            "cached",
+            "wasted bytes"
+        );
+        for class in &self.classes {
+            let hit_rate = 100.0 * (1.0 - class.misses as f64 / class.acquires.max(1) as f64);
+            // Writing to a string cannot fail.
+            let _ = writeln!(
+                table,
+                "{:>14} {:>10} {:>10} {:>8.1} {:>8} {:>8} {:>8} {:>12}  {:?}",
+                class.class_bytes,
+                class.acquires,
+                class.misses,
+                hit_rate,
+                class.leased,
+                class.pending,
+                class.free,
+                class.wasted_bytes,
+                BufferUsages::from_bits_retain(class.usage)
+            );
+        }
+        table
+    }
+}
+
 impl fmt::Display for PoolReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.stats)?;
-        for entry in &self.largest {
+        for entry in self.labels.iter().take(PRINTED_LABELS) {
             write!(
                 f,
                 "\nheld by '{}': {} bytes in {} leases",
                 entry.label, entry.requested_bytes, entry.leases
             )?;
+        }
+        if let Some(rest) = self
+            .labels
+            .get(PRINTED_LABELS..)
+            .filter(|rest| !rest.is_empty())
+        {
+            let bytes: u64 = rest.iter().map(|entry| entry.requested_bytes).sum();
+            write!(f, "\nheld by {} other labels: {bytes} bytes", rest.len())?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! What forwards take from the pool and give back: planned bytes, repetition, budgets, memory that runs out.
 
-use dilated_attention::pool::{Policy, Pool, PoolOptions};
+use dilated_attention::pool::{NoPooling, Pool, PoolOptions};
 use dilated_attention::{
     AttentionShape, Context, ContextOptions, DType, DilatedAttention, DilatedAttentionConfig, Error,
 };
@@ -52,7 +52,7 @@ fn two_hundred_forwards_create_nothing_after_the_first_few() {
         context.wait();
         let stats = context.pool().stats();
         assert_eq!(stats.creates, warm.creates, "{limits}: {stats}");
-        assert_eq!(stats.leased, 0);
+        assert_eq!(stats.leases.current, 0);
         assert!(stats.acquires > warm.acquires + 200 * 5);
         assert!(stats.identities_hold());
     }
@@ -87,11 +87,11 @@ fn the_plan_promises_what_the_pool_measures() {
             let stats = context.pool().stats();
             let plan = attention.plan(&shape).expect("plans");
             assert_eq!(
-                stats.peak_leased_requested_bytes - before.leased_requested_bytes,
+                stats.requested_bytes.peak - before.requested_bytes.current,
                 plan.requested_bytes(),
                 "{limits}\n{plan}\n{stats}"
             );
-            assert!(stats.peak_held_bytes - before.held_bytes() <= plan.held_bytes());
+            assert!(stats.held_bytes.peak - before.held_bytes.current <= plan.held_bytes());
             drop(result);
         }
     }
@@ -100,10 +100,7 @@ fn the_plan_promises_what_the_pool_measures() {
 #[test]
 fn a_budget_too_small_is_an_error_and_the_context_goes_on() {
     let options = ContextOptions {
-        pool: PoolOptions {
-            budget_bytes: Some(600 << 10),
-            ..Default::default()
-        },
+        pool: PoolOptions::default().budget_bytes(600 << 10),
         ..Default::default()
     };
     let context = context_with(&options);
@@ -120,9 +117,9 @@ fn a_budget_too_small_is_an_error_and_the_context_goes_on() {
         "{error}"
     );
     context.wait();
-    assert_eq!(context.pool().stats().leased, 0);
+    assert_eq!(context.pool().stats().leases.current, 0);
     forward(&context, &attention, 150).expect("runs");
-    assert!(context.pool().stats().held_bytes() <= 600 << 10);
+    assert!(context.pool().stats().held_bytes.current <= 600 << 10);
 }
 
 #[test]
@@ -150,7 +147,10 @@ fn running_out_of_memory_at_any_creation_is_an_error_and_the_context_goes_on() {
             assert_eq!(forward(&context, &attention, 150).as_ref(), Ok(&expected));
             context.wait();
             let stats = context.pool().stats();
-            assert!(stats.leased == 0 && stats.identities_hold(), "{stats}");
+            assert!(
+                stats.leases.current == 0 && stats.identities_hold(),
+                "{stats}"
+            );
         }
     }
 }
@@ -159,10 +159,7 @@ fn running_out_of_memory_at_any_creation_is_an_error_and_the_context_goes_on() {
 fn pooling_changes_no_bit() {
     let pooled = context_with(&ContextOptions::default());
     let options = ContextOptions {
-        pool: PoolOptions {
-            policy: Policy::NoPooling,
-            ..Default::default()
-        },
+        pool: PoolOptions::default().policy(NoPooling),
         ..Default::default()
     };
     let fresh = context_with(&options);
@@ -176,7 +173,7 @@ fn pooling_changes_no_bit() {
         assert_eq!(forward(&fresh, &fresh_attention, 333).expect("runs"), first);
     }
     fresh.wait();
-    assert_eq!(fresh.pool().stats().held_bytes(), 0);
+    assert_eq!(fresh.pool().stats().held_bytes.current, 0);
 }
 
 #[test]

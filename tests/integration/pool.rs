@@ -1,6 +1,6 @@
 //! The pool through its public interface, on wgpu's noop device: no GPU, the whole API path.
 
-use dilated_attention::pool::{Lease, Policy, Pool, PoolOptions, STORAGE_USAGE};
+use dilated_attention::pool::{Lease, NoPooling, Pool, PoolOptions, STORAGE_USAGE};
 use dilated_attention::wgpu::{self, BufferUsages};
 use dilated_attention::{Error, PoolStats};
 
@@ -62,16 +62,19 @@ fn requests_that_cannot_be_met_are_typed_errors() {
     let largest = pool
         .acquire("largest", 64 << 20, STORAGE_USAGE)
         .expect("legal");
-    assert_eq!(largest.class_bytes(), 64 << 20);
+    assert_eq!(largest.buffer_bytes(), 64 << 20);
     drop(largest);
-    assert_eq!(check(&pool).leased, 0);
+    assert_eq!(check(&pool).leases.current, 0);
 }
 
 #[test]
 fn a_released_buffer_is_lent_again_and_keys_do_not_mix() {
     let pool = pool(PoolOptions::default());
     let first = pool.acquire("a", 1000, STORAGE_USAGE).expect("lends");
-    assert_eq!((first.requested_bytes(), first.class_bytes()), (1000, 1024));
+    assert_eq!(
+        (first.requested_bytes(), first.buffer_bytes()),
+        (1000, 1024)
+    );
     let buffer = first.buffer().clone();
     let clone = first.clone();
     drop(first);
@@ -86,31 +89,25 @@ fn a_released_buffer_is_lent_again_and_keys_do_not_mix() {
     assert_eq!(again.requested_bytes(), 900);
     let stats = check(&pool);
     assert_eq!(
-        (stats.creates, stats.hits_borrowed, stats.leased),
+        (stats.creates, stats.hits_borrowed, stats.leases.current),
         (3, 1, 3)
     );
 }
 
 #[test]
 fn without_pooling_every_lease_creates() {
-    let pool = pool(PoolOptions {
-        policy: Policy::NoPooling,
-        ..Default::default()
-    });
+    let pool = pool(PoolOptions::default().policy(NoPooling));
     for _ in 0..5 {
         drop(pool.acquire("a", 4096, STORAGE_USAGE).expect("lends"));
     }
     let stats = check(&pool);
     assert_eq!((stats.creates, stats.destroys, stats.hits()), (5, 5, 0));
-    assert_eq!(stats.held_bytes(), 0);
+    assert_eq!(stats.held_bytes.current, 0);
 }
 
 #[test]
 fn the_budget_is_hard_and_what_is_cached_gives_way_first() {
-    let pool = pool(PoolOptions {
-        budget_bytes: Some(1 << 20),
-        ..Default::default()
-    });
+    let pool = pool(PoolOptions::default().budget_bytes(1 << 20));
     drop(
         pool.acquire("cached", 700 << 10, STORAGE_USAGE)
             .expect("lends"),
@@ -119,7 +116,7 @@ fn the_budget_is_hard_and_what_is_cached_gives_way_first() {
     let kept = pool
         .acquire("kept", 400 << 10, BufferUsages::COPY_DST)
         .expect("lends");
-    assert_eq!(check(&pool).evictions_budget, 1);
+    assert_eq!(check(&pool).evictions.total(), 1);
     let Err(Error::BudgetExceeded {
         requested_bytes,
         budget_bytes,
@@ -131,12 +128,12 @@ fn the_budget_is_hard_and_what_is_cached_gives_way_first() {
         panic!("the budget was passed");
     };
     assert_eq!(budget_bytes, 1 << 20);
-    assert_eq!(leased_bytes, kept.class_bytes());
+    assert_eq!(leased_bytes, kept.buffer_bytes());
     assert!(requested_bytes + leased_bytes > budget_bytes);
-    assert_eq!(report.largest[0].label, "kept");
+    assert_eq!(report.labels[0].label, "kept");
     drop(kept);
     assert!(pool.acquire("fits now", 700 << 10, STORAGE_USAGE).is_ok());
-    assert_eq!(check(&pool).leased, 0);
+    assert_eq!(check(&pool).leases.current, 0);
 }
 
 #[test]
@@ -151,11 +148,11 @@ fn held_bytes_follow_what_is_live() {
         let stats = check(&pool);
         let bound = ((8 << 20) + step * (200 << 10)) * 9 / 8 * 5 / 4;
         assert!(
-            stats.held_bytes() <= bound.max(16 << 20),
+            stats.held_bytes.current <= bound.max(16 << 20),
             "step {step}: {stats}"
         );
     }
-    assert!(pool.stats().evictions_retention > 0);
+    assert!(pool.stats().evictions.retention > 0);
 }
 
 #[test]
@@ -166,19 +163,23 @@ fn trim_gives_up_what_is_cached_and_nothing_else() {
         .collect();
     let kept = pool.acquire("kept", 5 << 10, STORAGE_USAGE).expect("lends");
     drop(leases);
-    assert_eq!(check(&pool).free, 4);
-    pool.trim_to(kept.class_bytes() + (4 << 10));
+    assert_eq!(check(&pool).free.current, 4);
+    pool.trim_to(kept.buffer_bytes() + (4 << 10));
     let stats = check(&pool);
     assert_eq!(
-        (stats.free_bytes, stats.evictions_trim),
+        (stats.free_bytes.current, stats.evictions.trim),
         (4 << 10, 3),
         "the longest unused go first"
     );
     pool.trim();
     let stats = check(&pool);
     assert_eq!(
-        (stats.free, stats.leased, stats.held_bytes()),
-        (0, 1, kept.class_bytes())
+        (
+            stats.free.current,
+            stats.leases.current,
+            stats.held_bytes.current
+        ),
+        (0, 1, kept.buffer_bytes())
     );
 }
 
@@ -194,9 +195,9 @@ fn out_of_memory_is_retried_once_everything_cached_is_given_up() {
         .acquire("needed", 8 << 20, STORAGE_USAGE)
         .expect("recovers");
     let stats = check(&pool);
-    assert_eq!(stats.evictions_out_of_memory, 1);
-    assert_eq!(stats.out_of_memory_recoveries, 1);
-    assert_eq!(stats.held_bytes(), lease.class_bytes());
+    assert_eq!(stats.evictions.out_of_memory, 1);
+    assert_eq!(stats.recoveries, 1);
+    assert_eq!(stats.held_bytes.current, lease.buffer_bytes());
 }
 
 #[test]
@@ -219,19 +220,19 @@ fn out_of_memory_for_good_is_a_typed_error_and_leaves_the_pool_whole() {
                     assert!(requested_bytes >= (i + 1) << 20);
                     assert_eq!(
                         leased_bytes,
-                        leases.iter().map(Lease::class_bytes).sum::<u64>()
+                        leases.iter().map(Lease::buffer_bytes).sum::<u64>()
                     );
-                    assert_eq!(report.stats.leased, leases.len() as u64);
+                    assert_eq!(report.stats.leases.current, leases.len() as u64);
                     failed += 1;
                 }
                 Err(other) => panic!("{other}"),
             }
-            assert_eq!(check(&pool).leased, leases.len() as u64);
+            assert_eq!(check(&pool).leases.current, leases.len() as u64);
         }
         assert_eq!(failed, 1);
         drop(leases);
         let stats = check(&pool);
-        assert_eq!((stats.leased, stats.creates), (0, 5));
+        assert_eq!((stats.leases.current, stats.creates), (0, 5));
     }
 }
 
@@ -249,7 +250,7 @@ fn leases_may_outlive_the_pool_and_cross_threads_and_panics() {
         panic!("on purpose: the lease is dropped while unwinding");
     });
     assert!(panicked.join().is_err());
-    assert_eq!(check(&pool).leased, 1);
+    assert_eq!(check(&pool).leases.current, 1);
     drop(pool);
     assert!(third.buffer().size() >= 1024);
     drop(third);
@@ -274,6 +275,6 @@ fn threads_share_one_pool() {
         }
     });
     let stats = check(&pool);
-    assert_eq!((stats.acquires, stats.leased), (8000, 0));
+    assert_eq!((stats.acquires, stats.leases.current), (8000, 0));
     assert!(stats.creates < 1000, "{stats}");
 }

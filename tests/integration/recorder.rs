@@ -53,7 +53,7 @@ fn what_is_uploaded_comes_back() {
         assert_eq!(download.wait().expect("arrives"), halves);
         drop((tensor, download));
         context.wait();
-        assert_eq!(context.pool().stats().leased, 0);
+        assert_eq!(context.pool().stats().leases.current, 0);
         assert!(context.pool().stats().identities_hold());
     }
 }
@@ -78,7 +78,7 @@ fn a_wrong_number_of_elements_is_an_error() {
         recorder.empty("large", &[1 << 40], DType::F32),
         Err(Error::BufferTooLarge { .. })
     ));
-    assert_eq!(context.pool().stats().leased, 0);
+    assert_eq!(context.pool().stats().leases.current, 0);
 }
 
 #[test]
@@ -194,7 +194,10 @@ fn hazard_orders(context: &Context, orders: u32, seed: u64) {
     }
     context.wait();
     let stats = context.pool().stats();
-    assert!(stats.identities_hold() && stats.leased == 0, "{stats}");
+    assert!(
+        stats.identities_hold() && stats.leases.current == 0,
+        "{stats}"
+    );
 }
 
 #[test]
@@ -221,7 +224,7 @@ fn within_a_recording_what_nobody_else_holds_serves_again() {
         assert_eq!(download.wait().expect("arrives"), data);
     }
     context.wait();
-    assert_eq!(context.pool().stats().leased, 0);
+    assert_eq!(context.pool().stats().leases.current, 0);
 }
 
 #[test]
@@ -243,7 +246,11 @@ fn a_recording_dropped_unsubmitted_gives_everything_back() {
         ));
         drop((tensor, download));
         let stats = context.pool().stats();
-        assert_eq!((stats.leased, stats.pending), (0, 0), "{stats}");
+        assert_eq!(
+            (stats.leases.current, stats.pending.current),
+            (0, 0),
+            "{stats}"
+        );
         // The staging chunk is still mapped and serves the next recording.
         let mut recorder = context.recorder("next");
         let tensor = recorder
@@ -274,7 +281,10 @@ fn recordings_may_be_built_on_many_threads() {
     });
     context.wait();
     let stats = context.pool().stats();
-    assert!(stats.leased == 0 && stats.identities_hold(), "{stats}");
+    assert!(
+        stats.leases.current == 0 && stats.identities_hold(),
+        "{stats}"
+    );
 }
 
 #[test]
@@ -308,14 +318,14 @@ fn an_embedder_may_own_the_encoder() {
         let download = record(&mut first);
         assert!(matches!(download.wait(), Err(Error::NotSubmitted { .. })));
         assert!(
-            context.pool().stats().leased > 0,
+            context.pool().stats().leases.current > 0,
             "the encoder keeps what its commands use"
         );
         context.queue().submit([first.finish()]);
         assert_eq!(download.wait().expect("arrives"), data);
         drop(download);
         context.wait();
-        assert_eq!(context.pool().stats().leased, 0);
+        assert_eq!(context.pool().stats().leases.current, 0);
 
         let mut second = encoder();
         let download = record(&mut second);
@@ -326,7 +336,11 @@ fn an_embedder_may_own_the_encoder() {
         ));
         drop(download);
         let stats = context.pool().stats();
-        assert_eq!((stats.leased, stats.pending), (0, 0), "{stats}");
+        assert_eq!(
+            (stats.leases.current, stats.pending.current),
+            (0, 0),
+            "{stats}"
+        );
         assert!(stats.identities_hold());
     }
 }
@@ -386,16 +400,13 @@ fn tensors_of_another_context_are_refused() {
             .is_ok()
     );
     drop((recorder, own, short, halves));
-    assert_eq!(here.pool().stats().leased, 0);
+    assert_eq!(here.pool().stats().leases.current, 0);
 }
 
 #[test]
 fn poison_shows_what_was_never_written() {
     let options = ContextOptions {
-        pool: PoolOptions {
-            poison: true,
-            ..Default::default()
-        },
+        pool: PoolOptions::default().poison(true),
         ..Default::default()
     };
     for (_, context) in contexts_with(&options) {

@@ -35,13 +35,12 @@ impl BufferSource for FailingSource {
         label: &'static str,
         bytes: u64,
         usage: BufferUsages,
-        mapped: bool,
     ) -> Result<wgpu::Buffer, CreateError> {
         let number = self.created.fetch_add(1, Ordering::Relaxed);
         if number >= self.fail_at && self.failures.fetch_sub(1, Ordering::Relaxed) > 0 {
             return Err(CreateError::OutOfMemory);
         }
-        self.source.create(label, bytes, usage, mapped)
+        self.source.create(label, bytes, usage)
     }
 
     fn poll(&self, wait: bool) {

@@ -49,10 +49,7 @@ pub fn tiny_bindings() -> &'static TestContext {
 }
 
 fn open(name: &'static str, limits: Option<wgpu::Limits>, poison: bool) -> TestContext {
-    let pool = PoolOptions {
-        poison,
-        ..Default::default()
-    };
+    let pool = PoolOptions::default().poison(poison);
     let context = context_with(&ContextOptions {
         limits,
         pool,

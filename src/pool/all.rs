@@ -1,0 +1,362 @@
+//! All locks of a pool at once: what one shard cannot decide alone.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::core::{Core, NUM_SHARDS};
+use super::event::{Event, EvictionCause, Outcome};
+use super::lease::{Held, Lease};
+use super::ledger::{Ledger, WINDOW_ACQUIRES};
+use super::policy::{Limits, Pressure, Usage};
+use super::shard::{Counts, Fit, Gauge, Gauges, NUM_GAUGES, Place, Request, Shard, Taken};
+use super::size_class;
+use super::stats::{LeaseInfo, PoolReport, PoolStats};
+use super::sync::{MutexGuard, Ordering, lock};
+use crate::wgpu::BufferUsages;
+
+/// All locks of a pool. [`level`](Self::level) before they are given back if anything changed.
+pub(super) struct All<'a, B> {
+    core: &'a Core<B>,
+    pub ledger: MutexGuard<'a, Ledger>,
+    shards: [Option<MutexGuard<'a, Shard<B>>>; NUM_SHARDS],
+}
+
+impl<'a, B> All<'a, B> {
+    pub fn new(
+        core: &'a Core<B>,
+        ledger: MutexGuard<'a, Ledger>,
+        shards: [Option<MutexGuard<'a, Shard<B>>>; NUM_SHARDS],
+    ) -> Self {
+        Self {
+            core,
+            ledger,
+            shards,
+        }
+    }
+
+    /// Shard `index`, which whoever took the locks named or has a buffer of.
+    pub fn shard(&mut self, index: usize) -> &mut Shard<B> {
+        match &mut self.shards[index] {
+            Some(shard) => shard,
+            None => unreachable!("the shard of a lease or of the caller is always locked"),
+        }
+    }
+
+    fn active(&self) -> impl Iterator<Item = &Shard<B>> {
+        self.shards.iter().flatten().map(|shard| &**shard)
+    }
+
+    fn active_mut(&mut self) -> impl Iterator<Item = &mut Shard<B>> {
+        self.shards.iter_mut().flatten().map(|shard| &mut **shard)
+    }
+
+    pub fn sum(&self, gauge: Gauge) -> u64 {
+        self.active().map(|shard| shard.gauge(gauge)).sum()
+    }
+
+    pub fn gauges(&self) -> Gauges {
+        let mut sums = [0; NUM_GAUGES];
+        for shard in self.active() {
+            for (sum, gauge) in sums.iter_mut().zip(shard.gauges) {
+                *sum += gauge;
+            }
+        }
+        sums
+    }
+
+    fn acquires(&self) -> u64 {
+        self.active().map(|shard| shard.counts.acquires).sum()
+    }
+
+    pub fn held_bytes(&self) -> u64 {
+        self.sum(Gauge::LiveBytes) + self.sum(Gauge::FreeBytes) + self.ledger.draining_bytes
+    }
+
+    /// Bytes that exist or are about to.
+    pub fn committed_bytes(&self) -> u64 {
+        self.held_bytes() + self.ledger.creating_bytes
+    }
+
+    pub fn usage(&self, incoming_bytes: u64) -> Usage {
+        let budget = self.core.budget;
+        let live_bytes = self.sum(Gauge::LiveBytes) + self.ledger.creating_bytes + incoming_bytes;
+        let held_bytes = self.committed_bytes() + incoming_bytes;
+        Usage {
+            live_bytes,
+            recent_peak_live_bytes: self.ledger.recent_peak_live_bytes().max(live_bytes),
+            free_bytes: self.sum(Gauge::FreeBytes),
+            free_buffers: self.sum(Gauge::Free),
+            budget_bytes: budget.bytes,
+            pressure: self.ledger.pressure.max(budget.pressure(held_bytes)),
+            thrash_level: self.ledger.thrash_level,
+        }
+    }
+
+    /// Serves a request from any shard: what fits exactly before what is larger, the own shard before the others.
+    pub fn take(&mut self, own: usize, request: &Request) -> Option<Lease<B>> {
+        let order = std::iter::once(own).chain((0..NUM_SHARDS).filter(|&index| index != own));
+        let found: Vec<(usize, u32, Fit)> = order
+            .filter_map(|index| {
+                let (entry, fit) = self.shards[index].as_ref()?.peek(request)?;
+                Some((index, entry, fit))
+            })
+            .collect();
+        let exact = found.iter().find(|(_, _, fit)| *fit == Fit::Exact);
+        let &(from, entry, _) = exact.or(found.first())?;
+        if from != own {
+            // It moves, so that the next hit of this thread is its own.
+            let (held, epoch) = self.shards[from].as_mut()?.remove(entry)?;
+            let entry = self.shard(own).adopt(held.clone(), epoch);
+            held.set_home(own, entry);
+        }
+        let shard = self.shard(own);
+        let Taken::Hit(held, fit) = shard.take(request, true) else {
+            return None;
+        };
+        if from != own {
+            match fit {
+                Fit::Exact => shard.counts.hits_exact -= 1,
+                Fit::Borrowed => shard.counts.hits_borrowed -= 1,
+            }
+            shard.counts.hits_shared += 1;
+        }
+        if self.shard(own).traced {
+            self.core.log_acquire(&held, request, fit.into());
+        }
+        Some(Lease::new(held, request))
+    }
+
+    /// Takes in a new buffer, leased.
+    pub fn insert(&mut self, own: usize, held: &Arc<Held<B>>, request: &Request, keeps: bool) {
+        let class = size_class::class_index(held.bytes());
+        let entry = self.shard(own).insert(held.clone(), request, keeps);
+        held.set_home(own, entry);
+        self.ledger.made(held.usage(), class);
+        if self.shard(own).traced {
+            self.core.log_acquire(held, request, Outcome::Created);
+        }
+    }
+
+    /// Gives up cached buffers, the longest unused first, while `more` says so.
+    pub fn evict(
+        &mut self,
+        cause: EvictionCause,
+        evicted: &mut Evicted<B>,
+        more: impl Fn(&Self) -> bool,
+    ) {
+        let completed = self.core.completed.load(Ordering::Relaxed);
+        while more(self) {
+            let oldest = (0..NUM_SHARDS).filter_map(|index| {
+                let (stamp, entry) = self.shards[index].as_ref()?.oldest()?;
+                Some((stamp, index, entry))
+            });
+            let Some((_, index, entry)) = oldest.min() else {
+                break;
+            };
+            let Some(shard) = &mut self.shards[index] else {
+                break;
+            };
+            let Some((held, epoch)) = shard.remove(entry) else {
+                break;
+            };
+            shard.destroyed(held.bytes());
+            let (usage, bytes) = (held.usage(), held.bytes());
+            let class = size_class::class_index(bytes);
+            self.ledger.gave_up(cause, usage, class);
+            self.ledger.drain(epoch, completed, bytes);
+            if shard.traced {
+                self.core.log(Event::Evict {
+                    buffer: held.serial(),
+                    cause,
+                });
+            }
+            evicted.buffers.push((held, cause));
+        }
+    }
+
+    /// Gives up what the policy's limits do not allow once `incoming_bytes` more exist.
+    pub fn apply_limits(
+        &mut self,
+        incoming_bytes: u64,
+        pressure: Pressure,
+        evicted: &mut Evicted<B>,
+    ) {
+        let Limits { held_bytes, .. } = self.ledger.limits;
+        let cause = match pressure {
+            Pressure::Normal => EvictionCause::Retention,
+            Pressure::Graceful | Pressure::Aggressive => EvictionCause::Pressure,
+        };
+        // Memory that drains is on its way out already: giving up more would not hasten it.
+        self.evict(cause, evicted, |all| {
+            let held = all.committed_bytes() - all.ledger.draining_bytes;
+            held.saturating_add(incoming_bytes) > held_bytes
+        });
+        if let Some(clock) = self.ledger.idle_clock() {
+            self.evict(EvictionCause::Idle, evicted, |all| {
+                let oldest = all.active().filter_map(|shard| shard.oldest());
+                oldest.min().is_some_and(|(stamp, _)| stamp < clock)
+            });
+        }
+        self.apply_caps(evicted);
+    }
+
+    pub fn apply_caps(&mut self, evicted: &mut Evicted<B>) {
+        let Limits {
+            free_bytes,
+            free_buffers,
+            ..
+        } = self.ledger.limits;
+        self.evict(EvictionCause::Cap, evicted, |all| {
+            all.sum(Gauge::FreeBytes) > free_bytes || all.sum(Gauge::Free) > free_buffers
+        });
+    }
+
+    pub fn end_window(&mut self) {
+        let clock = self.active().map(|shard| shard.clock).max().unwrap_or(0);
+        let (acquires, live_bytes) = (self.acquires(), self.sum(Gauge::LiveBytes));
+        self.ledger.end_window(acquires, live_bytes, clock);
+    }
+
+    pub fn raise_peaks(&mut self) {
+        let (gauges, held_bytes) = (self.gauges(), self.held_bytes());
+        for watch in &mut self.ledger.watches {
+            for (peak, gauge) in watch.peaks.iter_mut().zip(gauges) {
+                *peak = (*peak).max(gauge);
+            }
+            watch.peak_held_bytes = watch.peak_held_bytes.max(held_bytes);
+        }
+        let live_bytes = gauges[Gauge::LiveBytes as usize];
+        self.ledger.window_peaks[0] = self.ledger.window_peaks[0].max(live_bytes);
+    }
+
+    /// Takes note of peaks, ends the window if it is over, and divides the room below the nearest lines anew.
+    pub fn level(&mut self) {
+        self.raise_peaks();
+        let acquires = self.acquires();
+        if acquires - self.ledger.window_begin >= WINDOW_ACQUIRES {
+            self.end_window();
+        }
+        let mut lines = [u64::MAX; NUM_GAUGES];
+        for watch in &self.ledger.watches {
+            for (line, peak) in lines.iter_mut().zip(watch.peaks) {
+                *line = (*line).min(peak);
+            }
+        }
+        for (gauge, line) in [
+            (Gauge::LiveBytes, self.ledger.window_peaks[0]),
+            (Gauge::Free, self.ledger.limits.free_buffers),
+            (Gauge::FreeBytes, self.ledger.limits.free_bytes),
+        ] {
+            lines[gauge as usize] = lines[gauge as usize].min(line);
+        }
+        let gauges = self.gauges();
+        let num_active = self.active().count() as u64;
+        let clock = self.active().map(|shard| shard.clock).max().unwrap_or(0);
+        let acquires_left = self.ledger.window_begin + WINDOW_ACQUIRES - acquires;
+        for shard in self.active_mut() {
+            for (index, ceiling) in shard.ceilings.iter_mut().enumerate() {
+                let room = lines[index].saturating_sub(gauges[index]);
+                *ceiling = shard.gauges[index] + room / num_active;
+            }
+            shard.clock = clock;
+            shard.acquires_ceiling = shard.counts.acquires + acquires_left.div_ceil(num_active);
+        }
+    }
+
+    /// Also those never used, which nobody locks together with another.
+    pub fn for_each_shard(&mut self, change: impl Fn(&mut Shard<B>)) {
+        for (index, shard) in self.shards.iter_mut().enumerate() {
+            match shard {
+                Some(shard) => change(shard),
+                None => change(&mut lock(&self.core.shards[index].0)),
+            }
+        }
+    }
+
+    /// The buffers there are, as the events that a trace begins with.
+    pub fn existing(&self) -> Vec<Event> {
+        let entries = self.active().flat_map(|shard| &shard.entries);
+        let buffers = entries.filter_map(|entry| {
+            let held = entry.buffer.as_ref()?;
+            Some(Event::exists(
+                held.serial(),
+                held.bytes(),
+                held.usage(),
+                entry.place,
+            ))
+        });
+        buffers.collect()
+    }
+
+    pub fn stats(&mut self, watch: u64) -> PoolStats {
+        self.raise_peaks();
+        let mut counts = Counts::default();
+        for shard in self.active() {
+            counts.add(&shard.counts);
+        }
+        let watch = self.ledger.watches.iter().find(|own| own.id == watch);
+        let watch = watch.unwrap_or(&self.ledger.watches[0]);
+        PoolStats::new(&counts, &self.gauges(), watch, &self.ledger)
+    }
+
+    pub fn leases(&self) -> Vec<LeaseInfo> {
+        let clock = self.active().map(|shard| shard.clock).max().unwrap_or(0);
+        let entries = self.active().flat_map(|shard| &shard.entries);
+        let out = entries.filter(|entry| matches!(entry.place, Place::Leased | Place::Pending));
+        out.filter_map(|entry| {
+            let held = entry.buffer.as_ref()?;
+            Some(LeaseInfo {
+                label: entry.label,
+                requested_bytes: entry.requested_bytes,
+                buffer_bytes: held.bytes(),
+                usage: BufferUsages::from_bits_retain(held.usage()),
+                pending: entry.place == Place::Pending,
+                age: clock - entry.stamp,
+            })
+        })
+        .collect()
+    }
+
+    pub fn report(&mut self) -> PoolReport {
+        let mut classes = BTreeMap::new();
+        for shard in self.active() {
+            shard.add_class_uses(&mut classes);
+        }
+        PoolReport::new(
+            self.stats(0),
+            classes.into_values().collect(),
+            self.leases(),
+        )
+    }
+}
+
+/// Buffers on their way out: destroyed, and told to the application, when no lock is held.
+pub(super) struct Evicted<B> {
+    buffers: Vec<(Arc<Held<B>>, EvictionCause)>,
+}
+
+impl<B> Evicted<B> {
+    pub fn new() -> Self {
+        Self {
+            buffers: Vec::new(),
+        }
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.buffers.iter().map(|(held, _)| held.bytes()).sum()
+    }
+}
+
+#[cfg(feature = "tracing")]
+impl<B> Drop for Evicted<B> {
+    fn drop(&mut self) {
+        for (held, cause) in &self.buffers {
+            tracing::debug!(
+                buffer = held.serial(),
+                bytes = held.bytes(),
+                ?cause,
+                "a cached buffer is given up"
+            );
+        }
+    }
+}

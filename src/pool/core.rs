@@ -1,0 +1,583 @@
+//! The shards of a pool, their locks, and what happens when a shard cannot serve a request alone.
+//!
+//! A hit and a return take the lock of one shard. Everything else takes all locks: the ledger's first, then those of the
+//! shards in use, in order. Policies, sources and destructors of buffers run without any lock, so they may take their time,
+//! panic, or come back to the pool.
+
+use std::sync::Arc;
+
+use super::all::{All, Evicted};
+use super::event::{Event, EvictionCause, Outcome, TraceLog};
+use super::lease::{Held, Lease};
+use super::ledger::Ledger;
+use super::policy::{Policy, Pressure};
+use super::shard::{Done, Gauge, Request, Shard, Taken};
+use super::source::{BufferSource, CreateError};
+use super::stats::{LeaseInfo, PoolReport, PoolStats};
+use super::sync::{AtomicU32, AtomicU64, Mutex, Ordering, lock};
+use crate::wgpu::BufferUsages;
+
+/// Threads take turns at these; two threads share one only beyond this number.
+#[cfg(not(loom))]
+pub(super) const NUM_SHARDS: usize = 8;
+#[cfg(loom)]
+pub(super) const NUM_SHARDS: usize = 2;
+
+/// Calls of [`Core::tick`] after which a window ends.
+const WINDOW_TICKS: u32 = 64;
+
+/// The hard budget and the shares of it at which pressure begins.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Budget {
+    pub bytes: Option<u64>,
+    pub graceful: f64,
+    pub aggressive: f64,
+}
+
+impl Budget {
+    pub fn pressure(&self, held_bytes: u64) -> Pressure {
+        let Some(bytes) = self.bytes else {
+            return Pressure::Normal;
+        };
+        let share = held_bytes as f64 / bytes.max(1) as f64;
+        if share > self.aggressive {
+            Pressure::Aggressive
+        } else if share > self.graceful {
+            Pressure::Graceful
+        } else {
+            Pressure::Normal
+        }
+    }
+}
+
+/// Why there is no lease.
+#[derive(Debug)]
+pub(super) enum Failure {
+    Budget {
+        budget_bytes: u64,
+        report: Box<PoolReport>,
+    },
+    OutOfMemory(Box<PoolReport>),
+    Lost(String),
+    Refused(String),
+}
+
+/// Keeps the locks of different shards out of each other's cache lines.
+#[repr(align(128))]
+pub(super) struct Padded<T>(pub T);
+
+pub(super) struct Core<B> {
+    id: u64,
+    source: Box<dyn BufferSource<B>>,
+    policy: Arc<dyn Policy>,
+    pub(super) budget: Budget,
+    max_buffer_bytes: u64,
+    ledger: Mutex<Ledger>,
+    /// One bit per shard that was ever used.
+    active: AtomicU32,
+    ticks: AtomicU32,
+    serials: AtomicU64,
+    submissions: AtomicU64,
+    pub(super) completed: AtomicU64,
+    trace: Mutex<Option<TraceLog>>,
+    pub(super) shards: [Padded<Mutex<Shard<B>>>; NUM_SHARDS],
+}
+
+impl<B> Core<B> {
+    pub fn new(
+        id: u64,
+        source: Box<dyn BufferSource<B>>,
+        policy: Arc<dyn Policy>,
+        budget: Budget,
+    ) -> Arc<Self> {
+        let max_buffer_bytes = source.max_buffer_bytes() & !3;
+        Arc::new(Self {
+            id,
+            source,
+            policy,
+            budget,
+            max_buffer_bytes,
+            ledger: Mutex::new(Ledger::new()),
+            active: AtomicU32::new(0),
+            ticks: AtomicU32::new(0),
+            serials: AtomicU64::new(0),
+            submissions: AtomicU64::new(0),
+            completed: AtomicU64::new(0),
+            trace: Mutex::new(None),
+            shards: std::array::from_fn(|_| Padded(Mutex::new(Shard::new()))),
+        })
+    }
+
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// A number for a new buffer.
+    pub fn next_serial(&self) -> u64 {
+        self.serials.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub fn source(&self) -> &dyn BufferSource<B> {
+        &*self.source
+    }
+
+    pub fn max_buffer_bytes(&self) -> u64 {
+        self.max_buffer_bytes
+    }
+
+    /// The request for `requested_bytes` (a multiple of 4, at most the largest buffer), whatever the policy answers.
+    pub fn request(&self, label: &'static str, requested_bytes: u64, usage: u32) -> Request {
+        let largest = self.max_buffer_bytes;
+        let rounded = |bytes: u64| bytes.checked_next_multiple_of(4).unwrap_or(largest);
+        let buffer_bytes =
+            rounded(self.policy.buffer_bytes(requested_bytes)).clamp(requested_bytes, largest);
+        Request {
+            label,
+            requested_bytes,
+            usage,
+            buffer_bytes,
+            borrow_bytes: self.policy.borrow_bytes(buffer_bytes).max(buffer_bytes),
+        }
+    }
+
+    pub fn acquire(
+        self: &Arc<Self>,
+        shard_index: usize,
+        request: &Request,
+    ) -> Result<Lease<B>, Failure> {
+        // A shard that was never used has nothing to lend.
+        let mut shard = lock(&self.shards[shard_index].0);
+        if let Taken::Hit(held, fit) = shard.take(request, false) {
+            if shard.traced {
+                self.log_acquire(&held, request, fit.into());
+            }
+            drop(shard);
+            return Ok(Lease::new(held, request));
+        }
+        drop(shard);
+        self.acquire_slowly(shard_index, request)
+    }
+
+    #[cold]
+    fn acquire_slowly(
+        self: &Arc<Self>,
+        shard_index: usize,
+        request: &Request,
+    ) -> Result<Lease<B>, Failure> {
+        let (mut ran_out, mut waited) = (false, false);
+        loop {
+            let mut all = self.lock_all(Some(shard_index));
+            if let Some(lease) = all.take(shard_index, request) {
+                all.ledger.recoveries += u64::from(ran_out || waited);
+                self.unlock_and_follow_up(all);
+                return Ok(lease);
+            }
+            if let Some(reason) = &all.ledger.lost {
+                return Err(Failure::Lost(reason.clone()));
+            }
+            let usage = all.usage(request.buffer_bytes);
+            drop(all);
+            let limits = self.policy.limits(&usage);
+
+            // Declared before the locks, so dropped after them.
+            let mut evicted = Evicted::new();
+            let mut all = self.lock_all(Some(shard_index));
+            if let Some(lease) = all.take(shard_index, request) {
+                all.ledger.recoveries += u64::from(ran_out || waited);
+                self.unlock_and_follow_up(all);
+                return Ok(lease);
+            }
+            all.ledger.limits = limits;
+            all.apply_limits(request.buffer_bytes, usage.pressure, &mut evicted);
+            if ran_out {
+                // What came back while the device was waited for did not fit, and its memory is needed.
+                all.evict(EvictionCause::OutOfMemory, &mut evicted, |_| true);
+            }
+            if let Some(budget_bytes) = self.budget.bytes {
+                let over = |all: &All<'_, B>| {
+                    all.committed_bytes().saturating_add(request.buffer_bytes) > budget_bytes
+                };
+                all.evict(EvictionCause::Budget, &mut evicted, over);
+                if over(&all) {
+                    let may_wait = all.sum(Gauge::Pending) > 0 || all.ledger.draining_bytes > 0;
+                    if waited || !may_wait {
+                        let report = Box::new(all.report());
+                        all.level();
+                        return Err(Failure::Budget {
+                            budget_bytes,
+                            report,
+                        });
+                    }
+                    self.unlock_and_follow_up(all);
+                    drop(evicted);
+                    // What is pending or draining comes back when the device is done with it.
+                    self.source.poll(true);
+                    waited = true;
+                    continue;
+                }
+            }
+            let creating = Creating::begin(self, &mut all, request.buffer_bytes);
+            all.level();
+            drop(all);
+            drop(evicted);
+            if ran_out {
+                self.source.poll(true);
+            }
+            let usage = BufferUsages::from_bits_retain(request.usage);
+            match self
+                .source
+                .create(request.label, request.buffer_bytes, usage)
+            {
+                Ok(buffer) => {
+                    #[cfg(feature = "tracing")]
+                    tracing::debug!(
+                        label = request.label,
+                        bytes = request.buffer_bytes,
+                        "a buffer is created"
+                    );
+                    let keeps = self.policy.keeps(request.buffer_bytes);
+                    let held = Held::new(self.clone(), buffer, request);
+                    let mut all = self.lock_all(Some(shard_index));
+                    creating.end(&mut all);
+                    all.insert(shard_index, &held, request, keeps);
+                    all.ledger.recoveries += u64::from(ran_out || waited);
+                    self.unlock_and_follow_up(all);
+                    return Ok(Lease::new(held, request));
+                }
+                Err(CreateError::Refused(reason)) => return Err(Failure::Refused(reason)),
+                Err(CreateError::Lost(reason)) => {
+                    drop(creating);
+                    self.device_lost(reason.clone());
+                    return Err(Failure::Lost(reason));
+                }
+                Err(CreateError::OutOfMemory) => {
+                    #[cfg(feature = "tracing")]
+                    tracing::warn!(
+                        label = request.label,
+                        bytes = request.buffer_bytes,
+                        "the device has no memory for a buffer"
+                    );
+                    drop(creating);
+                    let mut evicted = Evicted::new();
+                    let mut all = self.lock_all(Some(shard_index));
+                    if ran_out {
+                        return Err(Failure::OutOfMemory(Box::new(all.report())));
+                    }
+                    ran_out = true;
+                    all.evict(EvictionCause::OutOfMemory, &mut evicted, |_| true);
+                    self.unlock_and_follow_up(all);
+                    drop(evicted);
+                    // Memory that dropped buffers held is free only once no submission in flight uses them.
+                    self.source.poll(true);
+                }
+            }
+        }
+    }
+
+    /// The last handle of a lease is gone.
+    pub fn release(&self, held: &Held<B>) {
+        self.give_back(
+            held,
+            Event::Release {
+                buffer: held.serial(),
+            },
+            |shard, entry, epoch, forced| shard.release(entry, held.bytes(), epoch, forced),
+        );
+    }
+
+    /// A lease ends, but the device has yet to hand the buffer back to the host.
+    pub fn suspend(&self, held: &Held<B>) {
+        self.give_back(
+            held,
+            Event::Suspend {
+                buffer: held.serial(),
+            },
+            |shard, entry, _, forced| shard.suspend(entry, held.bytes(), forced),
+        );
+    }
+
+    /// A pending buffer is back, or will never be usable again.
+    pub fn resume(&self, held: &Held<B>, usable: bool) {
+        let event = Event::Resume {
+            buffer: held.serial(),
+            usable,
+        };
+        self.give_back(held, event, |shard, entry, epoch, forced| {
+            shard.resume(entry, held.bytes(), epoch, usable, forced)
+        });
+    }
+
+    /// One lease ends and another begins on the same buffer.
+    pub fn relabel(&self, held: &Held<B>, request: &Request) {
+        let event = Event::Acquire {
+            buffer: held.serial(),
+            requested_bytes: request.requested_bytes,
+            buffer_bytes: held.bytes(),
+            usage: request.usage,
+            label: request.label.into(),
+            outcome: Outcome::WithinRecording,
+        };
+        self.give_back(held, event, |shard, entry, _, forced| {
+            shard.relabel(entry, held.bytes(), request, forced)
+        });
+    }
+
+    fn give_back(
+        &self,
+        held: &Held<B>,
+        event: Event,
+        operation: impl Fn(&mut Shard<B>, u32, u64, bool) -> Done,
+    ) {
+        let (shard_index, entry) = held.home();
+        let epoch = self.submissions.load(Ordering::Relaxed);
+        let mut shard = lock(&self.shards[shard_index].0);
+        let destroys = shard.counts.destroys;
+        let done = operation(&mut shard, entry, epoch, false);
+        if done == Done::Yes {
+            if shard.traced {
+                self.log(event);
+            }
+            let destroyed = shard.counts.destroys > destroys;
+            drop(shard);
+            if destroyed {
+                self.destroyed(epoch, held.bytes());
+            }
+            return;
+        }
+        drop(shard);
+        self.give_back_slowly(shard_index, entry, epoch, event, &operation);
+    }
+
+    #[cold]
+    fn give_back_slowly(
+        &self,
+        shard_index: usize,
+        entry: u32,
+        epoch: u64,
+        event: Event,
+        operation: &Operation<'_, B>,
+    ) {
+        let mut evicted = Evicted::new();
+        let mut all = self.lock_all(Some(shard_index));
+        // Under all locks nothing is refused.
+        let _ = operation(all.shard(shard_index), entry, epoch, true);
+        if all.shard(shard_index).traced {
+            self.log(event);
+        }
+        all.raise_peaks();
+        all.apply_caps(&mut evicted);
+        all.level();
+        drop(all);
+        drop(evicted);
+    }
+
+    /// A buffer that was not worth keeping left the pool.
+    fn destroyed(&self, epoch: u64, bytes: u64) {
+        let completed = self.completed.load(Ordering::Relaxed);
+        if epoch > completed {
+            lock(&self.ledger).drain(epoch, completed, bytes);
+        }
+    }
+
+    /// Counts a submission; its number is told to [`completed`](Self::completed) when it is done.
+    pub fn submitted(&self) -> u64 {
+        let epoch = self.submissions.fetch_add(1, Ordering::Relaxed) + 1;
+        self.tick();
+        epoch
+    }
+
+    /// The submissions up to `epoch` are done.
+    pub fn completed(&self, epoch: u64) {
+        self.completed.fetch_max(epoch, Ordering::Relaxed);
+    }
+
+    /// Time passes: a submission, a frame.
+    pub fn tick(&self) {
+        self.log(Event::Tick);
+        let ticks = self.ticks.fetch_add(1, Ordering::Relaxed);
+        if ticks % WINDOW_TICKS == WINDOW_TICKS - 1 {
+            let mut all = self.lock_all(None);
+            all.end_window();
+            self.unlock_and_follow_up(all);
+        }
+    }
+
+    pub fn set_pressure(&self, pressure: Pressure) {
+        let mut all = self.lock_all(None);
+        all.ledger.pressure = pressure;
+        all.ledger.policy_due = true;
+        self.unlock_and_follow_up(all);
+    }
+
+    /// Gives up cached buffers until at most `held_bytes` are held; returns their bytes.
+    pub fn trim_to(&self, held_bytes: u64) -> u64 {
+        let mut evicted = Evicted::new();
+        let mut all = self.lock_all(None);
+        all.evict(EvictionCause::Trim, &mut evicted, |all| {
+            all.committed_bytes() > held_bytes
+        });
+        self.unlock_and_follow_up(all);
+        evicted.bytes()
+    }
+
+    /// The pool's last handle is gone: what is cached goes, what comes back later goes, too.
+    pub fn close(&self) {
+        let mut all = self.lock_all(None);
+        all.for_each_shard(|shard| shard.closed = true);
+        let mut evicted = Evicted::new();
+        all.evict(EvictionCause::Trim, &mut evicted, |_| true);
+        all.level();
+        drop(all);
+        drop(evicted);
+    }
+
+    /// Nothing can be lent any more.
+    pub fn device_lost(&self, reason: String) {
+        #[cfg(feature = "tracing")]
+        tracing::error!(reason, "the device is lost");
+        lock(&self.ledger).lost.get_or_insert(reason);
+        self.close();
+    }
+
+    pub fn stats(&self) -> PoolStats {
+        self.lock_all(None).stats(0)
+    }
+
+    pub fn report(&self) -> PoolReport {
+        self.lock_all(None).report()
+    }
+
+    pub fn leases(&self) -> Vec<LeaseInfo> {
+        self.lock_all(None).leases()
+    }
+
+    pub fn reset_peaks(&self) {
+        let mut all = self.lock_all(None);
+        let (gauges, held_bytes) = (all.gauges(), all.held_bytes());
+        let own = &mut all.ledger.watches[0];
+        (own.peaks, own.peak_held_bytes) = (gauges, held_bytes);
+        all.level();
+    }
+
+    pub fn open_scope(&self) -> (u64, PoolStats) {
+        let mut all = self.lock_all(None);
+        let (gauges, held_bytes) = (all.gauges(), all.held_bytes());
+        let id = all.ledger.watch(gauges, held_bytes);
+        let stats = all.stats(id);
+        all.level();
+        (id, stats)
+    }
+
+    pub fn scope_stats(&self, id: u64) -> PoolStats {
+        self.lock_all(None).stats(id)
+    }
+
+    pub fn close_scope(&self, id: u64) {
+        let mut all = self.lock_all(None);
+        all.ledger.watches.retain(|watch| watch.id != id);
+        all.level();
+    }
+
+    /// Begins a trace; what another one recorded is dropped.
+    pub fn start_trace(&self) {
+        let mut all = self.lock_all(None);
+        *lock(&self.trace) = Some(TraceLog::new(all.existing()));
+        all.for_each_shard(|shard| shard.traced = true);
+        all.level();
+    }
+
+    pub fn take_trace(&self) -> Option<Vec<(u64, Event)>> {
+        let mut all = self.lock_all(None);
+        all.for_each_shard(|shard| shard.traced = false);
+        all.level();
+        lock(&self.trace).take().map(TraceLog::finish)
+    }
+
+    pub(super) fn log_acquire(&self, held: &Held<B>, request: &Request, outcome: Outcome) {
+        self.log(Event::Acquire {
+            buffer: held.serial(),
+            requested_bytes: request.requested_bytes,
+            buffer_bytes: held.bytes(),
+            usage: request.usage,
+            label: request.label.into(),
+            outcome,
+        });
+    }
+
+    /// Under the lock of the buffer's shard, so that the events of one buffer are in order.
+    pub(super) fn log(&self, event: Event) {
+        if let Some(trace) = &mut *lock(&self.trace) {
+            trace.push(event);
+        }
+    }
+
+    /// Asks the policy anew if a window has ended.
+    fn unlock_and_follow_up(&self, mut all: All<'_, B>) {
+        all.level();
+        if !std::mem::take(&mut all.ledger.policy_due) {
+            return;
+        }
+        let usage = all.usage(0);
+        drop(all);
+        let limits = self.policy.limits(&usage);
+        let mut evicted = Evicted::new();
+        let mut all = self.lock_all(None);
+        all.ledger.limits = limits;
+        all.apply_limits(0, usage.pressure, &mut evicted);
+        all.level();
+        drop(all);
+        drop(evicted);
+    }
+
+    /// Takes all locks; `own` is the shard that the caller works for, if any.
+    fn lock_all(&self, own: Option<usize>) -> All<'_, B> {
+        let mut ledger = lock(&self.ledger);
+        // Changed only here, under the ledger's lock.
+        let active = self.active.load(Ordering::Relaxed) | own.map_or(0, |own| 1 << own);
+        self.active.store(active, Ordering::Relaxed);
+        ledger.drained(self.completed.load(Ordering::Relaxed));
+        let shards = std::array::from_fn(|index| {
+            (active >> index & 1 == 1).then(|| lock(&self.shards[index].0))
+        });
+        All::new(self, ledger, shards)
+    }
+}
+
+impl<B> std::fmt::Debug for Core<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core")
+            .field("id", &self.id)
+            .field("source", &self.source)
+            .field("policy", &self.policy)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What happens to an entry of a shard; the number is that of the submissions so far, the flag whether ceilings may be passed.
+type Operation<'a, B> = dyn Fn(&mut Shard<B>, u32, u64, bool) -> Done + 'a;
+
+/// Bytes set aside while a buffer is made, also if the source panics.
+struct Creating<'a, B> {
+    core: &'a Core<B>,
+    bytes: u64,
+}
+
+impl<'a, B> Creating<'a, B> {
+    fn begin(core: &'a Core<B>, all: &mut All<'_, B>, bytes: u64) -> Self {
+        all.ledger.creating_bytes += bytes;
+        Self { core, bytes }
+    }
+
+    /// The buffer exists: what was set aside for it is held now.
+    fn end(mut self, all: &mut All<'_, B>) {
+        all.ledger.creating_bytes -= std::mem::take(&mut self.bytes);
+    }
+}
+
+impl<B> Drop for Creating<'_, B> {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            lock(&self.core.ledger).creating_bytes -= self.bytes;
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! What is known of all shards together: peaks, windows, limits, evictions. Plain data; changed only under all locks.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::event::EvictionCause;
+use super::policy::{Limits, Pressure};
+use super::shard::{Gauges, NUM_GAUGES};
+use super::stats::Evictions;
+
+/// Leases after which a window ends.
+pub(super) const WINDOW_ACQUIRES: u64 = 1024;
+
+/// Ends of windows that are remembered, to tell how long a buffer idles.
+const REMEMBERED_WINDOWS: usize = Limits::MAX_IDLE_WINDOWS as usize;
+
+/// Buffers made anew in one window that raise the thrash level.
+const RECREATIONS_TO_THRASH: u32 = 32;
+
+/// Windows without so many that lower it again.
+const QUIET_WINDOWS: u32 = 16;
+
+const MAX_THRASH_LEVEL: u32 = 4;
+
+/// Someone who wants to know the peaks since a moment of his own.
+#[derive(Clone, Debug)]
+pub(super) struct Watch {
+    pub id: u64,
+    pub peaks: Gauges,
+    pub peak_held_bytes: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Ledger {
+    /// The pool's own watch first, then those of open scopes.
+    pub watches: Vec<Watch>,
+    next_watch: u64,
+    /// Peak of live bytes in this window and in the one before.
+    pub window_peaks: [u64; 2],
+    /// Leases of the pool when the window began.
+    pub window_begin: u64,
+    /// Clocks at the ends of past windows, the latest first.
+    window_clocks: VecDeque<u64>,
+    /// A window has ended and the policy has not been asked since.
+    pub policy_due: bool,
+    pub limits: Limits,
+    /// Bytes of buffers that are being made outside the locks, so that threads cannot pass a budget together.
+    pub creating_bytes: u64,
+    pub evictions: Evictions,
+    pub recoveries: u64,
+    pub recreations: u64,
+    /// Buffers given up for retention in this window and in the one before, by usage and class.
+    given_up: [HashMap<(u32, usize), u32>; 2],
+    window_recreations: u32,
+    quiet_windows: u32,
+    pub thrash_level: u32,
+    /// Bytes of destroyed buffers that submitted work may still use, with the number of its submission.
+    draining: VecDeque<(u64, u64)>,
+    pub draining_bytes: u64,
+    pub pressure: Pressure,
+    pub lost: Option<String>,
+}
+
+impl Ledger {
+    pub fn new() -> Self {
+        Self {
+            watches: vec![Watch {
+                id: 0,
+                peaks: [0; NUM_GAUGES],
+                peak_held_bytes: 0,
+            }],
+            next_watch: 1,
+            window_peaks: [0; 2],
+            window_begin: 0,
+            window_clocks: VecDeque::new(),
+            policy_due: false,
+            limits: Limits::NONE,
+            creating_bytes: 0,
+            evictions: Evictions::default(),
+            recoveries: 0,
+            recreations: 0,
+            given_up: [HashMap::new(), HashMap::new()],
+            window_recreations: 0,
+            quiet_windows: 0,
+            thrash_level: 0,
+            draining: VecDeque::new(),
+            draining_bytes: 0,
+            pressure: Pressure::Normal,
+            lost: None,
+        }
+    }
+
+    /// Watches the peaks from now on.
+    pub fn watch(&mut self, gauges: Gauges, held_bytes: u64) -> u64 {
+        let id = self.next_watch;
+        self.next_watch += 1;
+        self.watches.push(Watch {
+            id,
+            peaks: gauges,
+            peak_held_bytes: held_bytes,
+        });
+        id
+    }
+
+    pub fn recent_peak_live_bytes(&self) -> u64 {
+        self.window_peaks[0].max(self.window_peaks[1])
+    }
+
+    /// Begins a new window at `acquires` leases and `live_bytes`.
+    pub fn end_window(&mut self, acquires: u64, live_bytes: u64, clock: u64) {
+        self.window_begin = acquires;
+        self.window_peaks = [live_bytes, self.window_peaks[0]];
+        self.window_clocks.push_front(clock);
+        self.window_clocks.truncate(REMEMBERED_WINDOWS);
+        self.given_up.swap(0, 1);
+        self.given_up[0].clear();
+        if self.window_recreations >= RECREATIONS_TO_THRASH {
+            self.quiet_windows = 0;
+        } else {
+            self.quiet_windows += 1;
+            if self.quiet_windows >= QUIET_WINDOWS {
+                self.quiet_windows = 0;
+                self.thrash_level = self.thrash_level.saturating_sub(1);
+            }
+        }
+        self.window_recreations = 0;
+        self.policy_due = true;
+    }
+
+    /// Buffers that came back before this clock have idled for longer than the limits allow.
+    pub fn idle_clock(&self) -> Option<u64> {
+        let windows = self.limits.idle_windows.max(1) as usize;
+        self.window_clocks.get(windows - 1).copied()
+    }
+
+    /// Remembers what was given up, to notice when it is made anew.
+    pub fn gave_up(&mut self, cause: EvictionCause, usage: u32, class: usize) {
+        let count = match cause {
+            EvictionCause::Retention => {
+                *self.given_up[0].entry((usage, class)).or_default() += 1;
+                &mut self.evictions.retention
+            }
+            EvictionCause::Cap => &mut self.evictions.cap,
+            EvictionCause::Idle => &mut self.evictions.idle,
+            EvictionCause::Pressure => &mut self.evictions.pressure,
+            EvictionCause::Budget => &mut self.evictions.budget,
+            EvictionCause::OutOfMemory => &mut self.evictions.out_of_memory,
+            EvictionCause::Trim => &mut self.evictions.trim,
+        };
+        *count += 1;
+    }
+
+    /// A buffer was made: was one like it given up just before?
+    pub fn made(&mut self, usage: u32, class: usize) {
+        for given_up in &mut self.given_up {
+            if let Some(count) = given_up
+                .get_mut(&(usage, class))
+                .filter(|count| **count > 0)
+            {
+                *count -= 1;
+                self.recreations += 1;
+                self.window_recreations += 1;
+                if self
+                    .window_recreations
+                    .is_multiple_of(RECREATIONS_TO_THRASH)
+                {
+                    self.thrash_level = (self.thrash_level + 1).min(MAX_THRASH_LEVEL);
+                }
+                return;
+            }
+        }
+    }
+
+    /// A destroyed buffer's memory is free once the submissions up to `epoch` are done.
+    pub fn drain(&mut self, epoch: u64, completed: u64, bytes: u64) {
+        if epoch > completed {
+            self.draining.push_back((epoch, bytes));
+            self.draining_bytes += bytes;
+        }
+    }
+
+    /// The submissions up to `completed` are done.
+    pub fn drained(&mut self, completed: u64) {
+        let bytes = &mut self.draining_bytes;
+        self.draining.retain(|&(epoch, drained)| {
+            let draining = epoch > completed;
+            if !draining {
+                *bytes -= drained;
+            }
+            draining
+        });
+    }
+}

@@ -1,0 +1,84 @@
+//! A buffer that is kept from call to call and grows.
+
+use std::fmt;
+
+use super::{Lease, Pool};
+use crate::error::Result;
+use crate::wgpu;
+
+/// A buffer that a program keeps across calls, such as a key/value cache or a workspace, and that grows when a call needs
+/// more. Grown, it is another buffer: recordings that use the old one keep it alive until they are submitted, and whoever
+/// wants its contents records a copy.
+///
+/// ```
+/// use dilated_attention::pool::{PersistentBuffer, Pool, PoolOptions, STORAGE_USAGE};
+/// # let (device, _) = dilated_attention::wgpu::Device::noop(&Default::default());
+/// let pool = Pool::new(&device, PoolOptions::default());
+/// let mut workspace = PersistentBuffer::new(&pool, "workspace", STORAGE_USAGE);
+/// let small = workspace.at_least(1000)?.buffer_serial();
+/// assert_eq!(workspace.at_least(500)?.buffer_serial(), small);
+/// let used_by_a_recording = workspace.at_least(1000)?.clone();
+/// assert_ne!(workspace.at_least(100_000)?.buffer_serial(), small);
+/// assert_eq!(pool.stats().leases.current, 2); // the old one as well
+/// # drop(used_by_a_recording);
+/// # Ok::<(), dilated_attention::Error>(())
+/// ```
+pub struct PersistentBuffer<B = wgpu::Buffer> {
+    pool: Pool<B>,
+    label: &'static str,
+    usage: wgpu::BufferUsages,
+    lease: Option<Lease<B>>,
+}
+
+impl<B> PersistentBuffer<B> {
+    /// One without a buffer yet.
+    pub fn new(pool: &Pool<B>, label: &'static str, usage: wgpu::BufferUsages) -> Self {
+        Self {
+            pool: pool.clone(),
+            label,
+            usage,
+            lease: None,
+        }
+    }
+
+    /// The buffer, of `bytes` or more. When it has to grow it doubles at least, so that growing a little at a time costs a
+    /// bounded number of copies; [`Lease::requested_bytes`] tells its size.
+    ///
+    /// # Errors
+    /// As [`Pool::acquire`]. The buffer of before stays then.
+    pub fn at_least(&mut self, bytes: u64) -> Result<&Lease<B>> {
+        let lease = match self.lease.take_if(|lease| lease.requested_bytes() >= bytes) {
+            Some(lease) => lease,
+            None => self.grown(bytes)?,
+        };
+        Ok(self.lease.insert(lease))
+    }
+
+    fn grown(&self, bytes: u64) -> Result<Lease<B>> {
+        let have_bytes = self.lease.as_ref().map_or(0, Lease::requested_bytes);
+        let doubled = bytes.max(have_bytes.saturating_mul(2));
+        // Twice may be more than the device or the budget allows, when what is asked for is not.
+        self.pool
+            .acquire(self.label, doubled, self.usage)
+            .or_else(|_| self.pool.acquire(self.label, bytes, self.usage))
+    }
+
+    /// The buffer, if there is one.
+    pub fn lease(&self) -> Option<&Lease<B>> {
+        self.lease.as_ref()
+    }
+
+    /// Gives the buffer back.
+    pub fn clear(&mut self) {
+        self.lease = None;
+    }
+}
+
+impl<B> fmt::Debug for PersistentBuffer<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PersistentBuffer")
+            .field("label", &self.label)
+            .field("lease", &self.lease)
+            .finish_non_exhaustive()
+    }
+}

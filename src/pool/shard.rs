@@ -1,0 +1,590 @@
+//! One part of a pool's lists: plain data, no lock, no GPU.
+//!
+//! A buffer belongs to one shard, which knows where it is:
+//!
+//! ```text
+//!            insert               take                    release
+//!   (made) --------> leased <------------------ free <---------------- leased
+//!                       |                        ^  |
+//!                       | suspend        resume  |  | remove
+//!                       +-----> pending ---------+  +------> (given up)
+//! ```
+//!
+//! Cached buffers wait in one list per usage set and size class, linked through the entries, so that nothing is allocated
+//! when one is lent or comes back. The last to come back is lent first, while its pages are warm; the first of a list is
+//! its longest unused.
+//!
+//! **Gauges and ceilings.** What must be known of all shards together (peaks, caps) cannot be read from one. Counting it in
+//! one place would make every thread wait for every other. Instead each gauge of a shard has a ceiling, and the ceilings of
+//! all shards add up to no more than the nearest line that matters. Below its ceilings a shard works alone; an operation that
+//! would pass one is refused, and done again under the locks of all shards, where the sum is exact and the room left is
+//! divided anew.
+
+use std::sync::Arc;
+
+use super::lease::Held;
+use super::size_class::{self, NUM_CLASSES};
+use super::stats::ClassUse;
+
+/// End of a list.
+const NIL: u32 = u32::MAX;
+
+/// Cached buffers compared when sizes differ within a class, so that a lookup takes bounded time.
+const MAX_COMPARED: u32 = 32;
+
+const BITMAP_WORDS: usize = NUM_CLASSES.div_ceil(64);
+
+/// What a lease asks for, all sizes sound.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Request {
+    pub label: &'static str,
+    /// Bytes asked for, a multiple of 4.
+    pub requested_bytes: u64,
+    /// Bits of the usage set.
+    pub usage: u32,
+    /// Bytes of the buffer that would be made.
+    pub buffer_bytes: u64,
+    /// Bytes of the largest buffer that may serve.
+    pub borrow_bytes: u64,
+}
+
+/// What is measured of a shard at any moment; indices of [`Gauges`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gauge {
+    Leases,
+    RequestedBytes,
+    LeasedBytes,
+    Pending,
+    PendingBytes,
+    Free,
+    FreeBytes,
+    /// Leased and pending bytes.
+    LiveBytes,
+}
+
+pub(super) const NUM_GAUGES: usize = 8;
+
+pub(super) type Gauges = [u64; NUM_GAUGES];
+
+/// Counts since the pool was made.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    pub acquires: u64,
+    pub releases: u64,
+    pub hits_exact: u64,
+    pub hits_borrowed: u64,
+    pub hits_shared: u64,
+    pub hits_within_recording: u64,
+    pub misses: u64,
+    pub creates: u64,
+    pub destroys: u64,
+    pub requested_bytes: u64,
+    pub leased_bytes: u64,
+    pub created_bytes: u64,
+    pub destroyed_bytes: u64,
+    pub suspends: u64,
+    pub suspended_bytes: u64,
+    pub frees: u64,
+    pub freed_bytes: u64,
+}
+
+/// Where a buffer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Vacant,
+    Leased,
+    Pending,
+    Free,
+}
+
+pub(super) struct Entry<B> {
+    pub buffer: Option<Arc<Held<B>>>,
+    pub place: Place,
+    pub requested_bytes: u64,
+    pub label: &'static str,
+    /// The shard's clock when the buffer was leased or came back.
+    pub stamp: u64,
+    /// Submissions of the pool when the buffer came back.
+    pub epoch: u64,
+    /// Neighbours in the list of its class; `next` was released before.
+    next: u32,
+    prev: u32,
+    class: u16,
+    list: u16,
+    keeps: bool,
+}
+
+/// Lists of one usage set.
+struct Lists {
+    usage: u32,
+    occupied: [u64; BITMAP_WORDS],
+    newest: [u32; NUM_CLASSES],
+    oldest: [u32; NUM_CLASSES],
+    acquires: [u64; NUM_CLASSES],
+    misses: [u64; NUM_CLASSES],
+}
+
+impl Lists {
+    fn new(usage: u32) -> Self {
+        Self {
+            usage,
+            occupied: [0; BITMAP_WORDS],
+            newest: [NIL; NUM_CLASSES],
+            oldest: [NIL; NUM_CLASSES],
+            acquires: [0; NUM_CLASSES],
+            misses: [0; NUM_CLASSES],
+        }
+    }
+
+    /// Smallest class from `from` to `last` that has a cached buffer.
+    fn first_occupied(&self, from: usize, last: usize) -> Option<usize> {
+        let mut word = from / 64;
+        let mut bits = self.occupied.get(word)? & (u64::MAX << (from % 64));
+        while bits == 0 {
+            word += 1;
+            if word * 64 > last {
+                return None;
+            }
+            bits = *self.occupied.get(word)?;
+        }
+        let class = word * 64 + bits.trailing_zeros() as usize;
+        (class <= last).then_some(class)
+    }
+
+    fn occupied(&self) -> impl Iterator<Item = usize> {
+        let mut from = 0;
+        std::iter::from_fn(move || {
+            let class = self.first_occupied(from, NUM_CLASSES - 1)?;
+            from = class + 1;
+            Some(class)
+        })
+    }
+}
+
+/// How a request was served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fit {
+    /// By a cached buffer of the size that would be made.
+    Exact,
+    /// By a larger one.
+    Borrowed,
+}
+
+/// What a shard says to a request.
+pub(super) enum Taken<B> {
+    Hit(Arc<Held<B>>, Fit),
+    Miss,
+    /// A ceiling is in the way.
+    Crowded,
+}
+
+/// Whether an operation was done, or has to be done again under all locks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(super) enum Done {
+    Yes,
+    Crowded,
+}
+
+pub(super) struct Shard<B> {
+    pub entries: Vec<Entry<B>>,
+    vacant: Vec<u32>,
+    lists: Vec<Box<Lists>>,
+    pub gauges: Gauges,
+    pub ceilings: Gauges,
+    pub counts: Counts,
+    /// `counts.acquires` at which the window ends as far as this shard can tell.
+    pub acquires_ceiling: u64,
+    /// Counts leases and returns; shards are brought level whenever all are locked.
+    pub clock: u64,
+    /// Nothing is kept any more: the pool is gone or its device lost.
+    pub closed: bool,
+    /// Whether operations are told to the trace.
+    pub traced: bool,
+}
+
+impl<B> Shard<B> {
+    pub fn new() -> Self {
+        Self {
+            entries: Vec::new(),
+            vacant: Vec::new(),
+            lists: Vec::new(),
+            gauges: [0; NUM_GAUGES],
+            ceilings: [0; NUM_GAUGES],
+            counts: Counts::default(),
+            acquires_ceiling: 0,
+            clock: 0,
+            closed: false,
+            traced: false,
+        }
+    }
+
+    pub fn gauge(&self, gauge: Gauge) -> u64 {
+        self.gauges[gauge as usize]
+    }
+
+    /// Whether `gauge` may grow by `by`.
+    fn has_room(&self, gauge: Gauge, by: u64) -> bool {
+        self.gauges[gauge as usize] + by <= self.ceilings[gauge as usize]
+    }
+
+    fn add(&mut self, gauge: Gauge, by: u64) {
+        self.gauges[gauge as usize] += by;
+    }
+
+    fn subtract(&mut self, gauge: Gauge, by: u64) {
+        self.gauges[gauge as usize] -= by;
+    }
+
+    /// Lends a cached buffer: of the request's own class, else of the nearest larger class that it may borrow from.
+    /// With `forced` it passes ceilings.
+    pub fn take(&mut self, request: &Request, forced: bool) -> Taken<B> {
+        let Some((list, class, index)) = self.find(request) else {
+            return Taken::Miss;
+        };
+        let Some(held) = self.entries[index as usize].buffer.clone() else {
+            return Taken::Miss;
+        };
+        let room = || {
+            self.has_room(Gauge::Leases, 1)
+                && self.has_room(Gauge::RequestedBytes, request.requested_bytes)
+                && self.has_room(Gauge::LeasedBytes, held.bytes())
+                && self.has_room(Gauge::LiveBytes, held.bytes())
+                && self.counts.acquires < self.acquires_ceiling
+        };
+        if !forced && !room() {
+            return Taken::Crowded;
+        }
+        self.unlink(list, class, index);
+        self.subtract(Gauge::Free, 1);
+        self.subtract(Gauge::FreeBytes, held.bytes());
+        self.lease(index, list, class, request, held.bytes());
+        let fit = if held.bytes() == request.buffer_bytes {
+            self.counts.hits_exact += 1;
+            Fit::Exact
+        } else {
+            self.counts.hits_borrowed += 1;
+            Fit::Borrowed
+        };
+        held.lend();
+        Taken::Hit(held, fit)
+    }
+
+    fn find(&self, request: &Request) -> Option<(u16, usize, u32)> {
+        let list = self.list_of(request.usage)?;
+        let lists = &self.lists[list as usize];
+        let own = size_class::class_index(request.buffer_bytes);
+        // Sizes within the own class may differ; all those of the classes above, up to `last`, fit.
+        let mut index = lists.newest[own];
+        let mut compared = 0;
+        while index != NIL && compared < MAX_COMPARED {
+            let entry = &self.entries[index as usize];
+            let bytes = entry.buffer.as_ref().map_or(0, |held| held.bytes());
+            if (request.requested_bytes..=request.borrow_bytes).contains(&bytes) {
+                return Some((list, own, index));
+            }
+            index = entry.next;
+            compared += 1;
+        }
+        let last = size_class::class_index_below(request.borrow_bytes);
+        let class = lists.first_occupied(own + 1, last)?;
+        Some((list, class, lists.newest[class]))
+    }
+
+    fn list_of(&self, usage: u32) -> Option<u16> {
+        let found = self.lists.iter().position(|lists| lists.usage == usage);
+        found.map(|list| list as u16)
+    }
+
+    fn list_or_new(&mut self, usage: u32) -> u16 {
+        if let Some(list) = self.list_of(usage) {
+            return list;
+        }
+        self.lists.push(Box::new(Lists::new(usage)));
+        (self.lists.len() - 1) as u16
+    }
+
+    fn lease(&mut self, index: u32, list: u16, class: usize, request: &Request, bytes: u64) {
+        self.clock += 1;
+        let entry = &mut self.entries[index as usize];
+        entry.place = Place::Leased;
+        entry.requested_bytes = request.requested_bytes;
+        entry.label = request.label;
+        entry.stamp = self.clock;
+        self.counts.acquires += 1;
+        self.counts.requested_bytes += request.requested_bytes;
+        self.counts.leased_bytes += bytes;
+        self.lists[list as usize].acquires[class] += 1;
+        self.add(Gauge::Leases, 1);
+        self.add(Gauge::RequestedBytes, request.requested_bytes);
+        self.add(Gauge::LeasedBytes, bytes);
+        self.add(Gauge::LiveBytes, bytes);
+    }
+
+    /// Takes a new buffer in, leased. Only under all locks, since it may pass ceilings.
+    pub fn insert(&mut self, held: Arc<Held<B>>, request: &Request, keeps: bool) -> u32 {
+        let bytes = held.bytes();
+        let (index, list, class) = self.place(held, keeps);
+        self.counts.creates += 1;
+        self.counts.created_bytes += bytes;
+        self.counts.misses += 1;
+        self.lists[list as usize].misses[class] += 1;
+        self.lease(index, list, class, request, bytes);
+        index
+    }
+
+    fn place(&mut self, held: Arc<Held<B>>, keeps: bool) -> (u32, u16, usize) {
+        let list = self.list_or_new(held.usage());
+        let class = size_class::class_index(held.bytes());
+        let entry = Entry {
+            buffer: Some(held),
+            place: Place::Vacant,
+            requested_bytes: 0,
+            label: "",
+            stamp: self.clock,
+            epoch: 0,
+            next: NIL,
+            prev: NIL,
+            class: class as u16,
+            list,
+            keeps,
+        };
+        let index = match self.vacant.pop() {
+            Some(index) => {
+                self.entries[index as usize] = entry;
+                index
+            }
+            None => {
+                self.entries.push(entry);
+                (self.entries.len() - 1) as u32
+            }
+        };
+        (index, list, class)
+    }
+
+    /// A lease ends: its buffer is cached, or leaves the pool if it is not worth keeping. With `forced` it passes ceilings.
+    pub fn release(&mut self, index: u32, bytes: u64, epoch: u64, forced: bool) -> Done {
+        let kept = self.entries[index as usize].keeps && !self.closed;
+        if kept && !forced && !self.has_room_for_free(bytes) {
+            return Done::Crowded;
+        }
+        self.end_lease(index, bytes);
+        self.settle(index, bytes, epoch, kept);
+        Done::Yes
+    }
+
+    fn has_room_for_free(&self, bytes: u64) -> bool {
+        self.has_room(Gauge::Free, 1) && self.has_room(Gauge::FreeBytes, bytes)
+    }
+
+    fn end_lease(&mut self, index: u32, bytes: u64) {
+        self.clock += 1;
+        let requested_bytes = self.entries[index as usize].requested_bytes;
+        self.counts.releases += 1;
+        self.subtract(Gauge::Leases, 1);
+        self.subtract(Gauge::RequestedBytes, requested_bytes);
+        self.subtract(Gauge::LeasedBytes, bytes);
+        self.subtract(Gauge::LiveBytes, bytes);
+    }
+
+    /// Where a buffer that nobody uses any more goes.
+    fn settle(&mut self, index: u32, bytes: u64, epoch: u64, kept: bool) {
+        self.entries[index as usize].stamp = self.clock;
+        self.entries[index as usize].epoch = epoch;
+        if kept {
+            self.counts.frees += 1;
+            self.counts.freed_bytes += bytes;
+            self.add(Gauge::Free, 1);
+            self.add(Gauge::FreeBytes, bytes);
+            self.link(index);
+        } else {
+            self.vacate(index);
+            self.destroyed(bytes);
+        }
+    }
+
+    /// Counts a buffer that leaves the pool.
+    pub fn destroyed(&mut self, bytes: u64) {
+        self.counts.destroys += 1;
+        self.counts.destroyed_bytes += bytes;
+    }
+
+    /// A lease ends, but the device has yet to hand the buffer back to the host.
+    pub fn suspend(&mut self, index: u32, bytes: u64, forced: bool) -> Done {
+        let room = self.has_room(Gauge::Pending, 1) && self.has_room(Gauge::PendingBytes, bytes);
+        if !forced && !room {
+            return Done::Crowded;
+        }
+        self.end_lease(index, bytes);
+        self.entries[index as usize].place = Place::Pending;
+        self.counts.suspends += 1;
+        self.counts.suspended_bytes += bytes;
+        self.add(Gauge::Pending, 1);
+        self.add(Gauge::PendingBytes, bytes);
+        self.add(Gauge::LiveBytes, bytes);
+        Done::Yes
+    }
+
+    /// A pending buffer is usable again, or (not `usable`) will never be.
+    pub fn resume(
+        &mut self,
+        index: u32,
+        bytes: u64,
+        epoch: u64,
+        usable: bool,
+        forced: bool,
+    ) -> Done {
+        let kept = usable && self.entries[index as usize].keeps && !self.closed;
+        if kept && !forced && !self.has_room_for_free(bytes) {
+            return Done::Crowded;
+        }
+        self.clock += 1;
+        self.subtract(Gauge::Pending, 1);
+        self.subtract(Gauge::PendingBytes, bytes);
+        self.subtract(Gauge::LiveBytes, bytes);
+        self.settle(index, bytes, epoch, kept);
+        Done::Yes
+    }
+
+    /// One lease ends and another begins on the same buffer.
+    pub fn relabel(&mut self, index: u32, bytes: u64, request: &Request, forced: bool) -> Done {
+        let before = self.entries[index as usize].requested_bytes;
+        let grows_by = request.requested_bytes.saturating_sub(before);
+        let room = self.has_room(Gauge::RequestedBytes, grows_by)
+            && self.counts.acquires < self.acquires_ceiling;
+        if !forced && !room {
+            return Done::Crowded;
+        }
+        self.end_lease(index, bytes);
+        let entry = &self.entries[index as usize];
+        let (list, class) = (entry.list, usize::from(entry.class));
+        self.counts.hits_within_recording += 1;
+        self.lease(index, list, class, request, bytes);
+        Done::Yes
+    }
+
+    /// The longest unused cached buffer: its entry and when it came back.
+    pub fn oldest(&self) -> Option<(u64, u32)> {
+        let of_lists = self.lists.iter().flat_map(|lists| {
+            let oldest = lists.occupied().map(|class| lists.oldest[class]);
+            oldest.map(|index| (self.entries[index as usize].stamp, index))
+        });
+        of_lists.min()
+    }
+
+    /// Takes a cached buffer out, with the submissions there were when it came back.
+    pub fn remove(&mut self, index: u32) -> Option<(Arc<Held<B>>, u64)> {
+        let entry = &self.entries[index as usize];
+        let (list, class, epoch) = (entry.list, usize::from(entry.class), entry.epoch);
+        self.unlink(list, class, index);
+        let held = self.vacate(index)?;
+        self.subtract(Gauge::Free, 1);
+        self.subtract(Gauge::FreeBytes, held.bytes());
+        Some((held, epoch))
+    }
+
+    /// Takes in a cached buffer that another shard gave away, as if it had always been here.
+    pub fn adopt(&mut self, held: Arc<Held<B>>, epoch: u64) -> u32 {
+        let bytes = held.bytes();
+        let (index, _, _) = self.place(held, true);
+        self.entries[index as usize].epoch = epoch;
+        self.add(Gauge::Free, 1);
+        self.add(Gauge::FreeBytes, bytes);
+        self.link(index);
+        index
+    }
+
+    /// Looks for a cached buffer without taking it.
+    pub fn peek(&self, request: &Request) -> Option<(u32, Fit)> {
+        let (_, _, index) = self.find(request)?;
+        let held = self.entries[index as usize].buffer.as_ref()?;
+        let fit = if held.bytes() == request.buffer_bytes {
+            Fit::Exact
+        } else {
+            Fit::Borrowed
+        };
+        Some((index, fit))
+    }
+
+    fn vacate(&mut self, index: u32) -> Option<Arc<Held<B>>> {
+        let entry = &mut self.entries[index as usize];
+        entry.place = Place::Vacant;
+        self.vacant.push(index);
+        entry.buffer.take()
+    }
+
+    fn link(&mut self, index: u32) {
+        let entry = &mut self.entries[index as usize];
+        let class = usize::from(entry.class);
+        let lists = &mut self.lists[entry.list as usize];
+        let next = lists.newest[class];
+        entry.place = Place::Free;
+        entry.prev = NIL;
+        entry.next = next;
+        lists.newest[class] = index;
+        if next == NIL {
+            lists.oldest[class] = index;
+            lists.occupied[class / 64] |= 1 << (class % 64);
+        } else {
+            self.entries[next as usize].prev = index;
+        }
+    }
+
+    fn unlink(&mut self, list: u16, class: usize, index: u32) {
+        let Entry { next, prev, .. } = self.entries[index as usize];
+        let lists = &mut self.lists[list as usize];
+        if prev == NIL {
+            lists.newest[class] = next;
+        }
+        if next == NIL {
+            lists.oldest[class] = prev;
+        }
+        if prev == NIL && next == NIL {
+            lists.occupied[class / 64] &= !(1 << (class % 64));
+        }
+        if prev != NIL {
+            self.entries[prev as usize].next = next;
+        }
+        if next != NIL {
+            self.entries[next as usize].prev = prev;
+        }
+    }
+
+    /// Adds this shard's part to a table of classes.
+    pub fn add_class_uses(&self, table: &mut std::collections::BTreeMap<(u32, u64), ClassUse>) {
+        for lists in &self.lists {
+            let used = (0..NUM_CLASSES).filter(|&class| lists.acquires[class] > 0);
+            for class in used {
+                let entry = class_use(table, lists.usage, class);
+                entry.acquires += lists.acquires[class];
+                entry.misses += lists.misses[class];
+            }
+        }
+        for entry in &self.entries {
+            let Some(held) = &entry.buffer else { continue };
+            let line = class_use(table, held.usage(), entry.class.into());
+            match entry.place {
+                Place::Leased => {
+                    line.leased += 1;
+                    line.wasted_bytes += held.bytes() - entry.requested_bytes;
+                }
+                Place::Pending => line.pending += 1,
+                Place::Free => line.free += 1,
+                Place::Vacant => {}
+            }
+        }
+    }
+}
+
+fn class_use(
+    table: &mut std::collections::BTreeMap<(u32, u64), ClassUse>,
+    usage: u32,
+    class: usize,
+) -> &mut ClassUse {
+    let class_bytes = size_class::bytes_of_class(class).unwrap_or(u64::MAX);
+    table.entry((usage, class_bytes)).or_insert(ClassUse {
+        usage,
+        class_bytes,
+        ..ClassUse::default()
+    })
+}
