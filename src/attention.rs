@@ -4,7 +4,8 @@ use crate::config::{AttentionShape, DilatedAttentionConfig};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::kernel::{Kernel, fill, forward::ForwardVariant};
-use crate::plan::{ForwardPlan, UNCOVERED_LSE};
+use crate::plan::{BufferRole, ForwardPlan, PlannedBuffer, UNCOVERED_LSE};
+use crate::pool::{BufferRequest, Demand, PARAMS_USAGE, STAGING_USAGE, STORAGE_USAGE};
 use crate::recorder::Recorder;
 use crate::tensor::{DType, Tensor};
 
@@ -40,6 +41,23 @@ pub struct ForwardOutput {
     /// Natural logarithm of the softmax's denominator over all branches, (B, N, H), f32: token-major, so that a range of
     /// tokens is one range of memory. [`UNCOVERED_LSE`] (any value below -1e29) where no branch covers a row.
     pub softmax_lse: Tensor,
+}
+
+impl Demand for ForwardPlan {
+    /// What a forward leases beside its inputs.
+    fn buffers(&self) -> Vec<BufferRequest> {
+        let request = |buffer: &PlannedBuffer| BufferRequest {
+            label: buffer.label,
+            bytes: buffer.requested_bytes,
+            usage: match buffer.role {
+                BufferRole::Storage => STORAGE_USAGE,
+                BufferRole::Params => PARAMS_USAGE,
+                BufferRole::Staging => STAGING_USAGE,
+            },
+            count: 1,
+        };
+        self.buffers.iter().map(request).collect()
+    }
 }
 
 impl DilatedAttention {
@@ -147,20 +165,15 @@ impl DilatedAttention {
         for &rows in &plan.clears {
             recorder.clear(&out, plan.out_range(rows));
             let range = plan.lse_range(rows);
-            fill::record(
-                recorder,
-                softmax_lse.lease(),
-                range,
-                UNCOVERED_LSE.to_bits(),
-            )?;
+            fill::record(recorder, &softmax_lse, range, UNCOVERED_LSE.to_bits())?;
         }
         for dispatch in &plan.dispatches {
             let bindings = [
-                (q.lease(), dispatch.q.bytes),
-                (k.lease(), dispatch.kv.bytes),
-                (v.lease(), dispatch.kv.bytes),
-                (out.lease(), dispatch.out.bytes),
-                (softmax_lse.lease(), dispatch.lse.bytes),
+                (q, dispatch.q.bytes),
+                (k, dispatch.kv.bytes),
+                (v, dispatch.kv.bytes),
+                (&out, dispatch.out.bytes),
+                (&softmax_lse, dispatch.lse.bytes),
             ];
             let params = dispatch.params(&self.config, shape.seq_len());
             recorder.dispatch(kernel, &bindings, &params, dispatch.grid)?;

@@ -2,7 +2,8 @@
 //!
 //! A [`Context`] either owns its device ([`Context::new`], [`Context::headless`]) or borrows the one an application draws
 //! with ([`Context::from_device`]); both are the same type afterwards. On a borrowed device nothing global is installed: no
-//! error handler, no device-lost callback. Errors are caught by scopes around this library's own calls.
+//! error handler, no device-lost callback (the application's own should call
+//! [`Pool::device_lost`](crate::pool::Pool::device_lost)). Errors are caught by scopes around this library's own calls.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -99,7 +100,19 @@ impl Context {
                 adapter: adapter.get_info().name,
                 reason: error.to_string(),
             })?;
-        Self::from_device_with(device, queue, options.pool.clone())
+        let context = Self::from_device_with(device, queue, options.pool.clone())?;
+        context.watch_own_device();
+        Ok(context)
+    }
+
+    /// Lets the pool know when the device is lost. wgpu itself goes on to hand out buffers then, which nothing can use.
+    #[expect(clippy::disallowed_methods, reason = "the device is the context's own")]
+    fn watch_own_device(&self) {
+        let lost = self.pool().on_device_lost();
+        self.device()
+            .set_device_lost_callback(move |reason, message| {
+                lost(format!("{reason:?}: {message}"));
+            });
     }
 
     /// Uses a device that the application has. Submissions go to `queue`; whoever else submits there orders its work by

@@ -21,10 +21,10 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::kernel::{Kernel, KernelParams, Pipeline, fill};
 use crate::plan::{ByteRange, staging_bytes};
-use crate::pool::{Lease, STORAGE_USAGE};
+use crate::pool::{Lease, PARAMS_USAGE, READBACK_USAGE, STAGING_USAGE, STORAGE_USAGE};
 use crate::readback::{Download, Readback};
 use crate::scope::{self, Caught};
-use crate::tensor::{DType, Element, Tensor, check_finite, num_bytes};
+use crate::tensor::{DType, Element, Tensor, check_finite, num_bytes, padded_bytes};
 
 /// Index of a lease in the recording's list.
 type Held = usize;
@@ -39,6 +39,7 @@ enum Command {
     },
     Copy {
         from: Held,
+        from_offset: u64,
         to: Held,
         bytes: u64,
     },
@@ -99,17 +100,73 @@ impl Recorder {
     /// # Errors
     /// [`Error::SizeOverflow`] and the errors of [`Pool::acquire`](crate::pool::Pool::acquire).
     pub fn empty(&mut self, label: &'static str, shape: &[usize], dtype: DType) -> Result<Tensor> {
-        // A tensor without elements still has a buffer: WebGPU binds nothing smaller than 4 bytes.
-        let bytes = num_bytes(label, shape, dtype)?.max(4);
+        let bytes = padded_bytes(num_bytes(label, shape, dtype)?);
         let lease = self.lease(label, bytes)?;
-        if self.context.pool().poisons() {
-            let range = ByteRange {
-                offset: 0,
-                size: lease.requested_bytes(),
-            };
-            fill::record(self, &lease, range, POISON)?;
+        let tensor = Tensor::new(shape, dtype, lease, 0);
+        self.poison(&tensor)?;
+        Ok(tensor)
+    }
+
+    /// Tensors as by [`empty`](Self::empty), one for each of `shapes`, in one buffer: for example q, k and v, so that one
+    /// lease carries all inputs of all heads. They may be read together by one kernel. What one kernel reads and what it
+    /// writes must not share a buffer (wgpu refuses that), so outputs stay on their own.
+    ///
+    /// ```no_run
+    /// use dilated_attention::{Context, DType};
+    /// let context = Context::headless()?;
+    /// let mut recorder = context.recorder("inputs");
+    /// let shape = [1, 4096, 8, 64];
+    /// let qkv = recorder.empty_together("qkv", &[&shape[..]; 3], DType::F32)?;
+    /// for tensor in &qkv {
+    ///     recorder.write(tensor, &vec![0.5f32; 4096 * 8 * 64])?;
+    /// }
+    /// assert_eq!(context.pool().stats().leases.current, 2); // and a staging buffer
+    /// # Ok::<(), dilated_attention::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`empty`](Self::empty).
+    pub fn empty_together(
+        &mut self,
+        label: &'static str,
+        shapes: &[&[usize]],
+        dtype: DType,
+    ) -> Result<Vec<Tensor>> {
+        let overflow = || Error::SizeOverflow {
+            what: label,
+            given: format!("{shapes:?}"),
+        };
+        let alignment = self.context.facts().storage_offset_alignment;
+        let mut offsets = Vec::new();
+        let mut end = 0u64;
+        for shape in shapes {
+            let bytes = padded_bytes(num_bytes(label, shape, dtype)?);
+            let offset = end
+                .checked_next_multiple_of(alignment)
+                .ok_or_else(overflow)?;
+            end = offset.checked_add(bytes).ok_or_else(overflow)?;
+            offsets.push(offset);
         }
-        Ok(Tensor::new(shape, dtype, lease))
+        if shapes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let lease = self.lease(label, end)?;
+        let tensors: Vec<Tensor> = shapes
+            .iter()
+            .zip(offsets)
+            .map(|(shape, offset)| Tensor::new(shape, dtype, lease.clone(), offset))
+            .collect();
+        for tensor in &tensors {
+            self.poison(tensor)?;
+        }
+        Ok(tensors)
+    }
+
+    fn poison(&mut self, tensor: &Tensor) -> Result<()> {
+        if self.context.pool().poisons() {
+            fill::record(self, tensor, tensor.whole(), POISON)?;
+        }
+        Ok(())
     }
 
     /// A tensor of zeros.
@@ -118,11 +175,7 @@ impl Recorder {
     /// As [`empty`](Self::empty).
     pub fn zeros(&mut self, label: &'static str, shape: &[usize], dtype: DType) -> Result<Tensor> {
         let tensor = self.empty(label, shape, dtype)?;
-        let range = ByteRange {
-            offset: 0,
-            size: tensor.lease().requested_bytes(),
-        };
-        self.clear(&tensor, range);
+        self.clear(&tensor, tensor.whole());
         Ok(tensor)
     }
 
@@ -139,6 +192,30 @@ impl Recorder {
         data: &[T],
     ) -> Result<Tensor> {
         let expected = num_bytes(label, shape, T::DTYPE)? / T::DTYPE.bytes();
+        self.check_data(label, shape, expected, data)?;
+        let tensor = self.empty(label, shape, T::DTYPE)?;
+        self.stage(&tensor, bytemuck::cast_slice(data))?;
+        Ok(tensor)
+    }
+
+    /// Records that `tensor` holds the elements `data` from here on. They are copied at once; `data` need not live on.
+    ///
+    /// # Errors
+    /// [`Error::WrongDType`], [`Error::ForeignDevice`], and as [`upload`](Self::upload).
+    pub fn write<T: Element>(&mut self, tensor: &Tensor, data: &[T]) -> Result<()> {
+        let (label, shape) = (tensor.label(), tensor.shape());
+        tensor.expect(label, shape, T::DTYPE, self.context.pool().id())?;
+        self.check_data(label, shape, tensor.num_elements(), data)?;
+        self.stage(tensor, bytemuck::cast_slice(data))
+    }
+
+    fn check_data<T: Element>(
+        &self,
+        label: &'static str,
+        shape: &[usize],
+        expected: u64,
+        data: &[T],
+    ) -> Result<()> {
         if data.len() as u64 != expected {
             return Err(Error::LengthMismatch {
                 label,
@@ -149,10 +226,7 @@ impl Recorder {
         if self.context.checks_finite() {
             check_finite(label, shape, data)?;
         }
-        let tensor = self.empty(label, shape, T::DTYPE)?;
-        let to = self.hold(tensor.lease());
-        self.stage(to, bytemuck::cast_slice(data))?;
-        Ok(tensor)
+        Ok(())
     }
 
     /// Starts to read `tensor` back as it is at this point of the recording: all its elements, row-major.
@@ -167,18 +241,19 @@ impl Recorder {
             self.context.pool().id(),
         )?;
         let bytes = tensor.num_bytes();
-        let lease = self.context.pool().acquire(
-            tensor.label(),
-            bytes.max(4),
-            wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-        )?;
+        let lease = self
+            .context
+            .pool()
+            .acquire(tensor.label(), bytes.max(4), READBACK_USAGE)?;
         if bytes > 0 {
             let from = self.hold(tensor.lease());
             let to = self.hold(&lease);
+            let range = tensor.stored(tensor.whole());
             self.commands.push(Command::Copy {
                 from,
+                from_offset: range.offset,
                 to,
-                bytes: bytes.next_multiple_of(4),
+                bytes: range.size,
             });
         }
         let readback = Readback::new(lease);
@@ -214,8 +289,13 @@ impl Recorder {
             })
     }
 
-    /// Copies `bytes` to staging memory now and records their copy to the front of `to`.
-    fn stage(&mut self, to: Held, bytes: &[u8]) -> Result<()> {
+    /// Copies `bytes` to staging memory now and records their copy to `tensor`.
+    fn stage(&mut self, tensor: &Tensor, bytes: &[u8]) -> Result<()> {
+        let to = self.hold(tensor.lease());
+        self.stage_at(to, tensor.stored(tensor.whole()).offset, bytes)
+    }
+
+    fn stage_at(&mut self, to: Held, to_offset: u64, bytes: &[u8]) -> Result<()> {
         let mut offset = 0;
         while offset < bytes.len() {
             let left = bytes.len() - offset;
@@ -227,7 +307,7 @@ impl Recorder {
                 let lease = self.context.pool().acquire(
                     "staging",
                     staging_bytes(left as u64),
-                    wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC,
+                    STAGING_USAGE,
                 )?;
                 self.staging.push(StagingChunk {
                     lease,
@@ -238,7 +318,7 @@ impl Recorder {
             let chunk_index = self.staging.len() - 1;
             let chunk = &mut self.staging[chunk_index];
             let piece = &bytes[offset..offset + left.min(room as usize)];
-            // Copies move whole words; room is a multiple of 4 because chunks and their used parts are.
+            // Copies move whole words. They fit, because chunks and their used parts are multiples of 8.
             let padded = (piece.len() as u64).next_multiple_of(4);
             let range = chunk.used_bytes..chunk.used_bytes + padded;
             let lost = |error: wgpu::MapRangeError| Error::DeviceLost {
@@ -255,10 +335,11 @@ impl Recorder {
                 chunk: chunk_index,
                 chunk_offset: chunk.used_bytes,
                 to,
-                offset: offset as u64,
+                offset: to_offset + offset as u64,
                 bytes: padded,
             });
-            chunk.used_bytes += padded;
+            // The next piece begins where a mapped range may.
+            chunk.used_bytes += padded.next_multiple_of(wgpu::MAP_ALIGNMENT);
             offset += piece.len();
         }
         Ok(())
@@ -268,7 +349,10 @@ impl Recorder {
     pub(crate) fn clear(&mut self, tensor: &Tensor, range: ByteRange) {
         if range.size > 0 {
             let to = self.hold(tensor.lease());
-            self.commands.push(Command::Clear { to, range });
+            self.commands.push(Command::Clear {
+                to,
+                range: tensor.stored(range),
+            });
         }
     }
 
@@ -276,7 +360,7 @@ impl Recorder {
     pub(crate) fn dispatch<P: KernelParams>(
         &mut self,
         kernel: Kernel,
-        bindings: &[(&Lease, ByteRange)],
+        bindings: &[(&Tensor, ByteRange)],
         params: &P,
         grid: [u32; 2],
     ) -> Result<()> {
@@ -296,7 +380,7 @@ impl Recorder {
         self.params.extend_from_slice(bytemuck::bytes_of(params));
         let bindings = bindings
             .iter()
-            .map(|&(lease, range)| (self.hold(lease), range))
+            .map(|&(tensor, range)| (self.hold(tensor.lease()), tensor.stored(range)))
             .collect();
         self.commands.push(Command::Dispatch {
             pipeline,
@@ -379,9 +463,14 @@ impl Recorder {
                     offset,
                     bytes,
                 ),
-                &Command::Copy { from, to, bytes } => encoder.copy_buffer_to_buffer(
+                &Command::Copy {
+                    from,
+                    from_offset,
+                    to,
+                    bytes,
+                } => encoder.copy_buffer_to_buffer(
                     self.held[from].buffer(),
-                    0,
+                    from_offset,
                     self.held[to].buffer(),
                     0,
                     bytes,
@@ -418,14 +507,13 @@ impl Recorder {
             return Ok(None);
         }
         let params = std::mem::take(&mut self.params);
-        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let lease = self
             .context
             .pool()
-            .acquire("params", params.len() as u64, usage)?;
+            .acquire("params", params.len() as u64, PARAMS_USAGE)?;
         let held = self.hold(&lease);
         let before = self.commands.len();
-        self.stage(held, &params)?;
+        self.stage_at(held, 0, &params)?;
         let staged = self.commands.len() - before;
         self.commands.rotate_right(staged);
         Ok(Some(held))

@@ -1,11 +1,13 @@
 //! Arrays on the device: a shape, an element type and leased storage.
 //!
-//! Callers never see the storage, which is one leased buffer. A plan binds [windows](crate::plan::TokenWindow) of it, byte
+//! Callers never see the storage, which is one leased buffer or, of tensors made
+//! [together](crate::Recorder::empty_together), a part of one. A plan binds [windows](crate::plan::TokenWindow) of it, byte
 //! ranges that one binding may cover, so that a tensor may be larger than a binding.
 
 use std::fmt;
 
 use crate::error::{Error, Result};
+use crate::plan::ByteRange;
 use crate::pool::Lease;
 
 /// Type of the elements of a tensor.
@@ -65,14 +67,17 @@ pub struct Tensor {
     shape: Box<[usize]>,
     dtype: DType,
     storage: Lease,
+    /// Where in the storage the elements begin; an offset that bindings may have.
+    offset: u64,
 }
 
 impl Tensor {
-    pub(crate) fn new(shape: &[usize], dtype: DType, storage: Lease) -> Self {
+    pub(crate) fn new(shape: &[usize], dtype: DType, storage: Lease, offset: u64) -> Self {
         Self {
             shape: shape.into(),
             dtype,
             storage,
+            offset,
         }
     }
 
@@ -103,6 +108,22 @@ impl Tensor {
 
     pub(crate) fn lease(&self) -> &Lease {
         &self.storage
+    }
+
+    /// The range of the storage that holds the bytes `range` of this tensor.
+    pub(crate) fn stored(&self, range: ByteRange) -> ByteRange {
+        ByteRange {
+            offset: self.offset + range.offset,
+            ..range
+        }
+    }
+
+    /// All bytes of the tensor, in whole words; of a tensor without elements one word, since nothing smaller can be bound.
+    pub(crate) fn whole(&self) -> ByteRange {
+        ByteRange {
+            offset: 0,
+            size: padded_bytes(self.num_bytes()),
+        }
     }
 
     /// Whether this tensor is `what` of shape `shape` and type `dtype` on the context with pool `pool_id`.
@@ -150,6 +171,11 @@ pub(crate) fn num_bytes(label: &'static str, shape: &[usize], dtype: DType) -> R
             what: label,
             given: format!("{shape:?} elements of {} bytes", dtype.bytes()),
         })
+}
+
+/// Bytes that `bytes` of elements take in a buffer.
+pub(crate) fn padded_bytes(bytes: u64) -> u64 {
+    bytes.max(4).next_multiple_of(4)
 }
 
 /// Whether all of `data`, elements of a tensor of `shape`, are finite.

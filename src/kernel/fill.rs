@@ -3,16 +3,16 @@
 use super::{FillParams, Kernel, fold_grid};
 use crate::error::{Error, Result};
 use crate::plan::{ByteRange, word_windows};
-use crate::pool::Lease;
 use crate::recorder::Recorder;
+use crate::tensor::Tensor;
 
 /// Words that one workgroup fills; the product of the two constants of the shader.
 const WORDS_PER_WORKGROUP: u32 = 64 * 16;
 
-/// Records that the bytes `range` of `lease` (both ends multiples of 4) hold `value` in every word.
+/// Records that the bytes `range` of `tensor` (both ends multiples of 4) hold `value` in every word.
 pub(crate) fn record(
     recorder: &mut Recorder,
-    lease: &Lease,
+    tensor: &Tensor,
     range: ByteRange,
     value: u32,
 ) -> Result<()> {
@@ -33,7 +33,7 @@ pub(crate) fn record(
             value,
             grid_width: grid[0],
         };
-        recorder.dispatch(Kernel::Fill, &[(lease, window)], &params, grid)?;
+        recorder.dispatch(Kernel::Fill, &[(tensor, window)], &params, grid)?;
     }
     Ok(())
 }

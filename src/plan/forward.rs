@@ -8,7 +8,7 @@ use super::branch::BranchGeometry;
 use super::facts::DeviceFacts;
 use super::planner::Planner;
 use super::window::{ByteRange, RowLayout, TokenWindow, word_windows};
-use super::workspace::staging_bytes;
+use super::workspace::{BufferRole, staging_bytes};
 use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, Mask};
 use crate::error::{Error, Result};
 use crate::kernel::forward::ForwardVariant;
@@ -71,6 +71,8 @@ pub struct ForwardDispatch {
 pub struct PlannedBuffer {
     /// Label of the lease.
     pub label: &'static str,
+    /// What the buffer is for.
+    pub role: BufferRole,
     /// Bytes asked for.
     pub requested_bytes: u64,
     /// Bytes of the size class: those of the buffer if the pool creates one.
@@ -261,17 +263,21 @@ fn buffers(
     dispatches: &[ForwardDispatch],
     facts: &DeviceFacts,
 ) -> Vec<PlannedBuffer> {
-    let planned = |label, bytes: u64| {
+    let planned = |label, role, bytes: u64| {
         let requested_bytes = bytes.max(4).next_multiple_of(4);
         PlannedBuffer {
             label,
+            role,
             requested_bytes,
             class_bytes: class_bytes(requested_bytes, facts.max_buffer_bytes),
         }
     };
     let out_bytes = num_rows * u64::from(config.embed_dim()) * 4;
     let lse_bytes = num_rows * u64::from(config.num_heads()) * 4;
-    let mut buffers = vec![planned("out", out_bytes), planned("softmax_lse", lse_bytes)];
+    let mut buffers = vec![
+        planned("out", BufferRole::Storage, out_bytes),
+        planned("softmax_lse", BufferRole::Storage, lse_bytes),
+    ];
     // Every dispatch has its parameters at an aligned offset of one uniform buffer: first the fills of the clears, then
     // the branches.
     let mut params_bytes = 0u64;
@@ -292,11 +298,11 @@ fn buffers(
         add(size_of::<ForwardParams>());
     }
     if params_bytes > 0 {
-        buffers.push(planned("params", params_bytes));
+        buffers.push(planned("params", BufferRole::Params, params_bytes));
         let mut left = params_bytes;
         while left > 0 {
             let chunk = staging_bytes(left);
-            buffers.push(planned("staging", chunk));
+            buffers.push(planned("staging", BufferRole::Staging, chunk));
             left = left.saturating_sub(chunk);
         }
     }

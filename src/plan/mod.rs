@@ -12,4 +12,5 @@ pub use facts::{DeviceFacts, Processor};
 pub use forward::{ForwardDispatch, ForwardPlan, PlannedBuffer, Range, UNCOVERED_LSE};
 pub(crate) use window::word_windows;
 pub use window::{ByteRange, RowLayout, TokenWindow};
+pub use workspace::BufferRole;
 pub(crate) use workspace::staging_bytes;

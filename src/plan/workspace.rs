@@ -1,5 +1,16 @@
 //! The memory a recording takes beside its tensors.
 
+/// What a planned buffer is for, which decides its usages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BufferRole {
+    /// Kernels read and write it.
+    Storage,
+    /// Parameters of kernels.
+    Params,
+    /// The host writes it, the device copies from it.
+    Staging,
+}
+
 /// Uploads are cut into staging chunks of at most this many bytes, so that chunks of any upload serve any other.
 const MAX_STAGING_BYTES: u64 = 4 << 20;
 

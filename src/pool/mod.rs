@@ -130,6 +130,18 @@ pub const STORAGE_USAGE: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
     .union(wgpu::BufferUsages::COPY_SRC)
     .union(wgpu::BufferUsages::COPY_DST);
 
+/// Usages of a buffer with parameters of kernels.
+pub const PARAMS_USAGE: wgpu::BufferUsages =
+    wgpu::BufferUsages::UNIFORM.union(wgpu::BufferUsages::COPY_DST);
+
+/// Usages of a buffer that the host writes and the device copies from.
+pub const STAGING_USAGE: wgpu::BufferUsages =
+    wgpu::BufferUsages::MAP_WRITE.union(wgpu::BufferUsages::COPY_SRC);
+
+/// Usages of a buffer that the device copies to and the host reads.
+pub const READBACK_USAGE: wgpu::BufferUsages =
+    wgpu::BufferUsages::MAP_READ.union(wgpu::BufferUsages::COPY_DST);
+
 /// How a pool behaves.
 #[derive(Clone, Debug)]
 pub struct PoolOptions {
@@ -518,6 +530,19 @@ impl<B> Pool<B> {
     /// device calls this; on a borrowed device, the application's lost callback should.
     pub fn device_lost(&self, reason: &str) {
         self.core().device_lost(reason.to_owned());
+    }
+
+    /// What to call when the device is lost. It does not keep the pool.
+    pub(crate) fn on_device_lost(&self) -> impl Fn(String) + Send + Sync + 'static
+    where
+        B: Send + Sync + 'static,
+    {
+        let core = Arc::downgrade(self.core());
+        move |reason| {
+            if let Some(core) = core.upgrade() {
+                core.device_lost(reason);
+            }
+        }
     }
 
     /// Records what the pool does from now on. A trace that is being recorded is dropped.

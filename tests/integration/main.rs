@@ -4,6 +4,7 @@ mod forward;
 mod golden;
 mod memory;
 mod oracle;
+mod patterns;
 mod plan;
 mod pool;
 mod recorder;
