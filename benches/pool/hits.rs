@@ -1,0 +1,168 @@
+//! What a hit costs, against creating a buffer, at several numbers of live buffers and threads.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::hint::black_box;
+use std::time::Instant;
+
+use dilated_attention::Context;
+use dilated_attention::pool::{Lease, Pool, PoolOptions, STORAGE_USAGE};
+use dilated_attention::wgpu;
+
+use crate::table::{Samples, Table};
+
+/// The system's allocator; counts what this thread allocates.
+pub struct CountingAllocator;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for CountingAllocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+/// Random indices and sizes: which lease ends, and what the next one asks for. Sizes up to 4 KiB, so that thousands of
+/// buffers fit on any device.
+fn steps(count: usize, live: usize) -> Vec<(usize, u64)> {
+    let mut state = 88_172_645_463_325_252_u64;
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    (0..count)
+        .map(|_| ((next() % live as u64) as usize, 256 + next() % 3841))
+        .collect()
+}
+
+/// Nanoseconds of one step: a buffer goes, another comes.
+fn replace<T>(held: &mut Vec<T>, steps: &[(usize, u64)], mut make: impl FnMut(u64) -> T) -> f64 {
+    let started = Instant::now();
+    for &(index, bytes) in steps {
+        drop(held.swap_remove(index));
+        held.push(make(bytes));
+    }
+    started.elapsed().as_secs_f64() / steps.len() as f64 * 1e9
+}
+
+pub fn measure(context: &Context, quick: bool, table: &mut Table) {
+    let repetitions = if quick { 3 } else { 15 };
+    let device = context.device();
+    let raw = |bytes| {
+        device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("raw"),
+            size: bytes,
+            usage: STORAGE_USAGE,
+            mapped_at_creation: false,
+        })
+    };
+    println!("one buffer goes, another comes, ns");
+    println!(
+        "{:>6} {:>24} {:>28} {:>12}",
+        "live", "pool", "drop + create_buffer", "ratio"
+    );
+    let mut medians = Vec::new();
+    for live in [16, 100, 1000, 4000] {
+        let pool = Pool::new(device, PoolOptions::default());
+        let lend = |bytes| {
+            pool.acquire("held", bytes, STORAGE_USAGE)
+                .expect("the device has memory")
+        };
+        let (hits, creations) = (steps(20_000, live), steps(1000, live));
+        let mut leases: Vec<Lease> = (0..live).map(|_| lend(4096)).collect();
+        // Until every size has buffers enough.
+        for _ in 0..5 {
+            replace(&mut leases, &hits, lend);
+        }
+        let [mut pooled, mut created] = [Samples::default(), Samples::default()];
+        for _ in 0..repetitions {
+            pooled.add(replace(&mut leases, &hits, lend));
+            let mut buffers: Vec<wgpu::Buffer> = (0..live).map(|_| raw(4096)).collect();
+            created.add(replace(&mut buffers, &creations, raw));
+        }
+        let ratio = created.median() / pooled.median();
+        println!("{live:>6} {pooled:>24} {created:>28} {ratio:>11.1}x");
+        medians.push((live, pooled.median(), ratio));
+    }
+    table.at_most("acquire + release, 16 live, ns", medians[0].1, 100.0);
+    table.at_least(
+        "drop + create_buffer against that, 100 live",
+        medians[1].2,
+        10.0,
+    );
+    table.at_least("the same, 4000 live", medians[3].2, 100.0);
+    table.at_most(
+        "4000 live against 16 live",
+        medians[3].1 / medians[0].1,
+        1.5,
+    );
+    threads(device, repetitions, table);
+    allocations(device, table);
+}
+
+/// Two threads, each with leases of its own.
+fn threads(device: &wgpu::Device, repetitions: usize, table: &mut Table) {
+    let pool = Pool::new(device, PoolOptions::default());
+    let steps = steps(20_000, 100);
+    let work = || {
+        let lend = |bytes| {
+            pool.acquire("held", bytes, STORAGE_USAGE)
+                .expect("the device has memory")
+        };
+        let mut leases: Vec<Lease> = (0..100).map(|_| lend(4096)).collect();
+        replace(&mut leases, &steps, lend);
+        replace(&mut leases, &steps, lend)
+    };
+    let together = |count: usize| {
+        let times: Vec<f64> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..count).map(|_| scope.spawn(work)).collect();
+            let times = threads.into_iter().map(|thread| thread.join());
+            times.map(|time| time.expect("no panic")).collect()
+        });
+        times.iter().sum::<f64>() / count as f64
+    };
+    let mut samples = std::array::from_fn(|_| Samples::default());
+    for _ in 0..repetitions {
+        for (samples, count) in samples.iter_mut().zip([1, 2, 8]) {
+            samples.add(together(count));
+        }
+    }
+    let [one, two, eight] = samples;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    println!("\nper operation, 100 live on each of 1 / 2 / 8 threads, ns ({cores} cores)");
+    println!("{one} / {two} / {eight}");
+    table.at_most(
+        "two threads, time per operation against one",
+        two.median() / one.median(),
+        1.5,
+    );
+}
+
+fn allocations(device: &wgpu::Device, table: &mut Table) {
+    const HITS: u64 = 10_000;
+    let pool = Pool::new(device, PoolOptions::default());
+    let hit = || drop(black_box(pool.acquire("hit", 4096, STORAGE_USAGE)));
+    hit();
+    let before = ALLOCATIONS.get();
+    for _ in 0..HITS {
+        hit();
+    }
+    let allocations = ALLOCATIONS.get() - before;
+    table.at_most(
+        "heap allocations per hit",
+        allocations as f64 / HITS as f64,
+        0.0,
+    );
+}

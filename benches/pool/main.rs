@@ -1,0 +1,35 @@
+//! What the pool does and costs, row by row: `cargo bench --bench pool [-- --quick]`.
+//!
+//! Every figure is a ratio, or stands beside what it is compared with, from one run; times are medians of interleaved
+//! repetitions with the smallest and largest. The traces are counted, not timed: their figures are the same on any machine.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the comparison is with what a program without the pool would call"
+)]
+
+mod device;
+mod hits;
+mod table;
+#[path = "../traces.rs"]
+mod traces;
+mod workloads;
+
+use dilated_attention::Context;
+use table::Table;
+
+/// Counts allocations, for the row that says a hit makes none.
+#[global_allocator]
+static ALLOCATOR: hits::CountingAllocator = hits::CountingAllocator;
+
+fn main() {
+    let quick = std::env::args().any(|argument| argument == "--quick");
+    let context = Context::headless().expect("an adapter");
+    let info = context.adapter_info();
+    println!("{} ({})\n", info.name, info.driver_info);
+    let mut table = Table::default();
+    hits::measure(&context, quick, &mut table);
+    workloads::measure(&mut table);
+    device::measure(&context, quick, &mut table);
+    println!("\n{table}");
+}
