@@ -83,7 +83,10 @@ impl<'a, B> All<'a, B> {
         let held_bytes = self.committed_bytes() + incoming_bytes;
         Usage {
             live_bytes,
-            recent_peak_live_bytes: self.ledger.recent_peak_live_bytes().max(live_bytes),
+            recent_peak_live_bytes: self
+                .ledger
+                .recent_peak_live_bytes(self.sum_of_peaks())
+                .max(live_bytes),
             free_bytes: self.sum(Gauge::FreeBytes),
             free_buffers: self.sum(Gauge::Free),
             budget_bytes: budget.bytes,
@@ -95,14 +98,21 @@ impl<'a, B> All<'a, B> {
     /// Serves a request from any shard: what fits exactly before what is larger, the own shard before the others.
     pub fn take(&mut self, own: usize, request: &Request) -> Option<Lease<B>> {
         let order = std::iter::once(own).chain((0..NUM_SHARDS).filter(|&index| index != own));
-        let found: Vec<(usize, u32, Fit)> = order
-            .filter_map(|index| {
-                let (entry, fit) = self.shards[index].as_ref()?.peek(request)?;
-                Some((index, entry, fit))
-            })
-            .collect();
-        let exact = found.iter().find(|(_, _, fit)| *fit == Fit::Exact);
-        let &(from, entry, _) = exact.or(found.first())?;
+        let mut found = None;
+        for index in order {
+            match self.shards[index]
+                .as_ref()
+                .and_then(|shard| shard.peek(request))
+            {
+                Some((entry, Fit::Exact)) => {
+                    found = Some((index, entry));
+                    break;
+                }
+                Some((entry, Fit::Borrowed)) => found = found.or(Some((index, entry))),
+                None => {}
+            }
+        }
+        let (from, entry) = found?;
         if from != own {
             // It moves, so that the next hit of this thread is its own.
             let (held, epoch) = self.shards[from].as_mut()?.remove(entry)?;
@@ -211,10 +221,21 @@ impl<'a, B> All<'a, B> {
         });
     }
 
+    /// The peaks of live bytes that the shards have had in this window.
+    fn sum_of_peaks(&self) -> u64 {
+        let peaks = self.active().map(|shard| shard.window_peak_live_bytes);
+        peaks.sum()
+    }
+
     pub fn end_window(&mut self) {
         let clock = self.active().map(|shard| shard.clock).max().unwrap_or(0);
         let (acquires, live_bytes) = (self.acquires(), self.sum(Gauge::LiveBytes));
-        self.ledger.end_window(acquires, live_bytes, clock);
+        let peak_live_bytes = self.sum_of_peaks();
+        for shard in self.active_mut() {
+            shard.window_peak_live_bytes = shard.gauge(Gauge::LiveBytes);
+        }
+        self.ledger
+            .end_window(acquires, live_bytes, peak_live_bytes, clock);
     }
 
     pub fn raise_peaks(&mut self) {
@@ -229,37 +250,51 @@ impl<'a, B> All<'a, B> {
         self.ledger.window_peaks[0] = self.ledger.window_peaks[0].max(live_bytes);
     }
 
-    /// Takes note of peaks, ends the window if it is over, and divides the room below the nearest lines anew.
+    /// Takes note of peaks, ends the window if it is over, and gives the room below the nearest lines to those who use it.
     pub fn level(&mut self) {
         self.raise_peaks();
+        let num_busy = self.active().filter(|shard| shard.is_busy()).count().max(1) as u64;
         let acquires = self.acquires();
-        if acquires - self.ledger.window_begin >= WINDOW_ACQUIRES {
+        let left = (self.ledger.window_begin + WINDOW_ACQUIRES).saturating_sub(acquires);
+        // Several threads would divide what is left again and again.
+        if left == 0 || (num_busy > 1 && left < WINDOW_ACQUIRES / 16) {
             self.end_window();
         }
-        let mut lines = [u64::MAX; NUM_GAUGES];
-        for watch in &self.ledger.watches {
-            for (line, peak) in lines.iter_mut().zip(watch.peaks) {
-                *line = (*line).min(peak);
-            }
-        }
-        for (gauge, line) in [
-            (Gauge::LiveBytes, self.ledger.window_peaks[0]),
-            (Gauge::Free, self.ledger.limits.free_buffers),
-            (Gauge::FreeBytes, self.ledger.limits.free_bytes),
-        ] {
-            lines[gauge as usize] = lines[gauge as usize].min(line);
-        }
-        let gauges = self.gauges();
-        let num_active = self.active().count() as u64;
+        self.level_ceilings(num_busy);
         let clock = self.active().map(|shard| shard.clock).max().unwrap_or(0);
-        let acquires_left = self.ledger.window_begin + WINDOW_ACQUIRES - acquires;
+        let left = self.ledger.window_begin + WINDOW_ACQUIRES - acquires;
         for shard in self.active_mut() {
-            for (index, ceiling) in shard.ceilings.iter_mut().enumerate() {
-                let room = lines[index].saturating_sub(gauges[index]);
-                *ceiling = shard.gauges[index] + room / num_active;
-            }
+            let share = if shard.is_busy() { left / num_busy } else { 0 };
+            shard.acquires_ceiling = shard.counts.acquires + share;
+            shard.acquires_when_leveled = shard.counts.acquires;
             shard.clock = clock;
-            shard.acquires_ceiling = shard.counts.acquires + acquires_left.div_ceil(num_active);
+        }
+    }
+
+    fn level_ceilings(&mut self, num_busy: u64) {
+        let lines = self.ledger.lines();
+        for (gauge, line) in lines.into_iter().enumerate() {
+            let (mut total, mut ceilings) = (0u64, 0u64);
+            for shard in self.active_mut() {
+                shard.ceilings[gauge] = shard.ceilings[gauge].max(shard.gauges[gauge]);
+                total += shard.gauges[gauge];
+                ceilings += shard.ceilings[gauge];
+            }
+            if ceilings == line {
+                continue;
+            }
+            // Where ceilings leave something over, those who work get it on top of what they have; where they are too
+            // high, all begin anew.
+            let too_high = ceilings > line;
+            let room = line.saturating_sub(if too_high { total } else { ceilings }) / num_busy;
+            for shard in self.active_mut() {
+                if too_high {
+                    shard.ceilings[gauge] = shard.gauges[gauge];
+                }
+                if shard.is_busy() {
+                    shard.ceilings[gauge] += room;
+                }
+            }
         }
     }
 

@@ -62,7 +62,7 @@ pub(super) enum Failure {
     Refused(String),
 }
 
-/// Keeps the locks of different shards out of each other's cache lines.
+/// Keeps what different threads write out of each other's cache lines.
 #[repr(align(128))]
 pub(super) struct Padded<T>(pub T);
 
@@ -72,7 +72,7 @@ pub(super) struct Core<B> {
     policy: Arc<dyn Policy>,
     pub(super) budget: Budget,
     max_buffer_bytes: u64,
-    ledger: Mutex<Ledger>,
+    ledger: Padded<Mutex<Ledger>>,
     /// One bit per shard that was ever used.
     active: AtomicU32,
     ticks: AtomicU32,
@@ -97,7 +97,7 @@ impl<B> Core<B> {
             policy,
             budget,
             max_buffer_bytes,
-            ledger: Mutex::new(Ledger::new()),
+            ledger: Padded(Mutex::new(Ledger::new())),
             active: AtomicU32::new(0),
             ticks: AtomicU32::new(0),
             serials: AtomicU64::new(0),
@@ -375,7 +375,7 @@ impl<B> Core<B> {
     fn destroyed(&self, epoch: u64, bytes: u64) {
         let completed = self.completed.load(Ordering::Relaxed);
         if epoch > completed {
-            lock(&self.ledger).drain(epoch, completed, bytes);
+            lock(&self.ledger.0).drain(epoch, completed, bytes);
         }
     }
 
@@ -435,7 +435,7 @@ impl<B> Core<B> {
     pub fn device_lost(&self, reason: String) {
         #[cfg(feature = "tracing")]
         tracing::error!(reason, "the device is lost");
-        lock(&self.ledger).lost.get_or_insert(reason);
+        lock(&self.ledger.0).lost.get_or_insert(reason);
         self.close();
     }
 
@@ -531,10 +531,13 @@ impl<B> Core<B> {
 
     /// Takes all locks; `own` is the shard that the caller works for, if any.
     fn lock_all(&self, own: Option<usize>) -> All<'_, B> {
-        let mut ledger = lock(&self.ledger);
+        let mut ledger = lock(&self.ledger.0);
         // Changed only here, under the ledger's lock.
-        let active = self.active.load(Ordering::Relaxed) | own.map_or(0, |own| 1 << own);
-        self.active.store(active, Ordering::Relaxed);
+        let before = self.active.load(Ordering::Relaxed);
+        let active = before | own.map_or(0, |own| 1 << own);
+        if active != before {
+            self.active.store(active, Ordering::Relaxed);
+        }
         ledger.drained(self.completed.load(Ordering::Relaxed));
         let shards = std::array::from_fn(|index| {
             (active >> index & 1 == 1).then(|| lock(&self.shards[index].0))
@@ -577,7 +580,7 @@ impl<'a, B> Creating<'a, B> {
 impl<B> Drop for Creating<'_, B> {
     fn drop(&mut self) {
         if self.bytes > 0 {
-            lock(&self.core.ledger).creating_bytes -= self.bytes;
+            lock(&self.core.ledger.0).creating_bytes -= self.bytes;
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 
 use super::event::EvictionCause;
 use super::policy::{Limits, Pressure};
-use super::shard::{Gauges, NUM_GAUGES};
+use super::shard::{Gauge, Gauges, NUM_GAUGES};
 use super::stats::Evictions;
 
 /// Leases after which a window ends.
@@ -34,7 +34,8 @@ pub(super) struct Ledger {
     /// The pool's own watch first, then those of open scopes.
     pub watches: Vec<Watch>,
     next_watch: u64,
-    /// Peak of live bytes in this window and in the one before.
+    /// Peak of live bytes in this window, as far as it was seen with all locks, and in the window before. The latter is
+    /// exact when one thread used the pool, else at most the sum of the threads' own peaks.
     pub window_peaks: [u64; 2],
     /// Leases of the pool when the window began.
     pub window_begin: u64,
@@ -71,7 +72,7 @@ impl Ledger {
             next_watch: 1,
             window_peaks: [0; 2],
             window_begin: 0,
-            window_clocks: VecDeque::new(),
+            window_clocks: VecDeque::with_capacity(REMEMBERED_WINDOWS + 1),
             policy_due: false,
             limits: Limits::NONE,
             creating_bytes: 0,
@@ -101,14 +102,43 @@ impl Ledger {
         id
     }
 
-    pub fn recent_peak_live_bytes(&self) -> u64 {
-        self.window_peaks[0].max(self.window_peaks[1])
+    /// Most live bytes of late, where the peaks of the threads in this window add up to `peak_live_bytes`.
+    pub fn recent_peak_live_bytes(&self, peak_live_bytes: u64) -> u64 {
+        let seen = self.window_peaks[0].max(self.window_peaks[1]);
+        seen.max(peak_live_bytes.min(self.live_line_bytes()))
     }
 
-    /// Begins a new window at `acquires` leases and `live_bytes`.
-    pub fn end_window(&mut self, acquires: u64, live_bytes: u64, clock: u64) {
+    /// Live bytes do not pass this unseen. A little above the recent peak, so that a peak that wanders up is not looked at
+    /// with all locks at every step.
+    fn live_line_bytes(&self) -> u64 {
+        let seen = self.window_peaks[0].max(self.window_peaks[1]);
+        seen + seen / 32
+    }
+
+    /// What no gauge may pass unseen: the lowest peak of those who watch, and the limits.
+    pub fn lines(&self) -> Gauges {
+        let mut lines = [u64::MAX; NUM_GAUGES];
+        for watch in &self.watches {
+            for (line, peak) in lines.iter_mut().zip(watch.peaks) {
+                *line = (*line).min(peak);
+            }
+        }
+        for (gauge, line) in [
+            (Gauge::LiveBytes, self.live_line_bytes()),
+            (Gauge::Free, self.limits.free_buffers),
+            (Gauge::FreeBytes, self.limits.free_bytes),
+        ] {
+            let nearest = &mut lines[gauge as usize];
+            *nearest = (*nearest).min(line);
+        }
+        lines
+    }
+
+    /// Begins a new window at `acquires` leases and `live_bytes`; the peaks of the threads add up to `peak_live_bytes`.
+    pub fn end_window(&mut self, acquires: u64, live_bytes: u64, peak_live_bytes: u64, clock: u64) {
         self.window_begin = acquires;
-        self.window_peaks = [live_bytes, self.window_peaks[0]];
+        let ended = peak_live_bytes.min(self.live_line_bytes());
+        self.window_peaks = [live_bytes, ended.max(self.window_peaks[0])];
         self.window_clocks.push_front(clock);
         self.window_clocks.truncate(REMEMBERED_WINDOWS);
         self.given_up.swap(0, 1);

@@ -106,8 +106,8 @@ mod trace;
 
 use std::cell::Cell;
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 pub use device_source::DeviceSource;
 pub use event::{Event, EvictionCause, Outcome};
@@ -124,6 +124,7 @@ pub use trace::Trace;
 use self::core::{Budget, Core, Failure, NUM_SHARDS};
 use crate::error::{Error, Result};
 use shard::Request;
+use sync::lock;
 
 /// Usages of a buffer that kernels read and write and that uploads and downloads copy to and from.
 pub const STORAGE_USAGE: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
@@ -270,9 +271,9 @@ impl Pool {
     }
 }
 
-/// The shard that this thread works with.
+/// The shard that this thread works with: one that the fewest threads do, so that up to [`NUM_SHARDS`] threads at a time,
+/// however short they live, have one each.
 fn own_shard() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
     const NONE: usize = usize::MAX;
     thread_local! {
         static OWN: Cell<usize> = const { Cell::new(NONE) };
@@ -281,9 +282,33 @@ fn own_shard() -> usize {
     if own != NONE {
         return own;
     }
-    let own = NEXT.fetch_add(1, Ordering::Relaxed) % NUM_SHARDS;
+    let own = choose_shard();
     OWN.set(own);
     own
+}
+
+#[cold]
+fn choose_shard() -> usize {
+    static THREADS: Mutex<[u32; NUM_SHARDS]> = Mutex::new([0; NUM_SHARDS]);
+
+    struct Member(usize);
+
+    impl Drop for Member {
+        fn drop(&mut self) {
+            lock(&THREADS)[self.0] -= 1;
+        }
+    }
+
+    thread_local! {
+        static MEMBER: Member = {
+            let mut threads = lock(&THREADS);
+            let fewest = (0..NUM_SHARDS).min_by_key(|&shard| threads[shard]).unwrap_or(0);
+            threads[fewest] += 1;
+            Member(fewest)
+        };
+    }
+    // A thread that is ending has given its place back.
+    MEMBER.try_with(|member| member.0).unwrap_or(0)
 }
 
 impl<B> Pool<B> {
