@@ -10,6 +10,8 @@
 
 mod device;
 mod hits;
+#[path = "../simulated.rs"]
+mod simulated;
 mod table;
 #[path = "../traces.rs"]
 mod traces;

@@ -1,52 +1,10 @@
 //! What the pool creates and holds on streams of allocations: counted, not timed.
 
-use dilated_attention::pool::{
-    Balanced, Exact, Lean, Lease, NoPooling, Pool, PoolOptions, PoolStats, STORAGE_USAGE,
-    SimulatedBuffer, SimulatedSource, Speed, size_class,
-};
+use dilated_attention::pool::{Balanced, Exact, Lean, NoPooling, PoolOptions, Speed, size_class};
 
+use crate::simulated::Simulated;
 use crate::table::Table;
-use crate::traces::{Allocator, Workload};
-
-/// A pool without a device, and its figures when the warm-up was over.
-struct Simulated {
-    pool: Pool<SimulatedBuffer>,
-    warm: PoolStats,
-}
-
-impl Simulated {
-    fn new(options: PoolOptions) -> Self {
-        let pool = Pool::with_source(SimulatedSource::new((1 << 31) - 1), options);
-        let warm = pool.stats();
-        Self { pool, warm }
-    }
-
-    fn figures(&self) -> Figures {
-        let stats = self.pool.stats();
-        let acquires = (stats.acquires - self.warm.acquires) as f64;
-        let creates = (stats.creates - self.warm.creates) as f64;
-        Figures {
-            acquires,
-            creates,
-            held_per_live: stats.held_bytes.peak as f64 / stats.requested_bytes.peak as f64,
-        }
-    }
-}
-
-impl Allocator for Simulated {
-    type Lease = Lease<SimulatedBuffer>;
-
-    fn acquire(&mut self, bytes: u64) -> Self::Lease {
-        self.pool
-            .acquire("workload", bytes, STORAGE_USAGE)
-            .expect("there is no end to this memory")
-    }
-
-    fn warm(&mut self) {
-        self.pool.reset_peaks();
-        self.warm = self.pool.stats();
-    }
-}
+use crate::traces::Workload;
 
 struct Figures {
     acquires: f64,
@@ -55,6 +13,17 @@ struct Figures {
 }
 
 impl Figures {
+    fn of(simulated: &Simulated) -> Self {
+        let stats = simulated.pool.stats();
+        let acquires = (stats.acquires - simulated.warm.acquires) as f64;
+        let creates = (stats.creates - simulated.warm.creates) as f64;
+        Self {
+            acquires,
+            creates,
+            held_per_live: stats.held_bytes.peak as f64 / stats.requested_bytes.peak as f64,
+        }
+    }
+
     fn created_share(&self) -> f64 {
         self.creates / self.acquires
     }
@@ -84,7 +53,7 @@ pub fn measure(table: &mut Table) {
         for (name, options) in policies() {
             let mut simulated = Simulated::new(options);
             workload.run(&mut simulated);
-            let figures = simulated.figures();
+            let figures = Figures::of(&simulated);
             let creates = format!(
                 "{} ({:.2} %)  {:.2}",
                 figures.creates,

@@ -9,4 +9,9 @@ mod plan;
 mod pool;
 mod recorder;
 mod shaders;
+#[path = "../../benches/simulated.rs"]
+mod simulated;
 mod support;
+#[path = "../../benches/traces.rs"]
+mod traces;
+mod workloads;

@@ -6,3 +6,4 @@ pub mod kernel_contexts;
 pub mod numbers;
 pub mod plain;
 pub mod problem;
+pub mod snapshot;

@@ -1,0 +1,116 @@
+//! What every policy creates and holds on the streams of allocations that pools are judged by. The counts are exact: a
+//! change to the pool that moves one of them shows here.
+
+use std::fmt::Write;
+
+use dilated_attention::pool::{
+    Balanced, Exact, Lean, NoPooling, PoolOptions, PoolStats, Speed, Trace,
+};
+
+use crate::simulated::Simulated;
+use crate::support::snapshot::assert_snapshot;
+use crate::traces::Workload;
+
+/// One step of a training-like program, as the pool's own profile recorded it: three attention layers whose inputs are kept
+/// until the gradients come, at several lengths.
+const STEP: &str = include_str!("../golden/pool_step.trace");
+
+fn policies() -> [(&'static str, PoolOptions); 5] {
+    let options = PoolOptions::default;
+    [
+        ("Balanced", options().policy(Balanced::default())),
+        ("Speed", options().policy(Speed)),
+        ("Lean", options().policy(Lean)),
+        ("Exact", options().policy(Exact)),
+        ("NoPooling", options().policy(NoPooling)),
+    ]
+}
+
+fn line(table: &mut String, trace: &str, policy: &str, stats: &PoolStats, warm: &PoolStats) {
+    assert!(stats.identities_hold(), "{trace} {policy}: {stats}");
+    writeln!(
+        table,
+        "{trace:<6} {policy:<10} {:>8} {:>8} {:>8} {:>8} {:>8} {:>12} {:>12}",
+        stats.acquires - warm.acquires,
+        stats.creates - warm.creates,
+        stats.hits_borrowed - warm.hits_borrowed,
+        stats.evictions.total() - warm.evictions.total(),
+        stats.recreations - warm.recreations,
+        stats.requested_bytes.peak,
+        stats.held_bytes.peak,
+    )
+    .expect("writes to a string");
+}
+
+#[test]
+fn every_policy_does_on_the_traces_what_it_did() {
+    let mut table = format!(
+        "{:<6} {:<10} {:>8} {:>8} {:>8} {:>8} {:>8} {:>12} {:>12}\n",
+        "trace",
+        "policy",
+        "leases",
+        "created",
+        "borrowed",
+        "evicted",
+        "anew",
+        "peak asked",
+        "peak held"
+    );
+    for (trace, workload) in Workload::ALL {
+        for (policy, options) in policies() {
+            let mut simulated = Simulated::new(options);
+            workload.run(&mut simulated);
+            let stats = simulated.pool.stats();
+            assert_eq!(stats.leases.current, 0);
+            line(&mut table, trace, policy, &stats, &simulated.warm);
+        }
+    }
+    let step: Trace = STEP.parse().expect("a trace");
+    for (policy, options) in policies() {
+        let stats = step.replay(options, 1 << 30).expect("replays").stats;
+        line(&mut table, "E", policy, &stats, &PoolStats::default());
+    }
+    assert_snapshot("pool_traces", &table);
+}
+
+#[test]
+fn the_default_policy_meets_its_goals_on_the_traces() {
+    // Peak held per peak asked for, and share of the leases that create.
+    let goals = [
+        ("A100", 1.50, 1.0),
+        ("A1000", 1.32, 1.0),
+        ("A4000", 1.22, 1.0),
+        ("B", 1.26, 0.009),
+        ("C", 1.35, 5.0 / 39_800.0),
+        ("D", 1.50, 0.03),
+    ];
+    for ((trace, workload), (name, held, created)) in Workload::ALL.into_iter().zip(goals) {
+        assert_eq!(trace, name);
+        let mut simulated = Simulated::new(PoolOptions::default());
+        workload.run(&mut simulated);
+        let (stats, warm) = (simulated.pool.stats(), simulated.warm);
+        let per_peak = stats.held_bytes.peak as f64 / stats.requested_bytes.peak as f64;
+        assert!(per_peak <= held, "{trace}: {per_peak}\n{stats}");
+        let share = (stats.creates - warm.creates) as f64 / (stats.acquires - warm.acquires) as f64;
+        assert!(share <= created, "{trace}: {share}\n{stats}");
+    }
+}
+
+#[test]
+fn a_trace_that_cannot_be_read_names_the_line() {
+    for (text, line) in [
+        ("", 1),
+        ("pool trace 2", 1),
+        ("pool trace 1\n5 release", 2),
+        ("pool trace 1\n0 tick\n1 acquire 1 2 x 4 exact label", 3),
+        ("pool trace 1\n1 acquire 1 2 3 4 stolen label", 2),
+        ("pool trace 1\nx tick", 2),
+        ("pool trace 1\n1 explode 2", 2),
+    ] {
+        let error = text.parse::<Trace>().expect_err("no trace").to_string();
+        assert!(
+            error.contains(&format!("line {line} ")),
+            "{text:?}: {error}"
+        );
+    }
+}
