@@ -2,6 +2,7 @@
 
 mod forward;
 mod golden;
+mod hazard;
 mod memory;
 mod oracle;
 mod patterns;
