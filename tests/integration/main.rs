@@ -8,6 +8,7 @@ mod oracle;
 mod patterns;
 mod plan;
 mod pool;
+mod pool_model;
 mod recorder;
 mod shaders;
 #[path = "../../benches/simulated.rs"]

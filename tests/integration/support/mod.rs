@@ -5,5 +5,6 @@ pub mod failing_source;
 pub mod kernel_contexts;
 pub mod numbers;
 pub mod plain;
+pub mod pool_operations;
 pub mod problem;
 pub mod snapshot;

@@ -1,0 +1,232 @@
+//! The pool against shadow models: random operations, memory that fails at any creation, many threads, and hits that
+//! allocate nothing. No device: the pool is generic over its buffers.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::mpsc;
+
+use dilated_attention::Error;
+use dilated_attention::pool::{
+    Faults, Lease, Pool, PoolOptions, STORAGE_USAGE, SimulatedBuffer, SimulatedSource,
+};
+use dilated_attention::wgpu::BufferUsages;
+use proptest::prelude::*;
+
+use crate::support::pool_operations;
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn any_operations_leave_the_pool_as_its_contract_says(
+        bytes in prop::collection::vec(any::<u8>(), 0..600),
+    ) {
+        pool_operations::run(&bytes);
+    }
+}
+
+/// Leases of a fixed program that fills, empties and refills a pool; stops at the first error.
+fn program(pool: &Pool<SimulatedBuffer>) -> Result<(), Error> {
+    let mut leases = Vec::new();
+    for round in 0..3u64 {
+        for i in 0..6 {
+            leases.push(pool.acquire("a", (i + 1) << (16 + round), STORAGE_USAGE)?);
+            leases.push(pool.acquire("b", 5000 + i, BufferUsages::UNIFORM)?);
+        }
+        leases.truncate(3);
+    }
+    Ok(())
+}
+
+#[test]
+fn memory_may_fail_at_any_creation() {
+    let whole = SimulatedSource::new(1 << 30);
+    let pool = Pool::with_source(whole, PoolOptions::default());
+    program(&pool).expect("nothing fails");
+    let creations = pool.stats().creates;
+    for fail_at in 0..creations {
+        for fail_times in [1, 2, u64::MAX] {
+            let faults = Faults {
+                fail_at: Some(fail_at),
+                fail_times,
+                ..Faults::default()
+            };
+            let source = SimulatedSource::new(1 << 30).with_faults(faults);
+            let pool = Pool::with_source(source.clone(), PoolOptions::default());
+            let result = program(&pool);
+            let stats = pool.stats();
+            assert!(
+                stats.identities_hold() && stats.leases.current == 0,
+                "{stats}"
+            );
+            match (fail_times, result) {
+                // Once is mended by trying again.
+                (1, Ok(())) => assert_eq!(stats.recoveries, 1),
+                (1, Err(error)) => panic!("creation {fail_at}: {error}"),
+                (_, Err(Error::OutOfMemory { report, .. })) => {
+                    assert_eq!(
+                        report.stats.free.current, 0,
+                        "all that was cached was given up"
+                    );
+                    assert!(report.stats.identities_hold());
+                }
+                (_, result) => panic!("creation {fail_at}: {result:?}"),
+            }
+            if fail_times < u64::MAX {
+                program(&pool).expect("memory is back");
+            }
+            drop(pool);
+            assert_eq!(source.buffers(), 0);
+        }
+    }
+}
+
+#[test]
+fn a_request_succeeds_whenever_what_is_cached_suffices() {
+    const MEMORY: u64 = 64 << 20;
+    let faults = Faults {
+        memory_bytes: Some(MEMORY),
+        ..Faults::default()
+    };
+    let source = SimulatedSource::new(1 << 30).with_faults(faults);
+    let pool = Pool::with_source(source.clone(), PoolOptions::default());
+    let mut state = 99u64;
+    let mut live: Vec<Lease<SimulatedBuffer>> = Vec::new();
+    for step in 0..20_000u64 {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        let bytes = 1 << (10 + (state >> 33) % 15);
+        let usage = [STORAGE_USAGE, BufferUsages::UNIFORM][(state >> 50) as usize % 2];
+        let live_bytes: u64 = live.iter().map(Lease::buffer_bytes).sum();
+        match pool.acquire("any", bytes, usage) {
+            Ok(lease) => live.push(lease),
+            Err(Error::OutOfMemory { .. }) => {
+                assert!(live_bytes + bytes > MEMORY, "step {step}: {}", pool.stats());
+                live.truncate(live.len() / 2);
+            }
+            Err(error) => panic!("{error}"),
+        }
+        if live.len() > 40 {
+            live.swap_remove((state >> 40) as usize % 40);
+        }
+        assert!(source.bytes() <= MEMORY);
+    }
+    assert!(pool.stats().recoveries > 100, "{}", pool.stats());
+}
+
+#[test]
+fn a_device_lost_at_any_creation_takes_nothing_along() {
+    for lose_at in 0..10 {
+        let faults = Faults {
+            lose_at: Some(lose_at),
+            ..Faults::default()
+        };
+        let source = SimulatedSource::new(1 << 30).with_faults(faults);
+        let pool = Pool::with_source(source.clone(), PoolOptions::default());
+        let kept = pool.acquire("kept", 1000, STORAGE_USAGE);
+        let error = program(&pool).expect_err("the device is lost");
+        assert!(matches!(error, Error::DeviceLost { .. }), "{error}");
+        let error = pool.acquire("later", 1000, STORAGE_USAGE).map(drop);
+        assert!(matches!(error, Err(Error::DeviceLost { .. })));
+        let stats = pool.stats();
+        assert!(stats.identities_hold(), "{stats}");
+        assert_eq!(source.buffers(), u64::from(kept.is_ok()));
+        drop(kept);
+        assert_eq!(source.buffers(), 0);
+    }
+}
+
+#[test]
+fn a_million_operations_on_eight_threads() {
+    const THREADS: u64 = 8;
+    const OPERATIONS: u64 = 125_000;
+    let source = SimulatedSource::new(1 << 30);
+    let pool = Pool::with_source(source.clone(), PoolOptions::default());
+    std::thread::scope(|scope| {
+        // Every thread hands some of its leases to the next, which drops them.
+        let (senders, receivers): (Vec<_>, Vec<_>) = (0..THREADS).map(|_| mpsc::channel()).unzip();
+        for (thread, received) in (0..THREADS).zip(receivers) {
+            let next: mpsc::Sender<Lease<SimulatedBuffer>> =
+                senders[(thread as usize + 1) % THREADS as usize].clone();
+            let pool = &pool;
+            scope.spawn(move || {
+                let mut state = thread + 1;
+                let mut held: Vec<Lease<SimulatedBuffer>> = Vec::new();
+                for operation in 0..OPERATIONS {
+                    state = state
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1);
+                    let bytes = 1 + (1 << (8 + (state >> 33) % 12)) + (state >> 50) % 200;
+                    held.push(pool.acquire("soak", bytes, STORAGE_USAGE).expect("lends"));
+                    if held.len() > 20 {
+                        let lease = held.swap_remove((state >> 40) as usize % 20);
+                        if operation % 5 == 0 {
+                            // The next thread may be done already.
+                            drop(next.send(lease));
+                        }
+                    }
+                    drop(received.try_recv());
+                    if operation % 10_000 == 0 {
+                        let stats = pool.stats();
+                        assert!(stats.identities_hold(), "{stats}");
+                    }
+                    if operation % 50_000 == 0 {
+                        pool.trim();
+                    }
+                }
+            });
+        }
+    });
+    let stats = pool.stats();
+    assert!(stats.identities_hold(), "{stats}");
+    assert_eq!(
+        (stats.acquires, stats.leases.current),
+        (THREADS * OPERATIONS, 0)
+    );
+    assert!(stats.hit_rate() > 0.9, "{stats}");
+    drop(pool);
+    assert_eq!(source.buffers(), 0);
+}
+
+/// Counts what the current thread allocates.
+struct CountingAllocator;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for CountingAllocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+#[test]
+fn a_hit_allocates_nothing() {
+    let pool = Pool::with_source(SimulatedSource::new(1 << 30), PoolOptions::default());
+    let sizes = [300u64, 5000, 70_000, 1 << 20];
+    let hits = |rounds: usize| {
+        for _ in 0..rounds {
+            for bytes in sizes {
+                let first = pool.acquire("first", bytes, STORAGE_USAGE);
+                let second = pool.acquire("second", bytes, STORAGE_USAGE);
+                drop((first, second));
+            }
+        }
+    };
+    hits(10);
+    let before = (ALLOCATIONS.get(), pool.stats().creates);
+    hits(10_000);
+    assert_eq!((ALLOCATIONS.get(), pool.stats().creates), before);
+}
