@@ -276,99 +276,84 @@ impl<B> Core<B> {
 
     /// The last handle of a lease is gone.
     pub fn release(&self, held: &Held<B>) {
+        let buffer = held.serial();
         self.give_back(
             held,
-            Event::Release {
-                buffer: held.serial(),
-            },
+            |kept| Event::Release { buffer, kept },
             |shard, entry, epoch, forced| shard.release(entry, held.bytes(), epoch, forced),
         );
     }
 
     /// A lease ends, but the device has yet to hand the buffer back to the host.
     pub fn suspend(&self, held: &Held<B>) {
+        let buffer = held.serial();
         self.give_back(
             held,
-            Event::Suspend {
-                buffer: held.serial(),
-            },
+            |_| Event::Suspend { buffer },
             |shard, entry, _, forced| shard.suspend(entry, held.bytes(), forced),
         );
     }
 
     /// A pending buffer is back, or will never be usable again.
     pub fn resume(&self, held: &Held<B>, usable: bool) {
-        let event = Event::Resume {
-            buffer: held.serial(),
-            usable,
-        };
-        self.give_back(held, event, |shard, entry, epoch, forced| {
-            shard.resume(entry, held.bytes(), epoch, usable, forced)
-        });
+        let buffer = held.serial();
+        self.give_back(
+            held,
+            |kept| Event::Resume { buffer, kept },
+            |shard, entry, epoch, forced| shard.resume(entry, held.bytes(), epoch, usable, forced),
+        );
     }
 
     /// One lease ends and another begins on the same buffer.
     pub fn relabel(&self, held: &Held<B>, request: &Request) {
-        let event = Event::Acquire {
-            buffer: held.serial(),
-            requested_bytes: request.requested_bytes,
-            buffer_bytes: held.bytes(),
-            usage: request.usage,
-            label: request.label.into(),
-            outcome: Outcome::WithinRecording,
-        };
-        self.give_back(held, event, |shard, entry, _, forced| {
-            shard.relabel(entry, held.bytes(), request, forced)
-        });
+        self.give_back(
+            held,
+            |_| acquired(held, request, Outcome::WithinRecording),
+            |shard, entry, _, forced| shard.relabel(entry, held.bytes(), request, forced),
+        );
     }
 
+    /// Does `operation` on the entry of `held`, alone or, where a ceiling is in the way, under all locks. `event` tells of it,
+    /// given whether the buffer is still the pool's.
     fn give_back(
         &self,
         held: &Held<B>,
-        event: Event,
+        event: impl Fn(bool) -> Event,
         operation: impl Fn(&mut Shard<B>, u32, u64, bool) -> Done,
     ) {
         let (shard_index, entry) = held.home();
         let epoch = self.submissions.load(Ordering::Relaxed);
+        let once = |shard: &mut Shard<B>, forced: bool| {
+            let destroys = shard.counts.destroys;
+            let done = operation(shard, entry, epoch, forced);
+            let kept = shard.counts.destroys == destroys;
+            if done == Done::Yes && shard.traced {
+                self.log(event(kept));
+            }
+            (done, kept)
+        };
         let mut shard = lock(&self.shards[shard_index].0);
-        let destroys = shard.counts.destroys;
-        let done = operation(&mut shard, entry, epoch, false);
-        if done == Done::Yes {
-            if shard.traced {
-                self.log(event);
-            }
-            let destroyed = shard.counts.destroys > destroys;
-            drop(shard);
-            if destroyed {
-                self.destroyed(epoch, held.bytes());
-            }
-            return;
-        }
+        let (done, mut kept) = once(&mut shard, false);
         drop(shard);
-        self.give_back_slowly(shard_index, entry, epoch, event, &operation);
+        if done == Done::Crowded {
+            kept = self.give_back_slowly(shard_index, &|shard| once(shard, true).1);
+        }
+        if !kept {
+            self.destroyed(epoch, held.bytes());
+        }
     }
 
     #[cold]
-    fn give_back_slowly(
-        &self,
-        shard_index: usize,
-        entry: u32,
-        epoch: u64,
-        event: Event,
-        operation: &Operation<'_, B>,
-    ) {
+    fn give_back_slowly(&self, shard_index: usize, once: &dyn Fn(&mut Shard<B>) -> bool) -> bool {
         let mut evicted = Evicted::new();
         let mut all = self.lock_all(Some(shard_index));
         // Under all locks nothing is refused.
-        let _ = operation(all.shard(shard_index), entry, epoch, true);
-        if all.shard(shard_index).traced {
-            self.log(event);
-        }
+        let kept = once(all.shard(shard_index));
         all.raise_peaks();
         all.apply_caps(&mut evicted);
         all.level();
         drop(all);
-        drop(evicted);
+        kept
     }
 
     /// A buffer that was not worth keeping left the pool.
@@ -494,14 +479,7 @@ impl<B> Core<B> {
     }
 
     pub(super) fn log_acquire(&self, held: &Held<B>, request: &Request, outcome: Outcome) {
-        self.log(Event::Acquire {
-            buffer: held.serial(),
-            requested_bytes: request.requested_bytes,
-            buffer_bytes: held.bytes(),
-            usage: request.usage,
-            label: request.label.into(),
-            outcome,
-        });
+        self.log(acquired(held, request, outcome));
     }
 
     /// Under the lock of the buffer's shard, so that the events of one buffer are in order.
@@ -556,8 +534,16 @@ impl<B> std::fmt::Debug for Core<B> {
     }
 }
 
-/// What happens to an entry of a shard; the number is that of the submissions so far, the flag whether ceilings may be passed.
-type Operation<'a, B> = dyn Fn(&mut Shard<B>, u32, u64, bool) -> Done + 'a;
+fn acquired<B>(held: &Held<B>, request: &Request, outcome: Outcome) -> Event {
+    Event::Acquire {
+        buffer: held.serial(),
+        requested_bytes: request.requested_bytes,
+        buffer_bytes: held.bytes(),
+        usage: request.usage,
+        label: request.label.into(),
+        outcome,
+    }
+}
 
 /// Bytes set aside while a buffer is made, also if the source panics.
 struct Creating<'a, B> {

@@ -73,10 +73,12 @@ pub enum Event {
         /// How it was served.
         outcome: Outcome,
     },
-    /// A lease ended; the buffer is cached, or destroyed if it is not worth keeping.
+    /// A lease ended.
     Release {
         /// Number of the buffer.
         buffer: u64,
+        /// Whether the buffer is cached; one that is not worth keeping is destroyed.
+        kept: bool,
     },
     /// A lease ended; the device has yet to hand the buffer back.
     Suspend {
@@ -87,8 +89,8 @@ pub enum Event {
     Resume {
         /// Number of the buffer.
         buffer: u64,
-        /// Whether the buffer is usable and hence cached.
-        usable: bool,
+        /// Whether the buffer is cached; one that is unusable or not worth keeping is destroyed.
+        kept: bool,
     },
     /// A cached buffer was given up.
     Evict {

@@ -102,6 +102,7 @@ mod source;
 mod stats;
 mod sync;
 mod timeline;
+mod timeline_svg;
 mod trace;
 
 use std::cell::Cell;

@@ -1,11 +1,233 @@
-//! Draws a trace.
+//! What a trace says of bytes over time, and at which moments buffers came and went: what a picture is drawn from.
 
+use std::collections::HashMap;
+
+use super::event::{Event, EvictionCause, Outcome};
 use super::trace::Trace;
 
-impl Trace {
-    /// The trace as a picture.
-    pub fn timeline_svg(&self, title: &str) -> String {
-        let _ = title;
-        String::from("<svg")
+/// Bytes at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sample {
+    pub micros: u64,
+    /// Asked for by leases.
+    pub requested: u64,
+    /// Of leased buffers.
+    pub leased: u64,
+    pub pending: u64,
+    pub free: u64,
+}
+
+impl Sample {
+    pub fn held(&self) -> u64 {
+        self.leased + self.pending + self.free
+    }
+}
+
+/// A buffer came or went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    pub micros: u64,
+    pub bytes: u64,
+    pub kind: MarkKind,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum MarkKind {
+    /// A lease with this label needed a new buffer.
+    Created(String),
+    Evicted(EvictionCause),
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Timeline {
+    pub samples: Vec<Sample>,
+    pub marks: Vec<Mark>,
+    pub acquires: u64,
+}
+
+#[derive(Clone, Copy)]
+enum Place {
+    Leased { requested: u64 },
+    Pending,
+    Free,
+}
+
+impl Timeline {
+    pub fn new(trace: &Trace) -> Self {
+        let mut timeline = Self::default();
+        let mut buffers: HashMap<u64, (u64, Place)> = HashMap::new();
+        let mut now = Sample::default();
+        for (micros, event) in &trace.events {
+            now.micros = *micros;
+            // Where the event puts which buffer; `None` if it leaves the pool.
+            let (buffer, to) = match event {
+                Event::Exists {
+                    buffer,
+                    buffer_bytes,
+                    free,
+                    ..
+                } => {
+                    let requested = *buffer_bytes;
+                    let place = if *free {
+                        Place::Free
+                    } else {
+                        Place::Leased { requested }
+                    };
+                    (*buffer, Some((*buffer_bytes, place)))
+                }
+                Event::Acquire {
+                    buffer,
+                    requested_bytes,
+                    buffer_bytes,
+                    label,
+                    outcome,
+                    ..
+                } => {
+                    timeline.acquires += 1;
+                    if *outcome == Outcome::Created {
+                        timeline.marks.push(Mark {
+                            micros: *micros,
+                            bytes: *buffer_bytes,
+                            kind: MarkKind::Created(label.to_string()),
+                        });
+                    }
+                    let requested = *requested_bytes;
+                    (*buffer, Some((*buffer_bytes, Place::Leased { requested })))
+                }
+                Event::Release { buffer, kept } | Event::Resume { buffer, kept } => {
+                    let bytes = buffers.get(buffer).map(|(bytes, _)| *bytes);
+                    let to = bytes.filter(|_| *kept).map(|bytes| (bytes, Place::Free));
+                    (*buffer, to)
+                }
+                Event::Suspend { buffer } => {
+                    let bytes = buffers.get(buffer).map(|(bytes, _)| *bytes);
+                    (*buffer, bytes.map(|bytes| (bytes, Place::Pending)))
+                }
+                Event::Evict { buffer, cause } => {
+                    let bytes = buffers.get(buffer).map_or(0, |(bytes, _)| *bytes);
+                    timeline.marks.push(Mark {
+                        micros: *micros,
+                        bytes,
+                        kind: MarkKind::Evicted(*cause),
+                    });
+                    (*buffer, None)
+                }
+                Event::Tick => continue,
+            };
+            if let Some((bytes, place)) = buffers.remove(&buffer) {
+                now.count(bytes, place, u64::wrapping_sub);
+            }
+            if let Some((bytes, place)) = to {
+                now.count(bytes, place, u64::wrapping_add);
+                buffers.insert(buffer, (bytes, place));
+            }
+            timeline.samples.push(now);
+        }
+        timeline
+    }
+
+    pub fn created(&self) -> u64 {
+        let created = |mark: &&Mark| matches!(mark.kind, MarkKind::Created(_));
+        self.marks.iter().filter(created).count() as u64
+    }
+
+    pub fn peak(&self, of: impl Fn(&Sample) -> u64) -> u64 {
+        self.samples.iter().map(of).max().unwrap_or(0)
+    }
+
+    /// The samples of `columns` equal parts of the time, each by the one in which most is held; a part without events has the
+    /// last sample of before.
+    pub fn columns(&self, columns: usize) -> Vec<Sample> {
+        let end = self.samples.last().map_or(0, |sample| sample.micros).max(1);
+        let mut resampled: Vec<Option<Sample>> = vec![None; columns];
+        let mut last = vec![None; columns];
+        for sample in &self.samples {
+            let column = column(sample.micros, end, columns);
+            let most = &mut resampled[column];
+            if most.is_none_or(|most| sample.held() >= most.held()) {
+                *most = Some(*sample);
+            }
+            last[column] = Some(*sample);
+        }
+        let mut before = Sample::default();
+        resampled
+            .iter()
+            .zip(last)
+            .map(|(most, last)| {
+                let shown = most.unwrap_or(before);
+                before = last.unwrap_or(before);
+                shown
+            })
+            .collect()
+    }
+}
+
+/// Which of `columns` equal parts of `0..=end` holds `micros`.
+pub(super) fn column(micros: u64, end: u64, columns: usize) -> usize {
+    let column = u128::from(micros) * columns as u128 / (u128::from(end) + 1);
+    column as usize
+}
+
+impl Sample {
+    fn count(&mut self, bytes: u64, place: Place, add: fn(u64, u64) -> u64) {
+        let gauge = match place {
+            Place::Leased { requested } => {
+                self.requested = add(self.requested, requested);
+                &mut self.leased
+            }
+            Place::Pending => &mut self.pending,
+            Place::Free => &mut self.free,
+        };
+        *gauge = add(*gauge, bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        Balanced, NoPooling, Pool, PoolOptions, STORAGE_USAGE, SimulatedBuffer, SimulatedSource,
+    };
+    use super::*;
+
+    fn used(options: PoolOptions) -> (Timeline, Pool<SimulatedBuffer>) {
+        let pool = Pool::with_source(SimulatedSource::new(1 << 30), options);
+        let before = pool.acquire("before", 10_000, STORAGE_USAGE);
+        drop(pool.acquire("before", 20_000, STORAGE_USAGE));
+        pool.start_trace();
+        let mut leases = vec![before];
+        for i in 1..50u64 {
+            leases.push(pool.acquire("traced", i * 7777, STORAGE_USAGE));
+            if i % 3 == 0 {
+                drop(leases.swap_remove(i as usize / 3 % leases.len()));
+            }
+        }
+        if let Ok(Ok(pending)) = leases.remove(0).map(super::super::Lease::suspend) {
+            pending.ready();
+        }
+        leases.truncate(5);
+        (Timeline::new(&pool.take_trace()), pool)
+    }
+
+    #[test]
+    fn a_timeline_ends_where_the_pool_is_and_peaks_where_it_did() {
+        for options in [
+            PoolOptions::default(),
+            PoolOptions::default().policy(NoPooling),
+            PoolOptions::default().policy(Balanced {
+                floor_bytes: 0,
+                ..Balanced::default()
+            }),
+        ] {
+            let (timeline, pool) = used(options);
+            let stats = pool.stats();
+            let last = timeline.samples.last().copied().unwrap_or_default();
+            assert_eq!(last.leased, stats.leased_bytes.current);
+            assert_eq!(last.free, stats.free_bytes.current);
+            assert_eq!(last.requested, 0);
+            assert_eq!(timeline.peak(Sample::held), stats.held_bytes.peak);
+            let columns = timeline.columns(40);
+            let peak = columns.iter().map(Sample::held).max();
+            assert_eq!(peak, Some(stats.held_bytes.peak), "resampling keeps peaks");
+        }
     }
 }

@@ -5,7 +5,7 @@
 //! ```text
 //! pool trace 1
 //! 12 acquire 1 4000 4096 140 created scores
-//! 40 release 1
+//! 40 release 1 kept
 //! 55 acquire 1 3900 4096 140 borrowed weights
 //! 60 tick
 //! 71 evict 1 retention
@@ -84,7 +84,7 @@ impl Trace {
                     let lease = pool.acquire("replayed", *requested_bytes, usage)?;
                     buffers.insert(*buffer, Replayed::Leased(lease));
                 }
-                Event::Release { buffer } => drop(buffers.remove(buffer)),
+                Event::Release { buffer, .. } => drop(buffers.remove(buffer)),
                 Event::Suspend { buffer } => {
                     if let Some(Replayed::Leased(lease)) = buffers.remove(buffer) {
                         // A replay holds one handle of each lease.
@@ -92,9 +92,9 @@ impl Trace {
                         buffers.insert(*buffer, pending.unwrap_or_else(Replayed::Leased));
                     }
                 }
-                Event::Resume { buffer, usable } => {
+                Event::Resume { buffer, kept } => {
                     if let Some(Replayed::Pending(pending)) = buffers.remove(buffer)
-                        && *usable
+                        && *kept
                     {
                         pending.ready();
                     }
@@ -126,6 +126,8 @@ const CAUSES: [(EvictionCause, &str); 7] = [
     (EvictionCause::OutOfMemory, "out-of-memory"),
     (EvictionCause::Trim, "trim"),
 ];
+
+const KEPT: [(bool, &str); 2] = [(true, "kept"), (false, "destroyed")];
 
 fn name_of<T: PartialEq>(table: &[(T, &'static str)], value: &T) -> &'static str {
     let found = table.iter().find(|(known, _)| known == value);
@@ -160,11 +162,12 @@ impl fmt::Display for Event {
                     "acquire {buffer} {requested_bytes} {buffer_bytes} {usage} {outcome} {label}"
                 )
             }
-            Self::Release { buffer } => write!(f, "release {buffer}"),
+            Self::Release { buffer, kept } => {
+                write!(f, "release {buffer} {}", name_of(&KEPT, kept))
+            }
             Self::Suspend { buffer } => write!(f, "suspend {buffer}"),
-            Self::Resume { buffer, usable } => {
-                let result = if *usable { "usable" } else { "unusable" };
-                write!(f, "resume {buffer} {result}")
+            Self::Resume { buffer, kept } => {
+                write!(f, "resume {buffer} {}", name_of(&KEPT, kept))
             }
             Self::Evict { buffer, cause } => {
                 write!(f, "evict {buffer} {}", name_of(&CAUSES, cause))
@@ -238,13 +241,14 @@ fn parse(line: &str) -> Result<(u64, Event), &'static str> {
         },
         "release" => Event::Release {
             buffer: number(word()?)?,
+            kept: named(&KEPT, word()?)?,
         },
         "suspend" => Event::Suspend {
             buffer: number(word()?)?,
         },
         "resume" => Event::Resume {
             buffer: number(word()?)?,
-            usable: named(&[(true, "usable"), (false, "unusable")], word()?)?,
+            kept: named(&KEPT, word()?)?,
         },
         "evict" => Event::Evict {
             buffer: number(word()?)?,

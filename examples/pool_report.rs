@@ -1,0 +1,131 @@
+//! Records what the pool does under a forward workload, and shows it: figures, tables, a drawn timeline, JSON, and what other
+//! policies would have done on the same requests.
+//!
+//! ```sh
+//! cargo run --release --example pool_report -- [DIRECTORY]
+//! ```
+//!
+//! writes `timeline.svg`, `report.json` and `trace.txt` into the directory (default `target/pool_report`).
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use dilated_attention::pool::{Balanced, Exact, Lean, NoPooling, PoolOptions, PoolReport, Speed};
+use dilated_attention::{
+    AttentionShape, Context, ContextOptions, DType, DilatedAttention, DilatedAttentionConfig,
+};
+
+const NUM_HEADS: usize = 4;
+const HEAD_DIM: usize = 32;
+const LAYERS: usize = 3;
+
+/// Requests of these numbers of tokens, one after the other: growing, then short, then all lengths.
+const TOKENS: [usize; 20] = [
+    1024, 1536, 2048, 3072, 4096, 4096, 512, 512, 512, 768, 512, 2048, 1024, 3072, 768, 4096, 1536,
+    512, 2048, 1024,
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let directory = arguments
+        .next()
+        .map_or(PathBuf::from("target/pool_report"), PathBuf::from);
+    if let Some(more) = arguments.next() {
+        return Err(format!("'{more}' is one argument too many: pool_report [DIRECTORY]").into());
+    }
+    // A small floor, so that what is held follows what is live at these sizes, too.
+    let policy = Balanced {
+        floor_bytes: 1 << 20,
+        ..Balanced::default()
+    };
+    let context = pollster::block_on(Context::with_options(&ContextOptions {
+        pool: PoolOptions::default().policy(policy),
+        ..Default::default()
+    }))?;
+    let info = context.adapter_info();
+    println!("adapter  {} ({})\n", info.name, info.driver_info);
+
+    let config =
+        DilatedAttentionConfig::new(NUM_HEADS as u32, HEAD_DIM as u32, &[64, 256], &[1, 4])?;
+    let attention = DilatedAttention::new(&context, config)?;
+    request(&context, &attention, 64)?; // compiles
+    context.pool().force_trim();
+    context.pool().start_trace();
+    for tokens in TOKENS {
+        let scope = context.pool().scope("request");
+        request(&context, &attention, tokens)?;
+        context.wait();
+        println!("{tokens:>5} tokens, {}", scope.report());
+    }
+    let report = context.pool().report();
+    let trace = context.pool().take_trace();
+    println!("\n{report}\n\n{}", report.class_table());
+
+    println!("the same requests under each policy");
+    println!(
+        "{:<10} {:>8} {:>8} {:>14} {:>14} {:>8}",
+        "policy", "created", "hits %", "peak asked", "peak held", "ratio"
+    );
+    let options = PoolOptions::default;
+    for (name, options) in [
+        ("here", options().policy(policy)),
+        ("Balanced", options().policy(Balanced::default())),
+        ("Speed", options().policy(Speed)),
+        ("Lean", options().policy(Lean)),
+        ("Exact", options().policy(Exact)),
+        ("NoPooling", options().policy(NoPooling)),
+    ] {
+        print_line(
+            name,
+            &trace.replay(options, context.facts().max_buffer_bytes)?,
+        );
+    }
+
+    std::fs::create_dir_all(&directory)?;
+    let title = format!("Buffer pool under {} attention requests", TOKENS.len());
+    for (name, text) in [
+        ("timeline.svg", trace.timeline_svg(&title)),
+        ("report.json", serde_json::to_string_pretty(&report)?),
+        ("trace.txt", trace.to_string()),
+    ] {
+        let path = directory.join(name);
+        std::fs::write(&path, text)?;
+        println!("wrote {}", path.display());
+    }
+    Ok(())
+}
+
+/// One request: layers of attention over `tokens` tokens, uploaded and read back.
+fn request(
+    context: &Context,
+    attention: &DilatedAttention,
+    tokens: usize,
+) -> Result<(), Box<dyn Error>> {
+    let dims = [1, tokens, NUM_HEADS, HEAD_DIM];
+    let shape = AttentionShape::new(1, tokens as u32)?;
+    let data = vec![0.5f32; dims.iter().product()];
+    let mut recorder = context.recorder("request");
+    let mut hidden = recorder.upload("hidden", &dims, &data)?;
+    for _ in 0..LAYERS {
+        let keys = recorder.zeros("keys", &dims, DType::F32)?;
+        hidden = attention
+            .forward(&mut recorder, &shape, &hidden, &keys, &hidden)?
+            .out;
+    }
+    let result = recorder.download::<f32>(&hidden)?;
+    recorder.submit()?;
+    result.wait()?;
+    Ok(())
+}
+
+fn print_line(name: &str, report: &PoolReport) {
+    let stats = &report.stats;
+    println!(
+        "{name:<10} {:>8} {:>8.1} {:>14} {:>14} {:>8.2}",
+        stats.creates,
+        100.0 * stats.hit_rate(),
+        stats.requested_bytes.peak,
+        stats.held_bytes.peak,
+        stats.held_bytes.peak as f64 / stats.requested_bytes.peak as f64
+    );
+}
