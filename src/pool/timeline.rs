@@ -135,7 +135,7 @@ impl Timeline {
         self.samples.iter().map(of).max().unwrap_or(0)
     }
 
-    /// The samples of `columns` equal parts of the time, each by the one in which most is held; a part without events has the
+    /// The samples of `columns` equal parts of the time, each by the one in which most is held, of those the one in which most is leased; a part without events has the
     /// last sample of before.
     pub fn columns(&self, columns: usize) -> Vec<Sample> {
         let end = self.samples.last().map_or(0, |sample| sample.micros).max(1);
@@ -144,7 +144,8 @@ impl Timeline {
         for sample in &self.samples {
             let column = column(sample.micros, end, columns);
             let most = &mut resampled[column];
-            if most.is_none_or(|most| sample.held() >= most.held()) {
+            let rank = |sample: &Sample| (sample.held(), sample.leased);
+            if most.is_none_or(|most| rank(sample) >= rank(&most)) {
                 *most = Some(*sample);
             }
             last[column] = Some(*sample);

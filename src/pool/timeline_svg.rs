@@ -7,7 +7,7 @@ use super::timeline::{Mark, MarkKind, Sample, Timeline, column};
 use super::trace::Trace;
 
 const WIDTH: f64 = 1200.0;
-const HEIGHT: f64 = 560.0;
+const HEIGHT: f64 = 532.0;
 /// The plot, in the picture's units; one column of samples a unit.
 const LEFT: f64 = 84.0;
 const TOP: f64 = 92.0;

@@ -14,6 +14,7 @@ mod shaders;
 #[path = "../../benches/simulated.rs"]
 mod simulated;
 mod support;
+mod telemetry;
 #[path = "../../benches/traces.rs"]
 mod traces;
 mod workloads;

@@ -114,3 +114,25 @@ fn a_trace_that_cannot_be_read_names_the_line() {
         );
     }
 }
+
+#[test]
+fn reports_and_traces_are_json() {
+    let step: Trace = STEP.parse().expect("a trace");
+    let json = serde_json::to_string(&step).expect("is JSON");
+    assert_eq!(serde_json::from_str::<Trace>(&json).expect("a trace"), step);
+    let report = step
+        .replay(PoolOptions::default(), 1 << 30)
+        .expect("replays");
+    let json = serde_json::to_value(&report).expect("is JSON");
+    assert_eq!(json["stats"]["acquires"], report.stats.acquires);
+    assert_eq!(
+        json["stats"]["held_bytes"]["peak"],
+        report.stats.held_bytes.peak
+    );
+    assert_eq!(
+        json["classes"].as_array().map(Vec::len),
+        Some(report.classes.len())
+    );
+    let stats = serde_json::from_value(json["stats"].clone()).expect("figures");
+    assert_eq!(report.stats, stats);
+}
