@@ -274,6 +274,7 @@ impl Pool {
 
 /// The shard that this thread works with: one that the fewest threads do, so that up to [`NUM_SHARDS`] threads at a time,
 /// however short they live, have one each.
+#[inline]
 fn own_shard() -> usize {
     const NONE: usize = usize::MAX;
     thread_local! {

@@ -20,6 +20,7 @@ pub(super) const NUM_CLASSES: usize =
     ((64 - MIN_CLASS_LOG2) << CLASSES_PER_DOUBLING_LOG2) as usize + 1;
 
 /// Number of the smallest class that holds `bytes`.
+#[inline]
 pub(super) fn class_index(bytes: u64) -> usize {
     if bytes <= MIN_CLASS_BYTES {
         return 0;
@@ -33,6 +34,7 @@ pub(super) fn class_index(bytes: u64) -> usize {
 }
 
 /// Number of the largest class of at most `bytes`; of the smallest class if there is none.
+#[inline]
 pub(super) fn class_index_below(bytes: u64) -> usize {
     let above = class_index(bytes);
     if bytes_of_class(above).is_none_or(|class| class > bytes) {
@@ -43,6 +45,7 @@ pub(super) fn class_index_below(bytes: u64) -> usize {
 }
 
 /// Bytes of class `index`; `None` beyond 64 bits.
+#[inline]
 pub(super) fn bytes_of_class(index: usize) -> Option<u64> {
     let doubling = index as u32 >> CLASSES_PER_DOUBLING_LOG2;
     let eighths =
