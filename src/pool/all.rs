@@ -8,9 +8,10 @@ use super::event::{Event, EvictionCause, Outcome};
 use super::lease::{Held, Lease};
 use super::ledger::{Ledger, WINDOW_ACQUIRES};
 use super::policy::{Limits, Pressure, Usage};
+use super::report::{LeaseInfo, PoolReport};
 use super::shard::{Counts, Fit, Gauge, Gauges, NUM_GAUGES, Place, Request, Shard, Taken};
 use super::size_class;
-use super::stats::{LeaseInfo, PoolReport, PoolStats};
+use super::stats::PoolStats;
 use super::sync::{MutexGuard, Ordering, lock};
 use crate::wgpu::BufferUsages;
 
@@ -77,8 +78,13 @@ impl<'a, B> All<'a, B> {
         self.held_bytes() + self.ledger.creating_bytes
     }
 
+    fn is_over_budget(&self) -> bool {
+        let budget_bytes = self.ledger.budget.bytes;
+        budget_bytes.is_some_and(|bytes| self.committed_bytes() > bytes)
+    }
+
     pub fn usage(&self, incoming_bytes: u64) -> Usage {
-        let budget = self.core.budget;
+        let budget = self.ledger.budget;
         let live_bytes = self.sum(Gauge::LiveBytes) + self.ledger.creating_bytes + incoming_bytes;
         let held_bytes = self.committed_bytes() + incoming_bytes;
         Usage {
@@ -219,6 +225,8 @@ impl<'a, B> All<'a, B> {
         self.evict(EvictionCause::Cap, evicted, |all| {
             all.sum(Gauge::FreeBytes) > free_bytes || all.sum(Gauge::Free) > free_buffers
         });
+        // A budget may have been lowered below what is held: what comes back does not stay then.
+        self.evict(EvictionCause::Budget, evicted, Self::is_over_budget);
     }
 
     /// The peaks of live bytes that the shards have had in this window.
@@ -260,6 +268,7 @@ impl<'a, B> All<'a, B> {
         if left == 0 || (num_busy > 1 && left < WINDOW_ACQUIRES / 16) {
             self.end_window();
         }
+        self.ledger.over_budget = self.is_over_budget();
         self.level_ceilings(num_busy);
         let clock = self.active().map(|shard| shard.clock).max().unwrap_or(0);
         let left = self.ledger.window_begin + WINDOW_ACQUIRES - acquires;

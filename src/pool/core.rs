@@ -8,14 +8,14 @@ use std::sync::Arc;
 
 use super::all::{All, Evicted};
 use super::event::{Event, EvictionCause, Outcome, TraceLog};
-use super::lease::{Held, Lease};
-use super::ledger::Ledger;
+use super::lease::Held;
+use super::ledger::{Budget, Ledger};
 use super::policy::{Policy, Pressure};
-use super::shard::{Done, Gauge, Request, Shard, Taken};
-use super::source::{BufferSource, CreateError};
-use super::stats::{LeaseInfo, PoolReport, PoolStats};
+use super::report::{LeaseInfo, PoolReport};
+use super::shard::{Done, Request, Shard};
+use super::source::BufferSource;
+use super::stats::PoolStats;
 use super::sync::{AtomicU32, AtomicU64, Mutex, Ordering, lock};
-use crate::wgpu::BufferUsages;
 
 /// Threads take turns at these; two threads share one only beyond this number.
 #[cfg(not(loom))]
@@ -26,53 +26,16 @@ pub(super) const NUM_SHARDS: usize = 2;
 /// Calls of [`Core::tick`] after which a window ends.
 const WINDOW_TICKS: u32 = 64;
 
-/// The hard budget and the shares of it at which pressure begins.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Budget {
-    pub bytes: Option<u64>,
-    pub graceful: f64,
-    pub aggressive: f64,
-}
-
-impl Budget {
-    pub fn pressure(&self, held_bytes: u64) -> Pressure {
-        let Some(bytes) = self.bytes else {
-            return Pressure::Normal;
-        };
-        let share = held_bytes as f64 / bytes.max(1) as f64;
-        if share > self.aggressive {
-            Pressure::Aggressive
-        } else if share > self.graceful {
-            Pressure::Graceful
-        } else {
-            Pressure::Normal
-        }
-    }
-}
-
-/// Why there is no lease.
-#[derive(Debug)]
-pub(super) enum Failure {
-    Budget {
-        budget_bytes: u64,
-        report: Box<PoolReport>,
-    },
-    OutOfMemory(Box<PoolReport>),
-    Lost(String),
-    Refused(String),
-}
-
 /// Keeps what different threads write out of each other's cache lines.
 #[repr(align(128))]
 pub(super) struct Padded<T>(pub T);
 
 pub(super) struct Core<B> {
     id: u64,
-    source: Box<dyn BufferSource<B>>,
-    policy: Arc<dyn Policy>,
-    pub(super) budget: Budget,
+    pub(super) source: Box<dyn BufferSource<B>>,
+    pub(super) policy: Arc<dyn Policy>,
     max_buffer_bytes: u64,
-    ledger: Padded<Mutex<Ledger>>,
+    pub(super) ledger: Padded<Mutex<Ledger>>,
     /// One bit per shard that was ever used.
     active: AtomicU32,
     ticks: AtomicU32,
@@ -95,9 +58,8 @@ impl<B> Core<B> {
             id,
             source,
             policy,
-            budget,
             max_buffer_bytes,
-            ledger: Padded(Mutex::new(Ledger::new())),
+            ledger: Padded(Mutex::new(Ledger::new(budget))),
             active: AtomicU32::new(0),
             ticks: AtomicU32::new(0),
             serials: AtomicU64::new(0),
@@ -137,140 +99,6 @@ impl<B> Core<B> {
             usage,
             buffer_bytes,
             borrow_bytes: self.policy.borrow_bytes(buffer_bytes).max(buffer_bytes),
-        }
-    }
-
-    pub fn acquire(
-        self: &Arc<Self>,
-        shard_index: usize,
-        request: &Request,
-    ) -> Result<Lease<B>, Failure> {
-        // A shard that was never used has nothing to lend.
-        let mut shard = lock(&self.shards[shard_index].0);
-        if let Taken::Hit(held, fit) = shard.take(request, false) {
-            if shard.traced {
-                self.log_acquire(&held, request, fit.into());
-            }
-            drop(shard);
-            return Ok(Lease::new(held, request));
-        }
-        drop(shard);
-        self.acquire_slowly(shard_index, request)
-    }
-
-    #[cold]
-    fn acquire_slowly(
-        self: &Arc<Self>,
-        shard_index: usize,
-        request: &Request,
-    ) -> Result<Lease<B>, Failure> {
-        let (mut ran_out, mut waited) = (false, false);
-        loop {
-            let mut all = self.lock_all(Some(shard_index));
-            if let Some(lease) = all.take(shard_index, request) {
-                all.ledger.recoveries += u64::from(ran_out || waited);
-                self.unlock_and_follow_up(all);
-                return Ok(lease);
-            }
-            if let Some(reason) = &all.ledger.lost {
-                return Err(Failure::Lost(reason.clone()));
-            }
-            let usage = all.usage(request.buffer_bytes);
-            drop(all);
-            let limits = self.policy.limits(&usage);
-
-            // Declared before the locks, so dropped after them.
-            let mut evicted = Evicted::new();
-            let mut all = self.lock_all(Some(shard_index));
-            if let Some(lease) = all.take(shard_index, request) {
-                all.ledger.recoveries += u64::from(ran_out || waited);
-                self.unlock_and_follow_up(all);
-                return Ok(lease);
-            }
-            all.ledger.limits = limits;
-            all.apply_limits(request.buffer_bytes, usage.pressure, &mut evicted);
-            if ran_out {
-                // What came back while the device was waited for did not fit, and its memory is needed.
-                all.evict(EvictionCause::OutOfMemory, &mut evicted, |_| true);
-            }
-            if let Some(budget_bytes) = self.budget.bytes {
-                let over = |all: &All<'_, B>| {
-                    all.committed_bytes().saturating_add(request.buffer_bytes) > budget_bytes
-                };
-                all.evict(EvictionCause::Budget, &mut evicted, over);
-                if over(&all) {
-                    let may_wait = all.sum(Gauge::Pending) > 0 || all.ledger.draining_bytes > 0;
-                    if waited || !may_wait {
-                        let report = Box::new(all.report());
-                        all.level();
-                        return Err(Failure::Budget {
-                            budget_bytes,
-                            report,
-                        });
-                    }
-                    self.unlock_and_follow_up(all);
-                    drop(evicted);
-                    // What is pending or draining comes back when the device is done with it.
-                    self.source.poll(true);
-                    waited = true;
-                    continue;
-                }
-            }
-            let creating = Creating::begin(self, &mut all, request.buffer_bytes);
-            all.level();
-            drop(all);
-            drop(evicted);
-            if ran_out {
-                self.source.poll(true);
-            }
-            let usage = BufferUsages::from_bits_retain(request.usage);
-            match self
-                .source
-                .create(request.label, request.buffer_bytes, usage)
-            {
-                Ok(buffer) => {
-                    #[cfg(feature = "tracing")]
-                    tracing::debug!(
-                        label = request.label,
-                        bytes = request.buffer_bytes,
-                        "a buffer is created"
-                    );
-                    let keeps = self.policy.keeps(request.buffer_bytes);
-                    let held = Held::new(self.clone(), buffer, request);
-                    let mut all = self.lock_all(Some(shard_index));
-                    creating.end(&mut all);
-                    all.insert(shard_index, &held, request, keeps);
-                    all.ledger.recoveries += u64::from(ran_out || waited);
-                    self.unlock_and_follow_up(all);
-                    return Ok(Lease::new(held, request));
-                }
-                Err(CreateError::Refused(reason)) => return Err(Failure::Refused(reason)),
-                Err(CreateError::Lost(reason)) => {
-                    drop(creating);
-                    self.device_lost(reason.clone());
-                    return Err(Failure::Lost(reason));
-                }
-                Err(CreateError::OutOfMemory) => {
-                    #[cfg(feature = "tracing")]
-                    tracing::warn!(
-                        label = request.label,
-                        bytes = request.buffer_bytes,
-                        "the device has no memory for a buffer"
-                    );
-                    drop(creating);
-                    let mut evicted = Evicted::new();
-                    let mut all = self.lock_all(Some(shard_index));
-                    if ran_out {
-                        return Err(Failure::OutOfMemory(Box::new(all.report())));
-                    }
-                    ran_out = true;
-                    all.evict(EvictionCause::OutOfMemory, &mut evicted, |_| true);
-                    self.unlock_and_follow_up(all);
-                    drop(evicted);
-                    // Memory that dropped buffers held is free only once no submission in flight uses them.
-                    self.source.poll(true);
-                }
-            }
         }
     }
 
@@ -387,6 +215,15 @@ impl<B> Core<B> {
         }
     }
 
+    pub fn set_budget(&self, bytes: Option<u64>) {
+        let mut evicted = Evicted::new();
+        let mut all = self.lock_all(None);
+        all.ledger.budget.bytes = bytes;
+        all.apply_caps(&mut evicted);
+        all.ledger.policy_due = true;
+        self.unlock_and_follow_up(all);
+    }
+
     pub fn set_pressure(&self, pressure: Pressure) {
         let mut all = self.lock_all(None);
         all.ledger.pressure = pressure;
@@ -490,7 +327,7 @@ impl<B> Core<B> {
     }
 
     /// Asks the policy anew if a window has ended.
-    fn unlock_and_follow_up(&self, mut all: All<'_, B>) {
+    pub(super) fn unlock_and_follow_up(&self, mut all: All<'_, B>) {
         all.level();
         if !std::mem::take(&mut all.ledger.policy_due) {
             return;
@@ -508,7 +345,7 @@ impl<B> Core<B> {
     }
 
     /// Takes all locks; `own` is the shard that the caller works for, if any.
-    fn lock_all(&self, own: Option<usize>) -> All<'_, B> {
+    pub(super) fn lock_all(&self, own: Option<usize>) -> All<'_, B> {
         let mut ledger = lock(&self.ledger.0);
         // Changed only here, under the ledger's lock.
         let before = self.active.load(Ordering::Relaxed);
@@ -542,31 +379,5 @@ fn acquired<B>(held: &Held<B>, request: &Request, outcome: Outcome) -> Event {
         usage: request.usage,
         label: request.label.into(),
         outcome,
-    }
-}
-
-/// Bytes set aside while a buffer is made, also if the source panics.
-struct Creating<'a, B> {
-    core: &'a Core<B>,
-    bytes: u64,
-}
-
-impl<'a, B> Creating<'a, B> {
-    fn begin(core: &'a Core<B>, all: &mut All<'_, B>, bytes: u64) -> Self {
-        all.ledger.creating_bytes += bytes;
-        Self { core, bytes }
-    }
-
-    /// The buffer exists: what was set aside for it is held now.
-    fn end(mut self, all: &mut All<'_, B>) {
-        all.ledger.creating_bytes -= std::mem::take(&mut self.bytes);
-    }
-}
-
-impl<B> Drop for Creating<'_, B> {
-    fn drop(&mut self) {
-        if self.bytes > 0 {
-            lock(&self.core.ledger.0).creating_bytes -= self.bytes;
-        }
     }
 }

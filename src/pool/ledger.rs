@@ -21,6 +21,30 @@ const QUIET_WINDOWS: u32 = 16;
 
 const MAX_THRASH_LEVEL: u32 = 4;
 
+/// The hard budget and the shares of it at which pressure begins.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Budget {
+    pub bytes: Option<u64>,
+    pub graceful: f64,
+    pub aggressive: f64,
+}
+
+impl Budget {
+    pub fn pressure(&self, held_bytes: u64) -> Pressure {
+        let Some(bytes) = self.bytes else {
+            return Pressure::Normal;
+        };
+        let share = held_bytes as f64 / bytes.max(1) as f64;
+        if share > self.aggressive {
+            Pressure::Aggressive
+        } else if share > self.graceful {
+            Pressure::Graceful
+        } else {
+            Pressure::Normal
+        }
+    }
+}
+
 /// Someone who wants to know the peaks since a moment of his own.
 #[derive(Clone, Debug)]
 pub(super) struct Watch {
@@ -58,11 +82,14 @@ pub(super) struct Ledger {
     draining: VecDeque<(u64, u64)>,
     pub draining_bytes: u64,
     pub pressure: Pressure,
+    pub budget: Budget,
+    /// More is held than the budget allows, since it was lowered.
+    pub over_budget: bool,
     pub lost: Option<String>,
 }
 
 impl Ledger {
-    pub fn new() -> Self {
+    pub fn new(budget: Budget) -> Self {
         Self {
             watches: vec![Watch {
                 id: 0,
@@ -86,6 +113,8 @@ impl Ledger {
             draining: VecDeque::new(),
             draining_bytes: 0,
             pressure: Pressure::Normal,
+            budget,
+            over_budget: false,
             lost: None,
         }
     }
@@ -123,9 +152,14 @@ impl Ledger {
                 *line = (*line).min(peak);
             }
         }
+        let free_buffers = if self.over_budget {
+            0
+        } else {
+            self.limits.free_buffers
+        };
         for (gauge, line) in [
             (Gauge::LiveBytes, self.live_line_bytes()),
-            (Gauge::Free, self.limits.free_buffers),
+            (Gauge::Free, free_buffers),
             (Gauge::FreeBytes, self.limits.free_bytes),
         ] {
             let nearest = &mut lines[gauge as usize];

@@ -90,43 +90,52 @@
 pub mod policy;
 pub mod size_class;
 
+mod acquire;
 mod all;
 mod core;
+mod demand;
 mod device_source;
 mod event;
 mod lease;
 mod ledger;
+mod lists;
+mod options;
 mod persistent;
+mod report;
+mod scope;
 mod shard;
 mod simulated;
 mod source;
 mod stats;
 mod sync;
+mod threads;
 mod timeline;
 mod timeline_svg;
 mod trace;
 
-use std::cell::Cell;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
+pub use demand::{BufferRequest, Demand};
 pub use device_source::DeviceSource;
 pub use event::{Event, EvictionCause, Outcome};
 pub use lease::Lease;
+pub use options::PoolOptions;
 pub use persistent::PersistentBuffer;
 pub use policy::{Balanced, Exact, Lean, Limits, NoPooling, Policy, Pressure, Speed, Usage};
+pub use report::{ClassUse, LabelUse, LeaseInfo, PoolReport, ScopeReport};
+pub use scope::PoolScope;
 pub use simulated::{Faults, SimulatedBuffer, SimulatedSource};
 pub use source::{BufferSource, CreateError};
-pub use stats::{
-    ClassUse, Counter, Evictions, LabelUse, LeaseInfo, PoolReport, PoolStats, ScopeReport,
-};
+pub use stats::{Counter, Evictions, PoolStats};
 pub use trace::Trace;
 
-use self::core::{Budget, Core, Failure, NUM_SHARDS};
+use self::core::Core;
 use crate::error::{Error, Result};
+use acquire::Failure;
 use shard::Request;
-use sync::lock;
+use threads::own_shard;
 
 /// Usages of a buffer that kernels read and write and that uploads and downloads copy to and from.
 pub const STORAGE_USAGE: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
@@ -144,84 +153,6 @@ pub const STAGING_USAGE: wgpu::BufferUsages =
 /// Usages of a buffer that the device copies to and the host reads.
 pub const READBACK_USAGE: wgpu::BufferUsages =
     wgpu::BufferUsages::MAP_READ.union(wgpu::BufferUsages::COPY_DST);
-
-/// How a pool behaves.
-#[derive(Clone, Debug)]
-pub struct PoolOptions {
-    policy: Arc<dyn Policy>,
-    budget: Budget,
-    poison: bool,
-}
-
-impl Default for PoolOptions {
-    /// [`Balanced`], without a budget, without poison. With a budget, pressure is graceful above 0.8 of it and aggressive
-    /// above 0.95.
-    fn default() -> Self {
-        Self {
-            policy: Arc::new(Balanced::default()),
-            budget: Budget {
-                bytes: None,
-                graceful: 0.8,
-                aggressive: 0.95,
-            },
-            poison: false,
-        }
-    }
-}
-
-impl PoolOptions {
-    /// What is kept.
-    pub fn policy(self, policy: impl Policy + 'static) -> Self {
-        Self {
-            policy: Arc::new(policy),
-            ..self
-        }
-    }
-
-    /// Most bytes of buffers that may be held: leased, pending, cached and draining together, each at its full size.
-    pub fn budget_bytes(mut self, bytes: u64) -> Self {
-        self.budget.bytes = Some(bytes);
-        self
-    }
-
-    /// Shares of the budget, 0 to 1, above which [pressure](Pressure) is graceful and aggressive. Without a budget they mean
-    /// nothing; a share above 1, or no number, is never reached.
-    pub fn watermarks(mut self, graceful: f64, aggressive: f64) -> Self {
-        self.budget.graceful = graceful;
-        self.budget.aggressive = aggressive;
-        self
-    }
-
-    /// Whether a recording fills every buffer that it takes with NaN first. For tests.
-    pub fn poison(self, poison: bool) -> Self {
-        Self { poison, ..self }
-    }
-}
-
-/// Buffers of one kind that a program knows it will need at one time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BufferRequest {
-    /// What for.
-    pub label: &'static str,
-    /// Bytes of each.
-    pub bytes: u64,
-    /// Usages of each.
-    pub usage: wgpu::BufferUsages,
-    /// How many.
-    pub count: usize,
-}
-
-/// Something that knows which buffers it will need: a plan.
-pub trait Demand {
-    /// The buffers needed at one time.
-    fn buffers(&self) -> Vec<BufferRequest>;
-}
-
-impl Demand for [BufferRequest] {
-    fn buffers(&self) -> Vec<BufferRequest> {
-        self.to_vec()
-    }
-}
 
 /// Lends buffers of one device. Clones share one pool. When the last of them is dropped, what is cached is given up at once,
 /// and what is still leased as it comes back.
@@ -271,47 +202,6 @@ impl Pool {
     pub fn new(device: &wgpu::Device, options: PoolOptions) -> Self {
         Self::with_source(DeviceSource::new(device.clone()), options)
     }
-}
-
-/// The shard that this thread works with: one that the fewest threads do, so that up to [`NUM_SHARDS`] threads at a time,
-/// however short they live, have one each.
-#[inline]
-fn own_shard() -> usize {
-    const NONE: usize = usize::MAX;
-    thread_local! {
-        static OWN: Cell<usize> = const { Cell::new(NONE) };
-    }
-    let own = OWN.get();
-    if own != NONE {
-        return own;
-    }
-    let own = choose_shard();
-    OWN.set(own);
-    own
-}
-
-#[cold]
-fn choose_shard() -> usize {
-    static THREADS: Mutex<[u32; NUM_SHARDS]> = Mutex::new([0; NUM_SHARDS]);
-
-    struct Member(usize);
-
-    impl Drop for Member {
-        fn drop(&mut self) {
-            lock(&THREADS)[self.0] -= 1;
-        }
-    }
-
-    thread_local! {
-        static MEMBER: Member = {
-            let mut threads = lock(&THREADS);
-            let fewest = (0..NUM_SHARDS).min_by_key(|&shard| threads[shard]).unwrap_or(0);
-            threads[fewest] += 1;
-            Member(fewest)
-        };
-    }
-    // A thread that is ending has given its place back.
-    MEMBER.try_with(|member| member.0).unwrap_or(0)
 }
 
 impl<B> Pool<B> {
@@ -497,13 +387,7 @@ impl<B> Pool<B> {
     /// Watches what happens, on all threads, until the scope is dropped. Scopes may be open inside each other and in any
     /// order.
     pub fn scope(&self, name: &'static str) -> PoolScope<B> {
-        let (watch, before) = self.core().open_scope();
-        PoolScope {
-            pool: self.clone(),
-            name,
-            watch,
-            before,
-        }
+        PoolScope::new(self, name)
     }
 
     /// Gives up everything cached, without waiting for the device. Returns the bytes given up.
@@ -534,6 +418,12 @@ impl<B> Pool<B> {
     /// otherwise. (wgpu cannot ask the device.)
     pub fn set_pressure(&self, pressure: Pressure) {
         self.core().set_pressure(pressure);
+    }
+
+    /// Sets the hard budget, or lifts it. Below what is held, everything cached is given up at once, what is leased as it
+    /// comes back, and requests that need a new buffer are [`Error::BudgetExceeded`] until there is room.
+    pub fn set_budget_bytes(&self, bytes: Option<u64>) {
+        self.core().set_budget(bytes);
     }
 
     /// Time passes: applications that do not submit call this once a frame, so that buffers which idle are given up in the
@@ -592,36 +482,5 @@ impl<B> Pool<B> {
     /// Number of this pool, unique in the process.
     pub fn id(&self) -> u64 {
         self.core().id()
-    }
-}
-
-/// Watches a pool; see [`Pool::scope`].
-#[must_use = "a scope ends when it is dropped"]
-pub struct PoolScope<B = wgpu::Buffer> {
-    pool: Pool<B>,
-    name: &'static str,
-    watch: u64,
-    before: PoolStats,
-}
-
-impl<B> PoolScope<B> {
-    /// What happened so far.
-    pub fn report(&self) -> ScopeReport {
-        let now = self.pool.core().scope_stats(self.watch);
-        ScopeReport::new(self.name, &self.before, &now)
-    }
-}
-
-impl<B> Drop for PoolScope<B> {
-    fn drop(&mut self) {
-        self.pool.core().close_scope(self.watch);
-    }
-}
-
-impl<B> fmt::Debug for PoolScope<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PoolScope")
-            .field("name", &self.name)
-            .finish_non_exhaustive()
     }
 }

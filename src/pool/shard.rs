@@ -24,13 +24,12 @@
 use std::sync::Arc;
 
 use super::lease::Held;
-use super::size_class::{self, NUM_CLASSES};
-use super::stats::ClassUse;
+use super::lists::Lists;
+use super::report::ClassUse;
+use super::size_class;
 
 /// Cached buffers compared when sizes differ within a class, so that a lookup takes bounded time.
 const MAX_COMPARED: usize = 32;
-
-const BITMAP_WORDS: usize = NUM_CLASSES.div_ceil(64);
 
 /// What a lease asks for, all sizes sound.
 #[derive(Clone, Copy, Debug)]
@@ -109,57 +108,6 @@ pub(super) struct Entry<B> {
     class: u16,
     list: u16,
     keeps: bool,
-}
-
-/// Cached buffers of one usage set and class, the longest unused first, and what the class has served.
-#[derive(Default)]
-struct Class {
-    free: Vec<u32>,
-    /// Buffers of the class, wherever they are.
-    members: usize,
-    acquires: u64,
-    misses: u64,
-}
-
-/// Classes of one usage set.
-struct Lists {
-    usage: u32,
-    occupied: [u64; BITMAP_WORDS],
-    classes: Vec<Class>,
-}
-
-impl Lists {
-    fn new(usage: u32) -> Self {
-        Self {
-            usage,
-            occupied: [0; BITMAP_WORDS],
-            classes: (0..NUM_CLASSES).map(|_| Class::default()).collect(),
-        }
-    }
-
-    /// Smallest class from `from` to `last` that has a cached buffer.
-    fn first_occupied(&self, from: usize, last: usize) -> Option<usize> {
-        let mut word = from / 64;
-        let mut bits = self.occupied.get(word)? & (u64::MAX << (from % 64));
-        while bits == 0 {
-            word += 1;
-            if word * 64 > last {
-                return None;
-            }
-            bits = *self.occupied.get(word)?;
-        }
-        let class = word * 64 + bits.trailing_zeros() as usize;
-        (class <= last).then_some(class)
-    }
-
-    fn occupied(&self) -> impl Iterator<Item = usize> {
-        let mut from = 0;
-        std::iter::from_fn(move || {
-            let class = self.first_occupied(from, NUM_CLASSES - 1)?;
-            from = class + 1;
-            Some(class)
-        })
-    }
 }
 
 /// How a request was served.
@@ -267,7 +215,7 @@ impl<B> Shard<B> {
         if !forced && !room() {
             return Taken::Crowded;
         }
-        self.unlink(list, class, index);
+        self.lists[list as usize].take_out(class, index);
         self.subtract(Gauge::Free, 1);
         self.subtract(Gauge::FreeBytes, held.bytes());
         self.lease(index, list, class, request, held.bytes());
@@ -493,7 +441,7 @@ impl<B> Shard<B> {
     pub fn remove(&mut self, index: u32) -> Option<(Arc<Held<B>>, u64)> {
         let entry = &self.entries[index as usize];
         let (list, class, epoch) = (entry.list, usize::from(entry.class), entry.epoch);
-        self.unlink(list, class, index);
+        self.lists[list as usize].take_out(class, index);
         let held = self.vacate(index)?;
         self.subtract(Gauge::Free, 1);
         self.subtract(Gauge::FreeBytes, held.bytes());
@@ -536,21 +484,7 @@ impl<B> Shard<B> {
         let class = usize::from(entry.class);
         let lists = &mut self.lists[entry.list as usize];
         entry.place = Place::Free;
-        lists.classes[class].free.push(index);
-        lists.occupied[class / 64] |= 1 << (class % 64);
-    }
-
-    fn unlink(&mut self, list: u16, class: usize, index: u32) {
-        let lists = &mut self.lists[list as usize];
-        let free = &mut lists.classes[class].free;
-        if free.last() == Some(&index) {
-            free.pop();
-        } else if let Some(position) = free.iter().position(|&other| other == index) {
-            free.remove(position);
-        }
-        if free.is_empty() {
-            lists.occupied[class / 64] &= !(1 << (class % 64));
-        }
+        lists.push(class, index);
     }
 
     /// Adds this shard's part to a table of classes.

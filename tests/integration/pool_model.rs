@@ -3,11 +3,13 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 
 use dilated_attention::Error;
 use dilated_attention::pool::{
-    Faults, Lease, Pool, PoolOptions, STORAGE_USAGE, SimulatedBuffer, SimulatedSource,
+    Faults, Lease, Limits, Policy, Pool, PoolOptions, STORAGE_USAGE, SimulatedBuffer,
+    SimulatedSource, Usage,
 };
 use dilated_attention::wgpu::BufferUsages;
 use proptest::prelude::*;
@@ -186,6 +188,103 @@ fn a_million_operations_on_eight_threads() {
     assert!(stats.hit_rate() > 0.9, "{stats}");
     drop(pool);
     assert_eq!(source.buffers(), 0);
+}
+
+/// Panics when it is asked for the `at`-th time, whatever it is asked.
+#[derive(Debug)]
+struct Panicking {
+    asked: AtomicU32,
+    at: u32,
+}
+
+impl Panicking {
+    fn ask(&self) {
+        if self.asked.fetch_add(1, Ordering::Relaxed) == self.at {
+            panic!("on purpose: the policy panics");
+        }
+    }
+}
+
+impl Policy for Panicking {
+    fn buffer_bytes(&self, requested_bytes: u64) -> u64 {
+        self.ask();
+        requested_bytes
+    }
+
+    fn keeps(&self, _: u64) -> bool {
+        self.ask();
+        true
+    }
+
+    fn limits(&self, _: &Usage) -> Limits {
+        self.ask();
+        Limits::NONE
+    }
+}
+
+#[test]
+fn a_policy_that_panics_panics_its_caller_and_nothing_else() {
+    for at in 0..20 {
+        let source = SimulatedSource::new(1 << 30);
+        let policy = Panicking {
+            asked: AtomicU32::new(0),
+            at,
+        };
+        let pool = Pool::with_source(source.clone(), PoolOptions::default().policy(policy));
+        let mut panics = 0;
+        for round in 0..10 {
+            let attempt = std::panic::AssertUnwindSafe(|| {
+                // The end of a window asks, too.
+                (0..64).for_each(|_| pool.maintain());
+                pool.acquire("any", 1000 + round, STORAGE_USAGE).map(drop)
+            });
+            panics += u32::from(std::panic::catch_unwind(attempt).is_err());
+            let stats = pool.stats();
+            assert!(
+                stats.identities_hold() && stats.leases.current == 0,
+                "{stats}"
+            );
+        }
+        assert_eq!(panics, 1, "asked {at} times");
+        assert_eq!(pool.stats().held_bytes.current, source.bytes());
+        drop(pool);
+        assert_eq!(source.buffers(), 0);
+    }
+}
+
+#[test]
+fn a_budget_may_be_lowered_below_what_is_live() {
+    let pool = Pool::with_source(SimulatedSource::new(1 << 30), PoolOptions::default());
+    let lend = || pool.acquire("any", 1 << 20, STORAGE_USAGE);
+    let mut leases: Vec<_> = (0..8).map(|_| lend().expect("no budget yet")).collect();
+    leases.truncate(6);
+    pool.set_budget_bytes(Some(3 << 20));
+    let stats = pool.stats();
+    assert_eq!(
+        (stats.free.current, stats.leases.current),
+        (0, 6),
+        "{stats}"
+    );
+    assert!(matches!(
+        lend(),
+        Err(Error::BudgetExceeded {
+            budget_bytes: 3_145_728,
+            ..
+        })
+    ));
+    // What comes back does not stay until there is room.
+    leases.truncate(3);
+    let stats = pool.stats();
+    assert_eq!(stats.held_bytes.current, 3 << 20, "{stats}");
+    assert!(lend().is_err());
+    leases.truncate(2);
+    assert!(lend().is_ok());
+    pool.set_budget_bytes(None);
+    let more: Vec<_> = (0..20)
+        .map(|_| lend().expect("no budget any more"))
+        .collect();
+    drop((leases, more));
+    assert!(pool.stats().identities_hold());
 }
 
 /// Counts what the current thread allocates.

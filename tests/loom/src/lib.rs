@@ -22,14 +22,17 @@ mod wgpu {
 
 #[path = "../../../src/pool"]
 mod pool {
+    mod acquire;
     mod all;
     pub mod core;
     mod event;
     pub mod lease;
     mod ledger;
+    mod lists;
     #[path = "../../tests/loom/src/models.rs"]
     mod models;
     pub mod policy;
+    mod report;
     pub mod shard;
     pub mod size_class;
     pub mod source;

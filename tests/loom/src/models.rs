@@ -5,8 +5,9 @@ use std::sync::Arc;
 use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::thread;
 
-use super::core::{Budget, Core};
+use super::core::Core;
 use super::lease::Lease;
+use super::ledger::Budget;
 use super::policy::Balanced;
 use super::source::{BufferSource, CreateError};
 use crate::wgpu::BufferUsages;

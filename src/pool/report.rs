@@ -1,0 +1,219 @@
+//! What happened in a scope, and who holds what: for people who read logs.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::stats::{Counter, PoolStats};
+use crate::wgpu::BufferUsages;
+
+/// What happened in a [scope](super::Pool::scope): peaks since it opened, and counts of what happened meanwhile, on all
+/// threads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct ScopeReport {
+    /// Name of the scope.
+    pub name: &'static str,
+    /// Leases handed out.
+    pub acquires: u64,
+    /// Leases served without creating a buffer.
+    pub hits: u64,
+    /// Buffers created.
+    pub creates: u64,
+    /// Buffers given back to the device.
+    pub destroys: u64,
+    /// Bytes that leases asked for: now, at most in the scope, and in all in the scope.
+    pub requested_bytes: Counter,
+    /// Bytes of all buffers; the total counts those created in the scope.
+    pub held_bytes: Counter,
+    /// Leases out now less those out when the scope opened: above 0, something taken inside is still held.
+    pub leases_left: i64,
+}
+
+impl ScopeReport {
+    pub(super) fn new(name: &'static str, before: &PoolStats, now: &PoolStats) -> Self {
+        let since = |now: Counter, before: Counter| Counter {
+            total: now.total - before.total,
+            ..now
+        };
+        Self {
+            name,
+            acquires: now.acquires - before.acquires,
+            hits: now.hits() - before.hits(),
+            creates: now.creates - before.creates,
+            destroys: now.destroys - before.destroys,
+            requested_bytes: since(now.requested_bytes, before.requested_bytes),
+            held_bytes: since(now.held_bytes, before.held_bytes),
+            leases_left: now.leases.current as i64 - before.leases.current as i64,
+        }
+    }
+}
+
+impl fmt::Display for ScopeReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}: {} leases ({} hits), {} buffers created, {} destroyed; peak {} bytes asked for, {} held; {:+} leases left",
+            self.name,
+            self.acquires,
+            self.hits,
+            self.creates,
+            self.destroys,
+            self.requested_bytes.peak,
+            self.held_bytes.peak,
+            self.leases_left
+        )
+    }
+}
+
+/// The state of a pool in full, as errors carry it: the figures, the classes, and who holds what.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct PoolReport {
+    /// The figures.
+    pub stats: PoolStats,
+    /// Every usage set and size class that was ever used, in order.
+    pub classes: Vec<ClassUse>,
+    /// Labels of the live leases, the one with the most bytes first.
+    pub labels: Vec<LabelUse>,
+    /// Live leases by age: entry `i` counts those taken less than `4^(i + 1)` leases and returns ago and not counted before.
+    pub ages: Vec<u64>,
+}
+
+/// Buffers of one usage set and size class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct ClassUse {
+    /// Bits of the usage set, [`bits`](crate::wgpu::BufferUsages::bits).
+    pub usage: u32,
+    /// Bytes of the class; its buffers may be smaller under policies that do not round up to classes.
+    pub class_bytes: u64,
+    /// Leases that its buffers served, by now.
+    pub acquires: u64,
+    /// Those of them that created the buffer.
+    pub misses: u64,
+    /// Buffers leased now.
+    pub leased: u64,
+    /// Buffers pending now.
+    pub pending: u64,
+    /// Buffers cached now.
+    pub free: u64,
+    /// Bytes of the leased buffers that nobody asked for.
+    pub wasted_bytes: u64,
+}
+
+/// What the leases of one label hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct LabelUse {
+    /// The label.
+    pub label: &'static str,
+    /// Live leases.
+    pub leases: u64,
+    /// Bytes they asked for.
+    pub requested_bytes: u64,
+}
+
+/// One live lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseInfo {
+    /// What it is for.
+    pub label: &'static str,
+    /// Bytes asked for.
+    pub requested_bytes: u64,
+    /// Bytes of the buffer.
+    pub buffer_bytes: u64,
+    /// Usages of the buffer.
+    pub usage: BufferUsages,
+    /// Whether the lease is over and the device still has the buffer.
+    pub pending: bool,
+    /// Leases and returns of the pool since it was taken.
+    pub age: u64,
+}
+
+/// Labels that a report prints.
+const PRINTED_LABELS: usize = 8;
+
+impl PoolReport {
+    pub(super) fn new(stats: PoolStats, classes: Vec<ClassUse>, leases: Vec<LeaseInfo>) -> Self {
+        let mut by_label: BTreeMap<&'static str, LabelUse> = BTreeMap::new();
+        let mut ages = Vec::new();
+        for lease in leases.iter().filter(|lease| !lease.pending) {
+            let entry = by_label.entry(lease.label).or_insert(LabelUse {
+                label: lease.label,
+                leases: 0,
+                requested_bytes: 0,
+            });
+            entry.leases += 1;
+            entry.requested_bytes += lease.requested_bytes;
+            let bucket = (lease.age.max(1).ilog2() / 2) as usize;
+            if ages.len() <= bucket {
+                ages.resize(bucket + 1, 0);
+            }
+            ages[bucket] += 1;
+        }
+        let mut labels: Vec<LabelUse> = by_label.into_values().collect();
+        labels.sort_by_key(|label| std::cmp::Reverse(label.requested_bytes));
+        Self {
+            stats,
+            classes,
+            labels,
+            ages,
+        }
+    }
+
+    /// The classes as a table, one line each.
+    pub fn class_table(&self) -> String {
+        use fmt::Write;
+        let mut table = format!(
+            "{:>14} {:>10} {:>10} {:>8} {:>8} {:>8} {:>8} {:>12}  usage\n",
+            "class bytes",
+            "leases",
+            "misses",
+            "hit %",
+            "leased",
+            "pending",
+            "cached",
+            "wasted bytes"
+        );
+        for class in &self.classes {
+            let hit_rate = 100.0 * (1.0 - class.misses as f64 / class.acquires.max(1) as f64);
+            // Writing to a string cannot fail.
+            let _ = writeln!(
+                table,
+                "{:>14} {:>10} {:>10} {:>8.1} {:>8} {:>8} {:>8} {:>12}  {:?}",
+                class.class_bytes,
+                class.acquires,
+                class.misses,
+                hit_rate,
+                class.leased,
+                class.pending,
+                class.free,
+                class.wasted_bytes,
+                BufferUsages::from_bits_retain(class.usage)
+            );
+        }
+        table
+    }
+}
+
+impl fmt::Display for PoolReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.stats)?;
+        for entry in self.labels.iter().take(PRINTED_LABELS) {
+            write!(
+                f,
+                "\nheld by '{}': {} bytes in {} leases",
+                entry.label, entry.requested_bytes, entry.leases
+            )?;
+        }
+        if let Some(rest) = self
+            .labels
+            .get(PRINTED_LABELS..)
+            .filter(|rest| !rest.is_empty())
+        {
+            let bytes: u64 = rest.iter().map(|entry| entry.requested_bytes).sum();
+            write!(f, "\nheld by {} other labels: {bytes} bytes", rest.len())?;
+        }
+        Ok(())
+    }
+}
