@@ -210,7 +210,7 @@ impl<'a, B> All<'a, B> {
         if let Some(clock) = self.ledger.idle_clock() {
             self.evict(EvictionCause::Idle, evicted, |all| {
                 let oldest = all.active().filter_map(|shard| shard.oldest());
-                oldest.min().is_some_and(|(stamp, _)| stamp < clock)
+                oldest.min().is_some_and(|(stamp, _)| stamp <= clock)
             });
         }
         self.apply_caps(evicted);

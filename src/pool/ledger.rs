@@ -190,7 +190,7 @@ impl Ledger {
         self.policy_due = true;
     }
 
-    /// Buffers that came back before this clock have idled for longer than the limits allow.
+    /// Buffers that came back by this clock have idled for longer than the limits allow.
     pub fn idle_clock(&self) -> Option<u64> {
         let windows = self.limits.idle_windows.max(1) as usize;
         self.window_clocks.get(windows - 1).copied()

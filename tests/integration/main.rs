@@ -9,6 +9,7 @@ mod patterns;
 mod plan;
 mod pool;
 mod pool_model;
+mod pool_policy;
 mod recorder;
 mod shaders;
 #[path = "../../benches/simulated.rs"]
