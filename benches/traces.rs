@@ -138,3 +138,12 @@ fn lengths(pool: &mut impl Allocator) {
         }
     }
 }
+
+/// For timing: which of `live` leases ends at each step, and what the next one asks for. Sizes up to 4 KiB, so that thousands
+/// of buffers fit on any device.
+pub fn replacements(count: usize, live: usize) -> Vec<(usize, u64)> {
+    let mut random = Random(88_172_645_463_325_252);
+    (0..count)
+        .map(|_| (random.below(live as u64) as usize, 256 + random.below(3841)))
+        .collect()
+}

@@ -1,7 +1,5 @@
 //! What a hit costs, against creating a buffer, at several numbers of live buffers and threads.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -9,43 +7,9 @@ use dilated_attention::Context;
 use dilated_attention::pool::{Lease, Pool, PoolOptions, STORAGE_USAGE};
 use dilated_attention::wgpu;
 
+use crate::counting_allocator::allocations_of_this_thread;
 use crate::table::{Samples, Table};
-
-/// The system's allocator; counts what this thread allocates.
-pub struct CountingAllocator;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for CountingAllocator {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as the caller promises.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-/// Random indices and sizes: which lease ends, and what the next one asks for. Sizes up to 4 KiB, so that thousands of
-/// buffers fit on any device.
-fn steps(count: usize, live: usize) -> Vec<(usize, u64)> {
-    let mut state = 88_172_645_463_325_252_u64;
-    let mut next = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    (0..count)
-        .map(|_| ((next() % live as u64) as usize, 256 + next() % 3841))
-        .collect()
-}
+use crate::traces::replacements;
 
 /// Nanoseconds of one step: a buffer goes, another comes.
 fn replace<T>(held: &mut Vec<T>, steps: &[(usize, u64)], mut make: impl FnMut(u64) -> T) -> f64 {
@@ -91,7 +55,7 @@ pub fn measure(context: &Context, quick: bool, table: &mut Table) {
             pool.acquire("held", bytes, STORAGE_USAGE)
                 .expect("the device has memory")
         };
-        let (hits, creations) = (steps(20_000, live), steps(1000, live));
+        let (hits, creations) = (replacements(20_000, live), replacements(1000, live));
         let mut leases: Vec<Lease> = (0..live).map(|_| lend(4096)).collect();
         // Until every size has buffers enough.
         for _ in 0..5 {
@@ -140,7 +104,7 @@ pub fn measure(context: &Context, quick: bool, table: &mut Table) {
 /// Two threads, each with leases of its own.
 fn threads(device: &wgpu::Device, repetitions: usize, table: &mut Table) {
     let pool = Pool::new(device, PoolOptions::default());
-    let steps = steps(20_000, 100);
+    let steps = replacements(20_000, 100);
     let work = || {
         let lend = |bytes| {
             pool.acquire("held", bytes, STORAGE_USAGE)
@@ -180,11 +144,11 @@ fn allocations(device: &wgpu::Device, table: &mut Table) {
     let pool = Pool::new(device, PoolOptions::default());
     let hit = || drop(black_box(pool.acquire("hit", 4096, STORAGE_USAGE)));
     hit();
-    let before = ALLOCATIONS.get();
+    let before = allocations_of_this_thread();
     for _ in 0..HITS {
         hit();
     }
-    let allocations = ALLOCATIONS.get() - before;
+    let allocations = allocations_of_this_thread() - before;
     table.at_most(
         "heap allocations per hit",
         allocations as f64 / HITS as f64,

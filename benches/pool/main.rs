@@ -8,6 +8,8 @@
     reason = "the comparison is with what a program without the pool would call"
 )]
 
+#[path = "../counting_allocator.rs"]
+mod counting_allocator;
 mod device;
 mod hits;
 #[path = "../simulated.rs"]
@@ -19,10 +21,6 @@ mod workloads;
 
 use dilated_attention::Context;
 use table::Table;
-
-/// Counts allocations, for the row that says a hit makes none.
-#[global_allocator]
-static ALLOCATOR: hits::CountingAllocator = hits::CountingAllocator;
 
 fn main() {
     let quick = std::env::args().any(|argument| argument == "--quick");

@@ -185,38 +185,33 @@ impl<'a> Order<'a> {
     }
 
     fn upload(&mut self) {
+        let (tokens, values) = self.values();
+        self.make(values.clone(), |recorder| {
+            recorder.upload("uploaded", &[1, tokens, 1, 4], &values)
+        });
+    }
+
+    fn zeros(&mut self) {
+        let (tokens, values) = self.values();
+        self.make(vec![0.0; values.len()], |recorder| {
+            recorder.zeros("zeros", &[1, tokens, 1, 4], DType::F32)
+        });
+    }
+
+    /// Makes a tensor of `values` in some recording.
+    fn make(&mut self, values: Vec<f32>, make: impl Fn(&mut Recorder) -> Result<Tensor, Error>) {
         let Some(index) = self.recording() else {
             return;
         };
-        let (tokens, values) = self.values();
         let Work { id, stage, .. } = &mut self.work[index];
         let Stage::Recording(recorder) = stage else {
             return;
         };
-        if let Some(tensor) = done(recorder.upload("uploaded", &[1, tokens, 1, 4], &values)) {
+        if let Some(tensor) = done(make(recorder)) {
             let written = Written::Open(*id);
             self.known.push(Known {
                 tensor,
                 values,
-                written,
-            });
-        }
-    }
-
-    fn zeros(&mut self) {
-        let Some(index) = self.recording() else {
-            return;
-        };
-        let (tokens, values) = self.values();
-        let Work { id, stage, .. } = &mut self.work[index];
-        let Stage::Recording(recorder) = stage else {
-            return;
-        };
-        if let Some(tensor) = done(recorder.zeros("zeros", &[1, tokens, 1, 4], DType::F32)) {
-            let written = Written::Open(*id);
-            self.known.push(Known {
-                tensor,
-                values: vec![0.0; values.len()],
                 written,
             });
         }

@@ -1,5 +1,7 @@
 //! The integration tests, in one binary so that they are linked once.
 
+#[path = "../../benches/counting_allocator.rs"]
+mod counting_allocator;
 mod forward;
 mod golden;
 mod hazard;

@@ -1,20 +1,20 @@
 //! The pool against shadow models: random operations, memory that fails at any creation, many threads, and hits that
 //! allocate nothing. No device: the pool is generic over its buffers.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 
 use dilated_attention::Error;
 use dilated_attention::pool::{
     Faults, Lease, Limits, Policy, Pool, PoolOptions, STORAGE_USAGE, SimulatedBuffer,
-    SimulatedSource, Usage,
+    SimulatedSource, Speed, Usage,
 };
 use dilated_attention::wgpu::BufferUsages;
 use proptest::prelude::*;
 
+use crate::counting_allocator::allocations_of_this_thread;
 use crate::support::pool_operations;
+use crate::traces::replacements;
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
@@ -287,45 +287,23 @@ fn a_budget_may_be_lowered_below_what_is_live() {
     assert!(pool.stats().identities_hold());
 }
 
-/// Counts what the current thread allocates.
-struct CountingAllocator;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for CountingAllocator {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as the caller promises.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: CountingAllocator = CountingAllocator;
-
 #[test]
 fn a_hit_allocates_nothing() {
-    let pool = Pool::with_source(SimulatedSource::new(1 << 30), PoolOptions::default());
-    let sizes = [300u64, 5000, 70_000, 1 << 20];
-    let hits = |rounds: usize| {
-        for _ in 0..rounds {
-            for bytes in sizes {
-                let first = pool.acquire("first", bytes, STORAGE_USAGE);
-                let second = pool.acquire("second", bytes, STORAGE_USAGE);
-                drop((first, second));
-            }
+    // A policy that gives nothing up, so that all steps are hits in the end.
+    let options = PoolOptions::default().policy(Speed);
+    let pool = Pool::with_source(SimulatedSource::new(1 << 30), options);
+    let lend = |bytes| pool.acquire("any", bytes, STORAGE_USAGE).expect("lends");
+    let mut leases: Vec<_> = (0..100).map(|_| lend(4096)).collect();
+    let steps = replacements(10_000, leases.len());
+    let mut replace = || {
+        for &(index, bytes) in &steps {
+            drop(leases.swap_remove(index));
+            leases.push(lend(bytes));
         }
     };
-    hits(10);
-    let before = (ALLOCATIONS.get(), pool.stats().creates);
-    hits(10_000);
-    assert_eq!((ALLOCATIONS.get(), pool.stats().creates), before);
+    replace();
+    replace();
+    let before = (allocations_of_this_thread(), pool.stats().creates);
+    replace();
+    assert_eq!((allocations_of_this_thread(), pool.stats().creates), before);
 }

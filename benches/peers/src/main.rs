@@ -22,7 +22,7 @@ use std::time::Instant;
 
 use dilated_attention::pool::{PoolOptions, STORAGE_USAGE};
 use simulated::Simulated;
-use traces::{Allocator, Workload};
+use traces::{Allocator, Workload, replacements};
 
 /// A pool that tells what it made and holds.
 trait Peer: Allocator {
@@ -123,23 +123,9 @@ fn counted<P: Peer + 'static>(peer: P) -> Box<dyn FnOnce(Workload) -> [f64; 3]> 
 
 const STEPS: usize = 20_000;
 
-/// Which lease ends, and what the next one asks for: sizes up to 4 KiB.
-fn steps(live: usize) -> Vec<(usize, u64)> {
-    let mut state = 88_172_645_463_325_252_u64;
-    let mut next = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    (0..STEPS)
-        .map(|_| ((next() % live as u64) as usize, 256 + next() % 3841))
-        .collect()
-}
-
 /// Nanoseconds of a release and an acquire while `live` leases are out, one sample a call.
 fn timed<P: Allocator + 'static>(mut peer: P, live: usize) -> Box<dyn FnMut() -> f64> {
-    let steps = steps(live);
+    let steps = replacements(STEPS, live);
     let mut leases: Vec<P::Lease> = (0..live).map(|_| peer.acquire(4096)).collect();
     let mut run = move || {
         let started = Instant::now();
@@ -158,7 +144,7 @@ fn timed<P: Allocator + 'static>(mut peer: P, live: usize) -> Box<dyn FnMut() ->
 
 /// Per operation, on so many threads with 100 leases each.
 fn threads<L: Send>(count: usize, acquire: &(impl Fn(u64) -> L + Sync)) -> f64 {
-    let steps = steps(100);
+    let steps = replacements(STEPS, 100);
     let work = || {
         let mut leases: Vec<L> = (0..100).map(|_| acquire(4096)).collect();
         let mut nanoseconds = 0.0;
