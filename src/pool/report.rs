@@ -214,6 +214,12 @@ impl fmt::Display for PoolReport {
             let bytes: u64 = rest.iter().map(|entry| entry.requested_bytes).sum();
             write!(f, "\nheld by {} other labels: {bytes} bytes", rest.len())?;
         }
+        if !self.ages.is_empty() {
+            write!(f, "\nleases younger than so many leases and returns:")?;
+            for (bucket, count) in (1..).zip(&self.ages) {
+                write!(f, " {}: {count}", 1u64 << (2 * bucket))?;
+            }
+        }
         Ok(())
     }
 }

@@ -133,3 +133,135 @@ impl BufferSource<SimulatedBuffer> for SimulatedSource {
         self.max_buffer_bytes
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::super::lease::Pending;
+    use super::super::{Pool, PoolOptions, STORAGE_USAGE};
+    use super::*;
+    use crate::{Error, Result};
+
+    type Returning = Arc<Mutex<Vec<Pending<SimulatedBuffer>>>>;
+
+    /// A device that hands pending buffers back when it is waited for.
+    #[derive(Debug)]
+    struct Device {
+        source: SimulatedSource,
+        pending: Returning,
+    }
+
+    impl BufferSource<SimulatedBuffer> for Device {
+        fn create(
+            &self,
+            label: &'static str,
+            bytes: u64,
+            usage: BufferUsages,
+        ) -> std::result::Result<SimulatedBuffer, CreateError> {
+            self.source.create(label, bytes, usage)
+        }
+
+        fn poll(&self, wait: bool) {
+            let returned = match self.pending.lock() {
+                Ok(mut pending) if wait => std::mem::take(&mut *pending),
+                _ => Vec::new(),
+            };
+            returned.into_iter().for_each(Pending::ready);
+        }
+
+        fn max_buffer_bytes(&self) -> u64 {
+            self.source.max_buffer_bytes()
+        }
+    }
+
+    /// A pool with 8 MiB, of which four buffers of 1 MiB are pending, three cached and one leased.
+    fn crowded(
+        faults: Faults,
+        options: PoolOptions,
+    ) -> Result<(
+        Pool<SimulatedBuffer>,
+        Vec<super::super::Lease<SimulatedBuffer>>,
+    )> {
+        let pending = Returning::default();
+        let device = Device {
+            source: SimulatedSource::new(1 << 30).with_faults(faults),
+            pending: pending.clone(),
+        };
+        let pool = Pool::with_source(device, options);
+        let mut leases = Vec::new();
+        for _ in 0..8 {
+            leases.push(pool.acquire("a", 1 << 20, STORAGE_USAGE)?);
+        }
+        for lease in leases.drain(..4) {
+            if let (Ok(suspended), Ok(mut pending)) = (lease.suspend(), pending.lock()) {
+                pending.push(suspended);
+            }
+        }
+        leases.truncate(1);
+        let stats = pool.stats();
+        assert_eq!(
+            (stats.pending.current, stats.free.current),
+            (4, 3),
+            "{stats}"
+        );
+        assert!(stats.identities_hold());
+        Ok((pool, leases))
+    }
+
+    #[test]
+    fn what_is_pending_is_waited_for_when_memory_runs_out() -> Result<()> {
+        let memory = Faults {
+            memory_bytes: Some(8 << 20),
+            ..Faults::default()
+        };
+        // No watermarks: they would keep buffers from being cached.
+        let budget = PoolOptions::default()
+            .budget_bytes(8 << 20)
+            .watermarks(2.0, 2.0);
+        for (faults, options) in [
+            (memory, PoolOptions::default()),
+            (Faults::default(), budget),
+        ] {
+            let (pool, kept) = crowded(faults, options.clone())?;
+            // Of another usage and size, so that nothing there fits: all of it has to go.
+            let large = pool.acquire("large", 7 << 20, BufferUsages::UNIFORM)?;
+            let stats = pool.stats();
+            assert_eq!(
+                (stats.pending.current, stats.free.current),
+                (0, 0),
+                "{stats}"
+            );
+            assert_eq!(stats.recoveries, 1, "{stats}");
+            assert!(stats.identities_hold(), "{stats}");
+            drop((large, kept));
+
+            let (pool, _kept) = crowded(faults, options)?;
+            let too_large = pool.acquire("too large", 8 << 20, BufferUsages::UNIFORM);
+            assert!(matches!(
+                too_large,
+                Err(Error::OutOfMemory { .. } | Error::BudgetExceeded { .. })
+            ));
+            assert!(pool.stats().identities_hold());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_pending_buffer_that_never_returns_is_given_up() -> Result<()> {
+        let pool = Pool::with_source(SimulatedSource::new(1 << 30), PoolOptions::default());
+        let lease = pool.acquire("a", 1000, STORAGE_USAGE)?;
+        let shared = lease.clone();
+        let Err(lease) = lease.suspend() else {
+            return Err(Error::DeviceLost {
+                reason: "a shared lease was suspended".to_owned(),
+            });
+        };
+        drop(shared);
+        drop(lease.suspend());
+        let stats = pool.stats();
+        assert_eq!((stats.pending.current, stats.destroys), (0, 1), "{stats}");
+        assert!(stats.identities_hold());
+        Ok(())
+    }
+}
