@@ -8,7 +8,7 @@
 //! writes `timeline.svg`, `report.json` and `trace.txt` into the directory (default `target/pool_report`).
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use dilated_attention::pool::{Balanced, Exact, Lean, NoPooling, PoolOptions, PoolReport, Speed};
 use dilated_attention::{
@@ -81,7 +81,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         );
     }
 
-    std::fs::create_dir_all(&directory)?;
+    let failed = |path: &Path, error| format!("{} cannot be written: {error}", path.display());
+    std::fs::create_dir_all(&directory).map_err(|error| failed(&directory, error))?;
     let title = format!("Buffer pool under {} attention requests", TOKENS.len());
     for (name, text) in [
         ("timeline.svg", trace.timeline_svg(&title)),
@@ -89,7 +90,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ("trace.txt", trace.to_string()),
     ] {
         let path = directory.join(name);
-        std::fs::write(&path, text)?;
+        std::fs::write(&path, text).map_err(|error| failed(&path, error))?;
         println!("wrote {}", path.display());
     }
     Ok(())
