@@ -137,7 +137,12 @@ impl<'a, B> All<'a, B> {
             shard.counts.hits_shared += 1;
         }
         if self.shard(own).traced {
-            self.core.log_acquire(&held, request, fit.into());
+            let outcome = if from == own {
+                fit.into()
+            } else {
+                Outcome::Shared
+            };
+            self.core.log_acquire(&held, request, outcome);
         }
         Some(Lease::new(held, request))
     }

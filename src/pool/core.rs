@@ -127,7 +127,11 @@ impl<B> Core<B> {
         let buffer = held.serial();
         self.give_back(
             held,
-            |kept| Event::Resume { buffer, kept },
+            |kept| Event::Resume {
+                buffer,
+                usable,
+                kept,
+            },
             |shard, entry, epoch, forced| shard.resume(entry, held.bytes(), epoch, usable, forced),
         );
     }

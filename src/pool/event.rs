@@ -89,6 +89,8 @@ pub enum Event {
     Resume {
         /// Number of the buffer.
         buffer: u64,
+        /// Whether the buffer is usable.
+        usable: bool,
         /// Whether the buffer is cached; one that is unusable or not worth keeping is destroyed.
         kept: bool,
     },

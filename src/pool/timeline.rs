@@ -19,7 +19,10 @@ pub(super) struct Sample {
 
 impl Sample {
     pub fn held(&self) -> u64 {
-        self.leased + self.pending + self.free
+        // Saturating: a saved trace may say anything.
+        self.leased
+            .saturating_add(self.pending)
+            .saturating_add(self.free)
     }
 }
 
@@ -36,6 +39,8 @@ pub(super) enum MarkKind {
     /// A lease with this label needed a new buffer.
     Created(String),
     Evicted(EvictionCause),
+    /// It came back and was destroyed at once.
+    NotKept,
 }
 
 #[derive(Debug, Default)]
@@ -57,8 +62,11 @@ impl Timeline {
         let mut timeline = Self::default();
         let mut buffers: HashMap<u64, (u64, Place)> = HashMap::new();
         let mut now = Sample::default();
-        for (micros, event) in &trace.events {
-            now.micros = *micros;
+        // A trace without times is drawn by the order of its events. Time never steps back, whatever a saved trace says.
+        let timed = trace.events.iter().any(|(micros, _)| *micros > 0);
+        for (index, (micros, event)) in (0..).zip(&trace.events) {
+            now.micros = now.micros.max(if timed { *micros } else { index });
+            let micros = now.micros;
             // Where the event puts which buffer; `None` if it leaves the pool.
             let (buffer, to) = match event {
                 Event::Exists {
@@ -86,7 +94,7 @@ impl Timeline {
                     timeline.acquires += 1;
                     if *outcome == Outcome::Created {
                         timeline.marks.push(Mark {
-                            micros: *micros,
+                            micros,
                             bytes: *buffer_bytes,
                             kind: MarkKind::Created(label.to_string()),
                         });
@@ -94,8 +102,15 @@ impl Timeline {
                     let requested = *requested_bytes;
                     (*buffer, Some((*buffer_bytes, Place::Leased { requested })))
                 }
-                Event::Release { buffer, kept } | Event::Resume { buffer, kept } => {
+                Event::Release { buffer, kept } | Event::Resume { buffer, kept, .. } => {
                     let bytes = buffers.get(buffer).map(|(bytes, _)| *bytes);
+                    if !kept {
+                        timeline.marks.push(Mark {
+                            micros,
+                            bytes: bytes.unwrap_or(0),
+                            kind: MarkKind::NotKept,
+                        });
+                    }
                     let to = bytes.filter(|_| *kept).map(|bytes| (bytes, Place::Free));
                     (*buffer, to)
                 }
@@ -106,7 +121,7 @@ impl Timeline {
                 Event::Evict { buffer, cause } => {
                     let bytes = buffers.get(buffer).map_or(0, |(bytes, _)| *bytes);
                     timeline.marks.push(Mark {
-                        micros: *micros,
+                        micros,
                         bytes,
                         kind: MarkKind::Evicted(*cause),
                     });
@@ -135,8 +150,8 @@ impl Timeline {
         self.samples.iter().map(of).max().unwrap_or(0)
     }
 
-    /// The samples of `columns` equal parts of the time, each by the one in which most is held, of those the one in which most is leased; a part without events has the
-    /// last sample of before.
+    /// The samples of `columns` equal parts of the time, each by the one in which most is held, of those the one in which most
+    /// is leased; a part without events has the last sample of before.
     pub fn columns(&self, columns: usize) -> Vec<Sample> {
         let end = self.samples.last().map_or(0, |sample| sample.micros).max(1);
         let mut resampled: Vec<Option<Sample>> = vec![None; columns];

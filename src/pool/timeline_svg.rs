@@ -1,5 +1,6 @@
 //! Draws a timeline as an SVG picture.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::event::EvictionCause;
@@ -26,6 +27,7 @@ const PENDING: &str = "#e69f00";
 const CACHED: &str = "#b9dcf2";
 const REQUESTED: &str = "#1b2733";
 const CREATED: &str = "#009e73";
+const NOT_KEPT: &str = "#5d4037";
 const TEXT: &str = "#1b2733";
 const QUIET: &str = "#66727f";
 const GRID: &str = "#dfe5ea";
@@ -196,7 +198,7 @@ impl Svg {
             self.text([LEFT - 10.0, y + 12.0], 12, QUIET, "end", label);
         }
         // One mark for each column and kind, so that a long trace stays a small picture.
-        let mut drawn: Vec<(usize, f64, &str, String, u64, u64)> = Vec::new();
+        let mut drawn: BTreeMap<(usize, &str), (f64, String, u64, u64)> = BTreeMap::new();
         for mark in marks {
             let at = column(mark.micros, end, COLUMNS);
             let (y, fill, what) = match &mark.kind {
@@ -205,18 +207,13 @@ impl Svg {
                     let (name, fill) = look_of(*cause);
                     (EVICTED_Y, fill, format!("given up: {name}"))
                 }
+                MarkKind::NotKept => (EVICTED_Y, NOT_KEPT, "not kept".to_owned()),
             };
-            match drawn.last_mut() {
-                Some((column, _, last_fill, _, count, sum))
-                    if *column == at && *last_fill == fill =>
-                {
-                    *count += 1;
-                    *sum += mark.bytes;
-                }
-                _ => drawn.push((at, y, fill, what, 1, mark.bytes)),
-            }
+            let (_, _, count, sum) = drawn.entry((at, fill)).or_insert((y, what, 0, 0));
+            *count += 1;
+            *sum = sum.saturating_add(mark.bytes);
         }
-        for (at, y, fill, what, count, sum) in drawn {
+        for ((at, fill), (y, what, count, sum)) in drawn {
             let more = if count > 1 {
                 format!(" and {} more", count - 1)
             } else {
@@ -257,6 +254,8 @@ impl Svg {
             marks.iter().any(of_cause)
         });
         let causes = causes.map(|(_, name, fill)| (*fill, format!("given up: {name}")));
+        let not_kept = marks.iter().any(|mark| mark.kind == MarkKind::NotKept);
+        let not_kept = not_kept.then(|| (NOT_KEPT, "not kept".to_owned()));
         let areas = [
             (LEASED, "leased"),
             (PENDING, "pending: the device has it"),
@@ -267,7 +266,7 @@ impl Svg {
         let entries = areas.map(|(fill, name)| (fill, name.to_owned()));
         let y = AXIS_Y + 46.0;
         let mut x = LEFT;
-        for (fill, name) in entries.into_iter().chain(causes) {
+        for (fill, name) in entries.into_iter().chain(causes).chain(not_kept) {
             let height = if fill == REQUESTED { 2.0 } else { 12.0 };
             let _ = writeln!(
                 self.0,
@@ -313,6 +312,22 @@ mod tests {
         assert!(svg.contains("a &lt; b &amp; &quot;c&quot; "));
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
         assert!(!svg.contains("NaN") && !svg.contains("inf"));
+    }
+
+    #[test]
+    fn any_trace_that_parses_is_drawn_and_long_ones_stay_small() -> crate::Result<()> {
+        let mut text =
+            "pool trace 1\n900 acquire 1 8 256 140 created a\n10 release 1 kept\n".to_owned();
+        for buffer in 2..20_000u64 {
+            let huge = u64::MAX - buffer;
+            let _ = writeln!(text, "{buffer} acquire {buffer} 8 {huge} 140 created b");
+            let _ = writeln!(text, "{buffer} evict {buffer} retention");
+            let _ = writeln!(text, "{buffer} release {buffer} destroyed");
+        }
+        let svg = text.parse::<Trace>()?.timeline_svg("any");
+        assert!(svg.len() < 1 << 20, "{} bytes", svg.len());
+        assert!(svg.contains("not kept") && !svg.contains("NaN"));
+        Ok(())
     }
 
     #[test]

@@ -92,9 +92,9 @@ impl Trace {
                         buffers.insert(*buffer, pending.unwrap_or_else(Replayed::Leased));
                     }
                 }
-                Event::Resume { buffer, kept } => {
+                Event::Resume { buffer, usable, .. } => {
                     if let Some(Replayed::Pending(pending)) = buffers.remove(buffer)
-                        && *kept
+                        && *usable
                     {
                         pending.ready();
                     }
@@ -126,6 +126,8 @@ const CAUSES: [(EvictionCause, &str); 7] = [
     (EvictionCause::OutOfMemory, "out-of-memory"),
     (EvictionCause::Trim, "trim"),
 ];
+
+const USABLE: [(bool, &str); 2] = [(true, "usable"), (false, "unusable")];
 
 const KEPT: [(bool, &str); 2] = [(true, "kept"), (false, "destroyed")];
 
@@ -166,8 +168,13 @@ impl fmt::Display for Event {
                 write!(f, "release {buffer} {}", name_of(&KEPT, kept))
             }
             Self::Suspend { buffer } => write!(f, "suspend {buffer}"),
-            Self::Resume { buffer, kept } => {
-                write!(f, "resume {buffer} {}", name_of(&KEPT, kept))
+            Self::Resume {
+                buffer,
+                usable,
+                kept,
+            } => {
+                let (usable, kept) = (name_of(&USABLE, usable), name_of(&KEPT, kept));
+                write!(f, "resume {buffer} {usable} {kept}")
             }
             Self::Evict { buffer, cause } => {
                 write!(f, "evict {buffer} {}", name_of(&CAUSES, cause))
@@ -248,6 +255,7 @@ fn parse(line: &str) -> Result<(u64, Event), &'static str> {
         },
         "resume" => Event::Resume {
             buffer: number(word()?)?,
+            usable: named(&USABLE, word()?)?,
             kept: named(&KEPT, word()?)?,
         },
         "evict" => Event::Evict {

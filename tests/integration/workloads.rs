@@ -136,3 +136,37 @@ fn reports_and_traces_are_json() {
     let stats = serde_json::from_value(json["stats"].clone()).expect("figures");
     assert_eq!(report.stats, stats);
 }
+
+#[test]
+fn an_unpooled_trace_replays_as_if_it_had_been_pooled() {
+    // Staging buffers, each destroyed when the device handed it back.
+    let mut text = "pool trace 1\n".to_owned();
+    for buffer in 1..=100 {
+        writeln!(
+            text,
+            "{buffer} acquire {buffer} 4096 4096 6 created staging"
+        )
+        .expect("a string");
+        writeln!(text, "{buffer} suspend {buffer}").expect("a string");
+        writeln!(text, "{buffer} resume {buffer} usable destroyed").expect("a string");
+    }
+    let trace: Trace = text.parse().expect("a trace");
+    let stats = trace
+        .replay(PoolOptions::default(), 1 << 30)
+        .expect("replays")
+        .stats;
+    assert_eq!((stats.creates, stats.hits()), (1, 99), "{stats}");
+}
+
+#[test]
+fn a_trace_tells_what_other_threads_had_cached() {
+    let simulated = Simulated::new(PoolOptions::default());
+    let pool = &simulated.pool;
+    let lend = || drop(pool.acquire("any", 1000, dilated_attention::pool::STORAGE_USAGE));
+    lend();
+    pool.start_trace();
+    std::thread::scope(|scope| scope.spawn(lend).join().expect("no panic"));
+    let text = pool.take_trace().to_string();
+    assert_eq!(pool.stats().hits_shared, 1);
+    assert!(text.contains(" shared any"), "{text}");
+}
