@@ -67,8 +67,7 @@ pub enum OutputRows {
     Torchscale,
 }
 
-/// How the gradient treats the weights that mix the branches. Carried for the backward pass, which does not exist yet: no
-/// forward depends on it.
+/// How the gradient treats the weights that mix the branches. No forward depends on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum MixGradient {
     /// The true gradient.
@@ -194,6 +193,14 @@ impl DilatedAttentionConfig {
             heads: Heads::default(),
             softmax_scale: 1.0 / (head_dim as f32).sqrt(),
         })
+    }
+
+    /// Ordinary attention over whole sequences: one branch of rate 1 that spans the longest sequence there can be.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn dense(num_heads: u32, head_dim: u32) -> Result<Self> {
+        Self::new(num_heads, head_dim, &[MAX_TOKENS], &[1])
     }
 
     /// Everything as torchscale does it: blocked head offsets, zero keys, its output rows, detached mixing weights in
@@ -333,9 +340,19 @@ impl fmt::Display for DilatedAttentionConfig {
 }
 
 /// The shape of one call: how many sequences, how long, and how much of each is real.
+///
+/// Queries and keys are of one sequence unless the shape is made by [`cross`](Self::cross).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AttentionShape {
     batch: u32,
+    seq_len: u32,
+    valid_lens: Option<Vec<u32>>,
+    keys: Option<KeyLengths>,
+}
+
+/// Lengths of keys and values that are not of the queries' sequence.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct KeyLengths {
     seq_len: u32,
     valid_lens: Option<Vec<u32>>,
 }
@@ -346,17 +363,29 @@ impl AttentionShape {
     /// # Errors
     /// [`Error::InvalidShape`] when `seq_len` exceeds [`MAX_TOKENS`].
     pub fn new(batch: u32, seq_len: u32) -> Result<Self> {
-        if seq_len > MAX_TOKENS {
-            return Err(Error::InvalidShape {
-                what: "seq_len",
-                given: seq_len.to_string(),
-                need: format!("at most {MAX_TOKENS}"),
-            });
-        }
+        check_seq_len("seq_len", seq_len)?;
         Ok(Self {
             batch,
             seq_len,
             valid_lens: None,
+            keys: None,
+        })
+    }
+
+    /// `seq_len` queries over `key_len` keys and values of another sequence, for each of `batch` items. Only undilated
+    /// attention over everything is defined then: one branch of rate 1, at least as long as both sequences, no causal mask
+    /// and no zero keys; see [`DilatedAttentionConfig::dense`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidShape`] when a length exceeds [`MAX_TOKENS`].
+    pub fn cross(batch: u32, seq_len: u32, key_len: u32) -> Result<Self> {
+        check_seq_len("key_len", key_len)?;
+        Ok(Self {
+            keys: Some(KeyLengths {
+                seq_len: key_len,
+                valid_lens: None,
+            }),
+            ..Self::new(batch, seq_len)?
         })
     }
 
@@ -366,23 +395,26 @@ impl AttentionShape {
     /// # Errors
     /// [`Error::InvalidShape`] when there is not one length per item, or one exceeds `seq_len`.
     pub fn with_valid_lens(mut self, valid_lens: &[u32]) -> Result<Self> {
-        if valid_lens.len() != self.batch as usize {
-            return Err(Error::InvalidShape {
-                what: "valid_lens",
-                given: format!("{} lengths", valid_lens.len()),
-                need: format!("{}, one per batch item", self.batch),
-            });
-        }
-        for (item, &len) in valid_lens.iter().enumerate() {
-            if len > self.seq_len {
-                return Err(Error::InvalidShape {
-                    what: "valid_lens",
-                    given: format!("{len} for item {item}"),
-                    need: format!("at most the sequence length {}", self.seq_len),
-                });
-            }
-        }
+        check_valid_lens("valid_lens", self.batch, self.seq_len, valid_lens)?;
         self.valid_lens = Some(valid_lens.to_vec());
+        Ok(self)
+    }
+
+    /// Of item `i` only the first `valid_lens[i]` keys exist; for shapes made by [`cross`](Self::cross).
+    ///
+    /// # Errors
+    /// [`Error::InvalidShape`] when the shape has no keys of its own, there is not one length per item, or one exceeds the
+    /// number of keys.
+    pub fn with_valid_key_lens(mut self, valid_lens: &[u32]) -> Result<Self> {
+        let Some(keys) = &mut self.keys else {
+            return Err(Error::InvalidShape {
+                what: "valid_key_lens",
+                given: "a shape whose keys are those of the queries' sequence".to_owned(),
+                need: "a shape made by AttentionShape::cross, or with_valid_lens".to_owned(),
+            });
+        };
+        check_valid_lens("valid_key_lens", self.batch, keys.seq_len, valid_lens)?;
+        keys.valid_lens = Some(valid_lens.to_vec());
         Ok(self)
     }
 
@@ -391,9 +423,19 @@ impl AttentionShape {
         self.batch
     }
 
-    /// Tokens per sequence in the tensors, N.
+    /// Tokens per sequence in the tensors of queries and outputs, N.
     pub fn seq_len(&self) -> u32 {
         self.seq_len
+    }
+
+    /// Tokens per sequence in the tensors of keys and values.
+    pub fn key_len(&self) -> u32 {
+        self.keys.as_ref().map_or(self.seq_len, |keys| keys.seq_len)
+    }
+
+    /// Whether keys and values are of another sequence than the queries.
+    pub fn is_cross(&self) -> bool {
+        self.keys.is_some()
     }
 
     /// Tokens of item `item` that are real.
@@ -406,4 +448,73 @@ impl AttentionShape {
             .as_ref()
             .map_or(self.seq_len, |lens| lens[item as usize])
     }
+
+    /// Keys of item `item` that are real.
+    ///
+    /// # Panics
+    /// When `item` is not below [`batch`](Self::batch).
+    pub fn valid_key_len(&self, item: u32) -> u32 {
+        match &self.keys {
+            None => self.valid_len(item),
+            Some(keys) => {
+                assert!(item < self.batch, "item {item} of {}", self.batch);
+                keys.valid_lens
+                    .as_ref()
+                    .map_or(keys.seq_len, |lens| lens[item as usize])
+            }
+        }
+    }
+
+    /// Whether `config` is defined for this shape.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] when queries and keys are of two sequences and it is not dense attention.
+    pub(crate) fn check_config(&self, config: &DilatedAttentionConfig) -> Result<()> {
+        let longest = self.seq_len.max(self.key_len());
+        let dense = config.branches.len() == 1
+            && config.branches[0].dilation_rate == 1
+            && config.branches[0].segment_length >= longest
+            && config.mask == Mask::Full
+            && config.padding == Padding::Masked;
+        if self.is_cross() && !dense {
+            return Err(Error::InvalidConfig {
+                what: "attention between two sequences",
+                given: config.to_string(),
+                need: "one branch of rate 1 at least as long as both, full mask, masked padding \
+                       (DilatedAttentionConfig::dense)",
+            });
+        }
+        Ok(())
+    }
+}
+
+fn check_seq_len(what: &'static str, seq_len: u32) -> Result<()> {
+    if seq_len > MAX_TOKENS {
+        return Err(Error::InvalidShape {
+            what,
+            given: seq_len.to_string(),
+            need: format!("at most {MAX_TOKENS}"),
+        });
+    }
+    Ok(())
+}
+
+fn check_valid_lens(what: &'static str, batch: u32, seq_len: u32, lens: &[u32]) -> Result<()> {
+    if lens.len() != batch as usize {
+        return Err(Error::InvalidShape {
+            what,
+            given: format!("{} lengths", lens.len()),
+            need: format!("{batch}, one per batch item"),
+        });
+    }
+    for (item, &len) in lens.iter().enumerate() {
+        if len > seq_len {
+            return Err(Error::InvalidShape {
+                what,
+                given: format!("{len} for item {item}"),
+                need: format!("at most the sequence length {seq_len}"),
+            });
+        }
+    }
+    Ok(())
 }

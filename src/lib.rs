@@ -13,7 +13,7 @@
 //! [`DilatedAttention`] has an example to start from. [`config`] defines the options, [`reference`](mod@reference) the result in f64,
 //! [`pool`] says when a buffer is used again, [`recorder`] what is kept alive until when, [`context`] how to bring a device.
 //!
-//! Tensors are row-major, (batch B, token N, head H, element D). Attention takes f32 and computes the forward pass only.
+//! Tensors are row-major, (batch B, token N, head H, element D). Attention takes f32.
 
 #![warn(missing_docs)]
 
@@ -39,14 +39,14 @@ pub mod error;
 pub mod reference;
 mod scope;
 
-pub use attention::{DilatedAttention, ForwardOutput};
+pub use attention::{DilatedAttention, ForwardOutput, Gradients};
 pub use config::{
     AttentionShape, Branch, DilatedAttentionConfig, HeadOffsets, Heads, Mask, MixGradient,
     OutputRows, Padding,
 };
 pub use context::{AdapterChoice, Context, ContextOptions};
 pub use error::{Error, Result};
-pub use plan::{DeviceFacts, ForwardPlan};
+pub use plan::{BackwardPlan, DeviceFacts, ForwardPlan};
 pub use pool::{Lease, PersistentBuffer, Pool, PoolOptions, PoolReport, PoolStats};
 pub use readback::Download;
 pub use recorder::{Recorder, Submission};

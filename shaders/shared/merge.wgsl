@@ -1,8 +1,6 @@
 // The end of a row: from its running softmax (maximum, sum, unnormalised output) to the (O, LSE) pair in memory, written
 // or merged with what is there.
 
-const LOG2_E: f32 = 1.4426950408889634;
-const LN_2: f32 = 0.6931471805599453;
 // LSE of a row that no key has reached: finite, since WGSL has no infinities.
 const UNCOVERED: f32 = -1e30;
 // The running maximum before the first key. Lower than any score of finite logits down to -2e38, and far enough from the
@@ -18,15 +16,6 @@ struct RowEnd {
 fn log2_refined(x: f32) -> f32 {
     let y = log2(x);
     return y + (x * exp2(-y) - 1.0) * LOG2_E;
-}
-
-fn zero_keys(tile: Tile, row: u32) -> u32 {
-    if (!has_flag(FLAG_ZERO_KEYS)) {
-        return 0u;
-    }
-    // The padding follows the real keys, so a causal row sees the part of it up to its own place.
-    let last = select(params.rows_per_segment, row + 1u, has_flag(FLAG_CAUSAL));
-    return max(last, tile.real_rows) - tile.real_rows;
 }
 
 // Writes the row's LSE and returns how to combine the output. Call once per row, and only for rows of the tile.

@@ -30,7 +30,7 @@ use crate::plan::{DeviceFacts, Processor};
 
 /// Groups of lanes that share the staged keys in the [`Rows`](ForwardShape::Rows) shape. Measured with 1, 2, 4 and 8 on
 /// Mesa 26.2: 12, 18, 20 and 16 % of the ceiling.
-const LANE_GROUPS: u32 = 4;
+pub(super) const LANE_GROUPS: u32 = 4;
 
 /// How the forward kernel lays its work out. All compute the same; see the shader files for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -3,6 +3,7 @@
 //! A [`Kernel`] names one shader file and the constants it is compiled with; it knows the source, the bindings and the
 //! parameter struct. `Pipelines` compiles each kernel once per context, on first use.
 
+pub mod backward;
 pub(crate) mod fill;
 pub mod forward;
 
@@ -10,9 +11,10 @@ mod params;
 mod pipeline;
 mod source;
 
-pub use params::{FillParams, ForwardParams, KernelParams};
+pub use params::{AttentionParams, DeltaParams, FillParams, KernelParams};
 pub(crate) use pipeline::{Pipeline, Pipelines};
 
+use backward::BackwardVariant;
 use forward::ForwardVariant;
 
 /// How a kernel uses a storage binding.
@@ -32,6 +34,17 @@ pub enum Kernel {
     Fill,
     /// Attention of one branch, written to or merged into the running output.
     Forward(ForwardVariant),
+    /// Terms of the backward for the true gradient, of heads of `head_dim` elements.
+    Delta {
+        /// Elements in one head.
+        head_dim: u32,
+    },
+    /// Terms of the backward of one branch whose mixing weights are constants.
+    BackwardMeans(BackwardVariant),
+    /// Gradient of the queries of one branch.
+    BackwardDq(BackwardVariant),
+    /// Gradients of the keys and values of one branch.
+    BackwardDkDv(BackwardVariant),
 }
 
 impl Kernel {
@@ -40,6 +53,10 @@ impl Kernel {
         match self {
             Self::Fill => "fill",
             Self::Forward(variant) => variant.shape.name(),
+            Self::Delta { .. } => "delta",
+            Self::BackwardMeans(variant) => variant.shape.means_name(),
+            Self::BackwardDq(variant) => variant.shape.dq_name(),
+            Self::BackwardDkDv(variant) => variant.shape.dkdv_name(),
         }
     }
 
@@ -50,6 +67,14 @@ impl Kernel {
             Self::Fill => &[ReadWrite],
             // q, k, v, out, softmax_lse
             Self::Forward(_) => &[Read, Read, Read, ReadWrite, ReadWrite],
+            // out, dout, softmax_lse, terms
+            Self::Delta { .. } => &[Read, Read, Read, ReadWrite],
+            // q, k, v, dout, softmax_lse, terms
+            Self::BackwardMeans(_) => &[Read, Read, Read, Read, Read, ReadWrite],
+            // q, k, v, dout, terms, dq
+            Self::BackwardDq(_) => &[Read, Read, Read, Read, Read, ReadWrite],
+            // q, k, v, dout, terms, dk, dv
+            Self::BackwardDkDv(_) => &[Read, Read, Read, Read, Read, ReadWrite, ReadWrite],
         }
     }
 
@@ -57,7 +82,11 @@ impl Kernel {
     pub fn params_bytes(&self) -> u64 {
         match self {
             Self::Fill => size_of::<FillParams>() as u64,
-            Self::Forward(_) => size_of::<ForwardParams>() as u64,
+            Self::Forward(_)
+            | Self::BackwardMeans(_)
+            | Self::BackwardDq(_)
+            | Self::BackwardDkDv(_) => size_of::<AttentionParams>() as u64,
+            Self::Delta { .. } => size_of::<DeltaParams>() as u64,
         }
     }
 

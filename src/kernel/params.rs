@@ -19,13 +19,15 @@ pub struct FillParams {
 
 impl KernelParams for FillParams {}
 
-/// Parameters of the forward kernels; `shaders/shared/forward_params.wgsl` says what each means.
+/// Parameters of the attention kernels; `shaders/shared/geometry.wgsl` says what each means.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 #[expect(missing_docs, reason = "documented once, in the shader")]
-pub struct ForwardParams {
+pub struct AttentionParams {
     pub seq_len: u32,
     pub valid_len: u32,
+    pub key_len: u32,
+    pub valid_key_len: u32,
     pub num_heads: u32,
     pub head_begin: u32,
     pub head_count: u32,
@@ -52,13 +54,14 @@ pub struct ForwardParams {
     pub out_token0: u32,
     pub out_skip: u32,
     pub lse_skip: u32,
+    pub terms_skip: u32,
     pub grid_width: u32,
     pub num_workgroups: u32,
 }
 
-impl KernelParams for ForwardParams {}
+impl KernelParams for AttentionParams {}
 
-impl ForwardParams {
+impl AttentionParams {
     /// A row sees no row after itself.
     pub const CAUSAL: u32 = 1;
     /// Rows that are not real count as keys of score 0 and value 0 in this dispatch.
@@ -67,4 +70,24 @@ impl ForwardParams {
     pub const MERGE: u32 = 4;
     /// Rows that are not real are written too, with a zero query.
     pub const PHANTOM_ROWS: u32 = 8;
+    /// No later dispatch has more keys for these rows in this branch.
+    pub const LAST_KEYS: u32 = 16;
 }
+
+/// Parameters of `delta.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct DeltaParams {
+    /// Rows times heads.
+    pub num_places: u32,
+    /// Elements of the bindings before the first place: of the output and its gradient, vec4.
+    pub out_skip: u32,
+    /// Of the LSE.
+    pub lse_skip: u32,
+    /// Of the terms.
+    pub terms_skip: u32,
+    /// Workgroups along x.
+    pub grid_width: u32,
+}
+
+impl KernelParams for DeltaParams {}

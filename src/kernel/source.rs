@@ -6,6 +6,7 @@
 use std::fmt::Write;
 
 use super::Kernel;
+use super::backward::{BackwardShape, BackwardVariant};
 use super::forward::ForwardShape;
 
 macro_rules! shader {
@@ -16,27 +17,83 @@ macro_rules! shader {
 
 pub(super) fn assemble(kernel: &Kernel) -> String {
     let mut source = String::new();
-    let files: &[&str] = match kernel {
-        Kernel::Fill => &[shader!("fill.wgsl")],
-        Kernel::Forward(variant) => {
-            for (name, value) in variant.constants() {
-                // Writing to a string cannot fail.
-                let _ = writeln!(source, "const {name}: u32 = {value}u;");
-            }
-            &[
-                shader!("shared/forward_params.wgsl"),
-                shader!("shared/merge.wgsl"),
-                shader!("shared/block.wgsl"),
-                match variant.shape {
-                    ForwardShape::Tile => shader!("attention/forward_tile.wgsl"),
-                    ForwardShape::Rows => shader!("attention/forward_rows.wgsl"),
-                    ForwardShape::Micro => shader!("attention/forward_micro.wgsl"),
-                },
-            ]
-        }
-    };
-    for file in files {
+    for (name, value) in constants(kernel) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(source, "const {name}: u32 = {value}u;");
+    }
+    for file in files(kernel) {
         source.push_str(file);
     }
     source
+}
+
+fn constants(kernel: &Kernel) -> Vec<(&'static str, u32)> {
+    match kernel {
+        Kernel::Fill => Vec::new(),
+        Kernel::Forward(variant) => variant.constants().to_vec(),
+        Kernel::Delta { head_dim } => vec![("HEAD_DIM_VEC4", head_dim / 4)],
+        Kernel::BackwardMeans(variant)
+        | Kernel::BackwardDq(variant)
+        | Kernel::BackwardDkDv(variant) => variant.constants().to_vec(),
+    }
+}
+
+fn files(kernel: &Kernel) -> Vec<&'static str> {
+    match kernel {
+        Kernel::Fill => vec![shader!("fill.wgsl")],
+        Kernel::Forward(variant) => vec![
+            shader!("shared/geometry.wgsl"),
+            shader!("shared/forward_bindings.wgsl"),
+            shader!("shared/merge.wgsl"),
+            shader!("shared/block.wgsl"),
+            shader!("shared/online_softmax.wgsl"),
+            match variant.shape {
+                ForwardShape::Tile => shader!("attention/forward_tile.wgsl"),
+                ForwardShape::Rows => shader!("attention/forward_rows.wgsl"),
+                ForwardShape::Micro => shader!("attention/forward_micro.wgsl"),
+            },
+        ],
+        Kernel::Delta { .. } => vec![shader!("attention/delta.wgsl")],
+        Kernel::BackwardMeans(variant) => backward_files(
+            variant,
+            &[
+                shader!("shared/backward_means.wgsl"),
+                match variant.shape {
+                    BackwardShape::Tile => shader!("attention/backward_means_tile.wgsl"),
+                    BackwardShape::Rows => shader!("attention/backward_means_rows.wgsl"),
+                },
+            ],
+        ),
+        Kernel::BackwardDq(variant) => backward_files(
+            variant,
+            &[match variant.shape {
+                BackwardShape::Tile => shader!("attention/backward_dq_tile.wgsl"),
+                BackwardShape::Rows => shader!("attention/backward_dq_rows.wgsl"),
+            }],
+        ),
+        Kernel::BackwardDkDv(variant) => backward_files(
+            variant,
+            &[match variant.shape {
+                BackwardShape::Tile => shader!("attention/backward_dkdv_tile.wgsl"),
+                BackwardShape::Rows => shader!("attention/backward_dkdv_rows.wgsl"),
+            }],
+        ),
+    }
+}
+
+fn backward_files(variant: &BackwardVariant, own: &[&'static str]) -> Vec<&'static str> {
+    let mut files = vec![
+        shader!("shared/geometry.wgsl"),
+        shader!("shared/backward_bindings.wgsl"),
+        shader!("shared/backward_softmax.wgsl"),
+    ];
+    match variant.shape {
+        BackwardShape::Tile => {
+            files.push(shader!("shared/block.wgsl"));
+            files.push(shader!("shared/backward_tile.wgsl"));
+        }
+        BackwardShape::Rows => files.push(shader!("shared/backward_rows.wgsl")),
+    }
+    files.extend(own);
+    files
 }

@@ -18,6 +18,8 @@ pub struct BranchGeometry {
     pub branch: u32,
     /// Length of the sequence in tokens, N; at least 1.
     pub seq_len: u32,
+    /// Length of the keys' sequence in tokens: N but in cross attention.
+    pub key_len: u32,
     /// Tokens in a segment after cutting to the sequence, w.
     pub segment_length: u32,
     /// Tokens from row to row, r.
@@ -52,9 +54,17 @@ impl BranchGeometry {
     /// # Panics
     /// When the configuration has no such branch or `seq_len` is 0.
     pub fn new(config: &DilatedAttentionConfig, branch: u32, seq_len: u32) -> Self {
+        Self::cross(config, branch, seq_len, seq_len)
+    }
+
+    /// Branch `branch` of `config` over `seq_len >= 1` queries and `key_len` keys of another sequence.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    pub fn cross(config: &DilatedAttentionConfig, branch: u32, seq_len: u32, key_len: u32) -> Self {
         assert!(seq_len > 0, "a sequence without tokens has no geometry");
         let given = config.branches()[branch as usize];
-        let segment_length = given.segment_length.min(seq_len);
+        let segment_length = given.segment_length.min(seq_len.max(key_len));
         let dilation_rate = given.dilation_rate;
         let rows_per_segment = segment_length.div_ceil(dilation_rate);
         let phantom_rows = config.get_output_rows() == OutputRows::Torchscale;
@@ -83,6 +93,7 @@ impl BranchGeometry {
         Self {
             branch,
             seq_len,
+            key_len,
             segment_length,
             dilation_rate,
             num_segments,
@@ -109,11 +120,20 @@ impl BranchGeometry {
         self.offset_base + (head / self.offset_div) % self.offset_mod
     }
 
-    /// Rows of segment `segment` whose token exists; they come before all others.
+    /// Rows of segment `segment` that have a query; they come before all others.
     pub fn real_rows(&self, segment: u32, head: u32) -> u32 {
+        self.rows_within(segment, head, self.seq_len)
+    }
+
+    /// Rows of segment `segment` that have a key; they come before all others.
+    pub fn real_keys(&self, segment: u32, head: u32) -> u32 {
+        self.rows_within(segment, head, self.key_len)
+    }
+
+    fn rows_within(&self, segment: u32, head: u32, len: u32) -> u32 {
         let begin = u64::from(segment) * u64::from(self.segment_length);
-        let tokens = u64::from(self.segment_length)
-            .min(u64::from(self.seq_len).saturating_sub(begin)) as u32;
+        let tokens =
+            u64::from(self.segment_length).min(u64::from(len).saturating_sub(begin)) as u32;
         tokens
             .saturating_sub(self.offset(head))
             .div_ceil(self.dilation_rate)
@@ -153,7 +173,7 @@ impl BranchGeometry {
 
     /// Real keys that row `row` of `segment` sees: rows `0 ..` this number.
     pub fn visible_keys(&self, segment: u32, head: u32, row: u32) -> u32 {
-        let real = self.real_rows(segment, head);
+        let real = self.real_keys(segment, head);
         if self.causal { real.min(row + 1) } else { real }
     }
 
@@ -167,7 +187,7 @@ impl BranchGeometry {
         } else {
             self.rows_per_segment
         };
-        rows.saturating_sub(self.real_rows(segment, head))
+        rows.saturating_sub(self.real_keys(segment, head))
     }
 
     /// Whether the branch covers every token of every head, so that a first branch need not be cleared before.

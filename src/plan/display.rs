@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use super::forward::{ForwardPlan, Range};
+use super::dispatch::Range;
+use super::forward::ForwardPlan;
 use super::window::TokenWindow;
 
 impl fmt::Display for ForwardPlan {

@@ -1,6 +1,8 @@
 //! How to compute it: dispatches, windows, memory and work, as plain data that needs no device.
 
+mod backward;
 pub mod branch;
+mod dispatch;
 mod display;
 mod facts;
 mod forward;
@@ -8,9 +10,11 @@ mod planner;
 mod window;
 mod workspace;
 
+pub use backward::{BackwardPlan, DeltaDispatch};
+pub use dispatch::{AttentionDispatch, Pass, Range};
 pub use facts::{DeviceFacts, Processor};
-pub use forward::{ForwardDispatch, ForwardPlan, PlannedBuffer, Range, UNCOVERED_LSE};
+pub use forward::{ForwardPlan, UNCOVERED_LSE};
 pub(crate) use window::word_windows;
 pub use window::{ByteRange, RowLayout, TokenWindow};
-pub use workspace::BufferRole;
 pub(crate) use workspace::staging_bytes;
+pub use workspace::{BufferRole, PlannedBuffer};

@@ -1,48 +1,101 @@
-//! Cuts a forward into dispatches that bindings can cover.
+//! Cuts an attention, forward or backward, into dispatches that bindings can cover.
 //!
 //! ```text
-//! for each run of batch items of equal length, for each branch (one that covers every token first):
+//! for each run of batch items of equal length, for each branch (one that covers every token first), for each pass:
 //!   items together     while one binding covers them whole
 //!   else segments      of one item, as many as a binding covers
 //!   else rows          of one segment: (query rows) x (key rows), joined by the same merge that joins branches
 //! ```
 
 use super::branch::BranchGeometry;
+use super::dispatch::{AttentionDispatch, Pass, Range};
 use super::facts::DeviceFacts;
-use super::forward::{ForwardDispatch, Range};
 use super::window::RowLayout;
-use crate::config::{DilatedAttentionConfig, Heads};
+use crate::config::{AttentionShape, DilatedAttentionConfig, Heads};
 use crate::error::{Error, Result};
 use crate::kernel::fold_grid;
-use crate::kernel::forward::ForwardVariant;
 
 pub(super) struct Planner<'a> {
-    pub config: &'a DilatedAttentionConfig,
-    pub facts: &'a DeviceFacts,
-    pub seq_len: u32,
-    pub variant: ForwardVariant,
-    pub tensor: RowLayout,
-    pub lse: RowLayout,
-    pub dispatches: Vec<ForwardDispatch>,
+    config: &'a DilatedAttentionConfig,
+    shape: &'a AttentionShape,
+    facts: &'a DeviceFacts,
+    /// What to compute for each branch, and how many rows (or keys) a workgroup takes.
+    passes: &'a [(Pass, u32)],
+    tensor: RowLayout,
+    lse: RowLayout,
+    terms: RowLayout,
+    dispatches: Vec<AttentionDispatch>,
 }
 
-impl Planner<'_> {
-    /// All branches over items that have `valid_len` tokens each.
-    pub fn plan_items(&mut self, items: Range, valid_len: u32) -> Result<()> {
+impl<'a> Planner<'a> {
+    /// # Errors
+    /// [`Error::InvalidConfig`] when the configuration is not defined for the shape, [`Error::BindingTooSmall`].
+    pub fn new(
+        config: &'a DilatedAttentionConfig,
+        shape: &'a AttentionShape,
+        facts: &'a DeviceFacts,
+        passes: &'a [(Pass, u32)],
+    ) -> Result<Self> {
+        shape.check_config(config)?;
+        let layout = |per_head: u64, element_bytes| RowLayout {
+            row_bytes: u64::from(config.num_heads()) * per_head,
+            element_bytes,
+        };
+        let tensor = layout(u64::from(config.head_dim()) * 4, 16);
+        if tensor.max_rows(facts) == 0 {
+            return Err(Error::BindingTooSmall {
+                what: "q",
+                requested_bytes: tensor.row_bytes + facts.storage_offset_alignment,
+                limit_bytes: facts.max_binding_bytes,
+            });
+        }
+        Ok(Self {
+            config,
+            shape,
+            facts,
+            passes,
+            tensor,
+            lse: layout(4, 4),
+            terms: layout(8, 8),
+            dispatches: Vec::new(),
+        })
+    }
+
+    /// All dispatches, in order.
+    pub fn plan(mut self) -> Result<Vec<AttentionDispatch>> {
+        for (items, valid_len, valid_key_len) in runs_of_equal_length(self.shape) {
+            if valid_len > 0 {
+                self.plan_items(items, valid_len, valid_key_len)?;
+            }
+        }
+        Ok(self.dispatches)
+    }
+
+    /// All branches over items that have as many tokens and keys each.
+    fn plan_items(&mut self, items: Range, valid_len: u32, valid_key_len: u32) -> Result<()> {
         let mut geometries: Vec<BranchGeometry> = (0..self.config.branches().len() as u32)
-            .map(|branch| BranchGeometry::new(self.config, branch, valid_len))
+            .map(|branch| BranchGeometry::cross(self.config, branch, valid_len, valid_key_len))
             .filter(|geometry| geometry.head_count > 0)
             .collect();
         // The sort is stable: other branches keep their order.
         geometries.sort_by_key(|geometry| !geometry.covers_everything(self.config.num_heads()));
         let every_branch = self.config.get_heads() == Heads::EveryBranch;
         for (order, geometry) in geometries.iter().enumerate() {
-            self.plan_branch(geometry, items, every_branch && order > 0)?;
+            for &(pass, tile) in self.passes {
+                let work = Work {
+                    geometry,
+                    pass,
+                    tile,
+                    follows: every_branch && order > 0,
+                };
+                self.plan_branch(&work, items)?;
+            }
         }
         Ok(())
     }
 
-    fn plan_branch(&mut self, geometry: &BranchGeometry, items: Range, merges: bool) -> Result<()> {
+    fn plan_branch(&mut self, work: &Work<'_>, items: Range) -> Result<()> {
+        let geometry = work.geometry;
         let max_rows = self.tensor.max_rows(self.facts);
         let heads = Range {
             begin: geometry.head_begin,
@@ -59,20 +112,14 @@ impl Planner<'_> {
                 begin: 0,
                 end: num_segments,
             },
-            rows: Range {
-                begin: 0,
-                end: geometry.rows_per_segment,
-            },
-            key_rows: Range {
-                begin: 0,
-                end: geometry.rows_per_segment,
-            },
-            merges,
+            rows: rows_up_to(geometry, geometry.seq_len),
+            key_rows: rows_up_to(geometry, geometry.key_len),
         };
-        let items_per_window = (max_rows / u64::from(self.seq_len)) as u32;
+        let longest = self.shape.seq_len().max(self.shape.key_len());
+        let items_per_window = (max_rows / u64::from(longest)) as u32;
         if items_per_window > 0 {
             for items in chunks(items, items_per_window) {
-                self.push(geometry, Unit { items, ..unit })?;
+                self.push(work, Unit { items, ..unit })?;
             }
             return Ok(());
         }
@@ -82,7 +129,7 @@ impl Planner<'_> {
             if segments_per_window > 0 {
                 for segments in chunks(unit.segments, segments_per_window) {
                     self.push(
-                        geometry,
+                        work,
                         Unit {
                             items,
                             segments,
@@ -94,7 +141,7 @@ impl Planner<'_> {
             }
             for segments in chunks(unit.segments, 1) {
                 self.plan_segment(
-                    geometry,
+                    work,
                     Unit {
                         items,
                         segments,
@@ -107,7 +154,8 @@ impl Planner<'_> {
     }
 
     /// One segment of one item, too large for a binding: query rows times key rows.
-    fn plan_segment(&mut self, geometry: &BranchGeometry, unit: Unit) -> Result<()> {
+    fn plan_segment(&mut self, work: &Work<'_>, unit: Unit) -> Result<()> {
+        let geometry = work.geometry;
         let max_rows = self.tensor.max_rows(self.facts);
         let rate = u64::from(geometry.dilation_rate);
         // A window of R rows spans R * r tokens over all heads' offsets, (R - 1) * r + 1 for one head.
@@ -122,14 +170,12 @@ impl Planner<'_> {
                     if geometry.causal && key_rows.begin >= rows.end {
                         continue;
                     }
-                    let merges = unit.merges || key_rows.begin > 0;
                     self.push(
-                        geometry,
+                        work,
                         Unit {
                             heads,
                             rows,
                             key_rows,
-                            merges,
                             ..unit
                         },
                     )?;
@@ -139,25 +185,35 @@ impl Planner<'_> {
         Ok(())
     }
 
-    fn push(&mut self, geometry: &BranchGeometry, unit: Unit) -> Result<()> {
+    fn push(&mut self, work: &Work<'_>, unit: Unit) -> Result<()> {
+        let geometry = work.geometry;
         // Rows of this unit may lie behind the sequence for every head: then there is nothing to write.
-        let Some(out_tokens) = token_span(geometry, &unit, geometry.output_stride, unit.rows)
-        else {
+        let out_tokens = token_span(
+            geometry,
+            &unit,
+            unit.rows,
+            geometry.output_stride,
+            geometry.seq_len,
+        );
+        let Some(out_tokens) = out_tokens else {
             return Ok(());
         };
+        let stride = geometry.segment_length;
         // Phantom rows alone read no query, what is bound then is not read.
         let q_tokens =
-            token_span(geometry, &unit, geometry.segment_length, unit.rows).unwrap_or(out_tokens);
-        let kv_tokens = token_span(geometry, &unit, geometry.segment_length, unit.key_rows);
-        let kv_tokens = match kv_tokens {
-            Some(tokens) => tokens,
-            // Without keys, rows still get zero keys or become uncovered; what is bound is not read.
-            None if unit.key_rows.begin == 0 => q_tokens,
-            None => return Ok(()),
+            token_span(geometry, &unit, unit.rows, stride, geometry.seq_len).unwrap_or(out_tokens);
+        let kv_tokens = token_span(geometry, &unit, unit.key_rows, stride, geometry.key_len);
+        let kv_tokens = match (kv_tokens, work.pass) {
+            (Some(tokens), _) => tokens,
+            (None, Pass::DkDv) => return Ok(()),
+            // Without keys, rows still get zero keys or become uncovered, and means are finished; of what is bound, the
+            // first token, nothing is read.
+            (None, _) if unit.key_rows.begin == 0 || work.pass == Pass::Means => (0, 1),
+            (None, _) => return Ok(()),
         };
-        let window = |layout: &RowLayout, tokens: (u64, u64)| {
-            let first = u64::from(unit.items.begin) * u64::from(self.seq_len) + tokens.0;
-            let last = u64::from(unit.items.end - 1) * u64::from(self.seq_len) + tokens.1;
+        let window = |layout: &RowLayout, tokens: (u64, u64), len: u32| {
+            let first = u64::from(unit.items.begin) * u64::from(len) + tokens.0;
+            let last = u64::from(unit.items.end - 1) * u64::from(len) + tokens.1;
             layout
                 .window(first, last, self.facts)
                 .ok_or(Error::BindingTooSmall {
@@ -166,7 +222,12 @@ impl Planner<'_> {
                     limit_bytes: self.facts.max_binding_bytes,
                 })
         };
-        let tiles = unit.rows.len().div_ceil(self.variant.rows_per_workgroup());
+        let (seq_len, key_len) = (self.shape.seq_len(), self.shape.key_len());
+        let tiled = match work.pass {
+            Pass::DkDv => unit.key_rows,
+            Pass::Forward | Pass::Means | Pass::Dq => unit.rows,
+        };
+        let tiles = tiled.len().div_ceil(work.tile);
         let num_workgroups = [unit.items, unit.segments, unit.heads]
             .iter()
             .try_fold(tiles, |product, range| product.checked_mul(range.len()));
@@ -183,18 +244,22 @@ impl Planner<'_> {
                 ),
             });
         };
-        self.dispatches.push(ForwardDispatch {
+        self.dispatches.push(AttentionDispatch {
+            pass: work.pass,
             geometry: geometry.clone(),
             items: unit.items,
             heads: unit.heads,
             segments: unit.segments,
             rows: unit.rows,
             key_rows: unit.key_rows,
-            merges: unit.merges,
-            q: window(&self.tensor, q_tokens)?,
-            kv: window(&self.tensor, kv_tokens)?,
-            out: window(&self.tensor, out_tokens)?,
-            lse: window(&self.lse, out_tokens)?,
+            merges: work.merges(&unit),
+            last_keys: unit.key_rows.end >= rows_up_to(geometry, geometry.key_len).end
+                || geometry.causal && unit.key_rows.end >= unit.rows.end,
+            q: window(&self.tensor, q_tokens, seq_len)?,
+            kv: window(&self.tensor, kv_tokens, key_len)?,
+            out: window(&self.tensor, out_tokens, seq_len)?,
+            lse: window(&self.lse, out_tokens, seq_len)?,
+            terms: window(&self.terms, out_tokens, seq_len)?,
             // Tokens are below 2^31.
             first_tokens: [q_tokens.0, kv_tokens.0, out_tokens.0].map(|token| token as u32),
             num_workgroups,
@@ -202,6 +267,68 @@ impl Planner<'_> {
         });
         Ok(())
     }
+}
+
+/// One pass over one branch.
+struct Work<'a> {
+    geometry: &'a BranchGeometry,
+    pass: Pass,
+    /// Rows, or keys, of a workgroup.
+    tile: u32,
+    /// Another branch has written the result before.
+    follows: bool,
+}
+
+impl Work<'_> {
+    /// Whether an earlier dispatch has written what the unit's dispatch writes.
+    fn merges(&self, unit: &Unit) -> bool {
+        let later_keys = unit.key_rows.begin > 0;
+        // Under the causal mask the first rows that see a window of keys are those of the same window.
+        let first_rows = if self.geometry.causal {
+            unit.key_rows.begin
+        } else {
+            0
+        };
+        match self.pass {
+            Pass::Forward | Pass::Dq => self.follows || later_keys,
+            Pass::Means => later_keys,
+            Pass::DkDv => self.follows || unit.rows.begin > first_rows,
+        }
+    }
+}
+
+/// Runs of neighbouring batch items with as many valid tokens and keys.
+fn runs_of_equal_length(shape: &AttentionShape) -> Vec<(Range, u32, u32)> {
+    let mut runs: Vec<(Range, u32, u32)> = Vec::new();
+    for item in 0..shape.batch() {
+        let lens = (shape.valid_len(item), shape.valid_key_len(item));
+        match runs.last_mut() {
+            Some((items, len, key_len)) if (*len, *key_len) == lens => items.end = item + 1,
+            _ => {
+                let items = Range {
+                    begin: item,
+                    end: item + 1,
+                };
+                runs.push((items, lens.0, lens.1));
+            }
+        }
+    }
+    runs
+}
+
+/// The rows of a segment that a sequence of `len` tokens can have.
+fn rows_up_to(geometry: &BranchGeometry, len: u32) -> Range {
+    // Phantom rows count where they are written.
+    let longest = geometry.seq_len.max(geometry.key_len);
+    let end = if len < longest {
+        geometry
+            .segment_length
+            .min(len)
+            .div_ceil(geometry.dilation_rate)
+    } else {
+        geometry.rows_per_segment
+    };
+    Range { begin: 0, end }
 }
 
 /// What one dispatch is to do.
@@ -212,15 +339,16 @@ struct Unit {
     segments: Range,
     rows: Range,
     key_rows: Range,
-    merges: bool,
 }
 
-/// Tokens that rows `rows` of the unit's segments touch when segments are `stride` tokens apart, if any exists.
+/// Tokens that rows `rows` of the unit's segments touch in a sequence of `len` when segments are `stride` tokens apart, if
+/// any exists.
 fn token_span(
     geometry: &BranchGeometry,
     unit: &Unit,
-    stride: u32,
     rows: Range,
+    stride: u32,
+    len: u32,
 ) -> Option<(u64, u64)> {
     let offsets = (unit.heads.begin..unit.heads.end).map(|head| geometry.offset(head));
     let (first_offset, last_offset) = (offsets.clone().min()?, offsets.max()?);
@@ -229,20 +357,21 @@ fn token_span(
         + u64::from(rows.begin) * rate
         + u64::from(first_offset);
     let end = (u64::from(unit.segments.end) - 1) * stride
-        + (u64::from(rows.end) - 1) * rate
+        + u64::from(rows.end.checked_sub(1)?) * rate
         + u64::from(last_offset)
         + 1;
     let end = end
         .min(u64::from(unit.segments.end) * stride)
-        .min(u64::from(geometry.seq_len));
+        .min(u64::from(len));
     (begin < end).then_some((begin, end))
 }
 
 /// `range` in as few pieces of at most `size >= 1` as possible, of nearly the same size.
+/// An empty range is one piece.
 fn chunks(range: Range, size: u32) -> impl Iterator<Item = Range> {
     let pieces = range.len().div_ceil(size).max(1);
     let step = range.len().div_ceil(pieces).max(1);
-    (range.begin..range.end)
+    (range.begin..range.end.max(range.begin + 1))
         .step_by(step as usize)
         .map(move |begin| Range {
             begin,

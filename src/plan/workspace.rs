@@ -1,4 +1,8 @@
-//! The memory a recording takes beside its tensors.
+//! The buffers that a recording leases.
+
+use crate::pool::size_class::class_bytes;
+
+use super::facts::DeviceFacts;
 
 /// What a planned buffer is for, which decides its usages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,4 +27,68 @@ pub(crate) fn staging_bytes(bytes: u64) -> u64 {
         .checked_next_power_of_two()
         .unwrap_or(MAX_STAGING_BYTES)
         .clamp(MIN_STAGING_BYTES, MAX_STAGING_BYTES)
+}
+
+/// A buffer that a recording leases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PlannedBuffer {
+    /// Label of the lease.
+    pub label: &'static str,
+    /// What the buffer is for.
+    pub role: BufferRole,
+    /// Bytes asked for.
+    pub requested_bytes: u64,
+    /// Bytes of the size class: those of the buffer if the pool creates one.
+    pub class_bytes: u64,
+}
+
+impl PlannedBuffer {
+    pub(super) fn new(
+        label: &'static str,
+        role: BufferRole,
+        bytes: u64,
+        facts: &DeviceFacts,
+    ) -> Self {
+        let requested_bytes = bytes.max(4).next_multiple_of(4);
+        Self {
+            label,
+            role,
+            requested_bytes,
+            class_bytes: class_bytes(requested_bytes, facts.max_buffer_bytes),
+        }
+    }
+}
+
+/// Where the parameters of a recording's dispatches go: each at an aligned offset of one uniform buffer.
+pub(super) struct ParamsLayout<'a> {
+    facts: &'a DeviceFacts,
+    bytes: u64,
+}
+
+impl<'a> ParamsLayout<'a> {
+    pub fn new(facts: &'a DeviceFacts) -> Self {
+        Self { facts, bytes: 0 }
+    }
+
+    /// One more dispatch with parameters of type `P`.
+    pub fn add<P>(&mut self) {
+        let alignment = self.facts.uniform_offset_alignment;
+        self.bytes = self.bytes.next_multiple_of(alignment) + size_of::<P>() as u64;
+    }
+
+    /// The buffer and its staging; none without dispatches.
+    pub fn buffers(self) -> Vec<PlannedBuffer> {
+        if self.bytes == 0 {
+            return Vec::new();
+        }
+        let planned = |label, role, bytes| PlannedBuffer::new(label, role, bytes, self.facts);
+        let mut buffers = vec![planned("params", BufferRole::Params, self.bytes)];
+        let mut left = self.bytes;
+        while left > 0 {
+            let chunk = staging_bytes(left);
+            buffers.push(planned("staging", BufferRole::Staging, chunk));
+            left = left.saturating_sub(chunk);
+        }
+        buffers
+    }
 }

@@ -86,8 +86,32 @@ pub fn forward_branch_rows<T: Element>(
     Problem::new(config, shape, q, k, v)?.rows(rows, Part::Branch(branch))
 }
 
+/// Whether a tensor of `given` elements has these dimensions.
+pub(super) fn check_len(label: &'static str, given: usize, dims: [u32; 3]) -> Result<()> {
+    let expected = dims
+        .iter()
+        .try_fold(1u64, |product, dim| product.checked_mul(u64::from(*dim)))
+        .ok_or_else(|| Error::SizeOverflow {
+            what: label,
+            given: format!("{dims:?}"),
+        })?;
+    if given as u64 != expected {
+        return Err(Error::LengthMismatch {
+            label,
+            given: given as u64,
+            expected,
+        });
+    }
+    Ok(())
+}
+
+/// The scalar product of two vectors.
+pub(super) fn dot<A: Element, B: Element>(a: &[A], b: &[B]) -> f64 {
+    a.iter().zip(b).map(|(&a, &b)| a.into() * b.into()).sum()
+}
+
 /// Every row of a shape, item by item.
-fn all_rows(shape: &AttentionShape) -> Vec<(u32, u32)> {
+pub(super) fn all_rows(shape: &AttentionShape) -> Vec<(u32, u32)> {
     (0..shape.batch())
         .flat_map(|item| (0..shape.seq_len()).map(move |token| (item, token)))
         .collect()
@@ -103,37 +127,30 @@ enum Part {
 }
 
 /// The inputs of one call, their lengths checked.
-struct Problem<'a, T> {
-    config: &'a DilatedAttentionConfig,
-    shape: &'a AttentionShape,
-    q: &'a [T],
-    k: &'a [T],
-    v: &'a [T],
+pub(super) struct Problem<'a, T> {
+    pub(super) config: &'a DilatedAttentionConfig,
+    pub(super) shape: &'a AttentionShape,
+    pub(super) q: &'a [T],
+    pub(super) k: &'a [T],
+    pub(super) v: &'a [T],
 }
 
 impl<'a, T: Element> Problem<'a, T> {
-    fn new(
+    pub(super) fn new(
         config: &'a DilatedAttentionConfig,
         shape: &'a AttentionShape,
         q: &'a [T],
         k: &'a [T],
         v: &'a [T],
     ) -> Result<Self> {
-        for (label, tensor) in [("q", q), ("k", k), ("v", v)] {
-            let (batch, seq_len, embed_dim) = (shape.batch(), shape.seq_len(), config.embed_dim());
-            let expected = (u64::from(batch) * u64::from(seq_len))
-                .checked_mul(u64::from(embed_dim))
-                .ok_or_else(|| Error::SizeOverflow {
-                    what: label,
-                    given: format!("{batch} * {seq_len} * {embed_dim}"),
-                })?;
-            if tensor.len() as u64 != expected {
-                return Err(Error::LengthMismatch {
-                    label,
-                    given: tensor.len() as u64,
-                    expected,
-                });
-            }
+        shape.check_config(config)?;
+        let (seq_len, key_len) = (shape.seq_len(), shape.key_len());
+        for (label, tensor, len) in [("q", q, seq_len), ("k", k, key_len), ("v", v, key_len)] {
+            check_len(
+                label,
+                tensor.len(),
+                [shape.batch(), len, config.embed_dim()],
+            )?;
         }
         Ok(Self {
             config,
@@ -142,6 +159,14 @@ impl<'a, T: Element> Problem<'a, T> {
             k,
             v,
         })
+    }
+
+    /// The branches of one item.
+    pub(super) fn sparse(&self, branches: Range<usize>, item: u32) -> Vec<SparseBranch> {
+        let lens = [self.shape.valid_len(item), self.shape.valid_key_len(item)].map(u64::from);
+        branches
+            .map(|branch| SparseBranch::new(self.config, branch, (lens[0], lens[1])))
+            .collect()
     }
 
     /// Computes `rows`, cut into one run of rows for each thread.
@@ -216,7 +241,7 @@ impl<'a, T: Element> Problem<'a, T> {
             self.config.head_dim() as usize,
         );
         let mut sparse: Vec<SparseBranch> = Vec::new();
-        let mut sparse_len = None;
+        let mut sparse_item = None;
         for (&(item, token), (out, lse)) in rows
             .iter()
             .zip(out.chunks_mut(heads * head_dim).zip(lse.chunks_mut(heads)))
@@ -227,12 +252,9 @@ impl<'a, T: Element> Problem<'a, T> {
             if token >= valid_len {
                 continue;
             }
-            if sparse_len != Some(valid_len) {
-                sparse = branches
-                    .clone()
-                    .map(|branch| SparseBranch::new(self.config, branch, valid_len))
-                    .collect();
-                sparse_len = Some(valid_len);
+            if sparse_item != Some(item) {
+                sparse = self.sparse(branches.clone(), item);
+                sparse_item = Some(item);
             }
             for head in 0..heads {
                 let parts: Vec<Attended> = sparse
@@ -259,25 +281,7 @@ impl<'a, T: Element> Problem<'a, T> {
         item: u32,
         head: usize,
     ) -> Option<Attended> {
-        let scale = f64::from(self.config.get_softmax_scale());
-        let query = branch.query_token(row);
-        let mut scores = Vec::new();
-        for key in branch.keys(row) {
-            let score = match (&key, query) {
-                (Key::Token(token), Some(query)) => {
-                    let q = self.vector(self.q, item, query, head);
-                    let k = self.vector(self.k, item, *token, head);
-                    scale
-                        * q.iter()
-                            .zip(k)
-                            .map(|(&q, &k)| q.into() * k.into())
-                            .sum::<f64>()
-                }
-                // A query or a key of zeros.
-                (Key::Token(_), None) | (Key::Zero, _) => 0.0,
-            };
-            scores.push((score, key));
-        }
+        let scores = self.scores(branch, row, item, head);
         if scores.is_empty() {
             return None;
         }
@@ -286,7 +290,8 @@ impl<'a, T: Element> Problem<'a, T> {
         for (score, key) in scores {
             if let Key::Token(token) = key {
                 let weight = softmax.weight(score);
-                for (out, &v) in out.iter_mut().zip(self.vector(self.v, item, token, head)) {
+                let v = &self.v[self.key_range(item, token, head)];
+                for (out, &v) in out.iter_mut().zip(v) {
                     *out += weight * v.into();
                 }
             }
@@ -294,12 +299,46 @@ impl<'a, T: Element> Problem<'a, T> {
         Some(Attended { out, softmax })
     }
 
-    /// The vector of one token and head.
-    fn vector(&self, tensor: &'a [T], item: u32, token: u64, head: usize) -> &'a [T] {
+    /// What the row sees, each with its score.
+    pub(super) fn scores(
+        &self,
+        branch: &SparseBranch,
+        row: &SparseRow,
+        item: u32,
+        head: usize,
+    ) -> Vec<(f64, Key)> {
+        let scale = f64::from(self.config.get_softmax_scale());
+        let query = branch.query_token(row);
+        let score = |key: Key| {
+            let score = match (&key, query) {
+                (Key::Token(token), Some(query)) => {
+                    let q = &self.q[self.query_range(item, query, head)];
+                    let k = &self.k[self.key_range(item, *token, head)];
+                    scale * dot(q, k)
+                }
+                // A query or a key of zeros.
+                (Key::Token(_), None) | (Key::Zero, _) => 0.0,
+            };
+            (score, key)
+        };
+        branch.keys(row).map(score).collect()
+    }
+
+    /// Where the vector of one token and head is in queries and outputs.
+    pub(super) fn query_range(&self, item: u32, token: u64, head: usize) -> Range<usize> {
+        self.range(self.shape.seq_len(), item, token, head)
+    }
+
+    /// Where it is in keys and values.
+    pub(super) fn key_range(&self, item: u32, token: u64, head: usize) -> Range<usize> {
+        self.range(self.shape.key_len(), item, token, head)
+    }
+
+    fn range(&self, len: u32, item: u32, token: u64, head: usize) -> Range<usize> {
         let head_dim = self.config.head_dim() as usize;
-        let row = item as usize * self.shape.seq_len() as usize + token as usize;
+        let row = item as usize * len as usize + token as usize;
         let begin = (row * self.config.num_heads() as usize + head) * head_dim;
-        &tensor[begin..begin + head_dim]
+        begin..begin + head_dim
     }
 }
 

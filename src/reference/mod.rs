@@ -22,6 +22,8 @@
 //!
 //! A row only ever touches the keys that it sees, so a NaN or an infinity poisons exactly the rows that see it.
 //!
+//! [`backward`] returns the gradients; tests compare it with finite differences of [`forward`].
+//!
 //! Functions take elements of any type that converts to `f64` without loss (`f32`, `f64`, `half::f16`), so that long
 //! single-precision inputs need no copy. The work is shared by as many threads as the machine runs at once; each row is
 //! computed by one of them in a fixed order, so results do not depend on their number.
@@ -38,11 +40,13 @@
 //! # Ok::<(), dilated_attention::Error>(())
 //! ```
 
+mod backward;
 mod forward;
 mod sparse;
 #[cfg(test)]
 mod tests;
 
+pub use backward::{ReferenceGradients, backward};
 pub use forward::{
     Element, ReferenceOutput, UNCOVERED_LSE, forward, forward_branch, forward_branch_rows,
     forward_rows,

@@ -4,8 +4,10 @@ use crate::config::{DilatedAttentionConfig, HeadOffsets, Heads, Mask, OutputRows
 
 /// One branch over one sequence. Numbers are 64 bits wide, so no product of two 32-bit sizes overflows.
 pub(super) struct SparseBranch {
-    /// Tokens of the sequence, N.
+    /// Tokens of the queries' sequence, N.
     seq_len: u64,
+    /// Tokens of the keys' sequence, the same one but in cross attention.
+    key_len: u64,
     /// Tokens of a segment, w'.
     segment_length: u64,
     /// Tokens from row to row, r.
@@ -42,15 +44,20 @@ pub(super) enum Key {
 }
 
 impl SparseBranch {
-    /// Branch `branch` of `config` over `seq_len >= 1` tokens.
-    pub fn new(config: &DilatedAttentionConfig, branch: usize, seq_len: u64) -> Self {
+    /// Branch `branch` of `config` over `seq_len >= 1` queries and `key_len` keys.
+    pub fn new(
+        config: &DilatedAttentionConfig,
+        branch: usize,
+        (seq_len, key_len): (u64, u64),
+    ) -> Self {
         let given = config.branches()[branch];
-        let segment_length = u64::from(given.segment_length).min(seq_len);
+        let segment_length = u64::from(given.segment_length).min(seq_len.max(key_len));
         let dilation_rate = u64::from(given.dilation_rate);
         let rows = segment_length.div_ceil(dilation_rate);
         let torchscale_rows = config.get_output_rows() == OutputRows::Torchscale;
         Self {
             seq_len,
+            key_len,
             segment_length,
             dilation_rate,
             rows,
@@ -86,24 +93,26 @@ impl SparseBranch {
 
     /// The token that the row's query is read from; none when the row is padding.
     pub fn query_token(&self, row: &SparseRow) -> Option<u64> {
-        self.token(row.head, row.segment, row.row)
+        self.token(row.head, row.segment, row.row, self.seq_len)
     }
 
     /// The keys that the row sees, in order.
     pub fn keys(&self, row: &SparseRow) -> impl Iterator<Item = Key> {
         let (head, segment) = (row.head, row.segment);
         let end = if self.causal { row.row + 1 } else { self.rows };
-        (0..end).filter_map(move |key_row| match self.token(head, segment, key_row) {
-            Some(token) => Some(Key::Token(token)),
-            None => self.zero_keys.then_some(Key::Zero),
-        })
+        (0..end).filter_map(
+            move |key_row| match self.token(head, segment, key_row, self.key_len) {
+                Some(token) => Some(Key::Token(token)),
+                None => self.zero_keys.then_some(Key::Zero),
+            },
+        )
     }
 
-    /// The token that row `row` of a segment stands for; none when it is padding.
-    fn token(&self, head: usize, segment: u64, row: u64) -> Option<u64> {
+    /// The token that row `row` of a segment stands for in a sequence of `len`; none when it is padding.
+    fn token(&self, head: usize, segment: u64, row: u64, len: u64) -> Option<u64> {
         let inside = self.offsets[head]? + row * self.dilation_rate;
         let token = segment * self.segment_length + inside;
-        (inside < self.segment_length && token < self.seq_len).then_some(token)
+        (inside < self.segment_length && token < len).then_some(token)
     }
 }
 

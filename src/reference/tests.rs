@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::config::{
-    AttentionShape, DilatedAttentionConfig, HeadOffsets, Heads, Mask, OutputRows, Padding,
+    AttentionShape, DilatedAttentionConfig, HeadOffsets, Heads, Mask, MixGradient, OutputRows,
+    Padding,
 };
 
 /// Numbers in -2..2 from a linear congruential generator: enough to tell any two rows apart.
@@ -307,4 +308,128 @@ fn wrong_inputs_are_errors() {
             .out,
         []
     );
+}
+
+/// Gradients of `sum(out * dout)` by central differences. With detached mixing weights, `out` is the sum of the branches'
+/// outputs, each times the weight it has at the point itself.
+fn finite_differences(case: &Case, dout: &[f64]) -> ReferenceGradients {
+    let branches = case.config.branches().len();
+    let run = |inputs: &[Vec<f64>; 3], branch: usize| {
+        let [q, k, v] = inputs;
+        forward_branch(&case.config, &case.shape, q, k, v, branch).unwrap()
+    };
+    let at = [case.q.clone(), case.k.clone(), case.v.clone()];
+    let head_dim = case.config.head_dim() as usize;
+    // ln of the share of each branch in each row.
+    let total = case.run().softmax_lse;
+    let shares: Vec<Vec<f64>> = (0..branches)
+        .map(|branch| {
+            let lse = run(&at, branch).softmax_lse;
+            lse.iter()
+                .zip(&total)
+                .map(|(part, whole)| (part - whole).exp())
+                .collect()
+        })
+        .collect();
+    let divisor = match case.config.get_heads() {
+        Heads::EveryBranch => 1.0,
+        Heads::Partitioned => branches as f64,
+    };
+    let value = |inputs: &[Vec<f64>; 3]| -> f64 {
+        let weighted = |out: &[f64]| out.iter().zip(dout).map(|(out, dout)| out * dout).sum();
+        match case.config.get_gradient() {
+            MixGradient::Exact => {
+                let [q, k, v] = inputs;
+                weighted(&forward(&case.config, &case.shape, q, k, v).unwrap().out)
+            }
+            MixGradient::DetachedMix => (0..branches)
+                .map(|branch| {
+                    let mut out = run(inputs, branch).out;
+                    for (row, share) in out.chunks_mut(head_dim).zip(&shares[branch]) {
+                        row.iter_mut().for_each(|value| *value *= share / divisor);
+                    }
+                    weighted(&out)
+                })
+                .sum(),
+        }
+    };
+    let gradient = |which: usize| -> Vec<f64> {
+        (0..at[which].len())
+            .map(|index| {
+                let step = 1e-5;
+                let moved = |by: f64| {
+                    let mut inputs = at.clone();
+                    inputs[which][index] += by;
+                    value(&inputs)
+                };
+                (moved(step) - moved(-step)) / (2.0 * step)
+            })
+            .collect()
+    };
+    ReferenceGradients {
+        dq: gradient(0),
+        dk: gradient(1),
+        dv: gradient(2),
+    }
+}
+
+#[test]
+fn gradients_are_those_of_finite_differences() {
+    let base = |segments: &[u32], rates: &[u32]| {
+        DilatedAttentionConfig::new(3, 4, segments, rates).unwrap()
+    };
+    let several = base(&[4, 6, 16], &[1, 2, 3]);
+    let moved = base(&[5, 10], &[2, 3]);
+    let shape = |n| AttentionShape::new(1, n).unwrap();
+    let cases = [
+        (several.clone(), shape(11)),
+        (several.clone().mask(Mask::Causal), shape(11)),
+        (several.clone().padding(Padding::ZeroKeys), shape(11)),
+        (
+            several.clone().head_offsets(HeadOffsets::RoundRobin),
+            shape(11),
+        ),
+        (several.clone().heads(Heads::Partitioned), shape(11)),
+        (
+            several.torchscale(),
+            AttentionShape::new(2, 9)
+                .unwrap()
+                .with_valid_lens(&[9, 5])
+                .unwrap(),
+        ),
+        (moved.clone().torchscale(), shape(13)),
+        (moved.mask(Mask::Causal).torchscale(), shape(13)),
+        (
+            DilatedAttentionConfig::dense(2, 4).unwrap(),
+            AttentionShape::cross(1, 3, 7).unwrap(),
+        ),
+    ];
+    for ((config, shape), gradient) in cases
+        .into_iter()
+        .flat_map(|case| [MixGradient::Exact, MixGradient::DetachedMix].map(|g| (case.clone(), g)))
+    {
+        let config = config.gradient(gradient);
+        let width = config.embed_dim();
+        let count = (shape.batch() * shape.seq_len() * width) as usize;
+        let keys = (shape.batch() * shape.key_len() * width) as usize;
+        let case = Case {
+            q: numbers(count, 1),
+            k: numbers(keys, 2),
+            v: numbers(keys, 3),
+            config,
+            shape,
+        };
+        let dout = numbers(count, 4);
+        let given = backward(&case.config, &case.shape, &case.q, &case.k, &case.v, &dout).unwrap();
+        let expected = finite_differences(&case, &dout);
+        for (given, expected) in [
+            (&given.dq, &expected.dq),
+            (&given.dk, &expected.dk),
+            (&given.dv, &expected.dv),
+        ] {
+            let error = worst(given, expected);
+            assert!(error < 1e-7, "{}: {error}", case.config);
+        }
+        assert!(given.dv.iter().any(|value| value.abs() > 0.1));
+    }
 }

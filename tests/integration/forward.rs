@@ -22,7 +22,7 @@ fn shape(batch: u32, seq_len: u32) -> AttentionShape {
 
 /// What is special in a configuration or shape, each with the name of what it is about. Head size 8 throughout: a
 /// kernel is compiled once for all of them.
-fn named_problems() -> Vec<(&'static str, Problem)> {
+pub fn named_problems() -> Vec<(&'static str, Problem)> {
     let long = config(4, &[16, 32, 64], &[1, 2, 4]);
     let ragged = [0, 1, 15, 16, 17, 50, 0];
     let cases = [
@@ -155,6 +155,20 @@ fn named_problems() -> Vec<(&'static str, Problem)> {
             })
         })
         .collect();
+    let dense = DilatedAttentionConfig::dense(3, 8).unwrap();
+    for (seq_len, key_len) in [(20, 75), (75, 20), (1, 40), (40, 0)] {
+        let shape = AttentionShape::cross(2, seq_len, key_len).unwrap();
+        let problem = Problem::new(dense.clone(), shape, 1.0);
+        problems.push(("two sequences", problem));
+    }
+    let shape_of_two = AttentionShape::cross(4, 30, 50)
+        .and_then(|shape| shape.with_valid_lens(&[30, 10, 0, 7]))
+        .and_then(|shape| shape.with_valid_key_lens(&[50, 0, 50, 33]))
+        .unwrap();
+    problems.push((
+        "two sequences with lengths per item",
+        Problem::new(dense, shape_of_two, 1.0),
+    ));
     for query_scale in [100.0, 3e4] {
         let problem = Problem::new(long.clone().torchscale(), shape(1, 50), query_scale);
         problems.push(("large scores", problem));

@@ -2,7 +2,8 @@
 
 use dilated_attention::pool::{NoPooling, Pool, PoolOptions};
 use dilated_attention::{
-    AttentionShape, Context, ContextOptions, DType, DilatedAttention, DilatedAttentionConfig, Error,
+    AttentionShape, Context, ContextOptions, DType, DilatedAttention, DilatedAttentionConfig,
+    Error, MixGradient,
 };
 
 use crate::recorder::numbers;
@@ -92,7 +93,29 @@ fn the_plan_promises_what_the_pool_measures() {
                 "{limits}\n{plan}\n{stats}"
             );
             assert!(stats.held_bytes.peak - before.held_bytes.current <= plan.held_bytes());
-            drop(result);
+
+            for gradient in [MixGradient::Exact, MixGradient::DetachedMix] {
+                let attention =
+                    DilatedAttention::new(&context, attention.config().clone().gradient(gradient))
+                        .expect("fits");
+                let plan = attention.plan_backward(&shape).expect("plans");
+                context.wait();
+                context.pool().trim();
+                let before = context.pool().stats();
+                context.pool().reset_peaks();
+                let mut recorder = context.recorder("measured");
+                attention
+                    .backward(&mut recorder, &shape, [&q, &q, &q], &result, &q)
+                    .expect("records");
+                recorder.submit().expect("submits");
+                let stats = context.pool().stats();
+                assert_eq!(
+                    stats.requested_bytes.peak - before.requested_bytes.current,
+                    plan.requested_bytes(),
+                    "{limits}\n{stats}"
+                );
+                assert!(stats.held_bytes.peak - before.held_bytes.current <= plan.held_bytes());
+            }
         }
     }
 }

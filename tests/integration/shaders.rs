@@ -2,9 +2,10 @@
 
 use std::mem::offset_of;
 
+use dilated_attention::kernel::backward::{BackwardShape, BackwardVariant};
 use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
-use dilated_attention::kernel::{Access, FillParams, ForwardParams, Kernel};
-use dilated_attention::plan::{DeviceFacts, Processor};
+use dilated_attention::kernel::{Access, AttentionParams, DeltaParams, FillParams, Kernel};
+use dilated_attention::plan::{DeviceFacts, Pass, Processor};
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, StorageAccess, TypeInner};
@@ -34,11 +35,22 @@ fn facts_of_every_kind() -> Vec<DeviceFacts> {
 fn kernels() -> Vec<(Kernel, DeviceFacts)> {
     let mut kernels = vec![(Kernel::Fill, DeviceFacts::webgpu_defaults())];
     for facts in facts_of_every_kind() {
-        for shape in ForwardShape::ALL {
-            for head_dim in [4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 160, 256] {
+        for head_dim in [4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 160, 256] {
+            for shape in ForwardShape::ALL {
                 let variant = ForwardVariant::with_shape(shape, head_dim, &facts);
                 kernels.push((Kernel::Forward(variant), facts.clone()));
             }
+            for shape in BackwardShape::ALL {
+                let variant = BackwardVariant::with_shape(shape, head_dim, &facts);
+                for kernel in [
+                    Kernel::BackwardMeans(variant),
+                    Kernel::BackwardDq(variant),
+                    Kernel::BackwardDkDv(variant),
+                ] {
+                    kernels.push((kernel, facts.clone()));
+                }
+            }
+            kernels.push((Kernel::Delta { head_dim }, facts.clone()));
         }
     }
     let mut seen = std::collections::HashSet::new();
@@ -112,10 +124,19 @@ fn workgroup_memory_is_what_the_plan_says_and_within_the_limit() {
             bytes <= facts.max_workgroup_memory_bytes,
             "{kernel:?} takes {bytes} bytes"
         );
-        if let Kernel::Forward(variant) = kernel {
-            assert_eq!(bytes, variant.workgroup_memory_bytes(), "{kernel:?}");
-            assert!(variant.check(variant.head_dim, &facts).is_ok());
-        }
+        let (variant, pass) = match kernel {
+            Kernel::Forward(variant) => {
+                assert_eq!(bytes, variant.workgroup_memory_bytes(), "{kernel:?}");
+                assert!(variant.check(variant.head_dim, &facts).is_ok());
+                continue;
+            }
+            Kernel::BackwardMeans(variant) => (variant, Pass::Means),
+            Kernel::BackwardDq(variant) => (variant, Pass::Dq),
+            Kernel::BackwardDkDv(variant) => (variant, Pass::DkDv),
+            _ => continue,
+        };
+        assert_eq!(bytes, variant.workgroup_memory_bytes(pass), "{kernel:?}");
+        assert!(variant.check(variant.head_dim, &facts).is_ok());
     }
 }
 
@@ -128,6 +149,9 @@ fn every_head_size_gets_a_kernel_that_fits_on_every_kind_of_device() {
             variant
                 .check(head_dim, &facts)
                 .expect("the chosen kernel fits");
+            BackwardVariant::choose(head_dim, &facts)
+                .check(head_dim, &facts)
+                .expect("the chosen kernels fit");
         }
     }
 }
@@ -205,15 +229,31 @@ fn parameter_structs_have_the_same_layout_on_both_sides() {
     let host = host_fields!(FillParams: first_word, num_words, value, grid_width);
     assert_eq!(shader_fields(Kernel::Fill, "FillParams"), host);
 
-    let host = host_fields!(ForwardParams:
-        seq_len, valid_len, num_heads, head_begin, head_count, offset_base, offset_div, offset_mod,
+    let host = host_fields!(DeltaParams: num_places, out_skip, lse_skip, terms_skip, grid_width);
+    assert_eq!(
+        shader_fields(Kernel::Delta { head_dim: 8 }, "DeltaParams"),
+        host
+    );
+
+    let host = host_fields!(AttentionParams:
+        seq_len, valid_len, key_len, valid_key_len, num_heads, head_begin, head_count, offset_base, offset_div, offset_mod,
         segment_length, dilation_rate, rows_per_segment, output_stride, segment_begin,
         segment_count, row_begin, row_end, key_row_begin, key_row_end, flags, scale_log2e, out_scale,
-        q_token0, q_skip, kv_token0, kv_skip, out_token0, out_skip, lse_skip, grid_width,
+        q_token0, q_skip, kv_token0, kv_skip, out_token0, out_skip, lse_skip, terms_skip, grid_width,
         num_workgroups);
     let facts = DeviceFacts::webgpu_defaults();
     for shape in ForwardShape::ALL {
         let kernel = Kernel::Forward(ForwardVariant::with_shape(shape, 64, &facts));
-        assert_eq!(shader_fields(kernel, "ForwardParams"), host);
+        assert_eq!(shader_fields(kernel, "AttentionParams"), host);
+    }
+    for shape in BackwardShape::ALL {
+        let variant = BackwardVariant::with_shape(shape, 64, &facts);
+        for kernel in [
+            Kernel::BackwardMeans(variant),
+            Kernel::BackwardDq(variant),
+            Kernel::BackwardDkDv(variant),
+        ] {
+            assert_eq!(shader_fields(kernel, "AttentionParams"), host);
+        }
     }
 }

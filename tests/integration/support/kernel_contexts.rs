@@ -5,6 +5,7 @@
 
 use std::sync::OnceLock;
 
+use dilated_attention::kernel::backward::{BackwardShape, BackwardVariant};
 use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
 use dilated_attention::plan::Processor;
 use dilated_attention::pool::PoolOptions;
@@ -74,6 +75,26 @@ impl TestContext {
                 }
             };
             let variant = ForwardVariant::with_shape(shape, head_dim, facts);
+            if affordable && shape != chosen.shape && variant.check(head_dim, facts).is_ok() {
+                variants.push(variant);
+            }
+        }
+        variants
+    }
+
+    /// Every backward kernel that this adapter runs in reasonable time, the one it would choose first.
+    pub fn backward_variants(&self, head_dim: u32) -> Vec<BackwardVariant> {
+        let facts = self.context.facts();
+        let chosen = BackwardVariant::choose(head_dim, facts);
+        let mut variants = vec![chosen];
+        for shape in BackwardShape::ALL {
+            let affordable = match (shape, facts.processor) {
+                (BackwardShape::Tile, _) | (_, Processor::Gpu) => true,
+                (BackwardShape::Rows, Processor::Cpu { uniform_loads, .. }) => {
+                    uniform_loads || head_dim <= 8
+                }
+            };
+            let variant = BackwardVariant::with_shape(shape, head_dim, facts);
             if affordable && shape != chosen.shape && variant.check(head_dim, facts).is_ok() {
                 variants.push(variant);
             }

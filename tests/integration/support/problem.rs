@@ -1,9 +1,13 @@
 //! One attention to compute, on the GPU and by the reference, and the comparison of the two.
 
+use std::ops::Range;
+
 use dilated_attention::kernel::forward::ForwardVariant;
 use dilated_attention::plan::UNCOVERED_LSE;
 use dilated_attention::reference::{self, ReferenceOutput};
-use dilated_attention::{AttentionShape, DilatedAttention, DilatedAttentionConfig};
+use dilated_attention::{
+    AttentionShape, DilatedAttention, DilatedAttentionConfig, Recorder, Tensor,
+};
 
 use super::kernel_contexts::TestContext;
 use super::numbers::uniform;
@@ -17,6 +21,28 @@ pub struct Problem {
     pub q: Vec<f32>,
     pub k: Vec<f32>,
     pub v: Vec<f32>,
+    /// Gradient of the output, for the backward.
+    pub dout: Vec<f32>,
+}
+
+/// Numbers in -1..1 times `scale`; NaN behind an item's length.
+fn tensor(
+    config: &DilatedAttentionConfig,
+    shape: &AttentionShape,
+    len: u32,
+    valid_len: impl Fn(u32) -> u32,
+    seed: u64,
+    scale: f32,
+) -> Vec<f32> {
+    let width = config.embed_dim() as usize;
+    let item_len = len as usize * width;
+    let mut values = uniform(seed, shape.batch() as usize * item_len);
+    values.iter_mut().for_each(|value| *value *= scale);
+    for item in 0..shape.batch() {
+        let valid = valid_len(item) as usize * width;
+        values[item as usize * item_len..][..item_len][valid..].fill(f32::NAN);
+    }
+    values
 }
 
 /// Output and log-sum-exp in single precision.
@@ -29,31 +55,38 @@ pub struct Result32 {
 impl Problem {
     /// Inputs in -1..1, queries `query_scale` times that. Tokens behind an item's length hold NaN: nobody may see them.
     pub fn new(config: DilatedAttentionConfig, shape: AttentionShape, query_scale: f32) -> Self {
-        let width = config.embed_dim() as usize;
-        let item_len = shape.seq_len() as usize * width;
-        let tensor = |seed: u64, scale: f32| {
-            let mut values = uniform(seed, shape.batch() as usize * item_len);
-            values.iter_mut().for_each(|value| *value *= scale);
-            for item in 0..shape.batch() {
-                let valid = shape.valid_len(item) as usize * width;
-                values[item as usize * item_len..][..item_len][valid..].fill(f32::NAN);
-            }
-            values
+        let queries = |seed, scale| {
+            let (len, valid) = (shape.seq_len(), |item| shape.valid_len(item));
+            tensor(&config, &shape, len, valid, seed, scale)
+        };
+        let keys = |seed| {
+            let (len, valid) = (shape.key_len(), |item| shape.valid_key_len(item));
+            tensor(&config, &shape, len, valid, seed, 1.0)
         };
         Self {
-            q: tensor(1, query_scale),
-            k: tensor(2, 1.0),
-            v: tensor(3, 1.0),
+            q: queries(1, query_scale),
+            k: keys(2),
+            v: keys(3),
+            dout: queries(4, 1.0),
             config,
             shape,
         }
     }
 
-    /// The part of `tensor` that belongs to one token and head.
-    pub fn vector<'a>(&self, tensor: &'a [f32], item: u32, token: u32, head: u32) -> &'a [f32] {
+    /// Elements of the head `head` of query (or output) `token`.
+    pub fn query_range(&self, item: u32, token: u32, head: u32) -> Range<usize> {
+        self.range(self.shape.seq_len(), item, token, head)
+    }
+
+    /// Elements of the head `head` of key (or value) `token`.
+    pub fn key_range(&self, item: u32, token: u32, head: u32) -> Range<usize> {
+        self.range(self.shape.key_len(), item, token, head)
+    }
+
+    fn range(&self, len: u32, item: u32, token: u32, head: u32) -> Range<usize> {
         let head_dim = self.config.head_dim() as usize;
-        let row = (item * self.shape.seq_len() + token) * self.config.num_heads() + head;
-        &tensor[row as usize * head_dim..][..head_dim]
+        let row = (item * len + token) * self.config.num_heads() + head;
+        row as usize * head_dim..(row as usize + 1) * head_dim
     }
 
     /// Computes it on a device.
@@ -62,20 +95,10 @@ impl Problem {
         on: &TestContext,
         variant: ForwardVariant,
     ) -> dilated_attention::Result<Result32> {
-        let Self { config, shape, .. } = self;
-        let dims = [
-            shape.batch(),
-            shape.seq_len(),
-            config.num_heads(),
-            config.head_dim(),
-        ]
-        .map(|dim| dim as usize);
-        let attention = DilatedAttention::with_variant(&on.context, config.clone(), variant)?;
+        let attention = DilatedAttention::with_variant(&on.context, self.config.clone(), variant)?;
         let mut recorder = on.context.recorder("test");
-        let q = recorder.upload("q", &dims, &self.q)?;
-        let k = recorder.upload("k", &dims, &self.k)?;
-        let v = recorder.upload("v", &dims, &self.v)?;
-        let result = attention.forward(&mut recorder, shape, &q, &k, &v)?;
+        let [q, k, v] = self.upload(&mut recorder)?;
+        let result = attention.forward(&mut recorder, &self.shape, &q, &k, &v)?;
         let out = recorder.download::<f32>(&result.out)?;
         let softmax_lse = recorder.download::<f32>(&result.softmax_lse)?;
         recorder.submit()?;
@@ -83,6 +106,25 @@ impl Problem {
             out: out.wait()?,
             softmax_lse: softmax_lse.wait()?,
         })
+    }
+
+    /// Records the inputs.
+    pub fn upload(&self, recorder: &mut Recorder) -> dilated_attention::Result<[Tensor; 3]> {
+        let (queries, keys) = (
+            self.dims(self.shape.seq_len()),
+            self.dims(self.shape.key_len()),
+        );
+        Ok([
+            recorder.upload("q", &queries, &self.q)?,
+            recorder.upload("k", &keys, &self.k)?,
+            recorder.upload("v", &keys, &self.v)?,
+        ])
+    }
+
+    /// Dimensions of a tensor with `len` tokens an item.
+    pub fn dims(&self, len: u32) -> [usize; 4] {
+        let Self { config, shape, .. } = self;
+        [shape.batch(), len, config.num_heads(), config.head_dim()].map(|dim| dim as usize)
     }
 
     /// Computes it in double precision.

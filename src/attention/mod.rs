@@ -1,9 +1,15 @@
 //! Dilated attention on the device.
 
+mod backward;
+
+pub use backward::Gradients;
+
 use crate::config::{AttentionShape, DilatedAttentionConfig};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::kernel::{Kernel, fill, forward::ForwardVariant};
+use crate::kernel::backward::BackwardVariant;
+use crate::kernel::forward::ForwardVariant;
+use crate::kernel::{Kernel, fill};
 use crate::plan::{BufferRole, ForwardPlan, PlannedBuffer, UNCOVERED_LSE};
 use crate::pool::{BufferRequest, Demand, PARAMS_USAGE, STAGING_USAGE, STORAGE_USAGE};
 use crate::recorder::Recorder;
@@ -31,9 +37,10 @@ pub struct DilatedAttention {
     context: Context,
     config: DilatedAttentionConfig,
     variant: ForwardVariant,
+    backward_variant: BackwardVariant,
 }
 
-/// What a forward returns.
+/// What a forward returns, and all that a backward needs of it.
 #[derive(Clone, Debug)]
 pub struct ForwardOutput {
     /// Attention output, (B, N, H, D), f32; zero where no branch covers a row.
@@ -46,18 +53,23 @@ pub struct ForwardOutput {
 impl Demand for ForwardPlan {
     /// What a forward leases beside its inputs.
     fn buffers(&self) -> Vec<BufferRequest> {
-        let request = |buffer: &PlannedBuffer| BufferRequest {
-            label: buffer.label,
-            bytes: buffer.requested_bytes,
-            usage: match buffer.role {
-                BufferRole::Storage => STORAGE_USAGE,
-                BufferRole::Params => PARAMS_USAGE,
-                BufferRole::Staging => STAGING_USAGE,
-            },
-            count: 1,
-        };
-        self.buffers.iter().map(request).collect()
+        requests(&self.buffers)
     }
+}
+
+/// The leases of planned buffers.
+fn requests(buffers: &[PlannedBuffer]) -> Vec<BufferRequest> {
+    let request = |buffer: &PlannedBuffer| BufferRequest {
+        label: buffer.label,
+        bytes: buffer.requested_bytes,
+        usage: match buffer.role {
+            BufferRole::Storage => STORAGE_USAGE,
+            BufferRole::Params => PARAMS_USAGE,
+            BufferRole::Staging => STAGING_USAGE,
+        },
+        count: 1,
+    };
+    buffers.iter().map(request).collect()
 }
 
 impl DilatedAttention {
@@ -80,10 +92,25 @@ impl DilatedAttention {
         variant: ForwardVariant,
     ) -> Result<Self> {
         variant.check(config.head_dim(), context.facts())?;
+        let backward_variant = BackwardVariant::choose(config.head_dim(), context.facts());
+        backward_variant.check(config.head_dim(), context.facts())?;
         Ok(Self {
             context: context.clone(),
             config,
             variant,
+            backward_variant,
+        })
+    }
+
+    /// The same, with other kernels for the backward.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] when the kernels do not fit the head size or the device.
+    pub fn with_backward_variant(self, variant: BackwardVariant) -> Result<Self> {
+        variant.check(self.config.head_dim(), self.context.facts())?;
+        Ok(Self {
+            backward_variant: variant,
+            ..self
         })
     }
 
@@ -137,31 +164,15 @@ impl DilatedAttention {
         k: &Tensor,
         v: &Tensor,
     ) -> Result<ForwardOutput> {
-        let pool_id = self.context.pool().id();
-        if recorder.context().pool().id() != pool_id {
-            return Err(Error::ForeignDevice {
-                what: "recorder",
-                given: recorder.context().pool().id(),
-                expected: pool_id,
-            });
-        }
-        let [batch, seq_len, num_heads, head_dim] = [
-            shape.batch(),
-            shape.seq_len(),
-            self.config.num_heads(),
-            self.config.head_dim(),
-        ]
-        .map(|dimension| dimension as usize);
-        let tensor_shape = [batch, seq_len, num_heads, head_dim];
-        for (what, tensor) in [("q", q), ("k", k), ("v", v)] {
-            tensor.expect(what, &tensor_shape, DType::F32, pool_id)?;
-        }
+        self.expect(recorder, &[("q", q)], &self.query_shape(shape))?;
+        self.expect(recorder, &[("k", k), ("v", v)], &self.key_shape(shape))?;
         let plan = self.plan(shape)?;
         let kernel = Kernel::Forward(plan.variant);
         // Compiled before anything is recorded, so that a refused shader leaves the recording as it was.
         self.warm_up()?;
-        let out = recorder.empty("out", &tensor_shape, DType::F32)?;
-        let softmax_lse = recorder.empty("softmax_lse", &tensor_shape[..3], DType::F32)?;
+        let out_shape = self.query_shape(shape);
+        let out = recorder.empty("out", &out_shape, DType::F32)?;
+        let softmax_lse = recorder.empty("softmax_lse", &out_shape[..3], DType::F32)?;
         for &rows in &plan.clears {
             recorder.clear(&out, plan.out_range(rows));
             let range = plan.lse_range(rows);
@@ -175,9 +186,44 @@ impl DilatedAttention {
                 (&out, dispatch.out.bytes),
                 (&softmax_lse, dispatch.lse.bytes),
             ];
-            let params = dispatch.params(&self.config, shape.seq_len());
+            let params = dispatch.params(&self.config, shape);
             recorder.dispatch(kernel, &bindings, &params, dispatch.grid)?;
         }
         Ok(ForwardOutput { out, softmax_lse })
+    }
+
+    /// Shape of queries and outputs.
+    fn query_shape(&self, shape: &AttentionShape) -> [usize; 4] {
+        self.tensor_shape(shape.batch(), shape.seq_len())
+    }
+
+    /// Shape of keys and values.
+    fn key_shape(&self, shape: &AttentionShape) -> [usize; 4] {
+        self.tensor_shape(shape.batch(), shape.key_len())
+    }
+
+    fn tensor_shape(&self, batch: u32, len: u32) -> [usize; 4] {
+        [batch, len, self.config.num_heads(), self.config.head_dim()].map(|dim| dim as usize)
+    }
+
+    /// Whether the recorder and the tensors are of this context and the tensors of `shape`.
+    fn expect(
+        &self,
+        recorder: &Recorder,
+        tensors: &[(&'static str, &Tensor)],
+        shape: &[usize],
+    ) -> Result<()> {
+        let pool_id = self.context.pool().id();
+        if recorder.context().pool().id() != pool_id {
+            return Err(Error::ForeignDevice {
+                what: "recorder",
+                given: recorder.context().pool().id(),
+                expected: pool_id,
+            });
+        }
+        for (what, tensor) in tensors {
+            tensor.expect(what, shape, DType::F32, pool_id)?;
+        }
+        Ok(())
     }
 }

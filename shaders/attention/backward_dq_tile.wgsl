@@ -1,0 +1,78 @@
+// Gradient of the queries of one branch, on GPUs: each workgroup owns 32 rows and walks over their keys.
+//
+//   s = q k^T    dp = dout v^T    ds = p (dp - mean)    dq += scale ds k
+
+@group(0) @binding(5) var<storage, read> terms: array<vec2<f32>>;
+@group(0) @binding(6) var<storage, read_write> dq: array<vec4<f32>>;
+
+fn store_row(tile: Tile, row: u32, column: u32, value: vec4<f32>) {
+    if (row < min(tile.row_end, tile.real_rows) && column < HEAD_DIM_VEC4) {
+        let to = query_index(tile, row) + column;
+        var result = params.scale_log2e * LN_2 * value;
+        if (has_flag(FLAG_MERGE)) {
+            result += dq[to];
+        }
+        dq[to] = result;
+    }
+}
+
+fn store_chunk(tile: Tile, thread: Thread, chunk: u32, value: mat4x4<f32>) {
+    let rows = vectors_of(tile.row_begin + thread.group);
+    let column = chunk * CHUNK + thread.lane;
+    store_row(tile, rows.x, column, value[0]);
+    store_row(tile, rows.y, column, value[1]);
+    store_row(tile, rows.z, column, value[2]);
+    store_row(tile, rows.w, column, value[3]);
+}
+
+@compute @workgroup_size(64)
+fn backward_dq_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    let tile = locate_tile(workgroup, SIDE);
+    let thread = Thread(index / 8u, index % 8u);
+    let rows = vectors_of(tile.row_begin + thread.group);
+    let terms_x = row_terms(tile, rows.x);
+    let terms_y = row_terms(tile, rows.y);
+    let terms_z = row_terms(tile, rows.z);
+    let terms_w = row_terms(tile, rows.w);
+    var dq_0: mat4x4<f32>;
+    var dq_1: mat4x4<f32>;
+    var dq_2: mat4x4<f32>;
+    var dq_3: mat4x4<f32>;
+    var dq_4: mat4x4<f32>;
+    var dq_5: mat4x4<f32>;
+    var dq_6: mat4x4<f32>;
+    var dq_7: mat4x4<f32>;
+    for (var key_tile = tile.key_begin; key_tile < tile.key_end; key_tile += SIDE) {
+        let s = products(tile, thread, QUERY, tile.row_begin, KEY, key_tile);
+        let dp = products(tile, thread, DOUT, tile.row_begin, VALUE, key_tile);
+        let keys = vectors_of(key_tile + thread.lane);
+        keep_block(thread, mat4x4<f32>(
+            row_gradients(tile, rows.x, keys, s[0], dp[0], terms_x),
+            row_gradients(tile, rows.y, keys, s[1], dp[1], terms_y),
+            row_gradients(tile, rows.z, keys, s[2], dp[2], terms_z),
+            row_gradients(tile, rows.w, keys, s[3], dp[3], terms_w),
+        ));
+        let all_seen = key_tile + SIDE <= tile.key_full;
+        dq_0 = add_product(tile, thread, KEY, key_tile, 0u, all_seen, dq_0);
+        if (CHUNKS > 1u) { dq_1 = add_product(tile, thread, KEY, key_tile, 1u, all_seen, dq_1); }
+        if (CHUNKS > 2u) { dq_2 = add_product(tile, thread, KEY, key_tile, 2u, all_seen, dq_2); }
+        if (CHUNKS > 3u) { dq_3 = add_product(tile, thread, KEY, key_tile, 3u, all_seen, dq_3); }
+        if (CHUNKS > 4u) { dq_4 = add_product(tile, thread, KEY, key_tile, 4u, all_seen, dq_4); }
+        if (CHUNKS > 5u) { dq_5 = add_product(tile, thread, KEY, key_tile, 5u, all_seen, dq_5); }
+        if (CHUNKS > 6u) { dq_6 = add_product(tile, thread, KEY, key_tile, 6u, all_seen, dq_6); }
+        if (CHUNKS > 7u) { dq_7 = add_product(tile, thread, KEY, key_tile, 7u, all_seen, dq_7); }
+    }
+    store_chunk(tile, thread, 0u, dq_0);
+    if (CHUNKS > 1u) { store_chunk(tile, thread, 1u, dq_1); }
+    if (CHUNKS > 2u) { store_chunk(tile, thread, 2u, dq_2); }
+    if (CHUNKS > 3u) { store_chunk(tile, thread, 3u, dq_3); }
+    if (CHUNKS > 4u) { store_chunk(tile, thread, 4u, dq_4); }
+    if (CHUNKS > 5u) { store_chunk(tile, thread, 5u, dq_5); }
+    if (CHUNKS > 6u) { store_chunk(tile, thread, 6u, dq_6); }
+    if (CHUNKS > 7u) { store_chunk(tile, thread, 7u, dq_7); }
+}
+
+fn row_gradients(tile: Tile, row: u32, keys: vec4<u32>, s: vec4<f32>, dp: vec4<f32>, terms: vec2<f32>) -> vec4<f32> {
+    let seen = seen_keys(tile, row, keys);
+    return score_gradients(shares(s, vec4<f32>(terms.x), seen), dp, vec4<f32>(terms.y), seen);
+}

@@ -1,0 +1,49 @@
+// For gradients that hold the mixing weights constant: the mean of dout . v over the keys of one branch alone, for each
+// row, on GPUs. A row's keys may come in several dispatches: until the last of them its terms hold the two sums.
+
+@group(0) @binding(5) var<storage, read> softmax_lse: array<f32>;
+@group(0) @binding(6) var<storage, read_write> terms: array<vec2<f32>>;
+
+// The sums of the lanes, one vec4 of four rows each.
+var<workgroup> partial: array<vec4<f32>, 128>;
+
+@compute @workgroup_size(64)
+fn backward_means_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    let tile = locate_tile(workgroup, SIDE);
+    let thread = Thread(index / 8u, index % 8u);
+    let rows = vectors_of(tile.row_begin + thread.group);
+    let lse = vec4<f32>(row_lse(tile, rows.x), row_lse(tile, rows.y), row_lse(tile, rows.z), row_lse(tile, rows.w));
+    var weight = mat4x4<f32>();
+    var weighted = mat4x4<f32>();
+    for (var key_tile = tile.key_begin; key_tile < tile.key_end; key_tile += SIDE) {
+        let s = products(tile, thread, QUERY, tile.row_begin, KEY, key_tile);
+        let dp = products(tile, thread, DOUT, tile.row_begin, VALUE, key_tile);
+        let keys = vectors_of(key_tile + thread.lane);
+        let seen_x = seen_keys(tile, rows.x, keys);
+        let seen_y = seen_keys(tile, rows.y, keys);
+        let seen_z = seen_keys(tile, rows.z, keys);
+        let seen_w = seen_keys(tile, rows.w, keys);
+        let p = mat4x4<f32>(shares(s[0], vec4<f32>(lse.x), seen_x), shares(s[1], vec4<f32>(lse.y), seen_y),
+            shares(s[2], vec4<f32>(lse.z), seen_z), shares(s[3], vec4<f32>(lse.w), seen_w));
+        weight += p;
+        weighted += mat4x4<f32>(
+            score_gradients(p[0], dp[0], vec4<f32>(), seen_x),
+            score_gradients(p[1], dp[1], vec4<f32>(), seen_y),
+            score_gradients(p[2], dp[2], vec4<f32>(), seen_z),
+            score_gradients(p[3], dp[3], vec4<f32>(), seen_w),
+        );
+    }
+    partial[index] = row_sum(weight);
+    partial[64u + index] = row_sum(weighted);
+    workgroupBarrier();
+    // Lane i of a group ends the group's row i.
+    let row = tile.row_begin + thread.group + 8u * thread.lane;
+    if (thread.lane < 4u && row < tile.row_end) {
+        var sums = vec2<f32>();
+        for (var i = 0u; i < 8u; i++) {
+            let at = thread.group * 8u + i;
+            sums += vec2<f32>(partial[64u + at][thread.lane], partial[at][thread.lane]);
+        }
+        store_mean(tile, row, sums);
+    }
+}

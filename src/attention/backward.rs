@@ -1,0 +1,177 @@
+//! Gradients of dilated attention on the device.
+
+use super::{DilatedAttention, ForwardOutput, requests};
+use crate::config::{AttentionShape, MixGradient};
+use crate::error::Result;
+use crate::kernel::backward::BackwardVariant;
+use crate::kernel::{DeltaParams, Kernel};
+use crate::plan::{BackwardPlan, ByteRange, Pass};
+use crate::pool::{BufferRequest, Demand};
+use crate::recorder::Recorder;
+use crate::tensor::{DType, Tensor};
+
+/// Gradients of a loss with respect to the inputs of an attention, f32.
+#[derive(Clone, Debug)]
+pub struct Gradients {
+    /// Of the queries, (B, N, H, D).
+    pub dq: Tensor,
+    /// Of the keys, of their shape.
+    pub dk: Tensor,
+    /// Of the values, of their shape.
+    pub dv: Tensor,
+}
+
+impl Demand for BackwardPlan {
+    /// What a backward leases beside its inputs.
+    fn buffers(&self) -> Vec<BufferRequest> {
+        requests(&self.buffers)
+    }
+}
+
+impl DilatedAttention {
+    /// The kernels of the backward.
+    pub fn backward_variant(&self) -> BackwardVariant {
+        self.backward_variant
+    }
+
+    /// Plans a backward: what it will dispatch and lease.
+    ///
+    /// # Errors
+    /// As [`DilatedAttentionConfig::plan_backward`](crate::DilatedAttentionConfig::plan_backward).
+    pub fn plan_backward(&self, shape: &AttentionShape) -> Result<BackwardPlan> {
+        self.config
+            .plan_backward_with(shape, self.context.facts(), self.backward_variant)
+    }
+
+    /// Compiles the backward's kernels now; see [`warm_up`](Self::warm_up).
+    ///
+    /// # Errors
+    /// [`Error::Validation`](crate::Error::Validation) when the device refuses a shader.
+    pub fn warm_up_backward(&self) -> Result<()> {
+        let variant = self.backward_variant;
+        let terms = match self.config.get_gradient() {
+            MixGradient::Exact => Kernel::Delta {
+                head_dim: self.config.head_dim(),
+            },
+            MixGradient::DetachedMix => Kernel::BackwardMeans(variant),
+        };
+        for kernel in [
+            terms,
+            Kernel::BackwardDq(variant),
+            Kernel::BackwardDkDv(variant),
+        ] {
+            self.context
+                .pipelines()
+                .get(self.context.device(), kernel)?;
+        }
+        Ok(())
+    }
+
+    /// Records the gradients of `q`, `k` and `v`, given what [`forward`](Self::forward) made of them and `dout`, the
+    /// gradient of its output, (B, N, H, D) f32. How the weights that mix the branches are treated is the configuration's
+    /// [`MixGradient`]. Rows that no branch covers, and tokens behind an item's length, have gradients of 0.
+    ///
+    /// The result has the same bits on every run on one device.
+    ///
+    /// ```no_run
+    /// use dilated_attention::{AttentionShape, Context, DilatedAttention, DilatedAttentionConfig};
+    /// let context = Context::headless()?;
+    /// let config = DilatedAttentionConfig::new(8, 64, &[2048, 8192], &[1, 4])?;
+    /// let attention = DilatedAttention::new(&context, config)?;
+    /// let shape = AttentionShape::new(1, 16_384)?;
+    /// let data = vec![0.5f32; 16_384 * 8 * 64];
+    /// let mut recorder = context.recorder("layer 0");
+    /// let q = recorder.upload("q", &[1, 16_384, 8, 64], &data)?;
+    /// let forward = attention.forward(&mut recorder, &shape, &q, &q, &q)?;
+    /// let dout = recorder.upload("dout", &[1, 16_384, 8, 64], &data)?;
+    /// let gradients = attention.backward(&mut recorder, &shape, [&q, &q, &q], &forward, &dout)?;
+    /// let dq = recorder.download::<f32>(&gradients.dq)?;
+    /// recorder.submit()?;
+    /// assert_eq!(dq.wait()?.len(), data.len());
+    /// # Ok::<(), dilated_attention::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn backward(
+        &self,
+        recorder: &mut Recorder,
+        shape: &AttentionShape,
+        [q, k, v]: [&Tensor; 3],
+        forward: &ForwardOutput,
+        dout: &Tensor,
+    ) -> Result<Gradients> {
+        let (query_shape, key_shape) = (self.query_shape(shape), self.key_shape(shape));
+        let ForwardOutput { out, softmax_lse } = forward;
+        let queries = [("q", q), ("out", out), ("dout", dout)];
+        self.expect(recorder, &queries, &query_shape)?;
+        self.expect(recorder, &[("k", k), ("v", v)], &key_shape)?;
+        self.expect(recorder, &[("softmax_lse", softmax_lse)], &query_shape[..3])?;
+        let plan = self.plan_backward(shape)?;
+        // Compiled before anything is recorded, so that a refused shader leaves the recording as it was.
+        self.warm_up_backward()?;
+        let terms_shape = [&query_shape[..3], &[2]].concat();
+        let terms = recorder.empty("terms", &terms_shape, DType::F32)?;
+        let dq = recorder.empty("dq", &query_shape, DType::F32)?;
+        let dk = recorder.empty("dk", &key_shape, DType::F32)?;
+        let dv = recorder.empty("dv", &key_shape, DType::F32)?;
+        let width = u64::from(self.config.embed_dim()) * 4;
+        let rows = |&(begin, end): &(u64, u64)| ByteRange {
+            offset: begin * width,
+            size: (end - begin) * width,
+        };
+        for range in &plan.query_clears {
+            recorder.clear(&dq, rows(range));
+        }
+        for range in &plan.key_clears {
+            recorder.clear(&dk, rows(range));
+            recorder.clear(&dv, rows(range));
+        }
+        for delta in &plan.deltas {
+            let bindings = [
+                (out, delta.out.bytes),
+                (dout, delta.out.bytes),
+                (softmax_lse, delta.lse.bytes),
+                (&terms, delta.terms.bytes),
+            ];
+            let params = DeltaParams {
+                num_places: delta.num_places,
+                out_skip: delta.out.skip,
+                lse_skip: delta.lse.skip,
+                terms_skip: delta.terms.skip,
+                grid_width: delta.grid[0],
+            };
+            let kernel = Kernel::Delta {
+                head_dim: self.config.head_dim(),
+            };
+            recorder.dispatch(kernel, &bindings, &params, delta.grid)?;
+        }
+        for dispatch in &plan.dispatches {
+            let params = dispatch.params(&self.config, shape);
+            let inputs = [
+                (q, dispatch.q.bytes),
+                (k, dispatch.kv.bytes),
+                (v, dispatch.kv.bytes),
+                (dout, dispatch.out.bytes),
+            ];
+            let terms = (&terms, dispatch.terms.bytes);
+            let lse = (softmax_lse, dispatch.lse.bytes);
+            let (kernel, own) = match dispatch.pass {
+                Pass::Means => (Kernel::BackwardMeans(plan.variant), vec![lse, terms]),
+                Pass::Dq => {
+                    let dq = (&dq, dispatch.q.bytes);
+                    (Kernel::BackwardDq(plan.variant), vec![terms, dq])
+                }
+                Pass::DkDv => {
+                    let (dk, dv) = ((&dk, dispatch.kv.bytes), (&dv, dispatch.kv.bytes));
+                    (Kernel::BackwardDkDv(plan.variant), vec![terms, dk, dv])
+                }
+                // A backward plan has none.
+                Pass::Forward => continue,
+            };
+            let bindings = [&inputs[..], &own].concat();
+            recorder.dispatch(kernel, &bindings, &params, dispatch.grid)?;
+        }
+        Ok(Gradients { dq, dk, dv })
+    }
+}

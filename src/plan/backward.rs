@@ -1,0 +1,207 @@
+//! The backward plan: which dispatches compute the gradients of an attention, with which windows, in which memory.
+//!
+//! ```text
+//! terms    of each row and head: its LSE, and the mean of dout . v over the keys that its softmax is over
+//!          true gradient: over all branches' keys, which is dout . out: one pass over out and dout (delta)
+//!          constant mixing weights: over one branch's keys, computed again for each branch (means)
+//! dq       for each branch, each tile of rows walks over its keys
+//! dk, dv   for each branch, each tile of keys walks over the rows that see it
+//! ```
+//! A share of the softmax is `exp(score - LSE)`, so nothing but O and LSE is kept from the forward. Each gradient is
+//! written by one workgroup at a time, in an order that the plan fixes: no atomics, the same bits on every run.
+
+use super::dispatch::{AttentionDispatch, Pass};
+use super::facts::DeviceFacts;
+use super::forward::{clears, forward_flop, tensor_bytes};
+use super::planner::Planner;
+use super::window::{RowLayout, TokenWindow};
+use super::workspace::{BufferRole, ParamsLayout, PlannedBuffer};
+use crate::config::{AttentionShape, DilatedAttentionConfig, MixGradient};
+use crate::error::{Error, Result};
+use crate::kernel::backward::BackwardVariant;
+use crate::kernel::{AttentionParams, DeltaParams, fold_grid};
+
+/// One dispatch of the delta kernel over a range of rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DeltaDispatch {
+    /// What is bound of the output and its gradient.
+    pub out: TokenWindow,
+    /// What is bound of the LSE.
+    pub lse: TokenWindow,
+    /// What is bound of the terms.
+    pub terms: TokenWindow,
+    /// Rows times heads.
+    pub num_places: u32,
+    /// Workgroups along x and y.
+    pub grid: [u32; 2],
+}
+
+/// Everything the backward will tell the device, as plain data. Made by [`DilatedAttentionConfig::plan_backward`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct BackwardPlan {
+    /// Shape of the call.
+    pub shape: AttentionShape,
+    /// Number of heads.
+    pub num_heads: u32,
+    /// Elements in one head.
+    pub head_dim: u32,
+    /// The kernels.
+    pub variant: BackwardVariant,
+    /// Half-open ranges of rows (`item * seq_len + token`) of dq that are cleared first.
+    pub query_clears: Vec<(u64, u64)>,
+    /// Half-open ranges of rows (`item * key_len + token`) of dk and dv that are cleared first.
+    pub key_clears: Vec<(u64, u64)>,
+    /// The terms of the true gradient; none where mixing weights are constants.
+    pub deltas: Vec<DeltaDispatch>,
+    /// The dispatches over branches, in order.
+    pub dispatches: Vec<AttentionDispatch>,
+    /// Buffers leased by a backward that is recorded alone.
+    pub buffers: Vec<PlannedBuffer>,
+    /// Floating point operations: 2.5 times those of the forward (5 products of matrices for 2). The kernels do more: each
+    /// of the two passes computes the scores again.
+    pub flop: u64,
+    /// Bytes that must be moved at least: q, k, v, out and dout read once, dq, dk and dv written once.
+    pub byte_floor: u64,
+}
+
+impl DilatedAttentionConfig {
+    /// Plans the backward of `shape` on a device with `facts`. Needs no device.
+    ///
+    /// # Errors
+    /// As [`plan_forward`](Self::plan_forward).
+    pub fn plan_backward(
+        &self,
+        shape: &AttentionShape,
+        facts: &DeviceFacts,
+    ) -> Result<BackwardPlan> {
+        let variant = BackwardVariant::choose(self.head_dim(), facts);
+        self.plan_backward_with(shape, facts, variant)
+    }
+
+    /// As [`plan_backward`](Self::plan_backward), with kernels of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`plan_forward_with`](Self::plan_forward_with).
+    pub fn plan_backward_with(
+        &self,
+        shape: &AttentionShape,
+        facts: &DeviceFacts,
+        variant: BackwardVariant,
+    ) -> Result<BackwardPlan> {
+        variant.check(self.head_dim(), facts)?;
+        let tensor_bytes = tensor_bytes(self, shape, facts)?;
+        let tile = variant.tile();
+        let passes = [(Pass::Means, tile), (Pass::Dq, tile), (Pass::DkDv, tile)];
+        let exact = self.get_gradient() == MixGradient::Exact;
+        let passes = if exact { &passes[1..] } else { &passes[..] };
+        let dispatches = Planner::new(self, shape, facts, passes)?.plan()?;
+        let deltas = if exact {
+            deltas(self, shape, facts)?
+        } else {
+            Vec::new()
+        };
+        // Keys that no row of their item sees are reached by no dispatch.
+        let reached = |item| match shape.valid_len(item) {
+            0 => 0,
+            _ => shape.valid_key_len(item),
+        };
+        let batch = shape.batch();
+        let mut params = ParamsLayout::new(facts);
+        deltas.iter().for_each(|_| params.add::<DeltaParams>());
+        dispatches
+            .iter()
+            .for_each(|_| params.add::<AttentionParams>());
+        let planned = |label, bytes| PlannedBuffer::new(label, BufferRole::Storage, bytes, facts);
+        let rows = |len: u32| u64::from(batch) * u64::from(len);
+        let width = u64::from(self.embed_dim()) * 4;
+        let mut buffers = vec![
+            planned(
+                "terms",
+                rows(shape.seq_len()) * u64::from(self.num_heads()) * 8,
+            ),
+            planned("dq", rows(shape.seq_len()) * width),
+            planned("dk", rows(shape.key_len()) * width),
+            planned("dv", rows(shape.key_len()) * width),
+        ];
+        buffers.extend(params.buffers());
+        Ok(BackwardPlan {
+            shape: shape.clone(),
+            num_heads: self.num_heads(),
+            head_dim: self.head_dim(),
+            variant,
+            query_clears: clears(self, batch, shape.seq_len(), |item| shape.valid_len(item)),
+            key_clears: clears(self, batch, shape.key_len(), reached),
+            deltas,
+            dispatches,
+            buffers,
+            flop: (2.5 * forward_flop(self, shape)) as u64,
+            byte_floor: tensor_bytes.saturating_mul(8),
+        })
+    }
+}
+
+impl BackwardPlan {
+    /// Bytes that a backward recorded alone asks the pool for, at its peak: the gradients, the terms, parameters and their
+    /// staging. The inputs are the caller's.
+    pub fn requested_bytes(&self) -> u64 {
+        self.buffers
+            .iter()
+            .map(|buffer| buffer.requested_bytes)
+            .sum()
+    }
+
+    /// Bytes of the size classes of these buffers.
+    pub fn held_bytes(&self) -> u64 {
+        self.buffers.iter().map(|buffer| buffer.class_bytes).sum()
+    }
+}
+
+/// Ranges of rows that one binding each can cover.
+fn deltas(
+    config: &DilatedAttentionConfig,
+    shape: &AttentionShape,
+    facts: &DeviceFacts,
+) -> Result<Vec<DeltaDispatch>> {
+    let num_heads = config.num_heads();
+    let layout = |per_head: u32, element_bytes| RowLayout {
+        row_bytes: u64::from(num_heads) * u64::from(per_head),
+        element_bytes,
+    };
+    let (out, lse, terms) = (
+        layout(config.head_dim() * 4, 16),
+        layout(4, 4),
+        layout(8, 8),
+    );
+    let num_rows = u64::from(shape.batch()) * u64::from(shape.seq_len());
+    let max_rows = [&out, &lse, &terms].map(|layout| layout.max_rows(facts));
+    let max_rows = max_rows.into_iter().fold(u64::MAX, u64::min);
+    let mut deltas = Vec::new();
+    let mut begin = 0;
+    while begin < num_rows {
+        let end = num_rows.min(begin.saturating_add(max_rows));
+        let num_places = (end - begin) * u64::from(num_heads);
+        let window = |layout: &RowLayout| layout.window(begin, end, facts);
+        let grid = u32::try_from(num_places).ok().and_then(|num_places| {
+            let limit = facts.max_workgroups_per_dimension;
+            Some((num_places, fold_grid(num_places.div_ceil(64), limit)?))
+        });
+        let (Some((num_places, grid)), Some(out), Some(lse), Some(terms)) =
+            (grid, window(&out), window(&lse), window(&terms))
+        else {
+            return Err(Error::BindingTooSmall {
+                what: "out",
+                requested_bytes: out.row_bytes + facts.storage_offset_alignment,
+                limit_bytes: facts.max_binding_bytes,
+            });
+        };
+        deltas.push(DeltaDispatch {
+            out,
+            lse,
+            terms,
+            num_places,
+            grid,
+        });
+        begin = end;
+    }
+    Ok(deltas)
+}

@@ -1,0 +1,136 @@
+//! One dispatch of an attention kernel, as plain data.
+
+use super::branch::BranchGeometry;
+use super::window::TokenWindow;
+use crate::config::{AttentionShape, DilatedAttentionConfig, Heads};
+use crate::kernel::AttentionParams;
+
+/// A half-open range of indices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Range {
+    /// First index.
+    pub begin: u32,
+    /// One past the last index.
+    pub end: u32,
+}
+
+impl Range {
+    pub(super) fn len(self) -> u32 {
+        self.end - self.begin
+    }
+}
+
+/// What a dispatch computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pass {
+    /// The output and its LSE.
+    Forward,
+    /// Backward, where mixing weights are constants: the mean of `dout . v` of each row over the branch's keys.
+    Means,
+    /// Backward: the gradient of the queries.
+    Dq,
+    /// Backward: the gradients of the keys and values.
+    DkDv,
+}
+
+/// One dispatch of an attention kernel over one branch.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct AttentionDispatch {
+    /// What it computes.
+    pub pass: Pass,
+    /// The branch, applied to the length of these items.
+    pub geometry: BranchGeometry,
+    /// Batch items.
+    pub items: Range,
+    /// Heads.
+    pub heads: Range,
+    /// Segments of each item.
+    pub segments: Range,
+    /// Query rows of each segment, rows of the branch (not tokens).
+    pub rows: Range,
+    /// Key rows of each segment, rows of the branch (not tokens).
+    pub key_rows: Range,
+    /// Joins its result with what is there, instead of writing it.
+    pub merges: bool,
+    /// No later dispatch has more keys for these rows in this branch.
+    pub last_keys: bool,
+    /// What is bound of q, and of dq.
+    pub q: TokenWindow,
+    /// What is bound of k, v, dk and dv.
+    pub kv: TokenWindow,
+    /// What is bound of the output, and of its gradient.
+    pub out: TokenWindow,
+    /// What is bound of the LSE.
+    pub lse: TokenWindow,
+    /// What is bound of the backward's terms: LSE and mean of each row and head.
+    pub terms: TokenWindow,
+    /// First token of the windows of q, of k and v, and of the outputs, in the first item.
+    pub first_tokens: [u32; 3],
+    /// Workgroups.
+    pub num_workgroups: u32,
+    /// Workgroups along x and y.
+    pub grid: [u32; 2],
+}
+
+impl AttentionDispatch {
+    /// The parameters as the kernel reads them.
+    pub fn params(
+        &self,
+        config: &DilatedAttentionConfig,
+        shape: &AttentionShape,
+    ) -> AttentionParams {
+        let geometry = &self.geometry;
+        let flags = [
+            (geometry.causal, AttentionParams::CAUSAL),
+            // Counted once, with the first keys.
+            (
+                geometry.zero_keys && self.key_rows.begin == 0,
+                AttentionParams::ZERO_KEYS,
+            ),
+            (self.merges, AttentionParams::MERGE),
+            (geometry.phantom_rows, AttentionParams::PHANTOM_ROWS),
+            (self.last_keys, AttentionParams::LAST_KEYS),
+        ];
+        AttentionParams {
+            seq_len: shape.seq_len(),
+            valid_len: geometry.seq_len,
+            key_len: shape.key_len(),
+            valid_key_len: geometry.key_len,
+            num_heads: config.num_heads(),
+            head_begin: self.heads.begin,
+            head_count: self.heads.len(),
+            offset_base: geometry.offset_base,
+            offset_div: geometry.offset_div,
+            offset_mod: geometry.offset_mod,
+            segment_length: geometry.segment_length,
+            dilation_rate: geometry.dilation_rate,
+            rows_per_segment: geometry.rows_per_segment,
+            output_stride: geometry.output_stride,
+            segment_begin: self.segments.begin,
+            segment_count: self.segments.len(),
+            row_begin: self.rows.begin,
+            row_end: self.rows.end,
+            key_row_begin: self.key_rows.begin,
+            key_row_end: self.key_rows.end,
+            flags: flags
+                .iter()
+                .filter(|(set, _)| *set)
+                .fold(0, |all, (_, flag)| all | flag),
+            scale_log2e: config.get_softmax_scale() * std::f32::consts::LOG2_E,
+            out_scale: match config.get_heads() {
+                Heads::EveryBranch => 1.0,
+                Heads::Partitioned => 1.0 / config.branches().len() as f32,
+            },
+            q_token0: self.first_tokens[0],
+            q_skip: self.q.skip,
+            kv_token0: self.first_tokens[1],
+            kv_skip: self.kv.skip,
+            out_token0: self.first_tokens[2],
+            out_skip: self.out.skip,
+            lse_skip: self.lse.skip,
+            terms_skip: self.terms.skip,
+            grid_width: self.grid[0],
+            num_workgroups: self.num_workgroups,
+        }
+    }
+}
