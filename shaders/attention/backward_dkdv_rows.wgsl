@@ -16,7 +16,7 @@ fn load_b(i: u32) -> vec4<f32> {
 }
 
 fn store(i: u32, of_a: vec4<f32>, of_b: vec4<f32>) {
-    var result_a = params.scale_log2e * LN_2 * of_a;
+    var result_a = params.scale * of_a;
     var result_b = params.out_scale * of_b;
     if (has_flag(FLAG_MERGE)) {
         result_a += dk[i];

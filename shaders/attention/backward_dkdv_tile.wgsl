@@ -9,7 +9,7 @@
 fn store_key(tile: Tile, key: u32, column: u32, of_key: vec4<f32>, of_value: vec4<f32>) {
     if (key < tile.key_end && column < HEAD_DIM_VEC4) {
         let to = key_index(tile, key) + column;
-        var result_key = params.scale_log2e * LN_2 * of_key;
+        var result_key = params.scale * of_key;
         var result_value = params.out_scale * of_value;
         if (has_flag(FLAG_MERGE)) {
             result_key += dk[to];

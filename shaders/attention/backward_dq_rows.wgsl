@@ -12,7 +12,7 @@ fn load_b(i: u32) -> vec4<f32> {
 }
 
 fn store(i: u32, of_a: vec4<f32>, of_b: vec4<f32>) {
-    var result = params.scale_log2e * LN_2 * of_a;
+    var result = params.scale * of_a;
     if (has_flag(FLAG_MERGE)) {
         result += dq[i];
     }

@@ -8,7 +8,7 @@
 fn store_row(tile: Tile, row: u32, column: u32, value: vec4<f32>) {
     if (row < min(tile.row_end, tile.real_rows) && column < HEAD_DIM_VEC4) {
         let to = query_index(tile, row) + column;
-        var result = params.scale_log2e * LN_2 * value;
+        var result = params.scale * value;
         if (has_flag(FLAG_MERGE)) {
             result += dq[to];
         }

@@ -15,8 +15,6 @@ struct DeltaParams {
 @group(0) @binding(3) var<storage, read> softmax_lse: array<f32>;
 @group(0) @binding(4) var<storage, read_write> terms: array<vec2<f32>>;
 
-const LOG2_E: f32 = 1.4426950408889634;
-
 @compute @workgroup_size(64)
 fn delta(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
     let place = (group.x + group.y * params.grid_width) * 64u + lane;
@@ -26,6 +24,6 @@ fn delta(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) l
         for (var c = 0u; c < HEAD_DIM_VEC4; c++) {
             sum += dot(out[first + c], dout[first + c]);
         }
-        terms[params.terms_skip + place] = vec2<f32>(softmax_lse[params.lse_skip + place] * LOG2_E, sum);
+        terms[params.terms_skip + place] = vec2<f32>(softmax_lse[params.lse_skip + place], sum);
     }
 }

@@ -1,6 +1,6 @@
 // Weights of the backward: the share of a pair in its row's softmax follows from the score and the row's LSE alone.
 
-// LSE in log2 units and mean of dout . v of a row, 0 beyond the last.
+// LSE and mean of dout . v of a row, 0 beyond the last.
 fn row_terms(tile: Tile, row: u32) -> vec2<f32> {
     if (row >= tile.row_end) {
         return vec2<f32>();
@@ -8,9 +8,10 @@ fn row_terms(tile: Tile, row: u32) -> vec2<f32> {
     return terms[params.terms_skip + output_place(tile, row)];
 }
 
-// 2^(score - lse), at most 1 but for rounding; the bound keeps infinities out of pairs that are dropped.
+// e^(score - lse), at most 1 but for rounding; the bound keeps infinities out of pairs that are dropped. The
+// score is rounded as in the forward, and the difference once: with large scores each rounding shows.
 fn shares(scores: vec4<f32>, lse: vec4<f32>, seen: vec4<bool>) -> vec4<f32> {
-    return select(vec4<f32>(), exp2(min(scores * params.scale_log2e - lse, vec4<f32>(64.0))), seen);
+    return select(vec4<f32>(), exp2(min(fma(scores * params.scale_log2e, vec4<f32>(LN_2), -lse) * LOG2_E, vec4<f32>(64.0))), seen);
 }
 
 // 0 for pairs that do not see each other: theirs may be NaN.

@@ -1,4 +1,4 @@
-// Parameters and index arithmetic of one attention dispatch, forward or backward. The host fills `AttentionParams` (33
+// Parameters and index arithmetic of one attention dispatch, forward or backward. The host fills `AttentionParams` (34
 // words, same order in Rust); every kernel in attention/ is assembled as prelude + shared fragments + kernel.
 
 const FLAG_CAUSAL: u32 = 1u;
@@ -29,7 +29,8 @@ struct AttentionParams {
     key_row_begin: u32,
     key_row_end: u32,
     flags: u32,
-    scale_log2e: f32, // softmax scale * log2(e): scores are kept in log2 units
+    scale: f32, // softmax scale
+    scale_log2e: f32, // softmax scale * log2(e): the forward keeps scores in log2 units
     out_scale: f32,
     q_token0: u32, // first token and first element of the window each binding shows
     q_skip: u32,

@@ -6,12 +6,14 @@
 pub mod backward;
 pub(crate) mod fill;
 pub mod forward;
+mod nn;
 
 mod params;
 mod pipeline;
 mod source;
 
-pub use params::{AttentionParams, DeltaParams, FillParams, KernelParams};
+pub use nn::Activation;
+pub use params::*;
 pub(crate) use pipeline::{Pipeline, Pipelines};
 
 use backward::BackwardVariant;
@@ -45,6 +47,47 @@ pub enum Kernel {
     BackwardDq(BackwardVariant),
     /// Gradients of the keys and values of one branch.
     BackwardDkDv(BackwardVariant),
+    /// Product of two matrices, either transposed, with a bias, an activation and a residual.
+    Matmul {
+        /// The left factor is stored transposed.
+        transpose_a: bool,
+        /// The right factor is stored transposed.
+        transpose_b: bool,
+        /// Applied to the product and bias.
+        activation: Activation,
+    },
+    /// Adds up partial results.
+    SumPartials,
+    /// Layer norm of rows.
+    LayerNorm,
+    /// Gradient of the input of a layer norm.
+    LayerNormBackward,
+    /// Sums of columns over blocks of rows, with `normalised` also of their products with the normalised input.
+    ColumnSums {
+        /// Whether the products are wanted.
+        normalised: bool,
+    },
+    /// An activation, element by element.
+    Activation(Activation),
+    /// Its gradient.
+    ActivationBackward(Activation),
+    /// Scaled sums and dropout, element by element.
+    Blend,
+    /// Rows of a table.
+    Embedding,
+    /// Gradient of the table.
+    EmbeddingBackward,
+    /// Relative positions.
+    Xpos,
+    /// Loss of rows of logits and its gradient.
+    CrossEntropy,
+    /// Sums of blocks, or of the squares.
+    Reduce {
+        /// Squares are summed.
+        squares: bool,
+    },
+    /// A step of the optimiser.
+    AdamW,
 }
 
 impl Kernel {
@@ -57,6 +100,20 @@ impl Kernel {
             Self::BackwardMeans(variant) => variant.shape.means_name(),
             Self::BackwardDq(variant) => variant.shape.dq_name(),
             Self::BackwardDkDv(variant) => variant.shape.dkdv_name(),
+            Self::Matmul { .. } => "matmul",
+            Self::SumPartials => "sum_partials",
+            Self::LayerNorm => "layer_norm",
+            Self::LayerNormBackward => "layer_norm_backward",
+            Self::ColumnSums { .. } => "column_sums",
+            Self::Activation(_) => "activation",
+            Self::ActivationBackward(_) => "activation_backward",
+            Self::Blend => "blend",
+            Self::Embedding => "embedding",
+            Self::EmbeddingBackward => "embedding_backward",
+            Self::Xpos => "xpos",
+            Self::CrossEntropy => "cross_entropy",
+            Self::Reduce { .. } => "reduce",
+            Self::AdamW => "adamw",
         }
     }
 
@@ -75,24 +132,91 @@ impl Kernel {
             Self::BackwardDq(_) => &[Read, Read, Read, Read, Read, ReadWrite],
             // q, k, v, dout, terms, dk, dv
             Self::BackwardDkDv(_) => &[Read, Read, Read, Read, Read, ReadWrite, ReadWrite],
+            // a, b, bias, residual, c
+            Self::Matmul { .. } => &[Read, Read, Read, Read, ReadWrite],
+            // partials, out; x, sums; x, out; x, gradient
+            Self::SumPartials
+            | Self::Reduce { .. }
+            | Self::Activation(_)
+            | Self::ActivationBackward(_) => &[Read, ReadWrite],
+            // x, gain, bias, y
+            Self::LayerNorm => &[Read, Read, Read, ReadWrite],
+            // x, gain, dy, dx, stats
+            Self::LayerNormBackward => &[Read, Read, Read, ReadWrite, ReadWrite],
+            // x, stats, dy, partials
+            Self::ColumnSums { .. } => &[Read, Read, Read, ReadWrite],
+            // x, y, out; ids, table, out
+            Self::Blend | Self::Embedding => &[Read, Read, ReadWrite],
+            // runs, order, dout, dtable
+            Self::EmbeddingBackward => &[Read, Read, Read, ReadWrite],
+            // rotations, x
+            Self::Xpos => &[Read, ReadWrite],
+            // labels, logits, losses
+            Self::CrossEntropy => &[Read, ReadWrite, ReadWrite],
+            // norm_squared, gradient, value, moment_1, moment_2
+            Self::AdamW => &[Read, Read, ReadWrite, ReadWrite, ReadWrite],
+        }
+    }
+
+    /// Name of the parameter struct in the shader, its bytes, and name and offset of its fields.
+    pub fn params(&self) -> ParamsInfo {
+        match self {
+            Self::Fill => ParamsInfo::of::<FillParams>("FillParams"),
+            Self::Forward(_)
+            | Self::BackwardMeans(_)
+            | Self::BackwardDq(_)
+            | Self::BackwardDkDv(_) => ParamsInfo::of::<AttentionParams>("AttentionParams"),
+            Self::Delta { .. } => ParamsInfo::of::<DeltaParams>("DeltaParams"),
+            Self::Matmul { .. } => ParamsInfo::of::<MatmulParams>("MatmulParams"),
+            Self::SumPartials => ParamsInfo::of::<SumPartialsParams>("SumPartialsParams"),
+            Self::LayerNorm | Self::LayerNormBackward => {
+                ParamsInfo::of::<LayerNormParams>("LayerNormParams")
+            }
+            Self::ColumnSums { .. } => ParamsInfo::of::<ColumnSumsParams>("ColumnSumsParams"),
+            Self::Activation(_) | Self::ActivationBackward(_) => {
+                ParamsInfo::of::<ElementwiseParams>("ElementwiseParams")
+            }
+            Self::Blend => ParamsInfo::of::<BlendParams>("BlendParams"),
+            Self::Embedding => ParamsInfo::of::<EmbeddingParams>("EmbeddingParams"),
+            Self::EmbeddingBackward => {
+                ParamsInfo::of::<EmbeddingBackwardParams>("EmbeddingBackwardParams")
+            }
+            Self::Xpos => ParamsInfo::of::<XposParams>("XposParams"),
+            Self::CrossEntropy => ParamsInfo::of::<CrossEntropyParams>("CrossEntropyParams"),
+            Self::Reduce { .. } => ParamsInfo::of::<ReduceParams>("ReduceParams"),
+            Self::AdamW => ParamsInfo::of::<AdamWParams>("AdamWParams"),
         }
     }
 
     /// Bytes of the parameter struct.
     pub fn params_bytes(&self) -> u64 {
-        match self {
-            Self::Fill => size_of::<FillParams>() as u64,
-            Self::Forward(_)
-            | Self::BackwardMeans(_)
-            | Self::BackwardDq(_)
-            | Self::BackwardDkDv(_) => size_of::<AttentionParams>() as u64,
-            Self::Delta { .. } => size_of::<DeltaParams>() as u64,
-        }
+        self.params().bytes
     }
 
     /// The complete WGSL source: constants, shared fragments, kernel.
     pub fn source(&self) -> String {
         source::assemble(self)
+    }
+}
+
+/// Layout of a parameter struct.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParamsInfo {
+    /// Name in the shader.
+    pub name: &'static str,
+    /// Bytes.
+    pub bytes: u64,
+    /// Name and offset of each field, in order.
+    pub fields: &'static [(&'static str, usize)],
+}
+
+impl ParamsInfo {
+    fn of<P: KernelParams>(name: &'static str) -> Self {
+        Self {
+            name,
+            bytes: size_of::<P>() as u64,
+            fields: P::FIELDS,
+        }
     }
 }
 

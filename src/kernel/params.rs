@@ -1,65 +1,38 @@
 //! Parameter structs as kernels read them from a uniform buffer. Tests compare every field's offset with the shader's.
 
 /// Structs that a kernel takes as its parameters.
-pub trait KernelParams: bytemuck::Pod {}
-
-/// Parameters of `fill.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
-pub struct FillParams {
-    /// First word of the range, in the binding.
-    pub first_word: u32,
-    /// Words to fill.
-    pub num_words: u32,
-    /// Value of each.
-    pub value: u32,
-    /// Workgroups along x.
-    pub grid_width: u32,
+pub trait KernelParams: bytemuck::Pod {
+    /// Name and offset of each field, in order.
+    const FIELDS: &'static [(&'static str, usize)];
 }
 
-impl KernelParams for FillParams {}
+/// Declares one.
+macro_rules! params {
+    ($(#[$doc:meta])* $name:ident { $($field:ident: $ty:ty),* $(,)? }) => {
+        $(#[$doc])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+        #[expect(missing_docs, reason = "documented once, in the shader")]
+        pub struct $name {
+            $(pub $field: $ty,)*
+        }
 
-/// Parameters of the attention kernels; `shaders/shared/geometry.wgsl` says what each means.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
-#[expect(missing_docs, reason = "documented once, in the shader")]
-pub struct AttentionParams {
-    pub seq_len: u32,
-    pub valid_len: u32,
-    pub key_len: u32,
-    pub valid_key_len: u32,
-    pub num_heads: u32,
-    pub head_begin: u32,
-    pub head_count: u32,
-    pub offset_base: u32,
-    pub offset_div: u32,
-    pub offset_mod: u32,
-    pub segment_length: u32,
-    pub dilation_rate: u32,
-    pub rows_per_segment: u32,
-    pub output_stride: u32,
-    pub segment_begin: u32,
-    pub segment_count: u32,
-    pub row_begin: u32,
-    pub row_end: u32,
-    pub key_row_begin: u32,
-    pub key_row_end: u32,
-    pub flags: u32,
-    pub scale_log2e: f32,
-    pub out_scale: f32,
-    pub q_token0: u32,
-    pub q_skip: u32,
-    pub kv_token0: u32,
-    pub kv_skip: u32,
-    pub out_token0: u32,
-    pub out_skip: u32,
-    pub lse_skip: u32,
-    pub terms_skip: u32,
-    pub grid_width: u32,
-    pub num_workgroups: u32,
+        impl KernelParams for $name {
+            const FIELDS: &'static [(&'static str, usize)] =
+                &[$((stringify!($field), std::mem::offset_of!($name, $field)),)*];
+        }
+    };
 }
 
-impl KernelParams for AttentionParams {}
+params! {
+    /// Parameters of `fill.wgsl`, which says what each means.
+    FillParams { first_word: u32, num_words: u32, value: u32, grid_width: u32 }
+}
+
+params! {
+    /// Parameters of the attention kernels; `shared/geometry.wgsl` says what each means.
+    AttentionParams { seq_len: u32, valid_len: u32, key_len: u32, valid_key_len: u32, num_heads: u32, head_begin: u32, head_count: u32, offset_base: u32, offset_div: u32, offset_mod: u32, segment_length: u32, dilation_rate: u32, rows_per_segment: u32, output_stride: u32, segment_begin: u32, segment_count: u32, row_begin: u32, row_end: u32, key_row_begin: u32, key_row_end: u32, flags: u32, scale: f32, scale_log2e: f32, out_scale: f32, q_token0: u32, q_skip: u32, kv_token0: u32, kv_skip: u32, out_token0: u32, out_skip: u32, lse_skip: u32, terms_skip: u32, grid_width: u32, num_workgroups: u32 }
+}
 
 impl AttentionParams {
     /// A row sees no row after itself.
@@ -74,20 +47,67 @@ impl AttentionParams {
     pub const LAST_KEYS: u32 = 16;
 }
 
-/// Parameters of `delta.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
-pub struct DeltaParams {
-    /// Rows times heads.
-    pub num_places: u32,
-    /// Elements of the bindings before the first place: of the output and its gradient, vec4.
-    pub out_skip: u32,
-    /// Of the LSE.
-    pub lse_skip: u32,
-    /// Of the terms.
-    pub terms_skip: u32,
-    /// Workgroups along x.
-    pub grid_width: u32,
+params! {
+    /// Parameters of `attention/delta.wgsl`, which says what each means.
+    DeltaParams { num_places: u32, out_skip: u32, lse_skip: u32, terms_skip: u32, grid_width: u32 }
 }
 
-impl KernelParams for DeltaParams {}
+params! {
+    /// Parameters of `nn/matmul.wgsl`, which says what each means.
+    MatmulParams { rows: u32, columns: u32, inner: u32, a_skip: u32, a_stride: u32, b_skip: u32, b_stride: u32, c_skip: u32, c_stride: u32, bias_skip: u32, residual_skip: u32, residual_scale: f32, flags: u32, split: u32, split_stride: u32, tiles_x: u32, tiles_y: u32, grid_width: u32 }
+}
+
+params! {
+    /// Parameters of `nn/sum_partials.wgsl`, which says what each means.
+    SumPartialsParams { count: u32, num_partials: u32, partials_skip: u32, stride: u32, out_skip: u32, accumulate: u32, grid_width: u32 }
+}
+
+params! {
+    /// Parameters of `shared/layer_norm_params.wgsl`, which says what each means.
+    LayerNormParams { rows: u32, width: u32, x_skip: u32, y_skip: u32, out_skip: u32, stats_skip: u32, gain_skip: u32, bias_skip: u32, accumulate: u32, eps: f32, grid_width: u32 }
+}
+
+params! {
+    /// Parameters of `nn/column_sums.wgsl`, which says what each means.
+    ColumnSumsParams { rows: u32, width: u32, x_skip: u32, dy_skip: u32, stats_skip: u32, partials_skip: u32, block: u32, tiles_x: u32, grid_width: u32 }
+}
+
+params! {
+    /// Parameters of `nn/activation.wgsl`, which says what each means.
+    ElementwiseParams { count: u32, x_skip: u32, y_skip: u32, out_skip: u32, grid_width: u32 }
+}
+
+params! {
+    /// Parameters of `nn/blend.wgsl`, which says what each means.
+    BlendParams { count: u32, x_skip: u32, y_skip: u32, out_skip: u32, x_scale: f32, y_scale: f32, mode: u32, drop_below: u32, seed_low: u32, seed_high: u32, first_low: u32, first_high: u32, grid_width: u32 }
+}
+
+params! {
+    /// Parameters of `nn/embedding.wgsl`, which says what each means.
+    EmbeddingParams { rows: u32, width: u32, first_id: u32, num_ids: u32, ids_skip: u32, table_skip: u32, out_skip: u32, accumulate: u32, scale: f32, tiles_x: u32, grid_width: u32 }
+}
+
+params! {
+    /// Parameters of `nn/embedding_backward.wgsl`, which says what each means.
+    EmbeddingBackwardParams { num_runs: u32, width: u32, first_row: u32, num_rows: u32, first_id: u32, num_ids: u32, dout_skip: u32, table_skip: u32, scale: f32, tiles_x: u32, grid_width: u32 }
+}
+
+params! {
+    /// Parameters of `nn/xpos.wgsl`, which says what each means.
+    XposParams { num_places: u32, num_heads: u32, pairs: u32, seq_len: u32, first_row: u32, skip: u32, coarse_begin: u32, first_position: u32, block: u32, centre: u32, scale_per_position: f32, inverse: u32, tiles_x: u32, grid_width: u32 }
+}
+
+params! {
+    /// Parameters of `nn/cross_entropy.wgsl`, which says what each means.
+    CrossEntropyParams { rows: u32, width: u32, logits_skip: u32, labels_skip: u32, losses_skip: u32, gradient_scale: f32, grid_width: u32 }
+}
+
+params! {
+    /// Parameters of `nn/reduce.wgsl`, which says what each means.
+    ReduceParams { count: u32, x_skip: u32, out_skip: u32, grid_width: u32 }
+}
+
+params! {
+    /// Parameters of `nn/adamw.wgsl`, which says what each means.
+    AdamWParams { count: u32, skip: u32, learning_rate: f32, beta_1: f32, beta_2: f32, eps: f32, weight_decay: f32, correction_1: f32, correction_2: f32, max_norm: f32, gradient_scale: f32, grid_width: u32 }
+}

@@ -35,6 +35,29 @@ fn constants(kernel: &Kernel) -> Vec<(&'static str, u32)> {
         Kernel::BackwardMeans(variant)
         | Kernel::BackwardDq(variant)
         | Kernel::BackwardDkDv(variant) => variant.constants().to_vec(),
+        Kernel::Matmul {
+            transpose_a,
+            transpose_b,
+            activation,
+        } => vec![
+            ("TRANSPOSE_A", u32::from(*transpose_a)),
+            ("TRANSPOSE_B", u32::from(*transpose_b)),
+            ("ACTIVATION", activation.number()),
+        ],
+        Kernel::Activation(activation) | Kernel::ActivationBackward(activation) => {
+            vec![("ACTIVATION", activation.number())]
+        }
+        Kernel::ColumnSums { normalised } => vec![("NORMALISED", u32::from(*normalised))],
+        Kernel::Reduce { squares } => vec![("SQUARES", u32::from(*squares))],
+        Kernel::SumPartials
+        | Kernel::LayerNorm
+        | Kernel::LayerNormBackward
+        | Kernel::Blend
+        | Kernel::Embedding
+        | Kernel::EmbeddingBackward
+        | Kernel::Xpos
+        | Kernel::CrossEntropy
+        | Kernel::AdamW => Vec::new(),
     }
 }
 
@@ -78,7 +101,39 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
                 BackwardShape::Rows => shader!("attention/backward_dkdv_rows.wgsl"),
             }],
         ),
+        Kernel::Matmul { .. } => vec![shader!("shared/activation.wgsl"), shader!("nn/matmul.wgsl")],
+        Kernel::SumPartials => vec![shader!("nn/sum_partials.wgsl")],
+        Kernel::LayerNorm => layer_norm_files(shader!("nn/layer_norm.wgsl")),
+        Kernel::LayerNormBackward => layer_norm_files(shader!("nn/layer_norm_backward.wgsl")),
+        Kernel::ColumnSums { .. } => vec![shader!("nn/column_sums.wgsl")],
+        Kernel::Activation(_) => vec![
+            shader!("shared/activation.wgsl"),
+            shader!("nn/activation.wgsl"),
+        ],
+        Kernel::ActivationBackward(_) => vec![
+            shader!("shared/activation.wgsl"),
+            shader!("nn/activation_backward.wgsl"),
+        ],
+        Kernel::Blend => vec![shader!("nn/blend.wgsl")],
+        Kernel::Embedding => vec![shader!("nn/embedding.wgsl")],
+        Kernel::EmbeddingBackward => vec![shader!("nn/embedding_backward.wgsl")],
+        Kernel::Xpos => vec![shader!("nn/xpos.wgsl")],
+        Kernel::CrossEntropy => vec![
+            shader!("shared/rows.wgsl"),
+            shader!("nn/cross_entropy.wgsl"),
+        ],
+        Kernel::Reduce { .. } => vec![shader!("nn/reduce.wgsl")],
+        Kernel::AdamW => vec![shader!("nn/adamw.wgsl")],
     }
+}
+
+fn layer_norm_files(own: &'static str) -> Vec<&'static str> {
+    vec![
+        shader!("shared/layer_norm_params.wgsl"),
+        shader!("shared/rows.wgsl"),
+        shader!("shared/layer_norm_stats.wgsl"),
+        own,
+    ]
 }
 
 fn backward_files(variant: &BackwardVariant, own: &[&'static str]) -> Vec<&'static str> {

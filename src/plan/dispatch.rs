@@ -116,6 +116,7 @@ impl AttentionDispatch {
                 .iter()
                 .filter(|(set, _)| *set)
                 .fold(0, |all, (_, flag)| all | flag),
+            scale: config.get_softmax_scale(),
             scale_log2e: config.get_softmax_scale() * std::f32::consts::LOG2_E,
             out_scale: match config.get_heads() {
                 Heads::EveryBranch => 1.0,

@@ -1,10 +1,8 @@
 //! Every shader, in every specialisation: valid, translatable for three platforms, and in agreement with the host.
 
-use std::mem::offset_of;
-
 use dilated_attention::kernel::backward::{BackwardShape, BackwardVariant};
 use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
-use dilated_attention::kernel::{Access, AttentionParams, DeltaParams, FillParams, Kernel};
+use dilated_attention::kernel::{Access, Activation, Kernel};
 use dilated_attention::plan::{DeviceFacts, Pass, Processor};
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
@@ -32,8 +30,44 @@ fn facts_of_every_kind() -> Vec<DeviceFacts> {
     facts
 }
 
+fn layer_kernels() -> Vec<Kernel> {
+    let mut kernels = vec![
+        Kernel::Fill,
+        Kernel::SumPartials,
+        Kernel::LayerNorm,
+        Kernel::LayerNormBackward,
+        Kernel::Blend,
+        Kernel::Embedding,
+        Kernel::EmbeddingBackward,
+        Kernel::Xpos,
+        Kernel::CrossEntropy,
+        Kernel::AdamW,
+    ];
+    for activation in Activation::ALL {
+        kernels.push(Kernel::Activation(activation));
+        kernels.push(Kernel::ActivationBackward(activation));
+        for (transpose_a, transpose_b) in
+            [(false, false), (false, true), (true, false), (true, true)]
+        {
+            kernels.push(Kernel::Matmul {
+                transpose_a,
+                transpose_b,
+                activation,
+            });
+        }
+    }
+    for flag in [false, true] {
+        kernels.push(Kernel::ColumnSums { normalised: flag });
+        kernels.push(Kernel::Reduce { squares: flag });
+    }
+    kernels
+}
+
 fn kernels() -> Vec<(Kernel, DeviceFacts)> {
-    let mut kernels = vec![(Kernel::Fill, DeviceFacts::webgpu_defaults())];
+    let mut kernels: Vec<_> = layer_kernels()
+        .into_iter()
+        .map(|kernel| (kernel, DeviceFacts::webgpu_defaults()))
+        .collect();
     for facts in facts_of_every_kind() {
         for head_dim in [4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 160, 256] {
             for shape in ForwardShape::ALL {
@@ -216,44 +250,16 @@ fn shader_fields(kernel: Kernel, name: &str) -> Vec<(String, usize)> {
         .collect()
 }
 
-macro_rules! host_fields {
-    ($ty:ident: $($field:ident),* $(,)?) => {{
-        // A pattern without `..`: a field that is missing here does not compile.
-        let _ = |value: $ty| { let $ty { $($field: _),* } = value; };
-        vec![$((stringify!($field).to_owned(), offset_of!($ty, $field))),*]
-    }};
-}
-
 #[test]
 fn parameter_structs_have_the_same_layout_on_both_sides() {
-    let host = host_fields!(FillParams: first_word, num_words, value, grid_width);
-    assert_eq!(shader_fields(Kernel::Fill, "FillParams"), host);
-
-    let host = host_fields!(DeltaParams: num_places, out_skip, lse_skip, terms_skip, grid_width);
-    assert_eq!(
-        shader_fields(Kernel::Delta { head_dim: 8 }, "DeltaParams"),
-        host
-    );
-
-    let host = host_fields!(AttentionParams:
-        seq_len, valid_len, key_len, valid_key_len, num_heads, head_begin, head_count, offset_base, offset_div, offset_mod,
-        segment_length, dilation_rate, rows_per_segment, output_stride, segment_begin,
-        segment_count, row_begin, row_end, key_row_begin, key_row_end, flags, scale_log2e, out_scale,
-        q_token0, q_skip, kv_token0, kv_skip, out_token0, out_skip, lse_skip, terms_skip, grid_width,
-        num_workgroups);
-    let facts = DeviceFacts::webgpu_defaults();
-    for shape in ForwardShape::ALL {
-        let kernel = Kernel::Forward(ForwardVariant::with_shape(shape, 64, &facts));
-        assert_eq!(shader_fields(kernel, "AttentionParams"), host);
-    }
-    for shape in BackwardShape::ALL {
-        let variant = BackwardVariant::with_shape(shape, 64, &facts);
-        for kernel in [
-            Kernel::BackwardMeans(variant),
-            Kernel::BackwardDq(variant),
-            Kernel::BackwardDkDv(variant),
-        ] {
-            assert_eq!(shader_fields(kernel, "AttentionParams"), host);
-        }
+    for (kernel, _) in kernels() {
+        let host = kernel.params();
+        let fields: Vec<_> = host
+            .fields
+            .iter()
+            .map(|(name, offset)| ((*name).to_owned(), *offset))
+            .collect();
+        assert!(!fields.is_empty());
+        assert_eq!(shader_fields(kernel, host.name), fields, "{kernel:?}");
     }
 }

@@ -1,0 +1,49 @@
+// Sums over a block of rows, for each column: of dy, and of dy times the normalised x where there is one. The gradients of
+// biases and of the gains of layer norms; the blocks' sums are added by sum_partials.
+// Prelude: NORMALISED (0 or 1).
+
+struct ColumnSumsParams {
+    rows: u32,
+    width: u32,
+    x_skip: u32,
+    dy_skip: u32,
+    stats_skip: u32,
+    partials_skip: u32,
+    block: u32, // rows of one workgroup
+    tiles_x: u32, // tiles of 64 columns
+    grid_width: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: ColumnSumsParams;
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(2) var<storage, read> stats: array<vec2<f32>>;
+@group(0) @binding(3) var<storage, read> dy: array<f32>;
+// For each block of rows: the sums of dy n, where there is an n, then those of dy.
+@group(0) @binding(4) var<storage, read_write> partials: array<f32>;
+
+@compute @workgroup_size(64)
+fn column_sums(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let number = group.x + group.y * params.grid_width;
+    let column = number % params.tiles_x * 64u + lane;
+    let block = number / params.tiles_x;
+    let begin = block * params.block;
+    if (column < params.width && begin < params.rows) {
+        var products = 0.0;
+        var sum = 0.0;
+        for (var row = begin; row < min(params.rows, begin + params.block); row++) {
+            let value = dy[params.dy_skip + row * params.width + column];
+            sum += value;
+            if (NORMALISED == 1u) {
+                let of_row = stats[params.stats_skip + row];
+                products = fma(value, (x[params.x_skip + row * params.width + column] - of_row.x) * of_row.y, products);
+            }
+        }
+        var at = params.partials_skip + block * params.width + column;
+        if (NORMALISED == 1u) {
+            at += block * params.width;
+            partials[at] = products;
+            at += params.width;
+        }
+        partials[at] = sum;
+    }
+}

@@ -1,0 +1,166 @@
+// c = op(a) op(b), with a bias, an activation and a scaled residual in the same pass: 64 x 64 elements of c a workgroup.
+//
+// 64 threads in 8 x 8; each owns 8 x 8 elements, as four blocks of four rows by a vec4 of columns, 32 rows or columns apart,
+// and reads 4 vec4 of workgroup memory for 16 fma of a vec4. Matrices are row-major with any number of columns, so elements
+// are loaded one by one, neighbouring threads from neighbouring addresses.
+// Prelude: TRANSPOSE_A, TRANSPOSE_B (0 or 1), ACTIVATION. Workgroup memory: 8192 bytes.
+
+struct MatmulParams {
+    rows: u32, // of c: the first of the window's rows is row 0
+    columns: u32, // of this dispatch
+    inner: u32, // of this dispatch
+    a_skip: u32, // elements of the bindings before the first one used
+    a_stride: u32, // elements from row to row as stored
+    b_skip: u32,
+    b_stride: u32,
+    c_skip: u32,
+    c_stride: u32,
+    bias_skip: u32,
+    residual_skip: u32,
+    residual_scale: f32,
+    flags: u32,
+    split: u32, // inner elements of one split; splits beyond the first write c further down, split_stride elements each
+    split_stride: u32,
+    tiles_x: u32, // tiles along the columns, and along the rows
+    tiles_y: u32,
+    grid_width: u32,
+}
+
+const FLAG_ACCUMULATE: u32 = 1u;
+const FLAG_BIAS: u32 = 2u;
+const FLAG_RESIDUAL: u32 = 4u;
+
+@group(0) @binding(0) var<uniform> params: MatmulParams;
+@group(0) @binding(1) var<storage, read> a: array<f32>;
+@group(0) @binding(2) var<storage, read> b: array<f32>;
+@group(0) @binding(3) var<storage, read> bias: array<f32>;
+@group(0) @binding(4) var<storage, read> residual: array<f32>;
+@group(0) @binding(5) var<storage, read_write> c: array<f32>;
+
+const SIDE: u32 = 64u;
+const DEPTH: u32 = 16u; // inner elements staged at a time
+const SIDE_VEC4: u32 = SIDE / 4u;
+
+// [inner][row of c], [inner][column of c]
+var<workgroup> left: array<vec4<f32>, DEPTH * SIDE_VEC4>;
+var<workgroup> right: array<vec4<f32>, DEPTH * SIDE_VEC4>;
+
+fn has_flag(flag: u32) -> bool {
+    return (params.flags & flag) != 0u;
+}
+
+fn element_a(row: u32, k: u32, end: u32) -> f32 {
+    if (row >= params.rows || k >= end) {
+        return 0.0;
+    }
+    if (TRANSPOSE_A == 1u) {
+        return a[params.a_skip + k * params.a_stride + row];
+    }
+    return a[params.a_skip + row * params.a_stride + k];
+}
+
+fn element_b(k: u32, column: u32, end: u32) -> f32 {
+    if (column >= params.columns || k >= end) {
+        return 0.0;
+    }
+    if (TRANSPOSE_B == 1u) {
+        return b[params.b_skip + column * params.b_stride + k];
+    }
+    return b[params.b_skip + k * params.b_stride + column];
+}
+
+// A thread stages four neighbours in c for one inner index; neighbouring threads take neighbours as stored.
+fn stage(index: u32, first_row: u32, first_column: u32, first_k: u32, end: u32) {
+    for (var i = 0u; i < DEPTH * SIDE_VEC4; i += 64u) {
+        let item = i + index;
+        let k_a = select(item % DEPTH, item / SIDE_VEC4, TRANSPOSE_A == 1u);
+        let of_a = select(item / DEPTH, item % SIDE_VEC4, TRANSPOSE_A == 1u);
+        let row = first_row + of_a * 4u;
+        left[k_a * SIDE_VEC4 + of_a] = vec4<f32>(element_a(row, first_k + k_a, end), element_a(row + 1u, first_k + k_a, end),
+            element_a(row + 2u, first_k + k_a, end), element_a(row + 3u, first_k + k_a, end));
+        let k_b = select(item / SIDE_VEC4, item % DEPTH, TRANSPOSE_B == 1u);
+        let of_b = select(item % SIDE_VEC4, item / DEPTH, TRANSPOSE_B == 1u);
+        let column = first_column + of_b * 4u;
+        right[k_b * SIDE_VEC4 + of_b] = vec4<f32>(element_b(first_k + k_b, column, end), element_b(first_k + k_b, column + 1u, end),
+            element_b(first_k + k_b, column + 2u, end), element_b(first_k + k_b, column + 3u, end));
+    }
+}
+
+// sum[i] += column[i] * row: four rows of c by four columns.
+fn outer(column: vec4<f32>, row: vec4<f32>, sum: mat4x4<f32>) -> mat4x4<f32> {
+    return mat4x4<f32>(fma(vec4<f32>(column.x), row, sum[0]), fma(vec4<f32>(column.y), row, sum[1]),
+        fma(vec4<f32>(column.z), row, sum[2]), fma(vec4<f32>(column.w), row, sum[3]));
+}
+
+fn store_element(row: u32, column: u32, offset: u32, value: f32) {
+    if (row < params.rows && column < params.columns) {
+        var result = value;
+        if (has_flag(FLAG_BIAS)) {
+            result += bias[params.bias_skip + column];
+        }
+        result = activate(result);
+        let at = row * params.c_stride + column;
+        if (has_flag(FLAG_RESIDUAL)) {
+            result = fma(params.residual_scale, residual[params.residual_skip + at], result);
+        }
+        if (has_flag(FLAG_ACCUMULATE)) {
+            result += c[params.c_skip + offset + at];
+        }
+        c[params.c_skip + offset + at] = result;
+    }
+}
+
+fn store_row(row: u32, column: u32, offset: u32, value: vec4<f32>) {
+    store_element(row, column, offset, value.x);
+    store_element(row, column + 1u, offset, value.y);
+    store_element(row, column + 2u, offset, value.z);
+    store_element(row, column + 3u, offset, value.w);
+}
+
+fn store_block(row: u32, column: u32, offset: u32, block: mat4x4<f32>) {
+    store_row(row, column, offset, block[0]);
+    store_row(row + 1u, column, offset, block[1]);
+    store_row(row + 2u, column, offset, block[2]);
+    store_row(row + 3u, column, offset, block[3]);
+}
+
+@compute @workgroup_size(64)
+fn matmul(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    let number = workgroup.x + workgroup.y * params.grid_width;
+    let first_column = number % params.tiles_x * SIDE;
+    let first_row = number / params.tiles_x % params.tiles_y * SIDE;
+    let split = number / (params.tiles_x * params.tiles_y);
+    let begin = min(params.inner, split * params.split);
+    let end = min(params.inner, begin + params.split);
+    let x = index % 8u;
+    let y = index / 8u;
+    var top_left = mat4x4<f32>();
+    var top_right = mat4x4<f32>();
+    var bottom_left = mat4x4<f32>();
+    var bottom_right = mat4x4<f32>();
+    for (var first_k = begin; first_k < end; first_k += DEPTH) {
+        stage(index, first_row, first_column, first_k, end);
+        workgroupBarrier();
+        for (var k = 0u; k < DEPTH; k++) {
+            let top = left[k * SIDE_VEC4 + y];
+            let bottom = left[k * SIDE_VEC4 + y + 8u];
+            let first = right[k * SIDE_VEC4 + x];
+            let second = right[k * SIDE_VEC4 + x + 8u];
+            top_left = outer(top, first, top_left);
+            top_right = outer(top, second, top_right);
+            bottom_left = outer(bottom, first, bottom_left);
+            bottom_right = outer(bottom, second, bottom_right);
+        }
+        workgroupBarrier();
+    }
+    // Numbers beyond the last tile do nothing.
+    if (split * params.split < max(params.inner, 1u)) {
+        let offset = split * params.split_stride;
+        let row = first_row + 4u * y;
+        let column = first_column + 4u * x;
+        store_block(row, column, offset, top_left);
+        store_block(row, column + 32u, offset, top_right);
+        store_block(row + 32u, column, offset, bottom_left);
+        store_block(row + 32u, column + 32u, offset, bottom_right);
+    }
+}

@@ -1,0 +1,53 @@
+// Rotates pairs of elements by their position and scales them (xPos), in place.
+//
+//   (a, b) -> scale (a cos - b sin, b cos + a sin)    scale = zeta^(+-(position - centre) / base)
+//
+// The angle of a position is the sum of those of its multiple of 256 and of the rest, so two small tables of rotations,
+// made in double precision, serve any length; their product is one complex multiplication.
+
+struct XposParams {
+    num_places: u32, // rows x heads
+    num_heads: u32,
+    pairs: u32, // of elements in a head
+    seq_len: u32, // rows of one batch item
+    first_row: u32, // of the window
+    skip: u32,
+    coarse_begin: u32, // first coarse rotation in the table, after the 256 fine ones
+    first_position: u32, // of row 0 of an item
+    block: u32, // positions that share a centre
+    centre: u32, // of a block
+    scale_per_position: f32, // 1 / base: queries; negative: keys; 0: no scale
+    inverse: u32, // rotate back
+    tiles_x: u32, // tiles of 64 pairs
+    grid_width: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: XposParams;
+// Cosine and sine, [256 fine, then coarse][pair].
+@group(0) @binding(1) var<storage, read> rotations: array<vec2<f32>>;
+@group(0) @binding(2) var<storage, read_write> x: array<vec2<f32>>;
+
+@compute @workgroup_size(64)
+fn xpos(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let number = group.x + group.y * params.grid_width;
+    let item = number * 64u + lane;
+    let place = item / params.pairs;
+    let pair = item % params.pairs;
+    if (place < params.num_places) {
+        let row = params.first_row + place / params.num_heads;
+        let position = params.first_position + row % params.seq_len;
+        let fine = rotations[position % 256u * params.pairs + pair];
+        let coarse = rotations[(params.coarse_begin + position / 256u) * params.pairs + pair];
+        var turn = vec2<f32>(coarse.x * fine.x - coarse.y * fine.y, coarse.y * fine.x + coarse.x * fine.y);
+        if (params.inverse != 0u) {
+            turn.y = -turn.y;
+        }
+        let head_dim = f32(2u * params.pairs);
+        let zeta = (f32(2u * pair) + 0.4 * head_dim) / (1.4 * head_dim);
+        let from_centre = f32(i32(position % params.block) - i32(params.centre));
+        let scale = exp2(log2(zeta) * (from_centre * params.scale_per_position));
+        let at = params.skip + item;
+        let old = x[at];
+        x[at] = scale * vec2<f32>(old.x * turn.x - old.y * turn.y, old.y * turn.x + old.x * turn.y);
+    }
+}
