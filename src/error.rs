@@ -7,6 +7,18 @@ use crate::tensor::DType;
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// A token id or label that the table or the classes do not have.
+    #[error("{what} {given} at index {index} is out of range: there are {limit}")]
+    TokenOutOfRange {
+        /// Token or label.
+        what: &'static str,
+        /// Where in the input.
+        index: u64,
+        /// The number given.
+        given: u32,
+        /// How many there are.
+        limit: u32,
+    },
     /// An option of [`DilatedAttentionConfig`](crate::DilatedAttentionConfig) has a value that means nothing.
     #[error("{what} is {given}; it must be {need}")]
     InvalidConfig {

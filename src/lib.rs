@@ -33,6 +33,7 @@ pub mod recorder;
 
 // 4: what you call
 pub mod attention;
+pub mod ops;
 
 // beside: errors, and the f64 oracle
 pub mod error;

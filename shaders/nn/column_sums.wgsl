@@ -16,7 +16,7 @@ struct ColumnSumsParams {
 
 @group(0) @binding(0) var<uniform> params: ColumnSumsParams;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
-@group(0) @binding(2) var<storage, read> stats: array<vec2<f32>>;
+@group(0) @binding(2) var<storage, read> stats: array<f32>;
 @group(0) @binding(3) var<storage, read> dy: array<f32>;
 // For each block of rows: the sums of dy n, where there is an n, then those of dy.
 @group(0) @binding(4) var<storage, read_write> partials: array<f32>;
@@ -34,8 +34,9 @@ fn column_sums(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
             let value = dy[params.dy_skip + row * params.width + column];
             sum += value;
             if (NORMALISED == 1u) {
-                let of_row = stats[params.stats_skip + row];
-                products = fma(value, (x[params.x_skip + row * params.width + column] - of_row.x) * of_row.y, products);
+                let mean = stats[params.stats_skip + 2u * row];
+                let scale = stats[params.stats_skip + 2u * row + 1u];
+                products = fma(value, (x[params.x_skip + row * params.width + column] - mean) * scale, products);
             }
         }
         var at = params.partials_skip + block * params.width + column;

@@ -6,7 +6,7 @@
 @group(0) @binding(2) var<storage, read> gain: array<f32>;
 @group(0) @binding(3) var<storage, read> dy: array<f32>;
 @group(0) @binding(4) var<storage, read_write> dx: array<f32>;
-@group(0) @binding(5) var<storage, read_write> stats: array<vec2<f32>>;
+@group(0) @binding(5) var<storage, read_write> stats: array<f32>;
 
 @compute @workgroup_size(64)
 fn layer_norm_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
@@ -36,7 +36,8 @@ fn layer_norm_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_i
             dx[at] = result;
         }
         if (lane == 0u) {
-            stats[params.stats_skip + row] = of_row;
+            stats[params.stats_skip + 2u * row] = of_row.x;
+            stats[params.stats_skip + 2u * row + 1u] = of_row.y;
         }
     }
 }

@@ -27,7 +27,8 @@ fn activation_slope(x: f32) -> f32 {
     switch (ACTIVATION) {
         case RELU: { return select(0.0, 1.0, x > 0.0); }
         case GELU: {
-            let density = INV_SQRT_2_PI * exp(-min(0.5 * x * x, 80.0));
+            // Vanishes before x can grow.
+            let density = select(0.0, INV_SQRT_2_PI * exp(-0.5 * x * x), abs(x) < 13.0);
             return fma(x, density, 0.5 * (1.0 + erf(x * SQRT_HALF)));
         }
         default: { return 1.0; }

@@ -111,3 +111,21 @@ params! {
     /// Parameters of `nn/adamw.wgsl`, which says what each means.
     AdamWParams { count: u32, skip: u32, learning_rate: f32, beta_1: f32, beta_2: f32, eps: f32, weight_decay: f32, correction_1: f32, correction_2: f32, max_norm: f32, gradient_scale: f32, grid_width: u32 }
 }
+
+impl MatmulParams {
+    /// Adds to the result instead of writing it.
+    pub const ACCUMULATE: u32 = 1;
+    /// Adds a bias.
+    pub const BIAS: u32 = 2;
+    /// Adds a scaled residual.
+    pub const RESIDUAL: u32 = 4;
+}
+
+impl BlendParams {
+    /// There is no second term.
+    pub const Y_NONE: u32 = 0;
+    /// The second term is what the result holds.
+    pub const Y_OUT: u32 = 1;
+    /// The second term has a binding of its own.
+    pub const Y_BOUND: u32 = 2;
+}

@@ -42,6 +42,7 @@
 
 mod backward;
 mod forward;
+pub mod layers;
 mod sparse;
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@ mod forward;
 mod golden;
 mod hazard;
 mod memory;
+mod operations;
 mod oracle;
 mod patterns;
 mod plan;

@@ -1,0 +1,156 @@
+//! Rows of a table, chosen by number.
+
+use super::{Matrix, grid, row_windows, size, windows_of};
+use crate::error::{Error, Result};
+use crate::kernel::{EmbeddingBackwardParams, EmbeddingParams, Kernel};
+use crate::recorder::Recorder;
+use crate::tensor::{DType, Tensor};
+
+/// Numbers of rows of a table, checked, on the device: as given, and sorted for the backward.
+#[derive(Clone, Debug)]
+pub struct TokenIds {
+    ids: Tensor,
+    /// Rows sorted by id; rows of one id in their order.
+    order: Tensor,
+    /// (id, begin, end) of each id that occurs: its rows are `order[begin..end]`.
+    runs: Tensor,
+}
+
+impl TokenIds {
+    /// Uploads `ids`, each the number of a row of a table of `num_rows` rows.
+    ///
+    /// # Errors
+    /// [`Error::TokenOutOfRange`] names the first id that is not below `num_rows`; the errors of uploading.
+    pub fn upload(recorder: &mut Recorder, ids: &[u32], num_rows: u32) -> Result<Self> {
+        if let Some((index, &id)) = ids.iter().enumerate().find(|(_, id)| **id >= num_rows) {
+            return Err(Error::TokenOutOfRange {
+                what: "token",
+                index: index as u64,
+                given: id,
+                limit: num_rows,
+            });
+        }
+        let count = size("tokens", ids.len() as u64)?;
+        let mut order: Vec<u32> = (0..count).collect();
+        // The sort is stable: rows of one id stay in order.
+        order.sort_by_key(|row| ids[*row as usize]);
+        let mut runs: Vec<[u32; 3]> = Vec::new();
+        for (at, &row) in (0..).zip(&order) {
+            let id = ids[row as usize];
+            match runs.last_mut() {
+                Some([run, _, end]) if *run == id => *end = at + 1,
+                _ => runs.push([id, at, at + 1]),
+            }
+        }
+        Ok(Self {
+            ids: recorder.upload("token ids", &[ids.len()], ids)?,
+            order: recorder.upload("token order", &[ids.len()], &order)?,
+            runs: recorder.upload("token runs", &[runs.len(), 3], runs.as_flattened())?,
+        })
+    }
+
+    /// Number of ids.
+    pub fn len(&self) -> u64 {
+        self.ids.num_elements()
+    }
+
+    /// Whether there is no id.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Records `out[r] = scale * table[ids[r]]`, or that it is added to `out`.
+///
+/// # Errors
+/// [`Error::InvalidShape`], [`Error::WrongDType`], [`Error::ForeignDevice`] for matrices that do not fit, and the errors
+/// of recording. Ids beyond the table, checked at upload against another, leave their rows of `out` as they are.
+pub fn embedding(
+    recorder: &mut Recorder,
+    ids: &TokenIds,
+    table: Matrix<'_>,
+    scale: f32,
+    (out, accumulate): (Matrix<'_>, bool),
+) -> Result<()> {
+    let width = table.width();
+    let ids = ids.ids.vector().reshape(1)?;
+    ids.expect("token ids", ids.rows(), 1, DType::U32, recorder)?;
+    table.expect_f32("table", table.rows(), width, recorder)?;
+    out.expect_f32("out", ids.rows(), width, recorder)?;
+    let facts = recorder.context().facts().clone();
+    let tables = windows_of("table", table.rows(), table.max_rows(&facts), &facts)?;
+    for (begin, end) in row_windows("out", ids.rows(), &[ids, out], &facts)? {
+        for &(first_id, last_id) in &tables {
+            let ids = ids.bind(begin, end, &facts)?;
+            let out = out.bind(begin, end, &facts)?;
+            let table = table.bind(first_id, last_id, &facts)?;
+            let tiles_x = width.div_ceil(64);
+            let grid = grid("embedding", tiles_x * (end - begin), &facts)?;
+            let params = EmbeddingParams {
+                rows: size("rows", end - begin)?,
+                width: size("width", width)?,
+                first_id: size("id", first_id)?,
+                num_ids: size("ids", last_id - first_id)?,
+                ids_skip: ids.skip,
+                table_skip: table.skip,
+                out_skip: out.skip,
+                accumulate: u32::from(accumulate),
+                scale,
+                tiles_x: size("tiles", tiles_x)?,
+                grid_width: grid[0],
+            };
+            let bindings = [ids.binding, table.binding, out.binding];
+            recorder.dispatch(Kernel::Embedding, &bindings, &params, grid)?;
+        }
+    }
+    Ok(())
+}
+
+/// Records that the gradient of the table is added to `dtable`, given `dout`, that of the [`embedding`].
+///
+/// # Errors
+/// As [`embedding`].
+pub fn embedding_backward(
+    recorder: &mut Recorder,
+    ids: &TokenIds,
+    dout: Matrix<'_>,
+    scale: f32,
+    dtable: Matrix<'_>,
+) -> Result<()> {
+    let width = dtable.width();
+    let (order, runs) = (ids.order.vector().reshape(1)?, ids.runs.matrix());
+    order.expect("token order", ids.len(), 1, DType::U32, recorder)?;
+    dout.expect_f32("dout", ids.len(), width, recorder)?;
+    dtable.expect_f32("dtable", dtable.rows(), width, recorder)?;
+    let facts = recorder.context().facts().clone();
+    let tables = windows_of("dtable", dtable.rows(), dtable.max_rows(&facts), &facts)?;
+    for (begin, end) in row_windows("dout", ids.len(), &[dout], &facts)? {
+        for &(first_id, last_id) in &tables {
+            let table = dtable.bind(first_id, last_id, &facts)?;
+            let dout = dout.bind(begin, end, &facts)?;
+            let tiles_x = width.div_ceil(64);
+            let grid = grid("embedding", tiles_x * runs.rows(), &facts)?;
+            let params = EmbeddingBackwardParams {
+                num_runs: size("ids", runs.rows())?,
+                width: size("width", width)?,
+                first_row: size("rows", begin)?,
+                num_rows: size("rows", end - begin)?,
+                first_id: size("id", first_id)?,
+                num_ids: size("ids", last_id - first_id)?,
+                dout_skip: dout.skip,
+                table_skip: table.skip,
+                scale,
+                tiles_x: size("tiles", tiles_x)?,
+                grid_width: grid[0],
+            };
+            let bindings = [
+                runs.bind(0, runs.rows(), &facts)?.binding,
+                order.bind(0, order.rows(), &facts)?.binding,
+                dout.binding,
+                table.binding,
+            ];
+            recorder.dispatch(Kernel::EmbeddingBackward, &bindings, &params, grid)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,107 @@
+//! Layer norm of rows (Ba, Kiros and Hinton 2016).
+
+use super::matmul::column_sums;
+use super::{Matrix, grid, row_windows, size};
+use crate::error::Result;
+use crate::kernel::{Kernel, LayerNormParams};
+use crate::recorder::Recorder;
+use crate::tensor::DType;
+
+/// Rows that one workgroup takes.
+const ROWS: u64 = 8;
+
+/// Records `y = (x - mean) / sqrt(variance + eps) * gain + bias`, mean and variance (of the population) over each row.
+///
+/// # Errors
+/// [`Error::InvalidShape`](crate::Error::InvalidShape), [`Error::WrongDType`](crate::Error::WrongDType),
+/// [`Error::ForeignDevice`](crate::Error::ForeignDevice) for matrices that do not fit, and the errors of recording.
+pub fn layer_norm(
+    recorder: &mut Recorder,
+    x: Matrix<'_>,
+    [gain, bias]: [Matrix<'_>; 2],
+    eps: f32,
+    y: Matrix<'_>,
+) -> Result<()> {
+    let (rows, width) = (x.rows(), x.width());
+    x.expect_f32("x", rows, width, recorder)?;
+    y.expect_f32("y", rows, width, recorder)?;
+    gain.expect_f32("gain", 1, width, recorder)?;
+    bias.expect_f32("bias", 1, width, recorder)?;
+    let facts = recorder.context().facts().clone();
+    for (begin, end) in row_windows("x", rows, &[x, y], &facts)? {
+        let x = x.bind(begin, end, &facts)?;
+        let y = y.bind(begin, end, &facts)?;
+        let gain = gain.bind(0, 1, &facts)?;
+        let bias = bias.bind(0, 1, &facts)?;
+        let grid = grid("layer norm", (end - begin).div_ceil(ROWS), &facts)?;
+        let params = LayerNormParams {
+            rows: size("rows", end - begin)?,
+            width: size("width", width)?,
+            x_skip: x.skip,
+            y_skip: y.skip,
+            gain_skip: gain.skip,
+            bias_skip: bias.skip,
+            eps,
+            grid_width: grid[0],
+            ..Default::default()
+        };
+        let bindings = [x.binding, gain.binding, bias.binding, y.binding];
+        recorder.dispatch(Kernel::LayerNorm, &bindings, &params, grid)?;
+    }
+    Ok(())
+}
+
+/// Records the gradients of a [`layer_norm`] of `x`: that of `x` is written to `dx`, or added to it; those of the gain and
+/// the bias are added to `sums`.
+///
+/// # Errors
+/// As [`layer_norm`].
+pub fn layer_norm_backward(
+    recorder: &mut Recorder,
+    x: Matrix<'_>,
+    gain: Matrix<'_>,
+    eps: f32,
+    dy: Matrix<'_>,
+    (dx, accumulate): (Matrix<'_>, bool),
+    sums: [Matrix<'_>; 2],
+) -> Result<()> {
+    let (rows, width) = (x.rows(), x.width());
+    for (what, matrix) in [("x", x), ("dy", dy), ("dx", dx)] {
+        matrix.expect_f32(what, rows, width, recorder)?;
+    }
+    for (what, matrix) in [("gain", gain), ("dgain", sums[0]), ("dbias", sums[1])] {
+        matrix.expect_f32(what, 1, width, recorder)?;
+    }
+    let facts = recorder.context().facts().clone();
+    let stats = recorder.empty("row statistics", &[rows as usize, 2], DType::F32)?;
+    for (begin, end) in row_windows("x", rows, &[x, dy, dx, stats.matrix()], &facts)? {
+        let x = x.bind(begin, end, &facts)?;
+        let dy = dy.bind(begin, end, &facts)?;
+        let dx = dx.bind(begin, end, &facts)?;
+        let gain = gain.bind(0, 1, &facts)?;
+        let stats = stats.matrix().bind(begin, end, &facts)?;
+        let grid = grid("layer norm", (end - begin).div_ceil(ROWS), &facts)?;
+        let params = LayerNormParams {
+            rows: size("rows", end - begin)?,
+            width: size("width", width)?,
+            x_skip: x.skip,
+            y_skip: dy.skip,
+            out_skip: dx.skip,
+            stats_skip: stats.skip,
+            gain_skip: gain.skip,
+            accumulate: u32::from(accumulate),
+            eps,
+            grid_width: grid[0],
+            ..Default::default()
+        };
+        let bindings = [
+            x.binding,
+            gain.binding,
+            dy.binding,
+            dx.binding,
+            stats.binding,
+        ];
+        recorder.dispatch(Kernel::LayerNormBackward, &bindings, &params, grid)?;
+    }
+    column_sums(recorder, dy, Some((x, stats.matrix())), &sums)
+}

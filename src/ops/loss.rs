@@ -1,0 +1,107 @@
+//! Cross-entropy of classes.
+
+use super::{Matrix, grid, row_windows, size};
+use crate::error::{Error, Result};
+use crate::kernel::{CrossEntropyParams, Kernel};
+use crate::recorder::Recorder;
+use crate::tensor::{DType, Tensor};
+
+/// The label of a row without one: its loss and gradient are 0.
+pub const IGNORED_LABEL: u32 = u32::MAX;
+
+/// Rows that one workgroup takes.
+const ROWS: u64 = 8;
+
+/// Classes of rows, checked, on the device.
+#[derive(Clone, Debug)]
+pub struct Labels {
+    labels: Tensor,
+    counted: u64,
+}
+
+impl Labels {
+    /// Uploads `labels`, each below `num_classes` or [`IGNORED_LABEL`].
+    ///
+    /// # Errors
+    /// [`Error::TokenOutOfRange`] names the first that is neither; the errors of uploading.
+    pub fn upload(recorder: &mut Recorder, labels: &[u32], num_classes: u32) -> Result<Self> {
+        let wrong = labels
+            .iter()
+            .enumerate()
+            .find(|(_, label)| **label >= num_classes && **label != IGNORED_LABEL);
+        if let Some((index, &label)) = wrong {
+            return Err(Error::TokenOutOfRange {
+                what: "label",
+                index: index as u64,
+                given: label,
+                limit: num_classes,
+            });
+        }
+        let counted = labels
+            .iter()
+            .filter(|label| **label != IGNORED_LABEL)
+            .count();
+        Ok(Self {
+            labels: recorder.upload("labels", &[labels.len()], labels)?,
+            counted: counted as u64,
+        })
+    }
+
+    /// Number of rows, those without a label included.
+    pub fn len(&self) -> u64 {
+        self.labels.num_elements()
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Rows that have a label.
+    pub fn counted(&self) -> u64 {
+        self.counted
+    }
+}
+
+/// Records the cross-entropy `ln sum exp(logits) - logits[label]` of each row from `first_row` on, in nats, to `losses`, and
+/// that `logits` become `gradient_scale` times its gradient.
+///
+/// # Errors
+/// [`Error::InvalidShape`], [`Error::WrongDType`], [`Error::ForeignDevice`] for matrices that do not fit, and the errors
+/// of recording.
+pub fn cross_entropy(
+    recorder: &mut Recorder,
+    logits: Matrix<'_>,
+    (labels, first_row): (&Labels, u64),
+    gradient_scale: f32,
+    losses: Matrix<'_>,
+) -> Result<()> {
+    let (rows, width) = (logits.rows(), logits.width());
+    let labels = labels
+        .labels
+        .vector()
+        .reshape(1)?
+        .slice(first_row, first_row + rows)?;
+    labels.expect("labels", rows, 1, DType::U32, recorder)?;
+    logits.expect_f32("logits", rows, width, recorder)?;
+    losses.expect_f32("losses", rows, 1, recorder)?;
+    let facts = recorder.context().facts().clone();
+    for (begin, end) in row_windows("logits", rows, &[logits, labels, losses], &facts)? {
+        let labels = labels.bind(begin, end, &facts)?;
+        let logits = logits.bind(begin, end, &facts)?;
+        let losses = losses.bind(begin, end, &facts)?;
+        let grid = grid("cross-entropy", (end - begin).div_ceil(ROWS), &facts)?;
+        let params = CrossEntropyParams {
+            rows: size("rows", end - begin)?,
+            width: size("classes", width)?,
+            logits_skip: logits.skip,
+            labels_skip: labels.skip,
+            losses_skip: losses.skip,
+            gradient_scale,
+            grid_width: grid[0],
+        };
+        let bindings = [labels.binding, logits.binding, losses.binding];
+        recorder.dispatch(Kernel::CrossEntropy, &bindings, &params, grid)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,378 @@
+//! Products of matrices.
+
+use super::{Matrix, grid, size, windows_of};
+use crate::error::{Error, Result};
+use crate::kernel::{Activation, ColumnSumsParams, Kernel, MatmulParams};
+use crate::ops::reduce::add_partials;
+use crate::recorder::Recorder;
+use crate::tensor::DType;
+
+/// Side of the tile of a workgroup.
+const TILE: u64 = 64;
+
+/// Long sums over few tiles are split until there are about this many workgroups.
+const WANTED_WORKGROUPS: u64 = 256;
+
+/// Least elements of a sum that are worth a split of their own.
+const LEAST_SPLIT: u64 = 512;
+
+/// A product to be recorded: `c = activation(op(a) op(b) + bias) + scale * residual`, or added to `c`.
+///
+/// ```no_run
+/// use dilated_attention::{Context, DType, ops::Matmul};
+/// let context = Context::headless()?;
+/// let mut recorder = context.recorder("linear");
+/// let x = recorder.upload("x", &[100, 20], &[1f32; 2000])?;
+/// let weight = recorder.upload("weight", &[30, 20], &[1f32; 600])?;
+/// let y = recorder.empty("y", &[100, 30], DType::F32)?;
+/// Matmul::new(x.matrix(), weight.matrix()).transpose_b().write(&mut recorder, y.matrix())?;
+/// # Ok::<(), dilated_attention::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+#[must_use = "a product does nothing until it is recorded"]
+pub struct Matmul<'a> {
+    a: Matrix<'a>,
+    b: Matrix<'a>,
+    transpose_a: bool,
+    transpose_b: bool,
+    activation: Activation,
+    bias: Option<Matrix<'a>>,
+    residual: Option<(Matrix<'a>, f32)>,
+}
+
+impl<'a> Matmul<'a> {
+    /// `a b`.
+    pub fn new(a: Matrix<'a>, b: Matrix<'a>) -> Self {
+        Self {
+            a,
+            b,
+            transpose_a: false,
+            transpose_b: false,
+            activation: Activation::Identity,
+            bias: None,
+            residual: None,
+        }
+    }
+
+    /// With `a` transposed.
+    pub fn transpose_a(self) -> Self {
+        Self {
+            transpose_a: true,
+            ..self
+        }
+    }
+
+    /// With `b` transposed.
+    pub fn transpose_b(self) -> Self {
+        Self {
+            transpose_b: true,
+            ..self
+        }
+    }
+
+    /// Adds one row to every row.
+    pub fn bias(self, bias: Option<Matrix<'a>>) -> Self {
+        Self { bias, ..self }
+    }
+
+    /// Applied to the product and bias.
+    pub fn activation(self, activation: Activation) -> Self {
+        Self { activation, ..self }
+    }
+
+    /// Adds `scale` times a matrix of the result's shape at last.
+    pub fn residual(self, residual: Matrix<'a>, scale: f32) -> Self {
+        Self {
+            residual: Some((residual, scale)),
+            ..self
+        }
+    }
+
+    /// Records that `c` becomes the result.
+    ///
+    /// # Errors
+    /// [`Error::InvalidShape`], [`Error::WrongDType`], [`Error::ForeignDevice`] for matrices that do not fit,
+    /// [`Error::BindingTooSmall`] when a binding cannot cover one row, and the errors of recording a dispatch.
+    pub fn write(self, recorder: &mut Recorder, c: Matrix<'a>) -> Result<()> {
+        self.record(recorder, c, false)
+    }
+
+    /// Records that the result is added to `c`.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write); [`Error::InvalidConfig`] with an activation or a residual, which are for results that
+    /// are written.
+    pub fn add(self, recorder: &mut Recorder, c: Matrix<'a>) -> Result<()> {
+        if self.activation != Activation::Identity || self.residual.is_some() {
+            return Err(Error::InvalidConfig {
+                what: "product that is added to its result",
+                given: "an activation or a residual".to_owned(),
+                need: "neither",
+            });
+        }
+        self.record(recorder, c, true)
+    }
+
+    fn record(self, recorder: &mut Recorder, c: Matrix<'a>, accumulate: bool) -> Result<()> {
+        let facts = recorder.context().facts().clone();
+        let (rows, inner) = oriented(&self.a, self.transpose_a);
+        let (_, columns) = oriented(&self.b, self.transpose_b);
+        let stored = |transposed, rows, columns| match transposed {
+            false => (rows, columns),
+            true => (columns, rows),
+        };
+        let a_shape = stored(self.transpose_a, rows, inner);
+        let b_shape = stored(self.transpose_b, inner, columns);
+        self.a.expect_f32("a", a_shape.0, a_shape.1, recorder)?;
+        self.b.expect_f32("b", b_shape.0, b_shape.1, recorder)?;
+        c.expect_f32("c", rows, columns, recorder)?;
+        if let Some(bias) = &self.bias {
+            bias.expect_f32("bias", 1, columns, recorder)?;
+        }
+        if let Some((residual, _)) = &self.residual {
+            residual.expect_f32("residual", rows, columns, recorder)?;
+        }
+        if rows == 0 || columns == 0 {
+            return Ok(());
+        }
+        // Windows of the rows that each matrix is stored in.
+        let [max_a, max_b, max_c] = [&self.a, &self.b, &c].map(|matrix| matrix.max_rows(&facts));
+        let (mut max_rows, mut max_inner, mut max_columns) = (max_c, u64::MAX, u64::MAX);
+        match self.transpose_a {
+            false => max_rows = max_rows.min(max_a),
+            true => max_inner = max_inner.min(max_a),
+        }
+        match self.transpose_b {
+            false => max_inner = max_inner.min(max_b),
+            true => max_columns = max_columns.min(max_b),
+        }
+        let inner_windows = match inner {
+            // An empty sum: bias, activation and residual of nothing.
+            0 => vec![(0, 0)],
+            _ => windows_of("a", inner, max_inner, &facts)?,
+        };
+        let epilogue_waits = inner_windows.len() > 1
+            && (self.activation != Activation::Identity || self.residual.is_some());
+        if epilogue_waits {
+            // Partial sums cannot be activated. Weights larger than a binding are met by a product into a tensor of
+            // its own in `nn`; here it is an error rather than a hidden copy.
+            return Err(Error::BindingTooSmall {
+                what: "b",
+                requested_bytes: self.b.rows() * self.b.width() * 4,
+                limit_bytes: facts.max_binding_bytes,
+            });
+        }
+        for (row_begin, row_end) in windows_of("c", rows, max_rows, &facts)? {
+            for (column_begin, column_end) in windows_of("b", columns, max_columns, &facts)? {
+                for &(inner_begin, inner_end) in &inner_windows {
+                    let block = Block {
+                        rows: (row_begin, row_end),
+                        columns: (column_begin, column_end),
+                        inner: (inner_begin, inner_end),
+                    };
+                    let first = inner_begin == 0;
+                    self.record_block(recorder, c, &block, accumulate || !first, first)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn record_block(
+        &self,
+        recorder: &mut Recorder,
+        c: Matrix<'_>,
+        block: &Block,
+        accumulate: bool,
+        first: bool,
+    ) -> Result<()> {
+        let facts = recorder.context().facts().clone();
+        let Block {
+            rows,
+            columns,
+            inner,
+        } = *block;
+        let a = match self.transpose_a {
+            false => self.a.bind(rows.0, rows.1, &facts)?,
+            true => self.a.bind(inner.0, inner.1, &facts)?,
+        };
+        let b = match self.transpose_b {
+            false => self.b.bind(inner.0, inner.1, &facts)?,
+            true => self.b.bind(columns.0, columns.1, &facts)?,
+        };
+        // The columns of a window within rows that are bound whole.
+        let [a_offset, b_offset] = [
+            if self.transpose_a { rows.0 } else { inner.0 },
+            if self.transpose_b { inner.0 } else { columns.0 },
+        ];
+        let [num_rows, num_columns, num_inner] = [rows, columns, inner].map(|(b, e)| e - b);
+        let (tiles_x, tiles_y) = (num_columns.div_ceil(TILE), num_rows.div_ceil(TILE));
+        let tiles = tiles_x * tiles_y;
+        let plain = self.activation == Activation::Identity
+            && self.bias.is_none()
+            && self.residual.is_none()
+            && columns.0 == 0
+            && num_columns == c.width();
+        let max_splits = facts.max_binding_bytes / (num_rows * num_columns * 4).max(1);
+        let splits = match plain {
+            true => (WANTED_WORKGROUPS / tiles.max(1))
+                .min(num_inner / LEAST_SPLIT)
+                .min(max_splits)
+                .max(1),
+            false => 1,
+        };
+        let split = num_inner.div_ceil(splits).max(1);
+        let splits = num_inner.div_ceil(split).max(1);
+        let partials = match splits {
+            1 => None,
+            _ => {
+                let shape = [splits, num_rows, num_columns].map(|dim| dim as usize);
+                Some(recorder.empty("partials", &shape, DType::F32)?)
+            }
+        };
+        let written = match &partials {
+            None => c.bind(rows.0, rows.1, &facts)?,
+            Some(partials) => partials.vector().bind(0, 1, &facts)?,
+        };
+        let bias = match &self.bias {
+            Some(bias) if first => Some(bias.bind(0, 1, &facts)?),
+            _ => None,
+        };
+        let residual = match &self.residual {
+            Some((residual, scale)) => Some((residual.bind(rows.0, rows.1, &facts)?, *scale)),
+            None => None,
+        };
+        let flag = |set: bool, flag: u32| if set { flag } else { 0 };
+        let column_offset = |skip: u32| size("c", u64::from(skip) + columns.0);
+        let num_workgroups = tiles * splits;
+        let grid = grid("matmul", num_workgroups, &facts)?;
+        let params = MatmulParams {
+            rows: size("rows", num_rows)?,
+            columns: size("columns", num_columns)?,
+            inner: size("inner", num_inner)?,
+            a_skip: size("a", u64::from(a.skip) + a_offset)?,
+            a_stride: size("a", self.a.width())?,
+            b_skip: size("b", u64::from(b.skip) + b_offset)?,
+            b_stride: size("b", self.b.width())?,
+            c_skip: column_offset(written.skip)?,
+            c_stride: size("c", c.width())?,
+            bias_skip: column_offset(bias.map_or(0, |bias| bias.skip))?,
+            residual_skip: column_offset(residual.map_or(0, |(bound, _)| bound.skip))?,
+            residual_scale: residual.map_or(0.0, |(_, scale)| scale),
+            flags: flag(accumulate && partials.is_none(), MatmulParams::ACCUMULATE)
+                | flag(bias.is_some(), MatmulParams::BIAS)
+                | flag(residual.is_some(), MatmulParams::RESIDUAL),
+            split: size("split", split)?,
+            split_stride: size("partials", num_rows * num_columns)?,
+            tiles_x: size("tiles", tiles_x)?,
+            tiles_y: size("tiles", tiles_y)?,
+            grid_width: grid[0],
+        };
+        let kernel = Kernel::Matmul {
+            transpose_a: self.transpose_a,
+            transpose_b: self.transpose_b,
+            activation: self.activation,
+        };
+        let bindings = [
+            a.binding,
+            b.binding,
+            bias.map_or(b.binding, |bias| bias.binding),
+            residual.map_or(b.binding, |(bound, _)| bound.binding),
+            written.binding,
+        ];
+        recorder.dispatch(kernel, &bindings, &params, grid)?;
+        if let Some(partials) = &partials {
+            let result = c.slice(rows.0, rows.1)?;
+            add_partials(recorder, partials, splits, result, accumulate)?;
+        }
+        Ok(())
+    }
+}
+
+/// What one dispatch computes.
+struct Block {
+    rows: (u64, u64),
+    columns: (u64, u64),
+    inner: (u64, u64),
+}
+
+/// Rows and columns of a matrix as it takes part.
+fn oriented(matrix: &Matrix<'_>, transposed: bool) -> (u64, u64) {
+    match transposed {
+        false => (matrix.rows(), matrix.width()),
+        true => (matrix.width(), matrix.rows()),
+    }
+}
+
+/// Records that the sums of the columns of `dy`, the gradient of a bias, are added to the row `dbias`.
+///
+/// # Errors
+/// As [`Matmul::write`].
+pub fn bias_backward(recorder: &mut Recorder, dy: Matrix<'_>, dbias: Matrix<'_>) -> Result<()> {
+    dy.expect_f32("dy", dy.rows(), dy.width(), recorder)?;
+    dbias.expect_f32("dbias", 1, dy.width(), recorder)?;
+    column_sums(recorder, dy, None, &[dbias])
+}
+
+/// Adds the sums of the columns of `dy` (and before them, with the input and its rows' statistics, the sums of its products
+/// with the normalised input) to `sums`, one row each.
+pub(super) fn column_sums(
+    recorder: &mut Recorder,
+    dy: Matrix<'_>,
+    normalised: Option<(Matrix<'_>, Matrix<'_>)>,
+    sums: &[Matrix<'_>],
+) -> Result<()> {
+    let facts = recorder.context().facts().clone();
+    let width = dy.width();
+    let mut matrices = vec![dy];
+    if let Some((x, stats)) = normalised {
+        matrices.extend([x, stats]);
+    }
+    let num_sums = sums.len() as u64;
+    for (begin, end) in super::row_windows("dy", dy.rows(), &matrices, &facts)? {
+        let rows = end - begin;
+        // As many blocks as give every column enough workgroups, of at least 64 rows.
+        let tiles_x = width.div_ceil(64);
+        let blocks = (WANTED_WORKGROUPS / tiles_x).clamp(1, rows.div_ceil(64));
+        let block = rows.div_ceil(blocks);
+        let blocks = rows.div_ceil(block);
+        let shape = [blocks, num_sums, width].map(|dim| dim as usize);
+        let partials = recorder.empty("partials", &shape, DType::F32)?;
+        let bound = partials.vector().bind(0, 1, &facts)?;
+        let dy_bound = dy.bind(begin, end, &facts)?;
+        let (x, stats) = match normalised {
+            Some((x, stats)) => (x.bind(begin, end, &facts)?, stats.bind(begin, end, &facts)?),
+            None => (dy_bound, dy_bound),
+        };
+        let grid = grid("column sums", tiles_x * blocks, &facts)?;
+        let params = ColumnSumsParams {
+            rows: size("rows", rows)?,
+            width: size("width", width)?,
+            x_skip: x.skip,
+            dy_skip: dy_bound.skip,
+            stats_skip: stats.skip,
+            partials_skip: bound.skip,
+            block: size("block", block)?,
+            tiles_x: size("tiles", tiles_x)?,
+            grid_width: grid[0],
+        };
+        let kernel = Kernel::ColumnSums {
+            normalised: normalised.is_some(),
+        };
+        let bindings = [x.binding, stats.binding, dy_bound.binding, bound.binding];
+        recorder.dispatch(kernel, &bindings, &params, grid)?;
+        let partials = partials.matrix();
+        for (index, sum) in sums.iter().enumerate() {
+            let first = index as u64 * width;
+            super::reduce::add_strided(
+                recorder,
+                partials,
+                (first, num_sums * width),
+                blocks,
+                *sum,
+                true,
+            )?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,261 @@
+//! Operations of layers on matrices, forward and backward: what [`nn`](crate::nn) is made of.
+//!
+//! An operation takes views of tensors as row-major matrices ([`Matrix`]) and records dispatches. Inputs and outputs may
+//! each be larger than one binding: every operation walks over windows of rows, at offsets that the device allows. Results
+//! go to tensors of the caller's, none of which may share a buffer with an input: one dispatch cannot read and write one
+//! buffer.
+//!
+//! Sums are taken in an order that shapes alone decide, with no atomics: the same bits on every run.
+
+mod adamw;
+mod elementwise;
+mod embedding;
+mod layer_norm;
+mod loss;
+mod matmul;
+mod reduce;
+mod xpos;
+
+pub use adamw::{AdamWStep, adamw};
+pub use elementwise::{Blend, Dropout, activation, activation_backward};
+pub use embedding::{TokenIds, embedding, embedding_backward};
+pub use layer_norm::{layer_norm, layer_norm_backward};
+pub use loss::{IGNORED_LABEL, Labels, cross_entropy};
+pub use matmul::{Matmul, bias_backward};
+pub use reduce::{sum, sum_of_squares};
+pub use xpos::{Positions, Rotations, XposRole, xpos};
+
+use crate::error::{Error, Result};
+use crate::kernel::fold_grid;
+use crate::plan::{ByteRange, DeviceFacts, RowLayout};
+use crate::recorder::Recorder;
+use crate::tensor::{DType, Tensor};
+
+/// Some rows of a tensor, seen as a row-major matrix of 32-bit elements: the last dimension is a row, all before it count
+/// rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix<'a> {
+    tensor: &'a Tensor,
+    begin: u64,
+    end: u64,
+    width: u64,
+}
+
+/// What is bound of a matrix.
+#[derive(Clone, Copy)]
+struct Bound<'a> {
+    binding: (&'a Tensor, ByteRange),
+    /// Elements of the binding before the first row.
+    skip: u32,
+}
+
+impl Tensor {
+    /// The tensor as a matrix whose rows are its last dimension.
+    pub fn matrix(&self) -> Matrix<'_> {
+        let width = self.shape().last().map_or(1, |width| *width as u64);
+        self.matrix_of_width(width)
+    }
+
+    /// The tensor as a matrix with one row of all elements.
+    pub fn vector(&self) -> Matrix<'_> {
+        self.matrix_of_width(self.num_elements())
+    }
+
+    fn matrix_of_width(&self, width: u64) -> Matrix<'_> {
+        Matrix {
+            tensor: self,
+            begin: 0,
+            end: self.num_elements().checked_div(width).unwrap_or(0),
+            width,
+        }
+    }
+}
+
+impl<'a> Matrix<'a> {
+    /// Number of rows.
+    pub fn rows(&self) -> u64 {
+        self.end - self.begin
+    }
+
+    /// Elements of a row.
+    pub fn width(&self) -> u64 {
+        self.width
+    }
+
+    /// The rows `begin .. end` of this matrix.
+    ///
+    /// # Errors
+    /// [`Error::InvalidShape`] when it does not have them.
+    pub fn slice(&self, begin: u64, end: u64) -> Result<Self> {
+        if begin > end || end > self.rows() {
+            return Err(Error::InvalidShape {
+                what: self.tensor.label(),
+                given: format!("rows {begin}..{end} of {}", self.rows()),
+                need: "rows that it has".to_owned(),
+            });
+        }
+        Ok(Self {
+            begin: self.begin + begin,
+            end: self.begin + end,
+            ..*self
+        })
+    }
+
+    /// The same elements in rows of `width`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidShape`] when they do not fill whole rows.
+    pub fn reshape(&self, width: u64) -> Result<Self> {
+        let (begin, end) = (self.begin * self.width, self.end * self.width);
+        if width == 0 || !begin.is_multiple_of(width) || !end.is_multiple_of(width) {
+            return Err(Error::InvalidShape {
+                what: self.tensor.label(),
+                given: format!("elements {begin}..{end}"),
+                need: format!("whole rows of {width}"),
+            });
+        }
+        Ok(Self {
+            tensor: self.tensor,
+            begin: begin / width,
+            end: end / width,
+            width,
+        })
+    }
+
+    fn layout(&self, element_bytes: u64) -> RowLayout {
+        RowLayout {
+            row_bytes: self.width * 4,
+            element_bytes,
+        }
+    }
+
+    /// Rows that one binding covers wherever they begin.
+    fn max_rows(&self, facts: &DeviceFacts) -> u64 {
+        match self.width {
+            0 => u64::MAX,
+            _ => self.layout(4).max_rows(facts),
+        }
+    }
+
+    /// Binds the rows `begin .. end` of this matrix in elements of 4 bytes.
+    fn bind(&self, begin: u64, end: u64, facts: &DeviceFacts) -> Result<Bound<'a>> {
+        self.bind_elements(begin, end, 4, facts)
+    }
+
+    /// Binds the rows `begin .. end` of this matrix in elements of `element_bytes`, which rows are multiples of.
+    fn bind_elements(
+        &self,
+        begin: u64,
+        end: u64,
+        element_bytes: u64,
+        facts: &DeviceFacts,
+    ) -> Result<Bound<'a>> {
+        let layout = self.layout(element_bytes);
+        let window = layout.window(self.begin + begin, self.begin + end, facts);
+        let Some(mut window) = window else {
+            return Err(Error::BindingTooSmall {
+                what: self.tensor.label(),
+                requested_bytes: (end - begin) * self.width * 4,
+                limit_bytes: facts.max_binding_bytes,
+            });
+        };
+        // Nothing smaller than a word can be bound; a tensor without elements has one.
+        if window.bytes.size == 0 {
+            window.bytes = ByteRange { offset: 0, size: 4 };
+        }
+        Ok(Bound {
+            binding: (self.tensor, window.bytes),
+            skip: window.skip,
+        })
+    }
+
+    /// Whether the matrix has this shape and holds `dtype` on the recorder's context.
+    fn expect(
+        &self,
+        what: &'static str,
+        rows: u64,
+        width: u64,
+        dtype: DType,
+        recorder: &Recorder,
+    ) -> Result<()> {
+        let pool_id = recorder.context().pool().id();
+        self.tensor
+            .expect(what, self.tensor.shape(), dtype, pool_id)?;
+        if (self.rows(), self.width) != (rows, width) {
+            return Err(Error::InvalidShape {
+                what,
+                given: format!("{} rows of {}", self.rows(), self.width),
+                need: format!("{rows} rows of {width}"),
+            });
+        }
+        Ok(())
+    }
+
+    /// [`expect`](Self::expect) f32.
+    fn expect_f32(
+        &self,
+        what: &'static str,
+        rows: u64,
+        width: u64,
+        recorder: &Recorder,
+    ) -> Result<()> {
+        self.expect(what, rows, width, DType::F32, recorder)
+    }
+}
+
+/// Ranges of `count` rows, each of which every one of `matrices` can bind.
+fn row_windows(
+    what: &'static str,
+    count: u64,
+    matrices: &[Matrix<'_>],
+    facts: &DeviceFacts,
+) -> Result<Vec<(u64, u64)>> {
+    let narrowest = matrices
+        .iter()
+        .map(|matrix| matrix.max_rows(facts))
+        .fold(u64::MAX, u64::min);
+    windows_of(what, count, narrowest, facts)
+}
+
+/// `0 .. count` in windows of at most `size`.
+fn windows_of(
+    what: &'static str,
+    count: u64,
+    size: u64,
+    facts: &DeviceFacts,
+) -> Result<Vec<(u64, u64)>> {
+    if size == 0 && count > 0 {
+        return Err(Error::BindingTooSmall {
+            what,
+            requested_bytes: facts.max_binding_bytes + 1,
+            limit_bytes: facts.max_binding_bytes,
+        });
+    }
+    let mut windows = Vec::new();
+    let mut begin = 0;
+    while begin < count {
+        let end = count.min(begin.saturating_add(size));
+        windows.push((begin, end));
+        begin = end;
+    }
+    Ok(windows)
+}
+
+/// The grid of `num_workgroups`.
+fn grid(what: &'static str, num_workgroups: u64, facts: &DeviceFacts) -> Result<[u32; 2]> {
+    u32::try_from(num_workgroups)
+        .ok()
+        .and_then(|number| fold_grid(number, facts.max_workgroups_per_dimension))
+        .ok_or_else(|| Error::SizeOverflow {
+            what,
+            given: format!("{num_workgroups} workgroups"),
+        })
+}
+
+/// A size as kernels take it.
+fn size(what: &'static str, size: u64) -> Result<u32> {
+    u32::try_from(size).map_err(|_| Error::SizeOverflow {
+        what,
+        given: size.to_string(),
+    })
+}

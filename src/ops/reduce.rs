@@ -1,0 +1,115 @@
+//! Sums over many elements.
+
+use super::{Matrix, grid, size};
+use crate::error::Result;
+use crate::kernel::{Kernel, ReduceParams, SumPartialsParams};
+use crate::recorder::Recorder;
+use crate::tensor::{DType, Tensor};
+
+/// Elements that one workgroup of the reduction adds up.
+const BLOCK: u64 = 4096;
+
+/// Records the sum of all elements of `tensors` (f32) and returns it, one element.
+///
+/// # Errors
+/// [`Error::WrongDType`](crate::Error::WrongDType), [`Error::ForeignDevice`](crate::Error::ForeignDevice), and the errors
+/// of leasing and recording.
+pub fn sum(recorder: &mut Recorder, tensors: &[&Tensor]) -> Result<Tensor> {
+    reduce(recorder, tensors, false)
+}
+
+/// Records the sum of the squares of all elements of `tensors` (f32) and returns it, one element.
+///
+/// # Errors
+/// As [`sum`].
+pub fn sum_of_squares(recorder: &mut Recorder, tensors: &[&Tensor]) -> Result<Tensor> {
+    reduce(recorder, tensors, true)
+}
+
+fn reduce(recorder: &mut Recorder, tensors: &[&Tensor], squares: bool) -> Result<Tensor> {
+    let facts = recorder.context().facts().clone();
+    // Windows that begin where bindings may.
+    let window = facts.max_binding_bytes / 4 / BLOCK * BLOCK;
+    let mut pieces = Vec::new();
+    for tensor in tensors {
+        let elements = tensor.vector().reshape(1)?;
+        elements.expect_f32("tensor", elements.rows(), 1, recorder)?;
+        let mut begin = 0;
+        while begin < elements.rows() {
+            let end = elements.rows().min(begin + window.max(1));
+            pieces.push((elements, begin, end));
+            begin = end;
+        }
+    }
+    let num_sums: u64 = pieces
+        .iter()
+        .map(|(_, begin, end)| (end - begin).div_ceil(BLOCK))
+        .sum();
+    let sums = recorder.zeros("sums", &[num_sums.max(1) as usize], DType::F32)?;
+    let mut at = 0;
+    for (elements, begin, end) in pieces {
+        let blocks = (end - begin).div_ceil(BLOCK);
+        let bound = elements.bind(begin, end, &facts)?;
+        let out = sums.vector().reshape(1)?.bind(at, at + blocks, &facts)?;
+        let grid = grid("sum", blocks, &facts)?;
+        let params = ReduceParams {
+            count: size("elements", end - begin)?,
+            x_skip: bound.skip,
+            out_skip: out.skip,
+            grid_width: grid[0],
+        };
+        let kernel = Kernel::Reduce { squares };
+        recorder.dispatch(kernel, &[bound.binding, out.binding], &params, grid)?;
+        at += blocks;
+    }
+    match num_sums {
+        0 | 1 => Ok(sums),
+        _ => reduce(recorder, &[&sums], false),
+    }
+}
+
+/// Adds up `count` results as large as `out`, which lie one after the other in `partials`, into `out`.
+pub(super) fn add_partials(
+    recorder: &mut Recorder,
+    partials: &Tensor,
+    count: u64,
+    out: Matrix<'_>,
+    accumulate: bool,
+) -> Result<()> {
+    let elements = out.rows() * out.width();
+    let partials = partials.vector().reshape(1)?;
+    add_strided(recorder, partials, (0, elements), count, out, accumulate)
+}
+
+/// Adds up `count` results as large as `out`, of which the first begins at element `first` of `partials` and each other
+/// `stride` later, into `out`.
+pub(super) fn add_strided(
+    recorder: &mut Recorder,
+    partials: Matrix<'_>,
+    (first, stride): (u64, u64),
+    count: u64,
+    out: Matrix<'_>,
+    accumulate: bool,
+) -> Result<()> {
+    let facts = recorder.context().facts().clone();
+    let elements = out.rows() * out.width();
+    let partials = partials.reshape(1)?;
+    let from = partials.bind(0, partials.rows(), &facts)?;
+    let to = out.bind(0, out.rows(), &facts)?;
+    let grid = grid("sum", elements.div_ceil(64), &facts)?;
+    let params = SumPartialsParams {
+        count: size("elements", elements)?,
+        num_partials: size("partials", count)?,
+        partials_skip: size("partials", u64::from(from.skip) + first)?,
+        stride: size("partials", stride)?,
+        out_skip: to.skip,
+        accumulate: u32::from(accumulate),
+        grid_width: grid[0],
+    };
+    recorder.dispatch(
+        Kernel::SumPartials,
+        &[from.binding, to.binding],
+        &params,
+        grid,
+    )
+}

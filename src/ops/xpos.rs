@@ -1,0 +1,170 @@
+//! xPos, relative positions that decay (Sun et al. 2022), as torchscale applies them before attention
+//! (`torchscale/component/xpos_relative_position.py`).
+//!
+//! Pair `i` of a head of size `d` at position `p` turns by `p * 10000^(-2i/d)` and is scaled by `zeta_i^(+-(p - c)/512)`,
+//! `zeta_i = (2i + 0.4d) / 1.4d`: queries up, keys down, so that the centre `c` cancels in their product. torchscale takes the
+//! middle of the sequence for it and overflows f32 near 72 000 tokens. Here it is the middle of a block of positions, which
+//! queries and keys that meet must share: the whole sequence while it is short enough, else the segment.
+
+use super::{Matrix, grid, row_windows, size};
+use crate::error::{Error, Result};
+use crate::kernel::{Kernel, XposParams};
+use crate::recorder::Recorder;
+use crate::tensor::{DType, Tensor};
+
+/// Largest block of positions with one centre: `0.4/1.4` to the power of half of it over the base is still a number in f32.
+pub(crate) const MAX_BLOCK: u32 = 65_536;
+
+/// Positions that one coarse rotation stands for.
+const FINE: u32 = 256;
+
+/// Whether vectors are queries or keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum XposRole {
+    /// Scaled by `zeta^(p/base)`.
+    Query,
+    /// Scaled by `zeta^(-p/base)`.
+    Key,
+}
+
+/// Rotations of all positions below a limit, on the device, for heads of one size.
+#[derive(Clone, Debug)]
+pub struct Rotations {
+    table: Tensor,
+    pairs: u32,
+    num_positions: u32,
+    scale_base: f32,
+}
+
+impl Rotations {
+    /// Rotations of positions `0 .. num_positions` for heads of `head_dim` elements; scales have `scale_base` (torchscale: 512).
+    /// Angles are computed in double precision from frequencies in single precision, which is what torchscale has.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] for an odd `head_dim` or a base that is not positive; the errors of uploading.
+    pub fn upload(
+        recorder: &mut Recorder,
+        head_dim: u32,
+        num_positions: u32,
+        scale_base: f32,
+    ) -> Result<Self> {
+        if head_dim == 0 || !head_dim.is_multiple_of(2) {
+            return Err(Error::InvalidConfig {
+                what: "head_dim of xPos",
+                given: head_dim.to_string(),
+                need: "an even number",
+            });
+        }
+        if !(scale_base > 0.0 && scale_base.is_finite()) {
+            return Err(Error::InvalidConfig {
+                what: "scale base of xPos",
+                given: scale_base.to_string(),
+                need: "a positive number",
+            });
+        }
+        let pairs = head_dim / 2;
+        let frequencies: Vec<f64> = (0..pairs)
+            .map(|i| f64::from((1.0 / 10_000f64.powf(f64::from(i) / f64::from(pairs))) as f32))
+            .collect();
+        let coarse =
+            (0..num_positions.div_ceil(FINE).max(1)).map(|i| u64::from(i) * u64::from(FINE));
+        let rotations: Vec<f32> = (0..u64::from(FINE))
+            .chain(coarse)
+            .flat_map(|position| {
+                frequencies.iter().flat_map(move |frequency| {
+                    let (sin, cos) = (position as f64 * frequency).sin_cos();
+                    [cos as f32, sin as f32]
+                })
+            })
+            .collect();
+        let rows = rotations.len() / (2 * pairs as usize);
+        Ok(Self {
+            table: recorder.upload("rotations", &[rows, pairs as usize, 2], &rotations)?,
+            pairs,
+            num_positions,
+            scale_base,
+        })
+    }
+
+    /// Positions that there are rotations of.
+    pub fn num_positions(&self) -> u32 {
+        self.num_positions
+    }
+}
+
+/// Positions of the rows of a matrix, and the block of positions that share a centre.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Positions {
+    /// Rows of one batch item.
+    pub seq_len: u32,
+    /// Position of the first row of an item.
+    pub first: u32,
+    /// Positions of a block.
+    pub block: u32,
+    /// Centre of a block.
+    pub centre: u32,
+}
+
+/// Records that the heads of `x`, rows of a multiple of the head size, are turned and scaled by their positions, in place;
+/// with `inverse` turned back, scaled as before: the transposed, which gradients need.
+///
+/// # Errors
+/// [`Error::InvalidShape`] when rows hold no whole number of heads or a position has no rotation;
+/// [`Error::WrongDType`], [`Error::ForeignDevice`]; the errors of recording.
+pub fn xpos(
+    recorder: &mut Recorder,
+    rotations: &Rotations,
+    x: Matrix<'_>,
+    role: XposRole,
+    positions: Positions,
+    inverse: bool,
+) -> Result<()> {
+    let (rows, width) = (x.rows(), x.width());
+    let head_dim = 2 * u64::from(rotations.pairs);
+    let end = u64::from(positions.first) + u64::from(positions.seq_len);
+    if !width.is_multiple_of(head_dim) || end > u64::from(rotations.num_positions) {
+        return Err(Error::InvalidShape {
+            what: "x of xPos",
+            given: format!("rows of {width} up to position {end}"),
+            need: format!(
+                "rows of heads of {head_dim} at positions below {}",
+                rotations.num_positions
+            ),
+        });
+    }
+    x.expect_f32("x", rows, width, recorder)?;
+    let table = rotations.table.matrix();
+    table.expect("rotations", table.rows(), 2, DType::F32, recorder)?;
+    let facts = recorder.context().facts().clone();
+    let num_heads = width / head_dim;
+    let per_position = 1.0 / rotations.scale_base;
+    for (begin, end) in row_windows("x", rows, &[x], &facts)? {
+        let bound = x.bind_elements(begin, end, 8, &facts)?;
+        let places = (end - begin) * num_heads;
+        let num_workgroups = (places * u64::from(rotations.pairs)).div_ceil(64);
+        let grid = grid("xPos", num_workgroups, &facts)?;
+        let params = XposParams {
+            num_places: size("places", places)?,
+            num_heads: size("heads", num_heads)?,
+            pairs: rotations.pairs,
+            seq_len: positions.seq_len.max(1),
+            first_row: size("rows", begin)?,
+            skip: bound.skip,
+            coarse_begin: FINE,
+            first_position: positions.first,
+            block: positions.block.max(1),
+            centre: positions.centre,
+            scale_per_position: match role {
+                XposRole::Query => per_position,
+                XposRole::Key => -per_position,
+            },
+            inverse: u32::from(inverse),
+            tiles_x: 0,
+            grid_width: grid[0],
+        };
+        let rotations = table.bind_elements(0, table.rows(), 8, &facts)?;
+        let bindings = [rotations.binding, bound.binding];
+        recorder.dispatch(Kernel::Xpos, &bindings, &params, grid)?;
+    }
+    Ok(())
+}
