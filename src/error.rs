@@ -7,6 +7,14 @@ use crate::tensor::DType;
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// Something made for one model was given to another.
+    #[error(
+        "{what} of another model: names or shapes of its parameters differ; make it from this model"
+    )]
+    OtherModel {
+        /// What was given.
+        what: &'static str,
+    },
     /// A token id or label that the table or the classes do not have.
     #[error("{what} {given} at index {index} is out of range: there are {limit}")]
     TokenOutOfRange {

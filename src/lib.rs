@@ -33,6 +33,8 @@ pub mod recorder;
 
 // 4: what you call
 pub mod attention;
+pub mod longnet;
+pub mod nn;
 pub mod ops;
 
 // beside: errors, and the f64 oracle

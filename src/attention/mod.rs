@@ -1,6 +1,7 @@
 //! Dilated attention on the device.
 
 mod backward;
+mod step;
 
 pub use backward::Gradients;
 

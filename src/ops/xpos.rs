@@ -12,9 +12,6 @@ use crate::kernel::{Kernel, XposParams};
 use crate::recorder::Recorder;
 use crate::tensor::{DType, Tensor};
 
-/// Largest block of positions with one centre: `0.4/1.4` to the power of half of it over the base is still a number in f32.
-pub(crate) const MAX_BLOCK: u32 = 65_536;
-
 /// Positions that one coarse rotation stands for.
 const FINE: u32 = 256;
 

@@ -15,7 +15,7 @@ pub struct Range {
 }
 
 impl Range {
-    pub(super) fn len(self) -> u32 {
+    pub(crate) fn len(self) -> u32 {
         self.end - self.begin
     }
 }

@@ -7,6 +7,7 @@ mod display;
 mod facts;
 mod forward;
 mod planner;
+mod step;
 mod window;
 mod workspace;
 
@@ -14,6 +15,7 @@ pub use backward::{BackwardPlan, DeltaDispatch};
 pub use dispatch::{AttentionDispatch, Pass, Range};
 pub use facts::{DeviceFacts, Processor};
 pub use forward::{ForwardPlan, UNCOVERED_LSE};
+pub(crate) use step::{StepLayout, plan_step};
 pub(crate) use window::word_windows;
 pub use window::{ByteRange, RowLayout, TokenWindow};
 pub(crate) use workspace::staging_bytes;

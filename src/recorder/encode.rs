@@ -31,12 +31,13 @@ impl Recorder {
                     from,
                     from_offset,
                     to,
+                    to_offset,
                     bytes,
                 } => encoder.copy_buffer_to_buffer(
                     self.held[from].buffer(),
                     from_offset,
                     self.held[to].buffer(),
-                    0,
+                    to_offset,
                     bytes,
                 ),
                 Command::Clear { to, range } => {

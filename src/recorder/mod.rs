@@ -46,6 +46,7 @@ enum Command {
         from: Held,
         from_offset: u64,
         to: Held,
+        to_offset: u64,
         bytes: u64,
     },
     Clear {
@@ -258,6 +259,7 @@ impl Recorder {
                 from,
                 from_offset: range.offset,
                 to,
+                to_offset: 0,
                 bytes: range.size,
             });
         }
@@ -348,6 +350,27 @@ impl Recorder {
             offset += piece.len();
         }
         Ok(())
+    }
+
+    /// Records that bytes of `to`, from `to_offset` on, become the bytes `range` of `from`, a tensor in another buffer. All
+    /// ends are multiples of 4.
+    pub(crate) fn copy(&mut self, from: &Tensor, range: ByteRange, to: &Tensor, to_offset: u64) {
+        if range.size > 0 {
+            let from_range = from.stored(range);
+            let to_range = to.stored(ByteRange {
+                offset: to_offset,
+                size: range.size,
+            });
+            let from = self.hold(from.lease());
+            let to = self.hold(to.lease());
+            self.commands.push(Command::Copy {
+                from,
+                from_offset: from_range.offset,
+                to,
+                to_offset: to_range.offset,
+                bytes: range.size,
+            });
+        }
     }
 
     /// Records that the bytes `range` of `tensor` (both ends multiples of 4) become zero.

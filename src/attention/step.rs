@@ -1,0 +1,67 @@
+//! Attention of one token at a time, over cached keys and values.
+
+use super::DilatedAttention;
+use crate::config::{AttentionShape, Mask};
+use crate::error::{Error, Result};
+use crate::kernel::{Kernel, fill};
+use crate::plan::{StepLayout, UNCOVERED_LSE, plan_step};
+use crate::recorder::Recorder;
+use crate::tensor::{DType, Tensor};
+
+impl DilatedAttention {
+    /// Records the output of `token` of each item, (batch, 1, H, D): the same as its row of a forward over the sequence up to
+    /// it, and so under the causal mask over any longer one. `k` and `v` are caches, (batch, capacity, H, D), which hold all
+    /// keys up to the token; `q` is the token's query, (batch, 1, H, D), or with `query_cache` such a cache.
+    pub(crate) fn forward_step(
+        &self,
+        recorder: &mut Recorder,
+        token: u32,
+        [q, k, v]: [&Tensor; 3],
+        query_cache: bool,
+    ) -> Result<Tensor> {
+        if self.config.get_mask() != Mask::Causal {
+            return Err(Error::InvalidConfig {
+                what: "decoding",
+                given: "a model without causal mask".to_owned(),
+                need: "Mask::Causal: other rows depend on tokens that do not exist yet",
+            });
+        }
+        let [batch, capacity] = [k.shape()[0] as u32, k.shape()[1] as u32];
+        let key_shape = self.tensor_shape(batch, capacity);
+        let query_len = if query_cache { capacity } else { 1 };
+        self.expect(recorder, &[("k", k), ("v", v)], &key_shape)?;
+        self.expect(recorder, &[("q", q)], &self.tensor_shape(batch, query_len))?;
+        let layout = StepLayout {
+            batch,
+            token,
+            capacity,
+            query_cache,
+        };
+        let dispatches = plan_step(&self.config, self.context.facts(), layout)?;
+        self.warm_up()?;
+        let shape = self.tensor_shape(batch, 1);
+        let out = recorder.zeros("out", &shape, DType::F32)?;
+        let softmax_lse = recorder.empty("softmax_lse", &shape[..3], DType::F32)?;
+        fill::record(
+            recorder,
+            &softmax_lse,
+            softmax_lse.whole(),
+            UNCOVERED_LSE.to_bits(),
+        )?;
+        // Dispatches are of one item each: no kernel steps from item to item.
+        let of_item = AttentionShape::new(1, 1)?;
+        for dispatch in &dispatches {
+            let bindings = [
+                (q, dispatch.q.bytes),
+                (k, dispatch.kv.bytes),
+                (v, dispatch.kv.bytes),
+                (&out, dispatch.out.bytes),
+                (&softmax_lse, dispatch.lse.bytes),
+            ];
+            let params = dispatch.params(&self.config, &of_item);
+            let kernel = Kernel::Forward(self.variant);
+            recorder.dispatch(kernel, &bindings, &params, dispatch.grid)?;
+        }
+        Ok(out)
+    }
+}

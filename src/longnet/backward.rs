@@ -1,0 +1,234 @@
+//! Gradients of a whole model.
+
+use super::forward::{Turns, pass};
+use super::{Call, Input, LongNet};
+use crate::error::{Error, Result};
+use crate::nn::{Block, BlockSaved, Parameters, Pass};
+use crate::ops::{Blend, Dropout, TokenIds, embedding_backward};
+use crate::recorder::Recorder;
+use crate::tensor::{DType, Tensor};
+
+/// What of a forward is computed again by the backward instead of being kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Recompute {
+    /// Layer norms and the insides of feed-forward networks.
+    #[default]
+    Insides,
+    /// Everything but the inputs of layers: a third more work, and of each layer one tensor of activations is kept instead
+    /// of eight.
+    Layers,
+}
+
+/// What a backward needs of its forward.
+#[derive(Clone, Debug)]
+pub struct Saved {
+    call: Call,
+    turns: Turns,
+    step_seed: Option<u64>,
+    tokens: Option<TokenIds>,
+    layers: Vec<LayerSaved>,
+    /// What the final norm normalises.
+    last: Tensor,
+    embedded: Option<Tensor>,
+    /// The input was what the first layer is given: nothing lies before it.
+    starts_embedded: bool,
+}
+
+#[derive(Clone, Debug)]
+enum LayerSaved {
+    Input(Tensor),
+    Blocks(Vec<BlockSaved>),
+}
+
+impl LongNet {
+    /// As [`forward`](Self::forward), and keeps what [`backward`](Self::backward) needs. In training, `step_seed` decides what is dropped: a
+    /// number that differs from step to step; with none, nothing is.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_saving(
+        &self,
+        recorder: &mut Recorder,
+        weights: &Parameters,
+        input: Input<'_>,
+        call: &Call,
+        step_seed: Option<u64>,
+        recompute: Recompute,
+    ) -> Result<(Tensor, Saved)> {
+        weights.expect_list("weights", &self.list)?;
+        let embedded = match (&self.embedding_norm, input) {
+            (None, _) | (_, Input::Embedded(_)) => None,
+            (Some(_), _) => Some(self.before_norm(recorder, weights, input, call)?),
+        };
+        let starts_embedded = matches!(input, Input::Embedded(_));
+        let mut x = self.embed(recorder, weights, input, call, 0, step_seed)?;
+        let seq_len = call.shape.seq_len();
+        let turns = self.turns(recorder, 0, seq_len, seq_len)?;
+        let pass = pass(weights, call, &turns, step_seed);
+        let mut layers = Vec::new();
+        for blocks in &self.layers {
+            let (y, saved) = forward_layer(recorder, &pass, blocks, &x)?;
+            layers.push(match recompute {
+                Recompute::Insides => LayerSaved::Blocks(saved),
+                Recompute::Layers => LayerSaved::Input(x),
+            });
+            x = y;
+        }
+        let last = x.clone();
+        let features = self.finish(recorder, weights, x)?;
+        let tokens = match input {
+            Input::Tokens(ids) => Some(ids.clone()),
+            Input::Embeddings(_) | Input::Embedded(_) => None,
+        };
+        let saved = Saved {
+            call: call.clone(),
+            turns,
+            step_seed,
+            tokens,
+            layers,
+            last,
+            embedded,
+            starts_embedded,
+        };
+        Ok((features, saved))
+    }
+
+    /// Records the gradient of features, given that of their [`logits`](Self::logits), and adds that of the output projection to
+    /// `gradients`.
+    ///
+    /// # Errors
+    /// As [`logits`](Self::logits).
+    pub fn logits_backward(
+        &self,
+        recorder: &mut Recorder,
+        [weights, gradients]: [&Parameters; 2],
+        features: &Tensor,
+        dlogits: &Tensor,
+    ) -> Result<Tensor> {
+        let projection = self.projection()?;
+        let dfeatures = recorder.empty("d features", features.shape(), DType::F32)?;
+        let (x, dy) = (features.matrix(), dlogits.matrix());
+        projection.backward_parameters(recorder, gradients, x, dy)?;
+        projection.backward_input(recorder, weights, dy, (dfeatures.matrix(), false))?;
+        Ok(dfeatures)
+    }
+
+    /// The embedding before its norm, which the norm's backward needs.
+    fn before_norm(
+        &self,
+        recorder: &mut Recorder,
+        weights: &Parameters,
+        input: Input<'_>,
+        call: &Call,
+    ) -> Result<Tensor> {
+        let without_norm = Self {
+            embedding_norm: None,
+            ..self.clone()
+        };
+        without_norm.embed(recorder, weights, input, call, 0, None)
+    }
+
+    pub(super) fn embedding_dropout(&self, step_seed: Option<u64>) -> Result<Option<Dropout>> {
+        crate::nn::dropout_at(self.config.dropout, step_seed, u64::MAX)
+    }
+
+    /// Records the gradients of all parameters, added to `gradients`, given that of the features, and returns that of the
+    /// embedded input, which is also the gradient of [`Input::Embeddings`]. With `dmemory`, the gradient of the encoder's
+    /// output is added to it.
+    ///
+    /// # Errors
+    /// [`Error::OtherModel`], [`Error::InvalidShape`] for what does not fit; the errors of leasing and recording.
+    pub fn backward(
+        &self,
+        recorder: &mut Recorder,
+        [weights, gradients]: [&Parameters; 2],
+        saved: Saved,
+        dfeatures: &Tensor,
+        dmemory: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        weights.expect_list("weights", &self.list)?;
+        gradients.expect_list("gradients", &self.list)?;
+        let Saved {
+            call,
+            turns,
+            step_seed,
+            tokens,
+            layers,
+            last,
+            embedded,
+            starts_embedded,
+        } = saved;
+        if layers.len() != self.layers.len() {
+            return Err(Error::OtherModel {
+                what: "saved activations",
+            });
+        }
+        let pool_id = recorder.context().pool().id();
+        dfeatures.expect("dfeatures", last.shape(), DType::F32, pool_id)?;
+        let pass = pass(weights, &call, &turns, step_seed);
+        let sets = [weights, gradients];
+        let mut dx = match &self.final_norm {
+            // Blocks may overwrite what they are given.
+            None => self.scaled(recorder, dfeatures, 1.0)?,
+            Some(norm) => {
+                let dx = recorder.empty("d activations", last.shape(), DType::F32)?;
+                let to = (dx.matrix(), false);
+                norm.backward(recorder, sets, last.matrix(), dfeatures.matrix(), to)?;
+                dx
+            }
+        };
+        drop(last);
+        for (blocks, saved) in self.layers.iter().zip(layers).rev() {
+            let saved = match saved {
+                LayerSaved::Blocks(saved) => saved,
+                LayerSaved::Input(x) => forward_layer(recorder, &pass, blocks, &x)?.1,
+            };
+            for (block, saved) in blocks.iter().zip(saved).rev() {
+                dx = block.backward(recorder, &pass, gradients, &saved, dx, dmemory)?;
+            }
+        }
+        if starts_embedded {
+            return Ok(dx);
+        }
+        if let Some(dropout) = self.embedding_dropout(step_seed)? {
+            let dropped = recorder.empty("d activations", dx.shape(), DType::F32)?;
+            Blend::new(dx.matrix(), 1.0)
+                .dropout(Some(dropout), 0)
+                .write(recorder, dropped.matrix())?;
+            dx = dropped;
+        }
+        if let (Some(norm), Some(embedded)) = (&self.embedding_norm, &embedded) {
+            let before = recorder.empty("d activations", dx.shape(), DType::F32)?;
+            let to = (before.matrix(), false);
+            norm.backward(recorder, sets, embedded.matrix(), dx.matrix(), to)?;
+            dx = before;
+        }
+        if let Some(table) = self.embed_positions {
+            let ids = self.position_ids(recorder, &call, 0)?;
+            let table = gradients.get(table).matrix();
+            embedding_backward(recorder, &ids, dx.matrix(), 1.0, table)?;
+        }
+        if let (Some(ids), Some(table)) = (&tokens, self.embed_tokens) {
+            let scale = self.config.embedding_scale;
+            let table = gradients.get(table).matrix();
+            embedding_backward(recorder, ids, dx.matrix(), scale, table)?;
+        }
+        Ok(dx)
+    }
+}
+
+fn forward_layer(
+    recorder: &mut Recorder,
+    pass: &Pass<'_>,
+    blocks: &[Block],
+    x: &Tensor,
+) -> Result<(Tensor, Vec<BlockSaved>)> {
+    let mut x = x.clone();
+    let mut all = Vec::new();
+    for block in blocks {
+        let (y, saved) = block.forward(recorder, pass, &x)?;
+        all.push(saved);
+        x = y;
+    }
+    Ok((x, all))
+}

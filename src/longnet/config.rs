@@ -1,0 +1,252 @@
+//! Options of a LongNet.
+
+use crate::config::{DilatedAttentionConfig, Heads, Mask};
+use crate::error::{Error, Result};
+use crate::nn::{Activation, ProjectionNorm};
+use crate::ops::Positions;
+
+/// Positions up to which a sequence shares one centre of xPos, its middle as in torchscale.
+const ONE_CENTRE: u32 = 32_768;
+
+/// Largest block of positions with one centre: `(0.4/1.4)^(block / 2 / 512)` is still a number in f32.
+const MAX_BLOCK: u32 = 65_536;
+
+/// Which weights make logits of features.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum OutputProjection {
+    /// None: the model ends with features.
+    #[default]
+    None,
+    /// Weights of its own, without bias.
+    Own,
+    /// Those of the token embedding.
+    Tied,
+}
+
+/// Attention to an encoder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CrossAttentionConfig {
+    /// Dense ([`DilatedAttentionConfig::dense`]) as in torchscale, or of two sequences of one length any other.
+    pub attention: DilatedAttentionConfig,
+    /// Layer norms inside.
+    pub projection_norm: ProjectionNorm,
+}
+
+/// Options of a [`LongNet`](super::LongNet). Made by [`encoder`](Self::encoder) or [`decoder`](Self::decoder), then changed.
+///
+/// ```
+/// use dilated_attention::DilatedAttentionConfig;
+/// use dilated_attention::longnet::{LongNetConfig, OutputProjection};
+/// let attention = DilatedAttentionConfig::new(8, 32, &[256, 1024], &[1, 4])?;
+/// let mut config = LongNetConfig::decoder(attention, 4, 1024);
+/// config.vocab_size = Some(256);
+/// config.output_projection = OutputProjection::Own;
+/// config.xpos_scale_base = Some(512.0);
+/// # Ok::<(), dilated_attention::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct LongNetConfig {
+    /// Heads, branches and mask of self-attention; heads times their size is the width of the model.
+    pub attention: DilatedAttentionConfig,
+    /// Number of layers.
+    pub num_layers: usize,
+    /// Elements of a row inside the feed-forward networks.
+    pub ffn_dim: usize,
+    /// Layer norms come after the residuals instead of before the sublayers.
+    pub post_norm: bool,
+    /// The feed-forward networks have a layer norm inside (sub-LN).
+    pub sub_norm: bool,
+    /// Layer norms inside of self-attention.
+    pub projection_norm: ProjectionNorm,
+    /// Factor on residuals (DeepNorm).
+    pub residual_scale: f32,
+    /// Factor on the weights of value and output projections and of the feed-forward networks at the start.
+    pub initial_gain: f32,
+    /// Of the feed-forward networks.
+    pub activation: Activation,
+    /// Epsilon of all layer norms.
+    pub norm_eps: f32,
+    /// Base of xPos' scale (torchscale: 512), for relative positions.
+    pub xpos_scale_base: Option<f32>,
+    /// Attention to an encoder, in each layer.
+    pub cross_attention: Option<CrossAttentionConfig>,
+    /// Number of tokens, for models that embed them.
+    pub vocab_size: Option<u32>,
+    /// Factor on the embedding.
+    pub embedding_scale: f32,
+    /// Most positions, for models that learn an embedding of each.
+    pub learned_positions: Option<u32>,
+    /// Layer norm after the embedding.
+    pub embedding_norm: bool,
+    /// Layer norm after the last layer.
+    pub final_norm: bool,
+    /// Which weights make logits.
+    pub output_projection: OutputProjection,
+    /// Probability that an element of a sublayer's output, or of the embedding, is dropped in training.
+    pub dropout: f32,
+    /// Probability that an element of an activation is dropped in training.
+    pub activation_dropout: f32,
+}
+
+impl LongNetConfig {
+    /// An encoder as LongNet and GigaPath have it: pre-norm with sub-LN, GELU, a final norm; no embedding.
+    pub fn encoder(attention: DilatedAttentionConfig, num_layers: usize, ffn_dim: usize) -> Self {
+        Self {
+            attention,
+            num_layers,
+            ffn_dim,
+            post_norm: false,
+            sub_norm: true,
+            projection_norm: ProjectionNorm::Inner,
+            residual_scale: 1.0,
+            // Below two layers the logarithm of 2 is left.
+            initial_gain: (2.0 * num_layers.max(1) as f32).ln().sqrt(),
+            activation: Activation::Gelu,
+            norm_eps: 1e-5,
+            xpos_scale_base: None,
+            cross_attention: None,
+            vocab_size: None,
+            embedding_scale: 1.0,
+            learned_positions: None,
+            embedding_norm: false,
+            final_norm: true,
+            output_projection: OutputProjection::None,
+            dropout: 0.0,
+            activation_dropout: 0.0,
+        }
+    }
+
+    /// The same with a causal mask.
+    pub fn decoder(attention: DilatedAttentionConfig, num_layers: usize, ffn_dim: usize) -> Self {
+        Self::encoder(attention.mask(Mask::Causal), num_layers, ffn_dim)
+    }
+
+    /// Layer norms before the sublayers alone, none inside.
+    pub fn pre_norm(self) -> Self {
+        Self {
+            post_norm: false,
+            sub_norm: false,
+            projection_norm: ProjectionNorm::None,
+            initial_gain: 1.0,
+            ..self
+        }
+    }
+
+    /// Layer norms after the residuals, none inside and none at the end.
+    pub fn post_norm(self) -> Self {
+        Self {
+            post_norm: true,
+            final_norm: false,
+            ..self.pre_norm()
+        }
+    }
+
+    /// DeepNorm for a model of these layers alone: post-norm, residuals times `(2 L)^(1/4)`, weights divided by
+    /// `(8 L)^(1/4)` at the start.
+    pub fn deep_norm(self) -> Self {
+        let layers = self.num_layers as f32;
+        Self {
+            residual_scale: (2.0 * layers).powf(0.25),
+            initial_gain: (8.0 * layers).powf(-0.25),
+            ..self.post_norm()
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        let invalid = |what, given: String, need| Err(Error::InvalidConfig { what, given, need });
+        for (what, probability) in [
+            ("dropout", self.dropout),
+            ("activation_dropout", self.activation_dropout),
+        ] {
+            if !(0.0..1.0).contains(&probability) {
+                return invalid(what, probability.to_string(), "at least 0 and below 1");
+            }
+        }
+        if self.ffn_dim == 0 {
+            return invalid("ffn_dim", "0".to_owned(), "at least 1");
+        }
+        if self.vocab_size == Some(0) {
+            return invalid("vocab_size", "0".to_owned(), "at least 1");
+        }
+        if self.output_projection != OutputProjection::None && self.vocab_size.is_none() {
+            return invalid(
+                "output projection",
+                "no vocab_size".to_owned(),
+                "the number of tokens it projects to",
+            );
+        }
+        if let Some(cross) = &self.cross_attention
+            && cross.attention.embed_dim() != self.attention.embed_dim()
+        {
+            return invalid(
+                "width of cross-attention",
+                cross.attention.embed_dim().to_string(),
+                "that of self-attention",
+            );
+        }
+        Ok(())
+    }
+
+    /// Positions of `seq_len` rows of an item from `first` on, of a sequence that will have `total`.
+    pub(super) fn positions(&self, first: u32, seq_len: u32, total: u32) -> Result<Positions> {
+        if total <= ONE_CENTRE {
+            return Ok(Positions {
+                seq_len,
+                first,
+                block: MAX_BLOCK,
+                centre: total.div_ceil(2),
+            });
+        }
+        let block = self.xpos_block().ok_or_else(|| Error::InvalidConfig {
+            what: "xPos over more than 32768 tokens",
+            given: self.attention.to_string(),
+            need: "segments that all divide the longest, which is at most 65536; or learned positions",
+        })?;
+        Ok(Positions {
+            seq_len,
+            first,
+            block,
+            centre: block / 2,
+        })
+    }
+
+    /// As [`positions`](Self::positions), with a centre that does not depend on the length: for tokens that come one by one.
+    pub(super) fn decode_positions(&self, first: u32, seq_len: u32) -> Result<Positions> {
+        let block = self.xpos_block();
+        let end = u64::from(first) + u64::from(seq_len);
+        if block.is_none() && end > u64::from(ONE_CENTRE) {
+            return self.positions(first, seq_len, u32::MAX);
+        }
+        let block = block.unwrap_or(ONE_CENTRE);
+        Ok(Positions {
+            seq_len,
+            first,
+            block,
+            centre: block / 2,
+        })
+    }
+
+    /// Positions that queries and keys which meet always share: the longest segment, if all others lie within one.
+    pub(super) fn xpos_block(&self) -> Option<u32> {
+        let lengths = || {
+            self.attention
+                .branches()
+                .iter()
+                .map(|branch| branch.segment_length)
+        };
+        let block = lengths().max()?;
+        let nested = lengths().all(|length| block.is_multiple_of(length));
+        (nested && block <= MAX_BLOCK).then_some(block)
+    }
+
+    /// Whether rows of a branch may move away from their token (torchscale's rows where the rate does not divide the length).
+    pub(super) fn rows_move(&self) -> bool {
+        let moves = |branch: &crate::config::Branch| {
+            !branch.segment_length.is_multiple_of(branch.dilation_rate)
+        };
+        self.attention.get_output_rows() == crate::config::OutputRows::Torchscale
+            && self.attention.get_heads() == Heads::EveryBranch
+            && self.attention.branches().iter().any(moves)
+    }
+}

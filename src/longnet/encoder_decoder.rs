@@ -1,0 +1,113 @@
+//! An encoder and a decoder that attends to it.
+
+use std::sync::Arc;
+
+use super::{Call, Input, LongNet, LongNetConfig, Output};
+use crate::config::AttentionShape;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::nn::{ParameterList, Parameters};
+use crate::recorder::Recorder;
+
+/// Two models with one set of weights: parameters are called `encoder.*` and `decoder.*`.
+#[derive(Clone, Debug)]
+pub struct EncoderDecoder {
+    encoder: LongNet,
+    decoder: LongNet,
+}
+
+impl EncoderDecoder {
+    /// Joins the two.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] when their widths differ or the decoder does not attend to an encoder.
+    pub fn new(context: &Context, encoder: LongNetConfig, decoder: LongNetConfig) -> Result<Self> {
+        let widths = [&encoder, &decoder].map(|config| config.attention.embed_dim());
+        if widths[0] != widths[1] {
+            return Err(Error::InvalidConfig {
+                what: "width of the decoder",
+                given: widths[1].to_string(),
+                need: "that of the encoder",
+            });
+        }
+        if decoder.cross_attention.is_none() {
+            return Err(Error::InvalidConfig {
+                what: "decoder",
+                given: "no cross_attention".to_owned(),
+                need: "attention to the encoder",
+            });
+        }
+        let mut list = ParameterList::new();
+        let mut encoder = LongNet::declare(context, &mut list, "encoder.", encoder)?;
+        let mut decoder = LongNet::declare(context, &mut list, "decoder.", decoder)?;
+        let list = Arc::new(list);
+        encoder.list = list.clone();
+        decoder.list = list;
+        Ok(Self { encoder, decoder })
+    }
+
+    /// The encoder.
+    pub fn encoder(&self) -> &LongNet {
+        &self.encoder
+    }
+
+    /// The decoder.
+    pub fn decoder(&self) -> &LongNet {
+        &self.decoder
+    }
+
+    /// The parameters of both.
+    pub fn parameters(&self) -> &Arc<ParameterList> {
+        &self.encoder.list
+    }
+
+    /// What the decoder is called with after the encoder made `memory` of a sequence of `memory_shape`: tokens behind an
+    /// item's length are not attended to.
+    ///
+    /// # Errors
+    /// [`Error::InvalidShape`] when the batches differ.
+    pub fn decoder_call(
+        shape: AttentionShape,
+        memory: Output,
+        memory_shape: &AttentionShape,
+    ) -> Result<Call> {
+        if shape.batch() != memory_shape.batch() {
+            return Err(Error::InvalidShape {
+                what: "batch of the decoder",
+                given: shape.batch().to_string(),
+                need: format!("{}, that of the encoder", memory_shape.batch()),
+            });
+        }
+        let batch = shape.batch();
+        let lens = |len: fn(&AttentionShape, u32) -> u32, shape: &AttentionShape| -> Vec<u32> {
+            (0..batch).map(|item| len(shape, item)).collect()
+        };
+        let cross = AttentionShape::cross(batch, shape.seq_len(), memory_shape.seq_len())?
+            .with_valid_lens(&lens(AttentionShape::valid_len, &shape))?
+            .with_valid_key_lens(&lens(AttentionShape::valid_len, memory_shape))?;
+        Ok(Call {
+            shape,
+            memory: Some((memory.features, cross)),
+        })
+    }
+
+    /// Records the decoder's features of `target` given `source`.
+    ///
+    /// # Errors
+    /// As [`LongNet::forward`].
+    pub fn forward(
+        &self,
+        recorder: &mut Recorder,
+        weights: &Parameters,
+        (source, source_shape): (Input<'_>, &AttentionShape),
+        (target, target_shape): (Input<'_>, &AttentionShape),
+    ) -> Result<Output> {
+        let call = Call::new(source_shape.clone());
+        let memory = self
+            .encoder
+            .forward(recorder, weights, source, &call, false)?;
+        let call = Self::decoder_call(target_shape.clone(), memory, source_shape)?;
+        self.decoder
+            .forward(recorder, weights, target, &call, false)
+    }
+}

@@ -1,0 +1,254 @@
+//! From tokens or embeddings to features and logits.
+
+use super::{FIRST_POSITION, LongNet};
+use crate::config::AttentionShape;
+use crate::error::{Error, Result};
+use crate::nn::{Memory, Parameters, Pass};
+use crate::ops::{Blend, Positions, Rotations, TokenIds, embedding};
+use crate::recorder::Recorder;
+use crate::tensor::{DType, Tensor};
+
+/// What a model starts from.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    /// Token ids, batch * tokens of them.
+    Tokens(&'a TokenIds),
+    /// Embeddings, (batch, tokens, width) f32: positions and norm are still to come.
+    Embeddings(&'a Tensor),
+    /// What the first layer is given, (batch, tokens, width) f32: the first of [`Output::states`].
+    Embedded(&'a Tensor),
+}
+
+/// Lengths, and what a decoder attends to.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// Batch and lengths.
+    pub shape: AttentionShape,
+    /// The encoder's output, (batch, tokens, width), and the shape of attention to it, for models that have such.
+    pub memory: Option<(Tensor, AttentionShape)>,
+}
+
+impl Call {
+    /// A call without an encoder.
+    pub fn new(shape: AttentionShape) -> Self {
+        Self {
+            shape,
+            memory: None,
+        }
+    }
+}
+
+/// What a forward returns.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// After the last layer and the final norm, (batch, tokens, width).
+    pub features: Tensor,
+    /// The embedded input, then the output of each layer; empty unless asked for.
+    pub states: Vec<Tensor>,
+}
+
+/// Rotations and positions of a sequence, if the model has xPos.
+pub(super) type Turns = Option<(Rotations, Positions)>;
+
+impl LongNet {
+    /// Records features of `input`. With `keep_states`, the embedded input and the output of every layer are kept, too.
+    ///
+    /// # Errors
+    /// [`Error::OtherModel`], [`Error::InvalidShape`] for weights and inputs that do not fit, [`Error::InvalidConfig`] for
+    /// positions that the model does not have; the errors of leasing and recording.
+    pub fn forward(
+        &self,
+        recorder: &mut Recorder,
+        weights: &Parameters,
+        input: Input<'_>,
+        call: &Call,
+        keep_states: bool,
+    ) -> Result<Output> {
+        weights.expect_list("weights", &self.list)?;
+        let mut x = self.embed(recorder, weights, input, call, 0, None)?;
+        let turns = self.turns(recorder, 0, call.shape.seq_len(), call.shape.seq_len())?;
+        let pass = pass(weights, call, &turns, None);
+        let mut states = Vec::new();
+        for blocks in &self.layers {
+            if keep_states {
+                states.push(x.clone());
+            }
+            for block in blocks {
+                x = block.forward(recorder, &pass, &x)?.0;
+            }
+        }
+        if keep_states {
+            states.push(x.clone());
+        }
+        let features = self.finish(recorder, weights, x)?;
+        Ok(Output { features, states })
+    }
+
+    /// Records logits, (batch, tokens, vocabulary), of features.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] for a model without output projection; those of recording.
+    pub fn logits(
+        &self,
+        recorder: &mut Recorder,
+        weights: &Parameters,
+        features: &Tensor,
+    ) -> Result<Tensor> {
+        let projection = self.projection()?;
+        let vocab = self.config.vocab_size.unwrap_or(0) as usize;
+        let rows = features
+            .shape()
+            .split_last()
+            .map_or(&[][..], |(_, rows)| rows);
+        let logits = recorder.empty("logits", &[rows, &[vocab]].concat(), DType::F32)?;
+        projection.forward(recorder, weights, features.matrix(), logits.matrix())?;
+        Ok(logits)
+    }
+
+    /// Records the embedded input: tokens and positions from `first` on, norm, dropout.
+    pub(super) fn embed(
+        &self,
+        recorder: &mut Recorder,
+        weights: &Parameters,
+        input: Input<'_>,
+        call: &Call,
+        first: u32,
+        step_seed: Option<u64>,
+    ) -> Result<Tensor> {
+        let (batch, seq_len) = (call.shape.batch(), call.shape.seq_len());
+        let shape = [batch as usize, seq_len as usize, self.width() as usize];
+        let pool_id = recorder.context().pool().id();
+        let mut x = match (input, self.embed_tokens) {
+            (Input::Embedded(x), _) => {
+                x.expect("embedded input", &shape, DType::F32, pool_id)?;
+                return Ok(x.clone());
+            }
+            (Input::Embeddings(x), _) => {
+                x.expect("embeddings", &shape, DType::F32, pool_id)?;
+                match self.embed_positions {
+                    // Positions are added to a copy.
+                    Some(_) => self.scaled(recorder, x, 1.0)?,
+                    None => x.clone(),
+                }
+            }
+            (Input::Tokens(ids), Some(table)) => {
+                let count = u64::from(batch) * u64::from(seq_len);
+                if ids.len() != count {
+                    return Err(Error::InvalidShape {
+                        what: "tokens",
+                        given: format!("{} ids", ids.len()),
+                        need: format!("{batch} x {seq_len}"),
+                    });
+                }
+                let x = recorder.empty("activations", &shape, DType::F32)?;
+                let scale = self.config.embedding_scale;
+                let table = weights.get(table).matrix();
+                embedding(recorder, ids, table, scale, (x.matrix(), false))?;
+                x
+            }
+            (Input::Tokens(_), None) => {
+                return Err(Error::InvalidConfig {
+                    what: "tokens",
+                    given: "a model without vocab_size".to_owned(),
+                    need: "embeddings",
+                });
+            }
+        };
+        if let Some(table) = self.embed_positions {
+            let ids = self.position_ids(recorder, call, first)?;
+            let table = weights.get(table).matrix();
+            embedding(recorder, &ids, table, 1.0, (x.matrix(), true))?;
+        }
+        if let Some(norm) = &self.embedding_norm {
+            let normal = recorder.empty("activations", &shape, DType::F32)?;
+            norm.forward(recorder, weights, x.matrix(), normal.matrix())?;
+            x = normal;
+        }
+        if let Some(dropout) = self.embedding_dropout(step_seed)? {
+            let dropped = recorder.empty("activations", &shape, DType::F32)?;
+            Blend::new(x.matrix(), 1.0)
+                .dropout(Some(dropout), 0)
+                .write(recorder, dropped.matrix())?;
+            x = dropped;
+        }
+        Ok(x)
+    }
+
+    /// Rows of the position table, one for each token of the batch.
+    pub(super) fn position_ids(
+        &self,
+        recorder: &mut Recorder,
+        call: &Call,
+        first: u32,
+    ) -> Result<TokenIds> {
+        let seq_len = call.shape.seq_len();
+        let limit = self.config.learned_positions.unwrap_or(0);
+        if u64::from(first) + u64::from(seq_len) > u64::from(limit) {
+            return Err(Error::InvalidShape {
+                what: "positions",
+                given: format!("{first}..{}", u64::from(first) + u64::from(seq_len)),
+                need: format!("positions below {limit}, which the model has learned"),
+            });
+        }
+        let item = FIRST_POSITION + first..FIRST_POSITION + first + seq_len;
+        let ids: Vec<u32> = (0..call.shape.batch()).flat_map(|_| item.clone()).collect();
+        TokenIds::upload(recorder, &ids, limit + FIRST_POSITION)
+    }
+
+    pub(super) fn scaled(&self, recorder: &mut Recorder, x: &Tensor, scale: f32) -> Result<Tensor> {
+        let copy = recorder.empty("activations", x.shape(), DType::F32)?;
+        Blend::new(x.matrix(), scale).write(recorder, copy.matrix())?;
+        Ok(copy)
+    }
+
+    /// Rotations of `seq_len` positions from `first` on, of `total`, if the model has xPos.
+    pub(super) fn turns(
+        &self,
+        recorder: &mut Recorder,
+        first: u32,
+        seq_len: u32,
+        total: u32,
+    ) -> Result<Turns> {
+        let Some(base) = self.config.xpos_scale_base else {
+            return Ok(None);
+        };
+        let positions = self.config.positions(first, seq_len, total)?;
+        let head_dim = self.config.attention.head_dim();
+        let rotations = Rotations::upload(recorder, head_dim, total, base)?;
+        Ok(Some((rotations, positions)))
+    }
+
+    pub(super) fn finish(
+        &self,
+        recorder: &mut Recorder,
+        weights: &Parameters,
+        x: Tensor,
+    ) -> Result<Tensor> {
+        let Some(norm) = &self.final_norm else {
+            return Ok(x);
+        };
+        let features = recorder.empty("features", x.shape(), DType::F32)?;
+        norm.forward(recorder, weights, x.matrix(), features.matrix())?;
+        Ok(features)
+    }
+}
+
+pub(super) fn pass<'a>(
+    weights: &'a Parameters,
+    call: &'a Call,
+    turns: &'a Turns,
+    step_seed: Option<u64>,
+) -> Pass<'a> {
+    Pass {
+        weights,
+        shape: &call.shape,
+        memory: call
+            .memory
+            .as_ref()
+            .map(|(tensor, shape)| Memory { tensor, shape }),
+        positions: turns
+            .as_ref()
+            .map(|(rotations, positions)| (rotations, *positions)),
+        step_seed,
+    }
+}

@@ -1,0 +1,316 @@
+//! One residual block: a layer norm, an attention or a feed-forward network, and the residual around them.
+//!
+//! ```text
+//! pre-norm     y = scale * x + dropout(sublayer(norm(x)))
+//! post-norm    y = norm(scale * x + dropout(sublayer(x)))         scale > 1: DeepNorm (Wang et al. 2022)
+//! ```
+//! Encoder and decoder layers of every kind are lists of blocks.
+
+use super::parameters::dropout_at;
+use super::{FeedForward, LayerNorm, Multihead, MultiheadInput, MultiheadSaved, Parameters};
+use crate::config::AttentionShape;
+use crate::error::{Error, Result};
+use crate::ops::{Blend, Matrix, Positions, Rotations};
+use crate::recorder::Recorder;
+use crate::tensor::{DType, Tensor};
+
+/// What a block does between its norm and its residual.
+#[derive(Clone, Debug)]
+pub enum Sublayer {
+    /// Attention over the block's own input.
+    SelfAttention(Multihead),
+    /// Attention over another sequence.
+    CrossAttention(Multihead),
+    /// A feed-forward network.
+    FeedForward(FeedForward),
+}
+
+/// A residual block.
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// Its layer norm.
+    pub norm: LayerNorm,
+    /// The norm comes after the residual.
+    pub post_norm: bool,
+    /// Between norm and residual.
+    pub sublayer: Sublayer,
+    /// Factor on the residual.
+    pub residual_scale: f32,
+    /// Probability that an element of the sublayer's output is dropped in training.
+    pub dropout: f32,
+    /// Tells this block's draws from those of others.
+    pub place: u64,
+}
+
+/// What blocks of one forward or backward share.
+#[derive(Clone, Copy, Debug)]
+pub struct Pass<'a> {
+    /// The weights.
+    pub weights: &'a Parameters,
+    /// Batch and lengths of the sequences.
+    pub shape: &'a AttentionShape,
+    /// For blocks with attention over another sequence.
+    pub memory: Option<Memory<'a>>,
+    /// Rotations and positions, for attention with xPos.
+    pub positions: Option<(&'a Rotations, Positions)>,
+    /// In training, what this step's dropouts are drawn from.
+    pub step_seed: Option<u64>,
+}
+
+/// Another sequence that is attended to.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory<'a> {
+    /// Its activations, (batch, tokens, E).
+    pub tensor: &'a Tensor,
+    /// Batch, lengths of queries and keys.
+    pub shape: &'a AttentionShape,
+}
+
+/// What a backward needs of its forward.
+#[derive(Clone, Debug)]
+pub struct BlockSaved {
+    x: Tensor,
+    /// With the norm last: what it normalises.
+    sum: Option<Tensor>,
+    attention: Option<MultiheadSaved>,
+}
+
+impl BlockSaved {
+    /// What the block's attention saved, if it has one.
+    pub fn attention(&self) -> Option<&MultiheadSaved> {
+        self.attention.as_ref()
+    }
+}
+
+impl Block {
+    fn missing_memory() -> Error {
+        Error::InvalidShape {
+            what: "memory",
+            given: "none".to_owned(),
+            need: "the encoder's output, for blocks that attend to it".to_owned(),
+        }
+    }
+
+    /// Records the block.
+    ///
+    /// # Errors
+    /// [`Error::InvalidShape`] without a memory that it needs, and those of the operations.
+    pub fn forward(
+        &self,
+        recorder: &mut Recorder,
+        pass: &Pass<'_>,
+        x: &Tensor,
+    ) -> Result<(Tensor, BlockSaved)> {
+        let dropout = dropout_at(self.dropout, pass.step_seed, self.place)?;
+        let input = self.input(recorder, pass, x)?;
+        let input = input.as_ref().unwrap_or(x).matrix();
+        let sum = recorder.empty("activations", x.shape(), DType::F32)?;
+        let residual = (x.matrix(), self.residual_scale);
+        let attention = match dropout {
+            // The residual is added in the last product.
+            None => self.sublayer(recorder, pass, input, Some(residual), sum.matrix())?,
+            Some(_) => {
+                let out = recorder.empty("activations", x.shape(), DType::F32)?;
+                let attention = self.sublayer(recorder, pass, input, None, out.matrix())?;
+                Blend::new(out.matrix(), 1.0)
+                    .dropout(dropout, 0)
+                    .plus(residual.0, residual.1)
+                    .write(recorder, sum.matrix())?;
+                attention
+            }
+        };
+        let (y, sum) = match self.post_norm {
+            false => (sum, None),
+            true => {
+                let y = recorder.empty("activations", x.shape(), DType::F32)?;
+                self.norm
+                    .forward(recorder, pass.weights, sum.matrix(), y.matrix())?;
+                (y, Some(sum))
+            }
+        };
+        let saved = BlockSaved {
+            x: x.clone(),
+            sum,
+            attention,
+        };
+        Ok((y, saved))
+    }
+
+    /// What the sublayer is given, if it is not `x`.
+    pub(crate) fn input(
+        &self,
+        recorder: &mut Recorder,
+        pass: &Pass<'_>,
+        x: &Tensor,
+    ) -> Result<Option<Tensor>> {
+        if self.post_norm {
+            return Ok(None);
+        }
+        let normal = recorder.empty("activations", x.shape(), DType::F32)?;
+        self.norm
+            .forward(recorder, pass.weights, x.matrix(), normal.matrix())?;
+        Ok(Some(normal))
+    }
+
+    fn sublayer(
+        &self,
+        recorder: &mut Recorder,
+        pass: &Pass<'_>,
+        x: Matrix<'_>,
+        residual: Option<(Matrix<'_>, f32)>,
+        y: Matrix<'_>,
+    ) -> Result<Option<MultiheadSaved>> {
+        match &self.sublayer {
+            Sublayer::FeedForward(network) => {
+                network.forward(recorder, pass.weights, pass.step_seed, x, residual, y)?;
+                Ok(None)
+            }
+            Sublayer::SelfAttention(attention) => {
+                let input = self_input(pass, x);
+                let saved = attention.forward(recorder, pass.weights, &input, residual, y)?;
+                Ok(Some(saved))
+            }
+            Sublayer::CrossAttention(attention) => {
+                let input = cross_input(pass, x)?;
+                let saved = attention.forward(recorder, pass.weights, &input, residual, y)?;
+                Ok(Some(saved))
+            }
+        }
+    }
+
+    /// Records the gradient of the block's input, given that of its output, and adds those of the parameters to `gradients`
+    /// and that of the memory to `dmemory`. `dy` may be overwritten.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn backward(
+        &self,
+        recorder: &mut Recorder,
+        pass: &Pass<'_>,
+        gradients: &Parameters,
+        saved: &BlockSaved,
+        dy: Tensor,
+        dmemory: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let x = &saved.x;
+        let sets = [pass.weights, gradients];
+        let like_x =
+            |recorder: &mut Recorder| recorder.empty("d activations", x.shape(), DType::F32);
+        // Gradient of scale * x + dropout(sublayer).
+        let dsum = match &saved.sum {
+            None => dy,
+            Some(sum) => {
+                let dsum = like_x(recorder)?;
+                let to = (dsum.matrix(), false);
+                self.norm
+                    .backward(recorder, sets, sum.matrix(), dy.matrix(), to)?;
+                dsum
+            }
+        };
+        let dropout = dropout_at(self.dropout, pass.step_seed, self.place)?;
+        let dropped = match dropout {
+            None => None,
+            Some(_) => {
+                let dropped = like_x(recorder)?;
+                Blend::new(dsum.matrix(), 1.0)
+                    .dropout(dropout, 0)
+                    .write(recorder, dropped.matrix())?;
+                Some(dropped)
+            }
+        };
+        let dout = dropped.as_ref().unwrap_or(&dsum).matrix();
+        let scaled = |recorder: &mut Recorder, like: Tensor| -> Result<Tensor> {
+            Blend::new(dsum.matrix(), self.residual_scale).write(recorder, like.matrix())?;
+            Ok(like)
+        };
+        let Some(input) = self.input(recorder, pass, x)? else {
+            let dx = like_x(recorder)?;
+            let dx = scaled(recorder, dx)?;
+            let to = (dx.matrix(), true);
+            self.sublayer_backward(
+                recorder,
+                pass,
+                gradients,
+                saved,
+                (x.matrix(), dout),
+                to,
+                dmemory,
+            )?;
+            return Ok(dx);
+        };
+        let dinput = like_x(recorder)?;
+        let to = (dinput.matrix(), false);
+        self.sublayer_backward(
+            recorder,
+            pass,
+            gradients,
+            saved,
+            (input.matrix(), dout),
+            to,
+            dmemory,
+        )?;
+        let dx = match self.residual_scale {
+            1.0 => dsum,
+            // The sublayer's input is not needed again: its place takes the result.
+            _ => scaled(recorder, input)?,
+        };
+        let to = (dx.matrix(), true);
+        self.norm
+            .backward(recorder, sets, x.matrix(), dinput.matrix(), to)?;
+        Ok(dx)
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one call each for three kinds of sublayers"
+    )]
+    fn sublayer_backward(
+        &self,
+        recorder: &mut Recorder,
+        pass: &Pass<'_>,
+        gradients: &Parameters,
+        saved: &BlockSaved,
+        (x, dy): (Matrix<'_>, Matrix<'_>),
+        dx: (Matrix<'_>, bool),
+        dmemory: Option<&Tensor>,
+    ) -> Result<()> {
+        let sets = [pass.weights, gradients];
+        match (&self.sublayer, &saved.attention) {
+            (Sublayer::FeedForward(network), _) => {
+                network.backward(recorder, sets, pass.step_seed, x, dy, dx)
+            }
+            (Sublayer::SelfAttention(attention), Some(saved)) => {
+                let input = self_input(pass, x);
+                attention.backward(recorder, sets, &input, saved, dy, dx, None)
+            }
+            (Sublayer::CrossAttention(attention), Some(saved)) => {
+                let input = cross_input(pass, x)?;
+                let dmemory = dmemory.ok_or_else(Self::missing_memory)?;
+                let dmemory = Some(dmemory.matrix());
+                attention.backward(recorder, sets, &input, saved, dy, dx, dmemory)
+            }
+            (_, None) => Err(Error::OtherModel {
+                what: "saved activations",
+            }),
+        }
+    }
+}
+
+fn self_input<'a>(pass: &Pass<'a>, x: Matrix<'a>) -> MultiheadInput<'a> {
+    MultiheadInput {
+        shape: pass.shape,
+        x,
+        memory: x,
+        positions: pass.positions,
+    }
+}
+
+fn cross_input<'a>(pass: &Pass<'a>, x: Matrix<'a>) -> Result<MultiheadInput<'a>> {
+    let memory = pass.memory.ok_or_else(Block::missing_memory)?;
+    Ok(MultiheadInput {
+        shape: memory.shape,
+        x,
+        memory: memory.tensor.matrix(),
+        positions: None,
+    })
+}

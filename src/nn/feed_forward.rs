@@ -1,0 +1,209 @@
+//! Feed-forward networks, in chunks of rows.
+//!
+//! The intermediate is four times as wide as the activations around it. It never exists whole: chunks of rows go through
+//! all steps, and the backward computes each chunk's intermediate again.
+
+use super::parameters::dropout_at;
+use super::{Init, LayerNorm, Linear, ParameterList, Parameters};
+use crate::error::Result;
+use crate::kernel::Activation;
+use crate::ops::{Blend, Matrix, activation, activation_backward};
+use crate::recorder::Recorder;
+use crate::tensor::DType;
+
+/// Bytes of a chunk's intermediate, about.
+const CHUNK_BYTES: u64 = 16 << 20;
+
+/// `fc2(norm(activation(fc1(x))))`, the norm being optional (sub-LN).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FeedForward {
+    fc1: Linear,
+    norm: Option<LayerNorm>,
+    fc2: Linear,
+    activation: Activation,
+    /// Probability that an element of the activation is dropped in training.
+    dropout: f32,
+    hidden: usize,
+    /// Tells this network's draws from those of others.
+    place: u64,
+}
+
+/// Sizes and options of a feed-forward network.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FeedForwardConfig {
+    /// Elements of a row of the input and the output.
+    pub embed_dim: usize,
+    /// Elements of a row of the intermediate.
+    pub ffn_dim: usize,
+    /// Between the two products.
+    pub activation: Activation,
+    /// Layer norm of the intermediate, with this epsilon.
+    pub norm_eps: Option<f32>,
+    /// Probability that an element of the activation is dropped in training.
+    pub dropout: f32,
+    /// Factor on the weights at the start.
+    pub gain: f32,
+}
+
+impl FeedForward {
+    /// Declares `prefix.fc1`, `prefix.fc2` and, where wanted, `prefix.ffn_layernorm`.
+    pub fn new(
+        list: &mut ParameterList,
+        prefix: &str,
+        config: &FeedForwardConfig,
+        place: u64,
+    ) -> Self {
+        let &FeedForwardConfig {
+            embed_dim,
+            ffn_dim,
+            gain,
+            ..
+        } = config;
+        let mut linear = |name: &str, inputs, outputs| {
+            let (weight, bias) = (Init::linear(inputs, gain), Init::linear(inputs, gain));
+            let name = format!("{prefix}.{name}");
+            Linear::new(list, &name, [inputs, outputs], weight, Some(bias))
+        };
+        let fc1 = linear("fc1", embed_dim, ffn_dim);
+        let fc2 = linear("fc2", ffn_dim, embed_dim);
+        Self {
+            fc1,
+            norm: config
+                .norm_eps
+                .map(|eps| LayerNorm::new(list, &format!("{prefix}.ffn_layernorm"), ffn_dim, eps)),
+            fc2,
+            activation: config.activation,
+            dropout: config.dropout,
+            hidden: ffn_dim,
+            place,
+        }
+    }
+
+    /// Records `y = network(x)`, plus `scale * residual` where given.
+    ///
+    /// # Errors
+    /// Those of leasing and of the operations.
+    pub fn forward(
+        &self,
+        recorder: &mut Recorder,
+        weights: &Parameters,
+        step_seed: Option<u64>,
+        x: Matrix<'_>,
+        residual: Option<(Matrix<'_>, f32)>,
+        y: Matrix<'_>,
+    ) -> Result<()> {
+        let dropout = dropout_at(self.dropout, step_seed, self.place)?;
+        for (begin, end) in self.chunks(x.rows()) {
+            let shape = [(end - begin) as usize, self.hidden];
+            let x = x.slice(begin, end)?;
+            let mut hidden = recorder.empty("ffn hidden", &shape, DType::F32)?;
+            self.fc1
+                .product(weights, x)
+                .activation(self.activation)
+                .write(recorder, hidden.matrix())?;
+            if dropout.is_some() {
+                let kept = recorder.empty("ffn hidden", &shape, DType::F32)?;
+                Blend::new(hidden.matrix(), 1.0)
+                    .dropout(dropout, begin * self.hidden as u64)
+                    .write(recorder, kept.matrix())?;
+                hidden = kept;
+            }
+            if let Some(norm) = &self.norm {
+                let normal = recorder.empty("ffn hidden", &shape, DType::F32)?;
+                norm.forward(recorder, weights, hidden.matrix(), normal.matrix())?;
+                hidden = normal;
+            }
+            let mut product = self.fc2.product(weights, hidden.matrix());
+            if let Some((residual, scale)) = residual {
+                product = product.residual(residual.slice(begin, end)?, scale);
+            }
+            product.write(recorder, y.slice(begin, end)?)?;
+        }
+        Ok(())
+    }
+
+    /// Records the gradient of `x`, written to `dx` or added to it, and adds those of the parameters to `gradients`.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn backward(
+        &self,
+        recorder: &mut Recorder,
+        [weights, gradients]: [&Parameters; 2],
+        step_seed: Option<u64>,
+        x: Matrix<'_>,
+        dy: Matrix<'_>,
+        (dx, accumulate): (Matrix<'_>, bool),
+    ) -> Result<()> {
+        let dropout = dropout_at(self.dropout, step_seed, self.place)?;
+        for (begin, end) in self.chunks(x.rows()) {
+            let shape = [(end - begin) as usize, self.hidden];
+            let (x, dy) = (x.slice(begin, end)?, dy.slice(begin, end)?);
+            let mut empty = || recorder.empty("ffn hidden", &shape, DType::F32);
+            let (before, active, gradient) = (empty()?, empty()?, empty()?);
+            let (before, gradient) = (before.matrix(), gradient.matrix());
+            self.fc1.forward(recorder, weights, x, before)?;
+            activation(recorder, self.activation, before, active.matrix())?;
+            let first = begin * self.hidden as u64;
+            let kept = match dropout {
+                None => active,
+                Some(_) => {
+                    let kept = recorder.empty("ffn hidden", &shape, DType::F32)?;
+                    Blend::new(active.matrix(), 1.0)
+                        .dropout(dropout, first)
+                        .write(recorder, kept.matrix())?;
+                    kept
+                }
+            };
+            let normal = match &self.norm {
+                None => None,
+                Some(norm) => {
+                    let normal = recorder.empty("ffn hidden", &shape, DType::F32)?;
+                    norm.forward(recorder, weights, kept.matrix(), normal.matrix())?;
+                    Some(normal)
+                }
+            };
+            let last = normal.as_ref().unwrap_or(&kept);
+            self.fc2
+                .backward_parameters(recorder, gradients, last.matrix(), dy)?;
+            self.fc2
+                .backward_input(recorder, weights, dy, (gradient, false))?;
+            // From here on `gradient` is that of `last`, then of `kept`, of the activation, and of its input.
+            let mut gradient = gradient;
+            if let (Some(norm), Some(normal)) = (&self.norm, &normal) {
+                let sets = [weights, gradients];
+                norm.backward(
+                    recorder,
+                    sets,
+                    kept.matrix(),
+                    gradient,
+                    (normal.matrix(), false),
+                )?;
+                gradient = normal.matrix();
+            }
+            let dropped = match dropout {
+                None => None,
+                Some(_) => Some(recorder.empty("ffn hidden", &shape, DType::F32)?),
+            };
+            if let Some(dropped) = &dropped {
+                Blend::new(gradient, 1.0)
+                    .dropout(dropout, first)
+                    .write(recorder, dropped.matrix())?;
+                gradient = dropped.matrix();
+            }
+            activation_backward(recorder, self.activation, before, gradient)?;
+            self.fc1
+                .backward_parameters(recorder, gradients, x, gradient)?;
+            let dx = dx.slice(begin, end)?;
+            self.fc1
+                .backward_input(recorder, weights, gradient, (dx, accumulate))?;
+        }
+        Ok(())
+    }
+
+    fn chunks(&self, rows: u64) -> impl Iterator<Item = (u64, u64)> {
+        let row_bytes = self.hidden as u64 * 4;
+        let step = (CHUNK_BYTES / row_bytes / 64 * 64).max(64);
+        (0..rows.div_ceil(step)).map(move |i| (i * step, rows.min((i + 1) * step)))
+    }
+}

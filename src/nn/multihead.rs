@@ -1,0 +1,403 @@
+//! Multi-head dilated attention: projections around [`DilatedAttention`].
+
+use super::{Init, LayerNorm, Linear, ParameterList, Parameters};
+use crate::attention::{DilatedAttention, ForwardOutput};
+use crate::config::{AttentionShape, DilatedAttentionConfig};
+use crate::context::Context;
+use crate::error::Result;
+use crate::ops::{Matrix, Positions, Rotations, XposRole, xpos};
+use crate::recorder::Recorder;
+use crate::tensor::{DType, Tensor};
+
+/// Layer norms inside of multi-head attention.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ProjectionNorm {
+    /// None.
+    #[default]
+    None,
+    /// Of the mixed heads, before the output projection: `inner_attn_ln` (sub-LN, torchscale).
+    Inner,
+    /// Of the projected queries (`q_ln`) and keys (`k_ln`) over the whole embedding; `q_ln` again of the mixed heads before
+    /// the output projection (dilated-attention-pytorch).
+    QueryKey,
+}
+
+/// Options of multi-head attention.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MultiheadConfig {
+    /// Heads, branches, mask.
+    pub attention: DilatedAttentionConfig,
+    /// Layer norms inside.
+    pub norm: ProjectionNorm,
+    /// Epsilon of the layer norms.
+    pub norm_eps: f32,
+    /// Whether queries and keys are turned by their positions.
+    pub xpos: bool,
+    /// Factor on the weights of the value and output projections at the start.
+    pub gain: f32,
+}
+
+/// Multi-head dilated attention with its four projections.
+#[derive(Clone, Debug)]
+pub struct Multihead {
+    attention: DilatedAttention,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    inner_norm: Option<LayerNorm>,
+    q_norm: Option<LayerNorm>,
+    k_norm: Option<LayerNorm>,
+    xpos: bool,
+}
+
+/// What a call is given besides the parameters.
+#[derive(Clone, Copy, Debug)]
+pub struct MultiheadInput<'a> {
+    /// Batch and lengths.
+    pub shape: &'a AttentionShape,
+    /// Where queries come from, (batch * tokens, E).
+    pub x: Matrix<'a>,
+    /// Where keys and values come from; the same as `x` in self-attention.
+    pub memory: Matrix<'a>,
+    /// Rotations and positions, for layers with xPos.
+    pub positions: Option<(&'a Rotations, Positions)>,
+}
+
+/// What a backward needs of its forward.
+#[derive(Clone, Debug)]
+pub struct MultiheadSaved {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    /// Projected queries and keys before their norms.
+    before_norms: Option<[Tensor; 2]>,
+    forward: ForwardOutput,
+}
+
+impl MultiheadSaved {
+    /// The mixed heads before layer norm and output projection, (B, N, H, D).
+    pub fn attended(&self) -> &Tensor {
+        &self.forward.out
+    }
+
+    /// Queries as attention sees them, (B, N, H, D).
+    pub fn queries(&self) -> &Tensor {
+        &self.q
+    }
+
+    /// Keys and values as attention sees them, (B, N, H, D): after norms and positions.
+    pub fn keys_and_values(&self) -> [&Tensor; 2] {
+        [&self.k, &self.v]
+    }
+}
+
+impl Multihead {
+    /// Declares `prefix.{q,k,v,out}_proj` and the norms.
+    ///
+    /// # Errors
+    /// Those of [`DilatedAttention::new`].
+    pub fn new(
+        context: &Context,
+        list: &mut ParameterList,
+        prefix: &str,
+        config: &MultiheadConfig,
+    ) -> Result<Self> {
+        let attention = DilatedAttention::new(context, config.attention.clone())?;
+        let width = config.attention.embed_dim() as usize;
+        let mut linear = |name: &str, gain| {
+            let name = format!("{prefix}.{name}");
+            let weight = Init::xavier_uniform(width, width, gain);
+            Linear::new(list, &name, [width; 2], weight, Some(Init::Zeros))
+        };
+        let half = std::f32::consts::FRAC_1_SQRT_2;
+        let [q_proj, k_proj, v_proj, out_proj] = [
+            linear("q_proj", half),
+            linear("k_proj", half),
+            linear("v_proj", half * config.gain),
+            linear("out_proj", config.gain),
+        ];
+        let mut norm = |name: &str, wanted: bool| {
+            let name = format!("{prefix}.{name}");
+            wanted.then(|| LayerNorm::new(list, &name, width, config.norm_eps))
+        };
+        let query_key = config.norm == ProjectionNorm::QueryKey;
+        Ok(Self {
+            attention,
+            q_proj,
+            k_proj,
+            v_proj,
+            out_proj,
+            inner_norm: norm("inner_attn_ln", config.norm == ProjectionNorm::Inner),
+            q_norm: norm("q_ln", query_key),
+            k_norm: norm("k_ln", query_key),
+            xpos: config.xpos,
+        })
+    }
+
+    /// The attention inside.
+    pub fn attention(&self) -> &DilatedAttention {
+        &self.attention
+    }
+
+    /// The norm of the mixed heads.
+    fn mixed_norm(&self) -> Option<&LayerNorm> {
+        self.inner_norm.as_ref().or(self.q_norm.as_ref())
+    }
+
+    fn width(&self) -> u64 {
+        u64::from(self.attention.config().embed_dim())
+    }
+
+    fn tensor(&self, recorder: &mut Recorder, label: &'static str, rows: u64) -> Result<Tensor> {
+        let shape = [rows as usize, self.width() as usize];
+        recorder.empty(label, &shape, DType::F32)
+    }
+
+    /// A tensor that attention takes, with `len` tokens an item.
+    fn heads(
+        &self,
+        recorder: &mut Recorder,
+        label: &'static str,
+        shape: &AttentionShape,
+        len: u32,
+    ) -> Result<Tensor> {
+        let config = self.attention.config();
+        let shape = [shape.batch(), len, config.num_heads(), config.head_dim()];
+        recorder.empty(label, &shape.map(|dim| dim as usize), DType::F32)
+    }
+
+    /// Records projected queries (or keys) and, where there is one, their norm; both, when both are wanted later.
+    fn project(
+        &self,
+        recorder: &mut Recorder,
+        weights: &Parameters,
+        (linear, norm): (&Linear, Option<&LayerNorm>),
+        x: Matrix<'_>,
+        to: &Tensor,
+    ) -> Result<Option<Tensor>> {
+        let rows = to.matrix().reshape(self.width())?;
+        let Some(norm) = norm else {
+            linear.forward(recorder, weights, x, rows)?;
+            return Ok(None);
+        };
+        let before = self.tensor(recorder, "projected", x.rows())?;
+        linear.forward(recorder, weights, x, before.matrix())?;
+        norm.forward(recorder, weights, before.matrix(), rows)?;
+        Ok(Some(before))
+    }
+
+    /// Records queries, keys and values as attention sees them; before their norms, queries and keys.
+    fn project_all(
+        &self,
+        recorder: &mut Recorder,
+        weights: &Parameters,
+        input: &MultiheadInput<'_>,
+    ) -> Result<([Tensor; 3], Option<[Tensor; 2]>)> {
+        let (q, q_before) = self.project_queries(recorder, weights, input)?;
+        let ([k, v], k_before) = self.project_memory(recorder, weights, input)?;
+        Ok(([q, k, v], q_before.zip(k_before).map(|(q, k)| [q, k])))
+    }
+
+    /// Records queries as attention sees them; before their norm, too, if they have one.
+    pub(crate) fn project_queries(
+        &self,
+        recorder: &mut Recorder,
+        weights: &Parameters,
+        input: &MultiheadInput<'_>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let q = self.heads(recorder, "q", input.shape, input.shape.seq_len())?;
+        let layers = (&self.q_proj, self.q_norm.as_ref());
+        let before = self.project(recorder, weights, layers, input.x, &q)?;
+        self.turn(recorder, input, &q, XposRole::Query, false)?;
+        Ok((q, before))
+    }
+
+    /// Records keys and values as attention sees them; keys before their norm, too, if they have one.
+    pub(crate) fn project_memory(
+        &self,
+        recorder: &mut Recorder,
+        weights: &Parameters,
+        input: &MultiheadInput<'_>,
+    ) -> Result<([Tensor; 2], Option<Tensor>)> {
+        let MultiheadInput { shape, memory, .. } = *input;
+        let k = self.heads(recorder, "k", shape, shape.key_len())?;
+        let v = self.heads(recorder, "v", shape, shape.key_len())?;
+        let layers = (&self.k_proj, self.k_norm.as_ref());
+        let before = self.project(recorder, weights, layers, memory, &k)?;
+        self.project(recorder, weights, (&self.v_proj, None), memory, &v)?;
+        self.turn(recorder, input, &k, XposRole::Key, false)?;
+        Ok(([k, v], before))
+    }
+
+    fn turn(
+        &self,
+        recorder: &mut Recorder,
+        input: &MultiheadInput<'_>,
+        x: &Tensor,
+        role: XposRole,
+        inverse: bool,
+    ) -> Result<()> {
+        let (true, Some((rotations, positions))) = (self.xpos, input.positions) else {
+            return Ok(());
+        };
+        let rows = x.matrix().reshape(self.width())?;
+        xpos(recorder, rotations, rows, role, positions, inverse)
+    }
+
+    /// Records the norm and projection of mixed heads to `y`, plus `scale * residual` where given.
+    pub(crate) fn project_out(
+        &self,
+        recorder: &mut Recorder,
+        weights: &Parameters,
+        mixed: &Tensor,
+        residual: Option<(Matrix<'_>, f32)>,
+        y: Matrix<'_>,
+    ) -> Result<()> {
+        let mixed = mixed.matrix().reshape(self.width())?;
+        let normal = self.normal(recorder, weights, mixed)?;
+        let mixed = normal.as_ref().map_or(mixed, Tensor::matrix);
+        let mut product = self.out_proj.product(weights, mixed);
+        if let Some((residual, scale)) = residual {
+            product = product.residual(residual, scale);
+        }
+        product.write(recorder, y)
+    }
+
+    /// The mixed heads after their norm, if there is one.
+    fn normal(
+        &self,
+        recorder: &mut Recorder,
+        weights: &Parameters,
+        mixed: Matrix<'_>,
+    ) -> Result<Option<Tensor>> {
+        let Some(norm) = self.mixed_norm() else {
+            return Ok(None);
+        };
+        let normal = self.tensor(recorder, "mixed heads", mixed.rows())?;
+        norm.forward(recorder, weights, mixed, normal.matrix())?;
+        Ok(Some(normal))
+    }
+
+    /// Records `y = attention(x, memory)`, plus `scale * residual` where given.
+    ///
+    /// # Errors
+    /// Those of [`DilatedAttention::forward`] and of the operations.
+    pub fn forward(
+        &self,
+        recorder: &mut Recorder,
+        weights: &Parameters,
+        input: &MultiheadInput<'_>,
+        residual: Option<(Matrix<'_>, f32)>,
+        y: Matrix<'_>,
+    ) -> Result<MultiheadSaved> {
+        let ([q, k, v], before_norms) = self.project_all(recorder, weights, input)?;
+        let forward = self.attention.forward(recorder, input.shape, &q, &k, &v)?;
+        self.project_out(recorder, weights, &forward.out, residual, y)?;
+        Ok(MultiheadSaved {
+            q,
+            k,
+            v,
+            before_norms,
+            forward,
+        })
+    }
+
+    /// Records the gradients of `x` (written to `dx` or added to it) and of the memory (added to `dmemory`; in self-attention
+    /// to `dx`), and adds those of the parameters to `gradients`.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn backward(
+        &self,
+        recorder: &mut Recorder,
+        [weights, gradients]: [&Parameters; 2],
+        input: &MultiheadInput<'_>,
+        saved: &MultiheadSaved,
+        dy: Matrix<'_>,
+        (dx, accumulate): (Matrix<'_>, bool),
+        dmemory: Option<Matrix<'_>>,
+    ) -> Result<()> {
+        let MultiheadInput {
+            shape, x, memory, ..
+        } = *input;
+        let width = self.width();
+        let MultiheadSaved {
+            q,
+            k,
+            v,
+            before_norms,
+            forward,
+        } = saved;
+        let sets = [weights, gradients];
+        // Output projection and its norm.
+        let mixed = forward.out.matrix().reshape(width)?;
+        let dmixed = self.heads(recorder, "d mixed heads", shape, shape.seq_len())?;
+        let dmixed_rows = dmixed.matrix().reshape(width)?;
+        match (self.mixed_norm(), self.normal(recorder, weights, mixed)?) {
+            (Some(norm), Some(normal)) => {
+                self.out_proj
+                    .backward_parameters(recorder, gradients, normal.matrix(), dy)?;
+                // The normal heads are not needed again: their place takes their gradient.
+                let dnormal = normal.matrix();
+                self.out_proj
+                    .backward_input(recorder, weights, dy, (dnormal, false))?;
+                norm.backward(recorder, sets, mixed, dnormal, (dmixed_rows, false))?;
+            }
+            _ => {
+                self.out_proj
+                    .backward_parameters(recorder, gradients, mixed, dy)?;
+                self.out_proj
+                    .backward_input(recorder, weights, dy, (dmixed_rows, false))?;
+            }
+        }
+        let heads = self
+            .attention
+            .backward(recorder, shape, [q, k, v], forward, &dmixed)?;
+        drop(dmixed);
+        self.turn(recorder, input, &heads.dq, XposRole::Query, true)?;
+        self.turn(recorder, input, &heads.dk, XposRole::Key, true)?;
+        let [dq, dk, dv] =
+            [&heads.dq, &heads.dk, &heads.dv].map(|tensor| tensor.matrix().reshape(width));
+        let (mut dq, mut dk, dv) = (dq?, dk?, dv?);
+        // Norms of queries and keys: the gradients before them.
+        let dbefore = match (before_norms, &self.q_norm, &self.k_norm) {
+            (Some([q_before, k_before]), Some(q_norm), Some(k_norm)) => {
+                let dq_before = self.tensor(recorder, "dq", q_before.matrix().rows())?;
+                let dk_before = self.tensor(recorder, "dk", k_before.matrix().rows())?;
+                q_norm.backward(
+                    recorder,
+                    sets,
+                    q_before.matrix(),
+                    dq,
+                    (dq_before.matrix(), false),
+                )?;
+                k_norm.backward(
+                    recorder,
+                    sets,
+                    k_before.matrix(),
+                    dk,
+                    (dk_before.matrix(), false),
+                )?;
+                Some((dq_before, dk_before))
+            }
+            _ => None,
+        };
+        if let Some((dq_before, dk_before)) = &dbefore {
+            (dq, dk) = (dq_before.matrix(), dk_before.matrix());
+        }
+        self.q_proj
+            .backward_parameters(recorder, gradients, x, dq)?;
+        self.k_proj
+            .backward_parameters(recorder, gradients, memory, dk)?;
+        self.v_proj
+            .backward_parameters(recorder, gradients, memory, dv)?;
+        self.q_proj
+            .backward_input(recorder, weights, dq, (dx, accumulate))?;
+        let dmemory = dmemory.unwrap_or(dx);
+        self.k_proj
+            .backward_input(recorder, weights, dk, (dmemory, true))?;
+        self.v_proj
+            .backward_input(recorder, weights, dv, (dmemory, true))
+    }
+}

@@ -1,0 +1,313 @@
+//! Named tensors of a model: weights, gradients, moments.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::ops::Dropout;
+use crate::plan::ByteRange;
+use crate::readback::Download;
+use crate::recorder::Recorder;
+use crate::tensor::{DType, Tensor, num_bytes, padded_bytes};
+
+/// Parameters share buffers of about this size: few enough that a step of the optimiser is a few dispatches, small enough
+/// that any device can hold one.
+const SLAB_BYTES: u64 = 32 << 20;
+
+/// Index of a parameter in its list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ParameterId(usize);
+
+/// How a parameter starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// All 0.
+    Zeros,
+    /// All 1.
+    Ones,
+    /// Normal with mean 0.
+    Normal {
+        /// Standard deviation.
+        std: f32,
+    },
+    /// Uniform in `-bound .. bound`.
+    Uniform {
+        /// Largest absolute value.
+        bound: f32,
+    },
+}
+
+impl Init {
+    /// Xavier's uniform distribution (Glorot and Bengio 2010), times `gain`.
+    pub fn xavier_uniform(fan_in: usize, fan_out: usize, gain: f32) -> Self {
+        Self::Uniform {
+            bound: gain * (6.0 / (fan_in + fan_out) as f32).sqrt(),
+        }
+    }
+
+    /// What PyTorch's `nn.Linear` starts with, times `gain`.
+    pub fn linear(fan_in: usize, gain: f32) -> Self {
+        Self::Uniform {
+            bound: gain / (fan_in as f32).sqrt(),
+        }
+    }
+}
+
+/// Name, shape and start of a parameter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParameterSpec {
+    /// Name, as in checkpoints: `layers.0.self_attn.q_proj.weight`.
+    pub name: String,
+    /// Shape; the weights of linear layers are (out, in).
+    pub shape: Vec<usize>,
+    /// How it starts.
+    pub init: Init,
+}
+
+impl ParameterSpec {
+    /// Whether weight decay applies: to matrices, not to gains and biases.
+    pub fn decays(&self) -> bool {
+        self.shape.len() > 1
+    }
+
+    /// Number of elements.
+    pub fn num_elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// The parameters of a model, in the order in which its layers declared them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ParameterList {
+    specs: Vec<ParameterSpec>,
+}
+
+impl ParameterList {
+    /// A list without parameters.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Declares a parameter.
+    pub fn add(&mut self, name: String, shape: &[usize], init: Init) -> ParameterId {
+        self.specs.push(ParameterSpec {
+            name,
+            shape: shape.to_vec(),
+            init,
+        });
+        ParameterId(self.specs.len() - 1)
+    }
+
+    /// All of them, in order.
+    pub fn specs(&self) -> &[ParameterSpec] {
+        &self.specs
+    }
+
+    /// The parameter called `name`.
+    pub fn find(&self, name: &str) -> Option<ParameterId> {
+        let position = self.specs.iter().position(|spec| spec.name == name);
+        position.map(ParameterId)
+    }
+
+    /// Number of elements of all parameters.
+    pub fn num_elements(&self) -> u64 {
+        self.specs
+            .iter()
+            .map(|spec| spec.num_elements() as u64)
+            .sum()
+    }
+}
+
+/// A tensor for each parameter of a list.
+#[derive(Clone, Debug)]
+pub struct Parameters {
+    list: Arc<ParameterList>,
+    tensors: Vec<Tensor>,
+    slabs: Vec<Slab>,
+}
+
+/// Parameters that share a buffer, as one vector; gaps between them are 0 and stay so.
+#[derive(Clone, Debug)]
+pub(crate) struct Slab {
+    pub elements: Tensor,
+    /// Whether weight decay applies to all of them; it does to all or none.
+    pub decays: bool,
+}
+
+impl Parameters {
+    /// All 0: gradients, moments, or weights that will be written.
+    ///
+    /// # Errors
+    /// [`Error::SizeOverflow`], and those of leasing.
+    pub fn zeros(
+        recorder: &mut Recorder,
+        list: &Arc<ParameterList>,
+        label: &'static str,
+    ) -> Result<Self> {
+        let facts = recorder.context().facts().clone();
+        let mut slabs = Vec::new();
+        let mut tensors = vec![None; list.specs.len()];
+        for decays in [true, false] {
+            // (parameter, offset) of those in the slab being filled.
+            let mut placed: Vec<(usize, u64)> = Vec::new();
+            let mut end = 0u64;
+            let mut close = |placed: &mut Vec<(usize, u64)>, bytes: u64| -> Result<()> {
+                if placed.is_empty() {
+                    return Ok(());
+                }
+                let elements = recorder.zeros(label, &[(bytes / 4) as usize], DType::F32)?;
+                for (index, offset) in placed.drain(..) {
+                    let shape = &list.specs[index].shape;
+                    tensors[index] = Some(elements.part(shape, offset));
+                }
+                slabs.push(Slab { elements, decays });
+                Ok(())
+            };
+            for (index, spec) in list.specs.iter().enumerate() {
+                if spec.decays() != decays {
+                    continue;
+                }
+                let bytes = padded_bytes(num_bytes(label, &spec.shape, DType::F32)?);
+                let mut offset = end.next_multiple_of(facts.storage_offset_alignment);
+                if !placed.is_empty() && offset + bytes > SLAB_BYTES {
+                    close(&mut placed, end)?;
+                    offset = 0;
+                }
+                placed.push((index, offset));
+                end = offset + bytes;
+            }
+            close(&mut placed, end)?;
+        }
+        Ok(Self {
+            list: list.clone(),
+            // Every parameter was placed in one of the two passes.
+            tensors: tensors.into_iter().flatten().collect(),
+            slabs,
+        })
+    }
+
+    /// Weights as their list says they start; `seed` decides the draws.
+    ///
+    /// # Errors
+    /// As [`zeros`](Self::zeros), and those of uploading.
+    pub fn initial(recorder: &mut Recorder, list: &Arc<ParameterList>, seed: u64) -> Result<Self> {
+        let weights = Self::zeros(recorder, list, "weights")?;
+        for (index, spec) in list.specs.iter().enumerate() {
+            let mut random = Random::new(seed, index as u64);
+            let mut draw = |_| match spec.init {
+                Init::Zeros => 0.0,
+                Init::Ones => 1.0,
+                Init::Normal { std } => std * random.normal(),
+                Init::Uniform { bound } => bound * random.uniform(),
+            };
+            let values: Vec<f32> = (0..spec.num_elements()).map(&mut draw).collect();
+            recorder.write(&weights.tensors[index], &values)?;
+        }
+        Ok(weights)
+    }
+
+    /// The list.
+    pub fn list(&self) -> &Arc<ParameterList> {
+        &self.list
+    }
+
+    /// The tensor of a parameter of the list.
+    ///
+    /// # Panics
+    /// With an id of another list that is longer.
+    pub fn get(&self, id: ParameterId) -> &Tensor {
+        &self.tensors[id.0]
+    }
+
+    /// Every parameter with its tensor, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&ParameterSpec, &Tensor)> {
+        self.list.specs.iter().zip(&self.tensors)
+    }
+
+    /// Records that all become 0.
+    pub fn clear(&self, recorder: &mut Recorder) {
+        for slab in &self.slabs {
+            recorder.clear(&slab.elements, slab.elements.whole());
+        }
+    }
+
+    /// Starts to read all of them, in order.
+    ///
+    /// # Errors
+    /// As [`Recorder::download`].
+    pub fn download(&self, recorder: &mut Recorder) -> Result<Vec<Download<f32>>> {
+        self.tensors
+            .iter()
+            .map(|tensor| recorder.download(tensor))
+            .collect()
+    }
+
+    pub(crate) fn slabs(&self) -> &[Slab] {
+        &self.slabs
+    }
+
+    /// Whether these are for the same parameters as `list`.
+    ///
+    /// # Errors
+    /// [`Error::OtherModel`].
+    pub(crate) fn expect_list(&self, what: &'static str, list: &Arc<ParameterList>) -> Result<()> {
+        if Arc::ptr_eq(&self.list, list) || self.list == *list {
+            return Ok(());
+        }
+        Err(Error::OtherModel { what })
+    }
+}
+
+impl Tensor {
+    /// A part of the tensor's storage as a tensor of its own.
+    fn part(&self, shape: &[usize], offset: u64) -> Self {
+        let stored = self.stored(ByteRange { offset, size: 0 });
+        Self::new(shape, self.dtype(), self.lease().clone(), stored.offset)
+    }
+}
+
+/// Random numbers of a seed and a stream: splitmix64 (Steele, Lea and Flood 2014), which passes BigCrush and is one line.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64, stream: u64) -> Self {
+        let mut random = Self(seed);
+        // Streams begin far apart.
+        random.0 = random.bits() ^ stream.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17);
+        random.bits();
+        random
+    }
+
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// In -1..1.
+    pub fn uniform(&mut self) -> f32 {
+        (self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    /// Of mean 0 and variance 1 (Box and Muller 1958).
+    pub fn normal(&mut self) -> f32 {
+        let unit = |bits: u64| ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+        let (radius, angle) = (unit(self.bits()), unit(self.bits()));
+        ((-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * angle).cos()) as f32
+    }
+}
+
+/// The dropout of one place in a model at one step, if there is one.
+pub(crate) fn dropout_at(
+    probability: f32,
+    step_seed: Option<u64>,
+    place: u64,
+) -> Result<Option<Dropout>> {
+    match step_seed {
+        Some(seed) if probability > 0.0 => {
+            Dropout::new(probability, Random::new(seed, place).bits()).map(Some)
+        }
+        _ => Ok(None),
+    }
+}

@@ -1,0 +1,152 @@
+//! The plan of one decoding step: the row of one token, over the keys before it.
+//!
+//! A head of a branch takes part when it writes the token. Such heads and their row follow from the geometry of a sequence
+//! that ends with the token; heads that share a row share a dispatch. There are few rows and many keys, so the dispatches are
+//! those of the forward, each for one row.
+
+use super::branch::BranchGeometry;
+use super::dispatch::{AttentionDispatch, Pass, Range};
+use super::facts::DeviceFacts;
+use super::window::RowLayout;
+use crate::config::DilatedAttentionConfig;
+use crate::error::{Error, Result};
+use crate::kernel::fold_grid;
+
+/// Where the tensors of a step are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StepLayout {
+    /// Batch items.
+    pub batch: u32,
+    /// The token that is computed, of each item.
+    pub token: u32,
+    /// Rows of an item in the cache of keys and values.
+    pub capacity: u32,
+    /// Queries are those of a cache of this many rows an item too, instead of the token's alone: rows may move.
+    pub query_cache: bool,
+}
+
+/// All dispatches of a step; each adds to an output that was cleared.
+pub(crate) fn plan_step(
+    config: &DilatedAttentionConfig,
+    facts: &DeviceFacts,
+    layout: StepLayout,
+) -> Result<Vec<AttentionDispatch>> {
+    let StepLayout {
+        batch,
+        token,
+        capacity,
+        query_cache,
+    } = layout;
+    let rows = |per_head: u32, element_bytes| RowLayout {
+        row_bytes: u64::from(config.num_heads()) * u64::from(per_head),
+        element_bytes,
+    };
+    let (tensor, lse, terms) = (rows(config.head_dim() * 4, 16), rows(4, 4), rows(8, 8));
+    let too_small = || Error::BindingTooSmall {
+        what: "k",
+        requested_bytes: tensor.row_bytes + facts.storage_offset_alignment,
+        limit_bytes: facts.max_binding_bytes,
+    };
+    let mut dispatches = Vec::new();
+    for branch in 0..config.branches().len() as u32 {
+        let geometry = BranchGeometry::new(config, branch, token + 1);
+        let window_rows = tensor.max_rows(facts) / u64::from(geometry.dilation_rate);
+        let window_rows = u32::try_from(window_rows).unwrap_or(u32::MAX);
+        if window_rows == 0 {
+            return Err(too_small());
+        }
+        for (heads, segment, row) in rows_of(&geometry, token) {
+            let keys = geometry.visible_keys(segment, heads.begin, row);
+            let offset = geometry.offset(heads.begin);
+            let place = |row: u32| {
+                u64::from(segment) * u64::from(geometry.segment_length)
+                    + u64::from(offset)
+                    + u64::from(row) * u64::from(geometry.dilation_rate)
+            };
+            // A row without keys may still see zero keys.
+            let windows = (0..keys.max(1)).step_by(window_rows as usize);
+            for (item, begin) in (0..batch).flat_map(|item| windows.clone().map(move |w| (item, w)))
+            {
+                let key_rows = Range {
+                    begin,
+                    end: keys.min(begin.saturating_add(window_rows)),
+                };
+                let (first_key, last_key) = match key_rows.len() {
+                    0 => (0, 0),
+                    _ => (place(key_rows.begin), place(key_rows.end - 1)),
+                };
+                // The query of a row that is padding is not read.
+                let has_query = row < geometry.real_rows(segment, heads.begin);
+                let query = if has_query {
+                    place(row)
+                } else {
+                    u64::from(token)
+                };
+                let in_cache = u64::from(item) * u64::from(capacity);
+                let query_row = match query_cache {
+                    true => in_cache + query,
+                    false => u64::from(item),
+                };
+                let window = |layout: &RowLayout, begin: u64, end: u64| {
+                    layout.window(begin, end, facts).ok_or_else(too_small)
+                };
+                let item_row = u64::from(item);
+                let grid = fold_grid(heads.len(), facts.max_workgroups_per_dimension)
+                    .ok_or_else(too_small)?;
+                dispatches.push(AttentionDispatch {
+                    pass: Pass::Forward,
+                    geometry: geometry.clone(),
+                    items: Range {
+                        begin: item,
+                        end: item + 1,
+                    },
+                    heads,
+                    segments: Range {
+                        begin: segment,
+                        end: segment + 1,
+                    },
+                    rows: Range {
+                        begin: row,
+                        end: row + 1,
+                    },
+                    key_rows,
+                    merges: true,
+                    last_keys: key_rows.end == keys,
+                    q: window(&tensor, query_row, query_row + 1)?,
+                    kv: window(&tensor, in_cache + first_key, in_cache + last_key + 1)?,
+                    out: window(&tensor, item_row, item_row + 1)?,
+                    lse: window(&lse, item_row, item_row + 1)?,
+                    terms: window(&terms, item_row, item_row + 1)?,
+                    // Tokens are below 2^31.
+                    first_tokens: [query as u32, first_key as u32, token],
+                    num_workgroups: heads.len(),
+                    grid,
+                });
+            }
+        }
+    }
+    Ok(dispatches)
+}
+
+/// Runs of heads that write `token` from the same row of the same segment.
+fn rows_of(geometry: &BranchGeometry, token: u32) -> Vec<(Range, u32, u32)> {
+    let mut runs: Vec<(Range, u32, u32)> = Vec::new();
+    for head in geometry.head_begin..geometry.head_begin + geometry.head_count {
+        let Some((segment, row)) = geometry.row_of_output(head, token) else {
+            continue;
+        };
+        match runs.last_mut() {
+            Some((heads, s, r)) if heads.end == head && (*s, *r) == (segment, row) => {
+                heads.end = head + 1;
+            }
+            _ => {
+                let heads = Range {
+                    begin: head,
+                    end: head + 1,
+                };
+                runs.push((heads, segment, row));
+            }
+        }
+    }
+    runs
+}
