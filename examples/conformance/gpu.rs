@@ -4,7 +4,7 @@ use std::error::Error;
 
 use dilated_attention::{Context, DilatedAttention, DilatedAttentionConfig};
 
-use super::checks::{Forward, ForwardOutput, Inputs};
+use super::checks::{Engine, ForwardOutput, Inputs};
 
 /// Runs configurations on one context.
 pub struct Gpu {
@@ -12,7 +12,40 @@ pub struct Gpu {
     pub context: Context,
 }
 
-impl Forward for Gpu {
+impl Engine for Gpu {
+    fn context(&self) -> Option<&Context> {
+        Some(&self.context)
+    }
+
+    fn backward(
+        &mut self,
+        inputs: &Inputs<'_>,
+        dout: &[f32],
+        config: &DilatedAttentionConfig,
+    ) -> Result<[Vec<f32>; 3], Box<dyn Error>> {
+        let shape = &inputs.shape;
+        let dims = [
+            shape.batch(),
+            shape.seq_len(),
+            config.num_heads(),
+            config.head_dim(),
+        ];
+        let dims = dims.map(|dim| dim as usize);
+        let attention = DilatedAttention::new(&self.context, config.clone())?;
+        let mut recorder = self.context.recorder("backward");
+        let q = recorder.upload("q", &dims, inputs.q)?;
+        let k = recorder.upload("k", &dims, inputs.k)?;
+        let v = recorder.upload("v", &dims, inputs.v)?;
+        let dout = recorder.upload("dout", &dims, dout)?;
+        let forward = attention.forward(&mut recorder, shape, &q, &k, &v)?;
+        let gradients = attention.backward(&mut recorder, shape, [&q, &k, &v], &forward, &dout)?;
+        let dq = recorder.download::<f32>(&gradients.dq)?;
+        let dk = recorder.download::<f32>(&gradients.dk)?;
+        let dv = recorder.download::<f32>(&gradients.dv)?;
+        recorder.submit()?;
+        Ok([dq.wait()?, dk.wait()?, dv.wait()?])
+    }
+
     fn forward(
         &mut self,
         inputs: &Inputs<'_>,

@@ -61,7 +61,7 @@ impl LongNet {
             (Some(_), _) => Some(self.before_norm(recorder, weights, input, call)?),
         };
         let starts_embedded = matches!(input, Input::Embedded(_));
-        let mut x = self.embed(recorder, weights, input, call, 0, step_seed)?;
+        let mut x = self.embed_from(recorder, weights, input, call, 0, step_seed)?;
         let seq_len = call.shape.seq_len();
         let turns = self.turns(recorder, 0, seq_len, seq_len)?;
         let pass = pass(weights, call, &turns, step_seed);
@@ -125,7 +125,7 @@ impl LongNet {
             embedding_norm: None,
             ..self.clone()
         };
-        without_norm.embed(recorder, weights, input, call, 0, None)
+        without_norm.embed_from(recorder, weights, input, call, 0, None)
     }
 
     pub(super) fn embedding_dropout(&self, step_seed: Option<u64>) -> Result<Option<Dropout>> {

@@ -227,7 +227,7 @@ impl LongNet {
                 given: format!("{first} + {count}"),
             });
         };
-        let embedded = self.embed(recorder, weights, input, call, first, None)?;
+        let embedded = self.embed_from(recorder, weights, input, call, first, None)?;
         // A clone shares the buffers: a failure leaves the given one as it was.
         let mut next = cache.clone();
         self.grow(recorder, &mut next, len)?;

@@ -65,7 +65,7 @@ impl LongNet {
         keep_states: bool,
     ) -> Result<Output> {
         weights.expect_list("weights", &self.list)?;
-        let mut x = self.embed(recorder, weights, input, call, 0, None)?;
+        let mut x = self.embed_from(recorder, weights, input, call, 0, None)?;
         let turns = self.turns(recorder, 0, call.shape.seq_len(), call.shape.seq_len())?;
         let pass = pass(weights, call, &turns, None);
         let mut states = Vec::new();
@@ -105,8 +105,23 @@ impl LongNet {
         Ok(logits)
     }
 
-    /// Records the embedded input: tokens and positions from `first` on, norm, dropout.
-    pub(super) fn embed(
+    /// Records what the first layer is given: tokens and positions, norm.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn embed(
+        &self,
+        recorder: &mut Recorder,
+        weights: &Parameters,
+        input: Input<'_>,
+        call: &Call,
+    ) -> Result<Tensor> {
+        weights.expect_list("weights", &self.list)?;
+        self.embed_from(recorder, weights, input, call, 0, None)
+    }
+
+    /// The same from position `first` on, and in training with dropout.
+    pub(super) fn embed_from(
         &self,
         recorder: &mut Recorder,
         weights: &Parameters,

@@ -9,8 +9,8 @@ use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use checks::{Forward, ForwardOutput, Inputs, Summary, check_bytes, check_file};
-use dilated_attention::{DilatedAttentionConfig, reference};
+use checks::{Engine, ForwardOutput, Inputs, Summary, check_bytes, check_file};
+use dilated_attention::{Context, DilatedAttentionConfig, reference};
 use gpu::Gpu;
 
 use crate::support::kernel_contexts::kernel_contexts;
@@ -18,7 +18,23 @@ use crate::support::kernel_contexts::kernel_contexts;
 /// The f64 reference in the place of the GPU.
 struct Oracle;
 
-impl Forward for Oracle {
+impl Engine for Oracle {
+    fn context(&self) -> Option<&Context> {
+        None
+    }
+
+    fn backward(
+        &mut self,
+        inputs: &Inputs<'_>,
+        dout: &[f32],
+        config: &DilatedAttentionConfig,
+    ) -> Result<[Vec<f32>; 3], Box<dyn Error>> {
+        let Inputs { shape, q, k, v, .. } = inputs;
+        let gradients = reference::backward(config, shape, q, k, v, dout)?;
+        let single = |values: Vec<f64>| values.into_iter().map(|value| value as f32).collect();
+        Ok([gradients.dq, gradients.dk, gradients.dv].map(single))
+    }
+
     fn forward(
         &mut self,
         inputs: &Inputs<'_>,
@@ -67,11 +83,11 @@ fn golden_files() -> Vec<PathBuf> {
 }
 
 /// Checks every golden file; returns the largest error as a part of its tolerance.
-fn check_golden_files(forward: &mut dyn Forward) -> f64 {
+fn check_golden_files(engine: &mut dyn Engine) -> f64 {
     let files = golden_files();
     assert!(files.len() >= 37, "only {} golden files", files.len());
     let (mut summary, mut worst) = (Summary::default(), 0.0);
-    for line in files.iter().flat_map(|file| check_file(file, forward)) {
+    for line in files.iter().flat_map(|file| check_file(file, engine)) {
         println!("{line}");
         summary.add(&line);
         if let Some((error, tolerance)) = line.error_and_tolerance

@@ -1,13 +1,24 @@
 //! Outputs and log-sum-exps of dilated attention.
 
-use dilated_attention::{AttentionShape, DilatedAttentionConfig};
+use dilated_attention::{AttentionShape, Context, DilatedAttentionConfig};
 
 use super::compare::Comparison;
 use super::golden_file::GoldenFile;
 use super::report::Report;
 
-/// What computes dilated attention.
-pub trait Forward {
+/// What computes the results.
+pub trait Engine {
+    /// The device on which modules run; none for an engine that only knows attention itself.
+    fn context(&self) -> Option<&Context>;
+
+    /// The gradients of queries, keys and values, given that of the output.
+    fn backward(
+        &mut self,
+        inputs: &Inputs<'_>,
+        dout: &[f32],
+        config: &DilatedAttentionConfig,
+    ) -> Result<[Vec<f32>; 3], Box<dyn std::error::Error>>;
+
     /// Runs every configuration on the same inputs and hands each result, with the number of its configuration, to
     /// `each` before it goes on: long sequences leave no room for two.
     fn forward(
@@ -59,7 +70,7 @@ pub fn check(
     inputs: &Inputs<'_>,
     config: &DilatedAttentionConfig,
     tensors: &[(String, Quantity)],
-    forward: &mut dyn Forward,
+    engine: &mut dyn Engine,
     report: &mut Report,
 ) -> Result<(), String> {
     let num_branches = config.branches().len();
@@ -97,7 +108,7 @@ pub fn check(
         configs.push(config.clone());
     }
     let mut failed: Vec<Option<String>> = vec![None; comparisons.len()];
-    let result = forward.forward(inputs, &configs, &mut |number, output| {
+    let result = engine.forward(inputs, &configs, &mut |number, output| {
         let run = runs[number];
         for ((_, quantity, values, total), failed) in comparisons.iter_mut().zip(&mut failed) {
             let comparison = match quantity {
@@ -160,6 +171,11 @@ pub struct StoredInputs {
 }
 
 impl StoredInputs {
+    /// Queries, keys and values given.
+    pub fn new(dims: [usize; 4], tensors: [Vec<f32>; 3]) -> Self {
+        Self { dims, tensors }
+    }
+
     /// Reads the three tensors; they must have one shape.
     pub fn read(file: &GoldenFile, names: [&str; 3]) -> Result<Self, String> {
         let dims = file.shape::<4>(names[0])?;

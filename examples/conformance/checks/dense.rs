@@ -2,14 +2,15 @@
 
 use dilated_attention::DilatedAttentionConfig;
 
-use super::attention::{self, Forward, Quantity, StoredInputs, mask, size};
+use super::attention::{self, Engine, Quantity, StoredInputs, mask, size};
 use super::golden_file::GoldenFile;
+use super::gradients;
 use super::report::Report;
 
 /// Output and log-sum-exp of one undilated branch as long as the sequence.
 pub fn check(
     file: &GoldenFile,
-    forward: &mut dyn Forward,
+    engine: &mut dyn Engine,
     report: &mut Report,
 ) -> Result<(), String> {
     let stored = StoredInputs::read(file, ["q", "k", "v"])?;
@@ -24,5 +25,13 @@ pub fn check(
         tensors.push(("lse".to_owned(), Quantity::TotalLse));
     }
     let inputs = stored.inputs()?;
-    attention::check(file, &[batch], &inputs, &config, &tensors, forward, report)
+    attention::check(file, &[batch], &inputs, &config, &tensors, engine, report)?;
+    gradients::check(
+        file,
+        &stored,
+        &config,
+        ["dq", "dk", "dv"].map(String::from),
+        engine,
+        report,
+    )
 }

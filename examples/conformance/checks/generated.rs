@@ -3,7 +3,7 @@
 use dilated_attention::AttentionShape;
 use serde_json::Value;
 
-use super::attention::{Forward, Inputs, configuration, size};
+use super::attention::{Engine, Inputs, configuration, size};
 use super::compare::Comparison;
 use super::generator::{Generated, MAX_ELEMENTS, generate};
 use super::golden_file::GoldenFile;
@@ -13,7 +13,7 @@ use super::torchscale::{Preset, check_preset};
 /// Generates the inputs, checks them, and compares both presets at the sampled rows.
 pub fn check(
     file: &GoldenFile,
-    forward: &mut dyn Forward,
+    engine: &mut dyn Engine,
     report: &mut Report,
 ) -> Result<(), String> {
     let [q, k, v] = ["q", "k", "v"].map(|name| Spec::read(file, name));
@@ -50,7 +50,7 @@ pub fn check(
         rows: Some(&rows),
     };
     for preset in [Preset::Torchscale, Preset::Clean] {
-        check_preset(file, &[], &inputs, &config, preset, forward, report)?;
+        check_preset(file, &[], &inputs, &config, preset, engine, report)?;
     }
     Ok(())
 }

@@ -3,14 +3,14 @@
 use dilated_attention::Heads;
 use serde_json::json;
 
-use super::attention::{self, Forward, Quantity, StoredInputs, configuration};
+use super::attention::{self, Engine, Quantity, StoredInputs, configuration};
 use super::golden_file::GoldenFile;
 use super::report::Report;
 
 /// The output with partitioned heads.
 pub fn check(
     file: &GoldenFile,
-    forward: &mut dyn Forward,
+    engine: &mut dyn Engine,
     report: &mut Report,
 ) -> Result<(), String> {
     let stored = StoredInputs::read(file, ["q", "k", "v"])?;
@@ -30,5 +30,5 @@ pub fn check(
     }
     let tensors = [("out".to_owned(), Quantity::Out)];
     let inputs = stored.inputs()?;
-    attention::check(file, &[batch], &inputs, &config, &tensors, forward, report)
+    attention::check(file, &[batch], &inputs, &config, &tensors, engine, report)
 }

@@ -143,15 +143,15 @@ impl Report {
         });
     }
 
-    /// Reports every result in `file` that no line is about as not checked yet. Inputs and weights are not results.
-    pub fn skip_rest(&mut self, file: &GoldenFile) {
+    /// Reports every result in `file` that no line is about as not checked, for `reason`. Inputs and weights are not results.
+    pub fn skip_rest(&mut self, file: &GoldenFile, reason: &str) {
         let reported: BTreeSet<String> =
             self.lines.iter().map(|line| line.tensor.clone()).collect();
         for name in file.names() {
             let input = INPUTS.contains(&name)
                 || INPUT_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
             if !input && !reported.contains(name) {
-                self.skip(name, "todo");
+                self.skip(name, reason);
             }
         }
         if self.lines.is_empty() {

@@ -4,10 +4,12 @@
 //! this library's default.
 
 use dilated_attention::DilatedAttentionConfig;
+use dilated_attention::ops::XposRole;
 
-use super::attention::{self, Forward, Inputs, Quantity, StoredInputs, configuration};
+use super::attention::{self, Engine, Inputs, Quantity, StoredInputs, configuration};
 use super::golden_file::GoldenFile;
 use super::key_counts;
+use super::modules;
 use super::report::Report;
 
 /// Which of the two a tensor belongs to.
@@ -22,7 +24,7 @@ pub enum Preset {
 /// `ts_core_*` and `quirk_ts_misaligned*`: both presets, and the counts.
 pub fn check(
     file: &GoldenFile,
-    forward: &mut dyn Forward,
+    engine: &mut dyn Engine,
     report: &mut Report,
 ) -> Result<(), String> {
     let (stored, config) = read(file)?;
@@ -31,16 +33,38 @@ pub fn check(
         report.fail("out", "missing");
     }
     for preset in [Preset::Torchscale, Preset::Clean] {
-        check_preset(file, &batch, &inputs, &config, preset, forward, report)?;
+        check_preset(file, &batch, &inputs, &config, preset, engine, report)?;
     }
     key_counts::check(file, stored.dims[1], &config.torchscale(), report);
+    check_positions(file, engine, report)
+}
+
+/// Queries and keys after positions, where only those are stored that come before.
+fn check_positions(
+    file: &GoldenFile,
+    engine: &mut dyn Engine,
+    report: &mut Report,
+) -> Result<(), String> {
+    let Some(context) = engine.context() else {
+        return Ok(());
+    };
+    for (before, after, role) in [
+        ("q", "q_xpos", XposRole::Query),
+        ("k", "k_xpos", XposRole::Key),
+    ] {
+        if file.has(after) {
+            let dims = file.shape::<4>(before)?;
+            let given = modules::xpos(context, &file.f32s(before, &dims)?, dims, role, false)?;
+            modules::compare(file, after, &dims, &given, report);
+        }
+    }
     Ok(())
 }
 
 /// `quirk_ts_lse0*`: torchscale takes a log-sum-exp of exactly 0 for "covered by nothing". That is not reproduced.
 pub fn check_zero_lse_quirk(
     file: &GoldenFile,
-    forward: &mut dyn Forward,
+    engine: &mut dyn Engine,
     report: &mut Report,
 ) -> Result<(), String> {
     let (stored, config) = read(file)?;
@@ -49,7 +73,7 @@ pub fn check_zero_lse_quirk(
         report.skip(&tensor, "lse0");
     }
     let (batch, preset) = ([stored.dims[0]], Preset::Clean);
-    check_preset(file, &batch, &inputs, &config, preset, forward, report)
+    check_preset(file, &batch, &inputs, &config, preset, engine, report)
 }
 
 /// Compares the tensors of one preset that the file has.
@@ -59,7 +83,7 @@ pub fn check_preset(
     inputs: &Inputs<'_>,
     config: &DilatedAttentionConfig,
     preset: Preset,
-    forward: &mut dyn Forward,
+    engine: &mut dyn Engine,
     report: &mut Report,
 ) -> Result<(), String> {
     let tensors = tensors_present(file, preset);
@@ -70,7 +94,7 @@ pub fn check_preset(
         Preset::Torchscale => config.clone().torchscale(),
         Preset::Clean => config.clone(),
     };
-    attention::check(file, batch, inputs, &config, &tensors, forward, report)
+    attention::check(file, batch, inputs, &config, &tensors, engine, report)
 }
 
 fn tensors_present(file: &GoldenFile, preset: Preset) -> Vec<(String, Quantity)> {

@@ -1,0 +1,474 @@
+//! Files of whole models (`ts_encoder_*`, `ts_decoder_*`, `ds_longnet*`).
+
+use dilated_attention::longnet::{
+    Call, CrossAttentionConfig, EncoderDecoder, Input, LongNet, LongNetConfig, OutputProjection,
+    Recompute,
+};
+use dilated_attention::nn::{Activation, Parameters, ProjectionNorm};
+use dilated_attention::ops::{self, Positions, Rotations, TokenIds, XposRole};
+use dilated_attention::{AttentionShape, Context, MixGradient, Recorder, Tensor};
+
+use super::attention::{Engine, size};
+use super::golden_file::GoldenFile;
+use super::modules::{
+    self, compare, compare_gradients, flag, float, number, read, same, told, weights,
+};
+use super::report::Report;
+
+/// States, features, logits, gradients and decoding of an encoder or a decoder.
+pub fn check(
+    file: &GoldenFile,
+    engine: &mut dyn Engine,
+    report: &mut Report,
+) -> Result<(), String> {
+    let Some(context) = engine.context().cloned() else {
+        return Ok(());
+    };
+    let config = config(file)?;
+    let model = LongNet::new(&context, config.clone()).map_err(told)?;
+    forward(file, &context, &model, report)?;
+    if file.has("dout") {
+        gradients(file, &context, &model, ("dx", "g."), report)?;
+        let mut exact = config;
+        exact.attention = modules::with_gradient(&exact.attention, MixGradient::Exact);
+        let exact = LongNet::new(&context, exact).map_err(told)?;
+        gradients(file, &context, &exact, ("dx_true", "gt."), report)?;
+    }
+    if file.has("step_logits") {
+        decode(file, &context, &model, report)?;
+    }
+    Ok(())
+}
+
+fn config(file: &GoldenFile) -> Result<LongNetConfig, String> {
+    let attention = modules::attention(file, false)?;
+    let (layers, ffn_dim) = (number(file, "layers")?, number(file, "ffn_dim")?);
+    let mut config = LongNetConfig::encoder(attention, layers, ffn_dim);
+    config.post_norm = !flag(file, "normalize_before");
+    config.sub_norm = flag(file, "subln");
+    config.projection_norm = match config.sub_norm {
+        true => ProjectionNorm::Inner,
+        false => ProjectionNorm::None,
+    };
+    config.residual_scale = float(file, &["alpha"], 1.0);
+    config.activation = activation(file)?;
+    config.norm_eps = float(file, &["layernorm_eps"], 1e-5);
+    let base = float(file, &["xpos_scale_base"], 512.0);
+    config.xpos_scale_base = flag(file, "xpos").then_some(base);
+    let vocab = number(file, "vocab")?;
+    if vocab > 0 {
+        config.vocab_size = Some(size(vocab)?);
+        config.output_projection = OutputProjection::Own;
+    }
+    config.final_norm = file.has("w.layer_norm.weight");
+    config.embedding_norm = file.has("w.layernorm_embedding.weight");
+    if let Ok([rows, _]) = file.shape::<2>("w.embed_positions.weight") {
+        let positions = rows
+            .checked_sub(2)
+            .ok_or("embed_positions has too few rows")?;
+        config.learned_positions = Some(size(positions)?);
+    }
+    Ok(config)
+}
+
+fn activation(file: &GoldenFile) -> Result<Activation, String> {
+    match file.config["activation"].as_str() {
+        Some("gelu") => Ok(Activation::Gelu),
+        Some("relu") => Ok(Activation::Relu),
+        other => Err(format!("config: activation {other:?}")),
+    }
+}
+
+/// The input of a file on the device.
+enum Stored {
+    Tokens(TokenIds),
+    Embeddings(Tensor),
+}
+
+impl Stored {
+    fn input(&self) -> Input<'_> {
+        match self {
+            Self::Tokens(ids) => Input::Tokens(ids),
+            Self::Embeddings(x) => Input::Embeddings(x),
+        }
+    }
+}
+
+/// Tokens or embeddings, and batch and length.
+fn input(
+    file: &GoldenFile,
+    recorder: &mut Recorder,
+    range: std::ops::Range<usize>,
+) -> Result<(Stored, Call), String> {
+    if let Ok(shape @ [batch, tokens, _]) = file.shape::<3>("x") {
+        let x = recorder
+            .upload("x", &shape, &file.f32s("x", &shape)?)
+            .map_err(told)?;
+        let call = AttentionShape::new(size(batch)?, size(tokens)?).map_err(told)?;
+        return Ok((Stored::Embeddings(x), Call::new(call)));
+    }
+    let [batch, tokens] = file.shape::<2>("tokens")?;
+    let ids = file.i32s("tokens", &[batch, tokens])?;
+    let range = range.start.min(tokens)..range.end.min(tokens);
+    let ids: Option<Vec<u32>> = ids
+        .chunks(tokens.max(1))
+        .flat_map(|item| &item[range.clone()])
+        .map(|id| u32::try_from(*id).ok())
+        .collect();
+    let ids = ids.ok_or("a token is negative")?;
+    let vocab = size(number(file, "vocab")?)?;
+    let ids = TokenIds::upload(recorder, &ids, vocab).map_err(told)?;
+    let call = AttentionShape::new(size(batch)?, size(range.len())?).map_err(told)?;
+    Ok((Stored::Tokens(ids), Call::new(call)))
+}
+
+fn forward(
+    file: &GoldenFile,
+    context: &Context,
+    model: &LongNet,
+    report: &mut Report,
+) -> Result<(), String> {
+    let mut recorder = context.recorder("model");
+    let weights = weights(file, &mut recorder, model.parameters(), &same)?;
+    let (stored, call) = input(file, &mut recorder, 0..usize::MAX)?;
+    let embedded = zero_padding(
+        file,
+        context,
+        &mut recorder,
+        model,
+        &weights,
+        &stored,
+        &call,
+    )?;
+    let start = match &embedded {
+        Some(embedded) => Input::Embedded(embedded),
+        None => stored.input(),
+    };
+    let output = model
+        .forward(&mut recorder, &weights, start, &call, true)
+        .map_err(told)?;
+    let features = &output.features;
+    let logits = match model.config().output_projection {
+        OutputProjection::None => None,
+        _ => Some(
+            model
+                .logits(&mut recorder, &weights, features)
+                .map_err(told)?,
+        ),
+    };
+    let last = logits.as_ref().unwrap_or(features);
+    let mut tensors = vec![features, last];
+    tensors.extend(&output.states);
+    let shapes: Vec<_> = tensors
+        .iter()
+        .map(|tensor| tensor.shape().to_vec())
+        .collect();
+    let values = read(recorder, &tensors)?;
+    compare(file, "features", &shapes[0], &values[0], report);
+    for name in ["logits", "out"] {
+        compare(file, name, &shapes[1], &values[1], report);
+    }
+    for (index, (shape, values)) in shapes.iter().zip(&values).skip(2).enumerate() {
+        compare(file, &format!("hidden.{index}"), shape, values, report);
+    }
+    Ok(())
+}
+
+/// torchscale sets the embedding of padded tokens to 0 and attends to them all the same.
+fn zero_padding(
+    file: &GoldenFile,
+    context: &Context,
+    recorder: &mut Recorder,
+    model: &LongNet,
+    weights: &Parameters,
+    stored: &Stored,
+    call: &Call,
+) -> Result<Option<Tensor>, String> {
+    if !file.has("padding_mask") {
+        return Ok(None);
+    }
+    let (batch, tokens) = (call.shape.batch() as usize, call.shape.seq_len() as usize);
+    let mask = file.u8s("padding_mask", &[batch, tokens])?;
+    let before = std::mem::replace(recorder, context.recorder("model"));
+    let mut before = before;
+    let embedded = model
+        .embed(&mut before, weights, stored.input(), call)
+        .map_err(told)?;
+    let shape = embedded.shape().to_vec();
+    let mut values = read(before, &[&embedded])?.swap_remove(0);
+    let width = shape.last().copied().unwrap_or(0);
+    for (row, padded) in values.chunks_mut(width.max(1)).zip(mask) {
+        if *padded != 0 {
+            row.fill(0.0);
+        }
+    }
+    recorder
+        .upload("embedded", &shape, &values)
+        .map(Some)
+        .map_err(told)
+}
+
+fn gradients(
+    file: &GoldenFile,
+    context: &Context,
+    model: &LongNet,
+    (dx, prefix): (&str, &str),
+    report: &mut Report,
+) -> Result<(), String> {
+    let mut recorder = context.recorder("gradients");
+    let weights = weights(file, &mut recorder, model.parameters(), &same)?;
+    let (stored, call) = input(file, &mut recorder, 0..usize::MAX)?;
+    let sums = model.zero_gradients(&mut recorder).map_err(told)?;
+    let sets = [&weights, &sums];
+    let (features, saved) = model
+        .forward_saving(
+            &mut recorder,
+            &weights,
+            stored.input(),
+            &call,
+            None,
+            Recompute::Layers,
+        )
+        .map_err(told)?;
+    let shape = file.shape::<3>("dout")?;
+    let dout = recorder
+        .upload("dout", &shape, &file.f32s("dout", &shape)?)
+        .map_err(told)?;
+    let dfeatures = match model.config().output_projection {
+        OutputProjection::None => dout,
+        _ => model
+            .logits_backward(&mut recorder, sets, &features, &dout)
+            .map_err(told)?,
+    };
+    let gradient = model
+        .backward(&mut recorder, sets, saved, &dfeatures, None)
+        .map_err(told)?;
+    let shape = gradient.shape().to_vec();
+    let mut tensors = vec![&gradient];
+    tensors.extend(sums.iter().map(|(_, tensor)| tensor));
+    let values = read(recorder, &tensors)?;
+    compare(file, dx, &shape, &values[0], report);
+    compare_gradients(file, prefix, &sums, &values[1..], &same, report);
+    Ok(())
+}
+
+/// The first tokens together, then one by one; each step's logits, and the caches at the end.
+fn decode(
+    file: &GoldenFile,
+    context: &Context,
+    model: &LongNet,
+    report: &mut Report,
+) -> Result<(), String> {
+    let (steps, prefill) = (number(file, "steps")?, number(file, "prefill")?);
+    let [batch, _, vocab] = file.shape::<3>("step_logits")?;
+    let mut recorder = context.recorder("decoding");
+    let weights = weights(file, &mut recorder, model.parameters(), &same)?;
+    // Small enough that it grows.
+    let mut cache = model
+        .new_cache(&mut recorder, size(batch)?, 3)
+        .map_err(told)?;
+    recorder.submit().map_err(told)?;
+    let mut logits = vec![0.0; batch * steps * vocab];
+    let mut begin = 0;
+    while begin < steps {
+        let end = if begin < prefill { prefill } else { begin + 1 };
+        let mut recorder = context.recorder("decoding");
+        let (stored, call) = input(file, &mut recorder, begin..end)?;
+        let features = model
+            .decode(&mut recorder, &weights, stored.input(), &call, &mut cache)
+            .map_err(told)?;
+        let step = model
+            .logits(&mut recorder, &weights, &features)
+            .map_err(told)?;
+        let values = read(recorder, &[&step])?.swap_remove(0);
+        for (item, values) in values.chunks((end - begin) * vocab).enumerate() {
+            logits[(item * steps + begin) * vocab..][..values.len()].copy_from_slice(values);
+        }
+        begin = end;
+    }
+    compare(file, "step_logits", &[batch, steps, vocab], &logits, report);
+    for layer in 0..model.config().num_layers {
+        caches(file, context, model, &cache, layer, report)?;
+    }
+    Ok(())
+}
+
+/// Cached keys (turned back, since the file has them before positions) and values, (batch, head, token, element).
+fn caches(
+    file: &GoldenFile,
+    context: &Context,
+    model: &LongNet,
+    cache: &dilated_attention::longnet::KvCache,
+    layer: usize,
+    report: &mut Report,
+) -> Result<(), String> {
+    let Some([k, v]) = cache.layer(layer) else {
+        return Err(format!("the cache has no layer {layer}"));
+    };
+    let mut recorder = context.recorder("caches");
+    if let Some((rotations, positions)) = cache.positions(model).map_err(told)? {
+        // A key was scaled as a key; a query's scale undoes it.
+        ops::xpos(
+            &mut recorder,
+            rotations,
+            k.matrix(),
+            XposRole::Query,
+            positions,
+            true,
+        )
+        .map_err(told)?;
+    }
+    let &[batch, capacity, heads, head_dim] = k.shape() else {
+        return Err("a cache has four dimensions".to_owned());
+    };
+    let tokens = cache.len() as usize;
+    let values = read(recorder, &[k, v])?;
+    for (name, values) in ["cache_k", "cache_v"].into_iter().zip(&values) {
+        let mut ordered = Vec::new();
+        for (item, head) in (0..batch).flat_map(|item| (0..heads).map(move |head| (item, head))) {
+            for token in 0..tokens {
+                let at = ((item * capacity + token) * heads + head) * head_dim;
+                ordered.extend(&values[at..at + head_dim]);
+            }
+        }
+        let shape = [batch, heads, tokens, head_dim];
+        compare(file, &format!("{name}.{layer}"), &shape, &ordered, report);
+    }
+    Ok(())
+}
+
+/// dilated-attention-pytorch's LongNet: an encoder and a decoder over the same input.
+pub fn check_encoder_decoder(
+    file: &GoldenFile,
+    engine: &mut dyn Engine,
+    report: &mut Report,
+) -> Result<(), String> {
+    let Some(context) = engine.context().cloned() else {
+        return Ok(());
+    };
+    let attention = modules::attention(file, true)?;
+    let ffn_dim = number(file, "ffn_dim")?;
+    let config = |layers, projection_norm| {
+        let mut config = LongNetConfig::encoder(attention.clone(), layers, ffn_dim);
+        config.projection_norm = projection_norm;
+        config.norm_eps = float(file, &["layer_norm_eps"], 1e-5);
+        config.final_norm = false;
+        config
+    };
+    let mut encoder = config(number(file, "enc_layers")?, ProjectionNorm::QueryKey);
+    let mut decoder = config(number(file, "dec_layers")?, ProjectionNorm::None);
+    encoder.activation = activation(file)?;
+    decoder.activation = activation(file)?;
+    decoder.cross_attention = Some(CrossAttentionConfig {
+        attention: attention.clone(),
+        projection_norm: ProjectionNorm::QueryKey,
+    });
+    let model = EncoderDecoder::new(&context, encoder, decoder).map_err(told)?;
+    let mut recorder = context.recorder("encoder and decoder");
+    let weights = weights(file, &mut recorder, model.parameters(), &pytorch_name)?;
+    let (stored, call) = input(file, &mut recorder, 0..usize::MAX)?;
+    let encoded = model
+        .encoder()
+        .forward(&mut recorder, &weights, stored.input(), &call, true)
+        .map_err(told)?;
+    let call = Call {
+        // Of one length, and dilated: attention as over one sequence.
+        memory: Some((encoded.features.clone(), call.shape.clone())),
+        shape: call.shape,
+    };
+    let decoded = model
+        .decoder()
+        .forward(&mut recorder, &weights, stored.input(), &call, true)
+        .map_err(told)?;
+    let mut tensors = vec![&decoded.features];
+    tensors.extend(&encoded.states[1..]);
+    tensors.extend(&decoded.states[1..]);
+    let shape = decoded.features.shape().to_vec();
+    let values = read(recorder, &tensors)?;
+    compare(file, "out", &shape, &values[0], report);
+    let layers = encoded.states.len() - 1;
+    for (index, values) in values[1..].iter().enumerate() {
+        let name = match index.checked_sub(layers) {
+            None => format!("enc.{index}"),
+            Some(index) => format!("dec.{index}"),
+        };
+        compare(file, &name, &shape, values, report);
+    }
+    Ok(())
+}
+
+/// What dilated-attention-pytorch calls a parameter.
+fn pytorch_name(name: &str) -> String {
+    let (feed_forward, norm) = match name.starts_with("decoder.") {
+        true => ("norm3", "norm4"),
+        false => ("norm2", "norm3"),
+    };
+    name.replace("ffn.fc1", "linear1")
+        .replace("ffn.fc2", "linear2")
+        .replace("ffn.ffn_layernorm", norm)
+        .replace("self_attn_layer_norm", "norm1")
+        .replace("encoder_attn_layer_norm", "norm2")
+        .replace("final_layer_norm", feed_forward)
+        .replace("encoder_attn", "multihead_attn")
+}
+
+/// `fk_longnet_lm*`: the embedding after xPos over the whole width. What follows is divided by fkodom's normaliser.
+pub fn check_embedded(
+    file: &GoldenFile,
+    engine: &mut dyn Engine,
+    report: &mut Report,
+) -> Result<(), String> {
+    let Some(context) = engine.context().cloned() else {
+        return Ok(());
+    };
+    let shape = file.shape::<3>("embedded")?;
+    let [batch, tokens, width] = shape;
+    let names = file.names();
+    let table = names
+        .iter()
+        .find(|name| name.ends_with("token_embedding.weight"));
+    let table = table.ok_or("the file has no token embedding")?;
+    let table_shape = file.shape::<2>(table)?;
+    let mut recorder = context.recorder("embedding");
+    let table = recorder
+        .upload("table", &table_shape, &file.f32s(table, &table_shape)?)
+        .map_err(told)?;
+    let ids: Option<Vec<u32>> = file
+        .i32s("tokens", &[batch, tokens])?
+        .into_iter()
+        .map(|id| u32::try_from(id).ok())
+        .collect();
+    let ids = ids.ok_or("a token is negative")?;
+    let mut embedded = || {
+        let ids = TokenIds::upload(&mut recorder, &ids, table_shape[0] as u32)?;
+        let x = recorder.zeros("embedded", &shape, table.dtype())?;
+        ops::embedding(
+            &mut recorder,
+            &ids,
+            table.matrix(),
+            1.0,
+            (x.matrix(), false),
+        )?;
+        let base = float(file, &["xpos_scale_base"], 512.0);
+        let rotations = Rotations::upload(&mut recorder, width as u32, tokens as u32, base)?;
+        let positions = Positions {
+            seq_len: tokens as u32,
+            first: 0,
+            block: 1 << 30,
+            centre: (tokens as u32).div_ceil(2),
+        };
+        ops::xpos(
+            &mut recorder,
+            &rotations,
+            x.matrix(),
+            XposRole::Query,
+            positions,
+            false,
+        )?;
+        Ok(x)
+    };
+    let x = embedded().map_err(told)?;
+    let values = read(recorder, &[&x])?;
+    compare(file, "embedded", &shape, &values[0], report);
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! Files of multi-head attention (`ts_mha_*`, `ds_mha*`).
+
+use std::sync::Arc;
+
+use dilated_attention::nn::{
+    Multihead, MultiheadConfig, MultiheadInput, ParameterList, Parameters, ProjectionNorm,
+};
+use dilated_attention::ops::{Positions, Rotations};
+use dilated_attention::{AttentionShape, Context, DType, MixGradient};
+
+use super::attention::{Engine, size};
+use super::golden_file::GoldenFile;
+use super::modules::{self, compare, compare_gradients, flag, float, read, same, told};
+use super::report::Report;
+
+/// Output, mixed heads and gradients: those of autograd as it is, then the true ones.
+pub fn check(
+    file: &GoldenFile,
+    engine: &mut dyn Engine,
+    report: &mut Report,
+) -> Result<(), String> {
+    let Some(context) = engine.context().cloned() else {
+        return Ok(());
+    };
+    let partitioned = file.config["head_groups"].is_array();
+    let attention = modules::attention(file, partitioned)?;
+    let norm = match (flag(file, "subln"), flag(file, "layer_norm")) {
+        (true, _) => ProjectionNorm::Inner,
+        (_, true) => ProjectionNorm::QueryKey,
+        _ => ProjectionNorm::None,
+    };
+    let config = MultiheadConfig {
+        attention,
+        norm,
+        norm_eps: float(file, &["layernorm_eps", "layer_norm_eps"], 1e-5),
+        xpos: flag(file, "xpos"),
+        gain: 1.0,
+    };
+    run(file, &context, &config, ("out", "attn", "dx", "g."), report)?;
+    if file.has("dx_true") {
+        let exact = MultiheadConfig {
+            attention: modules::with_gradient(&config.attention, MixGradient::Exact),
+            ..config
+        };
+        run(file, &context, &exact, ("", "", "dx_true", "gt."), report)?;
+    }
+    Ok(())
+}
+
+/// Runs a module and compares what the file has under these names.
+fn run(
+    file: &GoldenFile,
+    context: &Context,
+    config: &MultiheadConfig,
+    (out, attn, dx, gradients): (&str, &str, &str, &str),
+    report: &mut Report,
+) -> Result<(), String> {
+    let shape = file.shape::<3>("x")?;
+    let [batch, tokens, width] = shape;
+    let mut list = ParameterList::new();
+    let module = Multihead::new(context, &mut list, "", config).map_err(told)?;
+    let list = Arc::new(list);
+    let mut recorder = context.recorder("multi-head attention");
+    // Names begin with the point after an empty prefix.
+    let rename = |name: &str| same(name.trim_start_matches('.'));
+    let weights = modules::weights(file, &mut recorder, &list, &rename)?;
+    let x = recorder
+        .upload("x", &shape, &file.f32s("x", &shape)?)
+        .map_err(told)?;
+    let lengths = AttentionShape::new(size(batch)?, size(tokens)?).map_err(told)?;
+    let base = float(file, &["xpos_scale_base"], 512.0);
+    let head_dim = config.attention.head_dim();
+    let rotations = match config.xpos {
+        true => {
+            Some(Rotations::upload(&mut recorder, head_dim, size(tokens)?, base).map_err(told)?)
+        }
+        false => None,
+    };
+    let positions = Positions {
+        seq_len: size(tokens)?,
+        first: 0,
+        block: 1 << 30,
+        centre: size(tokens)?.div_ceil(2),
+    };
+    let input = MultiheadInput {
+        shape: &lengths,
+        x: x.matrix(),
+        memory: x.matrix(),
+        positions: rotations.as_ref().map(|rotations| (rotations, positions)),
+    };
+    let y = recorder.empty("y", &shape, DType::F32).map_err(told)?;
+    let saved = module
+        .forward(&mut recorder, &weights, &input, None, y.matrix())
+        .map_err(told)?;
+    let dout = recorder
+        .upload("dout", &shape, &file.f32s("dout", &shape)?)
+        .map_err(told)?;
+    let sums = Parameters::zeros(&mut recorder, &list, "gradients").map_err(told)?;
+    let gradient = recorder.empty("dx", &shape, DType::F32).map_err(told)?;
+    let to = (gradient.matrix(), false);
+    module
+        .backward(
+            &mut recorder,
+            [&weights, &sums],
+            &input,
+            &saved,
+            dout.matrix(),
+            to,
+            None,
+        )
+        .map_err(told)?;
+    let mut tensors = vec![&y, saved.attended(), &gradient];
+    tensors.extend(sums.iter().map(|(_, tensor)| tensor));
+    let values = read(recorder, &tensors)?;
+    compare(file, out, &[batch, tokens, width], &values[0], report);
+    compare(file, attn, &[batch, tokens, width], &values[1], report);
+    compare(file, dx, &[batch, tokens, width], &values[2], report);
+    compare_gradients(file, gradients, &sums, &values[3..], &rename, report);
+    Ok(())
+}
