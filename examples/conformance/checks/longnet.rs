@@ -307,11 +307,13 @@ fn caches(
     };
     let mut recorder = context.recorder("caches");
     if let Some((rotations, positions)) = cache.positions(model).map_err(told)? {
+        let width = u64::from(model.config().attention.embed_dim());
+        let rows = k.matrix().reshape(width).map_err(told)?;
         // A key was scaled as a key; a query's scale undoes it.
         ops::xpos(
             &mut recorder,
             rotations,
-            k.matrix(),
+            rows,
             XposRole::Query,
             positions,
             true,
@@ -412,7 +414,8 @@ fn pytorch_name(name: &str) -> String {
         .replace("encoder_attn", "multihead_attn")
 }
 
-/// `fk_longnet_lm*`: the embedding after xPos over the whole width. What follows is divided by fkodom's normaliser.
+/// `fk_longnet_lm*`: the embedding plus itself after xPos over the whole width. What follows is divided by fkodom's
+/// normaliser.
 pub fn check_embedded(
     file: &GoldenFile,
     engine: &mut dyn Engine,
@@ -464,6 +467,13 @@ pub fn check_embedded(
             XposRole::Query,
             positions,
             false,
+        )?;
+        ops::embedding(
+            &mut recorder,
+            &ids,
+            table.matrix(),
+            1.0,
+            (x.matrix(), true),
         )?;
         Ok(x)
     };

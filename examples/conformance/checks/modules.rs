@@ -153,7 +153,8 @@ pub fn xpos(
     role: XposRole,
     inverse: bool,
 ) -> Result<Vec<f32>, String> {
-    let [_, tokens, _, head_dim] = dims;
+    let [_, tokens, heads, head_dim] = dims;
+    let width = (heads * head_dim) as u64;
     let (tokens, head_dim) = (size(tokens)?, size(head_dim)?);
     let mut recorder = context.recorder("positions");
     let mut turned = || {
@@ -168,7 +169,7 @@ pub fn xpos(
         ops::xpos(
             &mut recorder,
             &rotations,
-            tensor.matrix(),
+            tensor.matrix().reshape(width)?,
             role,
             positions,
             inverse,
