@@ -36,6 +36,7 @@ pub mod attention;
 pub mod longnet;
 pub mod nn;
 pub mod ops;
+pub mod training;
 
 // beside: errors, and the f64 oracle
 pub mod error;

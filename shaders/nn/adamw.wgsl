@@ -1,4 +1,5 @@
 // One step of Adam with decoupled weight decay (Loshchilov and Hutter 2019), and the gradient's share of a clipped norm.
+// Gradients that are not finite show in their norm; such a step changes nothing.
 
 struct AdamWParams {
     count: u32,
@@ -26,7 +27,9 @@ struct AdamWParams {
 @compute @workgroup_size(64)
 fn adamw(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let i = (group.x + group.y * params.grid_width) * 64u + lane;
-    if (i < params.count) {
+    // By its bits: a compiler may take for granted that a comparison never meets an infinity.
+    let finite = (bitcast<u32>(norm_squared[0]) & 0x7f800000u) != 0x7f800000u;
+    if (i < params.count && finite) {
         let at = params.skip + i;
         var g = params.gradient_scale * gradient[at];
         if (params.max_norm > 0.0) {

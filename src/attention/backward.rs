@@ -55,16 +55,11 @@ impl DilatedAttention {
             },
             MixGradient::DetachedMix => Kernel::BackwardMeans(variant),
         };
-        for kernel in [
+        self.context.compile(&[
             terms,
             Kernel::BackwardDq(variant),
             Kernel::BackwardDkDv(variant),
-        ] {
-            self.context
-                .pipelines()
-                .get(self.context.device(), kernel)?;
-        }
-        Ok(())
+        ])
     }
 
     /// Records the gradients of `q`, `k` and `v`, given what [`forward`](Self::forward) made of them and `dout`, the

@@ -140,11 +140,8 @@ impl DilatedAttention {
     /// # Errors
     /// [`Error::Validation`] when the device refuses a shader.
     pub fn warm_up(&self) -> Result<()> {
-        let pipelines = self.context.pipelines();
-        for kernel in [Kernel::Fill, Kernel::Forward(self.variant)] {
-            pipelines.get(self.context.device(), kernel)?;
-        }
-        Ok(())
+        self.context
+            .compile(&[Kernel::Fill, Kernel::Forward(self.variant)])
     }
 
     /// Records the attention of `q`, `k` and `v`, each (B, N, H, D) f32: batch items, tokens and heads of `shape` and the

@@ -7,7 +7,10 @@
 //! Encoder and decoder layers of every kind are lists of blocks.
 
 use super::parameters::dropout_at;
-use super::{FeedForward, LayerNorm, Multihead, MultiheadInput, MultiheadSaved, Parameters};
+use super::{
+    FeedForward, LayerNorm, Multihead, MultiheadGradients, MultiheadInput, MultiheadSaved,
+    Parameters,
+};
 use crate::config::AttentionShape;
 use crate::error::{Error, Result};
 use crate::ops::{Blend, Matrix, Positions, Rotations};
@@ -281,13 +284,22 @@ impl Block {
             }
             (Sublayer::SelfAttention(attention), Some(saved)) => {
                 let input = self_input(pass, x);
-                attention.backward(recorder, sets, &input, saved, dy, dx, None)
+                let to = MultiheadGradients {
+                    dx: dx.0,
+                    accumulate: dx.1,
+                    dmemory: None,
+                };
+                attention.backward(recorder, sets, &input, saved, dy, to)
             }
             (Sublayer::CrossAttention(attention), Some(saved)) => {
                 let input = cross_input(pass, x)?;
                 let dmemory = dmemory.ok_or_else(Self::missing_memory)?;
-                let dmemory = Some(dmemory.matrix());
-                attention.backward(recorder, sets, &input, saved, dy, dx, dmemory)
+                let to = MultiheadGradients {
+                    dx: dx.0,
+                    accumulate: dx.1,
+                    dmemory: Some(dmemory.matrix()),
+                };
+                attention.backward(recorder, sets, &input, saved, dy, to)
             }
             (_, None) => Err(Error::OtherModel {
                 what: "saved activations",

@@ -19,7 +19,9 @@ mod parameters;
 pub use block::{Block, BlockSaved, Memory, Pass, Sublayer};
 pub use feed_forward::{FeedForward, FeedForwardConfig};
 pub use linear::Linear;
-pub use multihead::{Multihead, MultiheadConfig, MultiheadInput, MultiheadSaved, ProjectionNorm};
+pub use multihead::{
+    Multihead, MultiheadConfig, MultiheadGradients, MultiheadInput, MultiheadSaved, ProjectionNorm,
+};
 pub use norm::LayerNorm;
 pub(crate) use parameters::dropout_at;
 pub use parameters::{Init, ParameterId, ParameterList, ParameterSpec, Parameters};

@@ -64,6 +64,17 @@ pub struct MultiheadInput<'a> {
     pub positions: Option<(&'a Rotations, Positions)>,
 }
 
+/// Where a backward puts the gradients of its inputs.
+#[derive(Clone, Copy, Debug)]
+pub struct MultiheadGradients<'a> {
+    /// That of `x`.
+    pub dx: Matrix<'a>,
+    /// It is added to what `dx` holds, instead of replacing it.
+    pub accumulate: bool,
+    /// That of the memory, which is added to what is there; in self-attention it goes to `dx`.
+    pub dmemory: Option<Matrix<'a>>,
+}
+
 /// What a backward needs of its forward.
 #[derive(Clone, Debug)]
 pub struct MultiheadSaved {
@@ -303,8 +314,7 @@ impl Multihead {
         })
     }
 
-    /// Records the gradients of `x` (written to `dx` or added to it) and of the memory (added to `dmemory`; in self-attention
-    /// to `dx`), and adds those of the parameters to `gradients`.
+    /// Records the gradients of `x` and of the memory, and adds those of the parameters to `gradients`.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
@@ -315,9 +325,13 @@ impl Multihead {
         input: &MultiheadInput<'_>,
         saved: &MultiheadSaved,
         dy: Matrix<'_>,
-        (dx, accumulate): (Matrix<'_>, bool),
-        dmemory: Option<Matrix<'_>>,
+        to: MultiheadGradients<'_>,
     ) -> Result<()> {
+        let MultiheadGradients {
+            dx,
+            accumulate,
+            dmemory,
+        } = to;
         let MultiheadInput {
             shape, x, memory, ..
         } = *input;

@@ -122,13 +122,13 @@ impl ParameterList {
 pub struct Parameters {
     list: Arc<ParameterList>,
     tensors: Vec<Tensor>,
-    slabs: Vec<Slab>,
+    slabs: Vec<(Tensor, bool)>,
 }
 
 /// Parameters that share a buffer, as one vector; gaps between them are 0 and stay so.
-#[derive(Clone, Debug)]
-pub(crate) struct Slab {
-    pub elements: Tensor,
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slab<'a> {
+    pub elements: &'a Tensor,
     /// Whether weight decay applies to all of them; it does to all or none.
     pub decays: bool,
 }
@@ -159,7 +159,7 @@ impl Parameters {
                     let shape = &list.specs[index].shape;
                     tensors[index] = Some(elements.part(shape, offset));
                 }
-                slabs.push(Slab { elements, decays });
+                slabs.push((elements, decays));
                 Ok(())
             };
             for (index, spec) in list.specs.iter().enumerate() {
@@ -225,8 +225,8 @@ impl Parameters {
 
     /// Records that all become 0.
     pub fn clear(&self, recorder: &mut Recorder) {
-        for slab in &self.slabs {
-            recorder.clear(&slab.elements, slab.elements.whole());
+        for (elements, _) in &self.slabs {
+            recorder.clear(elements, elements.whole());
         }
     }
 
@@ -241,8 +241,11 @@ impl Parameters {
             .collect()
     }
 
-    pub(crate) fn slabs(&self) -> &[Slab] {
-        &self.slabs
+    pub(crate) fn slabs(&self) -> impl Iterator<Item = Slab<'_>> {
+        self.slabs.iter().map(|(elements, decays)| Slab {
+            elements,
+            decays: *decays,
+        })
     }
 
     /// Whether these are for the same parameters as `list`.

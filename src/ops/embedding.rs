@@ -12,7 +12,8 @@ pub struct TokenIds {
     ids: Tensor,
     /// Rows sorted by id; rows of one id in their order.
     order: Tensor,
-    /// (id, begin, end) of each id that occurs: its rows are `order[begin..end]`.
+    /// (id, begin, end) of each id that occurs: its rows are `order[begin..end]`. As many as there may be at most, so that
+    /// the bytes of a step do not depend on its tokens; those left over have an id that no table has.
     runs: Tensor,
 }
 
@@ -34,7 +35,8 @@ impl TokenIds {
         let mut order: Vec<u32> = (0..count).collect();
         // The sort is stable: rows of one id stay in order.
         order.sort_by_key(|row| ids[*row as usize]);
-        let mut runs: Vec<[u32; 3]> = Vec::new();
+        let most = ids.len().min(num_rows as usize);
+        let mut runs: Vec<[u32; 3]> = Vec::with_capacity(most);
         for (at, &row) in (0..).zip(&order) {
             let id = ids[row as usize];
             match runs.last_mut() {
@@ -42,6 +44,7 @@ impl TokenIds {
                 _ => runs.push([id, at, at + 1]),
             }
         }
+        runs.resize(most, [u32::MAX, 0, 0]);
         Ok(Self {
             ids: recorder.upload("token ids", &[ids.len()], ids)?,
             order: recorder.upload("token order", &[ids.len()], &order)?,

@@ -13,6 +13,9 @@ use super::sync::{AtomicU64, AtomicUsize, Ordering};
 pub struct Lease<B = crate::wgpu::Buffer> {
     held: Arc<Held<B>>,
     requested_bytes: u64,
+    /// Size class of the request that the buffer was lent for: what others may be lent within the recording that holds it.
+    /// The buffer itself may be larger, which depends on what was cached.
+    class_bytes: u64,
     label: &'static str,
 }
 
@@ -81,6 +84,7 @@ impl<B> Lease<B> {
         Self {
             held,
             requested_bytes: request.requested_bytes,
+            class_bytes: request.buffer_bytes,
             label: request.label,
         }
     }
@@ -125,6 +129,10 @@ impl<B> Lease<B> {
         self.held.usage
     }
 
+    pub(super) fn class_bytes(&self) -> u64 {
+        self.class_bytes
+    }
+
     /// Ends this lease and begins another on the same buffer. Only for the sole holder.
     pub(super) fn relabel(&mut self, request: &Request) {
         self.held.core.relabel(&self.held, request);
@@ -154,6 +162,7 @@ impl<B> Clone for Lease<B> {
         Self {
             held: self.held.clone(),
             requested_bytes: self.requested_bytes,
+            class_bytes: self.class_bytes,
             label: self.label,
         }
     }

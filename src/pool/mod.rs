@@ -269,7 +269,8 @@ impl<B> Pool<B> {
         }
     }
 
-    /// Serves a request from a lease that only the caller still holds, if it fits.
+    /// Serves a request from a lease that only the caller still holds, if it fits. That depends on what was asked for alone,
+    /// not on which buffer happened to be cached, so that plans can foretell it.
     pub(crate) fn reuse(
         &self,
         lease: &mut Lease<B>,
@@ -283,7 +284,7 @@ impl<B> Pool<B> {
         let Ok(request) = self.request(label, bytes, usage) else {
             return false;
         };
-        let fits = (request.requested_bytes..=request.borrow_bytes).contains(&lease.buffer_bytes());
+        let fits = (request.requested_bytes..=request.borrow_bytes).contains(&lease.class_bytes());
         if fits {
             lease.relabel(&request);
         }

@@ -67,7 +67,7 @@ impl Recorder {
     }
 
     /// Puts the copy of the parameters before everything else and tells which lease they go to.
-    fn stage_params(&mut self) -> Result<Option<Held>> {
+    pub(super) fn stage_params(&mut self) -> Result<Option<Held>> {
         if self.params.is_empty() {
             return Ok(None);
         }

@@ -79,6 +79,7 @@ pub struct Recorder {
     readbacks: Vec<Arc<Readback>>,
     /// Parameters of all dispatches, each at an offset that a dynamic uniform binding may have.
     params: Vec<u8>,
+    num_dispatches: u64,
 }
 
 impl Recorder {
@@ -92,12 +93,18 @@ impl Recorder {
             staging: Vec::new(),
             readbacks: Vec::new(),
             params: Vec::new(),
+            num_dispatches: 0,
         }
     }
 
     /// The context that the work will run on.
     pub fn context(&self) -> &Context {
         &self.context
+    }
+
+    /// Dispatches recorded so far.
+    pub fn num_dispatches(&self) -> u64 {
+        self.num_dispatches
     }
 
     /// A tensor whose contents are unspecified until something recorded writes it. `shape` counts elements, the last
@@ -328,6 +335,11 @@ impl Recorder {
             // Copies move whole words. They fit, because chunks and their used parts are multiples of 8.
             let padded = (piece.len() as u64).next_multiple_of(4);
             let range = chunk.used_bytes..chunk.used_bytes + padded;
+            if self.context.plans_only() {
+                chunk.used_bytes += padded.next_multiple_of(wgpu::MAP_ALIGNMENT);
+                offset += piece.len();
+                continue;
+            }
             let lost = |error: wgpu::MapRangeError| Error::DeviceLost {
                 reason: error.to_string(),
             };
@@ -392,10 +404,10 @@ impl Recorder {
         params: &P,
         grid: [u32; 2],
     ) -> Result<()> {
-        let pipeline = self
-            .context
-            .pipelines()
-            .get(self.context.device(), kernel)?;
+        let pipeline = match self.context.plans_only() {
+            true => None,
+            false => Some(self.context.pipeline(kernel)?),
+        };
         let alignment = self.context.facts().uniform_offset_alignment as usize;
         let params_offset = self.params.len().next_multiple_of(alignment);
         let Ok(params_offset_u32) = u32::try_from(params_offset) else {
@@ -410,6 +422,10 @@ impl Recorder {
             .iter()
             .map(|&(tensor, range)| (self.hold(tensor.lease()), tensor.stored(range)))
             .collect();
+        self.num_dispatches += 1;
+        let Some(pipeline) = pipeline else {
+            return Ok(());
+        };
         self.commands.push(Command::Dispatch {
             pipeline,
             bindings,
@@ -426,6 +442,10 @@ impl Recorder {
     /// refuses the commands (also for want of memory). Nothing was submitted then, and the recording is gone.
     pub fn submit(mut self) -> Result<Submission> {
         let device = self.context.device().clone();
+        if self.context.plans_only() {
+            self.stage_params()?;
+            return Ok(Submission::new(device, self.context.queue().submit([])));
+        }
         let submitted = scope::catch(&device, || {
             let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
                 label: Some(self.label),
@@ -464,6 +484,9 @@ impl Recorder {
     /// # Errors
     /// As [`submit`](Self::submit), except that what wgpu refuses shows in the caller's own error scope.
     pub fn encode(mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+        if self.context.plans_only() {
+            return self.stage_params().map(drop);
+        }
         self.record_into(encoder)?;
         let held = std::mem::take(&mut self.held);
         encoder.on_submitted_work_done(move || drop(held));

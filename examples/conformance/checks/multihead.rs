@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use dilated_attention::nn::{
-    Multihead, MultiheadConfig, MultiheadInput, ParameterList, Parameters, ProjectionNorm,
+    Multihead, MultiheadConfig, MultiheadGradients, MultiheadInput, ParameterList, Parameters,
+    ProjectionNorm,
 };
 use dilated_attention::ops::{Positions, Rotations};
 use dilated_attention::{AttentionShape, Context, DType, MixGradient};
@@ -97,7 +98,11 @@ fn run(
         .map_err(told)?;
     let sums = Parameters::zeros(&mut recorder, &list, "gradients").map_err(told)?;
     let gradient = recorder.empty("dx", &shape, DType::F32).map_err(told)?;
-    let to = (gradient.matrix(), false);
+    let to = MultiheadGradients {
+        dx: gradient.matrix(),
+        accumulate: false,
+        dmemory: None,
+    };
     module
         .backward(
             &mut recorder,
@@ -106,7 +111,6 @@ fn run(
             &saved,
             dout.matrix(),
             to,
-            None,
         )
         .map_err(told)?;
     let mut tensors = vec![&y, saved.attended(), &gradient];

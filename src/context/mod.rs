@@ -5,11 +5,13 @@
 //! error handler, no device-lost callback (the application's own should call
 //! [`Pool::device_lost`](crate::pool::Pool::device_lost)). Errors are caught by scopes around this library's own calls.
 
+mod planner;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
-use crate::kernel::Pipelines;
+use crate::kernel::{Kernel, Pipeline, Pipelines};
 use crate::plan::DeviceFacts;
 use crate::pool::{Pool, PoolOptions};
 use crate::recorder::Recorder;
@@ -55,6 +57,8 @@ struct Inner {
     pool: Pool,
     pipelines: Pipelines,
     check_finite: AtomicBool,
+    /// Recordings are counted, not run.
+    plans_only: bool,
 }
 
 impl Context {
@@ -161,6 +165,7 @@ impl Context {
                 pool,
                 pipelines: Pipelines::default(),
                 check_finite: AtomicBool::new(false),
+                plans_only: false,
                 device,
                 queue,
             }),
@@ -248,8 +253,30 @@ impl Context {
         let _ = self.inner.device.poll(wgpu::PollType::wait_indefinitely());
     }
 
-    pub(crate) fn pipelines(&self) -> &Pipelines {
-        &self.inner.pipelines
+    /// Whether recordings are counted, not run.
+    pub(crate) fn plans_only(&self) -> bool {
+        self.inner.plans_only
+    }
+
+    /// The compiled kernel.
+    ///
+    /// # Errors
+    /// [`Error::Validation`] when the device refuses the shader.
+    pub(crate) fn pipeline(&self, kernel: Kernel) -> Result<Arc<Pipeline>> {
+        self.inner.pipelines.get(&self.inner.device, kernel)
+    }
+
+    /// Compiles `kernels`, unless nothing will be run.
+    ///
+    /// # Errors
+    /// As [`pipeline`](Self::pipeline).
+    pub(crate) fn compile(&self, kernels: &[Kernel]) -> Result<()> {
+        if self.inner.plans_only {
+            return Ok(());
+        }
+        kernels
+            .iter()
+            .try_for_each(|kernel| self.pipeline(*kernel).map(drop))
     }
 }
 

@@ -1,0 +1,83 @@
+//! A context that only counts.
+//!
+//! Whoever wants to know what a training step will need could write a second program that adds up the sizes of all tensors,
+//! and keep both alike for ever. Here the program itself is run, on a context whose recordings take leases from a pool and
+//! count dispatches but do nothing else: no shader is compiled, no byte copied, and the pool's buffers are of four bytes,
+//! whatever their leases say. What its pool measures is what the pool of a device will measure.
+
+use std::sync::Arc;
+
+use super::{Context, Inner};
+use crate::kernel::Pipelines;
+use crate::plan::DeviceFacts;
+use crate::pool::{BufferSource, CreateError, Pool, PoolOptions};
+
+impl Context {
+    /// A context that plans for devices with `facts`, without one: recordings on it take leases and are counted, and do
+    /// nothing. Its downloads never arrive.
+    ///
+    /// ```
+    /// use dilated_attention::longnet::{LongNet, LongNetConfig};
+    /// use dilated_attention::{Context, DeviceFacts, DilatedAttentionConfig};
+    /// let planner = Context::planner(DeviceFacts::webgpu_defaults());
+    /// let attention = DilatedAttentionConfig::new(8, 32, &[1024], &[1])?;
+    /// let model = LongNet::new(&planner, LongNetConfig::encoder(attention, 4, 1024))?;
+    /// let mut recorder = planner.recorder("weights");
+    /// let weights = model.initial_weights(&mut recorder, 0)?;
+    /// assert!(planner.pool().stats().requested_bytes.peak > 4 * model.parameters().num_elements());
+    /// # drop(weights);
+    /// # Ok::<(), dilated_attention::Error>(())
+    /// ```
+    pub fn planner(facts: DeviceFacts) -> Self {
+        let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+        let source = PlannerSource {
+            device: device.clone(),
+            max_buffer_bytes: facts.max_buffer_bytes,
+        };
+        Self {
+            inner: Arc::new(Inner {
+                info: device.adapter_info(),
+                facts,
+                pool: Pool::with_source(source, PoolOptions::default()),
+                pipelines: Pipelines::default(),
+                check_finite: false.into(),
+                plans_only: true,
+                device,
+                queue,
+            }),
+        }
+    }
+}
+
+/// Buffers that stand for larger ones and are never used.
+#[derive(Debug)]
+struct PlannerSource {
+    device: wgpu::Device,
+    max_buffer_bytes: u64,
+}
+
+impl BufferSource for PlannerSource {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a buffer source, like the pool's own"
+    )]
+    fn create(
+        &self,
+        label: &'static str,
+        _: u64,
+        usage: wgpu::BufferUsages,
+    ) -> Result<wgpu::Buffer, CreateError> {
+        Ok(self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size: 4,
+            usage,
+            mapped_at_creation: false,
+        }))
+    }
+
+    fn poll(&self, _: bool) {}
+
+    fn max_buffer_bytes(&self) -> u64 {
+        self.max_buffer_bytes
+    }
+}

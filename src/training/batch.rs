@@ -1,0 +1,92 @@
+//! What a step learns from.
+
+use crate::config::AttentionShape;
+use crate::error::{Error, Result};
+use crate::ops::IGNORED_LABEL;
+
+/// Sequences of one length and what is to be said of each of their tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    shape: AttentionShape,
+    tokens: Vec<u32>,
+    labels: Vec<u32>,
+}
+
+impl Batch {
+    /// Sequences of `shape` with a label for each token: a token of the vocabulary, or
+    /// [`IGNORED_LABEL`](crate::ops::IGNORED_LABEL). Labels of tokens behind an item's
+    /// [length](AttentionShape::with_valid_lens) are ignored.
+    ///
+    /// # Errors
+    /// [`Error::LengthMismatch`] when there are more or fewer of either than the shape has tokens.
+    pub fn new(shape: AttentionShape, tokens: Vec<u32>, mut labels: Vec<u32>) -> Result<Self> {
+        let expected = u64::from(shape.batch()) * u64::from(shape.seq_len());
+        for (label, given) in [("tokens", &tokens), ("labels", &labels)] {
+            if given.len() as u64 != expected {
+                return Err(Error::LengthMismatch {
+                    label,
+                    given: given.len() as u64,
+                    expected,
+                });
+            }
+        }
+        for (item, labels) in (0..).zip(labels.chunks_mut(shape.seq_len() as usize)) {
+            labels[shape.valid_len(item) as usize..].fill(IGNORED_LABEL);
+        }
+        Ok(Self {
+            shape,
+            tokens,
+            labels,
+        })
+    }
+
+    /// Sequences of one length, each of whose tokens but the last has the next one for its label.
+    ///
+    /// # Errors
+    /// [`Error::InvalidShape`] without sequences, with sequences of fewer than two tokens or of different lengths.
+    pub fn next_tokens(sequences: &[&[u32]]) -> Result<Self> {
+        let len = sequences.first().map_or(0, |sequence| sequence.len());
+        let other = sequences.iter().find(|sequence| sequence.len() != len);
+        if len < 2 || other.is_some() {
+            return Err(Error::InvalidShape {
+                what: "sequences of a batch",
+                given: format!(
+                    "{} of {len} tokens, one of {}",
+                    sequences.len(),
+                    other.map_or(len, |other| other.len())
+                ),
+                need: "one or more, all of the same length, of two tokens or more".to_owned(),
+            });
+        }
+        let size = |size: usize| {
+            u32::try_from(size).map_err(|_| Error::SizeOverflow {
+                what: "batch",
+                given: size.to_string(),
+            })
+        };
+        let shape = AttentionShape::new(size(sequences.len())?, size(len - 1)?)?;
+        let gather = |range: std::ops::Range<usize>| -> Vec<u32> {
+            sequences
+                .iter()
+                .flat_map(|sequence| &sequence[range.clone()])
+                .copied()
+                .collect()
+        };
+        Self::new(shape, gather(0..len - 1), gather(1..len))
+    }
+
+    /// Batch items and their lengths.
+    pub fn shape(&self) -> &AttentionShape {
+        &self.shape
+    }
+
+    /// Tokens, item after item.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Labels, item after item.
+    pub fn labels(&self) -> &[u32] {
+        &self.labels
+    }
+}

@@ -1,0 +1,1 @@
+//! Training that stops and goes on.

@@ -1,0 +1,153 @@
+//! What a training step will need.
+
+use std::fmt;
+
+use super::{Batch, Optimizer, Trainer, TrainingOptions};
+use crate::config::AttentionShape;
+use crate::context::Context;
+use crate::error::Result;
+use crate::longnet::{LongNet, LongNetConfig, Recompute};
+use crate::nn::Parameters;
+use crate::plan::DeviceFacts;
+
+/// What a training step will need, known before it runs; made by [`Trainer::plan`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct TrainingPlan {
+    /// Elements of all parameters.
+    pub num_parameters: u64,
+    /// What the backward computes again.
+    pub recompute: Recompute,
+    /// Bytes of weights, gradients and the optimiser's means, which stay between steps.
+    pub kept_bytes: u64,
+    /// Most bytes that are asked for at one moment, `kept_bytes` included: the peak of
+    /// [`requested_bytes`](crate::PoolStats::requested_bytes) of the pool.
+    pub requested_bytes: u64,
+    /// Bytes of the size classes of these buffers: what the pool holds when it lends none larger.
+    pub held_bytes: u64,
+    /// By how much [`Recompute::Layers`] lowers `requested_bytes` (or has lowered it).
+    pub saved_by_recomputing_bytes: u64,
+    /// Dispatches of the step.
+    pub num_dispatches: u64,
+}
+
+impl Trainer {
+    /// Plans a step of a model of `config` over batches of `shapes`, on a device with `facts`: the step is recorded on a
+    /// [planner](Context::planner), without a device.
+    ///
+    /// ```
+    /// use dilated_attention::longnet::{LongNetConfig, OutputProjection, Recompute};
+    /// use dilated_attention::training::{LearningRate, Trainer, TrainingOptions};
+    /// use dilated_attention::{AttentionShape, DeviceFacts, DilatedAttentionConfig};
+    /// let attention = DilatedAttentionConfig::new(8, 32, &[1024, 8192], &[1, 8])?;
+    /// let mut config = LongNetConfig::decoder(attention, 12, 1024);
+    /// config.vocab_size = Some(256);
+    /// config.output_projection = OutputProjection::Own;
+    /// let mut options = TrainingOptions::new(LearningRate::Constant(1e-3));
+    /// options.recompute = Recompute::Layers;
+    /// let shapes = [AttentionShape::new(1, 16_384)?];
+    /// let plan = Trainer::plan(&config, &shapes, &options, DeviceFacts::webgpu_defaults())?;
+    /// assert!(plan.saved_by_recomputing_bytes > 1 << 30);
+    /// println!("{plan}");
+    /// # Ok::<(), dilated_attention::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`LongNet::new`] and [`step`](Self::step).
+    pub fn plan(
+        config: &LongNetConfig,
+        shapes: &[AttentionShape],
+        options: &TrainingOptions,
+        facts: DeviceFacts,
+    ) -> Result<TrainingPlan> {
+        let with = |recompute| {
+            let options = TrainingOptions {
+                recompute,
+                ..options.clone()
+            };
+            measure(config, shapes, options, facts.clone())
+        };
+        let (insides, layers) = (with(Recompute::Insides)?, with(Recompute::Layers)?);
+        let saved = insides
+            .requested_bytes
+            .saturating_sub(layers.requested_bytes);
+        let chosen = match options.recompute {
+            Recompute::Insides => insides,
+            Recompute::Layers => layers,
+        };
+        Ok(TrainingPlan {
+            saved_by_recomputing_bytes: saved,
+            ..chosen
+        })
+    }
+}
+
+/// Records a step and reads the pool.
+fn measure(
+    config: &LongNetConfig,
+    shapes: &[AttentionShape],
+    options: TrainingOptions,
+    facts: DeviceFacts,
+) -> Result<TrainingPlan> {
+    let planner = Context::planner(facts);
+    let model = LongNet::new(&planner, config.clone())?;
+    let list = model.parameters().clone();
+    let mut recorder = planner.recorder("weights");
+    let weights = Parameters::zeros(&mut recorder, &list, "weights")?;
+    let optimizer = Optimizer::new(&mut recorder, weights)?;
+    recorder.submit()?;
+    let recompute = options.recompute;
+    let trainer = Trainer::assemble(&planner, model, options, optimizer, 0)?;
+    let batches: Vec<Batch> = shapes
+        .iter()
+        .map(|shape| {
+            let count = shape.batch() as usize * shape.seq_len() as usize;
+            Batch::new(shape.clone(), vec![0; count], vec![0; count])
+        })
+        .collect::<Result<_>>()?;
+    planner.pool().trim();
+    planner.pool().reset_peaks();
+    let kept_bytes = planner.pool().stats().requested_bytes.current;
+    let mut recorder = planner.recorder("training step");
+    let pending = trainer.record(&mut recorder, &batches)?;
+    let num_dispatches = recorder.num_dispatches();
+    recorder.submit()?;
+    drop(pending);
+    let stats = planner.pool().stats();
+    Ok(TrainingPlan {
+        num_parameters: list.num_elements(),
+        recompute,
+        kept_bytes,
+        requested_bytes: stats.requested_bytes.peak,
+        held_bytes: stats.held_bytes.peak,
+        saved_by_recomputing_bytes: 0,
+        num_dispatches,
+    })
+}
+
+impl fmt::Display for TrainingPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        writeln!(
+            f,
+            "parameters   {} ({:.1} MiB with gradients and means)",
+            self.num_parameters,
+            mib(self.kept_bytes)
+        )?;
+        writeln!(
+            f,
+            "step         {:.1} MiB asked for at most, in buffers of {:.1} MiB; {} dispatches",
+            mib(self.requested_bytes),
+            mib(self.held_bytes),
+            self.num_dispatches
+        )?;
+        let saved = mib(self.saved_by_recomputing_bytes);
+        match self.recompute {
+            Recompute::Insides => write!(
+                f,
+                "recomputing  norms and networks; whole layers would save {saved:.1} MiB"
+            ),
+            Recompute::Layers => write!(f, "recomputing  whole layers, which saves {saved:.1} MiB"),
+        }
+    }
+}

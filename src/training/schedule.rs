@@ -1,0 +1,132 @@
+//! Learning rates.
+
+/// The learning rate of each step, from 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum LearningRate {
+    /// The same at every step.
+    Constant(f32),
+    /// Rises linearly from 0 to `peak` over `warm_up` steps, then falls along half a cosine to `end` at step `total`, and
+    /// stays there (Loshchilov and Hutter 2017).
+    Cosine {
+        /// Highest rate.
+        peak: f32,
+        /// Rate at the end.
+        end: f32,
+        /// Steps of the rise.
+        warm_up: u64,
+        /// Steps in all.
+        total: u64,
+    },
+    /// Rises linearly from 0 to `peak` over `warm_up` steps, then falls linearly to `end` at step `total`: what LongNet was
+    /// trained with.
+    Linear {
+        /// Highest rate.
+        peak: f32,
+        /// Rate at the end.
+        end: f32,
+        /// Steps of the rise.
+        warm_up: u64,
+        /// Steps in all.
+        total: u64,
+    },
+    /// Rises linearly from 0 to `peak` over `warm_up` steps, then falls as `1 / sqrt(step)` (Vaswani et al. 2017).
+    InverseSqrt {
+        /// Highest rate.
+        peak: f32,
+        /// Steps of the rise.
+        warm_up: u64,
+    },
+}
+
+impl LearningRate {
+    /// The rate of step `step`.
+    pub fn at(&self, step: u64) -> f32 {
+        // In double precision: steps beyond 2^24 are still told apart.
+        let at = step as f64;
+        let fall = |peak: f32, end: f32, warm_up: u64, total: u64, shape: fn(f64) -> f64| {
+            if step < warm_up {
+                return (f64::from(peak) * at / warm_up as f64) as f32;
+            }
+            let steps = total.saturating_sub(warm_up).max(1) as f64;
+            let gone = ((at - warm_up as f64) / steps).min(1.0);
+            let (peak, end) = (f64::from(peak), f64::from(end));
+            (end + (peak - end) * shape(gone)) as f32
+        };
+        match *self {
+            Self::Constant(rate) => rate,
+            Self::Cosine {
+                peak,
+                end,
+                warm_up,
+                total,
+            } => fall(peak, end, warm_up, total, |gone| {
+                0.5 * (1.0 + (std::f64::consts::PI * gone).cos())
+            }),
+            Self::Linear {
+                peak,
+                end,
+                warm_up,
+                total,
+            } => fall(peak, end, warm_up, total, |gone| 1.0 - gone),
+            Self::InverseSqrt { peak, warm_up } => {
+                let warm_up = warm_up.max(1) as f64;
+                (f64::from(peak) * (at / warm_up).min((warm_up / at.max(1.0)).sqrt())) as f32
+            }
+        }
+    }
+
+    /// Whether every rate is a number of at least 0.
+    pub(super) fn is_valid(&self) -> bool {
+        let rates: [f32; 2] = match *self {
+            Self::Constant(rate) => [rate; 2],
+            Self::Cosine { peak, end, .. } | Self::Linear { peak, end, .. } => [peak, end],
+            Self::InverseSqrt { peak, .. } => [peak; 2],
+        };
+        rates.iter().all(|rate| rate.is_finite() && *rate >= 0.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::LearningRate;
+
+    #[test]
+    fn rates_rise_and_fall() {
+        let (peak, end, warm_up, total) = (2.0, 0.5, 10, 110);
+        let cosine = LearningRate::Cosine {
+            peak,
+            end,
+            warm_up,
+            total,
+        };
+        let linear = LearningRate::Linear {
+            peak,
+            end,
+            warm_up,
+            total,
+        };
+        for (rate, half) in [(cosine, 1.25), (linear, 1.25)] {
+            assert_eq!([0, 5, 10].map(|step| rate.at(step)), [0.0, 1.0, 2.0]);
+            assert!((rate.at(60) - half).abs() < 1e-6);
+            assert_eq!([110, 1_000_000].map(|step| rate.at(step)), [0.5, 0.5]);
+        }
+        assert!(cosine.at(30) > linear.at(30) && cosine.at(90) < linear.at(90));
+        let root = LearningRate::InverseSqrt { peak, warm_up };
+        assert_eq!([5, 10, 40].map(|step| root.at(step)), [1.0, 2.0, 1.0]);
+        // No steps to rise, or none to fall.
+        for step in 0..3 {
+            let rate = LearningRate::Linear {
+                peak,
+                end,
+                warm_up: 0,
+                total: 0,
+            };
+            assert!(rate.at(step).is_finite());
+            let rate = LearningRate::InverseSqrt { peak, warm_up: 0 };
+            assert!(rate.at(step).is_finite());
+        }
+        assert!(!LearningRate::Constant(f32::NAN).is_valid());
+        assert!(!LearningRate::Constant(-1.0).is_valid());
+    }
+}

@@ -1,0 +1,373 @@
+//! Training: what a step does, what it leases, and that nothing is lost when one fails.
+
+use dilated_attention::longnet::{LongNet, LongNetConfig, OutputProjection, Recompute};
+use dilated_attention::ops::IGNORED_LABEL;
+use dilated_attention::training::{
+    AdamWOptions, Batch, LearningRate, StepReport, Trainer, TrainingOptions,
+};
+use dilated_attention::{AttentionShape, Context, DeviceFacts, DilatedAttentionConfig, Error};
+
+use crate::support::contexts::contexts;
+
+const VOCAB: u32 = 19;
+
+/// A small model with everything that a training step may meet.
+fn config() -> LongNetConfig {
+    let attention = DilatedAttentionConfig::new(2, 8, &[4, 8, 32], &[1, 2, 4]).expect("valid");
+    let mut config = LongNetConfig::decoder(attention, 2, 40);
+    config.vocab_size = Some(VOCAB);
+    config.output_projection = OutputProjection::Own;
+    config.xpos_scale_base = Some(512.0);
+    config
+}
+
+fn options() -> TrainingOptions {
+    TrainingOptions {
+        seed: 5,
+        ..TrainingOptions::new(LearningRate::Constant(3e-3))
+    }
+}
+
+fn trainer(context: &Context, config: LongNetConfig, options: TrainingOptions) -> Trainer {
+    let model = LongNet::new(context, config).expect("valid");
+    Trainer::new(context, model, options).expect("leases")
+}
+
+/// Tokens that follow a rule, so that there is something to learn.
+fn sequence(begin: u32, len: usize) -> Vec<u32> {
+    (0..len as u32)
+        .map(|i| (begin + i * i % 7 + i / 3) % VOCAB)
+        .collect()
+}
+
+fn batch(begin: u32, items: u32, len: usize) -> Batch {
+    let sequences: Vec<Vec<u32>> = (0..items)
+        .map(|item| sequence(begin + 5 * item, len))
+        .collect();
+    let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
+    Batch::next_tokens(&sequences).expect("a batch")
+}
+
+fn step(trainer: &mut Trainer, batches: &[Batch]) -> StepReport {
+    trainer
+        .step(batches)
+        .expect("submits")
+        .wait()
+        .expect("runs")
+}
+
+fn weights(trainer: &Trainer, context: &Context) -> Vec<Vec<f32>> {
+    let mut recorder = context.recorder("weights");
+    let downloads = trainer.weights().download(&mut recorder).expect("records");
+    recorder.submit().expect("submits");
+    downloads
+        .iter()
+        .map(|download| download.wait().expect("arrives"))
+        .collect()
+}
+
+fn bits(weights: &[Vec<f32>]) -> Vec<u32> {
+    weights
+        .iter()
+        .flatten()
+        .map(|value| value.to_bits())
+        .collect()
+}
+
+#[test]
+fn a_model_learns_and_the_plan_knew_the_bytes() {
+    for (limits, context) in contexts() {
+        for (recompute, dropout) in [(Recompute::Insides, 0.0), (Recompute::Layers, 0.2)] {
+            let mut config = config();
+            config.dropout = dropout;
+            config.activation_dropout = dropout;
+            config.learned_positions = (dropout > 0.0).then_some(100);
+            let options = TrainingOptions {
+                recompute,
+                ..options()
+            };
+            let batches = [batch(0, 2, 71), batch(3, 1, 50)];
+            let shapes = batches.each_ref().map(|batch| batch.shape().clone());
+            let plan =
+                Trainer::plan(&config, &shapes, &options, context.facts().clone()).expect("plans");
+            let before = context.pool().stats().requested_bytes.current;
+            let mut trainer = trainer(&context, config, options);
+            let kept = context.pool().stats().requested_bytes.current - before;
+            assert_eq!(kept, plan.kept_bytes, "{limits}\n{plan}");
+
+            let first = step(&mut trainer, &batches);
+            assert_eq!(first.labels, 70 * 2 + 49);
+            // Three more, since policies settle.
+            for _ in 0..3 {
+                step(&mut trainer, &batches);
+            }
+            context.wait();
+            context.pool().reset_peaks();
+            let warm = context.pool().stats();
+            let mut last = first;
+            for _ in 0..20 {
+                last = step(&mut trainer, &batches);
+                let stats = context.pool().stats();
+                assert_eq!(
+                    stats.requested_bytes.peak - before,
+                    plan.requested_bytes,
+                    "{limits}\n{plan}\n{stats}"
+                );
+            }
+            let stats = context.pool().stats();
+            assert_eq!(stats.creates, warm.creates, "{limits}\n{stats}");
+            assert!(stats.identities_hold());
+            assert!(plan.requested_bytes <= plan.held_bytes);
+            assert_eq!((last.step, trainer.steps()), (24, 24));
+            assert!(last.loss < 0.8 * first.loss, "{first:?} {last:?}");
+            drop(trainer);
+            assert_eq!(context.pool().stats().requested_bytes.current, before);
+        }
+    }
+}
+
+#[test]
+fn recomputing_layers_keeps_one_tensor_a_layer() {
+    let plan = |num_layers, recompute| {
+        let attention = DilatedAttentionConfig::new(8, 32, &[256, 4096], &[1, 8]).expect("valid");
+        let mut config = LongNetConfig::decoder(attention, num_layers, 1024);
+        config.vocab_size = Some(256);
+        config.output_projection = OutputProjection::Own;
+        let options = TrainingOptions {
+            recompute,
+            ..options()
+        };
+        let shapes = [AttentionShape::new(1, 8192).expect("valid")];
+        let facts = DeviceFacts::webgpu_defaults();
+        Trainer::plan(&config, &shapes, &options, facts).expect("plans")
+    };
+    let activations = 8192 * 256 * 4;
+    let of_a_layer = |recompute| {
+        let [few, many] = [4, 12].map(|layers| plan(layers, recompute));
+        let kept = many.kept_bytes - few.kept_bytes;
+        (many.requested_bytes - few.requested_bytes - kept) / 8
+    };
+    let parameters = 64 << 10;
+    // The input; beside it parameters of dispatches.
+    let layers = of_a_layer(Recompute::Layers);
+    assert!(
+        (activations..activations + parameters).contains(&layers),
+        "{layers}"
+    );
+    // Inputs of two blocks, q, k, v, mixed heads and their log-sum-exp.
+    let insides = of_a_layer(Recompute::Insides);
+    let kept = 6 * activations + activations / 32;
+    assert!(
+        (kept..kept + parameters).contains(&insides),
+        "{insides} {kept}"
+    );
+    let plan = plan(12, Recompute::Layers);
+    assert!(
+        plan.saved_by_recomputing_bytes > 11 * 5 * activations,
+        "{plan}"
+    );
+}
+
+#[test]
+fn a_step_over_parts_is_the_step_over_all() {
+    for (_, context) in contexts() {
+        let sequences: Vec<Vec<u32>> = (0..4).map(|item| sequence(5 * item, 41)).collect();
+        let part = |range: std::ops::Range<usize>| {
+            let sequences: Vec<&[u32]> = sequences[range].iter().map(Vec::as_slice).collect();
+            Batch::next_tokens(&sequences).expect("a batch")
+        };
+        let mut results = Vec::new();
+        for parts in [vec![0..4], vec![0..1, 1..4], vec![0..1, 1..2, 2..3, 3..4]] {
+            let batches: Vec<Batch> = parts.into_iter().map(&part).collect();
+            let options = TrainingOptions {
+                // Steps follow gradients, not their signs, so that rounding stays rounding.
+                optimizer: AdamWOptions {
+                    eps: 1.0,
+                    ..AdamWOptions::default()
+                },
+                ..options()
+            };
+            let mut trainer = trainer(&context, config(), options);
+            let reports = [0; 3].map(|_| step(&mut trainer, &batches));
+            results.push((reports, weights(&trainer, &context)));
+        }
+        let (whole, rest) = results.split_first().expect("three");
+        for (reports, weights) in rest {
+            for (part, whole) in reports.iter().zip(&whole.0) {
+                assert_eq!(part.labels, whole.labels);
+                assert!((part.loss - whole.loss).abs() < 1e-5 * whole.loss);
+                let norms = (part.gradient_norm - whole.gradient_norm).abs();
+                assert!(norms < 1e-4 * whole.gradient_norm);
+            }
+            for (part, whole) in weights.iter().flatten().zip(whole.1.iter().flatten()) {
+                assert!((part - whole).abs() < 1e-6, "{part} {whole}");
+            }
+        }
+    }
+}
+
+#[test]
+fn runs_are_bit_identical_and_seeds_are_not() {
+    let [(_, context), _] = contexts();
+    let run = |seed| {
+        let mut config = config();
+        config.dropout = 0.1;
+        let mut trainer = trainer(&context, config, TrainingOptions { seed, ..options() });
+        for begin in 0..3 {
+            step(&mut trainer, &[batch(begin, 1, 40)]);
+        }
+        bits(&weights(&trainer, &context))
+    };
+    assert_eq!(run(1), run(1));
+    assert_ne!(run(1), run(2));
+}
+
+#[test]
+fn evaluation_changes_nothing_and_agrees_with_the_step() {
+    for (_, context) in contexts() {
+        let mut trainer = trainer(&context, config(), options());
+        let batches = [batch(1, 2, 30), batch(2, 1, 33)];
+        let before = bits(&weights(&trainer, &context));
+        let evaluated = trainer
+            .evaluate(&batches)
+            .expect("submits")
+            .wait()
+            .expect("runs");
+        assert_eq!(bits(&weights(&trainer, &context)), before);
+        let stepped = step(&mut trainer, &batches);
+        assert_eq!(evaluated.loss.to_bits(), stepped.loss.to_bits());
+        assert_eq!((evaluated.step, stepped.step), (0, 1));
+        assert_ne!(bits(&weights(&trainer, &context)), before);
+    }
+}
+
+#[test]
+fn a_refused_step_has_not_happened() {
+    for (_, context) in contexts() {
+        let mut trainer = trainer(&context, config(), options());
+        let good = batch(0, 1, 20);
+        step(&mut trainer, std::slice::from_ref(&good));
+        let (before, leases) = (
+            bits(&weights(&trainer, &context)),
+            context.pool().stats().leases.current,
+        );
+        let shape = AttentionShape::new(1, 3).expect("valid");
+        let tokens = Batch::new(shape.clone(), vec![1, VOCAB, 2], vec![1; 3]).expect("a batch");
+        let labels = Batch::new(shape.clone(), vec![1; 3], vec![0, 1, 77]).expect("a batch");
+        let ignored = Batch::new(shape.clone(), vec![1; 3], vec![IGNORED_LABEL; 3]);
+        let error = trainer.step(&[good.clone(), tokens]).expect_err("token");
+        assert!(
+            matches!(error, Error::TokenOutOfRange { what: "token", index: 1, given, limit }
+                if (given, limit) == (VOCAB, VOCAB)),
+            "{error}"
+        );
+        let error = trainer.step(&[good.clone(), labels]).expect_err("label");
+        assert!(
+            matches!(
+                error,
+                Error::TokenOutOfRange {
+                    what: "label",
+                    index: 2,
+                    given: 77,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        for nothing in [vec![], vec![ignored.expect("a batch")]] {
+            let error = trainer.step(&nothing).expect_err("labels");
+            assert!(matches!(error, Error::InvalidShape { what: "labels", .. }));
+        }
+        context.wait();
+        assert_eq!(trainer.steps(), 1);
+        assert_eq!(context.pool().stats().leases.current, leases);
+        assert_eq!(bits(&weights(&trainer, &context)), before);
+        assert_eq!(step(&mut trainer, &[good]).step, 2);
+
+        let error = Batch::new(shape, vec![1; 4], vec![1; 3]).expect_err("length");
+        assert!(matches!(
+            error,
+            Error::LengthMismatch {
+                given: 4,
+                expected: 3,
+                ..
+            }
+        ));
+        for wrong in [vec![], vec![&[1u32][..]], vec![&[1, 2][..], &[1, 2, 3]]] {
+            let error = Batch::next_tokens(&wrong).expect_err("sequences");
+            assert!(matches!(error, Error::InvalidShape { .. }), "{error}");
+        }
+    }
+}
+
+#[test]
+fn gradients_that_are_not_finite_change_no_weight() {
+    for (_, context) in contexts() {
+        let mut trainer = trainer(&context, config(), options());
+        let batches = [batch(0, 1, 20)];
+        step(&mut trainer, &batches);
+        let list = trainer.model().parameters().clone();
+        let id = list.find("output_projection.weight").expect("exists");
+        let mut recorder = context.recorder("spoil");
+        let tensor = trainer.weights().get(id).clone();
+        let values = vec![3e38f32; tensor.num_elements() as usize];
+        recorder.write(&tensor, &values).expect("records");
+        recorder.submit().expect("submits");
+        let before = bits(&weights(&trainer, &context));
+        let report = step(&mut trainer, &batches);
+        assert!(!report.gradient_norm.is_finite(), "{report:?}");
+        assert_eq!(bits(&weights(&trainer, &context)), before);
+        assert_eq!(trainer.steps(), 2);
+    }
+}
+
+#[test]
+fn options_that_mean_nothing_are_refused() {
+    let [(_, context), _] = contexts();
+    let model = |config| LongNet::new(&context, config).expect("valid");
+    let refused = |config, options| {
+        let error = Trainer::new(&context, model(config), options).expect_err("refused");
+        assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
+    };
+    let mut without_projection = config();
+    without_projection.output_projection = OutputProjection::None;
+    refused(without_projection, options());
+    let rate = LearningRate::Constant(f32::NAN);
+    refused(config(), TrainingOptions::new(rate));
+    for optimizer in [
+        AdamWOptions {
+            beta_1: 1.0,
+            ..Default::default()
+        },
+        AdamWOptions {
+            eps: 0.0,
+            ..Default::default()
+        },
+        AdamWOptions {
+            weight_decay: -1.0,
+            ..Default::default()
+        },
+        AdamWOptions {
+            max_norm: Some(0.0),
+            ..Default::default()
+        },
+    ] {
+        let options = TrainingOptions {
+            optimizer,
+            ..options()
+        };
+        let mut trainer = trainer(&context, config(), options);
+        let error = trainer.step(&[batch(0, 1, 5)]).expect_err("refused");
+        assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
+    }
+    // Weights of another model.
+    let mut other = config();
+    other.ffn_dim += 4;
+    let mut recorder = context.recorder("weights");
+    let weights = model(other)
+        .initial_weights(&mut recorder, 1)
+        .expect("leases");
+    recorder.submit().expect("submits");
+    let error = Trainer::with_weights(&context, model(config()), weights, options());
+    assert!(matches!(error, Err(Error::OtherModel { what: "weights" })));
+}
