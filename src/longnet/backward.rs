@@ -15,7 +15,7 @@ pub enum Recompute {
     #[default]
     Insides,
     /// Everything but the inputs of layers: a third more work, and of each layer one tensor of activations is kept instead
-    /// of eight.
+    /// of six.
     Layers,
 }
 
@@ -67,12 +67,19 @@ impl LongNet {
         let pass = pass(weights, call, &turns, step_seed);
         let mut layers = Vec::new();
         for blocks in &self.layers {
-            let (y, saved) = forward_layer(recorder, &pass, blocks, &x)?;
-            layers.push(match recompute {
-                Recompute::Insides => LayerSaved::Blocks(saved),
-                Recompute::Layers => LayerSaved::Input(x),
-            });
-            x = y;
+            match recompute {
+                Recompute::Insides => {
+                    let (y, saved) = forward_layer(recorder, &pass, blocks, &x)?;
+                    layers.push(LayerSaved::Blocks(saved));
+                    x = y;
+                }
+                Recompute::Layers => {
+                    layers.push(LayerSaved::Input(x.clone()));
+                    for block in blocks {
+                        x = block.forward(recorder, &pass, &x)?.0;
+                    }
+                }
+            }
         }
         let last = x.clone();
         let features = self.finish(recorder, weights, x)?;

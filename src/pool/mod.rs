@@ -269,26 +269,31 @@ impl<B> Pool<B> {
         }
     }
 
-    /// Serves a request from a lease that only the caller still holds, if it fits. That depends on what was asked for alone,
-    /// not on which buffer happened to be cached, so that plans can foretell it.
+    /// Serves a request from one of the leases that only the caller still holds, the smallest that fits. What fits depends on
+    /// what was asked for alone, not on which buffers happened to be cached, so that plans can foretell it. It is at most a
+    /// quarter larger than a buffer made for the request: a recording has a use for the larger ones soon, while the policy's
+    /// wider bound let each layer of a model keep an activation in a buffer twice its size.
     pub(crate) fn reuse(
         &self,
-        lease: &mut Lease<B>,
+        leases: &mut [Lease<B>],
         label: &'static str,
         bytes: u64,
         usage: wgpu::BufferUsages,
-    ) -> bool {
-        if lease.usage() != usage.bits() || !lease.is_unshared() {
-            return false;
-        }
-        let Ok(request) = self.request(label, bytes, usage) else {
-            return false;
-        };
-        let fits = (request.requested_bytes..=request.borrow_bytes).contains(&lease.class_bytes());
-        if fits {
+    ) -> Result<Option<Lease<B>>> {
+        let request = self.request(label, bytes, usage)?;
+        let largest = request.buffer_bytes + request.buffer_bytes / 4;
+        let fitting = request.requested_bytes..=largest;
+        let smallest = leases
+            .iter_mut()
+            .filter_map(|lease| {
+                let fits = lease.usage() == usage.bits() && fitting.contains(&lease.class_bytes());
+                (fits && lease.is_unshared()).then_some(lease)
+            })
+            .min_by_key(|lease| lease.class_bytes());
+        Ok(smallest.map(|lease| {
             lease.relabel(&request);
-        }
-        fits
+            lease.clone()
+        }))
     }
 
     fn request(

@@ -77,7 +77,9 @@ impl Trace {
                     let usage = BufferUsages::from_bits_retain(*usage);
                     if let Some(Replayed::Leased(lease)) = buffers.get_mut(buffer) {
                         // Within a recording: the same buffer where it fits, also here.
-                        if pool.reuse(lease, "replayed", *requested_bytes, usage) {
+                        let lease = std::slice::from_mut(lease);
+                        let reused = pool.reuse(lease, "replayed", *requested_bytes, usage)?;
+                        if reused.is_some() {
                             continue;
                         }
                     }

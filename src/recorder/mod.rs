@@ -281,15 +281,12 @@ impl Recorder {
         ))
     }
 
-    /// A buffer for kernels: one that only this recording still holds, else one of the pool's.
+    /// A buffer for kernels: the smallest that fits of those that only this recording still holds, else one of the pool's. (The
+    /// first that fits would let a small tensor that is kept take a large buffer that is wanted again.)
     fn lease(&mut self, label: &'static str, bytes: u64) -> Result<Lease> {
         let pool = self.context.pool().clone();
-        for held in &mut self.held {
-            if pool.reuse(held, label, bytes, STORAGE_USAGE) {
-                return Ok(held.clone());
-            }
-        }
-        pool.acquire(label, bytes, STORAGE_USAGE)
+        pool.reuse(&mut self.held, label, bytes, STORAGE_USAGE)?
+            .map_or_else(|| pool.acquire(label, bytes, STORAGE_USAGE), Ok)
     }
 
     /// Keeps `lease` until the recording is submitted.
