@@ -1,21 +1,22 @@
 // y = (x - mean) / sqrt(variance + eps) * gain + bias for each row.
 
-@group(0) @binding(1) var<storage, read> x: array<f32>;
-@group(0) @binding(2) var<storage, read> gain: array<f32>;
-@group(0) @binding(3) var<storage, read> bias: array<f32>;
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
+@group(0) @binding(1) var<storage, read> x: array<Cell>;
+@group(0) @binding(2) var<storage, read> gain: array<Cell>;
+@group(0) @binding(3) var<storage, read> bias: array<Cell>;
+@group(0) @binding(4) var<storage, read_write> y: array<Cell>;
 
 @compute @workgroup_size(64)
 fn layer_norm(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     let row = (group.x + group.y * params.grid_width) * ROWS + index / LANES;
     let lane = index % LANES;
     let exists = row < params.rows;
-    let first = params.x_skip + row * params.width;
+    let cells = params.width / CELL;
+    let first = params.x_skip + row * cells;
     let stats = row_stats(index, first, lane, exists);
     if (exists) {
-        for (var i = lane; i < params.width; i += LANES) {
+        for (var i = lane; i < cells; i += LANES) {
             let normal = (x[first + i] - stats.x) * stats.y;
-            y[params.y_skip + row * params.width + i] = fma(normal, gain[params.gain_skip + i], bias[params.bias_skip + i]);
+            y[params.y_skip + row * cells + i] = fma(normal, gain[params.gain_skip + i], bias[params.bias_skip + i]);
         }
     }
 }

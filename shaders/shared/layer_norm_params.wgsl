@@ -1,4 +1,4 @@
-// Parameters of the layer norm kernels.
+// Parameters of the layer norm kernels. Skips count cells (shared/cells_*.wgsl), but for stats_skip.
 
 struct LayerNormParams {
     rows: u32,

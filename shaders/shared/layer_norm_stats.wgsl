@@ -1,19 +1,20 @@
 // Mean and 1 / sqrt(variance + eps) of a row of x, in two passes: a single one loses the variance of rows with a large mean.
 fn row_stats(index: u32, first: u32, lane: u32, exists: bool) -> vec2<f32> {
-    var sum = 0.0;
+    let cells = params.width / CELL;
+    var sum = Cell();
     if (exists) {
-        for (var i = lane; i < params.width; i += LANES) {
+        for (var i = lane; i < cells; i += LANES) {
             sum += x[first + i];
         }
     }
-    let mean = row_sums(index, vec2<f32>(sum, 0.0)).x / f32(params.width);
-    var squares = 0.0;
+    let mean = row_sums(index, vec2<f32>(cell_sum(sum), 0.0)).x / f32(params.width);
+    var squares = Cell();
     if (exists) {
-        for (var i = lane; i < params.width; i += LANES) {
+        for (var i = lane; i < cells; i += LANES) {
             let off = x[first + i] - mean;
             squares = fma(off, off, squares);
         }
     }
-    let variance = row_sums(index, vec2<f32>(squares, 0.0)).x / f32(params.width);
+    let variance = row_sums(index, vec2<f32>(cell_sum(squares), 0.0)).x / f32(params.width);
     return vec2<f32>(mean, inverseSqrt(variance + params.eps));
 }

@@ -12,7 +12,7 @@ mod params;
 mod pipeline;
 mod source;
 
-pub use nn::Activation;
+pub use nn::{Activation, Cell};
 pub use params::*;
 pub(crate) use pipeline::{Pipeline, Pipelines};
 
@@ -59,9 +59,9 @@ pub enum Kernel {
     /// Adds up partial results.
     SumPartials,
     /// Layer norm of rows.
-    LayerNorm,
+    LayerNorm(Cell),
     /// Gradient of the input of a layer norm.
-    LayerNormBackward,
+    LayerNormBackward(Cell),
     /// Sums of columns over blocks of rows, with `normalised` also of their products with the normalised input.
     ColumnSums {
         /// Whether the products are wanted.
@@ -102,8 +102,8 @@ impl Kernel {
             Self::BackwardDkDv(variant) => variant.shape.dkdv_name(),
             Self::Matmul { .. } => "matmul",
             Self::SumPartials => "sum_partials",
-            Self::LayerNorm => "layer_norm",
-            Self::LayerNormBackward => "layer_norm_backward",
+            Self::LayerNorm(_) => "layer_norm",
+            Self::LayerNormBackward(_) => "layer_norm_backward",
             Self::ColumnSums { .. } => "column_sums",
             Self::Activation(_) => "activation",
             Self::ActivationBackward(_) => "activation_backward",
@@ -140,9 +140,9 @@ impl Kernel {
             | Self::Activation(_)
             | Self::ActivationBackward(_) => &[Read, ReadWrite],
             // x, gain, bias, y
-            Self::LayerNorm => &[Read, Read, Read, ReadWrite],
+            Self::LayerNorm(_) => &[Read, Read, Read, ReadWrite],
             // x, gain, dy, dx, stats
-            Self::LayerNormBackward => &[Read, Read, Read, ReadWrite, ReadWrite],
+            Self::LayerNormBackward(_) => &[Read, Read, Read, ReadWrite, ReadWrite],
             // x, stats, dy, partials
             Self::ColumnSums { .. } => &[Read, Read, Read, ReadWrite],
             // x, y, out; ids, table, out
@@ -169,7 +169,7 @@ impl Kernel {
             Self::Delta { .. } => ParamsInfo::of::<DeltaParams>("DeltaParams"),
             Self::Matmul { .. } => ParamsInfo::of::<MatmulParams>("MatmulParams"),
             Self::SumPartials => ParamsInfo::of::<SumPartialsParams>("SumPartialsParams"),
-            Self::LayerNorm | Self::LayerNormBackward => {
+            Self::LayerNorm(_) | Self::LayerNormBackward(_) => {
                 ParamsInfo::of::<LayerNormParams>("LayerNormParams")
             }
             Self::ColumnSums { .. } => ParamsInfo::of::<ColumnSumsParams>("ColumnSumsParams"),

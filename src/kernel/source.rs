@@ -5,9 +5,9 @@
 
 use std::fmt::Write;
 
-use super::Kernel;
 use super::backward::{BackwardShape, BackwardVariant};
 use super::forward::ForwardShape;
+use super::{Cell, Kernel};
 
 macro_rules! shader {
     ($path:literal) => {
@@ -50,8 +50,8 @@ fn constants(kernel: &Kernel) -> Vec<(&'static str, u32)> {
         Kernel::ColumnSums { normalised } => vec![("NORMALISED", u32::from(*normalised))],
         Kernel::Reduce { squares } => vec![("SQUARES", u32::from(*squares))],
         Kernel::SumPartials
-        | Kernel::LayerNorm
-        | Kernel::LayerNormBackward
+        | Kernel::LayerNorm(_)
+        | Kernel::LayerNormBackward(_)
         | Kernel::Blend
         | Kernel::Embedding
         | Kernel::EmbeddingBackward
@@ -103,8 +103,10 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
         ),
         Kernel::Matmul { .. } => vec![shader!("shared/activation.wgsl"), shader!("nn/matmul.wgsl")],
         Kernel::SumPartials => vec![shader!("nn/sum_partials.wgsl")],
-        Kernel::LayerNorm => layer_norm_files(shader!("nn/layer_norm.wgsl")),
-        Kernel::LayerNormBackward => layer_norm_files(shader!("nn/layer_norm_backward.wgsl")),
+        Kernel::LayerNorm(cell) => layer_norm_files(*cell, shader!("nn/layer_norm.wgsl")),
+        Kernel::LayerNormBackward(cell) => {
+            layer_norm_files(*cell, shader!("nn/layer_norm_backward.wgsl"))
+        }
         Kernel::ColumnSums { .. } => vec![shader!("nn/column_sums.wgsl")],
         Kernel::Activation(_) => vec![
             shader!("shared/activation.wgsl"),
@@ -127,8 +129,12 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
     }
 }
 
-fn layer_norm_files(own: &'static str) -> Vec<&'static str> {
+fn layer_norm_files(cell: Cell, own: &'static str) -> Vec<&'static str> {
     vec![
+        match cell {
+            Cell::Scalar => shader!("shared/cells_scalar.wgsl"),
+            Cell::Vec4 => shader!("shared/cells_vec4.wgsl"),
+        },
         shader!("shared/layer_norm_params.wgsl"),
         shader!("shared/rows.wgsl"),
         shader!("shared/layer_norm_stats.wgsl"),

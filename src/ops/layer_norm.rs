@@ -3,7 +3,7 @@
 use super::matmul::column_sums;
 use super::{Matrix, grid, row_windows, size};
 use crate::error::Result;
-use crate::kernel::{Kernel, LayerNormParams};
+use crate::kernel::{Cell, Kernel, LayerNormParams};
 use crate::recorder::Recorder;
 use crate::tensor::DType;
 
@@ -15,12 +15,12 @@ const ROWS: u64 = 8;
 /// # Errors
 /// [`Error::InvalidShape`](crate::Error::InvalidShape), [`Error::WrongDType`](crate::Error::WrongDType),
 /// [`Error::ForeignDevice`](crate::Error::ForeignDevice) for matrices that do not fit, and the errors of recording.
-pub fn layer_norm(
+pub fn layer_norm<'a>(
     recorder: &mut Recorder,
-    x: Matrix<'_>,
-    [gain, bias]: [Matrix<'_>; 2],
+    x: Matrix<'a>,
+    [gain, bias]: [Matrix<'a>; 2],
     eps: f32,
-    y: Matrix<'_>,
+    y: Matrix<'a>,
 ) -> Result<()> {
     let (rows, width) = (x.rows(), x.width());
     x.expect_f32("x", rows, width, recorder)?;
@@ -28,11 +28,12 @@ pub fn layer_norm(
     gain.expect_f32("gain", 1, width, recorder)?;
     bias.expect_f32("bias", 1, width, recorder)?;
     let facts = recorder.context().facts().clone();
+    let cell = Cell::of(width);
     for (begin, end) in row_windows("x", rows, &[x, y], &facts)? {
-        let x = x.bind(begin, end, &facts)?;
-        let y = y.bind(begin, end, &facts)?;
-        let gain = gain.bind(0, 1, &facts)?;
-        let bias = bias.bind(0, 1, &facts)?;
+        let bind =
+            |matrix: Matrix<'a>, begin, end| matrix.bind_elements(begin, end, cell.bytes(), &facts);
+        let (x, y) = (bind(x, begin, end)?, bind(y, begin, end)?);
+        let (gain, bias) = (bind(gain, 0, 1)?, bind(bias, 0, 1)?);
         let grid = grid("layer norm", (end - begin).div_ceil(ROWS), &facts)?;
         let params = LayerNormParams {
             rows: size("rows", end - begin)?,
@@ -46,7 +47,7 @@ pub fn layer_norm(
             ..Default::default()
         };
         let bindings = [x.binding, gain.binding, bias.binding, y.binding];
-        recorder.dispatch(Kernel::LayerNorm, &bindings, &params, grid)?;
+        recorder.dispatch(Kernel::LayerNorm(cell), &bindings, &params, grid)?;
     }
     Ok(())
 }
@@ -56,14 +57,14 @@ pub fn layer_norm(
 ///
 /// # Errors
 /// As [`layer_norm`].
-pub fn layer_norm_backward(
+pub fn layer_norm_backward<'a>(
     recorder: &mut Recorder,
-    x: Matrix<'_>,
-    gain: Matrix<'_>,
+    x: Matrix<'a>,
+    gain: Matrix<'a>,
     eps: f32,
-    dy: Matrix<'_>,
-    (dx, accumulate): (Matrix<'_>, bool),
-    sums: [Matrix<'_>; 2],
+    dy: Matrix<'a>,
+    (dx, accumulate): (Matrix<'a>, bool),
+    sums: [Matrix<'a>; 2],
 ) -> Result<()> {
     let (rows, width) = (x.rows(), x.width());
     for (what, matrix) in [("x", x), ("dy", dy), ("dx", dx)] {
@@ -73,12 +74,17 @@ pub fn layer_norm_backward(
         matrix.expect_f32(what, 1, width, recorder)?;
     }
     let facts = recorder.context().facts().clone();
+    let cell = Cell::of(width);
     let stats = recorder.empty("row statistics", &[rows as usize, 2], DType::F32)?;
     for (begin, end) in row_windows("x", rows, &[x, dy, dx, stats.matrix()], &facts)? {
-        let x = x.bind(begin, end, &facts)?;
-        let dy = dy.bind(begin, end, &facts)?;
-        let dx = dx.bind(begin, end, &facts)?;
-        let gain = gain.bind(0, 1, &facts)?;
+        let bind =
+            |matrix: Matrix<'a>, begin, end| matrix.bind_elements(begin, end, cell.bytes(), &facts);
+        let (x, dy, dx) = (
+            bind(x, begin, end)?,
+            bind(dy, begin, end)?,
+            bind(dx, begin, end)?,
+        );
+        let gain = bind(gain, 0, 1)?;
         let stats = stats.matrix().bind(begin, end, &facts)?;
         let grid = grid("layer norm", (end - begin).div_ceil(ROWS), &facts)?;
         let params = LayerNormParams {
@@ -101,7 +107,7 @@ pub fn layer_norm_backward(
             dx.binding,
             stats.binding,
         ];
-        recorder.dispatch(Kernel::LayerNormBackward, &bindings, &params, grid)?;
+        recorder.dispatch(Kernel::LayerNormBackward(cell), &bindings, &params, grid)?;
     }
     column_sums(recorder, dy, Some((x, stats.matrix())), &sums)
 }

@@ -2,7 +2,7 @@
 
 use dilated_attention::kernel::backward::{BackwardShape, BackwardVariant};
 use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
-use dilated_attention::kernel::{Access, Activation, Kernel};
+use dilated_attention::kernel::{Access, Activation, Cell, Kernel};
 use dilated_attention::plan::{DeviceFacts, Pass, Processor};
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
@@ -34,8 +34,10 @@ fn layer_kernels() -> Vec<Kernel> {
     let mut kernels = vec![
         Kernel::Fill,
         Kernel::SumPartials,
-        Kernel::LayerNorm,
-        Kernel::LayerNormBackward,
+        Kernel::LayerNorm(Cell::Scalar),
+        Kernel::LayerNorm(Cell::Vec4),
+        Kernel::LayerNormBackward(Cell::Scalar),
+        Kernel::LayerNormBackward(Cell::Vec4),
         Kernel::Blend,
         Kernel::Embedding,
         Kernel::EmbeddingBackward,
