@@ -7,13 +7,37 @@ use dilated_attention::pool::{
     Balanced, Exact, Lean, NoPooling, PoolOptions, PoolStats, Speed, Trace,
 };
 
+use dilated_attention::longnet::{LongNet, LongNetConfig, OutputProjection};
+use dilated_attention::training::{Batch, LearningRate, Trainer, TrainingOptions};
+use dilated_attention::{AttentionShape, Context, DeviceFacts, DilatedAttentionConfig};
+
 use crate::simulated::Simulated;
 use crate::support::snapshot::assert_snapshot;
 use crate::traces::Workload;
 
-/// One step of a training-like program, as the pool's own profile recorded it: three attention layers whose inputs are kept
-/// until the gradients come, at several lengths.
-const STEP: &str = include_str!("../golden/pool_step.trace");
+/// Six training steps of a small language model at several lengths, each over two batches, as the pool's own profile records
+/// them on a planner.
+fn training_steps() -> Trace {
+    let planner = Context::planner(DeviceFacts::webgpu_defaults());
+    let attention = DilatedAttentionConfig::new(4, 16, &[64, 256], &[1, 4]).expect("valid");
+    let mut config = LongNetConfig::decoder(attention, 3, 256);
+    config.vocab_size = Some(64);
+    config.output_projection = OutputProjection::Own;
+    let model = LongNet::new(&planner, config).expect("valid");
+    let options = TrainingOptions::new(LearningRate::Constant(1e-3));
+    let mut trainer = Trainer::new(&planner, model, options).expect("leases");
+    planner.pool().trim();
+    planner.pool().start_trace();
+    for len in [512, 512, 384, 1024, 700, 512] {
+        let batch = |items| {
+            let shape = AttentionShape::new(items, len).expect("valid");
+            let tokens = vec![1; (items * len) as usize];
+            Batch::new(shape, tokens.clone(), tokens).expect("a batch")
+        };
+        drop(trainer.step(&[batch(1), batch(2)]).expect("records"));
+    }
+    planner.pool().take_trace()
+}
 
 fn policies() -> [(&'static str, PoolOptions); 5] {
     let options = PoolOptions::default;
@@ -65,7 +89,7 @@ fn every_policy_does_on_the_traces_what_it_did() {
             line(&mut table, trace, policy, &stats, &simulated.warm);
         }
     }
-    let step: Trace = STEP.parse().expect("a trace");
+    let step = training_steps();
     for (policy, options) in policies() {
         let stats = step.replay(options, 1 << 30).expect("replays").stats;
         line(&mut table, "E", policy, &stats, &PoolStats::default());
@@ -117,7 +141,7 @@ fn a_trace_that_cannot_be_read_names_the_line() {
 
 #[test]
 fn reports_and_traces_are_json() {
-    let step: Trace = STEP.parse().expect("a trace");
+    let step = training_steps();
     let json = serde_json::to_string(&step).expect("is JSON");
     assert_eq!(serde_json::from_str::<Trace>(&json).expect("a trace"), step);
     let report = step
