@@ -22,4 +22,5 @@ mod support;
 mod telemetry;
 #[path = "../../benches/traces.rs"]
 mod traces;
+mod weights;
 mod workloads;
