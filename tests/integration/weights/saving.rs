@@ -214,10 +214,6 @@ fn the_old_file_is_replaced_whole_or_not_at_all() {
     set_readonly(true);
     assert!(refused(&other, &path).contains("read-only"));
     assert!(std::fs::read(&path).expect("read") == old);
-    #[expect(
-        clippy::permissions_set_readonly_false,
-        reason = "the file goes at the end of the test"
-    )]
     set_readonly(false);
 
     // Another device of the same model cannot save these.
