@@ -1,4 +1,4 @@
-//! Counts what each thread allocates: for the claim that a hit allocates nothing.
+//! Counts what each thread allocates: for the claims that a hit allocates nothing, and a hostile file little.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -10,6 +10,7 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    static BYTES: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Allocations of the calling thread so far.
@@ -17,10 +18,17 @@ pub fn allocations_of_this_thread() -> u64 {
     ALLOCATIONS.get()
 }
 
+/// Bytes that the calling thread allocated so far, whether or not they were freed.
+#[allow(dead_code, reason = "benchmarks ask for allocations alone")]
+pub fn bytes_allocated_by_this_thread() -> u64 {
+    BYTES.get()
+}
+
 // SAFETY: every call goes to the system's allocator unchanged.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        BYTES.set(BYTES.get() + layout.size() as u64);
         // SAFETY: as the caller promises.
         unsafe { System.alloc(layout) }
     }

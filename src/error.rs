@@ -2,6 +2,7 @@
 
 use crate::pool::PoolReport;
 use crate::tensor::DType;
+use crate::weights::{StoredType, WeightsMismatch};
 
 /// What went wrong; see the variants. No tensor that was there before a failed call is lost or changed by it.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -244,6 +245,45 @@ pub enum Error {
         line: u64,
         /// What it should have.
         need: &'static str,
+    },
+    /// The operating system refused a file.
+    #[error("{} cannot be {action}: {reason}", path.display())]
+    File {
+        /// Its path.
+        path: std::path::PathBuf,
+        /// Opened or saved.
+        action: &'static str,
+        /// The system's words.
+        reason: String,
+    },
+    /// A file of weights is malformed: cut off, damaged, or of another format.
+    #[error("{file} is no valid safetensors file: {reason}")]
+    InvalidWeightFile {
+        /// Its path, or what else it came from.
+        file: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file of weights is valid, but not of this model.
+    #[error("{0}")]
+    WeightsMismatch(Box<WeightsMismatch>),
+    /// A tensor of a file has elements of a type that parameters cannot have.
+    #[error("tensor {name} of the file is of type {given}; F32, F16 or BF16 is needed")]
+    WrongStoredType {
+        /// Its name.
+        name: String,
+        /// Its type.
+        given: StoredType,
+    },
+    /// A parameter has a finite value that the type to store it in does not.
+    #[error("parameter {name} holds {value}, too large for {stored_type}: store it as F32")]
+    WeightTooLarge {
+        /// Its name.
+        name: String,
+        /// The value.
+        value: f32,
+        /// The type.
+        stored_type: StoredType,
     },
     /// wgpu refused something that this library believed valid: a defect worth reporting (or, at a submission, memory that
     /// ran out inside wgpu).

@@ -16,6 +16,7 @@
 //! Tensors are row-major, (batch B, token N, head H, element D). Attention takes f32.
 
 #![warn(missing_docs)]
+#![deny(unsafe_code)]
 
 // 1: what to compute, and how
 pub mod config;
@@ -37,6 +38,7 @@ pub mod longnet;
 pub mod nn;
 pub mod ops;
 pub mod training;
+pub mod weights;
 
 // beside: errors, and the f64 oracle
 pub mod error;
@@ -55,6 +57,7 @@ pub use pool::{Lease, PersistentBuffer, Pool, PoolOptions, PoolReport, PoolStats
 pub use readback::Download;
 pub use recorder::{Recorder, Submission};
 pub use tensor::{DType, Element, Tensor};
+pub use weights::{WeightFile, WeightSource, WeightWriter};
 
 pub use wgpu;
 

@@ -261,8 +261,9 @@ impl Parameters {
 }
 
 impl Tensor {
-    /// A part of the tensor's storage as a tensor of its own.
-    fn part(&self, shape: &[usize], offset: u64) -> Self {
+    /// A part of the tensor's storage as a tensor of its own, from the byte `offset` on, a multiple of 4. Kernels can bind it
+    /// only where that is a multiple of the device's alignment; copies need no more.
+    pub(crate) fn part(&self, shape: &[usize], offset: u64) -> Self {
         let stored = self.stored(ByteRange { offset, size: 0 });
         Self::new(shape, self.dtype(), self.lease().clone(), stored.offset)
     }

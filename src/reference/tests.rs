@@ -302,12 +302,8 @@ fn wrong_inputs_are_errors() {
         Err(Error::InvalidShape { what: "branch", .. })
     ));
     let nothing = AttentionShape::new(0, 5).unwrap();
-    assert_eq!(
-        forward::<f64>(&config, &nothing, &[], &[], &[])
-            .unwrap()
-            .out,
-        []
-    );
+    let result = forward::<f64>(&config, &nothing, &[], &[], &[]).unwrap();
+    assert!(result.out.is_empty());
 }
 
 /// Gradients of `sum(out * dout)` by central differences. With detached mixing weights, `out` is the sum of the branches'

@@ -23,4 +23,5 @@ mod telemetry;
 #[path = "../../benches/traces.rs"]
 mod traces;
 mod training;
+mod weights;
 mod workloads;

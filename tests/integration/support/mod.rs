@@ -8,3 +8,4 @@ pub mod plain;
 pub mod pool_operations;
 pub mod problem;
 pub mod snapshot;
+pub mod weight_reading;

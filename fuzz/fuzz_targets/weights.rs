@@ -1,0 +1,14 @@
+//! Any bytes, as a file of weights of which everything is read; the same body runs as a property test in `cargo test`.
+//!
+//! ```sh
+//! cargo install cargo-fuzz && cargo +nightly fuzz run weights
+//! ```
+
+#![no_main]
+
+#[path = "../../tests/integration/support/weight_reading.rs"]
+mod weight_reading;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    weight_reading::run(bytes);
+});

@@ -1,0 +1,349 @@
+//! The header of a safetensors file.
+//!
+//! ```text
+//! length of the JSON, u64 little-endian | JSON: names, types, shapes, offsets; strings of metadata | data
+//! ```
+//! A file may come from anywhere. Nothing here allocates more than a small multiple of the header's own bytes, which are
+//! there (the length is compared with the file first), and every number is checked before it is used: offsets lie in the
+//! data, tensors follow each other without gap or overlap up to the last byte, and shapes multiply to their sizes.
+//!
+//! Tensors may begin at any byte, as in files of older writers; nothing here needs them aligned.
+//!
+//! Why not the safetensors crate, whose rules these are: its version 0.8 adds the end of the data to the header's length
+//! unchecked, which a hostile file makes a panic where overflow checks are on; of two equal names it silently keeps one; it
+//! parses through a buffer of many times the header's size; and its writer sorts the tensors, and asks for their bytes in a
+//! way that cannot fail. The tests read files of each with the other. JSON itself is serde_json's.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::stored::StoredType;
+
+/// Bytes of the length before the JSON.
+const LENGTH_BYTES: usize = 8;
+
+/// Largest JSON that readers of the format accept.
+const MAX_JSON_BYTES: u64 = 100_000_000;
+
+/// Most dimensions of a tensor: what NumPy and PyTorch allow.
+const MAX_RANK: usize = 64;
+
+/// The key of the metadata, which no tensor may have as its name.
+pub(super) const METADATA_KEY: &str = "__metadata__";
+
+/// A tensor of the file.
+pub(super) struct Entry {
+    pub name: String,
+    pub stored_type: StoredType,
+    pub shape: Box<[usize]>,
+    /// Its bytes in the file.
+    pub range: Range<usize>,
+}
+
+/// What a file says of itself, checked.
+pub(super) struct Header {
+    /// In the order of their bytes.
+    pub entries: Vec<Entry>,
+    /// Indices of entries, in the order of their names.
+    by_name: Vec<usize>,
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl Header {
+    /// Reads and checks the header of a file of these bytes; the error says what is wrong.
+    pub fn parse(file: &[u8]) -> Result<Self, String> {
+        let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
+            return Err(format!(
+                "it has {} bytes, but its header's length takes {LENGTH_BYTES}",
+                file.len()
+            ));
+        };
+        let length = u64::from_le_bytes(*length);
+        if length > MAX_JSON_BYTES {
+            return Err(format!(
+                "its header would have {length} bytes; {MAX_JSON_BYTES} are allowed"
+            ));
+        }
+        let json = usize::try_from(length)
+            .ok()
+            .and_then(|length| rest.get(..length));
+        let Some(json) = json else {
+            return Err(format!(
+                "its header has {length} bytes, of which {} are here: it was cut off",
+                rest.len()
+            ));
+        };
+        let text = std::str::from_utf8(json)
+            .map_err(|error| format!("its header is not UTF-8: {error}"))?;
+        if !text.starts_with('{') {
+            return Err("its header does not begin with '{'".to_owned());
+        }
+        let json: Json = serde_json::from_str(text)
+            .map_err(|error| clipped(&format!("its header is not as it should be: {error}")))?;
+        Self::check(json, LENGTH_BYTES + text.len(), file.len())
+    }
+
+    fn check(json: Json, data_start: usize, file_bytes: usize) -> Result<Self, String> {
+        let mut tensors = json.tensors;
+        tensors.sort_by_key(|(_, tensor)| tensor.data_offsets);
+        let mut entries = Vec::with_capacity(tensors.len());
+        let mut end = data_start;
+        for (name, tensor) in tensors {
+            let [first, last] = tensor.data_offsets;
+            let in_file = |offset: u64| {
+                let offset = usize::try_from(offset).ok()?.checked_add(data_start)?;
+                (offset <= file_bytes).then_some(offset)
+            };
+            let told = |reason: String| Err(format!("tensor {} {reason}", quoted(&name)));
+            let (Some(from), Some(to)) = (in_file(first), in_file(last)) else {
+                let data_bytes = file_bytes - data_start;
+                return told(format!(
+                    "has bytes {first}..{last} of {data_bytes}: the file was cut off, or lies"
+                ));
+            };
+            if from != end {
+                let what = if from < end {
+                    "overlaps"
+                } else {
+                    "leaves a gap after"
+                };
+                return told(format!("{what} the one before it"));
+            }
+            if to < from {
+                return told(format!("ends before it begins, bytes {first}..{last}"));
+            }
+            let Shape(shape) = tensor.shape;
+            let Type(stored_type) = tensor.dtype;
+            let bits = shape
+                .iter()
+                .try_fold(1usize, |count, dimension| count.checked_mul(*dimension))
+                .and_then(|count| count.checked_mul(stored_type.bits()));
+            if bits.is_none_or(|bits| bits % 8 != 0 || bits / 8 != to - from) {
+                let bytes = to - from;
+                return told(format!(
+                    "has shape {shape:?} of {stored_type}, which are not its {bytes} bytes"
+                ));
+            }
+            end = to;
+            entries.push(Entry {
+                name,
+                stored_type,
+                shape: shape.into(),
+                range: from..to,
+            });
+        }
+        if end != file_bytes {
+            let left = file_bytes - end;
+            return Err(format!("{left} bytes at its end belong to no tensor"));
+        }
+        let mut by_name: Vec<usize> = (0..entries.len()).collect();
+        by_name.sort_by(|a, b| entries[*a].name.cmp(&entries[*b].name));
+        let twice = by_name.windows(2).find(|pair| {
+            let [a, b] = [pair[0], pair[1]];
+            entries[a].name == entries[b].name
+        });
+        if let Some(pair) = twice {
+            let name = quoted(&entries[pair[0]].name);
+            return Err(format!("two tensors are called {name}"));
+        }
+        Ok(Self {
+            entries,
+            by_name,
+            metadata: json.metadata.unwrap_or_default(),
+        })
+    }
+
+    /// The tensor called `name`.
+    pub fn find(&self, name: &str) -> Option<&Entry> {
+        let compare = |index: &usize| self.entries[*index].name.as_str().cmp(name);
+        let position = self.by_name.binary_search_by(compare).ok()?;
+        Some(&self.entries[self.by_name[position]])
+    }
+}
+
+/// A name for messages: quoted, control characters escaped, not longer than a line.
+pub(super) fn quoted(name: &str) -> String {
+    clipped(&format!("{name:?}"))
+}
+
+/// The first few hundred characters.
+fn clipped(text: &str) -> String {
+    const MOST: usize = 300;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// The JSON as it is, duplicates and all.
+struct Json {
+    metadata: Option<BTreeMap<String, String>>,
+    tensors: Vec<(String, JsonTensor)>,
+}
+
+#[derive(Deserialize)]
+struct JsonTensor {
+    dtype: Type,
+    shape: Shape,
+    data_offsets: [u64; 2],
+}
+
+struct Type(StoredType);
+
+struct Shape(Vec<usize>);
+
+/// The metadata, without a key that is there twice.
+struct Pairs(BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Json;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
+                let mut json = Json {
+                    metadata: None,
+                    tensors: Vec::new(),
+                };
+                let mut seen = false;
+                while let Some(name) = map.next_key::<String>()? {
+                    if name != METADATA_KEY {
+                        json.tensors.push((name, map.next_value()?));
+                        continue;
+                    }
+                    if seen {
+                        return Err(A::Error::custom("there is metadata twice"));
+                    }
+                    seen = true;
+                    let pairs = map.next_value::<Option<Pairs>>()?;
+                    json.metadata = pairs.map(|Pairs(pairs)| pairs);
+                }
+                Ok(json)
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
+impl<'de> Deserialize<'de> for Pairs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Pairs;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of strings")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
+                let mut pairs = BTreeMap::new();
+                while let Some((key, value)) = map.next_entry::<String, String>()? {
+                    let shown = quoted(&key);
+                    if pairs.insert(key, value).is_some() {
+                        let reason = format!("the metadata has {shown} twice");
+                        return Err(A::Error::custom(reason));
+                    }
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
+impl<'de> Deserialize<'de> for Type {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let known = StoredType::from_name(&name);
+        known.map(Self).ok_or_else(|| {
+            let name = quoted(&name);
+            D::Error::custom(format!("{name} is no type of the format"))
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Array;
+        impl<'de> Visitor<'de> for Array {
+            type Value = Shape;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array of dimensions")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<Shape, A::Error> {
+                let mut shape = Vec::new();
+                while let Some(dimension) = array.next_element()? {
+                    if shape.len() == MAX_RANK {
+                        let reason = format!("a tensor has more than {MAX_RANK} dimensions");
+                        return Err(A::Error::custom(reason));
+                    }
+                    shape.push(dimension);
+                }
+                Ok(Shape(shape))
+            }
+        }
+        deserializer.deserialize_seq(Array)
+    }
+}
+
+/// A header to be written: tensors of one type, one after the other.
+pub(super) struct NewHeader<'a> {
+    pub metadata: &'a BTreeMap<String, String>,
+    pub stored_type: StoredType,
+    /// Name, shape, and where its bytes begin and end in the data.
+    pub tensors: Vec<(String, &'a [usize], [u64; 2])>,
+}
+
+#[derive(Serialize)]
+struct NewTensor<'a> {
+    dtype: &'static str,
+    shape: &'a [usize],
+    data_offsets: [u64; 2],
+}
+
+impl Serialize for NewHeader<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        if !self.metadata.is_empty() {
+            map.serialize_entry(METADATA_KEY, self.metadata)?;
+        }
+        for (name, shape, data_offsets) in &self.tensors {
+            let tensor = NewTensor {
+                dtype: self.stored_type.name(),
+                shape,
+                data_offsets: *data_offsets,
+            };
+            map.serialize_entry(name, &tensor)?;
+        }
+        map.end()
+    }
+}
+
+impl NewHeader<'_> {
+    /// The bytes before the data, which then begin at a multiple of 8.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, String> {
+        let mut json = serde_json::to_vec(self).map_err(|error| error.to_string())?;
+        json.resize(json.len().next_multiple_of(LENGTH_BYTES), b' ');
+        let length = json.len() as u64;
+        if length > MAX_JSON_BYTES {
+            return Err(format!(
+                "its header would have {length} bytes; {MAX_JSON_BYTES} are allowed"
+            ));
+        }
+        let mut bytes = length.to_le_bytes().to_vec();
+        bytes.append(&mut json);
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,59 @@
+//! Weights in safetensors files: loading strictly, saving atomically.
+//!
+//! ```text
+//! WeightFile (mapped, or bytes)  -> WeightSource (a part, renamed) -> load -> Parameters    f32, f16, bf16 -> f32
+//! Parameters (sets, by prefix)   -> WeightWriter                   -> save -> file          f32 -> f32, f16, bf16
+//! ```
+//!
+//! **What is checked when.** [`WeightFile::open`] and [`from_bytes`](WeightFile::from_bytes) check the header in full: a value
+//! of that type holds no offset that leaves the file and no shape that differs from its bytes. [`WeightSource::load`] then
+//! compares names, shapes and types with the model's list, and reports *all* differences as one
+//! [`Error::WeightsMismatch`](crate::Error::WeightsMismatch). Only then does it lease anything. There is no lenient form: a
+//! parameter that silently keeps its random start looks like a bad model, not like a wrong file.
+//!
+//! **Who copies.** The file is mapped, not read; a tensor's bytes are widened to f32 a piece at a time and copied from there
+//! to staging memory. A submission uploads about 64 MiB, and at most two are under way, so that neither the host nor the pool
+//! holds the model twice. Saving reads about 64 MiB at a time. A tensor larger than that goes in pieces.
+//!
+//! **Which names.** A file may hold several sets of parameters under prefixes, as checkpoints of training do;
+//! [`WeightFile::part`] takes one. [`WeightSource::rename`] is for files whose names are not those of the model, and for
+//! tensors to leave out *knowingly*: buffers that follow from the configuration, such as torchscale's scale of xPos.
+//!
+//! ```no_run
+//! use dilated_attention::longnet::{LongNet, LongNetConfig};
+//! use dilated_attention::{Context, DilatedAttentionConfig, WeightFile, WeightWriter};
+//!
+//! let context = Context::headless()?;
+//! let attention = DilatedAttentionConfig::new(12, 64, &[2048, 4096, 8192], &[1, 2, 4])?.torchscale();
+//! let mut config = LongNetConfig::encoder(attention, 12, 3072);
+//! config.xpos_scale_base = Some(512.0);
+//! let model = LongNet::new(&context, config)?;
+//!
+//! let file = WeightFile::open("torchscale.safetensors")?;
+//! let weights = file
+//!     .part("encoder.")
+//!     .rename(|name| (!name.ends_with("self_attn.xpos.scale")).then(|| name.to_owned()))
+//!     .load(&context, model.parameters())?;
+//!
+//! WeightWriter::new()
+//!     .part("weights.", &weights)
+//!     .metadata("made_by", "this example")
+//!     .save(&context, "longnet.safetensors")?;
+//! # Ok::<(), dilated_attention::Error>(())
+//! ```
+
+mod file;
+mod header;
+mod load;
+mod mapping;
+mod mismatch;
+#[cfg(not(target_arch = "wasm32"))]
+mod replacement;
+mod save;
+mod stored;
+
+pub use file::WeightFile;
+pub use load::WeightSource;
+pub use mismatch::{Duplicate, Misshapen, Mistyped, WeightsMismatch};
+pub use save::WeightWriter;
+pub use stored::{StoredTensor, StoredType};

@@ -1,0 +1,417 @@
+//! Malformed, truncated and hostile files. None needs a device.
+
+use dilated_attention::Error;
+use dilated_attention::weights::{StoredType, WeightFile};
+use proptest::prelude::*;
+use safetensors::SafeTensors;
+
+use super::{Directory, f32_bytes, file_of, file_with, golden, tensor};
+use crate::counting_allocator::bytes_allocated_by_this_thread;
+use crate::support::weight_reading;
+
+/// What is wrong with a file.
+fn refusal(bytes: Vec<u8>) -> String {
+    match WeightFile::from_bytes(bytes) {
+        Err(Error::InvalidWeightFile { file, reason }) => {
+            assert_eq!(file, "given bytes");
+            reason
+        }
+        Err(error) => panic!("{error}"),
+        Ok(file) => panic!("accepted: {file:?}"),
+    }
+}
+
+fn small_file() -> Vec<u8> {
+    let json = format!(
+        r#"{{"__metadata__":{{"format":"pt"}},{},{},{}}}"#,
+        tensor("a", "F32", &[2, 2], [0, 16]),
+        tensor("b", "F16", &[3], [16, 22]),
+        tensor("c", "I64", &[], [22, 30]),
+    );
+    file_of(&json, &(0..30).collect::<Vec<u8>>())
+}
+
+#[test]
+fn what_is_malformed_is_told() {
+    let json = |text: &str, data_bytes: usize| file_of(text, &vec![0; data_bytes]);
+    let one = |shape: &str, stored_type: &str, offsets: &str, data_bytes: usize| {
+        let text = format!(
+            r#"{{"a":{{"dtype":"{stored_type}","shape":{shape},"data_offsets":{offsets}}}}}"#
+        );
+        file_of(&text, &vec![0; data_bytes])
+    };
+    let entries = |entries: &[String], data_bytes: usize| {
+        file_of(&format!("{{{}}}", entries.join(",")), &vec![0; data_bytes])
+    };
+    let f32s = |name: &str, count: usize, range| tensor(name, "F32", &[count], range);
+    let max = u64::MAX;
+    // Eight tensors that end just below 2^64: the length of the file overflows if it is added to that.
+    let huge: Vec<String> = (0..8u64)
+        .map(|i| {
+            let size = u64::MAX / 8;
+            let (from, to) = (i * size, (i + 1) * size);
+            format!(r#""{i}":{{"dtype":"U8","shape":[{size}],"data_offsets":[{from},{to}]}}"#)
+        })
+        .collect();
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("it has 0 bytes", vec![]),
+        ("it has 7 bytes", vec![0; 7]),
+        ("100000000 are allowed", [0xff; 64].to_vec()),
+        (
+            "100000000 are allowed",
+            100_000_001u64.to_le_bytes().to_vec(),
+        ),
+        ("of which 0 are here", 100_000_000u64.to_le_bytes().to_vec()),
+        ("does not begin with '{'", 0u64.to_le_bytes().to_vec()),
+        (
+            "not UTF-8",
+            [&4u64.to_le_bytes()[..], b"{\xff\xfe}"].concat(),
+        ),
+        ("does not begin with '{'", json("[]", 0)),
+        ("does not begin with '{'", json(" {}", 0)),
+        ("EOF", json("{", 0)),
+        ("trailing characters", json("{} x", 0)),
+        (
+            "EOF while parsing a list",
+            json(&format!(r#"{{"a":{{"x":{}"#, "[".repeat(9999)), 0),
+        ),
+        ("invalid type", json(r#"{"a":5}"#, 0)),
+        ("invalid type", json(r#"{"__metadata__":{"a":5}}"#, 0)),
+        ("invalid type", json(r#"{"__metadata__":[]}"#, 0)),
+        (
+            "metadata twice",
+            json(r#"{"__metadata__":null,"__metadata__":{}}"#, 0),
+        ),
+        (
+            "\"k\" twice",
+            json(r#"{"__metadata__":{"k":"1","k":"2"}}"#, 0),
+        ),
+        (
+            "missing field `dtype`",
+            json(r#"{"a":{"shape":[],"data_offsets":[0,0]}}"#, 0),
+        ),
+        (
+            "missing field `shape`",
+            json(r#"{"a":{"dtype":"F32","data_offsets":[0,0]}}"#, 0),
+        ),
+        (
+            "missing field `data_offsets`",
+            json(r#"{"a":{"dtype":"F32","shape":[]}}"#, 0),
+        ),
+        ("no type of the format", one("[1]", "F31", "[0,4]", 4)),
+        ("no type of the format", one("[1]", "f32", "[0,4]", 4)),
+        ("invalid value", one("[-1]", "F32", "[0,4]", 4)),
+        ("invalid type", one("[1.0]", "F32", "[0,4]", 4)),
+        ("number out of range", one("[1e999]", "F32", "[0,4]", 4)),
+        ("invalid length", one("[1]", "F32", "[4]", 4)),
+        ("trailing characters", one("[1]", "F32", "[0,4,4]", 4)),
+        (
+            "more than 64 dimensions",
+            one(&format!("{:?}", [1; 65]), "F32", "[0,4]", 4),
+        ),
+        ("which are not its 4 bytes", one("[2]", "F32", "[0,4]", 4)),
+        ("which are not its 4 bytes", one("[1]", "F16", "[0,4]", 4)),
+        ("which are not its 0 bytes", one("[1]", "F32", "[0,0]", 0)),
+        // No whole byte.
+        ("which are not its 1 bytes", one("[1]", "F4", "[0,1]", 1)),
+        // Products of more than 64 bits, and one that is 0 after wrapping.
+        (
+            "which are not its 4 bytes",
+            one(&format!("[{max},{max}]"), "F32", "[0,4]", 4),
+        ),
+        (
+            "which are not its 4 bytes",
+            one(&format!("[{max}]"), "F32", "[0,4]", 4),
+        ),
+        (
+            "which are not its 0 bytes",
+            one("[4294967296,4294967296]", "F32", "[0,0]", 0),
+        ),
+        ("of 4: the file was cut off", one("[2]", "F32", "[0,8]", 4)),
+        (
+            "of 4: the file was cut off",
+            one("[1]", "F32", &format!("[{},{max}]", max - 4), 4),
+        ),
+        ("the file was cut off", entries(&huge, 0)),
+        (
+            "ends before it begins",
+            entries(&[f32s("a", 1, [0, 4]), f32s("b", 1, [4, 0])], 4),
+        ),
+        ("leaves a gap", one("[1]", "F32", "[4,8]", 8)),
+        (
+            "leaves a gap",
+            entries(&[f32s("a", 1, [0, 4]), f32s("b", 1, [5, 9])], 9),
+        ),
+        (
+            "overlaps",
+            entries(&[f32s("a", 2, [0, 8]), f32s("b", 1, [4, 8])], 8),
+        ),
+        (
+            "overlaps",
+            entries(&[f32s("a", 1, [0, 4]), f32s("b", 1, [0, 4])], 4),
+        ),
+        ("1 bytes at its end", one("[1]", "F32", "[0,4]", 5)),
+        ("4 bytes at its end", json("{}", 4)),
+        (
+            "two tensors are called \"a\"",
+            entries(&[f32s("a", 1, [0, 4]), f32s("a", 1, [4, 8])], 8),
+        ),
+        (
+            "two tensors are called \"\\n\"",
+            entries(&[f32s("\\n", 0, [0, 0]), f32s("\\u000a", 0, [0, 0])], 0),
+        ),
+    ];
+    for (expected, bytes) in cases {
+        let text = String::from_utf8_lossy(&bytes[..bytes.len().min(300)]).into_owned();
+        assert!(!weight_reading::run(&bytes));
+        let reason = refusal(bytes);
+        assert!(
+            reason.contains(expected),
+            "{reason}\nnot: {expected}\n{text}"
+        );
+    }
+}
+
+#[test]
+fn what_is_unusual_is_read() {
+    assert!(weight_reading::run(&small_file()));
+    // Nothing at all, spaces after it, no metadata, tensors without elements, any order of entries, odd beginnings.
+    assert!(weight_reading::run(&file_of("{}", &[])));
+    assert!(weight_reading::run(&file_of("{}     ", &[])));
+    assert!(weight_reading::run(&file_of(
+        r#"{"__metadata__":null}"#,
+        &[]
+    )));
+    let empty = tensor("e", "F32", &[5, 0, 3], [1, 1]);
+    let (odd, first) = (
+        tensor("odd", "F32", &[2], [1, 9]),
+        tensor("f", "U8", &[1], [0, 1]),
+    );
+    let data = [&[7u8][..], &f32_bytes(&[1.5, -2.5])].concat();
+    let bytes = file_of(&format!("{{{odd},{empty},{first}}}"), &data);
+    assert!(weight_reading::run(&bytes));
+    let file = WeightFile::from_bytes(bytes).expect("valid");
+    assert_eq!(file.names().collect::<Vec<_>>(), ["f", "e", "odd"]);
+    let odd = file.get("odd").expect("there");
+    assert_eq!(odd.stored_type(), StoredType::F32);
+    assert_eq!(odd.to_f32(0..2).expect("reads"), [1.5, -2.5]);
+    assert_eq!(odd.to_f32(1..2).expect("reads"), [-2.5]);
+    assert!(odd.to_f32(2..2).expect("reads").is_empty());
+    #[expect(clippy::reversed_empty_ranges, reason = "to be refused")]
+    let reversed = odd.to_f32(2..1);
+    assert!(matches!(reversed, Err(Error::InvalidShape { .. })));
+    assert!(matches!(odd.to_f32(0..3), Err(Error::InvalidShape { .. })));
+    let first = file.get("f").expect("there");
+    assert_eq!(first.bytes(), [7]);
+    assert!(matches!(
+        first.to_f32(0..1),
+        Err(Error::WrongStoredType {
+            given: StoredType::Other("U8"),
+            ..
+        })
+    ));
+    assert!(file.get("of").is_none());
+}
+
+#[test]
+fn all_types_of_the_format_are_known() {
+    use safetensors::Dtype::*;
+    for stored in [
+        BOOL,
+        F4,
+        F6_E2M3,
+        F6_E3M2,
+        U8,
+        I8,
+        F8_E5M2,
+        F8_E4M3,
+        F8_E8M0,
+        F8_E4M3FNUZ,
+        F8_E5M2FNUZ,
+        I16,
+        U16,
+        F16,
+        BF16,
+        I32,
+        U32,
+        F32,
+        C64,
+        F64,
+        I64,
+        U64,
+    ] {
+        let data = vec![0u8; stored.bitsize()];
+        let bytes = file_with(&[("t", &stored.to_string(), &[2, 4], &data)]);
+        assert!(weight_reading::run(&bytes), "{stored}");
+    }
+}
+
+#[test]
+fn a_file_cut_at_any_byte_is_refused() {
+    let bytes = small_file();
+    for length in 0..bytes.len() {
+        assert!(!weight_reading::run(&bytes[..length]), "{length} bytes");
+    }
+    assert!(!weight_reading::run(&[&bytes[..], &[0]].concat()));
+}
+
+#[test]
+fn paths_that_are_no_files_are_errors() {
+    let directory = Directory::new("paths");
+    let refused = |path: std::path::PathBuf| match WeightFile::open(&path) {
+        Err(Error::File {
+            path: told,
+            action,
+            reason,
+        }) => {
+            assert_eq!((told, action), (path, "opened"));
+            reason
+        }
+        other => panic!("{other:?}"),
+    };
+    refused(directory.file("missing"));
+    refused(directory.file("missing/missing"));
+    assert!(refused(directory.0.clone()).contains("no regular file"));
+    // A pipe, or a device: opening it could wait for ever, mapping it fail.
+    #[cfg(unix)]
+    assert!(refused("/dev/zero".into()).contains("no regular file"));
+    std::fs::write(directory.file("empty"), b"").expect("written");
+    let opened = WeightFile::open(directory.file("empty"));
+    let Err(error @ Error::InvalidWeightFile { .. }) = opened else {
+        panic!("{opened:?}");
+    };
+    assert!(
+        error
+            .to_string()
+            .contains("empty is no valid safetensors file: it has 0 bytes")
+    );
+    std::fs::write(directory.file("small"), small_file()).expect("written");
+    let file = WeightFile::open(directory.file("small")).expect("valid");
+    assert_eq!(file.metadata()["format"], "pt");
+    assert_eq!(
+        file.get("a").expect("there").bytes(),
+        (0..16).collect::<Vec<u8>>()
+    );
+}
+
+/// Reading and refusing cost at most a small multiple of the header, whatever it says.
+#[test]
+fn a_hostile_header_allocates_little() {
+    let zeros = "0,".repeat(200_000);
+    let tensors: Vec<String> = (0..5000)
+        .map(|i| tensor(&format!("t{i}"), "F32", &[0], [0, 0]))
+        .collect();
+    let huge = r#""shape":[18446744073709551615],"data_offsets":[0,18446744073709551615]"#;
+    for json in [
+        format!("{{{}}}", tensors.join(",")),
+        format!(r#"{{"a":{{"dtype":"F32","data_offsets":[0,0],"shape":[{zeros}0]}}}}"#),
+        format!(
+            r#"{{"a":{{"dtype":"F32","unknown":[{zeros}0],"shape":[0],"data_offsets":[0,0]}}}}"#
+        ),
+        format!(r#"{{"a":{}"#, "[".repeat(400_000)),
+        format!(r#"{{"a":{{"dtype":"U8",{huge}}}}}"#),
+        format!(r#"{{"__metadata__":{{"a":"{}"}}}}"#, "x".repeat(400_000)),
+    ] {
+        let bytes = file_of(&json, &[]);
+        let limit = 16 * bytes.len() as u64 + 4096;
+        let before = bytes_allocated_by_this_thread();
+        let _ = WeightFile::from_bytes(bytes);
+        let allocated = bytes_allocated_by_this_thread() - before;
+        assert!(allocated <= limit, "{allocated} bytes for {}", json.len());
+    }
+    // A header that claims more than is there costs nothing.
+    let bytes = [&99_999_999u64.to_le_bytes()[..], b"{"].concat();
+    let before = bytes_allocated_by_this_thread();
+    assert!(WeightFile::from_bytes(bytes).is_err());
+    assert!(bytes_allocated_by_this_thread() - before < 4096);
+}
+
+#[test]
+fn a_long_name_is_not_told_in_full() {
+    let name = "n".repeat(100_000);
+    let reason = refusal(file_of(
+        &format!("{{{}}}", tensor(&name, "F32", &[1], [0, 5])),
+        &[0; 5],
+    ));
+    assert!(reason.len() < 1000, "{} bytes", reason.len());
+    let reason = refusal(file_of(&format!(r#"{{"{name}":"{name}"}}"#), &[]));
+    assert!(reason.len() < 1000, "{} bytes", reason.len());
+}
+
+#[test]
+fn golden_files_read_as_that_crate_reads_them() {
+    for name in [
+        "ts_encoder_prenorm",
+        "ts_encoder_xpos",
+        "ts_core_n1",
+        "big_core_tiny_ln",
+    ] {
+        let path = golden(&format!("{name}.safetensors"));
+        let bytes = std::fs::read(&path).expect("read");
+        assert!(SafeTensors::deserialize(&bytes).is_ok());
+        assert!(weight_reading::run(&bytes), "{name}");
+        let file = WeightFile::open(&path).expect("valid");
+        assert!(file.tensors().count() > 0 && file.metadata().contains_key("source"));
+    }
+}
+
+proptest! {
+    #[test]
+    fn flipped_bytes_never_panic(
+        flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        cut in prop::option::of(any::<prop::sample::Index>()),
+    ) {
+        let mut bytes = small_file();
+        for (index, value) in &flips {
+            let index = index.index(bytes.len());
+            bytes[index] = *value;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        weight_reading::run(&bytes);
+    }
+
+    /// Numbers in their places, so that more than the parser is met.
+    #[test]
+    fn any_numbers_never_panic(
+        tensors in prop::collection::vec(
+            (prop::collection::vec(0u64..5, 0..3), 0u64..40, 0u64..40, 0usize..4),
+            0..5,
+        ),
+        huge in prop::option::of((any::<prop::sample::Index>(), any::<u64>())),
+        data_bytes in 0usize..100,
+    ) {
+        let types = ["F32", "F16", "BF16", "U8"];
+        let mut numbers = tensors;
+        if let Some((index, value)) = huge && !numbers.is_empty() {
+            let index = index.index(numbers.len());
+            numbers[index].1 = value;
+            numbers[index].0.push(value);
+        }
+        let entries: Vec<String> = numbers.iter().enumerate().map(|(i, (shape, from, to, kind))| {
+            format!(r#""t{i}":{{"dtype":"{}","shape":{shape:?},"data_offsets":[{from},{to}]}}"#, types[*kind])
+        }).collect();
+        weight_reading::run(&file_of(&format!("{{{}}}", entries.join(",")), &vec![1; data_bytes]));
+    }
+
+    /// What that crate writes, loads here.
+    #[test]
+    fn files_of_that_crate_are_read(
+        shapes in prop::collection::btree_map("[a-z.\\\\\"\u{0}é]{1,6}", (prop::collection::vec(0usize..4, 0..4), 0usize..3), 0..6),
+        metadata in prop::option::of(prop::collection::hash_map(".{0,5}", ".{0,5}", 0..3)),
+    ) {
+        use safetensors::Dtype;
+        use safetensors::tensor::TensorView;
+        let types = [Dtype::F32, Dtype::F16, Dtype::I64];
+        let data = [3u8; 8 * 64];
+        let views: Vec<(String, TensorView)> = shapes.into_iter().map(|(name, (shape, kind))| {
+            let bytes = shape.iter().product::<usize>() * types[kind].bitsize() / 8;
+            (name, TensorView::new(types[kind], shape, &data[..bytes]).expect("fits"))
+        }).collect();
+        // Of no tensor with metadata of no string, its version 0.8 writes what is no JSON.
+        let metadata = metadata.filter(|strings| !strings.is_empty());
+        let bytes = safetensors::serialize(views, metadata).expect("writes");
+        prop_assert!(weight_reading::run(&bytes));
+    }
+}
