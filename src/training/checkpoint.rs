@@ -1,1 +1,69 @@
-//! Training that stops and goes on.
+//! Training that stops and goes on: one file with weights, means and the number of steps.
+
+use super::{Optimizer, Trainer, TrainingOptions};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::longnet::LongNet;
+use crate::weights::{WeightFile, WeightWriter};
+
+const FORMAT: (&str, &str) = ("format", "dilated-attention training 1");
+const STEPS: &str = "steps";
+const WEIGHTS: &str = "weights.";
+const MOMENTS: [&str; 2] = ["moment_1.", "moment_2."];
+
+impl Trainer {
+    /// Writes weights, the optimiser's means and the number of steps as safetensors, together with what `metadata` says. The
+    /// weights are the part `weights.` of the file. Blocks until it is written; a file of before is replaced at the end, or
+    /// stays whole.
+    ///
+    /// # Errors
+    /// As [`WeightWriter::save`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn save(
+        &self,
+        path: impl AsRef<std::path::Path>,
+        metadata: &[(&str, String)],
+    ) -> Result<()> {
+        let [moment_1, moment_2] = self.optimizer.moments();
+        let mut writer = WeightWriter::new()
+            .part(WEIGHTS, self.optimizer.weights())
+            .part(MOMENTS[0], moment_1)
+            .part(MOMENTS[1], moment_2)
+            .metadata(FORMAT.0, FORMAT.1)
+            .metadata(STEPS, self.steps.to_string());
+        for (key, value) in metadata {
+            writer = writer.metadata(*key, value.clone());
+        }
+        writer.save(&self.context, path)
+    }
+
+    /// Goes on where [`save`](Self::save) stopped. With the same model, options and batches the following steps have the bits
+    /// that they would have had.
+    ///
+    /// # Errors
+    /// [`Error::WeightsMismatch`] for the checkpoint of another model, [`Error::InvalidWeightFile`] for a file that is no
+    /// checkpoint; as [`new`](Self::new).
+    pub fn resume(
+        context: &Context,
+        model: LongNet,
+        options: TrainingOptions,
+        file: &WeightFile,
+    ) -> Result<Self> {
+        let metadata = |key: &str| file.metadata().get(key).map(String::as_str);
+        let steps = metadata(STEPS).and_then(|steps| steps.parse().ok());
+        let (true, Some(steps)) = (metadata(FORMAT.0) == Some(FORMAT.1), steps) else {
+            return Err(Error::InvalidWeightFile {
+                file: file.label().to_owned(),
+                reason: "it is no checkpoint of a training: weights alone can be loaded with WeightSource::load".to_owned(),
+            });
+        };
+        let list = model.parameters();
+        let load = |part: &str| file.part(part).load(context, list);
+        let weights = load(WEIGHTS)?;
+        let moments = [load(MOMENTS[0])?, load(MOMENTS[1])?];
+        let mut recorder = context.recorder("optimizer");
+        let optimizer = Optimizer::with_moments(&mut recorder, weights, moments)?;
+        recorder.submit()?;
+        Self::assemble(context, model, options, optimizer, steps)
+    }
+}

@@ -97,7 +97,7 @@ impl WeightFile {
         WeightSource::new(self, prefix.into())
     }
 
-    pub(super) fn label(&self) -> &str {
+    pub(crate) fn label(&self) -> &str {
         &self.label
     }
 }

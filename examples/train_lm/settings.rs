@@ -1,0 +1,101 @@
+//! The model's sizes, as they are written into its checkpoint.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Debug, Display};
+use std::str::FromStr;
+
+use dilated_attention::DilatedAttentionConfig;
+use dilated_attention::longnet::{LongNetConfig, OutputProjection};
+
+/// Sizes of a byte-level language model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    pub layers: usize,
+    pub heads: u32,
+    pub head_dim: u32,
+    pub ffn_dim: usize,
+    pub segments: Vec<u32>,
+    pub rates: Vec<u32>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            layers: 3,
+            heads: 4,
+            head_dim: 32,
+            ffn_dim: 512,
+            segments: vec![128, 512],
+            rates: vec![1, 4],
+        }
+    }
+}
+
+impl Settings {
+    /// The model: causal, with xPos, bytes as tokens.
+    pub fn config(&self) -> dilated_attention::Result<LongNetConfig> {
+        let attention =
+            DilatedAttentionConfig::new(self.heads, self.head_dim, &self.segments, &self.rates)?;
+        let mut config = LongNetConfig::decoder(attention, self.layers, self.ffn_dim);
+        config.vocab_size = Some(256);
+        config.output_projection = OutputProjection::Own;
+        config.xpos_scale_base = Some(512.0);
+        Ok(config)
+    }
+
+    /// As metadata of a checkpoint.
+    pub fn metadata(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("layers", self.layers.to_string()),
+            ("heads", self.heads.to_string()),
+            ("head_dim", self.head_dim.to_string()),
+            ("ffn_dim", self.ffn_dim.to_string()),
+            ("segments", join(&self.segments)),
+            ("rates", join(&self.rates)),
+        ]
+    }
+
+    /// Reads what [`metadata`](Self::metadata) wrote.
+    pub fn from_metadata(metadata: &BTreeMap<String, String>) -> Result<Self, String> {
+        let get = |name: &str| {
+            let missing =
+                format!("the checkpoint does not say '{name}': train_lm did not write it");
+            metadata.get(name).ok_or(missing)
+        };
+        Ok(Self {
+            layers: parse(get("layers")?)?,
+            heads: parse(get("heads")?)?,
+            head_dim: parse(get("head_dim")?)?,
+            ffn_dim: parse(get("ffn_dim")?)?,
+            segments: list(get("segments")?)?,
+            rates: list(get("rates")?)?,
+        })
+    }
+}
+
+impl fmt::Display for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let values: Vec<String> = self
+            .metadata()
+            .iter()
+            .map(|(name, value)| format!("{name} {value}"))
+            .collect();
+        f.write_str(&values.join(", "))
+    }
+}
+
+fn join(values: &[impl Display]) -> String {
+    let values: Vec<String> = values.iter().map(ToString::to_string).collect();
+    values.join(",")
+}
+
+/// A number of an option or of metadata.
+pub fn parse<T: FromStr<Err: Debug>>(text: &str) -> Result<T, String> {
+    text.parse()
+        .map_err(|_| format!("'{text}' is not a number in range"))
+}
+
+/// Numbers with commas between them.
+pub fn list(text: &str) -> Result<Vec<u32>, String> {
+    text.split(',').map(parse).collect()
+}
