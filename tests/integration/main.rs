@@ -7,6 +7,7 @@ mod forward;
 mod golden;
 mod hazard;
 mod memory;
+mod models;
 mod operations;
 mod oracle;
 mod patterns;

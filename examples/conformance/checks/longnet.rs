@@ -468,13 +468,7 @@ pub fn check_embedded(
             positions,
             false,
         )?;
-        ops::embedding(
-            &mut recorder,
-            &ids,
-            table.matrix(),
-            1.0,
-            (x.matrix(), true),
-        )?;
+        ops::embedding(&mut recorder, &ids, table.matrix(), 1.0, (x.matrix(), true))?;
         Ok(x)
     };
     let x = embedded().map_err(told)?;

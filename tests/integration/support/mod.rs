@@ -3,6 +3,7 @@
 pub mod contexts;
 pub mod failing_source;
 pub mod kernel_contexts;
+pub mod models;
 pub mod numbers;
 pub mod plain;
 pub mod pool_operations;
