@@ -3,6 +3,7 @@
 mod backward;
 #[path = "../../benches/counting_allocator.rs"]
 mod counting_allocator;
+mod decode;
 mod forward;
 mod golden;
 mod hazard;
