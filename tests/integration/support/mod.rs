@@ -2,6 +2,7 @@
 
 pub mod contexts;
 pub mod failing_source;
+pub mod gradients;
 pub mod kernel_contexts;
 pub mod models;
 pub mod numbers;
