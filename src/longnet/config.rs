@@ -5,10 +5,11 @@ use crate::error::{Error, Result};
 use crate::nn::{Activation, ProjectionNorm};
 use crate::ops::Positions;
 
-/// Positions up to which a sequence shares one centre of xPos, its middle as in torchscale.
+/// Positions up to which a sequence shares one centre of xPos, its middle as in torchscale; half of [`MAX_BLOCK`].
 const ONE_CENTRE: u32 = 32_768;
 
-/// Largest block of positions with one centre: `(0.4/1.4)^(block / 2 / 512)` is still a number in f32.
+/// Largest block of positions with one centre: `(0.4/1.4)^(block / 2 / base)` is still a number in f32 with a base of 512. With
+/// smaller bases blocks are smaller in proportion.
 const MAX_BLOCK: u32 = 65_536;
 
 /// Which weights make logits of features.
@@ -188,9 +189,15 @@ impl LongNetConfig {
         Ok(())
     }
 
+    /// `limit`, which holds for a base of 512 and larger ones, for the base of this model.
+    fn for_base(&self, limit: u32) -> u32 {
+        let base = f64::from(self.xpos_scale_base.unwrap_or(512.0));
+        (f64::from(limit) * (base / 512.0).min(1.0)) as u32
+    }
+
     /// Positions of `seq_len` rows of an item from `first` on, of a sequence that will have `total`.
     pub(super) fn positions(&self, first: u32, seq_len: u32, total: u32) -> Result<Positions> {
-        if total <= ONE_CENTRE {
+        if total <= self.for_base(ONE_CENTRE) {
             return Ok(Positions {
                 seq_len,
                 first,
@@ -199,9 +206,9 @@ impl LongNetConfig {
             });
         }
         let block = self.xpos_block().ok_or_else(|| Error::InvalidConfig {
-            what: "xPos over more than 32768 tokens",
+            what: "xPos over more tokens than 64 times its base, or 32768",
             given: self.attention.to_string(),
-            need: "segments that all divide the longest, which is at most 65536; or learned positions",
+            need: "segments that all divide the longest, which is at most 128 times the base and 65536; or learned positions",
         })?;
         Ok(Positions {
             seq_len,
@@ -215,10 +222,11 @@ impl LongNetConfig {
     pub(super) fn decode_positions(&self, first: u32, seq_len: u32) -> Result<Positions> {
         let block = self.xpos_block();
         let end = u64::from(first) + u64::from(seq_len);
-        if block.is_none() && end > u64::from(ONE_CENTRE) {
+        let one_centre = self.for_base(ONE_CENTRE);
+        if block.is_none() && end > u64::from(one_centre) {
             return self.positions(first, seq_len, u32::MAX);
         }
-        let block = block.unwrap_or(ONE_CENTRE);
+        let block = block.unwrap_or(one_centre);
         Ok(Positions {
             seq_len,
             first,
@@ -237,7 +245,7 @@ impl LongNetConfig {
         };
         let block = lengths().max()?;
         let nested = lengths().all(|length| block.is_multiple_of(length));
-        (nested && block <= MAX_BLOCK).then_some(block)
+        (nested && block <= self.for_base(MAX_BLOCK)).then_some(block)
     }
 
     /// Whether rows of a branch may move away from their token (torchscale's rows where the rate does not divide the length).

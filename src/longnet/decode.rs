@@ -16,13 +16,15 @@ use crate::error::{Error, Result};
 use crate::nn::{Block, Multihead, MultiheadInput, ParameterList, Parameters, Pass, Sublayer};
 use crate::ops::{Positions, Rotations};
 use crate::plan::ByteRange;
+use crate::readback::Download;
 use crate::recorder::Recorder;
 use crate::tensor::{DType, Tensor};
 
 /// Keys and values of the tokens so far, of one model and batch.
 ///
 /// Steps are recorded like everything else: a step whose recording is dropped has not happened. [`truncate`](Self::truncate)
-/// then takes the cache back to the length it had.
+/// then takes the cache back to the length it had. Buffers that it grew out of are kept for that until the recording which
+/// copied them has run.
 #[derive(Clone, Debug)]
 pub struct KvCache {
     list: Arc<ParameterList>,
@@ -31,6 +33,19 @@ pub struct KvCache {
     capacity: u32,
     layers: Vec<LayerCache>,
     rotations: Option<Rotations>,
+    /// Oldest first.
+    outgrown: Vec<Outgrown>,
+}
+
+/// Buffers that were too small for more than `len` tokens.
+#[derive(Clone, Debug)]
+struct Outgrown {
+    len: u32,
+    capacity: u32,
+    layers: Vec<LayerCache>,
+    rotations: Option<Rotations>,
+    /// Arrives when the recording that copied them has run, and never when it was dropped.
+    copied: Arc<Download<f32>>,
 }
 
 #[derive(Clone, Debug)]
@@ -62,9 +77,22 @@ impl KvCache {
     /// Forgets all tokens from `len` on. The encoder's output, if any, is kept unless nothing is left.
     pub fn truncate(&mut self, len: u32) {
         self.len = self.len.min(len);
+        // Larger buffers hold these tokens only if the recording that copied them has run; smaller ones do in any case.
+        while let Some(smaller) = self.outgrown.pop_if(|smaller| self.len <= smaller.len) {
+            self.capacity = smaller.capacity;
+            self.layers = smaller.layers;
+            self.rotations = smaller.rotations;
+        }
+        self.release_copied();
         if self.len == 0 {
             self.layers.iter_mut().for_each(|layer| layer.cross = None);
         }
+    }
+
+    /// Gives up the buffers whose tokens are known to be in larger ones.
+    fn release_copied(&mut self) {
+        let copied = |download: &Download<f32>| download.is_ready() && download.wait().is_ok();
+        self.outgrown.retain(|smaller| !copied(&smaller.copied));
     }
 
     /// Keys and values of layer `layer`, (batch, capacity, H, D), of which the first [`len`](Self::len) tokens are set.
@@ -121,6 +149,7 @@ impl LongNet {
             capacity,
             layers,
             rotations: self.cache_rotations(recorder, capacity)?,
+            outgrown: Vec::new(),
         })
     }
 
@@ -168,6 +197,16 @@ impl LongNet {
             }
         }
         larger.len = cache.len;
+        let copied = recorder.zeros("cache grown", &[1], DType::F32)?;
+        let smaller = Outgrown {
+            len: cache.len,
+            capacity: cache.capacity,
+            layers: std::mem::take(&mut cache.layers),
+            rotations: cache.rotations.take(),
+            copied: Arc::new(recorder.download(&copied)?),
+        };
+        larger.outgrown = std::mem::take(&mut cache.outgrown);
+        larger.outgrown.push(smaller);
         *cache = larger;
         Ok(())
     }
@@ -193,8 +232,8 @@ impl LongNet {
 
     /// Records the features of `input`, the next tokens of each sequence, and adds their keys and values to the cache. The
     /// first call may have many tokens (a prompt), which are computed together; later ones are computed token by token.
-    /// `memory` is the encoder's output for models that attend to one, with the shape of attention to it; it is read
-    /// once, by the first call.
+    /// `memory` is the encoder's output for models that attend to one, with the shape of attention to it, of which keys alone
+    /// matter here; it is read once, by the first call.
     ///
     /// # Errors
     /// [`Error::OtherModel`] for a cache of another model, [`Error::InvalidShape`] for another batch or input that does not fit,
@@ -220,6 +259,13 @@ impl LongNet {
                 need: format!("{}, that of the cache", cache.batch),
             });
         }
+        if let Some(item) = (0..batch).find(|item| call.shape.valid_len(*item) != count) {
+            return Err(Error::InvalidShape {
+                what: "valid_lens of a decoding step",
+                given: format!("{} for item {item}", call.shape.valid_len(item)),
+                need: format!("{count}: all items of a cache have one length"),
+            });
+        }
         let first = cache.len;
         let Some(len) = first.checked_add(count) else {
             return Err(Error::SizeOverflow {
@@ -230,6 +276,7 @@ impl LongNet {
         let embedded = self.embed_from(recorder, weights, input, call, first, None)?;
         // A clone shares the buffers: a failure leaves the given one as it was.
         let mut next = cache.clone();
+        next.release_copied();
         self.grow(recorder, &mut next, len)?;
         let features = if first == 0 {
             self.prefill(recorder, weights, embedded, call, &mut next)?
@@ -277,7 +324,8 @@ impl LongNet {
     ) -> Result<Tensor> {
         let count = call.shape.seq_len();
         let turns = self.cache_turns(cache, 0, count)?;
-        let pass = pass(weights, call, &turns, None);
+        let call = call_of(call, count)?;
+        let pass = pass(weights, &call, &turns, None);
         for (blocks, layer) in self.layers.iter().zip(&mut cache.layers) {
             for block in blocks {
                 let (y, saved) = block.forward(recorder, &pass, &x)?;
@@ -323,10 +371,7 @@ impl LongNet {
         cache: &mut KvCache,
         token: u32,
     ) -> Result<Tensor> {
-        let one = Call {
-            shape: AttentionShape::new(cache.batch, 1)?,
-            memory: call.memory.clone(),
-        };
+        let one = call_of(call, 1)?;
         let turns = self.cache_turns(cache, token, 1)?;
         let pass = pass(weights, &one, &turns, None);
         let capacity = cache.capacity;
@@ -366,7 +411,6 @@ impl LongNet {
                                 need: "the encoder's output".to_owned(),
                             });
                         };
-                        let shape = one_query(shape)?;
                         self.step_block(
                             recorder,
                             &pass,
@@ -375,14 +419,14 @@ impl LongNet {
                             &x,
                             |recorder, input| {
                                 let input = MultiheadInput {
-                                    shape: &shape,
+                                    shape,
                                     positions: None,
                                     ..*input
                                 };
                                 let (q, _) =
                                     attention.project_queries(recorder, weights, &input)?;
                                 let attended =
-                                    attention.attention().forward(recorder, &shape, &q, k, v)?;
+                                    attention.attention().forward(recorder, shape, &q, k, v)?;
                                 Ok(attended.out)
                             },
                         )?
@@ -426,10 +470,20 @@ impl LongNet {
     }
 }
 
-/// The shape of attention to an encoder for one query of each item.
-fn one_query(shape: &AttentionShape) -> Result<AttentionShape> {
-    let lens: Vec<u32> = (0..shape.batch())
-        .map(|item| shape.valid_key_len(item))
-        .collect();
-    AttentionShape::cross(shape.batch(), 1, shape.key_len())?.with_valid_key_lens(&lens)
+/// `call` for `count` tokens of each item, whatever number of queries its memory was given for.
+fn call_of(call: &Call, count: u32) -> Result<Call> {
+    let batch = call.shape.batch();
+    let memory = match &call.memory {
+        // Attention that is not dense is of two sequences of one length, and says so itself.
+        Some((tensor, shape)) if shape.is_cross() => {
+            let lens: Vec<u32> = (0..shape.batch())
+                .map(|item| shape.valid_key_len(item))
+                .collect();
+            let shape = AttentionShape::cross(shape.batch(), count, shape.key_len())?;
+            Some((tensor.clone(), shape.with_valid_key_lens(&lens)?))
+        }
+        memory => memory.clone(),
+    };
+    let shape = AttentionShape::new(batch, count)?;
+    Ok(Call { shape, memory })
 }

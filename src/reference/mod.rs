@@ -43,6 +43,7 @@
 mod backward;
 mod forward;
 pub mod layers;
+pub mod model;
 mod sparse;
 #[cfg(test)]
 mod tests;

@@ -3,10 +3,13 @@
 mod backward;
 #[path = "../../benches/counting_allocator.rs"]
 mod counting_allocator;
+mod decode;
+mod encoder_decoder;
 mod forward;
 mod golden;
 mod hazard;
 mod memory;
+mod models;
 mod operations;
 mod oracle;
 mod patterns;

@@ -57,7 +57,7 @@ impl fmt::Display for Line {
 /// How many lines there were of each kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
-    passed: usize,
+    pub passed: usize,
     /// Comparisons that failed.
     pub failed: usize,
     skipped: usize,

@@ -2,7 +2,9 @@
 
 pub mod contexts;
 pub mod failing_source;
+pub mod gradients;
 pub mod kernel_contexts;
+pub mod models;
 pub mod numbers;
 pub mod plain;
 pub mod pool_operations;

@@ -1,0 +1,332 @@
+//! Layers with parameters and whole LongNets in double precision, forward, each token of each item in plain loops: what
+//! [`nn`](crate::nn) and [`longnet`](crate::longnet) are compared with. Their gradients are compared with finite differences of
+//! these, so no gradient is written here, and no dropout either.
+//!
+//! Parameters come as a map from their names to their values, (out, in) row-major for the weights of linear layers.
+//! Activations are (batch, token, element). Names that are missing and lengths that do not fit panic, since only tests call
+//! these with weights of their own.
+//!
+//! ```text
+//! block, pre-norm     x + sublayer(norm(x))                      the residual x is multiplied by residual_scale
+//! block, post-norm    norm(x + sublayer(x))
+//! multihead           out_proj(norm(attention(turn(norm(q_proj(x))), turn(norm(k_proj(memory))), v_proj(memory))))
+//! feed-forward        fc2(norm(activation(fc1(x))))
+//! model               norm(blocks(norm(scale * embedding + position)))
+//! ```
+
+use std::collections::HashMap;
+
+use super::{forward, layers};
+use crate::config::{AttentionShape, DilatedAttentionConfig};
+use crate::error::Result;
+use crate::longnet::{LongNetConfig, OutputProjection};
+use crate::nn::{Activation, ProjectionNorm};
+
+/// Parameters by name.
+pub type Values = HashMap<String, Vec<f64>>;
+
+/// Rows that the table of learned positions has before that of the first token (fairseq keeps them for padding).
+const ROWS_BEFORE_POSITIONS: usize = 2;
+
+fn value<'a>(values: &'a Values, layer: &str, name: &str) -> &'a [f64] {
+    let name = format!("{layer}.{name}");
+    values
+        .get(&name)
+        .unwrap_or_else(|| panic!("no parameter {name}"))
+}
+
+/// `x W^T + b` with `layer.weight` and, if there is one, `layer.bias`.
+///
+/// # Panics
+/// Without the weight, or when lengths do not fit.
+pub fn linear(values: &Values, layer: &str, x: &[f64], inner: usize) -> Vec<f64> {
+    let bias = values.get(&format!("{layer}.bias"));
+    let weight = value(values, layer, "weight");
+    layers::linear(x, weight, bias.map_or(&[], Vec::as_slice), inner)
+}
+
+/// Layer norm of rows with `layer.weight` and `layer.bias`.
+///
+/// # Panics
+/// Without these, or when lengths do not fit.
+pub fn layer_norm(values: &Values, layer: &str, x: &[f64], eps: f32) -> Vec<f64> {
+    let [gain, bias] = ["weight", "bias"].map(|name| value(values, layer, name));
+    layers::layer_norm(x, gain, bias, f64::from(eps))
+}
+
+/// Options of a feed-forward network.
+#[derive(Clone, Copy, Debug)]
+pub struct FeedForward {
+    /// Elements of a row of the input.
+    pub embed_dim: usize,
+    /// Elements of a row inside.
+    pub ffn_dim: usize,
+    /// Between the two products.
+    pub activation: Activation,
+    /// Epsilon of the layer norm inside, if there is one.
+    pub norm_eps: Option<f32>,
+}
+
+impl FeedForward {
+    /// The network called `name`.
+    ///
+    /// # Panics
+    /// When a parameter is missing or lengths do not fit.
+    pub fn forward(&self, values: &Values, name: &str, x: &[f64]) -> Vec<f64> {
+        let mut hidden = linear(values, &format!("{name}.fc1"), x, self.embed_dim);
+        for value in &mut hidden {
+            *value = match self.activation {
+                Activation::Identity => *value,
+                Activation::Relu => layers::relu(*value),
+                Activation::Gelu => layers::gelu(*value),
+            };
+        }
+        if let Some(eps) = self.norm_eps {
+            hidden = layer_norm(values, &format!("{name}.ffn_layernorm"), &hidden, eps);
+        }
+        linear(values, &format!("{name}.fc2"), &hidden, self.ffn_dim)
+    }
+}
+
+/// Options of multi-head attention.
+#[derive(Clone, Copy, Debug)]
+pub struct Multihead<'a> {
+    /// The attention inside.
+    pub attention: &'a DilatedAttentionConfig,
+    /// Layer norms inside.
+    pub norm: ProjectionNorm,
+    /// Their epsilon.
+    pub norm_eps: f32,
+    /// Base of xPos' scale, for attention whose queries and keys are turned by their positions in their item.
+    pub xpos_scale_base: Option<f32>,
+}
+
+impl Multihead<'_> {
+    /// The attention called `name`, of `x` to `memory`, which is `x` again in self-attention.
+    ///
+    /// # Errors
+    /// Those of [`forward`].
+    ///
+    /// # Panics
+    /// When a parameter is missing or lengths do not fit.
+    pub fn forward(
+        &self,
+        values: &Values,
+        name: &str,
+        shape: &AttentionShape,
+        x: &[f64],
+        memory: &[f64],
+    ) -> Result<Vec<f64>> {
+        let width = self.attention.embed_dim() as usize;
+        let project = |layer: &str, x: &[f64]| linear(values, &format!("{name}.{layer}"), x, width);
+        let norm = |layer: &str, wanted: bool, x: Vec<f64>| match wanted {
+            true => layer_norm(values, &format!("{name}.{layer}"), &x, self.norm_eps),
+            false => x,
+        };
+        let query_key = self.norm == ProjectionNorm::QueryKey;
+        let q = norm("q_ln", query_key, project("q_proj", x));
+        let k = norm("k_ln", query_key, project("k_proj", memory));
+        let v = project("v_proj", memory);
+        let q = self.turn(&q, shape.seq_len(), 1.0);
+        let k = self.turn(&k, shape.key_len(), -1.0);
+        let mixed = forward(self.attention, shape, &q, &k, &v)?.out;
+        let mixed = match self.norm {
+            ProjectionNorm::None => mixed,
+            ProjectionNorm::Inner => norm("inner_attn_ln", true, mixed),
+            ProjectionNorm::QueryKey => norm("q_ln", true, mixed),
+        };
+        Ok(project("out_proj", &mixed))
+    }
+
+    /// xPos of all heads, items of `len` tokens. Exponents are relative to the middle of an item.
+    fn turn(&self, x: &[f64], len: u32, sign: f64) -> Vec<f64> {
+        let Some(base) = self.xpos_scale_base else {
+            return x.to_vec();
+        };
+        let (heads, head_dim) = (
+            self.attention.num_heads() as usize,
+            self.attention.head_dim() as usize,
+        );
+        let turned = x.chunks(head_dim).enumerate().flat_map(|(index, head)| {
+            let position = (index / heads % len as usize) as f64;
+            let exponent = sign * (position - f64::from(len) / 2.0) / f64::from(base);
+            layers::xpos(head, position, exponent)
+        });
+        turned.collect()
+    }
+}
+
+/// What a model starts from.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    /// Token ids, one for each token of the batch.
+    Tokens(&'a [u32]),
+    /// Embeddings: positions and norm are still to come.
+    Embeddings(&'a [f64]),
+}
+
+/// A LongNet with its parameters, whose names begin with `prefix`.
+#[derive(Clone, Copy, Debug)]
+pub struct Model<'a> {
+    /// The options. Dropout is ignored.
+    pub config: &'a LongNetConfig,
+    /// The parameters.
+    pub values: &'a Values,
+    /// Before each name: empty, `encoder.` or `decoder.`.
+    pub prefix: &'a str,
+}
+
+impl Model<'_> {
+    fn width(&self) -> usize {
+        self.config.attention.embed_dim() as usize
+    }
+
+    fn name(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    fn norm(&self, name: &str, x: &[f64]) -> Vec<f64> {
+        layer_norm(self.values, &self.name(name), x, self.config.norm_eps)
+    }
+
+    /// What the first layer is given.
+    ///
+    /// # Panics
+    /// When a parameter is missing or lengths do not fit.
+    pub fn embed(&self, shape: &AttentionShape, input: Input<'_>) -> Vec<f64> {
+        let width = self.width();
+        let mut x = match input {
+            Input::Embeddings(x) => x.to_vec(),
+            Input::Tokens(ids) => {
+                let table = value(self.values, &self.name("embed_tokens"), "weight");
+                let scale = f64::from(self.config.embedding_scale);
+                let row = |id: &u32| table[*id as usize * width..][..width].iter();
+                ids.iter().flat_map(row).map(|x| scale * x).collect()
+            }
+        };
+        if self.config.learned_positions.is_some() {
+            let table = value(self.values, &self.name("embed_positions"), "weight");
+            for (index, x) in x.chunks_mut(width).enumerate() {
+                let row = ROWS_BEFORE_POSITIONS + index % shape.seq_len() as usize;
+                for (x, position) in x.iter_mut().zip(&table[row * width..]) {
+                    *x += position;
+                }
+            }
+        }
+        match self.config.embedding_norm {
+            true => self.norm("layernorm_embedding", &x),
+            false => x,
+        }
+    }
+
+    /// The output after the final norm; `memory` is what an encoder made, with the shape of attention to it.
+    ///
+    /// # Errors
+    /// Those of [`forward`].
+    ///
+    /// # Panics
+    /// When a parameter or the memory is missing or lengths do not fit.
+    pub fn features(
+        &self,
+        shape: &AttentionShape,
+        input: Input<'_>,
+        memory: Option<(&[f64], &AttentionShape)>,
+    ) -> Result<Vec<f64>> {
+        let mut x = self.embed(shape, input);
+        for index in 0..self.config.num_layers {
+            x = self.layer(&format!("layers.{index}"), shape, x, memory)?;
+        }
+        Ok(match self.config.final_norm {
+            true => self.norm("layer_norm", &x),
+            false => x,
+        })
+    }
+
+    fn layer(
+        &self,
+        name: &str,
+        shape: &AttentionShape,
+        x: Vec<f64>,
+        memory: Option<(&[f64], &AttentionShape)>,
+    ) -> Result<Vec<f64>> {
+        let config = self.config;
+        let own = Multihead {
+            attention: &config.attention,
+            norm: config.projection_norm,
+            norm_eps: config.norm_eps,
+            xpos_scale_base: config.xpos_scale_base,
+        };
+        let mut x = self.block(&format!("{name}.self_attn_layer_norm"), &x, |x| {
+            let name = self.name(&format!("{name}.self_attn"));
+            own.forward(self.values, &name, shape, x, x)
+        })?;
+        if let Some(cross) = &config.cross_attention {
+            let cross = Multihead {
+                attention: &cross.attention,
+                norm: cross.projection_norm,
+                norm_eps: config.norm_eps,
+                xpos_scale_base: None,
+            };
+            let (memory, shape) = memory.expect("a memory to attend to");
+            x = self.block(&format!("{name}.encoder_attn_layer_norm"), &x, |x| {
+                let name = self.name(&format!("{name}.encoder_attn"));
+                cross.forward(self.values, &name, shape, x, memory)
+            })?;
+        }
+        let network = FeedForward {
+            embed_dim: self.width(),
+            ffn_dim: config.ffn_dim,
+            activation: config.activation,
+            norm_eps: config.sub_norm.then_some(config.norm_eps),
+        };
+        self.block(&format!("{name}.final_layer_norm"), &x, |x| {
+            Ok(network.forward(self.values, &self.name(&format!("{name}.ffn")), x))
+        })
+    }
+
+    fn block(
+        &self,
+        norm: &str,
+        x: &[f64],
+        sublayer: impl FnOnce(&[f64]) -> Result<Vec<f64>>,
+    ) -> Result<Vec<f64>> {
+        let inner = match self.config.post_norm {
+            true => sublayer(x)?,
+            false => sublayer(&self.norm(norm, x))?,
+        };
+        let scale = f64::from(self.config.residual_scale);
+        let sum: Vec<f64> = x.iter().zip(inner).map(|(x, y)| scale * x + y).collect();
+        Ok(match self.config.post_norm {
+            true => self.norm(norm, &sum),
+            false => sum,
+        })
+    }
+
+    /// Logits of features, one row of the vocabulary for each.
+    ///
+    /// # Panics
+    /// When a parameter is missing or lengths do not fit.
+    pub fn logits(&self, features: &[f64]) -> Vec<f64> {
+        let layer = match self.config.output_projection {
+            OutputProjection::Tied => "embed_tokens",
+            OutputProjection::Own | OutputProjection::None => "output_projection",
+        };
+        linear(self.values, &self.name(layer), features, self.width())
+    }
+
+    /// The mean cross-entropy of the logits of `features` with labels, over the rows that have one, in nats.
+    ///
+    /// # Panics
+    /// When lengths do not fit or there is no such label.
+    pub fn loss(&self, features: &[f64], labels: &[Option<u32>]) -> f64 {
+        let logits = self.logits(features);
+        let rows = logits.chunks(logits.len() / labels.len());
+        let losses: Vec<f64> = rows
+            .zip(labels)
+            .filter_map(|(logits, label)| {
+                label.map(|label| layers::cross_entropy(logits, label as usize))
+            })
+            .collect();
+        losses.iter().sum::<f64>() / losses.len() as f64
+    }
+}
