@@ -8,6 +8,7 @@ mod encoder_decoder;
 mod forward;
 mod golden;
 mod hazard;
+mod layers;
 mod memory;
 mod models;
 mod operations;

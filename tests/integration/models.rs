@@ -76,6 +76,12 @@ fn cases() -> Vec<Case> {
         shape(1, 37),
     );
 
+    let mut config = LongNetConfig::encoder(attention(2, &[16], &[1]), 1, 20).pre_norm();
+    config.residual_scale = 1.3;
+    config.embedding_norm = true;
+    config.learned_positions = Some(50);
+    add("scaled residuals, pre-norm", config, shape(2, 25));
+
     // With one branch there is nothing to detach: torchscale's gradient is the true one.
     let config = LongNetConfig::decoder(attention(2, &[12], &[1]).torchscale(), 1, 16);
     let config = with_tokens(config, 17, OutputProjection::Tied);
