@@ -10,6 +10,7 @@ mod golden;
 mod hazard;
 mod layers;
 mod memory;
+mod model_errors;
 mod models;
 mod operations;
 mod oracle;
