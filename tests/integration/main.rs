@@ -4,6 +4,7 @@ mod backward;
 #[path = "../../benches/counting_allocator.rs"]
 mod counting_allocator;
 mod decode;
+mod dropout;
 mod encoder_decoder;
 mod forward;
 mod golden;

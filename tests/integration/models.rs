@@ -30,7 +30,7 @@ fn with_tokens(config: LongNetConfig, vocab: u32, projection: OutputProjection) 
 }
 
 /// Models that between them have every option.
-fn cases() -> Vec<Case> {
+pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     let mut add = |name, config, shape| {
         cases.push(Case::new(name, config, shape));
