@@ -21,7 +21,7 @@ fn run(context: &Context, case: &Case, values: &[Vec<f32>]) -> (f64, Vec<Vec<f32
 #[test]
 fn gradients_are_those_of_what_was_dropped() {
     let on = &kernel_contexts()[0].context;
-    // Pre-norm with norms inside, post-norm with learned positions, moved rows without norms inside.
+    // Sub-LN; post-norm with learned positions; one branch: the others differ in nothing that drops.
     for mut case in cases().into_iter().step_by(3) {
         // Features weighted at random, for all.
         (case.config.vocab_size, case.config.output_projection) = (None, Default::default());
