@@ -1,9 +1,11 @@
 //! Gradients of a whole model.
 
+use std::sync::Arc;
+
 use super::forward::{Turns, pass};
 use super::{Call, Input, LongNet};
 use crate::error::{Error, Result};
-use crate::nn::{Block, BlockSaved, Parameters, Pass};
+use crate::nn::{Block, BlockSaved, ParameterList, Parameters, Pass};
 use crate::ops::{Blend, Dropout, TokenIds, embedding_backward};
 use crate::recorder::Recorder;
 use crate::tensor::{DType, Tensor};
@@ -22,6 +24,7 @@ pub enum Recompute {
 /// What a backward needs of its forward.
 #[derive(Clone, Debug)]
 pub struct Saved {
+    list: Arc<ParameterList>,
     call: Call,
     turns: Turns,
     step_seed: Option<u64>,
@@ -38,6 +41,19 @@ pub struct Saved {
 enum LayerSaved {
     Input(Tensor),
     Blocks(Vec<BlockSaved>),
+}
+
+impl Saved {
+    /// Whether a forward of `model` saved this. An encoder and a decoder of one list differ in their layers.
+    fn is_of(&self, model: &LongNet) -> bool {
+        let fits = |(saved, blocks): (&LayerSaved, &Vec<Block>)| match saved {
+            LayerSaved::Input(_) => true,
+            LayerSaved::Blocks(saved) => saved.len() == blocks.len(),
+        };
+        (Arc::ptr_eq(&self.list, &model.list) || self.list == model.list)
+            && self.layers.len() == model.layers.len()
+            && self.layers.iter().zip(&model.layers).all(fits)
+    }
 }
 
 impl LongNet {
@@ -88,6 +104,7 @@ impl LongNet {
             Input::Embeddings(_) | Input::Embedded(_) => None,
         };
         let saved = Saved {
+            list: self.list.clone(),
             call: call.clone(),
             turns,
             step_seed,
@@ -112,6 +129,8 @@ impl LongNet {
         features: &Tensor,
         dlogits: &Tensor,
     ) -> Result<Tensor> {
+        weights.expect_list("weights", &self.list)?;
+        gradients.expect_list("gradients", &self.list)?;
         let projection = self.projection()?;
         let dfeatures = recorder.empty("d features", features.shape(), DType::F32)?;
         let (x, dy) = (features.matrix(), dlogits.matrix());
@@ -155,7 +174,13 @@ impl LongNet {
     ) -> Result<Tensor> {
         weights.expect_list("weights", &self.list)?;
         gradients.expect_list("gradients", &self.list)?;
+        if !saved.is_of(self) {
+            return Err(Error::OtherModel {
+                what: "saved activations",
+            });
+        }
         let Saved {
+            list: _,
             call,
             turns,
             step_seed,
@@ -165,11 +190,6 @@ impl LongNet {
             embedded,
             starts_embedded,
         } = saved;
-        if layers.len() != self.layers.len() {
-            return Err(Error::OtherModel {
-                what: "saved activations",
-            });
-        }
         let pool_id = recorder.context().pool().id();
         dfeatures.expect("dfeatures", last.shape(), DType::F32, pool_id)?;
         let pass = pass(weights, &call, &turns, step_seed);

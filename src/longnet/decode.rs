@@ -119,13 +119,7 @@ impl LongNet {
     /// [`Error::InvalidConfig`] for a model without causal mask, or with xPos and segments that allow no fixed centre; the
     /// errors of leasing.
     pub fn new_cache(&self, recorder: &mut Recorder, batch: u32, capacity: u32) -> Result<KvCache> {
-        if self.config.attention.get_mask() != Mask::Causal {
-            return Err(Error::InvalidConfig {
-                what: "decoding",
-                given: "a model without causal mask".to_owned(),
-                need: "LongNetConfig::decoder",
-            });
-        }
+        self.expect_causal()?;
         let capacity = capacity.max(1);
         let keeps_queries = self.config.rows_move();
         let mut layers = Vec::new();
@@ -151,6 +145,17 @@ impl LongNet {
             rotations: self.cache_rotations(recorder, capacity)?,
             outgrown: Vec::new(),
         })
+    }
+
+    fn expect_causal(&self) -> Result<()> {
+        match self.config.attention.get_mask() {
+            Mask::Causal => Ok(()),
+            Mask::Full => Err(Error::InvalidConfig {
+                what: "decoding",
+                given: "a model without causal mask".to_owned(),
+                need: "LongNetConfig::decoder",
+            }),
+        }
     }
 
     fn cache_tensor(
@@ -236,9 +241,10 @@ impl LongNet {
     /// matter here; it is read once, by the first call.
     ///
     /// # Errors
-    /// [`Error::OtherModel`] for a cache of another model, [`Error::InvalidShape`] for another batch or input that does not fit,
-    /// [`Error::InvalidConfig`] when positions exceed what the model has; the errors of leasing and recording. The cache is as
-    /// it was then.
+    /// [`Error::OtherModel`] for weights or a cache of another model; [`Error::InvalidShape`] for another batch, items of
+    /// different lengths, a memory that is missing, other input that does not fit, and positions beyond the learned ones;
+    /// [`Error::InvalidConfig`] for a model without causal mask and for positions beyond those of xPos; the errors of leasing
+    /// and recording. The cache is as it was then.
     pub fn decode(
         &self,
         recorder: &mut Recorder,
@@ -248,7 +254,9 @@ impl LongNet {
         cache: &mut KvCache,
     ) -> Result<Tensor> {
         weights.expect_list("weights", &self.list)?;
-        if !Arc::ptr_eq(&cache.list, &self.list) && cache.list != self.list {
+        self.expect_causal()?;
+        let same_list = Arc::ptr_eq(&cache.list, &self.list) || cache.list == self.list;
+        if !same_list || cache.layers.len() != self.layers.len() {
             return Err(Error::OtherModel { what: "cache" });
         }
         let (batch, count) = (call.shape.batch(), call.shape.seq_len());

@@ -54,8 +54,10 @@ impl LongNet {
     /// Records features of `input`. With `keep_states`, the embedded input and the output of every layer are kept, too.
     ///
     /// # Errors
-    /// [`Error::OtherModel`], [`Error::InvalidShape`] for weights and inputs that do not fit, [`Error::InvalidConfig`] for
-    /// positions that the model does not have; the errors of leasing and recording.
+    /// [`Error::OtherModel`] for weights that do not fit; [`Error::InvalidShape`] for inputs that do not, a memory that is
+    /// missing, and positions beyond the learned ones; [`Error::TokenOutOfRange`] for tokens that the model does not have;
+    /// [`Error::InvalidConfig`] for tokens without a vocabulary and for positions beyond those of xPos; the errors of leasing
+    /// and recording.
     pub fn forward(
         &self,
         recorder: &mut Recorder,
@@ -87,13 +89,15 @@ impl LongNet {
     /// Records logits, (batch, tokens, vocabulary), of features.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] for a model without output projection; those of recording.
+    /// [`Error::InvalidConfig`] for a model without output projection, [`Error::OtherModel`] for weights of another; those of
+    /// recording.
     pub fn logits(
         &self,
         recorder: &mut Recorder,
         weights: &Parameters,
         features: &Tensor,
     ) -> Result<Tensor> {
+        weights.expect_list("weights", &self.list)?;
         let projection = self.projection()?;
         let vocab = self.config.vocab_size.unwrap_or(0) as usize;
         let rows = features

@@ -4,7 +4,7 @@ use super::{Init, LayerNorm, Linear, ParameterList, Parameters};
 use crate::attention::{DilatedAttention, ForwardOutput};
 use crate::config::{AttentionShape, DilatedAttentionConfig};
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::{Matrix, Positions, Rotations, XposRole, xpos};
 use crate::recorder::Recorder;
 use crate::tensor::{DType, Tensor};
@@ -249,9 +249,14 @@ impl Multihead {
         role: XposRole,
         inverse: bool,
     ) -> Result<()> {
-        let (true, Some((rotations, positions))) = (self.xpos, input.positions) else {
+        if !self.xpos {
             return Ok(());
-        };
+        }
+        let (rotations, positions) = input.positions.ok_or_else(|| Error::InvalidShape {
+            what: "positions",
+            given: "none".to_owned(),
+            need: "rotations and positions, for attention with xPos".to_owned(),
+        })?;
         let rows = x.matrix().reshape(self.width())?;
         xpos(recorder, rotations, rows, role, positions, inverse)
     }
@@ -293,7 +298,8 @@ impl Multihead {
     /// Records `y = attention(x, memory)`, plus `scale * residual` where given.
     ///
     /// # Errors
-    /// Those of [`DilatedAttention::forward`] and of the operations.
+    /// [`Error::InvalidShape`] without positions that it needs, and those of [`DilatedAttention::forward`] and of the
+    /// operations.
     pub fn forward(
         &self,
         recorder: &mut Recorder,

@@ -10,6 +10,8 @@ use crate::tensor::{DType, Tensor};
 #[derive(Clone, Debug)]
 pub struct TokenIds {
     ids: Tensor,
+    /// The largest id and where it first is, if there is any.
+    largest: Option<(u32, u64)>,
     /// Rows sorted by id; rows of one id in their order.
     order: Tensor,
     /// (id, begin, end) of each id that occurs: its rows are `order[begin..end]`. As many as there may be at most, so that
@@ -31,6 +33,7 @@ impl TokenIds {
                 limit: num_rows,
             });
         }
+        let largest = largest(ids.iter().copied());
         let count = size("tokens", ids.len() as u64)?;
         let mut order: Vec<u32> = (0..count).collect();
         // The sort is stable: rows of one id stay in order.
@@ -46,6 +49,7 @@ impl TokenIds {
         }
         runs.resize(most, [u32::MAX, 0, 0]);
         Ok(Self {
+            largest,
             ids: recorder.upload("token ids", &[ids.len()], ids)?,
             order: recorder.upload("token order", &[ids.len()], &order)?,
             runs: recorder.upload("token runs", &[runs.len(), 3], runs.as_flattened())?,
@@ -57,17 +61,49 @@ impl TokenIds {
         self.ids.num_elements()
     }
 
+    /// Whether a table of `rows` rows has all of them: they were checked at upload against a number of the caller's.
+    fn expect_below(&self, rows: u64) -> Result<()> {
+        expect_below("token", self.largest, rows)
+    }
+
     /// Whether there is no id.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
+/// The largest of `ids` and the index of its first occurrence.
+pub(super) fn largest(ids: impl Iterator<Item = u32>) -> Option<(u32, u64)> {
+    let larger = |largest: Option<(u32, u64)>, (index, id): (u64, u32)| match largest {
+        Some((max, _)) if max >= id => largest,
+        _ => Some((id, index)),
+    };
+    (0..).zip(ids).fold(None, larger)
+}
+
+/// Whether the largest id is below `limit`.
+pub(super) fn expect_below(
+    what: &'static str,
+    largest: Option<(u32, u64)>,
+    limit: u64,
+) -> Result<()> {
+    match largest {
+        Some((given, index)) if u64::from(given) >= limit => Err(Error::TokenOutOfRange {
+            what,
+            index,
+            given,
+            // Not above the id, which is 32 bits.
+            limit: limit as u32,
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// Records `out[r] = scale * table[ids[r]]`, or that it is added to `out`.
 ///
 /// # Errors
-/// [`Error::InvalidShape`], [`Error::WrongDType`], [`Error::ForeignDevice`] for matrices that do not fit, and the errors
-/// of recording. Ids beyond the table, checked at upload against another, leave their rows of `out` as they are.
+/// [`Error::TokenOutOfRange`] for ids that the table does not have; [`Error::InvalidShape`], [`Error::WrongDType`],
+/// [`Error::ForeignDevice`] for matrices that do not fit, and the errors of recording.
 pub fn embedding(
     recorder: &mut Recorder,
     ids: &TokenIds,
@@ -76,6 +112,7 @@ pub fn embedding(
     (out, accumulate): (Matrix<'_>, bool),
 ) -> Result<()> {
     let width = table.width();
+    ids.expect_below(table.rows())?;
     let ids = ids.ids.vector().reshape(1)?;
     ids.expect("token ids", ids.rows(), 1, DType::U32, recorder)?;
     table.expect_f32("table", table.rows(), width, recorder)?;
@@ -121,6 +158,7 @@ pub fn embedding_backward(
     dtable: Matrix<'_>,
 ) -> Result<()> {
     let width = dtable.width();
+    ids.expect_below(dtable.rows())?;
     let (order, runs) = (ids.order.vector().reshape(1)?, ids.runs.matrix());
     order.expect("token order", ids.len(), 1, DType::U32, recorder)?;
     dout.expect_f32("dout", ids.len(), width, recorder)?;

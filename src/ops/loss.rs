@@ -1,5 +1,6 @@
 //! Cross-entropy of classes.
 
+use super::embedding::{expect_below, largest};
 use super::{Matrix, grid, row_windows, size};
 use crate::error::{Error, Result};
 use crate::kernel::{CrossEntropyParams, Kernel};
@@ -17,6 +18,8 @@ const ROWS: u64 = 8;
 pub struct Labels {
     labels: Tensor,
     counted: u64,
+    /// The largest label and where it first is, if there is any; [`IGNORED_LABEL`] is none.
+    largest: Option<(u32, u64)>,
 }
 
 impl Labels {
@@ -41,7 +44,11 @@ impl Labels {
             .iter()
             .filter(|label| **label != IGNORED_LABEL)
             .count();
+        // Shifted by one, ignored labels become 0, the smallest.
+        let largest = largest(labels.iter().map(|label| label.wrapping_add(1)))
+            .and_then(|(shifted, index)| Some((shifted.checked_sub(1)?, index)));
         Ok(Self {
+            largest,
             labels: recorder.upload("labels", &[labels.len()], labels)?,
             counted: counted as u64,
         })
@@ -67,8 +74,8 @@ impl Labels {
 /// that `logits` become `gradient_scale` times its gradient.
 ///
 /// # Errors
-/// [`Error::InvalidShape`], [`Error::WrongDType`], [`Error::ForeignDevice`] for matrices that do not fit, and the errors
-/// of recording.
+/// [`Error::TokenOutOfRange`] for labels that are no class; [`Error::InvalidShape`], [`Error::WrongDType`],
+/// [`Error::ForeignDevice`] for matrices that do not fit, and the errors of recording.
 pub fn cross_entropy(
     recorder: &mut Recorder,
     logits: Matrix<'_>,
@@ -77,6 +84,8 @@ pub fn cross_entropy(
     losses: Matrix<'_>,
 ) -> Result<()> {
     let (rows, width) = (logits.rows(), logits.width());
+    // They were checked at upload against a number of the caller's.
+    expect_below("label", labels.largest, width)?;
     let labels = labels
         .labels
         .vector()

@@ -4,11 +4,14 @@ mod backward;
 #[path = "../../benches/counting_allocator.rs"]
 mod counting_allocator;
 mod decode;
+mod dropout;
 mod encoder_decoder;
 mod forward;
 mod golden;
 mod hazard;
+mod layers;
 mod memory;
+mod model_errors;
 mod models;
 mod operations;
 mod oracle;

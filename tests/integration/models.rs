@@ -30,7 +30,7 @@ fn with_tokens(config: LongNetConfig, vocab: u32, projection: OutputProjection) 
 }
 
 /// Models that between them have every option.
-fn cases() -> Vec<Case> {
+pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     let mut add = |name, config, shape| {
         cases.push(Case::new(name, config, shape));
@@ -75,6 +75,12 @@ fn cases() -> Vec<Case> {
         config,
         shape(1, 37),
     );
+
+    let mut config = LongNetConfig::encoder(attention(2, &[16], &[1]), 1, 20).pre_norm();
+    config.residual_scale = 1.3;
+    config.embedding_norm = true;
+    config.learned_positions = Some(50);
+    add("scaled residuals, pre-norm", config, shape(2, 25));
 
     // With one branch there is nothing to detach: torchscale's gradient is the true one.
     let config = LongNetConfig::decoder(attention(2, &[12], &[1]).torchscale(), 1, 16);

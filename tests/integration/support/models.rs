@@ -82,12 +82,15 @@ pub fn upload(
     Ok(weights)
 }
 
+/// The values of several tensors.
+pub type Read = Vec<Vec<f32>>;
+
 /// Submits and reads `tensors` and `sets`.
 pub fn read(
     mut recorder: Recorder,
     tensors: &[&Tensor],
     sets: &[&Parameters],
-) -> Result<(Vec<Vec<f32>>, Vec<Vec<Vec<f32>>>)> {
+) -> Result<(Read, Vec<Read>)> {
     let mut wait = Vec::new();
     for tensor in tensors {
         wait.push(recorder.download::<f32>(tensor)?);
