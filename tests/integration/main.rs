@@ -1,5 +1,6 @@
 //! The integration tests, in one binary so that they are linked once.
 
+mod abandoned;
 mod backward;
 #[path = "../../benches/counting_allocator.rs"]
 mod counting_allocator;
