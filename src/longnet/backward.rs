@@ -155,7 +155,8 @@ impl LongNet {
     }
 
     pub(super) fn embedding_dropout(&self, step_seed: Option<u64>) -> Result<Option<Dropout>> {
-        crate::nn::dropout_at(self.config.dropout, step_seed, u64::MAX)
+        // Blocks have places from 1 on.
+        crate::nn::dropout_at(self.config.dropout, step_seed, self.first_place)
     }
 
     /// Records the gradients of all parameters, added to `gradients`, given that of the features, and returns that of the

@@ -38,8 +38,10 @@ impl EncoderDecoder {
             });
         }
         let mut list = ParameterList::new();
-        let mut encoder = LongNet::declare(context, &mut list, "encoder.", encoder)?;
-        let mut decoder = LongNet::declare(context, &mut list, "decoder.", decoder)?;
+        // What is dropped in one tells nothing of what is dropped in the other.
+        let after_encoder = 8 * (encoder.num_layers as u64 + 1);
+        let mut encoder = LongNet::declare(context, &mut list, "encoder.", encoder, 0)?;
+        let mut decoder = LongNet::declare(context, &mut list, "decoder.", decoder, after_encoder)?;
         let list = Arc::new(list);
         encoder.list = list.clone();
         decoder.list = list;

@@ -51,6 +51,8 @@ pub struct LongNet {
     layers: Vec<Vec<Block>>,
     final_norm: Option<LayerNorm>,
     output_projection: Option<Linear>,
+    /// Number of the first place in it that draws what is dropped.
+    first_place: u64,
 }
 
 impl LongNet {
@@ -60,7 +62,7 @@ impl LongNet {
     /// [`Error::InvalidConfig`] for options that contradict each other.
     pub fn new(context: &Context, config: LongNetConfig) -> Result<Self> {
         let mut list = ParameterList::new();
-        let mut model = Self::declare(context, &mut list, "", config)?;
+        let mut model = Self::declare(context, &mut list, "", config, 0)?;
         model.list = Arc::new(list);
         Ok(model)
     }
@@ -72,6 +74,7 @@ impl LongNet {
         list: &mut ParameterList,
         prefix: &str,
         config: LongNetConfig,
+        first_place: u64,
     ) -> Result<Self> {
         config.check()?;
         let width = config.attention.embed_dim() as usize;
@@ -99,7 +102,8 @@ impl LongNet {
         let mut layers = Vec::new();
         for index in 0..config.num_layers {
             let name = format!("{prefix}layers.{index}");
-            layers.push(declare_layer(context, list, &name, &config, index as u64)?);
+            let first_place = first_place + index as u64 * 8;
+            layers.push(declare_layer(context, list, &name, &config, first_place)?);
         }
         let final_norm = norm(list, "layer_norm", config.final_norm);
         let output_projection = match (config.output_projection, config.vocab_size, embed_tokens) {
@@ -128,6 +132,7 @@ impl LongNet {
             layers,
             final_norm,
             output_projection,
+            first_place,
         })
     }
 
@@ -178,7 +183,7 @@ fn declare_layer(
     list: &mut ParameterList,
     name: &str,
     config: &LongNetConfig,
-    index: u64,
+    first_place: u64,
 ) -> Result<Vec<Block>> {
     let width = config.attention.embed_dim() as usize;
     let mut blocks = Vec::new();
@@ -189,7 +194,7 @@ fn declare_layer(
             sublayer,
             residual_scale: config.residual_scale,
             dropout: config.dropout,
-            place: index * 8 + number,
+            place: first_place + number,
         });
     };
     let multihead =
@@ -230,7 +235,7 @@ fn declare_layer(
         dropout: config.activation_dropout,
         gain,
     };
-    let network = FeedForward::new(list, &format!("{name}.ffn"), &network, index * 8 + 4);
+    let network = FeedForward::new(list, &format!("{name}.ffn"), &network, first_place + 4);
     push(list, "final_layer_norm", Sublayer::FeedForward(network), 3);
     Ok(blocks)
 }
