@@ -6,6 +6,7 @@
 pub mod backward;
 pub(crate) mod fill;
 pub mod forward;
+pub mod matmul;
 mod nn;
 
 mod params;
@@ -18,6 +19,7 @@ pub(crate) use pipeline::{Pipeline, Pipelines};
 
 use backward::BackwardVariant;
 use forward::ForwardVariant;
+use matmul::MatmulVariant;
 
 /// How a kernel uses a storage binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,6 +51,8 @@ pub enum Kernel {
     BackwardDkDv(BackwardVariant),
     /// Product of two matrices, either transposed, with a bias, an activation and a residual.
     Matmul {
+        /// How it is laid out.
+        variant: MatmulVariant,
         /// The left factor is stored transposed.
         transpose_a: bool,
         /// The right factor is stored transposed.
@@ -100,7 +104,7 @@ impl Kernel {
             Self::BackwardMeans(variant) => variant.shape.means_name(),
             Self::BackwardDq(variant) => variant.shape.dq_name(),
             Self::BackwardDkDv(variant) => variant.shape.dkdv_name(),
-            Self::Matmul { .. } => "matmul",
+            Self::Matmul { variant, .. } => variant.name(),
             Self::SumPartials => "sum_partials",
             Self::LayerNorm(_) => "layer_norm",
             Self::LayerNormBackward(_) => "layer_norm_backward",

@@ -7,6 +7,7 @@ use std::fmt::Write;
 
 use super::backward::{BackwardShape, BackwardVariant};
 use super::forward::ForwardShape;
+use super::matmul::MatmulVariant;
 use super::{Cell, Kernel};
 
 macro_rules! shader {
@@ -36,14 +37,19 @@ fn constants(kernel: &Kernel) -> Vec<(&'static str, u32)> {
         | Kernel::BackwardDq(variant)
         | Kernel::BackwardDkDv(variant) => variant.constants().to_vec(),
         Kernel::Matmul {
+            variant,
             transpose_a,
             transpose_b,
             activation,
-        } => vec![
-            ("TRANSPOSE_A", u32::from(*transpose_a)),
-            ("TRANSPOSE_B", u32::from(*transpose_b)),
-            ("ACTIVATION", activation.number()),
-        ],
+        } => {
+            let mut constants = variant.constants();
+            constants.extend([
+                ("TRANSPOSE_A", u32::from(*transpose_a)),
+                ("TRANSPOSE_B", u32::from(*transpose_b)),
+                ("ACTIVATION", activation.number()),
+            ]);
+            constants
+        }
         Kernel::Activation(activation) | Kernel::ActivationBackward(activation) => {
             vec![("ACTIVATION", activation.number())]
         }
@@ -101,7 +107,14 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
                 BackwardShape::Rows => shader!("attention/backward_dkdv_rows.wgsl"),
             }],
         ),
-        Kernel::Matmul { .. } => vec![shader!("shared/activation.wgsl"), shader!("nn/matmul.wgsl")],
+        Kernel::Matmul { variant, .. } => vec![
+            shader!("shared/activation.wgsl"),
+            shader!("shared/matmul.wgsl"),
+            match variant {
+                MatmulVariant::Tile => shader!("nn/matmul_tile.wgsl"),
+                MatmulVariant::Rows { .. } => shader!("nn/matmul_rows.wgsl"),
+            },
+        ],
         Kernel::SumPartials => vec![shader!("nn/sum_partials.wgsl")],
         Kernel::LayerNorm(cell) => layer_norm_files(*cell, shader!("nn/layer_norm.wgsl")),
         Kernel::LayerNormBackward(cell) => {

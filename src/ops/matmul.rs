@@ -2,15 +2,13 @@
 
 use super::{Matrix, grid, size, windows_of};
 use crate::error::{Error, Result};
+use crate::kernel::matmul::MatmulVariant;
 use crate::kernel::{Activation, ColumnSumsParams, Kernel, MatmulParams};
 use crate::ops::reduce::add_partials;
 use crate::recorder::Recorder;
 use crate::tensor::DType;
 
-/// Side of the tile of a workgroup.
-const TILE: u64 = 64;
-
-/// Long sums over few tiles are split until there are about this many workgroups.
+/// Sums of columns are cut into blocks until there are about this many workgroups.
 const WANTED_WORKGROUPS: u64 = 256;
 
 /// Least elements of a sum that are worth a split of their own.
@@ -206,7 +204,12 @@ impl<'a> Matmul<'a> {
             if self.transpose_b { inner.0 } else { columns.0 },
         ];
         let [num_rows, num_columns, num_inner] = [rows, columns, inner].map(|(b, e)| e - b);
-        let (tiles_x, tiles_y) = (num_columns.div_ceil(TILE), num_rows.div_ceil(TILE));
+        let variant = MatmulVariant::choose(num_columns, &facts);
+        let [tile_rows, tile_columns] = variant.tile();
+        let (tiles_x, tiles_y) = (
+            num_columns.div_ceil(tile_columns),
+            num_rows.div_ceil(tile_rows),
+        );
         let tiles = tiles_x * tiles_y;
         let plain = self.activation == Activation::Identity
             && self.bias.is_none()
@@ -215,7 +218,7 @@ impl<'a> Matmul<'a> {
             && num_columns == c.width();
         let max_splits = facts.max_binding_bytes / (num_rows * num_columns * 4).max(1);
         let splits = match plain {
-            true => (WANTED_WORKGROUPS / tiles.max(1))
+            true => (variant.wanted_workgroups() / tiles.max(1))
                 .min(num_inner / LEAST_SPLIT)
                 .min(max_splits)
                 .max(1),
@@ -269,6 +272,7 @@ impl<'a> Matmul<'a> {
             grid_width: grid[0],
         };
         let kernel = Kernel::Matmul {
+            variant,
             transpose_a: self.transpose_a,
             transpose_b: self.transpose_b,
             activation: self.activation,

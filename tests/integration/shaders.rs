@@ -2,6 +2,7 @@
 
 use dilated_attention::kernel::backward::{BackwardShape, BackwardVariant};
 use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
+use dilated_attention::kernel::matmul::MatmulVariant;
 use dilated_attention::kernel::{Access, Activation, Cell, Kernel};
 use dilated_attention::plan::{DeviceFacts, Pass, Processor};
 use naga::back::{hlsl, msl, spv};
@@ -30,6 +31,16 @@ fn facts_of_every_kind() -> Vec<DeviceFacts> {
     facts
 }
 
+/// Those chosen for narrow to wide results on every kind of device.
+fn matmul_variants() -> std::collections::HashSet<MatmulVariant> {
+    facts_of_every_kind()
+        .iter()
+        .flat_map(|facts| {
+            [1, 64, 256, 768, 1024, 3072].map(|columns| MatmulVariant::choose(columns, facts))
+        })
+        .collect()
+}
+
 fn layer_kernels() -> Vec<Kernel> {
     let mut kernels = vec![
         Kernel::Fill,
@@ -51,11 +62,14 @@ fn layer_kernels() -> Vec<Kernel> {
         for (transpose_a, transpose_b) in
             [(false, false), (false, true), (true, false), (true, true)]
         {
-            kernels.push(Kernel::Matmul {
-                transpose_a,
-                transpose_b,
-                activation,
-            });
+            for variant in matmul_variants() {
+                kernels.push(Kernel::Matmul {
+                    variant,
+                    transpose_a,
+                    transpose_b,
+                    activation,
+                });
+            }
         }
     }
     for flag in [false, true] {

@@ -1,41 +1,9 @@
-// c = op(a) op(b), with a bias, an activation and a scaled residual in the same pass: 64 x 64 elements of c a workgroup.
+// c = op(a) op(b), with a bias, an activation and a scaled residual in the same pass, on GPUs: 64 x 64 elements of c a
+// workgroup.
 //
 // 64 threads in 8 x 8; each owns 8 x 8 elements, as four blocks of four rows by a vec4 of columns, 32 rows or columns apart,
-// and reads 4 vec4 of workgroup memory for 16 fma of a vec4. Matrices are row-major with any number of columns, so elements
-// are loaded one by one, neighbouring threads from neighbouring addresses.
-// Prelude: TRANSPOSE_A, TRANSPOSE_B (0 or 1), ACTIVATION. Workgroup memory: 8192 bytes.
-
-struct MatmulParams {
-    rows: u32, // of c: the first of the window's rows is row 0
-    columns: u32, // of this dispatch
-    inner: u32, // of this dispatch
-    a_skip: u32, // elements of the bindings before the first one used
-    a_stride: u32, // elements from row to row as stored
-    b_skip: u32,
-    b_stride: u32,
-    c_skip: u32,
-    c_stride: u32,
-    bias_skip: u32,
-    residual_skip: u32,
-    residual_scale: f32,
-    flags: u32,
-    split: u32, // inner elements of one split; splits beyond the first write c further down, split_stride elements each
-    split_stride: u32,
-    tiles_x: u32, // tiles along the columns, and along the rows
-    tiles_y: u32,
-    grid_width: u32,
-}
-
-const FLAG_ACCUMULATE: u32 = 1u;
-const FLAG_BIAS: u32 = 2u;
-const FLAG_RESIDUAL: u32 = 4u;
-
-@group(0) @binding(0) var<uniform> params: MatmulParams;
-@group(0) @binding(1) var<storage, read> a: array<f32>;
-@group(0) @binding(2) var<storage, read> b: array<f32>;
-@group(0) @binding(3) var<storage, read> bias: array<f32>;
-@group(0) @binding(4) var<storage, read> residual: array<f32>;
-@group(0) @binding(5) var<storage, read_write> c: array<f32>;
+// and reads 4 vec4 of workgroup memory for 16 fma of a vec4. Neighbouring threads load from neighbouring addresses.
+// Workgroup memory: 8192 bytes.
 
 const SIDE: u32 = 64u;
 const DEPTH: u32 = 16u; // inner elements staged at a time
@@ -45,28 +13,18 @@ const SIDE_VEC4: u32 = SIDE / 4u;
 var<workgroup> left: array<vec4<f32>, DEPTH * SIDE_VEC4>;
 var<workgroup> right: array<vec4<f32>, DEPTH * SIDE_VEC4>;
 
-fn has_flag(flag: u32) -> bool {
-    return (params.flags & flag) != 0u;
-}
-
 fn element_a(row: u32, k: u32, end: u32) -> f32 {
     if (row >= params.rows || k >= end) {
         return 0.0;
     }
-    if (TRANSPOSE_A == 1u) {
-        return a[params.a_skip + k * params.a_stride + row];
-    }
-    return a[params.a_skip + row * params.a_stride + k];
+    return a[index_a(row, k)];
 }
 
 fn element_b(k: u32, column: u32, end: u32) -> f32 {
     if (column >= params.columns || k >= end) {
         return 0.0;
     }
-    if (TRANSPOSE_B == 1u) {
-        return b[params.b_skip + column * params.b_stride + k];
-    }
-    return b[params.b_skip + k * params.b_stride + column];
+    return b[index_b(k, column)];
 }
 
 // A thread stages four neighbours in c for one inner index; neighbouring threads take neighbours as stored.
@@ -94,19 +52,13 @@ fn outer(column: vec4<f32>, row: vec4<f32>, sum: mat4x4<f32>) -> mat4x4<f32> {
 
 fn store_element(row: u32, column: u32, offset: u32, value: f32) {
     if (row < params.rows && column < params.columns) {
-        var result = value;
-        if (has_flag(FLAG_BIAS)) {
-            result += bias[params.bias_skip + column];
-        }
-        result = activate(result);
         let at = row * params.c_stride + column;
-        if (has_flag(FLAG_RESIDUAL)) {
-            result = fma(params.residual_scale, residual[params.residual_skip + at], result);
-        }
+        let index = params.c_skip + offset + at;
+        var result = finish(value, at, column);
         if (has_flag(FLAG_ACCUMULATE)) {
-            result += c[params.c_skip + offset + at];
+            result += c[index];
         }
-        c[params.c_skip + offset + at] = result;
+        c[index] = result;
     }
 }
 
@@ -125,7 +77,7 @@ fn store_block(row: u32, column: u32, offset: u32, block: mat4x4<f32>) {
 }
 
 @compute @workgroup_size(64)
-fn matmul(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+fn matmul_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     let number = workgroup.x + workgroup.y * params.grid_width;
     let first_column = number % params.tiles_x * SIDE;
     let first_row = number / params.tiles_x % params.tiles_y * SIDE;
