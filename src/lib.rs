@@ -1,19 +1,31 @@
-//! LongNet's segmented dilated attention as WGSL compute shaders on wgpu, over one pool of GPU buffers.
+//! LongNet: segmented dilated attention, the models around it and their training, as WGSL compute shaders on wgpu over one pool
+//! of GPU buffers.
 //!
 //! Data flows one way:
 //!
 //! ```text
 //! DilatedAttentionConfig, AttentionShape     what to compute: options; batch size and lengths of one call
-//!   -> ForwardPlan                           how: dispatches, windows, bytes, work; plain data, made without a device
+//!   -> ForwardPlan, BackwardPlan             how: dispatches, windows, bytes, work; plain data, made without a device
 //!   -> Context, Pool, Tensor                 where: a device, its buffers, arrays in them
-//!   -> Recorder                              commands in order: uploads, DilatedAttention::forward, downloads
+//!   -> Recorder                              commands in order: uploads, forwards, backwards, downloads
 //!   -> Submission, Download                  done; results on the host
 //! ```
 //!
-//! [`DilatedAttention`] has an example to start from. [`config`] defines the options, [`reference`](mod@reference) the result in f64,
-//! [`pool`] says when a buffer is used again, [`recorder`] what is kept alive until when, [`context`] how to bring a device.
+//! What is built of that, each on the one before:
 //!
-//! Tensors are row-major, (batch B, token N, head H, element D). Attention takes f32.
+//! ```text
+//! attention::DilatedAttention   forward and backward of attention alone
+//! ops                           matrices: products, norms, activations, positions, losses, the optimiser's step
+//! nn                            layers with parameters
+//! longnet::LongNet              encoder, decoder, language model; decoding with a cache
+//! weights, training             safetensors; steps, schedules, checkpoints
+//! ```
+//!
+//! [`DilatedAttention`] and [`training::Trainer`] have examples to start from. [`config`] defines the options,
+//! [`reference`](mod@reference) the results in f64, [`pool`] says when a buffer is used again, [`recorder`] what is kept alive
+//! until when, [`context`] how to bring a device or plan without one.
+//!
+//! Tensors are row-major, (batch B, token N, head H, element D), f32.
 
 #![warn(missing_docs)]
 #![deny(unsafe_code)]

@@ -51,13 +51,13 @@ impl MatmulVariant {
                 uniform_loads: true,
                 lanes,
             } => {
-                // As few tiles as there can be, all of about one width; in eights, for each width is a kernel to compile.
+                // As few tiles as there can be, all of about one width; in fours, for each width is a kernel to compile.
                 let most = (256 / lanes).min(32);
                 let groups = columns.div_ceil(u64::from(4 * lanes)).max(1);
                 let even = groups.div_ceil(groups.div_ceil(u64::from(most)));
                 Self::Rows {
                     lanes,
-                    lane_groups: (even as u32).next_multiple_of(8).min(most),
+                    lane_groups: (even as u32).next_multiple_of(4).min(most),
                 }
             }
             Processor::Gpu | Processor::Cpu { .. } => Self::Tile,
