@@ -13,6 +13,7 @@ mod settings;
 
 use std::error::Error;
 use std::io::Write;
+use std::process::ExitCode;
 use std::time::Instant;
 
 use dilated_attention::Context;
@@ -22,7 +23,17 @@ use dilated_attention::weights::WeightFile;
 use generation::{Sampling, continue_text, printable};
 use settings::{Settings, parse};
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let mut path = "target/train_lm/checkpoint.safetensors".to_owned();
     let (mut prompt, mut count) = ("fn ".to_owned(), 400usize);
     let mut sampling = Sampling {

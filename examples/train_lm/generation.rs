@@ -26,7 +26,7 @@ pub fn continue_text(
     let capacity = u32::try_from(prompt.len() + count).unwrap_or(u32::MAX);
     let mut cache = model.new_cache(&mut recorder, 1, capacity.min(4096))?;
     recorder.submit()?;
-    let mut random = Random(sampling.seed);
+    let mut random = Random::new(sampling.seed);
     let mut next: Vec<u32> = prompt.iter().map(|byte| u32::from(*byte)).collect();
     for _ in 0..count {
         let mut recorder = context.recorder("token");
@@ -74,11 +74,19 @@ fn choose(logits: &[f32], temperature: f32, random: &mut Random) -> u8 {
 
 /// xorshift64.
 #[derive(Debug)]
-pub struct Random(pub u64);
+pub struct Random(u64);
 
 impl Random {
+    pub fn new(seed: u64) -> Self {
+        let mut random = Self((seed.wrapping_mul(2) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        // The first draws of nearby seeds are alike.
+        for _ in 0..8 {
+            random.bits();
+        }
+        random
+    }
+
     pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.max(1);
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

@@ -23,6 +23,7 @@ mod settings;
 use std::error::Error;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use dilated_attention::longnet::{LongNet, Recompute};
@@ -58,7 +59,17 @@ struct Options {
     generate: usize,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let options = arguments()?;
     let path = match &options.data {
         Some(path) => path.clone(),
@@ -230,10 +241,7 @@ impl Options {
 
     /// What step `step` learns from: sequences from anywhere, the same whenever the step is run.
     fn batches(&self, bytes: &[u8], step: u64) -> Result<Vec<Batch>, Box<dyn Error>> {
-        let mut random = Random((self.seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ step << 20);
-        for _ in 0..8 {
-            random.bits();
-        }
+        let mut random = Random::new(self.seed << 32 ^ step);
         let mut sequence = || {
             let begin = random.bits() as usize % (bytes.len() - self.tokens);
             tokens(&bytes[begin..=begin + self.tokens])
