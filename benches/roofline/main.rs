@@ -1,153 +1,42 @@
-//! The forward against the adapter's own ceilings, in one run.
+//! Kernels against the adapter's own ceilings, in one run.
 //!
 //! ```text
-//! cargo bench --bench roofline [-- --quick] [--kernel tile|rows|micro]
+//! cargo bench --bench roofline [-- --quick] [--only forward|backward|matmul|norm|growth] [--kernel tile|rows|micro]
 //! ```
 //!
 //! The ceiling is measured before each repetition of each case, so that a machine whose speed drifts does not shift the
-//! ratio; medians of the repetitions with the smallest and largest. The last table is time per token against length.
+//! ratio; medians of the repetitions with the smallest and largest. The backward counts 2.5 times the operations of the
+//! forward; layer norms count each matrix once, against a copy. The last table is time per token against length.
 //! `--quick` runs few small cases: that everything works, not what it measures.
 
+mod attention;
 mod ceilings;
+mod layers;
+mod timing;
 
 use std::error::Error;
-use std::time::Instant;
 
-use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
+use attention::{CASES, Direction, Prepared, case};
+use dilated_attention::Context;
+use dilated_attention::kernel::forward::ForwardShape;
+use dilated_attention::kernel::matmul::MatmulVariant;
 use dilated_attention::plan::Processor;
-use dilated_attention::{
-    AttentionShape, Context, DilatedAttention, DilatedAttentionConfig, Mask, Tensor,
-};
+use layers::{Norm, PRODUCTS, Product};
+use timing::{Timed, header, row, spread};
 
-/// Lower quartile and so on are noise with so few repetitions: median, least, most.
-fn spread(mut values: Vec<f64>) -> (f64, f64, f64) {
-    values.sort_by(f64::total_cmp);
-    (
-        values[values.len() / 2],
-        values[0],
-        values[values.len() - 1],
-    )
-}
-
-struct Case {
-    name: &'static str,
-    heads: u32,
-    head_dim: u32,
-    tokens: u32,
-    segments: &'static [u32],
-    rates: &'static [u32],
-    mask: Mask,
-}
-
-const fn case(
-    name: &'static str,
-    (heads, head_dim, tokens): (u32, u32, u32),
-    segments: &'static [u32],
-    rates: &'static [u32],
-) -> Case {
-    Case {
-        name,
-        heads,
-        head_dim,
-        tokens,
-        segments,
-        rates,
-        mask: Mask::Full,
-    }
-}
-
-const CASES: [Case; 9] = [
-    case("dense, 1 head of 64", (1, 64, 1024), &[1024], &[1]),
-    case("dense, 8 heads of 64", (8, 64, 1024), &[1024], &[1]),
-    case("rate 4, 8 heads of 64", (8, 64, 4096), &[4096], &[4]),
-    case(
-        "LongNet, 4 heads of 64",
-        (4, 64, 8192),
-        &[512, 2048, 8192],
-        &[1, 4, 16],
-    ),
-    Case {
-        mask: Mask::Causal,
-        ..case("causal, 8 heads of 64", (8, 64, 1024), &[1024], &[1])
-    },
-    case("dense, 8 heads of 16", (8, 16, 1024), &[1024], &[1]),
-    case("dense, 8 heads of 32", (8, 32, 1024), &[1024], &[1]),
-    case("dense, 8 heads of 48", (8, 48, 1024), &[1024], &[1]),
-    case("dense, 4 heads of 128", (4, 128, 1024), &[1024], &[1]),
-];
-
-struct Prepared {
-    attention: DilatedAttention,
-    shape: AttentionShape,
-    inputs: [Tensor; 3],
-    flop: f64,
-}
-
-impl Prepared {
-    fn new(
-        context: &Context,
-        case: &Case,
-        kernel: Option<ForwardShape>,
-    ) -> dilated_attention::Result<Self> {
-        let config =
-            DilatedAttentionConfig::new(case.heads, case.head_dim, case.segments, case.rates)?
-                .mask(case.mask);
-        let attention = match kernel {
-            None => DilatedAttention::new(context, config)?,
-            Some(shape) => {
-                let variant = ForwardVariant::with_shape(shape, case.head_dim, context.facts());
-                DilatedAttention::with_variant(context, config, variant)?
-            }
-        };
-        let shape = AttentionShape::new(1, case.tokens)?;
-        let dims = [
-            1,
-            case.tokens as usize,
-            case.heads as usize,
-            case.head_dim as usize,
-        ];
-        let mut state = 88_172_645_463_325_252u64;
-        let mut random = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        };
-        let mut recorder = context.recorder("inputs");
-        let mut input = |label| {
-            let data: Vec<f32> = (0..dims.iter().product()).map(|_| random()).collect();
-            recorder.upload(label, &dims, &data)
-        };
-        let inputs = [input("q")?, input("k")?, input("v")?];
-        recorder.submit()?;
-        let flop = attention.plan(&shape)?.flop as f64;
-        Ok(Self {
-            attention,
-            shape,
-            inputs,
-            flop,
-        })
-    }
-
-    /// Seconds of one forward, from recording to completion.
-    fn seconds(&self, context: &Context) -> dilated_attention::Result<f64> {
-        let started = Instant::now();
-        let mut recorder = context.recorder("forward");
-        let [q, k, v] = &self.inputs;
-        let _result = self
-            .attention
-            .forward(&mut recorder, &self.shape, q, k, v)?;
-        recorder.submit()?.wait()?;
-        Ok(started.elapsed().as_secs_f64())
-    }
-}
+const GROUPS: [&str; 5] = ["forward", "backward", "matmul", "norm", "growth"];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let (mut quick, mut kernel) = (false, None);
+    let (mut quick, mut kernel, mut only) = (false, None, None);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--quick" => quick = true,
+            "--only" => {
+                let name = arguments.next().unwrap_or_default();
+                let found = GROUPS.into_iter().find(|group| *group == name);
+                only = Some(found.ok_or(format!("no group {name}"))?);
+            }
             "--kernel" => {
                 let name = format!("forward_{}", arguments.next().unwrap_or_default());
                 let found = ForwardShape::ALL
@@ -160,6 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             other => return Err(format!("unknown option {other}").into()),
         }
     }
+    let wanted = |group: &str| only.is_none_or(|only| only == group);
     let context = Context::headless()?;
     let info = context.adapter_info();
     println!(
@@ -185,43 +75,44 @@ fn main() -> Result<(), Box<dyn Error>> {
     );
     let (median, least, most) = measure(&copy);
     println!(
-        "ceiling   {median:.1} GB/s ({least:.1} to {most:.1}): {}\n",
+        "ceiling   {median:.1} GB/s ({least:.1} to {most:.1}): {}",
         copy.name
     );
 
-    println!(
-        "{:<24} {:<14} {:>7} {:>10} {:>22} {:>22}",
-        "forward, f32", "kernel", "first s", "median ms", "GFLOP/s (range)", "% of ceiling (range)"
-    );
-    let cases = if quick { &CASES[..2] } else { &CASES[..] };
-    for case in cases {
-        let prepared = Prepared::new(&context, case, kernel)?;
-        let first = prepared.seconds(&context)?;
-        let (mut seconds, mut shares) = (Vec::new(), Vec::new());
-        for _ in 0..repetitions {
-            let ceiling = fma.rate(device, queue);
-            let time = prepared.seconds(&context)?;
-            seconds.push(time);
-            shares.push(prepared.flop / time / ceiling * 100.0);
+    for (group, direction) in [
+        ("forward", Direction::Forward),
+        ("backward", Direction::Backward),
+    ] {
+        if wanted(group) {
+            header(&format!("{group}, f32"), "GFLOP/s");
+            let cases = if quick { &CASES[..2] } else { &CASES[..] };
+            for case in cases {
+                let prepared = Prepared::new(&context, case, kernel, direction)?;
+                let names = [case.name, prepared.kernel()];
+                row(&context, &fma, repetitions, names, &prepared)?;
+            }
         }
-        let (median, least, most) = spread(seconds);
-        let (share, lowest, highest) = spread(shares);
-        let rate = |time: f64| prepared.flop / time / 1e9;
-        println!(
-            "{:<24} {:<14} {first:>7.2} {:>10.2} {:>22} {:>22}",
-            case.name,
-            prepared.attention.variant().shape.name(),
-            median * 1e3,
-            format!(
-                "{:.1} ({:.1} to {:.1})",
-                rate(median),
-                rate(most),
-                rate(least)
-            ),
-            format!("{share:.0} ({lowest:.0} to {highest:.0})"),
-        );
     }
-    growth(&context, quick)?;
+    if wanted("matmul") {
+        header("matmul, f32", "GFLOP/s");
+        let cases = if quick { &PRODUCTS[..1] } else { &PRODUCTS[..] };
+        let kernel = MatmulVariant::choose(1024, context.facts()).name();
+        for case in cases {
+            let product = Product::new(&context, case)?;
+            row(&context, &fma, repetitions, [case.name, kernel], &product)?;
+        }
+    }
+    if wanted("norm") {
+        header("layer norm, f32", "GB/s");
+        for (kernel, backward) in [("layer_norm", false), ("layer_norm_backward", true)] {
+            let norm = Norm::new(&context, backward)?;
+            let names = ["4096 rows of 768", kernel];
+            row(&context, &copy, repetitions, names, &norm)?;
+        }
+    }
+    if wanted("growth") {
+        growth(&context, quick)?;
+    }
     println!("\npool\n{}", context.pool().stats());
     Ok(())
 }
@@ -242,7 +133,7 @@ fn growth(context: &Context, quick: bool) -> Result<(), Box<dyn Error>> {
                 &[1024, 4096, 16_384],
                 &[1, 4, 16],
             );
-            let prepared = Prepared::new(context, &case, None)?;
+            let prepared = Prepared::new(context, &case, None, Direction::Forward)?;
             prepared.seconds(context)?;
             Ok(prepared)
         })
