@@ -13,6 +13,7 @@
 //! ([`Recompute::Layers`]). Decoding ([`KvCache`]) computes one token at a time from keys and values of those before.
 
 mod backward;
+mod cache;
 mod config;
 mod decode;
 mod encoder_decoder;
@@ -20,8 +21,8 @@ mod forward;
 mod loss;
 
 pub use backward::{Recompute, Saved};
+pub use cache::KvCache;
 pub use config::{CrossAttentionConfig, LongNetConfig, OutputProjection};
-pub use decode::KvCache;
 pub use encoder_decoder::EncoderDecoder;
 pub use forward::{Call, Input, Output};
 pub use loss::Loss;

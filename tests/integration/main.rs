@@ -2,6 +2,7 @@
 
 mod abandoned;
 mod backward;
+mod checkpoints;
 #[path = "../../benches/counting_allocator.rs"]
 mod counting_allocator;
 mod decode;

@@ -10,4 +10,5 @@ pub mod plain;
 pub mod pool_operations;
 pub mod problem;
 pub mod snapshot;
+pub mod training;
 pub mod weight_reading;

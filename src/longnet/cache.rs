@@ -1,0 +1,241 @@
+//! Keys and values of the tokens so far.
+//!
+//! A cache holds, for each layer, keys and values of all tokens as attention sees them (after norms and positions), in pooled
+//! buffers that grow by doubling. xPos has one fixed centre here, since later queries must fit earlier keys; it cancels in
+//! their products, so a step equals the row of a whole forward up to rounding.
+//!
+//! Where torchscale's rows move (its rates do not divide its lengths), the row of a token may take the query of an earlier
+//! one: such models also keep their queries.
+
+use std::sync::Arc;
+
+use super::LongNet;
+use crate::config::Mask;
+use crate::error::{Error, Result};
+use crate::nn::ParameterList;
+use crate::ops::{Positions, Rotations};
+use crate::plan::ByteRange;
+use crate::readback::Download;
+use crate::recorder::Recorder;
+use crate::tensor::{DType, Tensor};
+
+/// Keys and values of the tokens so far, of one model and batch.
+///
+/// Steps are recorded like everything else: a step whose recording is dropped has not happened. [`truncate`](Self::truncate)
+/// then takes the cache back to the length it had. Buffers that it grew out of are kept for that until the recording which
+/// copied them has run.
+#[derive(Clone, Debug)]
+pub struct KvCache {
+    pub(super) list: Arc<ParameterList>,
+    pub(super) batch: u32,
+    pub(super) len: u32,
+    pub(super) capacity: u32,
+    pub(super) layers: Vec<LayerCache>,
+    pub(super) rotations: Option<Rotations>,
+    /// Oldest first.
+    outgrown: Vec<Outgrown>,
+}
+
+/// Buffers that were too small for more than `len` tokens.
+#[derive(Clone, Debug)]
+struct Outgrown {
+    len: u32,
+    capacity: u32,
+    layers: Vec<LayerCache>,
+    rotations: Option<Rotations>,
+    /// Arrives when the recording that copied them has run, and never when it was dropped.
+    copied: Arc<Download<f32>>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct LayerCache {
+    pub(super) k: Tensor,
+    pub(super) v: Tensor,
+    /// Queries, where rows may take an earlier one.
+    pub(super) q: Option<Tensor>,
+    /// Keys and values of the encoder's output.
+    pub(super) cross: Option<[Tensor; 2]>,
+}
+
+impl KvCache {
+    /// Tokens so far.
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Whether there is no token yet.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Tokens that fit before the cache grows.
+    pub fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    /// Forgets all tokens from `len` on. The encoder's output, if any, is kept unless nothing is left.
+    pub fn truncate(&mut self, len: u32) {
+        self.len = self.len.min(len);
+        // Larger buffers hold these tokens only if the recording that copied them has run; smaller ones do in any case.
+        while let Some(smaller) = self.outgrown.pop_if(|smaller| self.len <= smaller.len) {
+            self.capacity = smaller.capacity;
+            self.layers = smaller.layers;
+            self.rotations = smaller.rotations;
+        }
+        self.release_copied();
+        if self.len == 0 {
+            self.layers.iter_mut().for_each(|layer| layer.cross = None);
+        }
+    }
+
+    /// Gives up the buffers whose tokens are known to be in larger ones.
+    pub(super) fn release_copied(&mut self) {
+        let copied = |download: &Download<f32>| download.is_ready() && download.wait().is_ok();
+        self.outgrown.retain(|smaller| !copied(&smaller.copied));
+    }
+
+    /// Keys and values of layer `layer`, (batch, capacity, H, D), of which the first [`len`](Self::len) tokens are set.
+    pub fn layer(&self, layer: usize) -> Option<[&Tensor; 2]> {
+        self.layers.get(layer).map(|layer| [&layer.k, &layer.v])
+    }
+
+    /// Rotations and positions of all tokens, for models with xPos.
+    pub fn positions(&self, model: &LongNet) -> Result<Option<(&Rotations, Positions)>> {
+        match &self.rotations {
+            None => Ok(None),
+            Some(rotations) => {
+                let positions = model.config.decode_positions(0, self.capacity)?;
+                Ok(Some((rotations, positions)))
+            }
+        }
+    }
+}
+
+impl LongNet {
+    /// A cache for `batch` sequences, with room for `capacity` tokens (it grows).
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] for a model without causal mask, or with xPos and segments that allow no fixed centre; the
+    /// errors of leasing.
+    pub fn new_cache(&self, recorder: &mut Recorder, batch: u32, capacity: u32) -> Result<KvCache> {
+        self.expect_causal()?;
+        let capacity = capacity.max(1);
+        let keeps_queries = self.config.rows_move();
+        let mut layers = Vec::new();
+        for _ in &self.layers {
+            let mut tensor = |label| self.cache_tensor(recorder, label, batch, capacity);
+            layers.push(LayerCache {
+                k: tensor("cached k")?,
+                v: tensor("cached v")?,
+                q: if keeps_queries {
+                    Some(tensor("cached q")?)
+                } else {
+                    None
+                },
+                cross: None,
+            });
+        }
+        Ok(KvCache {
+            list: self.list.clone(),
+            batch,
+            len: 0,
+            capacity,
+            layers,
+            rotations: self.cache_rotations(recorder, capacity)?,
+            outgrown: Vec::new(),
+        })
+    }
+
+    pub(super) fn expect_causal(&self) -> Result<()> {
+        match self.config.attention.get_mask() {
+            Mask::Causal => Ok(()),
+            Mask::Full => Err(Error::InvalidConfig {
+                what: "decoding",
+                given: "a model without causal mask".to_owned(),
+                need: "LongNetConfig::decoder",
+            }),
+        }
+    }
+
+    fn cache_tensor(
+        &self,
+        recorder: &mut Recorder,
+        label: &'static str,
+        batch: u32,
+        capacity: u32,
+    ) -> Result<Tensor> {
+        let config = &self.config.attention;
+        let shape = [batch, capacity, config.num_heads(), config.head_dim()];
+        recorder.empty(label, &shape.map(|dim| dim as usize), DType::F32)
+    }
+
+    fn cache_rotations(&self, recorder: &mut Recorder, capacity: u32) -> Result<Option<Rotations>> {
+        let Some(base) = self.config.xpos_scale_base else {
+            return Ok(None);
+        };
+        self.config.decode_positions(0, capacity)?;
+        let head_dim = self.config.attention.head_dim();
+        Rotations::upload(recorder, head_dim, capacity, base).map(Some)
+    }
+
+    /// Makes room for `len` tokens.
+    pub(super) fn grow(
+        &self,
+        recorder: &mut Recorder,
+        cache: &mut KvCache,
+        len: u32,
+    ) -> Result<()> {
+        if len <= cache.capacity {
+            return Ok(());
+        }
+        let capacity = len.checked_next_power_of_two().unwrap_or(len);
+        let mut larger = self.new_cache(recorder, cache.batch, capacity)?;
+        for (from, to) in cache.layers.iter_mut().zip(&mut larger.layers) {
+            to.cross = from.cross.clone();
+            let queries = from.q.iter().zip(&to.q);
+            for (from, to) in [(&from.k, &to.k), (&from.v, &to.v)]
+                .into_iter()
+                .chain(queries)
+            {
+                self.copy_rows(
+                    recorder,
+                    (from, cache.capacity),
+                    (to, capacity, 0),
+                    cache.len,
+                );
+            }
+        }
+        larger.len = cache.len;
+        let copied = recorder.zeros("cache grown", &[1], DType::F32)?;
+        let smaller = Outgrown {
+            len: cache.len,
+            capacity: cache.capacity,
+            layers: std::mem::take(&mut cache.layers),
+            rotations: cache.rotations.take(),
+            copied: Arc::new(recorder.download(&copied)?),
+        };
+        larger.outgrown = std::mem::take(&mut cache.outgrown);
+        larger.outgrown.push(smaller);
+        *cache = larger;
+        Ok(())
+    }
+
+    /// Copies `len` rows of each item to another tensor, from row `first` of its items on.
+    pub(super) fn copy_rows(
+        &self,
+        recorder: &mut Recorder,
+        (from, from_len): (&Tensor, u32),
+        (to, to_len, first): (&Tensor, u32, u32),
+        len: u32,
+    ) {
+        let row = self.width() * 4;
+        for item in 0..from.shape()[0] as u64 {
+            let range = ByteRange {
+                offset: item * u64::from(from_len) * row,
+                size: u64::from(len) * row,
+            };
+            let offset = (item * u64::from(to_len) + u64::from(first)) * row;
+            recorder.copy(from, range, to, offset);
+        }
+    }
+}
