@@ -47,7 +47,7 @@ impl Trainer {
     /// options.recompute = Recompute::Layers;
     /// let shapes = [AttentionShape::new(1, 16_384)?];
     /// let plan = Trainer::plan(&config, &shapes, &options, DeviceFacts::webgpu_defaults())?;
-    /// assert!(plan.saved_by_recomputing_bytes > 1 << 30);
+    /// assert!(plan.saved_by_recomputing_bytes > 800 << 20);
     /// println!("{plan}");
     /// # Ok::<(), dilated_attention::Error>(())
     /// ```
