@@ -5,7 +5,7 @@
 @group(0) @binding(6) var<storage, read_write> dk: array<vec4<f32>>;
 @group(0) @binding(7) var<storage, read_write> dv: array<vec4<f32>>;
 
-var<workgroup> staged_terms: array<vec2<f32>, 32>;
+var<workgroup> staged_terms: array<vec2<f32>, STAGED>;
 
 fn load_a(i: u32) -> vec4<f32> {
     return k[i];
@@ -26,22 +26,22 @@ fn store(i: u32, of_a: vec4<f32>, of_b: vec4<f32>) {
     dv[i] = result_b;
 }
 
+fn weigh_rows(tile: Tile, key: u32, own: u32, of_rows: mat2x4<f32>, rows: vec4<u32>) {
+    let seen = seeing_rows(tile, key, rows);
+    p[own] = shares(s[own], of_rows[0], seen);
+    ds[own] = score_gradients(p[own], dp[own], of_rows[1], seen);
+}
+
 @compute @workgroup_size(THREADS)
 fn backward_dkdv_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let tile = locate_key_tile(workgroup, SIDE);
-    let key_0 = tile.key_begin + lane;
-    let key_1 = key_0 + THREADS;
-    if (key_0 < tile.key_end) {
-        at = key_index(tile, key_0);
-        each_column(LOAD_A);
-        each_column(LOAD_B);
-    }
-    if (key_1 < tile.key_end) {
-        at = key_index(tile, key_1);
-        each_column(LOAD_A + 1u);
-        each_column(LOAD_B + 1u);
-    }
+    let keys = vec4<u32>(tile.key_begin + lane) + vec4<u32>(0u, THREADS, 2u * THREADS, 3u * THREADS);
+    find_keys(tile, keys);
+    load_own_a_each();
+    load_own_b_each();
+    var number = 0u;
     for (var first = tile.row_begin; first < tile.row_end; first += STAGED) {
+        number++;
         workgroupBarrier();
         for (var i = lane; i < STAGED * HEAD_DIM_VEC4; i += THREADS) {
             let place = i / HEAD_DIM_VEC4;
@@ -54,39 +54,21 @@ fn backward_dkdv_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(loca
             if (first + place < tile.row_end) {
                 gradient = dout[output_index(output_place(tile, first + place)) + column];
             }
-            staged_a[place][column] = query;
-            staged_b[place][column] = gradient;
+            stage_pair(place, column, query, gradient, number);
         }
-        for (var i = lane; i < STAGED; i += THREADS) {
-            staged_terms[i] = row_terms(tile, first + i);
+        if (lane < STAGED) {
+            staged_terms[lane] = row_terms(tile, first + lane);
         }
         workgroupBarrier();
-        let count = min(STAGED, tile.row_end - first);
-        for (var i = 0u; i < count; i += 4u) {
-            products(i);
-            let rows = vec4<u32>(first + i) + vec4<u32>(0u, 1u, 2u, 3u);
-            let of_rows = transpose(mat4x2<f32>(staged_terms[i], staged_terms[i + 1u], staged_terms[i + 2u], staged_terms[i + 3u]));
-            let seen_0 = seeing_rows(tile, key_0, rows);
-            let seen_1 = seeing_rows(tile, key_1, rows);
-            p[0] = shares(s[0], of_rows[0], seen_0);
-            p[1] = shares(s[1], of_rows[0], seen_1);
-            ds[0] = score_gradients(p[0], dp[0], of_rows[1], seen_0);
-            ds[1] = score_gradients(p[1], dp[1], of_rows[1], seen_1);
-            if (first + i >= tile.row_full && first + i + 4u <= tile.row_end) {
-                each_column(SUM_A);
-                each_column(SUM_B);
-            } else {
-                each_column(SUM_A_SEEN);
-                each_column(SUM_B_SEEN);
-            }
-        }
+        products();
+        let rows = vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u);
+        let of_rows = transpose(mat4x2<f32>(staged_terms[0], staged_terms[1], staged_terms[2], staged_terms[3]));
+        weigh_rows(tile, keys[0], 0u, of_rows, rows);
+        weigh_rows(tile, keys[1], 1u, of_rows, rows);
+        weigh_rows(tile, keys[2], 2u, of_rows, rows);
+        weigh_rows(tile, keys[3], 3u, of_rows, rows);
+        add_sums(number, true);
     }
-    if (key_0 < tile.key_end) {
-        at = key_index(tile, key_0);
-        each_column(STORE);
-    }
-    if (key_1 < tile.key_end) {
-        at = key_index(tile, key_1);
-        each_column(STORE + 1u);
-    }
+    find_keys(tile, keys);
+    store_sums_each();
 }

@@ -19,32 +19,27 @@ fn store(i: u32, of_a: vec4<f32>, of_b: vec4<f32>) {
     dq[i] = result;
 }
 
+fn weigh_keys(tile: Tile, row: u32, own: u32, of_row: vec2<f32>, keys: vec4<u32>) {
+    let seen = seen_keys(tile, row, keys);
+    let share = shares(s[own], vec4<f32>(of_row.x), seen);
+    ds[own] = score_gradients(share, dp[own], vec4<f32>(of_row.y), seen);
+}
+
 @compute @workgroup_size(THREADS)
 fn backward_dq_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let tile = locate_tile(workgroup, SIDE);
-    let row_0 = tile.row_begin + lane;
-    let row_1 = row_0 + THREADS;
-    // Rows without a query, and those beyond the tile, keep zeros.
-    let query_end = min(tile.row_end, tile.real_rows);
-    if (row_0 < query_end) {
-        at = query_index(tile, row_0);
-        each_column(LOAD_A);
-    }
-    if (row_1 < query_end) {
-        at = query_index(tile, row_1);
-        each_column(LOAD_A + 1u);
-    }
-    if (row_0 < tile.row_end) {
-        at = output_index(output_place(tile, row_0));
-        each_column(LOAD_B);
-    }
-    if (row_1 < tile.row_end) {
-        at = output_index(output_place(tile, row_1));
-        each_column(LOAD_B + 1u);
-    }
-    let terms_0 = row_terms(tile, row_0);
-    let terms_1 = row_terms(tile, row_1);
+    let rows = vec4<u32>(tile.row_begin + lane) + vec4<u32>(0u, THREADS, 2u * THREADS, 3u * THREADS);
+    find_queries(tile, rows);
+    load_own_a_each();
+    find_outputs(tile, rows);
+    load_own_b_each();
+    let terms_0 = row_terms(tile, rows[0]);
+    let terms_1 = row_terms(tile, rows[1]);
+    let terms_2 = row_terms(tile, rows[2]);
+    let terms_3 = row_terms(tile, rows[3]);
+    var number = 0u;
     for (var first = tile.key_begin; first < tile.key_end; first += STAGED) {
+        number++;
         workgroupBarrier();
         for (var i = lane; i < STAGED * HEAD_DIM_VEC4; i += THREADS) {
             let place = i / HEAD_DIM_VEC4;
@@ -56,31 +51,17 @@ fn backward_dq_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_
                 key = k[source];
                 value = v[source];
             }
-            staged_a[place][column] = key;
-            staged_b[place][column] = value;
+            stage_pair(place, column, key, value, number);
         }
         workgroupBarrier();
-        let count = min(STAGED, tile.key_end - first);
-        for (var i = 0u; i < count; i += 4u) {
-            products(i);
-            let keys = vec4<u32>(first + i) + vec4<u32>(0u, 1u, 2u, 3u);
-            let seen_0 = seen_keys(tile, row_0, keys);
-            let seen_1 = seen_keys(tile, row_1, keys);
-            ds[0] = score_gradients(shares(s[0], vec4<f32>(terms_0.x), seen_0), dp[0], vec4<f32>(terms_0.y), seen_0);
-            ds[1] = score_gradients(shares(s[1], vec4<f32>(terms_1.x), seen_1), dp[1], vec4<f32>(terms_1.y), seen_1);
-            if (first + i + 4u <= tile.key_full) {
-                each_column(SUM_A);
-            } else {
-                each_column(SUM_A_SEEN);
-            }
-        }
+        products();
+        let keys = vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u);
+        weigh_keys(tile, rows[0], 0u, terms_0, keys);
+        weigh_keys(tile, rows[1], 1u, terms_1, keys);
+        weigh_keys(tile, rows[2], 2u, terms_2, keys);
+        weigh_keys(tile, rows[3], 3u, terms_3, keys);
+        add_sums(number, false);
     }
-    if (row_0 < query_end) {
-        at = query_index(tile, row_0);
-        each_column(STORE);
-    }
-    if (row_1 < query_end) {
-        at = query_index(tile, row_1);
-        each_column(STORE + 1u);
-    }
+    find_queries(tile, rows);
+    store_sums_each();
 }

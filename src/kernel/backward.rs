@@ -1,11 +1,36 @@
 //! The shapes of the backward kernels and which one suits a device.
+//!
+//! **What limits the software adapters** (lavapipe of Mesa 26.2.6 with LLVM 22.1.8 on 2 cores of an AMD EPYC, 2026-11-24;
+//! dense, d = 64, N = 1024, share of the adapter's own multiply-add ceiling, operations counted as 2.5 times the forward's; the
+//! two passes do 3.5 times, so that 71 % is the most there is):
+//!
+//! | shape | share | first call |
+//! |---|---|---|
+//! | tile: workgroup memory as on a GPU (d = 128) | 5 % | 1 s |
+//! | rows: 2 vectors a lane, a loop over 32 staged ones in fours | 15 % | 2.6 s |
+//! | 2 vectors a lane, 8 staged ones a step, every index a constant, a barrier before the sums | 21 % | 8 s |
+//! | 4 vectors a lane, 4 staged ones a step; 4, 8, 16 groups of lanes | 24, 31, 37 to 40 % | 14 s |
+//! | the last with a barrier between the two products, unrolled in `source.rs` (kept) | 38 to 44 % | 5 s |
+//! | the same at d = 16, 32, 48, 128 | 36, 41, 40, 35 % | 1, 2, 4, 15 s |
+//!
+//! In the loop the driver computed the addresses of all that is staged, with their bounds checks, and kept them on the
+//! stack, and it kept what the products had loaded for the sums, again on the stack. What is left, by samples of the
+//! processor: products a quarter of the time, at nearly the ceiling's speed; sums half, two to three times slower, because
+//! each of their 512 vectors (and those of the other 15 groups, more than the nearest cache holds) is loaded, blended with
+//! the execution mask and stored for four fma; staging a sixth, in gathers and scatters of 8 lanes. Eight staged vectors a step
+//! would halve the traffic of the sums and double the code, which compiles more than twice as long.
+//! Causal calls run at 26 %: a tile of 512 rows computes what its diagonal drops.
+//!
+//! Mesa 25.0.7 with LLVM 15.0.6 takes minutes to compile the rows; there the tile runs.
 
 use std::fmt;
 
-use super::forward::LANE_GROUPS;
 use crate::config::MAX_HEAD_DIM;
 use crate::error::{Error, Result};
 use crate::plan::{DeviceFacts, Pass, Processor};
+
+/// Groups of lanes that share the staged vectors in the [`Rows`](BackwardShape::Rows) shape.
+const MOST_LANE_GROUPS: u32 = 16;
 
 /// How the backward kernels lay their work out. All compute the same; see the shader files for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -87,7 +112,7 @@ impl BackwardVariant {
     pub fn tile(&self) -> u32 {
         match self.shape {
             BackwardShape::Tile => 32,
-            BackwardShape::Rows => 2 * self.lanes * LANE_GROUPS,
+            BackwardShape::Rows => 4 * self.lanes * self.lane_groups(),
         }
     }
 
@@ -99,14 +124,17 @@ impl BackwardVariant {
                 let sums = if pass == Pass::Means { 2 * 64 * 16 } else { 0 };
                 2 * 32 * 9 * 16 + sums
             }
-            // As many vectors of two operands as fit in 15 KiB, at most 32, in fours; for keys also their rows' terms.
+            // Four vectors of two operands; for keys also their rows' terms; a flag.
             BackwardShape::Rows => {
-                let columns = self.head_dim / 4;
-                let staged = 32.min(480 / columns / 4 * 4);
-                let terms = if pass == Pass::DkDv { 32 * 8 } else { 0 };
-                2 * staged * columns * 16 + terms
+                let terms = if pass == Pass::DkDv { 4 * 8 } else { 0 };
+                2 * 4 * self.head_dim * 4 + terms + 16
             }
         }
+    }
+
+    /// Groups of lanes that share what is staged.
+    fn lane_groups(&self) -> u32 {
+        (256 / self.lanes.max(1)).clamp(1, MOST_LANE_GROUPS)
     }
 
     /// Constants of the shaders.
@@ -114,7 +142,7 @@ impl BackwardVariant {
         [
             ("HEAD_DIM_VEC4", self.head_dim / 4),
             ("LANES", self.lanes),
-            ("LANE_GROUPS", LANE_GROUPS),
+            ("LANE_GROUPS", self.lane_groups()),
         ]
     }
 
@@ -137,7 +165,7 @@ impl BackwardVariant {
                 "the configuration's",
             );
         }
-        if self.lanes == 0 || self.lanes > 256 / LANE_GROUPS {
+        if self.lanes == 0 || self.lanes > 64 {
             return invalid("lanes of the kernel", self.lanes, "1 to 64");
         }
         let bytes = [Pass::Means, Pass::Dq, Pass::DkDv]

@@ -25,7 +25,42 @@ pub(super) fn assemble(kernel: &Kernel) -> String {
     for file in files(kernel) {
         source.push_str(file);
     }
+    let (functions, count) = unrolled(kernel);
+    for name in functions {
+        let _ = writeln!(source, "fn {name}_each() {{");
+        for i in 0..count {
+            let _ = writeln!(source, "    {name}({i}u);");
+        }
+        source.push_str("}\n");
+    }
     source
+}
+
+/// Functions that a kernel calls for each of so many numbers, unrolled: an array stays in registers only while all its
+/// indices are constants. Written here because the way to do it in WGSL, one function that branches on what to do,
+/// multiply what drivers have to compile before they see which branch is meant: 11 seconds instead of 5.
+fn unrolled(kernel: &Kernel) -> (&'static [&'static str], u32) {
+    match kernel {
+        Kernel::BackwardMeans(variant)
+        | Kernel::BackwardDq(variant)
+        | Kernel::BackwardDkDv(variant)
+            if variant.shape == BackwardShape::Rows =>
+        {
+            let functions = &[
+                "load_own_a",
+                "load_own_b",
+                "add_products_a",
+                "add_products_b",
+                "add_to_a",
+                "add_to_b",
+                "add_item_to_a",
+                "add_item_to_b",
+                "store_sums",
+            ];
+            (functions, variant.head_dim / 4)
+        }
+        _ => (&[], 0),
+    }
 }
 
 fn constants(kernel: &Kernel) -> Vec<(&'static str, u32)> {

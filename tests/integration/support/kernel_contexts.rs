@@ -91,7 +91,7 @@ impl TestContext {
             let affordable = match (shape, facts.processor) {
                 (BackwardShape::Tile, _) | (_, Processor::Gpu) => true,
                 (BackwardShape::Rows, Processor::Cpu { uniform_loads, .. }) => {
-                    uniform_loads || head_dim <= 8
+                    uniform_loads || head_dim <= 4
                 }
             };
             let variant = BackwardVariant::with_shape(shape, head_dim, facts);
