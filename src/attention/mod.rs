@@ -93,7 +93,7 @@ impl DilatedAttention {
         variant: ForwardVariant,
     ) -> Result<Self> {
         variant.check(config.head_dim(), context.facts())?;
-        let backward_variant = BackwardVariant::choose(config.head_dim(), context.facts());
+        let backward_variant = BackwardVariant::choose(&config, context.facts());
         backward_variant.check(config.head_dim(), context.facts())?;
         Ok(Self {
             context: context.clone(),

@@ -25,11 +25,11 @@
 
 use std::fmt;
 
-use crate::config::MAX_HEAD_DIM;
+use crate::config::{DilatedAttentionConfig, MAX_HEAD_DIM};
 use crate::error::{Error, Result};
 use crate::plan::{DeviceFacts, Pass, Processor};
 
-/// Groups of lanes that share the staged vectors in the [`Rows`](BackwardShape::Rows) shape.
+/// Groups of lanes that share the staged vectors in the [`Rows`](BackwardShape::Rows) shape, at most.
 const MOST_LANE_GROUPS: u32 = 16;
 
 /// How the backward kernels lay their work out. All compute the same; see the shader files for each.
@@ -37,8 +37,7 @@ const MOST_LANE_GROUPS: u32 = 16;
 pub enum BackwardShape {
     /// Tiles of 32 rows by 32 keys in workgroup memory: GPUs, older software drivers.
     Tile,
-    /// Two rows (or keys) a lane in registers, what it meets in workgroup memory: CPUs whose driver loads shared addresses
-    /// once.
+    /// Four rows (or keys) a lane, what they meet in workgroup memory: CPUs whose driver loads shared addresses once.
     Rows,
 }
 
@@ -80,11 +79,15 @@ pub struct BackwardVariant {
     pub head_dim: u32,
     /// Lanes of a group of the [`Rows`](BackwardShape::Rows) shape; the other has a fixed number.
     pub lanes: u32,
+    /// Groups of lanes that share what is staged, in the same shape.
+    pub lane_groups: u32,
 }
 
 impl BackwardVariant {
-    /// The shape that measured best on such a device; see the README's table.
-    pub fn choose(head_dim: u32, facts: &DeviceFacts) -> Self {
+    /// The shape that measured best on such a device; see the README's table. Its tile is no larger than the segments of
+    /// `config` have rows, for lanes without a row cost what others do.
+    pub fn choose(config: &DilatedAttentionConfig, facts: &DeviceFacts) -> Self {
+        let head_dim = config.head_dim();
         let shape = match facts.processor {
             // Above, the compile time of the unrolled columns grows beyond what it saves.
             Processor::Cpu {
@@ -93,18 +96,30 @@ impl BackwardVariant {
             } if head_dim <= 96 => BackwardShape::Rows,
             Processor::Gpu | Processor::Cpu { .. } => BackwardShape::Tile,
         };
-        Self::with_shape(shape, head_dim, facts)
+        let rows = config
+            .branches()
+            .iter()
+            .map(|branch| branch.segment_length.div_ceil(branch.dilation_rate))
+            .min();
+        let largest = Self::with_shape(shape, head_dim, facts);
+        let fitting = rows.map_or(1, |rows| rows.div_ceil(4 * largest.lanes));
+        Self {
+            lane_groups: fitting.min(largest.lane_groups).next_power_of_two(),
+            ..largest
+        }
     }
 
-    /// A given shape on a device.
+    /// A given shape on a device, with its largest tile.
     pub fn with_shape(shape: BackwardShape, head_dim: u32, facts: &DeviceFacts) -> Self {
+        let lanes = match facts.processor {
+            Processor::Cpu { lanes, .. } => lanes,
+            Processor::Gpu => 32,
+        };
         Self {
             shape,
             head_dim,
-            lanes: match facts.processor {
-                Processor::Cpu { lanes, .. } => lanes,
-                Processor::Gpu => 32,
-            },
+            lanes,
+            lane_groups: (256 / lanes.max(1)).clamp(1, MOST_LANE_GROUPS),
         }
     }
 
@@ -112,7 +127,7 @@ impl BackwardVariant {
     pub fn tile(&self) -> u32 {
         match self.shape {
             BackwardShape::Tile => 32,
-            BackwardShape::Rows => 4 * self.lanes * self.lane_groups(),
+            BackwardShape::Rows => 4 * self.lanes * self.lane_groups,
         }
     }
 
@@ -132,17 +147,12 @@ impl BackwardVariant {
         }
     }
 
-    /// Groups of lanes that share what is staged.
-    fn lane_groups(&self) -> u32 {
-        (256 / self.lanes.max(1)).clamp(1, MOST_LANE_GROUPS)
-    }
-
     /// Constants of the shaders.
     pub fn constants(&self) -> [(&'static str, u32); 3] {
         [
             ("HEAD_DIM_VEC4", self.head_dim / 4),
             ("LANES", self.lanes),
-            ("LANE_GROUPS", self.lane_groups()),
+            ("LANE_GROUPS", self.lane_groups),
         ]
     }
 
@@ -167,6 +177,13 @@ impl BackwardVariant {
         }
         if self.lanes == 0 || self.lanes > 64 {
             return invalid("lanes of the kernel", self.lanes, "1 to 64");
+        }
+        if self.lane_groups == 0 || self.lanes * self.lane_groups.min(256) > 256 {
+            return invalid(
+                "groups of lanes of the kernel",
+                self.lane_groups,
+                "at least 1, and not above 256 lanes together",
+            );
         }
         let bytes = [Pass::Means, Pass::Dq, Pass::DkDv]
             .map(|pass| self.workgroup_memory_bytes(pass))

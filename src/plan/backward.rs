@@ -74,7 +74,7 @@ impl DilatedAttentionConfig {
         shape: &AttentionShape,
         facts: &DeviceFacts,
     ) -> Result<BackwardPlan> {
-        let variant = BackwardVariant::choose(self.head_dim(), facts);
+        let variant = BackwardVariant::choose(self, facts);
         self.plan_backward_with(shape, facts, variant)
     }
 

@@ -1,5 +1,6 @@
 //! Every shader, in every specialisation: valid, translatable for three platforms, and in agreement with the host.
 
+use dilated_attention::DilatedAttentionConfig;
 use dilated_attention::kernel::backward::{BackwardShape, BackwardVariant};
 use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
 use dilated_attention::kernel::matmul::MatmulVariant;
@@ -199,7 +200,8 @@ fn every_head_size_gets_a_kernel_that_fits_on_every_kind_of_device() {
             variant
                 .check(head_dim, &facts)
                 .expect("the chosen kernel fits");
-            BackwardVariant::choose(head_dim, &facts)
+            let config = DilatedAttentionConfig::new(1, head_dim, &[1000], &[1]).unwrap();
+            BackwardVariant::choose(&config, &facts)
                 .check(head_dim, &facts)
                 .expect("the chosen kernels fit");
         }
