@@ -72,12 +72,8 @@ impl LongNet {
         recompute: Recompute,
     ) -> Result<(Tensor, Saved)> {
         weights.expect_list("weights", &self.list)?;
-        let embedded = match (&self.embedding_norm, input) {
-            (None, _) | (_, Input::Embedded(_)) => None,
-            (Some(_), _) => Some(self.before_norm(recorder, weights, input, call)?),
-        };
         let starts_embedded = matches!(input, Input::Embedded(_));
-        let mut x = self.embed_from(recorder, weights, input, call, 0, step_seed)?;
+        let (mut x, embedded) = self.embed_from(recorder, weights, input, call, 0, step_seed)?;
         let seq_len = call.shape.seq_len();
         let turns = self.turns(recorder, 0, seq_len, seq_len)?;
         let pass = pass(weights, call, &turns, step_seed);
@@ -137,21 +133,6 @@ impl LongNet {
         projection.backward_parameters(recorder, gradients, x, dy)?;
         projection.backward_input(recorder, weights, dy, (dfeatures.matrix(), false))?;
         Ok(dfeatures)
-    }
-
-    /// The embedding before its norm, which the norm's backward needs.
-    fn before_norm(
-        &self,
-        recorder: &mut Recorder,
-        weights: &Parameters,
-        input: Input<'_>,
-        call: &Call,
-    ) -> Result<Tensor> {
-        let without_norm = Self {
-            embedding_norm: None,
-            ..self.clone()
-        };
-        without_norm.embed_from(recorder, weights, input, call, 0, None)
     }
 
     pub(super) fn embedding_dropout(&self, step_seed: Option<u64>) -> Result<Option<Dropout>> {

@@ -58,7 +58,7 @@ impl LongNet {
                 given: format!("{first} + {count}"),
             });
         };
-        let embedded = self.embed_from(recorder, weights, input, call, first, None)?;
+        let (embedded, _) = self.embed_from(recorder, weights, input, call, first, None)?;
         // A clone shares the buffers: a failure leaves the given one as it was.
         let mut next = cache.clone();
         next.release_copied();

@@ -67,7 +67,7 @@ impl LongNet {
         keep_states: bool,
     ) -> Result<Output> {
         weights.expect_list("weights", &self.list)?;
-        let mut x = self.embed_from(recorder, weights, input, call, 0, None)?;
+        let (mut x, _) = self.embed_from(recorder, weights, input, call, 0, None)?;
         let turns = self.turns(recorder, 0, call.shape.seq_len(), call.shape.seq_len())?;
         let pass = pass(weights, call, &turns, None);
         let mut states = Vec::new();
@@ -121,10 +121,10 @@ impl LongNet {
         call: &Call,
     ) -> Result<Tensor> {
         weights.expect_list("weights", &self.list)?;
-        self.embed_from(recorder, weights, input, call, 0, None)
+        Ok(self.embed_from(recorder, weights, input, call, 0, None)?.0)
     }
 
-    /// The same from position `first` on, and in training with dropout.
+    /// The same from position `first` on, and in training with dropout. With it what the norm normalises, if there is one.
     pub(super) fn embed_from(
         &self,
         recorder: &mut Recorder,
@@ -133,14 +133,14 @@ impl LongNet {
         call: &Call,
         first: u32,
         step_seed: Option<u64>,
-    ) -> Result<Tensor> {
+    ) -> Result<(Tensor, Option<Tensor>)> {
         let (batch, seq_len) = (call.shape.batch(), call.shape.seq_len());
         let shape = [batch as usize, seq_len as usize, self.width() as usize];
         let pool_id = recorder.context().pool().id();
         let mut x = match (input, self.embed_tokens) {
             (Input::Embedded(x), _) => {
                 x.expect("embedded input", &shape, DType::F32, pool_id)?;
-                return Ok(x.clone());
+                return Ok((x.clone(), None));
             }
             (Input::Embeddings(x), _) => {
                 x.expect("embeddings", &shape, DType::F32, pool_id)?;
@@ -178,10 +178,11 @@ impl LongNet {
             let table = weights.get(table).matrix();
             embedding(recorder, &ids, table, 1.0, (x.matrix(), true))?;
         }
+        let mut before_norm = None;
         if let Some(norm) = &self.embedding_norm {
             let normal = recorder.empty("activations", &shape, DType::F32)?;
             norm.forward(recorder, weights, x.matrix(), normal.matrix())?;
-            x = normal;
+            before_norm = Some(std::mem::replace(&mut x, normal));
         }
         if let Some(dropout) = self.embedding_dropout(step_seed)? {
             let dropped = recorder.empty("activations", &shape, DType::F32)?;
@@ -190,7 +191,7 @@ impl LongNet {
                 .write(recorder, dropped.matrix())?;
             x = dropped;
         }
-        Ok(x)
+        Ok((x, before_norm))
     }
 
     /// Rows of the position table, one for each token of the batch.

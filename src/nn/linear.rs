@@ -50,10 +50,7 @@ impl Linear {
         x: Matrix<'_>,
         y: Matrix<'_>,
     ) -> Result<()> {
-        Matmul::new(x, weights.get(self.weight).matrix())
-            .transpose_b()
-            .bias(self.bias.map(|bias| weights.get(bias).vector()))
-            .write(recorder, y)
+        self.product(weights, x).write(recorder, y)
     }
 
     /// Records that the gradients of the parameters are added to `gradients`, given that of `y`.
