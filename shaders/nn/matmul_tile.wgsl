@@ -17,7 +17,7 @@ fn element_a(row: u32, k: u32, end: u32) -> f32 {
     if (row >= params.rows || k >= end) {
         return 0.0;
     }
-    return a[index_a(row, k)];
+    return load_a(row, k);
 }
 
 fn element_b(k: u32, column: u32, end: u32) -> f32 {
@@ -50,23 +50,16 @@ fn outer(column: vec4<f32>, row: vec4<f32>, sum: mat4x4<f32>) -> mat4x4<f32> {
         fma(vec4<f32>(column.z), row, sum[2]), fma(vec4<f32>(column.w), row, sum[3]));
 }
 
-fn store_element(row: u32, column: u32, offset: u32, value: f32) {
+fn store_cell(row: u32, column: u32, offset: u32, value: Cell) {
     if (row < params.rows && column < params.columns) {
-        let at = row * params.c_stride + column;
+        let at = row * params.c_stride + column / CELL;
         let index = params.c_skip + offset + at;
-        var result = finish(value, at, column);
+        var result = finish(value, at, column / CELL);
         if (has_flag(FLAG_ACCUMULATE)) {
-            result += c[index];
+            result += widen(c[index]);
         }
-        c[index] = result;
+        c[index] = narrow(result);
     }
-}
-
-fn store_row(row: u32, column: u32, offset: u32, value: vec4<f32>) {
-    store_element(row, column, offset, value.x);
-    store_element(row, column + 1u, offset, value.y);
-    store_element(row, column + 2u, offset, value.z);
-    store_element(row, column + 3u, offset, value.w);
 }
 
 fn store_block(row: u32, column: u32, offset: u32, block: mat4x4<f32>) {

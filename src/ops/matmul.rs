@@ -3,7 +3,7 @@
 use super::{Matrix, grid, size, windows_of};
 use crate::error::{Error, Result};
 use crate::kernel::matmul::MatmulVariant;
-use crate::kernel::{Activation, ColumnSumsParams, Kernel, MatmulParams};
+use crate::kernel::{Activation, Cell, ColumnSumsParams, Kernel, MatmulParams, Storage};
 use crate::ops::reduce::add_partials;
 use crate::recorder::Recorder;
 use crate::tensor::DType;
@@ -14,7 +14,9 @@ const WANTED_WORKGROUPS: u64 = 256;
 /// Least elements of a sum that are worth a split of their own.
 const LEAST_SPLIT: u64 = 512;
 
-/// A product to be recorded: `c = activation(op(a) op(b) + bias) + scale * residual`, or added to `c`.
+/// A product to be recorded: `c = activation(op(a) op(b) + bias) + scale * residual`, or added to `c`. The left factor is an
+/// activation; the right one, the weights, and the bias are f32; the result is of the left factor's type or f32, and so is the
+/// residual.
 ///
 /// ```no_run
 /// use dilated_attention::{Context, DType, ops::Matmul};
@@ -121,14 +123,23 @@ impl<'a> Matmul<'a> {
         };
         let a_shape = stored(self.transpose_a, rows, inner);
         let b_shape = stored(self.transpose_b, inner, columns);
-        self.a.expect_f32("a", a_shape.0, a_shape.1, recorder)?;
+        let left = self
+            .a
+            .expect_activations("a", a_shape.0, a_shape.1, recorder)?;
         self.b.expect_f32("b", b_shape.0, b_shape.1, recorder)?;
-        c.expect_f32("c", rows, columns, recorder)?;
+        let result = c.expect_activations("c", rows, columns, recorder)?;
+        if ![DType::F32, self.a.dtype()].contains(&c.dtype()) {
+            return Err(Error::WrongDType {
+                what: "c",
+                given: c.dtype(),
+                need: self.a.dtype(),
+            });
+        }
         if let Some(bias) = &self.bias {
             bias.expect_f32("bias", 1, columns, recorder)?;
         }
         if let Some((residual, _)) = &self.residual {
-            residual.expect_f32("residual", rows, columns, recorder)?;
+            residual.expect("residual", rows, columns, c.dtype(), recorder)?;
         }
         if rows == 0 || columns == 0 {
             return Ok(());
@@ -160,6 +171,11 @@ impl<'a> Matmul<'a> {
                 limit_bytes: facts.max_binding_bytes,
             });
         }
+        let storages = (left, Cell::smallest(result));
+        // Windows of columns begin with a cell.
+        if max_columns < columns {
+            max_columns -= max_columns % storages.1.elements();
+        }
         for (row_begin, row_end) in windows_of("c", rows, max_rows, &facts)? {
             for (column_begin, column_end) in windows_of("b", columns, max_columns, &facts)? {
                 for &(inner_begin, inner_end) in &inner_windows {
@@ -169,7 +185,13 @@ impl<'a> Matmul<'a> {
                         inner: (inner_begin, inner_end),
                     };
                     let first = inner_begin == 0;
-                    self.record_block(recorder, c, &block, accumulate || !first, first)?;
+                    self.record_block(
+                        recorder,
+                        c,
+                        storages,
+                        &block,
+                        (accumulate || !first, first),
+                    )?;
                 }
             }
         }
@@ -180,11 +202,12 @@ impl<'a> Matmul<'a> {
         &self,
         recorder: &mut Recorder,
         c: Matrix<'_>,
+        (left, cell): (Storage, Cell),
         block: &Block,
-        accumulate: bool,
-        first: bool,
+        (accumulate, first): (bool, bool),
     ) -> Result<()> {
         let facts = recorder.context().facts().clone();
+        let cell_elements = cell.elements();
         let Block {
             rows,
             columns,
@@ -211,7 +234,8 @@ impl<'a> Matmul<'a> {
             num_rows.div_ceil(tile_rows),
         );
         let tiles = tiles_x * tiles_y;
-        let plain = self.activation == Activation::Identity
+        let plain = cell == Cell::Scalar
+            && self.activation == Activation::Identity
             && self.bias.is_none()
             && self.residual.is_none()
             && columns.0 == 0
@@ -234,19 +258,22 @@ impl<'a> Matmul<'a> {
             }
         };
         let written = match &partials {
-            None => c.bind(rows.0, rows.1, &facts)?,
+            None => c.bind_units(rows.0, rows.1, cell_elements, &facts)?,
             Some(partials) => partials.vector().bind(0, 1, &facts)?,
         };
         let bias = match &self.bias {
-            Some(bias) if first => Some(bias.bind(0, 1, &facts)?),
+            Some(bias) if first => Some(bias.bind_units(0, 1, cell_elements, &facts)?),
             _ => None,
         };
         let residual = match &self.residual {
-            Some((residual, scale)) => Some((residual.bind(rows.0, rows.1, &facts)?, *scale)),
+            Some((residual, scale)) => {
+                let bound = residual.bind_units(rows.0, rows.1, cell_elements, &facts)?;
+                Some((bound, *scale))
+            }
             None => None,
         };
         let flag = |set: bool, flag: u32| if set { flag } else { 0 };
-        let column_offset = |skip: u32| size("c", u64::from(skip) + columns.0);
+        let column_offset = |skip: u32| size("c", u64::from(skip) + columns.0 / cell_elements);
         let num_workgroups = tiles * splits;
         let grid = grid("matmul", num_workgroups, &facts)?;
         let params = MatmulParams {
@@ -258,7 +285,7 @@ impl<'a> Matmul<'a> {
             b_skip: size("b", u64::from(b.skip) + b_offset)?,
             b_stride: size("b", self.b.width())?,
             c_skip: column_offset(written.skip)?,
-            c_stride: size("c", c.width())?,
+            c_stride: size("c", c.width() / cell_elements)?,
             bias_skip: column_offset(bias.map_or(0, |bias| bias.skip))?,
             residual_skip: column_offset(residual.map_or(0, |(bound, _)| bound.skip))?,
             residual_scale: residual.map_or(0.0, |(_, scale)| scale),
@@ -276,6 +303,8 @@ impl<'a> Matmul<'a> {
             transpose_a: self.transpose_a,
             transpose_b: self.transpose_b,
             activation: self.activation,
+            left,
+            result: cell,
         };
         let bindings = [
             a.binding,
