@@ -88,7 +88,7 @@ fn errors(given: &Gradients32, expected: &ReferenceGradients) -> Result<[(f64, f
 
 /// Runs `problem` with `variants` and compares each with the reference. Allowed are twice the error of plain single precision;
 /// 1e-5 of the largest value, where that one was lucky; one rounding of the largest gradient's values, which is what remains
-/// of a gradient whose terms cancel; one rounding of what is stored; and for large scores two of their roundings, as relative errors of the shares: the
+/// of a gradient whose terms cancel; in half precision one rounding more of the largest value; and for large scores two of their roundings, as relative errors of the shares: the
 /// forward takes its sums in another order than the backward, while plain single precision has one order for both.
 pub fn check_kernels(
     problem: &Problem,
@@ -107,7 +107,11 @@ pub fn check_kernels(
     } = problem;
     let plain = plain::backward(config, shape, [q, k, v], dout, *dtype).unwrap();
     let allowed = errors(&plain, &expected)?;
-    let stored = roundoff(*dtype);
+    // Sums over branches are rounded as they grow; whether both implementations meet the same ties is luck.
+    let rounded = match dtype {
+        DType::F32 => 0.0,
+        _ => roundoff(*dtype),
+    };
     // The yardstick must itself be right, or it would allow anything.
     let largest_score = problem
         .q
@@ -117,7 +121,7 @@ pub fn check_kernels(
         .iter()
         .fold(0.0, |largest: f64, (_, value)| largest.max(*value));
     for (error, _) in allowed {
-        if error > (1e-5 * largest_score + 8.0 * stored) * largest {
+        if error > (1e-5 * largest_score + 8.0 * rounded) * largest {
             return Err(format!("plain single precision is off by {allowed:?}"));
         }
     }
@@ -126,9 +130,7 @@ pub fn check_kernels(
         .iter()
         .filter(|lse| **lse != reference::UNCOVERED_LSE);
     let score = covered.fold(0.0, |max: f64, lse| max.max(lse.abs()));
-    let rounding = (2.0 * f64::from(f32::EPSILON) * score)
-        .max(1e-5)
-        .max(stored);
+    let rounding = (2.0 * f64::from(f32::EPSILON) * score).max(1e-5);
     for &variant in variants {
         let told = |reason: String| {
             format!(
@@ -142,7 +144,8 @@ pub fn check_kernels(
         let given = run(problem, on, variant).map_err(|error| told(error.to_string()))?;
         let found = errors(&given, &expected).map_err(told)?;
         for ((error, value), (plain, _)) in found.iter().zip(&allowed) {
-            if *error > (2.0 * plain).max(rounding * value).max(1e-7 * largest) {
+            let allowed_error = (2.0 * plain).max(rounding * value).max(1e-7 * largest);
+            if *error > allowed_error + rounded * value {
                 return Err(told(format!(
                     "errors {found:?}, those of plain {dtype} {allowed:?}"
                 )));
