@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use checks::{Engine, ForwardOutput, Inputs, Summary, check_bytes, check_file};
-use dilated_attention::{Context, DilatedAttentionConfig, reference};
+use dilated_attention::{Context, DType, DilatedAttentionConfig, reference};
 use gpu::Gpu;
 
 use crate::support::kernel_contexts::kernel_contexts;
@@ -113,8 +113,18 @@ fn reference_equals_the_golden_files() {
 fn kernels_equal_the_golden_files() {
     for on in kernel_contexts() {
         println!("{}", on.name);
-        let context = on.context.clone();
-        check_golden_files(&mut Gpu { context }, 541);
+        let (context, dtype) = (on.context.clone(), DType::F32);
+        check_golden_files(&mut Gpu { context, dtype }, 541);
+    }
+}
+
+/// Attention and gradients of the files' inputs, rounded: errors at most twice those of a plain implementation.
+#[test]
+fn kernels_in_half_precision_lose_what_a_plain_implementation_does() {
+    let context = &kernel_contexts()[1].context;
+    for dtype in [DType::F16, DType::Bf16] {
+        let context = context.clone();
+        check_golden_files(&mut Gpu { context, dtype }, 200);
     }
 }
 
