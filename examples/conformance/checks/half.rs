@@ -1,13 +1,16 @@
-//! Attention with tensors in half precision. Files hold results of other inputs: the comparison is with the f64 reference of the
+//! Attention and models with tensors in half precision. Files hold results of other inputs: the comparison is with the f64 reference of the
 //! inputs rounded to that type, and what a plain implementation loses that stores the same type and computes in f32 decides
-//! how much is allowed.
+//! how much is allowed. Of models, the plain implementation is the f64 one with every result rounded as it is stored.
 
+use dilated_attention::nn::ParameterList;
+use dilated_attention::reference::model::Values;
 use dilated_attention::reference::plain::{self, PlainOutput, rounded};
 use dilated_attention::reference::{self, ReferenceOutput};
 use dilated_attention::{AttentionShape, DType, DilatedAttentionConfig};
 
 use super::attention::{Engine, ForwardOutput, Inputs, Quantity};
 use super::compare::Comparison;
+use super::golden_file::GoldenFile;
 use super::report::Report;
 
 /// What errors of a tensor are compared with.
@@ -45,6 +48,39 @@ impl Errors {
     fn report(&self, tensor: &str, report: &mut Report) {
         report.compared(tensor, self.given, self.tolerance());
     }
+}
+
+/// Compares a result with the exact one, given that of a plain implementation.
+pub fn compare(name: &str, exact: &[f64], plain: &[f64], given: &[f32], report: &mut Report) {
+    let single: Vec<f32> = plain.iter().map(|value| *value as f32).collect();
+    let errors = Comparison::of_reference(exact, given).and_then(|given| {
+        let plain = Comparison::of_reference(exact, &single)?;
+        Ok(Errors { given, plain })
+    });
+    match errors {
+        Ok(errors) => errors.report(name, report),
+        Err(reason) => report.fail(name, reason),
+    }
+}
+
+/// The file's weights in double precision, by the names of `list`; `rename` says what they are called in the file.
+pub fn values(
+    file: &GoldenFile,
+    list: &ParameterList,
+    rename: &dyn Fn(&str) -> String,
+) -> Result<Values, String> {
+    let specs = list.specs().iter();
+    specs
+        .map(|spec| {
+            let values = file.f32s(&format!("w.{}", rename(&spec.name)), &spec.shape)?;
+            Ok((spec.name.clone(), wide(&values)))
+        })
+        .collect()
+}
+
+/// The same numbers in double precision.
+pub fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|value| f64::from(*value)).collect()
 }
 
 /// Inputs rounded to the type that an engine stores.
