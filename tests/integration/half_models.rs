@@ -372,6 +372,8 @@ fn training_and_widths_that_do_not_fit_are_errors() -> Result<()> {
     assert!(matches!(result, Err(Error::InvalidConfig { .. })));
 
     let mut recorder = context.recorder("test");
+    let result = Rotations::upload(&mut recorder, 6, 10, 512.0).map(drop);
+    assert!(matches!(result, Err(Error::InvalidConfig { .. })));
     let half = recorder.zeros("x", &[3, 8], DType::F16)?;
     let odd = recorder.zeros("x", &[3, 6], DType::F16)?;
     let odd_out = recorder.zeros("y", &[3, 6], DType::F16)?;

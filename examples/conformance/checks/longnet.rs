@@ -6,12 +6,11 @@ use dilated_attention::longnet::{
 };
 use dilated_attention::nn::{Activation, Parameters, ProjectionNorm};
 use dilated_attention::ops::{self, Positions, Rotations, TokenIds, XposRole};
-use dilated_attention::reference::{model, plain};
 use dilated_attention::{AttentionShape, Context, DType, MixGradient, Recorder, Tensor};
 
 use super::attention::{Engine, size};
 use super::golden_file::GoldenFile;
-use super::half;
+use super::longnet_half;
 use super::modules::{
     self, compare, compare_gradients, flag, float, number, read, same, told, weights,
 };
@@ -28,7 +27,7 @@ pub fn check(
     };
     let config = config(file)?;
     if engine.dtype() != DType::F32 {
-        return check_half(file, &context, config, engine.dtype(), report);
+        return longnet_half::check(file, &context, config, engine.dtype(), report);
     }
     let model = LongNet::new(&context, config.clone()).map_err(told)?;
     forward(file, &context, &model, report)?;
@@ -41,77 +40,6 @@ pub fn check(
     }
     if file.has("step_logits") {
         decode(file, &context, &model, report)?;
-    }
-    Ok(())
-}
-
-/// Features and logits with activations in half precision.
-fn check_half(
-    file: &GoldenFile,
-    context: &Context,
-    config: LongNetConfig,
-    dtype: DType,
-    report: &mut Report,
-) -> Result<(), String> {
-    // Embeddings of padded tokens are set to 0 between two calls, which would round them twice.
-    if file.has("padding_mask") {
-        return Ok(());
-    }
-    let mut stored = config.clone();
-    stored.activations = dtype;
-    let model = LongNet::new(context, stored.clone()).map_err(told)?;
-    let mut recorder = context.recorder("model in half precision");
-    let weights = weights(file, &mut recorder, model.parameters(), &same)?;
-    let (input, call) = input(file, &mut recorder, 0..usize::MAX)?;
-    let input = match input {
-        Stored::Embeddings(x) => {
-            Stored::Embeddings(ops::convert(&mut recorder, &x, dtype).map_err(told)?)
-        }
-        tokens => tokens,
-    };
-    let output = model.forward(&mut recorder, &weights, input.input(), &call, false);
-    let features = output.map_err(told)?.features;
-    let mut tensors = vec![ops::convert(&mut recorder, &features, DType::F32).map_err(told)?];
-    if config.output_projection != OutputProjection::None {
-        let logits = model.logits(&mut recorder, &weights, &features);
-        tensors.push(logits.map_err(told)?);
-    }
-    let given = read(recorder, &tensors.iter().collect::<Vec<_>>())?;
-
-    let values = half::values(file, model.parameters(), &same)?;
-    let (x, ids);
-    let start = match file.shape::<3>("x") {
-        Ok(shape) => {
-            x = half::wide(&plain::rounded(dtype, &file.f32s("x", &shape)?));
-            model::Input::Embeddings(&x)
-        }
-        Err(_) => {
-            ids = token_ids(file, 0..usize::MAX)?;
-            model::Input::Tokens(&ids)
-        }
-    };
-    let run = |config: &LongNetConfig| -> Result<Vec<Vec<f64>>, String> {
-        let (values, prefix) = (&values, "");
-        let model = model::Model {
-            config,
-            values,
-            prefix,
-        };
-        let features = model.features(&call.shape, start, None).map_err(told)?;
-        Ok(match config.output_projection {
-            OutputProjection::None => vec![features],
-            _ => {
-                let logits = model.logits(&features);
-                vec![features, logits]
-            }
-        })
-    };
-    let (exact, plain) = (run(&config)?, run(&stored)?);
-    let last = given.len() - 1;
-    for (name, index) in [("features", 0), ("logits", last), ("out", last)] {
-        if file.has(name) {
-            half::compare(name, &exact[index], &plain[index], &given[index], report);
-        }
     }
     Ok(())
 }
@@ -156,13 +84,13 @@ fn activation(file: &GoldenFile) -> Result<Activation, String> {
 }
 
 /// The input of a file on the device.
-enum Stored {
+pub enum Stored {
     Tokens(TokenIds),
     Embeddings(Tensor),
 }
 
 impl Stored {
-    fn input(&self) -> Input<'_> {
+    pub fn input(&self) -> Input<'_> {
         match self {
             Self::Tokens(ids) => Input::Tokens(ids),
             Self::Embeddings(x) => Input::Embeddings(x),
@@ -171,7 +99,7 @@ impl Stored {
 }
 
 /// Tokens or embeddings, and batch and length.
-fn input(
+pub fn input(
     file: &GoldenFile,
     recorder: &mut Recorder,
     range: std::ops::Range<usize>,
@@ -193,7 +121,7 @@ fn input(
 }
 
 /// The tokens `range` of each item of the file.
-fn token_ids(file: &GoldenFile, range: std::ops::Range<usize>) -> Result<Vec<u32>, String> {
+pub fn token_ids(file: &GoldenFile, range: std::ops::Range<usize>) -> Result<Vec<u32>, String> {
     let [batch, tokens] = file.shape::<2>("tokens")?;
     let ids = file.i32s("tokens", &[batch, tokens])?;
     let range = range.start.min(tokens)..range.end.min(tokens);

@@ -7,7 +7,7 @@
 //! attention      outputs and log-sum-exps of dilated attention      key_counts   integer tensors, from the plan alone
 //! gradients      gradients of dilated attention                     modules        weights of a file, on the device
 //! half           both of them, in half precision
-//! torchscale, dense, partitioned, generated, multihead, longnet     one module for each family of files
+//! torchscale, dense, partitioned, generated, multihead, longnet, longnet_half     one module for each family of files
 //! ```
 //! The kind of a file is the prefix of its name; everything else comes from its header. A kind without a module has
 //! each of its tensors reported as skipped, so that nothing is passed over in silence.
@@ -22,6 +22,7 @@ mod gradients;
 mod half;
 mod key_counts;
 mod longnet;
+mod longnet_half;
 mod modules;
 mod multihead;
 mod partitioned;
