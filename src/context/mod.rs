@@ -38,6 +38,8 @@ pub struct ContextOptions {
     pub adapter: AdapterChoice,
     /// Limits of the device; `None` for [`Context::recommended_limits`] of the adapter.
     pub limits: Option<wgpu::Limits>,
+    /// Features of the device; `None` for [`Context::recommended_features`] of the adapter.
+    pub features: Option<wgpu::Features>,
     /// How the pool behaves.
     pub pool: PoolOptions,
 }
@@ -82,7 +84,7 @@ impl Context {
     /// Opens a device as `options` say.
     ///
     /// # Errors
-    /// [`Error::NoAdapter`] when no adapter matches, [`Error::NoDevice`] when it refuses the limits,
+    /// [`Error::NoAdapter`] when no adapter matches, [`Error::NoDevice`] when it refuses the limits or features,
     /// [`Error::DeviceTooSmall`] when they are below WebGPU's defaults in a way that kernels need.
     pub async fn with_options(options: &ContextOptions) -> Result<Self> {
         let instance = new_instance();
@@ -91,10 +93,13 @@ impl Context {
             .limits
             .clone()
             .unwrap_or_else(|| Self::recommended_limits(&adapter));
+        let features = options
+            .features
+            .unwrap_or_else(|| Self::recommended_features(&adapter));
         let (device, queue) = adapter
             .request_device(&wgpu::DeviceDescriptor {
                 label: Some("dilated-attention"),
-                required_features: Self::recommended_features(&adapter),
+                required_features: features,
                 required_limits: limits,
                 memory_hints: wgpu::MemoryHints::Performance,
                 ..Default::default()
