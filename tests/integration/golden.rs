@@ -118,24 +118,35 @@ fn kernels_equal_the_golden_files() {
     }
 }
 
-/// Attention, gradients and models of the files' inputs, rounded: errors at most twice those of a plain implementation. These
-/// kinds of files have few head sizes, each a kernel to compile; the runner takes all of them.
+/// Attention, gradients and models of the files' inputs, rounded: errors at most twice those of a plain implementation. All
+/// with heads of 8, whose kernels other tests compile, too; the runner takes every file.
 #[test]
 fn kernels_in_half_precision_lose_what_a_plain_implementation_does() {
-    let kinds: [(DType, &[&str]); 2] = [
-        (
-            DType::F16,
-            &["ts_grad_", "ts_mha_", "ts_encoder_", "ds_", "quirk_"],
-        ),
-        (DType::Bf16, &["ts_grad_causal", "ts_decoder_", "ds_core_"]),
-    ];
+    let gradients = ["aligned", "causal", "no_r1", "ragged.", "xpos"];
+    let gradients = gradients.map(|kind| format!("ts_grad_{kind}"));
+    let others = |kinds: &[&str]| {
+        kinds
+            .iter()
+            .map(|kind| (*kind).to_owned())
+            .collect::<Vec<_>>()
+    };
+    let mut f16 = others(&[
+        "ts_mha_subln.",
+        "ts_encoder_",
+        "ds_mha",
+        "ds_grad",
+        "quirk_",
+    ]);
+    f16.extend(gradients);
+    let bf16 = others(&["ts_grad_causal", "ts_decoder_", "ds_core_uneven"]);
+    let kinds = [(DType::F16, f16), (DType::Bf16, bf16)];
     for (dtype, kinds) in kinds {
-        let context = kernel_contexts()[1].context.clone();
+        let context = kernel_contexts()[0].context.clone();
         let mut gpu = Gpu { context, dtype };
         let mut summary = Summary::default();
         for file in golden_files() {
             let name = file.file_name().unwrap().to_string_lossy().into_owned();
-            if kinds.iter().any(|kind| name.starts_with(kind)) {
+            if kinds.iter().any(|kind| name.starts_with(kind.as_str())) {
                 for line in check_file(&file, &mut gpu) {
                     println!("{line}");
                     summary.add(&line);
@@ -144,7 +155,7 @@ fn kernels_in_half_precision_lose_what_a_plain_implementation_does() {
         }
         println!("{dtype}: {summary}");
         assert_eq!(summary.failed, 0);
-        assert!(summary.passed >= 20, "only {summary}");
+        assert!(summary.passed >= 15, "only {summary}");
     }
 }
 
