@@ -284,6 +284,16 @@ impl DilatedAttentionConfig {
         &self.branches
     }
 
+    /// Rows of the shortest segment: `ceil(segment_length / dilation_rate)`, the least over the branches.
+    pub(crate) fn rows_of_shortest_segment(&self) -> u32 {
+        let rows = self
+            .branches
+            .iter()
+            .map(|branch| branch.segment_length.div_ceil(branch.dilation_rate));
+        // A configuration has a branch.
+        rows.min().unwrap_or(1)
+    }
+
     /// The mask.
     pub fn get_mask(&self) -> Mask {
         self.mask

@@ -89,7 +89,7 @@ impl Prepared {
                 .mask(case.mask);
         let (facts, dtype) = (context.facts(), storage.dtype());
         let variant = match kernel {
-            None => ForwardVariant::choose(case.head_dim, storage, facts),
+            None => ForwardVariant::choose(&config, storage, facts),
             Some(shape) => ForwardVariant::with_shape(shape, case.head_dim, storage, facts),
         };
         let backward = BackwardVariant::choose(&config, storage, facts);

@@ -137,7 +137,7 @@ impl DilatedAttention {
         Ok(match self.forward_kernel {
             Some(given) if given.storage.dtype() == dtype => given,
             Some(given) => ForwardVariant { storage, ..given },
-            None => ForwardVariant::choose(self.config.head_dim(), storage, facts),
+            None => ForwardVariant::choose(&self.config, storage, facts),
         })
     }
 

@@ -178,9 +178,10 @@ impl Context {
     }
 
     /// Features worth requesting from `adapter` for this library, those of them that it has:
-    /// [`SHADER_F16`](wgpu::Features::SHADER_F16). None is required: every kernel runs within WebGPU's defaults.
+    /// [`SHADER_F16`](wgpu::Features::SHADER_F16), and [`SUBGROUP`](wgpu::Features::SUBGROUP) for software adapters. None is
+    /// required: there are kernels for every device within WebGPU's defaults.
     pub fn recommended_features(adapter: &wgpu::Adapter) -> wgpu::Features {
-        adapter.features() & wgpu::Features::SHADER_F16
+        adapter.features() & (wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP)
     }
 
     /// Limits worth requesting from `adapter` for this library: its own for sizes of buffers, bindings and workgroup

@@ -99,13 +99,10 @@ impl BackwardVariant {
             } if head_dim <= 96 => BackwardShape::Rows,
             Processor::Gpu | Processor::Cpu { .. } => BackwardShape::Tile,
         };
-        let rows = config
-            .branches()
-            .iter()
-            .map(|branch| branch.segment_length.div_ceil(branch.dilation_rate))
-            .min();
         let largest = Self::with_shape(shape, head_dim, storage, facts);
-        let fitting = rows.map_or(1, |rows| rows.div_ceil(4 * largest.lanes));
+        let fitting = config
+            .rows_of_shortest_segment()
+            .div_ceil(4 * largest.lanes);
         Self {
             lane_groups: fitting.min(largest.lane_groups).next_power_of_two(),
             ..largest

@@ -1,59 +1,47 @@
 //! The shapes of the forward kernel and which one suits a device.
 //!
-//! **What limits the software adapters** (lavapipe on 2 cores with AVX2, 2026-11-22; d = 64, share of the adapter's own
-//! multiply-add ceiling of 60 GFLOP/s on Mesa 25.0.7 and 70 to 110 on 26.2.6):
-//!
-//! | shape | Mesa 25.0.7 | Mesa 26.2.6 |
-//! |---|---|---|
-//! | rows: 2 rows a lane, keys staged in workgroup memory (kept) | compiles for a minute | 14 to 19 % |
-//! | rows, keys straight from storage; 1, 2, 4 or 8 rows a lane; 1, 2 or 4 keys a step | - | 7 to 16 % |
-//! | rows, staged, 4 rows a lane and 2 keys a step | 9 to 12 %, compiles for 84 s | 15 to 23 %, compiles for 9 s |
-//! | rows, staged, 8 rows a lane | - | 14 to 23 %, compiles for 19 s |
-//! | rows, staged, 2 rows a lane and 8 keys a step | - | 8 to 15 % |
-//! | micro: 8 x 8 scores a lane, direct loads (kept) | 7 to 10 % | 6 to 11 % |
-//! | tile: workgroup memory as on a GPU | 7 to 9 % | 4 to 6 % |
-//!
-//! A load of one vec4 takes the time of this many multiply-adds of a vec4 at the ceiling: from storage 30 on 25.0 (a loop
-//! over the lanes, also for an address that all share) and 5 on 26.2 for a shared address, 29 for addresses of their own;
-//! from workgroup memory, shared address, 11 and 4. On 26.2 loads of shared addresses overlap with arithmetic: in a loop that
-//! does nothing else, 8 rows a
-//! lane reach the ceiling. In the kernel they do not. Scores alone run at half the ceiling; the second product takes three
-//! quarters of the time. There the driver keeps an execution mask in every loop and blends each of the output's registers
-//! with it on every step, through the stack; yet 8 keys a step, which blends a quarter as often, runs at 8 %, so that is not
-//! the whole reason. Runtime checks switched off changed nothing: the bounds checks are the driver's.
+//! TABLES
 
 use std::fmt;
 
-use crate::config::MAX_HEAD_DIM;
+use crate::config::{DilatedAttentionConfig, MAX_HEAD_DIM};
 use crate::error::{Error, Result};
 use crate::kernel::Storage;
 use crate::plan::{DeviceFacts, Processor};
 
-/// Groups of lanes that share the staged keys in the [`Rows`](ForwardShape::Rows) shape. Measured with 1, 2, 4 and 8 on
-/// Mesa 26.2: 12, 18, 20 and 16 % of the ceiling.
-pub(super) const LANE_GROUPS: u32 = 4;
+/// Groups of lanes that share the staged keys in the shapes for CPUs, at most.
+const MOST_LANE_GROUPS: u32 = 32;
 
 /// How the forward kernel lays its work out. All compute the same; see the shader files for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ForwardShape {
-    /// Tiles of keys, values and probabilities in workgroup memory: GPUs.
+    /// Tiles of keys, values and probabilities in workgroup memory: GPUs, other software drivers.
     Tile,
-    /// Two rows a lane, output in registers, keys in workgroup memory: CPUs whose driver loads shared addresses once.
-    Rows,
-    /// 8 x 8 scores a lane with direct loads: older software drivers.
-    Micro,
+    /// Lanes own rows and load each staged key together: CPUs whose driver loads shared addresses once.
+    Uniform,
+    /// Lanes own rows; each loads another staged key, and subgroup operations hand it on: CPUs whose driver loads once per
+    /// lane.
+    Broadcast,
 }
 
 impl ForwardShape {
     /// All shapes.
-    pub const ALL: [Self; 3] = [Self::Tile, Self::Rows, Self::Micro];
+    pub const ALL: [Self; 3] = [Self::Tile, Self::Uniform, Self::Broadcast];
 
     /// Name of the shader.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tile => "forward_tile",
-            Self::Rows => "forward_rows",
-            Self::Micro => "forward_micro",
+            Self::Uniform => "forward_uniform",
+            Self::Broadcast => "forward_broadcast",
+        }
+    }
+
+    /// Keys of a step of the shapes for CPUs.
+    fn keys(self) -> u32 {
+        match self {
+            Self::Broadcast => 8,
+            Self::Tile | Self::Uniform => 4,
         }
     }
 }
@@ -65,43 +53,69 @@ pub struct ForwardVariant {
     pub shape: ForwardShape,
     /// Elements in one head.
     pub head_dim: u32,
-    /// Lanes of a workgroup of the [`Rows`](ForwardShape::Rows) shape; the others have a fixed number.
+    /// Lanes of a group of the shapes for CPUs; the other has a fixed number.
     pub lanes: u32,
+    /// Groups of lanes that share what is staged, in the same shapes.
+    pub lane_groups: u32,
     /// How q, k, v and the output are stored.
     pub storage: Storage,
 }
 
 impl ForwardVariant {
-    /// The shape that measured best on such a device; see the README's table.
-    pub fn choose(head_dim: u32, storage: Storage, facts: &DeviceFacts) -> Self {
+    /// The shape that measured best on such a device; see the README's table. On CPUs its tile is about half of the shortest
+    /// segment's rows or less, so that there is work for several cores.
+    pub fn choose(config: &DilatedAttentionConfig, storage: Storage, facts: &DeviceFacts) -> Self {
         let shape = match facts.processor {
-            Processor::Gpu => ForwardShape::Tile,
-            // Above, the compile time of the unrolled columns grows beyond what it saves.
             Processor::Cpu {
                 uniform_loads: true,
                 ..
-            } if head_dim <= 96 => ForwardShape::Rows,
-            Processor::Cpu { .. } => ForwardShape::Micro,
+            } => ForwardShape::Uniform,
+            Processor::Cpu {
+                lanes: 8,
+                broadcasts: true,
+                ..
+            } => ForwardShape::Broadcast,
+            Processor::Gpu | Processor::Cpu { .. } => ForwardShape::Tile,
         };
-        Self::with_shape(shape, head_dim, storage, facts)
+        let largest = Self::with_shape(shape, config.head_dim(), storage, facts);
+        let fitting = config
+            .rows_of_shortest_segment()
+            .div_ceil(2 * largest.rows_per_lane() * largest.lanes);
+        Self {
+            lane_groups: fitting.next_power_of_two().min(largest.lane_groups),
+            ..largest
+        }
     }
 
-    /// A given shape on a device.
+    /// A given shape on a device, with its largest tile.
     pub fn with_shape(
         shape: ForwardShape,
         head_dim: u32,
         storage: Storage,
         facts: &DeviceFacts,
     ) -> Self {
+        let lanes = match (shape, facts.processor) {
+            (ForwardShape::Broadcast, _) => 8,
+            (_, Processor::Cpu { lanes, .. }) => lanes,
+            (_, Processor::Gpu) => 32,
+        };
         Self {
             shape,
             head_dim,
-            lanes: match facts.processor {
-                Processor::Cpu { lanes, .. } => lanes,
-                Processor::Gpu => 32,
-            },
+            lanes,
+            lane_groups: (256 / lanes.max(1)).clamp(1, MOST_LANE_GROUPS),
             storage,
         }
+    }
+
+    /// Rows of a lane, in the shapes for CPUs: what is compiled grows with the product of rows and elements.
+    fn rows_per_lane(&self) -> u32 {
+        let most = match self.shape {
+            // What is compiled on older drivers takes seconds for each row.
+            ForwardShape::Broadcast => 192,
+            ForwardShape::Tile | ForwardShape::Uniform => 256,
+        };
+        (most / self.head_dim).clamp(1, 4)
     }
 
     /// Rows that one workgroup computes.
@@ -109,8 +123,9 @@ impl ForwardVariant {
         match self.shape {
             ForwardShape::Tile if self.head_dim <= 128 => 64,
             ForwardShape::Tile => 32,
-            ForwardShape::Rows => 2 * self.lanes * LANE_GROUPS,
-            ForwardShape::Micro => 32,
+            ForwardShape::Uniform | ForwardShape::Broadcast => {
+                self.rows_per_lane() * self.lanes * self.lane_groups
+            }
         }
     }
 
@@ -119,24 +134,25 @@ impl ForwardVariant {
         match self.shape {
             // A chunk of q or weights (9 vec4 a row), a chunk of k or v (9 vec4 for 32 keys), maxima (2 vec4 a row).
             ForwardShape::Tile => (self.rows_per_workgroup() * (9 + 2) + 32 * 9) * 16,
-            // As many keys and values as fit in 16 KiB, at most 32, in fours.
-            ForwardShape::Rows => {
-                let columns = self.head_dim / 4;
-                let tile_keys = 32.min(512 / columns / 4 * 4);
-                2 * tile_keys * columns * 16
+            // Keys and values of a step, and a flag.
+            ForwardShape::Uniform | ForwardShape::Broadcast => {
+                2 * self.shape.keys() * self.head_dim * 4 + 16
             }
-            // Weights of 32 rows and 64 keys, maxima.
-            ForwardShape::Micro => 32 * 64 * 4 + 64 * 16,
         }
     }
 
     /// Constants of the shader.
-    pub fn constants(&self) -> [(&'static str, u32); 3] {
-        [
-            ("HEAD_DIM_VEC4", self.head_dim / 4),
-            ("LANES", self.lanes),
-            ("LANE_GROUPS", LANE_GROUPS),
-        ]
+    pub fn constants(&self) -> Vec<(&'static str, u32)> {
+        let mut constants = vec![("HEAD_DIM_VEC4", self.head_dim / 4)];
+        if self.shape != ForwardShape::Tile {
+            constants.extend([
+                ("LANES", self.lanes),
+                ("LANE_GROUPS", self.lane_groups),
+                ("ROWS_PER_LANE", self.rows_per_lane()),
+                ("KEYS", self.shape.keys()),
+            ]);
+        }
+        constants
     }
 
     /// Whether the kernel computes heads of `head_dim` on a device with `facts`.
@@ -159,8 +175,30 @@ impl ForwardVariant {
             );
         }
         self.storage.check(facts)?;
-        if self.lanes == 0 || self.lanes > 256 / LANE_GROUPS {
+        if self.lanes == 0 || self.lanes > 64 {
             return invalid("lanes of the kernel", self.lanes, "1 to 64");
+        }
+        if self.lane_groups == 0 || self.lanes * self.lane_groups.min(256) > 256 {
+            return invalid(
+                "groups of lanes of the kernel",
+                self.lane_groups,
+                "at least 1, and not above 256 lanes together",
+            );
+        }
+        let broadcasts = matches!(
+            facts.processor,
+            Processor::Cpu {
+                lanes: 8,
+                broadcasts: true,
+                ..
+            }
+        );
+        if self.shape == ForwardShape::Broadcast && !broadcasts {
+            return Err(Error::InvalidConfig {
+                what: "shape of the kernel",
+                given: self.shape.name().to_owned(),
+                need: "one for this device, which has no subgroups of 8 lanes with broadcasts",
+            });
         }
         if self.workgroup_memory_bytes() > facts.max_workgroup_memory_bytes {
             return invalid(

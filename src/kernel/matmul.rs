@@ -50,6 +50,7 @@ impl MatmulVariant {
             Processor::Cpu {
                 uniform_loads: true,
                 lanes,
+                ..
             } => {
                 // As few tiles as there can be, all of about one width; in fours, for each width is a kernel to compile.
                 let most = (256 / lanes).min(32);

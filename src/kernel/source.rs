@@ -28,48 +28,70 @@ pub(super) fn assemble(kernel: &Kernel) -> String {
     for file in files(kernel) {
         source.push_str(file);
     }
-    let (functions, count) = unrolled(kernel);
-    for name in functions {
+    let unrolled = unrolled(kernel);
+    for name in unrolled.of_column {
         let _ = writeln!(source, "fn {name}_each() {{");
-        for i in 0..count {
-            let _ = writeln!(source, "    {name}({i}u);");
+        for c in 0..unrolled.columns {
+            let _ = writeln!(source, "    {name}({c}u);");
+        }
+        source.push_str("}\n");
+    }
+    for name in unrolled.of_row_and_column {
+        let _ = writeln!(source, "fn {name}_each(r: u32) {{");
+        for c in 0..unrolled.columns {
+            let _ = writeln!(source, "    {name}(r, {c}u);");
         }
         source.push_str("}\n");
     }
     source
 }
 
-/// Functions that a kernel calls for each of so many numbers, unrolled: an array stays in registers only while all its
-/// indices are constants. Written here because the way to do it in WGSL, one function that branches on what to do,
-/// multiply what drivers have to compile before they see which branch is meant: 11 seconds instead of 5.
-fn unrolled(kernel: &Kernel) -> (&'static [&'static str], u32) {
+/// Functions that a kernel calls for each column, unrolled: an array stays in registers only while all its indices are
+/// constants. Written here because the way to do it in WGSL, one function that branches on what to do, multiplies what
+/// drivers have to compile before they see which branch is meant: 11 seconds instead of 5.
+#[derive(Default)]
+struct Unrolled {
+    columns: u32,
+    of_column: &'static [&'static str],
+    of_row_and_column: &'static [&'static str],
+}
+
+fn unrolled(kernel: &Kernel) -> Unrolled {
     match kernel {
+        Kernel::Forward(variant) if variant.shape != ForwardShape::Tile => Unrolled {
+            columns: variant.head_dim / 4,
+            of_column: &["add_scores", "add_values", "shrink_output"],
+            of_row_and_column: &["load_query", "store"],
+        },
         Kernel::BackwardMeans(variant)
         | Kernel::BackwardDq(variant)
         | Kernel::BackwardDkDv(variant)
             if variant.shape == BackwardShape::Rows =>
         {
-            let functions = &[
-                "load_own_a",
-                "load_own_b",
-                "add_products_a",
-                "add_products_b",
-                "add_to_a",
-                "add_to_b",
-                "add_item_to_a",
-                "add_item_to_b",
-                "store_sums",
-            ];
-            (functions, variant.head_dim / 4)
+            Unrolled {
+                columns: variant.head_dim / 4,
+                of_column: &[
+                    "load_own_a",
+                    "load_own_b",
+                    "add_products_a",
+                    "add_products_b",
+                    "add_to_a",
+                    "add_to_b",
+                    "add_item_to_a",
+                    "add_item_to_b",
+                    "store_sums",
+                ],
+                of_row_and_column: &[],
+            }
         }
-        _ => (&[], 0),
+        _ => Unrolled::default(),
     }
 }
 
 fn constants(kernel: &Kernel) -> Vec<(&'static str, u32)> {
     match kernel {
         Kernel::Fill => Vec::new(),
-        Kernel::Forward(variant) => variant.constants().to_vec(),
+        Kernel::Forward(variant) => variant.constants(),
         Kernel::Delta { head_dim, .. } => vec![("HEAD_DIM_VEC4", head_dim / 4)],
         Kernel::BackwardMeans(variant)
         | Kernel::BackwardDq(variant)
@@ -159,11 +181,14 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
                 shader!("shared/forward_bindings.wgsl"),
                 shader!("shared/merge.wgsl"),
                 shader!("shared/block.wgsl"),
-                shader!("shared/online_softmax.wgsl"),
+                match variant.shape {
+                    ForwardShape::Tile => shader!("shared/online_softmax.wgsl"),
+                    _ => shader!("shared/forward_rows.wgsl"),
+                },
                 match variant.shape {
                     ForwardShape::Tile => shader!("attention/forward_tile.wgsl"),
-                    ForwardShape::Rows => shader!("attention/forward_rows.wgsl"),
-                    ForwardShape::Micro => shader!("attention/forward_micro.wgsl"),
+                    ForwardShape::Uniform => shader!("attention/forward_uniform.wgsl"),
+                    ForwardShape::Broadcast => shader!("attention/forward_broadcast.wgsl"),
                 },
             ],
         ),

@@ -35,6 +35,9 @@ pub enum Processor {
         /// Loads from an address that all lanes share are one scalar load (lavapipe of Mesa 26 and later); older ones
         /// load once per lane.
         uniform_loads: bool,
+        /// Subgroups are `lanes` wide and the device has [`SUBGROUP`](wgpu::Features::SUBGROUP) operations, by which a lane
+        /// hands a value to the others.
+        broadcasts: bool,
     },
 }
 
@@ -102,18 +105,20 @@ impl DeviceFacts {
             max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
             max_workgroup_memory_bytes: limits.max_compute_workgroup_storage_size,
             shader_f16: features.contains(wgpu::Features::SHADER_F16),
-            processor: processor(info),
+            processor: processor(info, features),
         })
     }
 }
 
-fn processor(info: &wgpu::AdapterInfo) -> Processor {
+fn processor(info: &wgpu::AdapterInfo, features: wgpu::Features) -> Processor {
     if info.device_type != wgpu::DeviceType::Cpu {
         return Processor::Gpu;
     }
     Processor::Cpu {
         lanes: info.subgroup_min_size.clamp(4, 16),
         uniform_loads: mesa_major_version(&info.driver_info).is_some_and(|major| major >= 26),
+        broadcasts: features.contains(wgpu::Features::SUBGROUP)
+            && info.subgroup_min_size == info.subgroup_max_size,
     }
 }
 

@@ -57,7 +57,7 @@ impl DilatedAttentionConfig {
         facts: &DeviceFacts,
     ) -> Result<ForwardPlan> {
         let storage = Storage::of("q", dtype, facts)?;
-        let variant = ForwardVariant::choose(self.head_dim(), storage, facts);
+        let variant = ForwardVariant::choose(self, storage, facts);
         self.plan_forward_with(shape, facts, variant)
     }
 

@@ -26,11 +26,7 @@ pub fn run(
     on: &TestContext,
     variant: BackwardVariant,
 ) -> dilated_attention::Result<Gradients32> {
-    let forward = ForwardVariant::choose(
-        problem.config.head_dim(),
-        variant.storage,
-        on.context.facts(),
-    );
+    let forward = ForwardVariant::choose(&problem.config, variant.storage, on.context.facts());
     let attention = DilatedAttention::with_variant(&on.context, problem.config.clone(), forward)?
         .with_backward_variant(variant)?;
     let mut recorder = on.context.recorder("test");

@@ -37,6 +37,7 @@ fn plan_with_windows_prints_as_a_table() {
         processor: Processor::Cpu {
             lanes: 8,
             uniform_loads: true,
+            broadcasts: true,
         },
         ..DeviceFacts::webgpu_defaults()
     };

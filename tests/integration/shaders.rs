@@ -19,17 +19,30 @@ fn facts_of_every_kind() -> Vec<DeviceFacts> {
     });
     for lanes in [4, 8, 16] {
         for uniform_loads in [false, true] {
-            facts.push(DeviceFacts {
-                max_workgroup_memory_bytes: 32_768,
-                processor: Processor::Cpu {
-                    lanes,
-                    uniform_loads,
-                },
-                ..gpu.clone()
-            });
+            for broadcasts in [false, true] {
+                facts.push(DeviceFacts {
+                    max_workgroup_memory_bytes: 32_768,
+                    processor: Processor::Cpu {
+                        lanes,
+                        uniform_loads,
+                        broadcasts,
+                    },
+                    ..gpu.clone()
+                });
+            }
         }
     }
     facts
+}
+
+fn broadcasts(facts: &DeviceFacts) -> bool {
+    let Processor::Cpu {
+        lanes, broadcasts, ..
+    } = facts.processor
+    else {
+        return false;
+    };
+    lanes == 8 && broadcasts
 }
 
 /// Those chosen for narrow to wide results on every kind of device.
@@ -120,6 +133,9 @@ fn kernels() -> Vec<(Kernel, DeviceFacts)> {
         });
         for (head_dim, storage) in stored {
             for shape in ForwardShape::ALL {
+                if shape == ForwardShape::Broadcast && !broadcasts(&facts) {
+                    continue;
+                }
                 let variant = ForwardVariant::with_shape(shape, head_dim, storage, &facts);
                 kernels.push((Kernel::Forward(variant), facts.clone()));
             }
@@ -141,6 +157,10 @@ fn kernels() -> Vec<(Kernel, DeviceFacts)> {
     kernels
 }
 
+fn uses_subgroups(kernel: &Kernel) -> bool {
+    matches!(kernel, Kernel::Forward(variant) if variant.shape == ForwardShape::Broadcast)
+}
+
 fn parse(kernel: Kernel) -> Module {
     naga::front::wgsl::parse_str(&kernel.source())
         .unwrap_or_else(|error| panic!("{kernel:?}: {}", error.emit_to_string(&kernel.source())))
@@ -153,6 +173,7 @@ fn every_kernel_is_valid_and_translates_to_spirv_msl_and_hlsl() {
         // No capability beyond WebGPU's defaults (unpack2x16float is one of them), but for the one that a storage is for.
         let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
         capabilities.set(Capabilities::SHADER_FLOAT16, kernel.stores_f16());
+        capabilities.set(Capabilities::SUBGROUP, uses_subgroups(&kernel));
         let info = Validator::new(ValidationFlags::all(), capabilities)
             .validate(&module)
             .unwrap_or_else(|error| panic!("{kernel:?}: {error:?}"));
@@ -229,12 +250,12 @@ fn workgroup_memory_is_what_the_plan_says_and_within_the_limit() {
 fn every_head_size_gets_a_kernel_that_fits_on_every_kind_of_device() {
     for facts in facts_of_every_kind() {
         for head_dim in (4..=256).step_by(4) {
-            let variant = ForwardVariant::choose(head_dim, Storage::F32, &facts);
+            let config = DilatedAttentionConfig::new(1, head_dim, &[1000], &[1]).unwrap();
+            let variant = ForwardVariant::choose(&config, Storage::F32, &facts);
             assert!(variant.workgroup_memory_bytes() <= facts.max_workgroup_memory_bytes);
             variant
                 .check(head_dim, &facts)
                 .expect("the chosen kernel fits");
-            let config = DilatedAttentionConfig::new(1, head_dim, &[1000], &[1]).unwrap();
             BackwardVariant::choose(&config, Storage::F32, &facts)
                 .check(head_dim, &facts)
                 .expect("the chosen kernels fit");

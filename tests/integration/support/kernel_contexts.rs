@@ -70,15 +70,17 @@ impl TestContext {
     /// Every forward kernel that this adapter runs in reasonable time, the one it would choose first.
     pub fn forward_variants(&self, head_dim: u32) -> Vec<ForwardVariant> {
         let facts = self.context.facts();
-        let chosen = ForwardVariant::choose(head_dim, Storage::F32, facts);
+        // Of long segments; those of whole models in other tests are short.
+        let config = DilatedAttentionConfig::new(1, head_dim, &[4096], &[1]).expect("valid");
+        let chosen = ForwardVariant::choose(&config, Storage::F32, facts);
         let mut variants = vec![chosen];
         for shape in ForwardShape::ALL {
             let affordable = match (shape, facts.processor) {
                 (ForwardShape::Tile, _) | (_, Processor::Gpu) => true,
-                (ForwardShape::Micro, _) => head_dim <= 64,
+                (ForwardShape::Broadcast, _) => true,
                 // Older drivers load a shared address once per lane: a minute to compile at 64 elements.
-                (ForwardShape::Rows, Processor::Cpu { uniform_loads, .. }) => {
-                    uniform_loads || head_dim <= 16
+                (ForwardShape::Uniform, Processor::Cpu { uniform_loads, .. }) => {
+                    uniform_loads || head_dim <= 8
                 }
             };
             let variant = ForwardVariant::with_shape(shape, head_dim, Storage::F32, facts);
