@@ -235,7 +235,12 @@ fn after_a_warm_up_nothing_is_left_to_compile() {
         let options = TrainingOptions::new(LearningRate::Constant(1e-3));
         let trainer = Trainer::with_weights(&context, model, weights, options);
         let mut trainer = trainer.expect("valid");
-        println!("{}", trainer.warm_up(&[shape.clone()]).expect("compiles"));
+        println!(
+            "{}",
+            trainer
+                .warm_up(std::slice::from_ref(&shape))
+                .expect("compiles")
+        );
         let before = pipelines(&context);
         let batch = Batch::new(shape, ids.clone(), ids).expect("valid");
         trainer
