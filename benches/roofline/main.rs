@@ -3,6 +3,7 @@
 //! ```text
 //! cargo bench --bench roofline [-- --quick] [--only forward|backward|matmul|norm|growth] [--kernel tile|rows|micro]
 //!     [--storage f32|f16|f16packed|bf16packed]
+//!     [--trusted]
 //! ```
 //!
 //! `--storage` says how attention's tensors are stored.
@@ -10,7 +11,7 @@
 //! The ceiling is measured before each repetition of each case, so that a machine whose speed drifts does not shift the
 //! ratio; medians of the repetitions with the smallest and largest. The backward counts 2.5 times the operations of the
 //! forward; layer norms count each matrix once, against a copy. The last table is time per token against length.
-//! `--quick` runs few small cases: that everything works, not what it measures.
+//! `--trusted` compiles without runtime checks. `--quick` runs few small cases: that everything works, not what it measures.
 
 mod attention;
 mod ceilings;
@@ -20,11 +21,11 @@ mod timing;
 use std::error::Error;
 
 use attention::{CASES, Direction, Prepared, case};
-use dilated_attention::Context;
 use dilated_attention::kernel::Storage;
 use dilated_attention::kernel::forward::ForwardShape;
 use dilated_attention::kernel::matmul::MatmulVariant;
 use dilated_attention::plan::Processor;
+use dilated_attention::{Context, ContextOptions};
 use layers::{Norm, PRODUCTS, Product};
 use timing::{Timed, header, row, spread};
 
@@ -33,10 +34,12 @@ const GROUPS: [&str; 5] = ["forward", "backward", "matmul", "norm", "growth"];
 fn main() -> Result<(), Box<dyn Error>> {
     let (mut quick, mut kernel, mut only) = (false, None, None);
     let mut storage = Storage::F32;
+    let mut options = ContextOptions::default();
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--quick" => quick = true,
+            "--trusted" => options.kernels.trusted_shaders = true,
             "--only" => {
                 let name = arguments.next().unwrap_or_default();
                 let found = GROUPS.into_iter().find(|group| *group == name);
@@ -62,7 +65,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     let wanted = |group: &str| only.is_none_or(|only| only == group);
-    let context = Context::headless()?;
+    let context = pollster::block_on(Context::with_options(&options))?;
     let info = context.adapter_info();
     println!(
         "adapter   {} ({:?}, {})",

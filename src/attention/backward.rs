@@ -2,6 +2,7 @@
 
 use super::{DilatedAttention, ForwardOutput, requests};
 use crate::config::{AttentionShape, MixGradient};
+use crate::context::WarmUp;
 use crate::error::Result;
 use crate::kernel::backward::BackwardVariant;
 use crate::kernel::{DeltaParams, Kernel, Storage};
@@ -9,6 +10,7 @@ use crate::plan::{BackwardPlan, ByteRange, Pass};
 use crate::pool::{BufferRequest, Demand};
 use crate::recorder::Recorder;
 use crate::tensor::{DType, Tensor};
+use crate::tuning::Choice;
 
 /// Gradients of a loss with respect to the inputs of an attention, of their type.
 #[derive(Clone, Debug)]
@@ -34,13 +36,20 @@ impl DilatedAttention {
     /// # Errors
     /// [`Error::WrongDType`](crate::Error::WrongDType) for integers.
     pub fn backward_variant(&self, dtype: DType) -> Result<BackwardVariant> {
-        let facts = self.context.facts();
-        let storage = Storage::of("q", dtype, facts)?;
-        Ok(match self.backward_kernel {
-            Some(given) if given.storage.dtype() == dtype => given,
-            Some(given) => BackwardVariant { storage, ..given },
-            None => BackwardVariant::choose(&self.config, storage, facts),
-        })
+        Ok(self.backward_choice(dtype)?.variant)
+    }
+
+    /// As [`backward_variant`](Self::backward_variant), with the reason.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn backward_choice(&self, dtype: DType) -> Result<Choice<BackwardVariant>> {
+        let storage = Storage::of("q", dtype, self.context.facts())?;
+        let mut choice = self.backward_choice.clone();
+        if choice.variant.storage.dtype() != dtype {
+            choice.variant.storage = storage;
+        }
+        Ok(choice)
     }
 
     /// Plans a backward of tensors of `dtype`: what it will dispatch and lease.
@@ -48,16 +57,19 @@ impl DilatedAttention {
     /// # Errors
     /// As [`DilatedAttentionConfig::plan_backward`](crate::DilatedAttentionConfig::plan_backward).
     pub fn plan_backward(&self, shape: &AttentionShape, dtype: DType) -> Result<BackwardPlan> {
-        let variant = self.backward_variant(dtype)?;
         self.config
-            .plan_backward_with(shape, self.context.facts(), variant)
+            .plan_backward_with(shape, self.context.facts(), self.backward_choice(dtype)?)
     }
 
-    /// Compiles the backward's kernels now; see [`warm_up`](Self::warm_up).
+    /// Compiles the backward's kernels now; see [`Context::warm_up`](crate::Context::warm_up).
     ///
     /// # Errors
-    /// [`Error::Validation`](crate::Error::Validation) when the device refuses a shader.
-    pub fn warm_up_backward(&self, dtype: DType) -> Result<()> {
+    /// As [`Context::warm_up`](crate::Context::warm_up); [`Error::WrongDType`](crate::Error::WrongDType) for integers.
+    pub fn warm_up_backward(&self, dtype: DType) -> Result<WarmUp> {
+        self.context.warm_up(&self.backward_kernels(dtype)?)
+    }
+
+    fn backward_kernels(&self, dtype: DType) -> Result<[Kernel; 3]> {
         let variant = self.backward_variant(dtype)?;
         let terms = match self.config.get_gradient() {
             MixGradient::Exact => Kernel::Delta {
@@ -66,7 +78,7 @@ impl DilatedAttention {
             },
             MixGradient::DetachedMix => Kernel::BackwardMeans(variant),
         };
-        self.context.compile(&[
+        Ok([
             terms,
             Kernel::BackwardDq(variant),
             Kernel::BackwardDkDv(variant),
@@ -118,7 +130,7 @@ impl DilatedAttention {
         self.expect(recorder, &lse, &query_shape[..3], DType::F32)?;
         let plan = self.plan_backward(shape, dtype)?;
         // Compiled before anything is recorded, so that a refused shader leaves the recording as it was.
-        self.warm_up_backward(dtype)?;
+        self.context.compile(&self.backward_kernels(dtype)?)?;
         let terms_shape = [&query_shape[..3], &[2]].concat();
         let terms = recorder.empty("terms", &terms_shape, DType::F32)?;
         let dq = recorder.empty("dq", &query_shape, dtype)?;

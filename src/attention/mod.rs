@@ -6,7 +6,7 @@ mod step;
 pub use backward::Gradients;
 
 use crate::config::{AttentionShape, DilatedAttentionConfig};
-use crate::context::Context;
+use crate::context::{Context, WarmUp};
 use crate::error::{Error, Result};
 use crate::kernel::backward::BackwardVariant;
 use crate::kernel::forward::ForwardVariant;
@@ -15,6 +15,7 @@ use crate::plan::{BufferRole, ForwardPlan, PlannedBuffer, UNCOVERED_LSE};
 use crate::pool::{BufferRequest, Demand, PARAMS_USAGE, STAGING_USAGE, STORAGE_USAGE};
 use crate::recorder::Recorder;
 use crate::tensor::{DType, Tensor};
+use crate::tuning::{BackwardTask, Choice, ForwardTask, Segments};
 
 /// Dilated attention with fixed options, on one context.
 ///
@@ -37,9 +38,9 @@ use crate::tensor::{DType, Tensor};
 pub struct DilatedAttention {
     context: Context,
     config: DilatedAttentionConfig,
-    /// The caller's choice of kernels; where there is none, those that suit the device and the elements.
-    forward_kernel: Option<ForwardVariant>,
-    backward_kernel: Option<BackwardVariant>,
+    /// Kernels for f32, or those of the caller; for other elements with another storage.
+    choice: Choice<ForwardVariant>,
+    backward_choice: Choice<BackwardVariant>,
 }
 
 /// What a forward returns, and all that a backward needs of it.
@@ -75,26 +76,19 @@ fn requests(buffers: &[PlannedBuffer]) -> Vec<BufferRequest> {
 }
 
 impl DilatedAttention {
-    /// Attention as `config` says, with the kernel that suits the context's device.
+    /// Attention as `config` says, with the kernels that suit the context's device: those that [`Context::tune`] found, else
+    /// those that the adapter's facts suggest.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when no kernel fits.
     pub fn new(context: &Context, config: DilatedAttentionConfig) -> Result<Self> {
-        let attention = Self {
-            context: context.clone(),
-            config,
-            forward_kernel: None,
-            backward_kernel: None,
-        };
-        let (head_dim, facts) = (attention.config.head_dim(), context.facts());
-        attention.variant(DType::F32)?.check(head_dim, facts)?;
-        attention
-            .backward_variant(DType::F32)?
-            .check(head_dim, facts)?;
-        Ok(attention)
+        let task = ForwardTask(Segments::of(&config));
+        let choice = context.tuner().choose(&task, context.facts());
+        Self::with_choice(context, config, choice)
     }
 
-    /// As [`new`](Self::new), with a kernel of the caller's choice. For tensors of another type than its own it is compiled for theirs.
+    /// As [`new`](Self::new), with a forward kernel of the caller's choice. For tensors of another type than its own it is
+    /// compiled for theirs.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when the kernel does not fit the head size or the device.
@@ -103,10 +97,24 @@ impl DilatedAttention {
         config: DilatedAttentionConfig,
         variant: ForwardVariant,
     ) -> Result<Self> {
-        variant.check(config.head_dim(), context.facts())?;
+        Self::with_choice(context, config, variant.into())
+    }
+
+    fn with_choice(
+        context: &Context,
+        config: DilatedAttentionConfig,
+        choice: Choice<ForwardVariant>,
+    ) -> Result<Self> {
+        choice.variant.check(config.head_dim(), context.facts())?;
+        let task = BackwardTask(Segments::of(&config));
+        let backward_choice = context.tuner().choose(&task, context.facts());
+        let backward = backward_choice.variant;
+        backward.check(config.head_dim(), context.facts())?;
         Ok(Self {
-            forward_kernel: Some(variant),
-            ..Self::new(context, config)?
+            context: context.clone(),
+            config,
+            choice,
+            backward_choice,
         })
     }
 
@@ -117,7 +125,7 @@ impl DilatedAttention {
     pub fn with_backward_variant(self, variant: BackwardVariant) -> Result<Self> {
         variant.check(self.config.head_dim(), self.context.facts())?;
         Ok(Self {
-            backward_kernel: Some(variant),
+            backward_choice: variant.into(),
             ..self
         })
     }
@@ -132,13 +140,20 @@ impl DilatedAttention {
     /// # Errors
     /// [`Error::WrongDType`] for integers.
     pub fn variant(&self, dtype: DType) -> Result<ForwardVariant> {
-        let facts = self.context.facts();
-        let storage = Storage::of("q", dtype, facts)?;
-        Ok(match self.forward_kernel {
-            Some(given) if given.storage.dtype() == dtype => given,
-            Some(given) => ForwardVariant { storage, ..given },
-            None => ForwardVariant::choose(&self.config, storage, facts),
-        })
+        Ok(self.choice(dtype)?.variant)
+    }
+
+    /// As [`variant`](Self::variant), with the reason.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn choice(&self, dtype: DType) -> Result<Choice<ForwardVariant>> {
+        let storage = Storage::of("q", dtype, self.context.facts())?;
+        let mut choice = self.choice.clone();
+        if choice.variant.storage.dtype() != dtype {
+            choice.variant.storage = storage;
+        }
+        Ok(choice)
     }
 
     /// Plans a forward of tensors of `dtype`: what it will dispatch and lease.
@@ -147,17 +162,19 @@ impl DilatedAttention {
     /// As [`DilatedAttentionConfig::plan_forward`].
     pub fn plan(&self, shape: &AttentionShape, dtype: DType) -> Result<ForwardPlan> {
         self.config
-            .plan_forward_with(shape, self.context.facts(), self.variant(dtype)?)
+            .plan_forward_with(shape, self.context.facts(), self.choice(dtype)?)
     }
 
-    /// Compiles the kernels for tensors of `dtype` now instead of at the first call. May run on any thread. Some drivers, Mesa's software driver
-    /// among them, generate code only at the first dispatch: there only a first forward warms up in full.
+    /// Compiles the forward's kernels for tensors of `dtype` now instead of at the first call; see [`Context::warm_up`].
     ///
     /// # Errors
-    /// [`Error::Validation`] when the device refuses a shader, [`Error::WrongDType`] for integers.
-    pub fn warm_up(&self, dtype: DType) -> Result<()> {
-        self.context
-            .compile(&[Kernel::Fill, Kernel::Forward(self.variant(dtype)?)])
+    /// As [`Context::warm_up`]; [`Error::WrongDType`] for integers.
+    pub fn warm_up(&self, dtype: DType) -> Result<WarmUp> {
+        self.context.warm_up(&self.kernels(dtype)?)
+    }
+
+    fn kernels(&self, dtype: DType) -> Result<[Kernel; 2]> {
+        Ok([Kernel::Forward(self.variant(dtype)?), Kernel::Fill])
     }
 
     /// Records the attention of `q`, `k` and `v`, each (B, N, H, D) and all of one type, f32, f16 or bf16: batch items, tokens
@@ -169,7 +186,7 @@ impl DilatedAttention {
     ///
     /// # Errors
     /// [`Error::ForeignDevice`], [`Error::WrongDType`], [`Error::InvalidShape`] for tensors that do not fit; the errors of
-    /// [`plan`](Self::plan) and [`warm_up`](Self::warm_up); [`Error::BudgetExceeded`] and [`Error::OutOfMemory`] when the
+    /// [`plan`](Self::plan); [`Error::Validation`] when the device refuses a shader; [`Error::BudgetExceeded`] and [`Error::OutOfMemory`] when the
     /// pool cannot lend the output. What was recorded before the call stays valid.
     pub fn forward(
         &self,
@@ -190,7 +207,11 @@ impl DilatedAttention {
         let plan = self.plan(shape, dtype)?;
         let kernel = Kernel::Forward(plan.variant);
         // Compiled before anything is recorded, so that a refused shader leaves the recording as it was.
-        self.warm_up(dtype)?;
+        let [forward, fill] = self.kernels(dtype)?;
+        self.context.compile(&[forward])?;
+        if !plan.clears.is_empty() {
+            self.context.compile(&[fill])?;
+        }
         let out_shape = self.query_shape(shape);
         let out = recorder.empty("out", &out_shape, dtype)?;
         let softmax_lse = recorder.empty("softmax_lse", &out_shape[..3], DType::F32)?;

@@ -5,31 +5,26 @@
 //! error handler, no device-lost callback (the application's own should call
 //! [`Pool::device_lost`](crate::pool::Pool::device_lost)). Errors are caught by scopes around this library's own calls.
 
+mod adapter;
+mod compiled;
 mod planner;
+mod warm_up;
 
+pub use adapter::AdapterChoice;
+pub use warm_up::{WarmUp, WarmedKernel};
+
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use adapter::{choose_adapter, new_instance};
 
 use crate::error::{Error, Result};
 use crate::kernel::{Kernel, Pipeline, Pipelines};
 use crate::plan::DeviceFacts;
 use crate::pool::{Pool, PoolOptions};
 use crate::recorder::Recorder;
-
-/// Which adapter to use.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum AdapterChoice {
-    /// The one whose name contains the value of `WGPU_ADAPTER_NAME` if that is set, else the one wgpu prefers under
-    /// `WGPU_POWER_PREF` (high performance if unset). `WGPU_BACKEND` limits the backends in any case.
-    #[default]
-    Environment,
-    /// The one wgpu prefers.
-    Power(wgpu::PowerPreference),
-    /// The first whose name contains this text, in any case.
-    Named(String),
-    /// A software adapter.
-    Software,
-}
+use crate::tuning::{KernelOptions, Tuner};
 
 /// What an own device is asked for.
 #[derive(Clone, Debug, Default)]
@@ -42,6 +37,8 @@ pub struct ContextOptions {
     pub features: Option<wgpu::Features>,
     /// How the pool behaves.
     pub pool: PoolOptions,
+    /// How kernels are chosen and compiled.
+    pub kernels: KernelOptions,
 }
 
 /// A device ready to compute. Clones share it.
@@ -58,6 +55,9 @@ struct Inner {
     facts: DeviceFacts,
     pool: Pool,
     pipelines: Pipelines,
+    /// Where the driver's cache of compiled kernels is kept.
+    pipelines_file: Option<PathBuf>,
+    tuner: Arc<Tuner>,
     check_finite: AtomicBool,
     /// Recordings are counted, not run.
     plans_only: bool,
@@ -109,7 +109,8 @@ impl Context {
                 adapter: adapter.get_info().name,
                 reason: error.to_string(),
             })?;
-        let context = Self::from_device_with(device, queue, options.pool.clone())?;
+        let pool = Pool::new(&device, options.pool.clone());
+        let context = Self::assemble(device, queue, pool, &options.kernels)?;
         context.watch_own_device();
         Ok(context)
     }
@@ -143,7 +144,7 @@ impl Context {
         pool: PoolOptions,
     ) -> Result<Self> {
         let pool = Pool::new(&device, pool);
-        Self::assemble(device, queue, pool)
+        Self::from_device_and_pool(device, queue, pool)
     }
 
     /// As [`from_device`](Self::from_device), with a pool of the caller's, for example one over a
@@ -157,18 +158,36 @@ impl Context {
         queue: wgpu::Queue,
         pool: Pool,
     ) -> Result<Self> {
-        Self::assemble(device, queue, pool)
+        Self::assemble(device, queue, pool, &KernelOptions::default())
     }
 
-    fn assemble(device: wgpu::Device, queue: wgpu::Queue, pool: Pool) -> Result<Self> {
+    /// The same device, queue and pool, with kernels of its own that are chosen and compiled as `options` say; for devices of
+    /// an application's own. Tensors go from one context to the other.
+    ///
+    /// # Errors
+    /// None, unless the device was lost.
+    pub fn with_kernel_options(&self, options: &KernelOptions) -> Result<Self> {
+        let (device, queue) = (self.device().clone(), self.queue().clone());
+        Self::assemble(device, queue, self.pool().clone(), options)
+    }
+
+    fn assemble(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        pool: Pool,
+        options: &KernelOptions,
+    ) -> Result<Self> {
         let info = device.adapter_info();
         let facts = DeviceFacts::new(&info, &device.limits(), device.features())?;
+        let pipelines_file = compiled::file(&info, options);
         Ok(Self {
             inner: Arc::new(Inner {
+                tuner: Arc::new(Tuner::new(&info, options)),
+                pipelines: compiled::load(&device, options, pipelines_file.as_deref()),
+                pipelines_file,
                 info,
                 facts,
                 pool,
-                pipelines: Pipelines::default(),
                 check_finite: AtomicBool::new(false),
                 plans_only: false,
                 device,
@@ -177,11 +196,14 @@ impl Context {
         })
     }
 
-    /// Features worth requesting from `adapter` for this library, those of them that it has:
-    /// [`SHADER_F16`](wgpu::Features::SHADER_F16), and [`SUBGROUP`](wgpu::Features::SUBGROUP) for software adapters. None is
+    /// Features worth requesting from `adapter` for this library, those of them that it has: f16 in shaders
+    /// ([`SHADER_F16`](wgpu::Features::SHADER_F16)), [`SUBGROUP`](wgpu::Features::SUBGROUP) operations for software
+    /// adapters, and the driver's cache of compiled shaders ([`PIPELINE_CACHE`](wgpu::Features::PIPELINE_CACHE)). None is
     /// required: there are kernels for every device within WebGPU's defaults.
     pub fn recommended_features(adapter: &wgpu::Adapter) -> wgpu::Features {
-        adapter.features() & (wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP)
+        let useful =
+            wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE;
+        adapter.features() & useful
     }
 
     /// Limits worth requesting from `adapter` for this library: its own for sizes of buffers, bindings and workgroup
@@ -237,6 +259,16 @@ impl Context {
         &self.inner.facts
     }
 
+    /// The file that [`tune`](Self::tune) writes, if there is a cache folder: to delete it, or to ship a copy with an
+    /// application ([`KernelOptions::shipped_winners`]).
+    pub fn winners_file(&self) -> Option<&Path> {
+        self.inner.tuner.file().map(PathBuf::as_path)
+    }
+
+    pub(crate) fn tuner(&self) -> &Tuner {
+        &self.inner.tuner
+    }
+
     /// Opt-in check: with `true`, uploads of floats that hold a NaN or an infinity are [`Error::NotFinite`]. Costs a pass
     /// over the data on the host; off by default.
     pub fn set_check_finite(&self, check: bool) {
@@ -284,64 +316,4 @@ impl Context {
             .iter()
             .try_for_each(|kernel| self.pipeline(*kernel).map(drop))
     }
-}
-
-fn new_instance() -> wgpu::Instance {
-    wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env())
-}
-
-async fn choose_adapter(
-    instance: &wgpu::Instance,
-    choice: &AdapterChoice,
-) -> Result<wgpu::Adapter> {
-    let by_name = |name: String| async move {
-        let wanted = name.to_lowercase();
-        let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
-        let found = names(&adapters);
-        adapters
-            .into_iter()
-            .find(|adapter| adapter.get_info().name.to_lowercase().contains(&wanted))
-            .ok_or_else(|| Error::NoAdapter {
-                reason: format!("none has '{name}' in its name"),
-                found,
-            })
-    };
-    let (power_preference, force_fallback_adapter) = match choice {
-        AdapterChoice::Named(name) => return by_name(name.clone()).await,
-        AdapterChoice::Environment => {
-            if let Ok(name) = std::env::var("WGPU_ADAPTER_NAME") {
-                return by_name(name).await;
-            }
-            let power = wgpu::PowerPreference::from_env();
-            (
-                power.unwrap_or(wgpu::PowerPreference::HighPerformance),
-                false,
-            )
-        }
-        AdapterChoice::Power(power) => (*power, false),
-        AdapterChoice::Software => (wgpu::PowerPreference::None, true),
-    };
-    let options = wgpu::RequestAdapterOptions {
-        power_preference,
-        force_fallback_adapter,
-        ..Default::default()
-    };
-    match instance.request_adapter(&options).await {
-        Ok(adapter) => Ok(adapter),
-        Err(error) => Err(Error::NoAdapter {
-            reason: error.to_string(),
-            found: names(&instance.enumerate_adapters(wgpu::Backends::all()).await),
-        }),
-    }
-}
-
-fn names(adapters: &[wgpu::Adapter]) -> String {
-    if adapters.is_empty() {
-        return "none at all".to_owned();
-    }
-    let names: Vec<String> = adapters
-        .iter()
-        .map(|adapter| format!("'{}'", adapter.get_info().name))
-        .collect();
-    names.join(", ")
 }

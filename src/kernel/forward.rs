@@ -8,6 +8,8 @@ use crate::config::{DilatedAttentionConfig, MAX_HEAD_DIM};
 use crate::error::{Error, Result};
 use crate::kernel::Storage;
 use crate::plan::{DeviceFacts, Processor};
+use crate::tuning::Choice;
+use crate::tuning::because::{BROADCASTS, GPU, LOADS_PER_LANE, UNIFORM_LOADS};
 
 /// Groups of lanes that share the staged keys in the shapes for CPUs, at most.
 const MOST_LANE_GROUPS: u32 = 32;
@@ -65,21 +67,43 @@ impl ForwardVariant {
     /// The shape that measured best on such a device; see the README's table. On CPUs its tile is about half of the shortest
     /// segment's rows or less, so that there is work for several cores.
     pub fn choose(config: &DilatedAttentionConfig, storage: Storage, facts: &DeviceFacts) -> Self {
-        let shape = match facts.processor {
+        Self::choice(config, storage, facts).variant
+    }
+
+    /// As [`choose`](Self::choose), with the reason.
+    pub fn choice(
+        config: &DilatedAttentionConfig,
+        storage: Storage,
+        facts: &DeviceFacts,
+    ) -> Choice<Self> {
+        let (shape, because) = match facts.processor {
+            Processor::Gpu => (ForwardShape::Tile, GPU),
             Processor::Cpu {
                 uniform_loads: true,
                 ..
-            } => ForwardShape::Uniform,
+            } => (ForwardShape::Uniform, UNIFORM_LOADS),
             Processor::Cpu {
                 lanes: 8,
                 broadcasts: true,
                 ..
-            } => ForwardShape::Broadcast,
-            Processor::Gpu | Processor::Cpu { .. } => ForwardShape::Tile,
+            } => (ForwardShape::Broadcast, BROADCASTS),
+            Processor::Cpu { .. } => (ForwardShape::Tile, LOADS_PER_LANE),
         };
+        Choice::adapter(Self::fitting(shape, config, storage, facts), because)
+    }
+
+    /// A given shape, with a tile that fits the segments of `config`.
+    pub fn fitting(
+        shape: ForwardShape,
+        config: &DilatedAttentionConfig,
+        storage: Storage,
+        facts: &DeviceFacts,
+    ) -> Self {
         let largest = Self::with_shape(shape, config.head_dim(), storage, facts);
+        // Rounded as what is remembered of other segments is, see `tuning`.
         let fitting = config
             .rows_of_shortest_segment()
+            .next_power_of_two()
             .div_ceil(2 * largest.rows_per_lane() * largest.lanes);
         Self {
             lane_groups: fitting.next_power_of_two().min(largest.lane_groups),

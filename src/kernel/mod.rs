@@ -16,7 +16,7 @@ mod storage;
 
 pub use nn::{Activation, Cell};
 pub use params::*;
-pub(crate) use pipeline::{Pipeline, Pipelines};
+pub(crate) use pipeline::{Compiler, Pipeline, Pipelines, pipeline_cache};
 pub use storage::Storage;
 
 use backward::BackwardVariant;

@@ -29,16 +29,16 @@ pub(super) fn assemble(kernel: &Kernel) -> String {
         source.push_str(file);
     }
     let unrolled = unrolled(kernel);
-    for name in unrolled.of_column {
+    for name in unrolled.of_one {
         let _ = writeln!(source, "fn {name}_each() {{");
-        for c in 0..unrolled.columns {
+        for c in 0..unrolled.count {
             let _ = writeln!(source, "    {name}({c}u);");
         }
         source.push_str("}\n");
     }
     for name in unrolled.of_row_and_column {
         let _ = writeln!(source, "fn {name}_each(r: u32) {{");
-        for c in 0..unrolled.columns {
+        for c in 0..unrolled.count {
             let _ = writeln!(source, "    {name}(r, {c}u);");
         }
         source.push_str("}\n");
@@ -46,21 +46,23 @@ pub(super) fn assemble(kernel: &Kernel) -> String {
     source
 }
 
-/// Functions that a kernel calls for each column, unrolled: an array stays in registers only while all its indices are
+/// Functions that a kernel calls for each of so many numbers, unrolled: an array stays in registers only while all its indices are
 /// constants. Written here because the way to do it in WGSL, one function that branches on what to do, multiplies what
 /// drivers have to compile before they see which branch is meant: 11 seconds instead of 5.
 #[derive(Default)]
 struct Unrolled {
-    columns: u32,
-    of_column: &'static [&'static str],
+    count: u32,
+    /// Of a column, or of a row.
+    of_one: &'static [&'static str],
+    /// Of a row, which is passed on, and a column.
     of_row_and_column: &'static [&'static str],
 }
 
 fn unrolled(kernel: &Kernel) -> Unrolled {
     match kernel {
         Kernel::Forward(variant) if variant.shape != ForwardShape::Tile => Unrolled {
-            columns: variant.head_dim / 4,
-            of_column: &["add_scores", "add_values", "shrink_output"],
+            count: variant.head_dim / 4,
+            of_one: &["add_scores", "add_values", "shrink_output"],
             of_row_and_column: &["load_query", "store"],
         },
         Kernel::BackwardMeans(variant)
@@ -69,8 +71,8 @@ fn unrolled(kernel: &Kernel) -> Unrolled {
             if variant.shape == BackwardShape::Rows =>
         {
             Unrolled {
-                columns: variant.head_dim / 4,
-                of_column: &[
+                count: variant.head_dim / 4,
+                of_one: &[
                     "load_own_a",
                     "load_own_b",
                     "add_products_a",
@@ -84,6 +86,14 @@ fn unrolled(kernel: &Kernel) -> Unrolled {
                 of_row_and_column: &[],
             }
         }
+        Kernel::Matmul {
+            variant: MatmulVariant::Rows { .. },
+            ..
+        } => Unrolled {
+            count: 64,
+            of_one: &["add_row", "add_stored", "store_row"],
+            of_row_and_column: &[],
+        },
         _ => Unrolled::default(),
     }
 }

@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::kernel::backward::BackwardVariant;
 use crate::kernel::{AttentionParams, DeltaParams, Storage, fold_grid};
 use crate::tensor::DType;
+use crate::tuning::{Choice, Reason};
 
 /// One dispatch of the delta kernel over a range of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,6 +49,8 @@ pub struct BackwardPlan {
     pub head_dim: u32,
     /// The kernels.
     pub variant: BackwardVariant,
+    /// Why those.
+    pub reason: Reason,
     /// Half-open ranges of rows (`item * seq_len + token`) of dq that are cleared first.
     pub query_clears: Vec<(u64, u64)>,
     /// Half-open ranges of rows (`item * key_len + token`) of dk and dv that are cleared first.
@@ -77,8 +80,8 @@ impl DilatedAttentionConfig {
         facts: &DeviceFacts,
     ) -> Result<BackwardPlan> {
         let storage = Storage::of("q", dtype, facts)?;
-        let variant = BackwardVariant::choose(self, storage, facts);
-        self.plan_backward_with(shape, facts, variant)
+        let choice = BackwardVariant::choice(self, storage, facts);
+        self.plan_backward_with(shape, facts, choice)
     }
 
     /// As [`plan_backward`](Self::plan_backward), with kernels of the caller's choice.
@@ -89,8 +92,9 @@ impl DilatedAttentionConfig {
         &self,
         shape: &AttentionShape,
         facts: &DeviceFacts,
-        variant: BackwardVariant,
+        choice: impl Into<Choice<BackwardVariant>>,
     ) -> Result<BackwardPlan> {
+        let Choice { variant, reason } = choice.into();
         variant.check(self.head_dim(), facts)?;
         let tensor_bytes = tensor_bytes(self, shape, variant.storage, facts)?;
         let tile = variant.tile();
@@ -132,6 +136,7 @@ impl DilatedAttentionConfig {
             num_heads: self.num_heads(),
             head_dim: self.head_dim(),
             variant,
+            reason,
             query_clears: clears(self, batch, shape.seq_len(), |item| shape.valid_len(item)),
             key_clears: clears(self, batch, shape.key_len(), reached),
             deltas,

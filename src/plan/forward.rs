@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::kernel::forward::ForwardVariant;
 use crate::kernel::{AttentionParams, FillParams, Storage};
 use crate::tensor::DType;
+use crate::tuning::{Choice, Reason};
 
 /// LSE of a row that no branch covers: finite, since WGSL has no infinities.
 pub const UNCOVERED_LSE: f32 = -1e30;
@@ -31,6 +32,8 @@ pub struct ForwardPlan {
     pub head_dim: u32,
     /// The kernel.
     pub variant: ForwardVariant,
+    /// Why that one.
+    pub reason: Reason,
     /// Half-open ranges of rows (`item * seq_len + token`) that are cleared first: output to 0, LSE to [`UNCOVERED_LSE`].
     pub clears: Vec<(u64, u64)>,
     /// The dispatches, in order.
@@ -57,8 +60,8 @@ impl DilatedAttentionConfig {
         facts: &DeviceFacts,
     ) -> Result<ForwardPlan> {
         let storage = Storage::of("q", dtype, facts)?;
-        let variant = ForwardVariant::choose(self, storage, facts);
-        self.plan_forward_with(shape, facts, variant)
+        let choice = ForwardVariant::choice(self, storage, facts);
+        self.plan_forward_with(shape, facts, choice)
     }
 
     /// As [`plan_forward`](Self::plan_forward), with a kernel of the caller's choice.
@@ -70,8 +73,9 @@ impl DilatedAttentionConfig {
         &self,
         shape: &AttentionShape,
         facts: &DeviceFacts,
-        variant: ForwardVariant,
+        choice: impl Into<Choice<ForwardVariant>>,
     ) -> Result<ForwardPlan> {
+        let Choice { variant, reason } = choice.into();
         variant.check(self.head_dim(), facts)?;
         let num_rows = u64::from(shape.batch()) * u64::from(shape.seq_len());
         let tensor_bytes = tensor_bytes(self, shape, variant.storage, facts)?;
@@ -87,6 +91,7 @@ impl DilatedAttentionConfig {
             num_heads: self.num_heads(),
             head_dim: self.head_dim(),
             variant,
+            reason,
             clears,
             dispatches,
             buffers,
