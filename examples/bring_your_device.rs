@@ -5,7 +5,9 @@
 
 use std::error::Error;
 
-use dilated_attention::{AttentionShape, Context, DilatedAttention, DilatedAttentionConfig, wgpu};
+use dilated_attention::{
+    AttentionShape, Context, DType, DilatedAttention, DilatedAttentionConfig, wgpu,
+};
 
 /// What a renderer does at its start.
 async fn application_device() -> Result<(wgpu::Device, wgpu::Queue), Box<dyn Error>> {
@@ -22,7 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let context = Context::from_device(device.clone(), queue.clone())?;
     let config = DilatedAttentionConfig::new(4, 32, &[256, 1024], &[1, 4])?;
     let attention = DilatedAttention::new(&context, config)?;
-    attention.warm_up()?;
+    attention.warm_up(DType::F32)?;
 
     let shape = AttentionShape::new(1, 2048)?;
     let dims = [1, 2048, 4, 32];

@@ -2,19 +2,20 @@
 //!
 //! ```text
 //! cargo run --release --example plan -- [--batch B] [--tokens N] [--heads H] [--head-dim D] [--segments w,w,..]
-//!     [--rates r,r,..] [--causal] [--torchscale] [--binding-mib M] [--buffer-mib M]
+//!     [--rates r,r,..] [--causal] [--torchscale] [--f16] [--binding-mib M] [--buffer-mib M]
 //! ```
 
 use std::error::Error;
 use std::str::FromStr;
 
-use dilated_attention::{AttentionShape, DeviceFacts, DilatedAttentionConfig, Mask};
+use dilated_attention::{AttentionShape, DType, DeviceFacts, DilatedAttentionConfig, Mask};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let (mut batch, mut tokens, mut heads, mut head_dim) = (1u32, 65_536u32, 8u32, 64u32);
     let mut segments = vec![2048, 4096, 8192, 16_384, 32_768];
     let mut rates = vec![1, 2, 4, 6, 12];
     let (mut causal, mut torchscale) = (false, false);
+    let mut dtype = DType::F32;
     let mut facts = DeviceFacts::webgpu_defaults();
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -30,6 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             "--segments" => segments = list(&value()?)?,
             "--rates" => rates = list(&value()?)?,
             "--causal" => causal = true,
+            "--f16" => dtype = DType::F16,
             "--torchscale" => torchscale = true,
             "--binding-mib" => facts.max_binding_bytes = parse::<u64>(&value()?)? << 20,
             "--buffer-mib" => facts.max_buffer_bytes = parse::<u64>(&value()?)? << 20,
@@ -49,7 +51,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         config = config.mask(Mask::Causal);
     }
     let shape = AttentionShape::new(batch, tokens)?;
-    println!("{config}\n{}", config.plan_forward(&shape, &facts)?);
+    println!("{config}\n{}", config.plan_forward(&shape, dtype, &facts)?);
     Ok(())
 }
 

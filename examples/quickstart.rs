@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use dilated_attention::pool::{NoPooling, PoolOptions};
 use dilated_attention::{
-    AttentionShape, Context, ContextOptions, DilatedAttention, DilatedAttentionConfig, Mask,
+    AttentionShape, Context, ContextOptions, DType, DilatedAttention, DilatedAttentionConfig, Mask,
     Tensor, reference,
 };
 
@@ -49,11 +49,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     .mask(Mask::Causal);
     let shape = AttentionShape::new(1, num_tokens as u32)?;
     let attention = DilatedAttention::new(&context, config.clone())?;
-    let plan = attention.plan(&shape)?;
+    let plan = attention.plan(&shape, DType::F32)?;
     println!("\n{plan}\n");
 
     let started = Instant::now();
-    attention.warm_up()?;
+    attention.warm_up(DType::F32)?;
     let mut pooled = Runner::new(&context, &attention, &shape, [&q, &k, &v])?;
     let out = pooled.output()?;
     println!(
@@ -77,7 +77,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let fresh = pollster::block_on(Context::with_options(&options))?;
     let fresh_attention = DilatedAttention::new(&fresh, config)?;
-    fresh_attention.warm_up()?;
+    fresh_attention.warm_up(DType::F32)?;
     let mut unpooled = Runner::new(&fresh, &fresh_attention, &shape, [&q, &k, &v])?;
     unpooled.output()?;
     let fresh_time = unpooled.median_time()?;

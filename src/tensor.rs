@@ -18,6 +18,8 @@ pub enum DType {
     F32,
     /// IEEE 754 binary16.
     F16,
+    /// The upper half of an f32.
+    Bf16,
     /// Unsigned 32-bit integers.
     U32,
 }
@@ -27,7 +29,7 @@ impl DType {
     pub const fn bytes(self) -> u64 {
         match self {
             Self::F32 | Self::U32 => 4,
-            Self::F16 => 2,
+            Self::F16 | Self::Bf16 => 2,
         }
     }
 }
@@ -37,6 +39,7 @@ impl fmt::Display for DType {
         f.write_str(match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
+            Self::Bf16 => "bf16",
             Self::U32 => "u32",
         })
     }
@@ -54,6 +57,10 @@ impl Element for f32 {
 
 impl Element for half::f16 {
     const DTYPE: DType = DType::F16;
+}
+
+impl Element for half::bf16 {
+    const DTYPE: DType = DType::Bf16;
 }
 
 impl Element for u32 {
@@ -198,6 +205,7 @@ pub(crate) fn check_finite<T: Element>(
     let found = match T::DTYPE {
         DType::F32 => find(bytemuck::pod_read_unaligned),
         DType::F16 => find(|bytes| bytemuck::pod_read_unaligned::<half::f16>(bytes).to_f32()),
+        DType::Bf16 => find(|bytes| bytemuck::pod_read_unaligned::<half::bf16>(bytes).to_f32()),
         DType::U32 => None,
     };
     let Some((index, value)) = found else {

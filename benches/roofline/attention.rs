@@ -1,8 +1,9 @@
 //! Attention, forward and backward.
 
+use dilated_attention::kernel::Storage;
 use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
 use dilated_attention::{
-    AttentionShape, Context, DilatedAttention, DilatedAttentionConfig, ForwardOutput, Mask,
+    AttentionShape, Context, DType, DilatedAttention, DilatedAttentionConfig, ForwardOutput, Mask,
     Recorder, Result, Tensor,
 };
 
@@ -87,7 +88,8 @@ impl Prepared {
         let attention = match kernel {
             None => DilatedAttention::new(context, config)?,
             Some(shape) => {
-                let variant = ForwardVariant::with_shape(shape, case.head_dim, context.facts());
+                let variant =
+                    ForwardVariant::with_shape(shape, case.head_dim, Storage::F32, context.facts());
                 DilatedAttention::with_variant(context, config, variant)?
             }
         };
@@ -107,11 +109,11 @@ impl Prepared {
         let inputs = [input("q")?, input("k")?, input("v")?];
         let dout = input("dout")?;
         let (results, flop) = match direction {
-            Direction::Forward => (None, attention.plan(&shape)?.flop),
+            Direction::Forward => (None, attention.plan(&shape, DType::F32)?.flop),
             Direction::Backward => {
                 let [q, k, v] = &inputs;
                 let forward = attention.forward(&mut recorder, &shape, q, k, v)?;
-                let flop = attention.plan_backward(&shape)?.flop;
+                let flop = attention.plan_backward(&shape, DType::F32)?.flop;
                 (Some((forward, dout)), flop)
             }
         };
@@ -126,11 +128,15 @@ impl Prepared {
     }
 
     /// Name of the kernel that is timed.
-    pub fn kernel(&self) -> &'static str {
-        match self.results {
-            None => self.attention.variant().shape.name(),
-            Some(_) => self.attention.backward_variant().shape.dkdv_name(),
-        }
+    pub fn kernel(&self) -> Result<&'static str> {
+        Ok(match self.results {
+            None => self.attention.variant(DType::F32)?.shape.name(),
+            Some(_) => self
+                .attention
+                .backward_variant(DType::F32)?
+                .shape
+                .dkdv_name(),
+        })
     }
 }
 

@@ -88,7 +88,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             let cases = if quick { &CASES[..2] } else { &CASES[..] };
             for case in cases {
                 let prepared = Prepared::new(&context, case, kernel, direction)?;
-                let names = [case.name, prepared.kernel()];
+                let names = [case.name, prepared.kernel()?];
                 row(&context, &fma, repetitions, names, &prepared)?;
             }
         }

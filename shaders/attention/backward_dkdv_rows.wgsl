@@ -2,28 +2,28 @@
 // how.
 
 @group(0) @binding(5) var<storage, read> terms: array<vec2<f32>>;
-@group(0) @binding(6) var<storage, read_write> dk: array<vec4<f32>>;
-@group(0) @binding(7) var<storage, read_write> dv: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> dk: array<Stored4>;
+@group(0) @binding(7) var<storage, read_write> dv: array<Stored4>;
 
 var<workgroup> staged_terms: array<vec2<f32>, STAGED>;
 
 fn load_a(i: u32) -> vec4<f32> {
-    return k[i];
+    return widen(k[i]);
 }
 
 fn load_b(i: u32) -> vec4<f32> {
-    return v[i];
+    return widen(v[i]);
 }
 
 fn store(i: u32, of_a: vec4<f32>, of_b: vec4<f32>) {
     var result_a = params.scale * of_a;
     var result_b = params.out_scale * of_b;
     if (has_flag(FLAG_MERGE)) {
-        result_a += dk[i];
-        result_b += dv[i];
+        result_a += widen(dk[i]);
+        result_b += widen(dv[i]);
     }
-    dk[i] = result_a;
-    dv[i] = result_b;
+    dk[i] = narrow(result_a);
+    dv[i] = narrow(result_b);
 }
 
 fn weigh_rows(tile: Tile, key: u32, own: u32, of_rows: mat2x4<f32>, rows: vec4<u32>) {
@@ -49,10 +49,10 @@ fn backward_dkdv_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(loca
             var query = vec4<f32>();
             var gradient = vec4<f32>();
             if (first + place < min(tile.row_end, tile.real_rows)) {
-                query = q[query_index(tile, first + place) + column];
+                query = widen(q[query_index(tile, first + place) + column]);
             }
             if (first + place < tile.row_end) {
-                gradient = dout[output_index(output_place(tile, first + place)) + column];
+                gradient = widen(dout[output_index(output_place(tile, first + place)) + column]);
             }
             stage_pair(place, column, query, gradient, number);
         }

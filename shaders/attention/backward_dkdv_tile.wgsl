@@ -3,8 +3,8 @@
 //   s = k q^T    dp = v dout^T    dv += p dout    ds = p (dp - mean)    dk += scale ds q
 
 @group(0) @binding(5) var<storage, read> terms: array<vec2<f32>>;
-@group(0) @binding(6) var<storage, read_write> dk: array<vec4<f32>>;
-@group(0) @binding(7) var<storage, read_write> dv: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> dk: array<Stored4>;
+@group(0) @binding(7) var<storage, read_write> dv: array<Stored4>;
 
 fn store_key(tile: Tile, key: u32, column: u32, of_key: vec4<f32>, of_value: vec4<f32>) {
     if (key < tile.key_end && column < HEAD_DIM_VEC4) {
@@ -12,11 +12,11 @@ fn store_key(tile: Tile, key: u32, column: u32, of_key: vec4<f32>, of_value: vec
         var result_key = params.scale * of_key;
         var result_value = params.out_scale * of_value;
         if (has_flag(FLAG_MERGE)) {
-            result_key += dk[to];
-            result_value += dv[to];
+            result_key += widen(dk[to]);
+            result_value += widen(dv[to]);
         }
-        dk[to] = result_key;
-        dv[to] = result_value;
+        dk[to] = narrow(result_key);
+        dv[to] = narrow(result_value);
     }
 }
 

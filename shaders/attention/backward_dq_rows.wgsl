@@ -1,22 +1,22 @@
 // Gradient of the queries of one branch, on CPUs: lanes own rows, keys are staged; shared/backward_rows.wgsl says how.
 
 @group(0) @binding(5) var<storage, read> terms: array<vec2<f32>>;
-@group(0) @binding(6) var<storage, read_write> dq: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> dq: array<Stored4>;
 
 fn load_a(i: u32) -> vec4<f32> {
-    return q[i];
+    return widen(q[i]);
 }
 
 fn load_b(i: u32) -> vec4<f32> {
-    return dout[i];
+    return widen(dout[i]);
 }
 
 fn store(i: u32, of_a: vec4<f32>, of_b: vec4<f32>) {
     var result = params.scale * of_a;
     if (has_flag(FLAG_MERGE)) {
-        result += dq[i];
+        result += widen(dq[i]);
     }
-    dq[i] = result;
+    dq[i] = narrow(result);
 }
 
 fn weigh_keys(tile: Tile, row: u32, own: u32, of_row: vec2<f32>, keys: vec4<u32>) {
@@ -48,8 +48,8 @@ fn backward_dq_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_
             var value = vec4<f32>();
             if (first + place < tile.key_end) {
                 let source = key_index(tile, first + place) + column;
-                key = k[source];
-                value = v[source];
+                key = widen(k[source]);
+                value = widen(v[source]);
             }
             stage_pair(place, column, key, value, number);
         }

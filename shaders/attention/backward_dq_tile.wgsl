@@ -3,16 +3,16 @@
 //   s = q k^T    dp = dout v^T    ds = p (dp - mean)    dq += scale ds k
 
 @group(0) @binding(5) var<storage, read> terms: array<vec2<f32>>;
-@group(0) @binding(6) var<storage, read_write> dq: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> dq: array<Stored4>;
 
 fn store_row(tile: Tile, row: u32, column: u32, value: vec4<f32>) {
     if (row < min(tile.row_end, tile.real_rows) && column < HEAD_DIM_VEC4) {
         let to = query_index(tile, row) + column;
         var result = params.scale * value;
         if (has_flag(FLAG_MERGE)) {
-            result += dq[to];
+            result += widen(dq[to]);
         }
-        dq[to] = result;
+        dq[to] = narrow(result);
     }
 }
 

@@ -5,11 +5,11 @@
 @group(0) @binding(6) var<storage, read_write> terms: array<vec2<f32>>;
 
 fn load_a(i: u32) -> vec4<f32> {
-    return q[i];
+    return widen(q[i]);
 }
 
 fn load_b(i: u32) -> vec4<f32> {
-    return dout[i];
+    return widen(dout[i]);
 }
 
 fn store(i: u32, of_a: vec4<f32>, of_b: vec4<f32>) {
@@ -35,8 +35,8 @@ fn backward_means_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(loc
             var value = vec4<f32>();
             if (first + place < tile.key_end) {
                 let source = key_index(tile, first + place) + column;
-                key = k[source];
-                value = v[source];
+                key = widen(k[source]);
+                value = widen(v[source]);
             }
             stage_pair(place, column, key, value, 0u);
         }

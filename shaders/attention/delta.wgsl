@@ -10,8 +10,8 @@ struct DeltaParams {
 }
 
 @group(0) @binding(0) var<uniform> params: DeltaParams;
-@group(0) @binding(1) var<storage, read> out: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> dout: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> out: array<Stored4>;
+@group(0) @binding(2) var<storage, read> dout: array<Stored4>;
 @group(0) @binding(3) var<storage, read> softmax_lse: array<f32>;
 @group(0) @binding(4) var<storage, read_write> terms: array<vec2<f32>>;
 
@@ -22,7 +22,7 @@ fn delta(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) l
         let first = params.out_skip + place * HEAD_DIM_VEC4;
         var sum = 0.0;
         for (var c = 0u; c < HEAD_DIM_VEC4; c++) {
-            sum += dot(out[first + c], dout[first + c]);
+            sum += dot(widen(out[first + c]), widen(dout[first + c]));
         }
         terms[params.terms_skip + place] = vec2<f32>(softmax_lse[params.lse_skip + place], sum);
     }

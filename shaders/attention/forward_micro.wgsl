@@ -25,11 +25,11 @@ struct Output {
 }
 
 fn query_block(at: vec4<u32>, c: u32) -> mat4x4<f32> {
-    return mat4x4<f32>(q[at.x + c], q[at.y + c], q[at.z + c], q[at.w + c]);
+    return mat4x4<f32>(widen(q[at.x + c]), widen(q[at.y + c]), widen(q[at.z + c]), widen(q[at.w + c]));
 }
 
 fn key_block(at: vec4<u32>, c: u32) -> mat4x4<f32> {
-    return transpose(mat4x4<f32>(k[at.x + c], k[at.y + c], k[at.z + c], k[at.w + c]));
+    return transpose(mat4x4<f32>(widen(k[at.x + c]), widen(k[at.y + c]), widen(k[at.z + c]), widen(k[at.w + c])));
 }
 
 // Element indices of rows (keys) row, row + step, ..., those beyond `last` replaced by it: masked later.
@@ -76,7 +76,7 @@ fn partial_max(thread: Thread, half: u32) -> vec4<f32> {
 
 fn value_block(at: vec4<u32>, column: u32) -> mat4x4<f32> {
     let c = min(column, HEAD_DIM_VEC4 - 1u);
-    return mat4x4<f32>(v[at.x + c], v[at.y + c], v[at.z + c], v[at.w + c]);
+    return mat4x4<f32>(widen(v[at.x + c]), widen(v[at.y + c]), widen(v[at.z + c]), widen(v[at.w + c]));
 }
 
 fn add(output: Output, low: mat4x4<f32>, high: mat4x4<f32>, values: mat4x4<f32>, seen: bool) -> Output {

@@ -33,11 +33,11 @@ fn dot_add(a: vec4<f32>, b: vec4<f32>, sum: f32) -> f32 {
 }
 
 fn load_a(c: u32) {
-    query_a[c] = q[at + c];
+    query_a[c] = widen(q[at + c]);
 }
 
 fn load_b(c: u32) {
-    query_b[c] = q[at + c];
+    query_b[c] = widen(q[at + c]);
 }
 
 fn add_scores(c: u32) {
@@ -171,8 +171,8 @@ fn forward_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
             let row = i / HEAD_DIM_VEC4;
             if (first + row < tile.key_end) {
                 let source = key_index(tile, first + row) + i % HEAD_DIM_VEC4;
-                keys[row][i % HEAD_DIM_VEC4] = k[source];
-                values[row][i % HEAD_DIM_VEC4] = v[source];
+                keys[row][i % HEAD_DIM_VEC4] = widen(k[source]);
+                values[row][i % HEAD_DIM_VEC4] = widen(v[source]);
             }
         }
         workgroupBarrier();

@@ -44,7 +44,7 @@ fn stage_query(tile: Tile, thread: Thread, chunk: u32) {
         let row = tile.row_begin + i;
         // Phantom rows, rows beyond the tile and columns beyond the head are zero.
         if (row < min(tile.row_end, tile.real_rows) && column < HEAD_DIM_VEC4) {
-            value = params.scale_log2e * q[query_index(tile, row) + column];
+            value = params.scale_log2e * widen(q[query_index(tile, row) + column]);
         }
         left[i * STRIDE + thread.lane] = value;
     }
@@ -55,7 +55,7 @@ fn stage_key(tile: Tile, thread: Thread, key_tile: u32, chunk: u32) {
     for (var i = thread.group; i < KEYS; i += 8u) {
         var value = vec4<f32>();
         if (key_tile + i < tile.key_end && column < HEAD_DIM_VEC4) {
-            value = k[key_index(tile, key_tile + i) + column];
+            value = widen(k[key_index(tile, key_tile + i) + column]);
         }
         right[i * STRIDE + thread.lane] = value;
     }
@@ -66,7 +66,7 @@ fn stage_value(tile: Tile, thread: Thread, key_tile: u32, chunk: u32) {
     for (var i = thread.group; i < KEYS; i += 8u) {
         var value = vec4<f32>();
         if (key_tile + i < tile.key_end && column < HEAD_DIM_VEC4) {
-            value = v[key_index(tile, key_tile + i) + column];
+            value = widen(v[key_index(tile, key_tile + i) + column]);
         }
         right[i * STRIDE + thread.lane] = value;
     }

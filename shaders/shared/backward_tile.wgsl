@@ -30,16 +30,16 @@ fn operand(tile: Tile, source: u32, row: u32, column: u32) -> vec4<f32> {
     if (column < HEAD_DIM_VEC4) {
         switch (source) {
             case QUERY: {
-                if (row < min(tile.row_end, tile.real_rows)) { value = q[query_index(tile, row) + column]; }
+                if (row < min(tile.row_end, tile.real_rows)) { value = widen(q[query_index(tile, row) + column]); }
             }
             case DOUT: {
-                if (row < tile.row_end) { value = dout[output_index(output_place(tile, row)) + column]; }
+                if (row < tile.row_end) { value = widen(dout[output_index(output_place(tile, row)) + column]); }
             }
             case KEY: {
-                if (row < tile.key_end) { value = k[key_index(tile, row) + column]; }
+                if (row < tile.key_end) { value = widen(k[key_index(tile, row) + column]); }
             }
             default: {
-                if (row < tile.key_end) { value = v[key_index(tile, row) + column]; }
+                if (row < tile.key_end) { value = widen(v[key_index(tile, row) + column]); }
             }
         }
     }

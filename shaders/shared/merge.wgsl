@@ -57,7 +57,7 @@ fn finish_row(tile: Tile, row: u32, row_max: f32, row_sum: f32) -> RowEnd {
 fn store_output(at: u32, end: RowEnd, value: vec4<f32>) {
     var result = end.added * value;
     if (has_flag(FLAG_MERGE)) {
-        result = fma(vec4<f32>(end.kept), out[at], result);
+        result = fma(vec4<f32>(end.kept), widen(out[at]), result);
     }
-    out[at] = result;
+    out[at] = narrow(result);
 }

@@ -4,13 +4,13 @@ use super::{DilatedAttention, ForwardOutput, requests};
 use crate::config::{AttentionShape, MixGradient};
 use crate::error::Result;
 use crate::kernel::backward::BackwardVariant;
-use crate::kernel::{DeltaParams, Kernel};
+use crate::kernel::{DeltaParams, Kernel, Storage};
 use crate::plan::{BackwardPlan, ByteRange, Pass};
 use crate::pool::{BufferRequest, Demand};
 use crate::recorder::Recorder;
 use crate::tensor::{DType, Tensor};
 
-/// Gradients of a loss with respect to the inputs of an attention, f32.
+/// Gradients of a loss with respect to the inputs of an attention, of their type.
 #[derive(Clone, Debug)]
 pub struct Gradients {
     /// Of the queries, (B, N, H, D).
@@ -29,29 +29,40 @@ impl Demand for BackwardPlan {
 }
 
 impl DilatedAttention {
-    /// The kernels of the backward.
-    pub fn backward_variant(&self) -> BackwardVariant {
-        self.backward_variant
+    /// The kernels of the backward for tensors of `dtype`.
+    ///
+    /// # Errors
+    /// [`Error::WrongDType`](crate::Error::WrongDType) for integers.
+    pub fn backward_variant(&self, dtype: DType) -> Result<BackwardVariant> {
+        let facts = self.context.facts();
+        let storage = Storage::of("q", dtype, facts)?;
+        Ok(match self.backward_kernel {
+            Some(given) if given.storage.dtype() == dtype => given,
+            Some(given) => BackwardVariant { storage, ..given },
+            None => BackwardVariant::choose(&self.config, storage, facts),
+        })
     }
 
-    /// Plans a backward: what it will dispatch and lease.
+    /// Plans a backward of tensors of `dtype`: what it will dispatch and lease.
     ///
     /// # Errors
     /// As [`DilatedAttentionConfig::plan_backward`](crate::DilatedAttentionConfig::plan_backward).
-    pub fn plan_backward(&self, shape: &AttentionShape) -> Result<BackwardPlan> {
+    pub fn plan_backward(&self, shape: &AttentionShape, dtype: DType) -> Result<BackwardPlan> {
+        let variant = self.backward_variant(dtype)?;
         self.config
-            .plan_backward_with(shape, self.context.facts(), self.backward_variant)
+            .plan_backward_with(shape, self.context.facts(), variant)
     }
 
     /// Compiles the backward's kernels now; see [`warm_up`](Self::warm_up).
     ///
     /// # Errors
     /// [`Error::Validation`](crate::Error::Validation) when the device refuses a shader.
-    pub fn warm_up_backward(&self) -> Result<()> {
-        let variant = self.backward_variant;
+    pub fn warm_up_backward(&self, dtype: DType) -> Result<()> {
+        let variant = self.backward_variant(dtype)?;
         let terms = match self.config.get_gradient() {
             MixGradient::Exact => Kernel::Delta {
                 head_dim: self.config.head_dim(),
+                storage: variant.storage,
             },
             MixGradient::DetachedMix => Kernel::BackwardMeans(variant),
         };
@@ -63,7 +74,8 @@ impl DilatedAttention {
     }
 
     /// Records the gradients of `q`, `k` and `v`, given what [`forward`](Self::forward) made of them and `dout`, the
-    /// gradient of its output, (B, N, H, D) f32. How the weights that mix the branches are treated is the configuration's
+    /// gradient of its output, (B, N, H, D) and, like the others, of the inputs' type; sums over branches are rounded to it each
+    /// time a branch joins. How the weights that mix the branches are treated is the configuration's
     /// [`MixGradient`]. Rows that no branch covers, and tokens behind an item's length, have gradients of 0.
     ///
     /// The result has the same bits on every run on one device.
@@ -99,18 +111,20 @@ impl DilatedAttention {
         let (query_shape, key_shape) = (self.query_shape(shape), self.key_shape(shape));
         let ForwardOutput { out, softmax_lse } = forward;
         let queries = [("q", q), ("out", out), ("dout", dout)];
-        self.expect(recorder, &queries, &query_shape)?;
-        self.expect(recorder, &[("k", k), ("v", v)], &key_shape)?;
-        self.expect(recorder, &[("softmax_lse", softmax_lse)], &query_shape[..3])?;
-        let plan = self.plan_backward(shape)?;
+        let dtype = q.dtype();
+        self.expect(recorder, &queries, &query_shape, dtype)?;
+        self.expect(recorder, &[("k", k), ("v", v)], &key_shape, dtype)?;
+        let lse = [("softmax_lse", softmax_lse)];
+        self.expect(recorder, &lse, &query_shape[..3], DType::F32)?;
+        let plan = self.plan_backward(shape, dtype)?;
         // Compiled before anything is recorded, so that a refused shader leaves the recording as it was.
-        self.warm_up_backward()?;
+        self.warm_up_backward(dtype)?;
         let terms_shape = [&query_shape[..3], &[2]].concat();
         let terms = recorder.empty("terms", &terms_shape, DType::F32)?;
-        let dq = recorder.empty("dq", &query_shape, DType::F32)?;
-        let dk = recorder.empty("dk", &key_shape, DType::F32)?;
-        let dv = recorder.empty("dv", &key_shape, DType::F32)?;
-        let width = u64::from(self.config.embed_dim()) * 4;
+        let dq = recorder.empty("dq", &query_shape, dtype)?;
+        let dk = recorder.empty("dk", &key_shape, dtype)?;
+        let dv = recorder.empty("dv", &key_shape, dtype)?;
+        let width = u64::from(self.config.embed_dim()) * dtype.bytes();
         let rows = |&(begin, end): &(u64, u64)| ByteRange {
             offset: begin * width,
             size: (end - begin) * width,
@@ -138,6 +152,7 @@ impl DilatedAttention {
             };
             let kernel = Kernel::Delta {
                 head_dim: self.config.head_dim(),
+                storage: plan.variant.storage,
             };
             recorder.dispatch(kernel, &bindings, &params, delta.grid)?;
         }

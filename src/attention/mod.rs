@@ -10,7 +10,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::kernel::backward::BackwardVariant;
 use crate::kernel::forward::ForwardVariant;
-use crate::kernel::{Kernel, fill};
+use crate::kernel::{Kernel, Storage, fill};
 use crate::plan::{BufferRole, ForwardPlan, PlannedBuffer, UNCOVERED_LSE};
 use crate::pool::{BufferRequest, Demand, PARAMS_USAGE, STAGING_USAGE, STORAGE_USAGE};
 use crate::recorder::Recorder;
@@ -37,14 +37,15 @@ use crate::tensor::{DType, Tensor};
 pub struct DilatedAttention {
     context: Context,
     config: DilatedAttentionConfig,
-    variant: ForwardVariant,
-    backward_variant: BackwardVariant,
+    /// The caller's choice of kernels; where there is none, those that suit the device and the elements.
+    forward_kernel: Option<ForwardVariant>,
+    backward_kernel: Option<BackwardVariant>,
 }
 
 /// What a forward returns, and all that a backward needs of it.
 #[derive(Clone, Debug)]
 pub struct ForwardOutput {
-    /// Attention output, (B, N, H, D), f32; zero where no branch covers a row.
+    /// Attention output, (B, N, H, D), of the inputs' type; zero where no branch covers a row.
     pub out: Tensor,
     /// Natural logarithm of the softmax's denominator over all branches, (B, N, H), f32: token-major, so that a range of
     /// tokens is one range of memory. [`UNCOVERED_LSE`] (any value below -1e29) where no branch covers a row.
@@ -79,11 +80,21 @@ impl DilatedAttention {
     /// # Errors
     /// [`Error::InvalidConfig`] when no kernel fits.
     pub fn new(context: &Context, config: DilatedAttentionConfig) -> Result<Self> {
-        let variant = ForwardVariant::choose(config.head_dim(), context.facts());
-        Self::with_variant(context, config, variant)
+        let attention = Self {
+            context: context.clone(),
+            config,
+            forward_kernel: None,
+            backward_kernel: None,
+        };
+        let (head_dim, facts) = (attention.config.head_dim(), context.facts());
+        attention.variant(DType::F32)?.check(head_dim, facts)?;
+        attention
+            .backward_variant(DType::F32)?
+            .check(head_dim, facts)?;
+        Ok(attention)
     }
 
-    /// As [`new`](Self::new), with a kernel of the caller's choice.
+    /// As [`new`](Self::new), with a kernel of the caller's choice. For tensors of another type than its own it is compiled for theirs.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when the kernel does not fit the head size or the device.
@@ -93,13 +104,9 @@ impl DilatedAttention {
         variant: ForwardVariant,
     ) -> Result<Self> {
         variant.check(config.head_dim(), context.facts())?;
-        let backward_variant = BackwardVariant::choose(&config, context.facts());
-        backward_variant.check(config.head_dim(), context.facts())?;
         Ok(Self {
-            context: context.clone(),
-            config,
-            variant,
-            backward_variant,
+            forward_kernel: Some(variant),
+            ..Self::new(context, config)?
         })
     }
 
@@ -110,7 +117,7 @@ impl DilatedAttention {
     pub fn with_backward_variant(self, variant: BackwardVariant) -> Result<Self> {
         variant.check(self.config.head_dim(), self.context.facts())?;
         Ok(Self {
-            backward_variant: variant,
+            backward_kernel: Some(variant),
             ..self
         })
     }
@@ -120,32 +127,42 @@ impl DilatedAttention {
         &self.config
     }
 
-    /// The kernel.
-    pub fn variant(&self) -> ForwardVariant {
-        self.variant
+    /// The kernel for tensors of `dtype`.
+    ///
+    /// # Errors
+    /// [`Error::WrongDType`] for integers.
+    pub fn variant(&self, dtype: DType) -> Result<ForwardVariant> {
+        let facts = self.context.facts();
+        let storage = Storage::of("q", dtype, facts)?;
+        Ok(match self.forward_kernel {
+            Some(given) if given.storage.dtype() == dtype => given,
+            Some(given) => ForwardVariant { storage, ..given },
+            None => ForwardVariant::choose(self.config.head_dim(), storage, facts),
+        })
     }
 
-    /// Plans a forward: what it will dispatch and lease.
+    /// Plans a forward of tensors of `dtype`: what it will dispatch and lease.
     ///
     /// # Errors
     /// As [`DilatedAttentionConfig::plan_forward`].
-    pub fn plan(&self, shape: &AttentionShape) -> Result<ForwardPlan> {
+    pub fn plan(&self, shape: &AttentionShape, dtype: DType) -> Result<ForwardPlan> {
         self.config
-            .plan_forward_with(shape, self.context.facts(), self.variant)
+            .plan_forward_with(shape, self.context.facts(), self.variant(dtype)?)
     }
 
-    /// Compiles the kernels now instead of at the first call. May run on any thread. Some drivers, Mesa's software driver
+    /// Compiles the kernels for tensors of `dtype` now instead of at the first call. May run on any thread. Some drivers, Mesa's software driver
     /// among them, generate code only at the first dispatch: there only a first forward warms up in full.
     ///
     /// # Errors
-    /// [`Error::Validation`] when the device refuses a shader.
-    pub fn warm_up(&self) -> Result<()> {
+    /// [`Error::Validation`] when the device refuses a shader, [`Error::WrongDType`] for integers.
+    pub fn warm_up(&self, dtype: DType) -> Result<()> {
         self.context
-            .compile(&[Kernel::Fill, Kernel::Forward(self.variant)])
+            .compile(&[Kernel::Fill, Kernel::Forward(self.variant(dtype)?)])
     }
 
-    /// Records the attention of `q`, `k` and `v`, each (B, N, H, D) f32: batch items, tokens and heads of `shape` and the
-    /// configuration. The outputs are leased from the pool; they may be used by later calls on the same recorder, or after
+    /// Records the attention of `q`, `k` and `v`, each (B, N, H, D) and all of one type, f32, f16 or bf16: batch items, tokens
+    /// and heads of `shape` and the configuration. The output has their type; everything is computed in f32, and the LSE is
+    /// f32. A running output in half precision is rounded each time a branch joins it. The outputs are leased from the pool; they may be used by later calls on the same recorder, or after
     /// it was submitted.
     ///
     /// Values that are not finite stay with the rows that see them (their results are unspecified); no other row changes.
@@ -162,14 +179,20 @@ impl DilatedAttention {
         k: &Tensor,
         v: &Tensor,
     ) -> Result<ForwardOutput> {
-        self.expect(recorder, &[("q", q)], &self.query_shape(shape))?;
-        self.expect(recorder, &[("k", k), ("v", v)], &self.key_shape(shape))?;
-        let plan = self.plan(shape)?;
+        let dtype = q.dtype();
+        self.expect(recorder, &[("q", q)], &self.query_shape(shape), dtype)?;
+        self.expect(
+            recorder,
+            &[("k", k), ("v", v)],
+            &self.key_shape(shape),
+            dtype,
+        )?;
+        let plan = self.plan(shape, dtype)?;
         let kernel = Kernel::Forward(plan.variant);
         // Compiled before anything is recorded, so that a refused shader leaves the recording as it was.
-        self.warm_up()?;
+        self.warm_up(dtype)?;
         let out_shape = self.query_shape(shape);
-        let out = recorder.empty("out", &out_shape, DType::F32)?;
+        let out = recorder.empty("out", &out_shape, dtype)?;
         let softmax_lse = recorder.empty("softmax_lse", &out_shape[..3], DType::F32)?;
         for &rows in &plan.clears {
             recorder.clear(&out, plan.out_range(rows));
@@ -204,12 +227,13 @@ impl DilatedAttention {
         [batch, len, self.config.num_heads(), self.config.head_dim()].map(|dim| dim as usize)
     }
 
-    /// Whether the recorder and the tensors are of this context and the tensors of `shape`.
+    /// Whether the recorder and the tensors are of this context and the tensors of `shape` and `dtype`.
     fn expect(
         &self,
         recorder: &Recorder,
         tensors: &[(&'static str, &Tensor)],
         shape: &[usize],
+        dtype: DType,
     ) -> Result<()> {
         let pool_id = self.context.pool().id();
         if recorder.context().pool().id() != pool_id {
@@ -220,7 +244,7 @@ impl DilatedAttention {
             });
         }
         for (what, tensor) in tensors {
-            tensor.expect(what, shape, DType::F32, pool_id)?;
+            tensor.expect(what, shape, dtype, pool_id)?;
         }
         Ok(())
     }

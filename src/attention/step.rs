@@ -29,18 +29,25 @@ impl DilatedAttention {
         let [batch, capacity] = [k.shape()[0] as u32, k.shape()[1] as u32];
         let key_shape = self.tensor_shape(batch, capacity);
         let query_len = if query_cache { capacity } else { 1 };
-        self.expect(recorder, &[("k", k), ("v", v)], &key_shape)?;
-        self.expect(recorder, &[("q", q)], &self.tensor_shape(batch, query_len))?;
+        let dtype = q.dtype();
+        self.expect(recorder, &[("k", k), ("v", v)], &key_shape, dtype)?;
+        self.expect(
+            recorder,
+            &[("q", q)],
+            &self.tensor_shape(batch, query_len),
+            dtype,
+        )?;
+        let variant = self.variant(dtype)?;
         let layout = StepLayout {
             batch,
             token,
             capacity,
             query_cache,
         };
-        let dispatches = plan_step(&self.config, self.context.facts(), layout)?;
-        self.warm_up()?;
+        let dispatches = plan_step(&self.config, self.context.facts(), variant.storage, layout)?;
+        self.warm_up(dtype)?;
         let shape = self.tensor_shape(batch, 1);
-        let out = recorder.zeros("out", &shape, DType::F32)?;
+        let out = recorder.zeros("out", &shape, dtype)?;
         let softmax_lse = recorder.empty("softmax_lse", &shape[..3], DType::F32)?;
         fill::record(
             recorder,
@@ -59,7 +66,7 @@ impl DilatedAttention {
                 (&softmax_lse, dispatch.lse.bytes),
             ];
             let params = dispatch.params(&self.config, &of_item);
-            let kernel = Kernel::Forward(self.variant);
+            let kernel = Kernel::Forward(variant);
             recorder.dispatch(kernel, &bindings, &params, dispatch.grid)?;
         }
         Ok(out)

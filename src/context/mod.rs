@@ -157,7 +157,7 @@ impl Context {
 
     fn assemble(device: wgpu::Device, queue: wgpu::Queue, pool: Pool) -> Result<Self> {
         let info = device.adapter_info();
-        let facts = DeviceFacts::new(&info, &device.limits())?;
+        let facts = DeviceFacts::new(&info, &device.limits(), device.features())?;
         Ok(Self {
             inner: Arc::new(Inner {
                 info,
@@ -172,10 +172,10 @@ impl Context {
         })
     }
 
-    /// Features worth requesting from `adapter` for this library. None is required so far: every kernel runs within
-    /// WebGPU's defaults.
-    pub fn recommended_features(_adapter: &wgpu::Adapter) -> wgpu::Features {
-        wgpu::Features::empty()
+    /// Features worth requesting from `adapter` for this library, those of them that it has:
+    /// [`SHADER_F16`](wgpu::Features::SHADER_F16). None is required: every kernel runs within WebGPU's defaults.
+    pub fn recommended_features(adapter: &wgpu::Adapter) -> wgpu::Features {
+        adapter.features() & wgpu::Features::SHADER_F16
     }
 
     /// Limits worth requesting from `adapter` for this library: its own for sizes of buffers, bindings and workgroup

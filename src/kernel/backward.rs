@@ -27,6 +27,7 @@ use std::fmt;
 
 use crate::config::{DilatedAttentionConfig, MAX_HEAD_DIM};
 use crate::error::{Error, Result};
+use crate::kernel::Storage;
 use crate::plan::{DeviceFacts, Pass, Processor};
 
 /// Groups of lanes that share the staged vectors in the [`Rows`](BackwardShape::Rows) shape, at most.
@@ -81,12 +82,14 @@ pub struct BackwardVariant {
     pub lanes: u32,
     /// Groups of lanes that share what is staged, in the same shape.
     pub lane_groups: u32,
+    /// How inputs and gradients are stored.
+    pub storage: Storage,
 }
 
 impl BackwardVariant {
     /// The shape that measured best on such a device; see the README's table. Its tile is no larger than the segments of
     /// `config` have rows, for lanes without a row cost what others do.
-    pub fn choose(config: &DilatedAttentionConfig, facts: &DeviceFacts) -> Self {
+    pub fn choose(config: &DilatedAttentionConfig, storage: Storage, facts: &DeviceFacts) -> Self {
         let head_dim = config.head_dim();
         let shape = match facts.processor {
             // Above, the compile time of the unrolled columns grows beyond what it saves.
@@ -101,7 +104,7 @@ impl BackwardVariant {
             .iter()
             .map(|branch| branch.segment_length.div_ceil(branch.dilation_rate))
             .min();
-        let largest = Self::with_shape(shape, head_dim, facts);
+        let largest = Self::with_shape(shape, head_dim, storage, facts);
         let fitting = rows.map_or(1, |rows| rows.div_ceil(4 * largest.lanes));
         Self {
             lane_groups: fitting.min(largest.lane_groups).next_power_of_two(),
@@ -110,7 +113,12 @@ impl BackwardVariant {
     }
 
     /// A given shape on a device, with its largest tile.
-    pub fn with_shape(shape: BackwardShape, head_dim: u32, facts: &DeviceFacts) -> Self {
+    pub fn with_shape(
+        shape: BackwardShape,
+        head_dim: u32,
+        storage: Storage,
+        facts: &DeviceFacts,
+    ) -> Self {
         let lanes = match facts.processor {
             Processor::Cpu { lanes, .. } => lanes,
             Processor::Gpu => 32,
@@ -120,6 +128,7 @@ impl BackwardVariant {
             head_dim,
             lanes,
             lane_groups: (256 / lanes.max(1)).clamp(1, MOST_LANE_GROUPS),
+            storage,
         }
     }
 
@@ -175,6 +184,7 @@ impl BackwardVariant {
                 "the configuration's",
             );
         }
+        self.storage.check(facts)?;
         if self.lanes == 0 || self.lanes > 64 {
             return invalid("lanes of the kernel", self.lanes, "1 to 64");
         }
@@ -206,6 +216,11 @@ impl fmt::Display for BackwardVariant {
             BackwardShape::Tile => "backward_*_tile",
             BackwardShape::Rows => "backward_*_rows",
         };
-        write!(f, "{name} ({} rows or keys a workgroup)", self.tile())
+        write!(
+            f,
+            "{name} ({}, {} rows or keys a workgroup)",
+            self.storage.dtype(),
+            self.tile()
+        )
     }
 }

@@ -26,6 +26,7 @@ use std::fmt;
 
 use crate::config::MAX_HEAD_DIM;
 use crate::error::{Error, Result};
+use crate::kernel::Storage;
 use crate::plan::{DeviceFacts, Processor};
 
 /// Groups of lanes that share the staged keys in the [`Rows`](ForwardShape::Rows) shape. Measured with 1, 2, 4 and 8 on
@@ -66,11 +67,13 @@ pub struct ForwardVariant {
     pub head_dim: u32,
     /// Lanes of a workgroup of the [`Rows`](ForwardShape::Rows) shape; the others have a fixed number.
     pub lanes: u32,
+    /// How q, k, v and the output are stored.
+    pub storage: Storage,
 }
 
 impl ForwardVariant {
     /// The shape that measured best on such a device; see the README's table.
-    pub fn choose(head_dim: u32, facts: &DeviceFacts) -> Self {
+    pub fn choose(head_dim: u32, storage: Storage, facts: &DeviceFacts) -> Self {
         let shape = match facts.processor {
             Processor::Gpu => ForwardShape::Tile,
             // Above, the compile time of the unrolled columns grows beyond what it saves.
@@ -80,11 +83,16 @@ impl ForwardVariant {
             } if head_dim <= 96 => ForwardShape::Rows,
             Processor::Cpu { .. } => ForwardShape::Micro,
         };
-        Self::with_shape(shape, head_dim, facts)
+        Self::with_shape(shape, head_dim, storage, facts)
     }
 
     /// A given shape on a device.
-    pub fn with_shape(shape: ForwardShape, head_dim: u32, facts: &DeviceFacts) -> Self {
+    pub fn with_shape(
+        shape: ForwardShape,
+        head_dim: u32,
+        storage: Storage,
+        facts: &DeviceFacts,
+    ) -> Self {
         Self {
             shape,
             head_dim,
@@ -92,6 +100,7 @@ impl ForwardVariant {
                 Processor::Cpu { lanes, .. } => lanes,
                 Processor::Gpu => 32,
             },
+            storage,
         }
     }
 
@@ -149,6 +158,7 @@ impl ForwardVariant {
                 "the configuration's",
             );
         }
+        self.storage.check(facts)?;
         if self.lanes == 0 || self.lanes > 256 / LANE_GROUPS {
             return invalid("lanes of the kernel", self.lanes, "1 to 64");
         }
@@ -167,8 +177,9 @@ impl fmt::Display for ForwardVariant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} ({} rows a workgroup, {} bytes of workgroup memory)",
+            "{} ({}, {} rows a workgroup, {} bytes of workgroup memory)",
             self.shape.name(),
+            self.storage.dtype(),
             self.rows_per_workgroup(),
             self.workgroup_memory_bytes()
         )

@@ -12,10 +12,12 @@ mod nn;
 mod params;
 mod pipeline;
 mod source;
+mod storage;
 
 pub use nn::{Activation, Cell};
 pub use params::*;
 pub(crate) use pipeline::{Pipeline, Pipelines};
+pub use storage::Storage;
 
 use backward::BackwardVariant;
 use forward::ForwardVariant;
@@ -42,6 +44,8 @@ pub enum Kernel {
     Delta {
         /// Elements in one head.
         head_dim: u32,
+        /// How the output and its gradient are stored.
+        storage: Storage,
     },
     /// Terms of the backward of one branch whose mixing weights are constants.
     BackwardMeans(BackwardVariant),

@@ -8,7 +8,7 @@ use std::fmt::Write;
 use super::backward::{BackwardShape, BackwardVariant};
 use super::forward::ForwardShape;
 use super::matmul::MatmulVariant;
-use super::{Cell, Kernel};
+use super::{Cell, Kernel, Storage};
 
 macro_rules! shader {
     ($path:literal) => {
@@ -17,12 +17,16 @@ macro_rules! shader {
 }
 
 pub(super) fn assemble(kernel: &Kernel) -> String {
+    let storage = storage(kernel);
     let mut source = String::new();
+    if storage == Storage::F16 {
+        source.push_str("enable f16;\n");
+    }
     for (name, value) in constants(kernel) {
         // Writing to a string cannot fail.
         let _ = writeln!(source, "const {name}: u32 = {value}u;");
     }
-    for file in files(kernel) {
+    for file in storage_files(storage).iter().chain(&files(kernel)) {
         source.push_str(file);
     }
     let (functions, count) = unrolled(kernel);
@@ -67,7 +71,7 @@ fn constants(kernel: &Kernel) -> Vec<(&'static str, u32)> {
     match kernel {
         Kernel::Fill => Vec::new(),
         Kernel::Forward(variant) => variant.constants().to_vec(),
-        Kernel::Delta { head_dim } => vec![("HEAD_DIM_VEC4", head_dim / 4)],
+        Kernel::Delta { head_dim, .. } => vec![("HEAD_DIM_VEC4", head_dim / 4)],
         Kernel::BackwardMeans(variant)
         | Kernel::BackwardDq(variant)
         | Kernel::BackwardDkDv(variant) => variant.constants().to_vec(),
@@ -99,6 +103,33 @@ fn constants(kernel: &Kernel) -> Vec<(&'static str, u32)> {
         | Kernel::Xpos
         | Kernel::CrossEntropy
         | Kernel::AdamW => Vec::new(),
+    }
+}
+
+/// How the kernel stores activations.
+fn storage(kernel: &Kernel) -> Storage {
+    match kernel {
+        Kernel::Forward(variant) => variant.storage,
+        Kernel::Delta { storage, .. } => *storage,
+        Kernel::BackwardMeans(variant)
+        | Kernel::BackwardDq(variant)
+        | Kernel::BackwardDkDv(variant) => variant.storage,
+        _ => Storage::F32,
+    }
+}
+
+fn storage_files(storage: Storage) -> &'static [&'static str] {
+    match storage {
+        Storage::F32 => &[shader!("shared/storage_f32.wgsl")],
+        Storage::F16 => &[
+            shader!("shared/f16_bits.wgsl"),
+            shader!("shared/storage_f16.wgsl"),
+        ],
+        Storage::F16Packed => &[
+            shader!("shared/f16_bits.wgsl"),
+            shader!("shared/storage_f16_packed.wgsl"),
+        ],
+        Storage::Bf16Packed => &[shader!("shared/storage_bf16_packed.wgsl")],
     }
 }
 

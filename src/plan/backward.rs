@@ -19,7 +19,8 @@ use super::workspace::{BufferRole, ParamsLayout, PlannedBuffer};
 use crate::config::{AttentionShape, DilatedAttentionConfig, MixGradient};
 use crate::error::{Error, Result};
 use crate::kernel::backward::BackwardVariant;
-use crate::kernel::{AttentionParams, DeltaParams, fold_grid};
+use crate::kernel::{AttentionParams, DeltaParams, Storage, fold_grid};
+use crate::tensor::DType;
 
 /// One dispatch of the delta kernel over a range of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,16 +66,18 @@ pub struct BackwardPlan {
 }
 
 impl DilatedAttentionConfig {
-    /// Plans the backward of `shape` on a device with `facts`. Needs no device.
+    /// Plans the backward of tensors of `shape` and `dtype` on a device with `facts`. Needs no device.
     ///
     /// # Errors
     /// As [`plan_forward`](Self::plan_forward).
     pub fn plan_backward(
         &self,
         shape: &AttentionShape,
+        dtype: DType,
         facts: &DeviceFacts,
     ) -> Result<BackwardPlan> {
-        let variant = BackwardVariant::choose(self, facts);
+        let storage = Storage::of("q", dtype, facts)?;
+        let variant = BackwardVariant::choose(self, storage, facts);
         self.plan_backward_with(shape, facts, variant)
     }
 
@@ -89,14 +92,14 @@ impl DilatedAttentionConfig {
         variant: BackwardVariant,
     ) -> Result<BackwardPlan> {
         variant.check(self.head_dim(), facts)?;
-        let tensor_bytes = tensor_bytes(self, shape, facts)?;
+        let tensor_bytes = tensor_bytes(self, shape, variant.storage, facts)?;
         let tile = variant.tile();
         let passes = [(Pass::Means, tile), (Pass::Dq, tile), (Pass::DkDv, tile)];
         let exact = self.get_gradient() == MixGradient::Exact;
         let passes = if exact { &passes[1..] } else { &passes[..] };
-        let dispatches = Planner::new(self, shape, facts, passes)?.plan()?;
+        let dispatches = Planner::new(self, shape, facts, passes, variant.storage)?.plan()?;
         let deltas = if exact {
-            deltas(self, shape, facts)?
+            deltas(self, shape, variant.storage, facts)?
         } else {
             Vec::new()
         };
@@ -113,7 +116,7 @@ impl DilatedAttentionConfig {
             .for_each(|_| params.add::<AttentionParams>());
         let planned = |label, bytes| PlannedBuffer::new(label, BufferRole::Storage, bytes, facts);
         let rows = |len: u32| u64::from(batch) * u64::from(len);
-        let width = u64::from(self.embed_dim()) * 4;
+        let width = RowLayout::of_activations(self, variant.storage).row_bytes;
         let mut buffers = vec![
             planned(
                 "terms",
@@ -160,18 +163,12 @@ impl BackwardPlan {
 fn deltas(
     config: &DilatedAttentionConfig,
     shape: &AttentionShape,
+    storage: Storage,
     facts: &DeviceFacts,
 ) -> Result<Vec<DeltaDispatch>> {
     let num_heads = config.num_heads();
-    let layout = |per_head: u32, element_bytes| RowLayout {
-        row_bytes: u64::from(num_heads) * u64::from(per_head),
-        element_bytes,
-    };
-    let (out, lse, terms) = (
-        layout(config.head_dim() * 4, 16),
-        layout(4, 4),
-        layout(8, 8),
-    );
+    let out = RowLayout::of_activations(config, storage);
+    let [lse, terms] = [4, 8].map(|bytes| RowLayout::per_head(config, bytes));
     let num_rows = u64::from(shape.batch()) * u64::from(shape.seq_len());
     let max_rows = [&out, &lse, &terms].map(|layout| layout.max_rows(facts));
     let max_rows = max_rows.into_iter().fold(u64::MAX, u64::min);

@@ -17,6 +17,8 @@ pub struct DeviceFacts {
     pub max_workgroups_per_dimension: u32,
     /// Workgroup memory in bytes. wgpu does not check it, so plans do.
     pub max_workgroup_memory_bytes: u32,
+    /// Shaders may store f16 ([`SHADER_F16`](wgpu::Features::SHADER_F16)); half precision needs no more than words.
+    pub shader_f16: bool,
     /// What executes the shaders.
     pub processor: Processor,
 }
@@ -46,15 +48,20 @@ impl DeviceFacts {
             uniform_offset_alignment: 256,
             max_workgroups_per_dimension: 65_535,
             max_workgroup_memory_bytes: 16_384,
+            shader_f16: false,
             processor: Processor::Gpu,
         }
     }
 
-    /// The facts of an adapter whose device was made with `limits`.
+    /// The facts of an adapter whose device was made with `limits` and `features`.
     ///
     /// # Errors
     /// [`Error::DeviceTooSmall`] when a limit is below what every kernel needs.
-    pub fn new(info: &wgpu::AdapterInfo, limits: &wgpu::Limits) -> Result<Self> {
+    pub fn new(
+        info: &wgpu::AdapterInfo,
+        limits: &wgpu::Limits,
+        features: wgpu::Features,
+    ) -> Result<Self> {
         let least: [(&'static str, u64, u64); 4] = [
             (
                 "max_storage_buffers_per_shader_stage",
@@ -94,6 +101,7 @@ impl DeviceFacts {
             uniform_offset_alignment: limits.min_uniform_buffer_offset_alignment.into(),
             max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
             max_workgroup_memory_bytes: limits.max_compute_workgroup_storage_size,
+            shader_f16: features.contains(wgpu::Features::SHADER_F16),
             processor: processor(info),
         })
     }

@@ -7,12 +7,13 @@
 use super::dispatch::{AttentionDispatch, Pass};
 use super::facts::DeviceFacts;
 use super::planner::Planner;
-use super::window::{ByteRange, word_windows};
+use super::window::{ByteRange, RowLayout, word_windows};
 use super::workspace::{BufferRole, ParamsLayout, PlannedBuffer};
 use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, Mask};
 use crate::error::{Error, Result};
 use crate::kernel::forward::ForwardVariant;
-use crate::kernel::{AttentionParams, FillParams};
+use crate::kernel::{AttentionParams, FillParams, Storage};
+use crate::tensor::DType;
 
 /// LSE of a row that no branch covers: finite, since WGSL has no infinities.
 pub const UNCOVERED_LSE: f32 = -1e30;
@@ -44,13 +45,19 @@ pub struct ForwardPlan {
 }
 
 impl DilatedAttentionConfig {
-    /// Plans the forward of `shape` on a device with `facts`. Needs no device.
+    /// Plans the forward of tensors of `shape` and `dtype` on a device with `facts`. Needs no device.
     ///
     /// # Errors
     /// [`Error::SizeOverflow`], [`Error::BufferTooLarge`] when a tensor exceeds a buffer of the device,
-    /// [`Error::BindingTooSmall`] when a binding cannot even cover one token.
-    pub fn plan_forward(&self, shape: &AttentionShape, facts: &DeviceFacts) -> Result<ForwardPlan> {
-        let variant = ForwardVariant::choose(self.head_dim(), facts);
+    /// [`Error::BindingTooSmall`] when a binding cannot even cover one token, [`Error::WrongDType`] for integers.
+    pub fn plan_forward(
+        &self,
+        shape: &AttentionShape,
+        dtype: DType,
+        facts: &DeviceFacts,
+    ) -> Result<ForwardPlan> {
+        let storage = Storage::of("q", dtype, facts)?;
+        let variant = ForwardVariant::choose(self.head_dim(), storage, facts);
         self.plan_forward_with(shape, facts, variant)
     }
 
@@ -67,13 +74,13 @@ impl DilatedAttentionConfig {
     ) -> Result<ForwardPlan> {
         variant.check(self.head_dim(), facts)?;
         let num_rows = u64::from(shape.batch()) * u64::from(shape.seq_len());
-        let tensor_bytes = tensor_bytes(self, shape, facts)?;
+        let tensor_bytes = tensor_bytes(self, shape, variant.storage, facts)?;
         let clears = clears(self, shape.batch(), shape.seq_len(), |item| {
             shape.valid_len(item)
         });
         let passes = [(Pass::Forward, variant.rows_per_workgroup())];
-        let dispatches = Planner::new(self, shape, facts, &passes)?.plan()?;
-        let buffers = buffers(self, num_rows, &clears, &dispatches, facts);
+        let dispatches = Planner::new(self, shape, facts, &passes, variant.storage)?.plan()?;
+        let buffers = buffers(self, num_rows, variant.storage, &clears, &dispatches, facts);
         Ok(ForwardPlan {
             shape: shape.clone(),
             num_rows,
@@ -96,9 +103,10 @@ impl DilatedAttentionConfig {
 pub(super) fn tensor_bytes(
     config: &DilatedAttentionConfig,
     shape: &AttentionShape,
+    storage: Storage,
     facts: &DeviceFacts,
 ) -> Result<u64> {
-    let row_bytes = u64::from(config.embed_dim()) * 4;
+    let row_bytes = RowLayout::of_activations(config, storage).row_bytes;
     let len = shape.seq_len().max(shape.key_len());
     let num_rows = u64::from(shape.batch()) * u64::from(len);
     let bytes = row_bytes
@@ -185,14 +193,16 @@ pub(super) fn clears(
 fn buffers(
     config: &DilatedAttentionConfig,
     num_rows: u64,
+    storage: Storage,
     clears: &[(u64, u64)],
     dispatches: &[AttentionDispatch],
     facts: &DeviceFacts,
 ) -> Vec<PlannedBuffer> {
-    let row_bytes = u64::from(config.num_heads()) * 4;
+    let row_bytes = RowLayout::per_head(config, 4).row_bytes;
+    let out_bytes = num_rows * RowLayout::of_activations(config, storage).row_bytes;
     let planned = |label, bytes| PlannedBuffer::new(label, BufferRole::Storage, bytes, facts);
     let mut buffers = vec![
-        planned("out", num_rows * u64::from(config.embed_dim()) * 4),
+        planned("out", out_bytes),
         planned("softmax_lse", num_rows * row_bytes),
     ];
     // First the fills of the clears, then the branches.
@@ -239,7 +249,8 @@ impl ForwardPlan {
 
     /// Byte range of rows `begin .. end` of the output.
     pub(crate) fn out_range(&self, (begin, end): (u64, u64)) -> ByteRange {
-        let row_bytes = u64::from(self.num_heads) * u64::from(self.head_dim) * 4;
+        let element_bytes = u64::from(self.variant.storage.bytes());
+        let row_bytes = u64::from(self.num_heads) * u64::from(self.head_dim) * element_bytes;
         ByteRange {
             offset: begin * row_bytes,
             size: (end - begin) * row_bytes,

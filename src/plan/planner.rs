@@ -13,7 +13,7 @@ use super::facts::DeviceFacts;
 use super::window::RowLayout;
 use crate::config::{AttentionShape, DilatedAttentionConfig, Heads};
 use crate::error::{Error, Result};
-use crate::kernel::fold_grid;
+use crate::kernel::{Storage, fold_grid};
 
 pub(super) struct Planner<'a> {
     config: &'a DilatedAttentionConfig,
@@ -35,13 +35,10 @@ impl<'a> Planner<'a> {
         shape: &'a AttentionShape,
         facts: &'a DeviceFacts,
         passes: &'a [(Pass, u32)],
+        storage: Storage,
     ) -> Result<Self> {
         shape.check_config(config)?;
-        let layout = |per_head: u64, element_bytes| RowLayout {
-            row_bytes: u64::from(config.num_heads()) * per_head,
-            element_bytes,
-        };
-        let tensor = layout(u64::from(config.head_dim()) * 4, 16);
+        let tensor = RowLayout::of_activations(config, storage);
         if tensor.max_rows(facts) == 0 {
             return Err(Error::BindingTooSmall {
                 what: "q",
@@ -55,8 +52,8 @@ impl<'a> Planner<'a> {
             facts,
             passes,
             tensor,
-            lse: layout(4, 4),
-            terms: layout(8, 8),
+            lse: RowLayout::per_head(config, 4),
+            terms: RowLayout::per_head(config, 8),
             dispatches: Vec::new(),
         })
     }

@@ -10,7 +10,7 @@ use super::facts::DeviceFacts;
 use super::window::RowLayout;
 use crate::config::DilatedAttentionConfig;
 use crate::error::{Error, Result};
-use crate::kernel::fold_grid;
+use crate::kernel::{Storage, fold_grid};
 
 /// Where the tensors of a step are.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +29,7 @@ pub(crate) struct StepLayout {
 pub(crate) fn plan_step(
     config: &DilatedAttentionConfig,
     facts: &DeviceFacts,
+    storage: Storage,
     layout: StepLayout,
 ) -> Result<Vec<AttentionDispatch>> {
     let StepLayout {
@@ -37,11 +38,8 @@ pub(crate) fn plan_step(
         capacity,
         query_cache,
     } = layout;
-    let rows = |per_head: u32, element_bytes| RowLayout {
-        row_bytes: u64::from(config.num_heads()) * u64::from(per_head),
-        element_bytes,
-    };
-    let (tensor, lse, terms) = (rows(config.head_dim() * 4, 16), rows(4, 4), rows(8, 8));
+    let tensor = RowLayout::of_activations(config, storage);
+    let [lse, terms] = [4, 8].map(|bytes| RowLayout::per_head(config, bytes));
     let too_small = || Error::BindingTooSmall {
         what: "k",
         requested_bytes: tensor.row_bytes + facts.storage_offset_alignment,

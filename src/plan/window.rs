@@ -5,6 +5,8 @@
 //! skipped, and compute indices from there.
 
 use super::facts::DeviceFacts;
+use crate::config::DilatedAttentionConfig;
+use crate::kernel::Storage;
 
 /// A byte range of a buffer that a kernel may touch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,7 +22,7 @@ pub struct ByteRange {
 pub struct RowLayout {
     /// Bytes of one row.
     pub row_bytes: u64,
-    /// Bytes of one element as the kernel indexes it (16 for vec4, 4 for a scalar).
+    /// Bytes of one element as the kernel indexes it (16 for a vec4 of f32, 8 for one of halves, 4 for a scalar).
     pub element_bytes: u64,
 }
 
@@ -34,6 +36,23 @@ pub struct TokenWindow {
 }
 
 impl RowLayout {
+    /// Rows of activations, which kernels index in vec4.
+    pub(crate) fn of_activations(config: &DilatedAttentionConfig, storage: Storage) -> Self {
+        let element_bytes = u64::from(storage.bytes());
+        Self {
+            row_bytes: u64::from(config.embed_dim()) * element_bytes,
+            element_bytes: 4 * element_bytes,
+        }
+    }
+
+    /// Rows with one number, or pair, of so many bytes for each head.
+    pub(crate) fn per_head(config: &DilatedAttentionConfig, bytes: u64) -> Self {
+        Self {
+            row_bytes: u64::from(config.num_heads()) * bytes,
+            element_bytes: bytes,
+        }
+    }
+
     /// The window of rows `begin .. end`, or `None` when one binding cannot cover it.
     pub fn window(&self, begin: u64, end: u64, facts: &DeviceFacts) -> Option<TokenWindow> {
         let first = begin * self.row_bytes;

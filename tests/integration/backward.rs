@@ -1,11 +1,12 @@
 //! The backward kernels against the f64 reference, on every context and with every kernel that the adapter runs.
 
+use dilated_attention::kernel::Storage;
 use dilated_attention::kernel::backward::BackwardVariant;
 use dilated_attention::kernel::forward::ForwardVariant;
 use dilated_attention::plan::Processor;
 use dilated_attention::reference::{self, ReferenceGradients};
 use dilated_attention::{
-    AttentionShape, DilatedAttention, DilatedAttentionConfig, Error, Mask, MixGradient,
+    AttentionShape, DType, DilatedAttention, DilatedAttentionConfig, Error, Mask, MixGradient,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
@@ -26,7 +27,8 @@ fn run(
     on: &TestContext,
     variant: BackwardVariant,
 ) -> dilated_attention::Result<Gradients32> {
-    let forward = ForwardVariant::choose(problem.config.head_dim(), on.context.facts());
+    let forward =
+        ForwardVariant::choose(problem.config.head_dim(), Storage::F32, on.context.facts());
     let attention = DilatedAttention::with_variant(&on.context, problem.config.clone(), forward)?
         .with_backward_variant(variant)?;
     let mut recorder = on.context.recorder("test");
@@ -309,7 +311,7 @@ fn wrong_inputs_are_errors() {
         Err(Error::InvalidShape { what: "dout", .. })
     ));
     let cross = AttentionShape::cross(1, 20, 30).unwrap();
-    let result = config.plan_backward(&cross, on.context.facts());
+    let result = config.plan_backward(&cross, DType::F32, on.context.facts());
     assert!(
         matches!(result, Err(Error::InvalidConfig { .. })),
         "{result:?}"

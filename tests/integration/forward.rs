@@ -2,7 +2,7 @@
 
 use dilated_attention::plan::Processor;
 use dilated_attention::{
-    AttentionShape, DilatedAttentionConfig, HeadOffsets, Heads, Mask, OutputRows, Padding,
+    AttentionShape, DType, DilatedAttentionConfig, HeadOffsets, Heads, Mask, OutputRows, Padding,
 };
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -236,7 +236,9 @@ fn grids_wider_than_the_device_allows_are_folded() {
     // One workgroup a segment; one head of 4 elements, so that a window covers them all.
     let config = DilatedAttentionConfig::new(1, 4, &[2], &[1]).unwrap();
     let shape = shape(1, 900);
-    let plan = config.plan_forward(&shape, on.context.facts()).unwrap();
+    let plan = config
+        .plan_forward(&shape, DType::F32, on.context.facts())
+        .unwrap();
     assert!(plan.dispatches[0].num_workgroups > limit && plan.dispatches[0].grid[1] > 1);
     Problem::new(config, shape, 1.0).check(on).unwrap();
 }

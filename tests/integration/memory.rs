@@ -86,7 +86,7 @@ fn the_plan_promises_what_the_pool_measures() {
                 .expect("records");
             recorder.submit().expect("submits");
             let stats = context.pool().stats();
-            let plan = attention.plan(&shape).expect("plans");
+            let plan = attention.plan(&shape, DType::F32).expect("plans");
             assert_eq!(
                 stats.requested_bytes.peak - before.requested_bytes.current,
                 plan.requested_bytes(),
@@ -98,7 +98,7 @@ fn the_plan_promises_what_the_pool_measures() {
                 let attention =
                     DilatedAttention::new(&context, attention.config().clone().gradient(gradient))
                         .expect("fits");
-                let plan = attention.plan_backward(&shape).expect("plans");
+                let plan = attention.plan_backward(&shape, DType::F32).expect("plans");
                 context.wait();
                 context.pool().trim();
                 let before = context.pool().stats();

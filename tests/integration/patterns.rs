@@ -157,7 +157,7 @@ fn after_reserving_a_plan_the_first_forward_creates_nothing() {
     for (limits, context) in contexts() {
         let [q, k, v] = uploaded(&context);
         let (attention, shape) = attention(&context);
-        let plan = attention.plan(&shape).expect("plans");
+        let plan = attention.plan(&shape, DType::F32).expect("plans");
         let pool = context.pool();
         pool.force_trim();
         let before = pool.stats();

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use dilated_attention::plan::{DeviceFacts, ForwardPlan, Processor};
 use dilated_attention::{
-    AttentionShape, DilatedAttentionConfig, Error, HeadOffsets, Heads, Mask, OutputRows, Padding,
+    AttentionShape, DType, DilatedAttentionConfig, Error, HeadOffsets, Heads, Mask, OutputRows,
+    Padding,
 };
 use proptest::prelude::*;
 
@@ -16,7 +17,7 @@ fn longnet_plan_prints_as_a_table() {
     let config = DilatedAttentionConfig::new(12, 64, &segments, &[1, 2, 4, 6, 12]).expect("valid");
     let shape = AttentionShape::new(1, 32_768).expect("valid");
     let plan = config
-        .plan_forward(&shape, &DeviceFacts::webgpu_defaults())
+        .plan_forward(&shape, DType::F32, &DeviceFacts::webgpu_defaults())
         .expect("plans");
     assert_snapshot("longnet", &plan.to_string());
 }
@@ -39,7 +40,9 @@ fn plan_with_windows_prints_as_a_table() {
         },
         ..DeviceFacts::webgpu_defaults()
     };
-    let plan = config.plan_forward(&shape, &facts).expect("plans");
+    let plan = config
+        .plan_forward(&shape, DType::F32, &facts)
+        .expect("plans");
     assert_snapshot("windows", &plan.to_string());
 }
 
@@ -48,7 +51,11 @@ fn limits_give_typed_errors() {
     let config = DilatedAttentionConfig::new(64, 256, &[1024], &[1]).expect("valid");
     let facts = DeviceFacts::webgpu_defaults();
     let plan = |n: u32, facts: &DeviceFacts| {
-        config.plan_forward(&AttentionShape::new(1, n).expect("valid"), facts)
+        config.plan_forward(
+            &AttentionShape::new(1, n).expect("valid"),
+            DType::F32,
+            facts,
+        )
     };
     assert!(matches!(
         plan(100_000, &facts),
@@ -70,7 +77,7 @@ fn limits_give_typed_errors() {
     ));
     let shape = AttentionShape::new(u32::MAX, 2_000_000_000).expect("valid");
     assert!(matches!(
-        config.plan_forward(&shape, &tight),
+        config.plan_forward(&shape, DType::F32, &tight),
         Err(Error::SizeOverflow { .. })
     ));
     assert!(matches!(
@@ -125,7 +132,7 @@ fn empty_calls_plan_nothing() {
     for (batch, seq_len) in [(0, 5), (5, 0), (0, 0)] {
         let shape = AttentionShape::new(batch, seq_len).expect("valid");
         let plan = config
-            .plan_forward(&shape, &DeviceFacts::webgpu_defaults())
+            .plan_forward(&shape, DType::F32, &DeviceFacts::webgpu_defaults())
             .expect("plans");
         assert!(plan.dispatches.is_empty() && plan.clears.is_empty());
         assert_eq!(plan.flop, 0);
@@ -243,7 +250,7 @@ proptest! {
             max_binding_bytes: 256 + binding_rows * u64::from(num_heads) * 32,
             ..DeviceFacts::webgpu_defaults()
         };
-        let plan = config.plan_forward(&shape, &facts).expect("plans");
+        let plan = config.plan_forward(&shape, DType::F32, &facts).expect("plans");
         let rows = execute(&plan, &facts);
         for item in 0..batch {
             let valid_len = shape.valid_len(item);

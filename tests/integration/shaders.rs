@@ -4,7 +4,7 @@ use dilated_attention::DilatedAttentionConfig;
 use dilated_attention::kernel::backward::{BackwardShape, BackwardVariant};
 use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
 use dilated_attention::kernel::matmul::MatmulVariant;
-use dilated_attention::kernel::{Access, Activation, Cell, Kernel};
+use dilated_attention::kernel::{Access, Activation, Cell, Kernel, Storage};
 use dilated_attention::plan::{DeviceFacts, Pass, Processor};
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
@@ -86,13 +86,24 @@ fn kernels() -> Vec<(Kernel, DeviceFacts)> {
         .map(|kernel| (kernel, DeviceFacts::webgpu_defaults()))
         .collect();
     for facts in facts_of_every_kind() {
-        for head_dim in [4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 160, 256] {
+        // Only a device with f16 in shaders takes kernels that store it so; one with it takes the others, too.
+        let facts = DeviceFacts {
+            shader_f16: true,
+            ..facts
+        };
+        let head_dims = [4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 160, 256].into_iter();
+        let stored = head_dims.flat_map(|head_dim| Storage::ALL.map(|storage| (head_dim, storage)));
+        // The sizes at which kernels change their structure, for half precision.
+        let stored = stored.filter(|(head_dim, storage)| {
+            *storage == Storage::F32 || [4, 64, 128, 256].contains(head_dim)
+        });
+        for (head_dim, storage) in stored {
             for shape in ForwardShape::ALL {
-                let variant = ForwardVariant::with_shape(shape, head_dim, &facts);
+                let variant = ForwardVariant::with_shape(shape, head_dim, storage, &facts);
                 kernels.push((Kernel::Forward(variant), facts.clone()));
             }
             for shape in BackwardShape::ALL {
-                let variant = BackwardVariant::with_shape(shape, head_dim, &facts);
+                let variant = BackwardVariant::with_shape(shape, head_dim, storage, &facts);
                 for kernel in [
                     Kernel::BackwardMeans(variant),
                     Kernel::BackwardDq(variant),
@@ -101,12 +112,24 @@ fn kernels() -> Vec<(Kernel, DeviceFacts)> {
                     kernels.push((kernel, facts.clone()));
                 }
             }
-            kernels.push((Kernel::Delta { head_dim }, facts.clone()));
+            kernels.push((Kernel::Delta { head_dim, storage }, facts.clone()));
         }
     }
     let mut seen = std::collections::HashSet::new();
     kernels.retain(|(kernel, _)| seen.insert(*kernel));
     kernels
+}
+
+fn stores_f16(kernel: &Kernel) -> bool {
+    let storage = match kernel {
+        Kernel::Forward(variant) => variant.storage,
+        Kernel::BackwardMeans(variant)
+        | Kernel::BackwardDq(variant)
+        | Kernel::BackwardDkDv(variant) => variant.storage,
+        Kernel::Delta { storage, .. } => *storage,
+        _ => Storage::F32,
+    };
+    storage == Storage::F16
 }
 
 fn parse(kernel: Kernel) -> Module {
@@ -118,8 +141,10 @@ fn parse(kernel: Kernel) -> Module {
 fn every_kernel_is_valid_and_translates_to_spirv_msl_and_hlsl() {
     for (kernel, _) in kernels() {
         let module = parse(kernel);
-        // No capability beyond WebGPU's defaults.
-        let info = Validator::new(ValidationFlags::all(), Capabilities::empty())
+        // No capability beyond WebGPU's defaults (unpack2x16float is one of them), but for the one that a storage is for.
+        let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+        capabilities.set(Capabilities::SHADER_FLOAT16, stores_f16(&kernel));
+        let info = Validator::new(ValidationFlags::all(), capabilities)
             .validate(&module)
             .unwrap_or_else(|error| panic!("{kernel:?}: {error:?}"));
         let words = spv::write_vec(&module, &info, &spv::Options::default(), None)
@@ -195,13 +220,13 @@ fn workgroup_memory_is_what_the_plan_says_and_within_the_limit() {
 fn every_head_size_gets_a_kernel_that_fits_on_every_kind_of_device() {
     for facts in facts_of_every_kind() {
         for head_dim in (4..=256).step_by(4) {
-            let variant = ForwardVariant::choose(head_dim, &facts);
+            let variant = ForwardVariant::choose(head_dim, Storage::F32, &facts);
             assert!(variant.workgroup_memory_bytes() <= facts.max_workgroup_memory_bytes);
             variant
                 .check(head_dim, &facts)
                 .expect("the chosen kernel fits");
             let config = DilatedAttentionConfig::new(1, head_dim, &[1000], &[1]).unwrap();
-            BackwardVariant::choose(&config, &facts)
+            BackwardVariant::choose(&config, Storage::F32, &facts)
                 .check(head_dim, &facts)
                 .expect("the chosen kernels fit");
         }

@@ -5,6 +5,7 @@
 
 use std::sync::OnceLock;
 
+use dilated_attention::kernel::Storage;
 use dilated_attention::kernel::backward::{BackwardShape, BackwardVariant};
 use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
 use dilated_attention::plan::Processor;
@@ -63,7 +64,7 @@ impl TestContext {
     /// Every forward kernel that this adapter runs in reasonable time, the one it would choose first.
     pub fn forward_variants(&self, head_dim: u32) -> Vec<ForwardVariant> {
         let facts = self.context.facts();
-        let chosen = ForwardVariant::choose(head_dim, facts);
+        let chosen = ForwardVariant::choose(head_dim, Storage::F32, facts);
         let mut variants = vec![chosen];
         for shape in ForwardShape::ALL {
             let affordable = match (shape, facts.processor) {
@@ -74,7 +75,7 @@ impl TestContext {
                     uniform_loads || head_dim <= 16
                 }
             };
-            let variant = ForwardVariant::with_shape(shape, head_dim, facts);
+            let variant = ForwardVariant::with_shape(shape, head_dim, Storage::F32, facts);
             if affordable && shape != chosen.shape && variant.check(head_dim, facts).is_ok() {
                 variants.push(variant);
             }
@@ -87,7 +88,7 @@ impl TestContext {
         let facts = self.context.facts();
         // Of long segments; those of whole models in other tests are short.
         let config = DilatedAttentionConfig::new(1, head_dim, &[4096], &[1]).expect("valid");
-        let chosen = BackwardVariant::choose(&config, facts);
+        let chosen = BackwardVariant::choose(&config, Storage::F32, facts);
         let mut variants = vec![chosen];
         for shape in BackwardShape::ALL {
             let affordable = match (shape, facts.processor) {
@@ -96,7 +97,7 @@ impl TestContext {
                     uniform_loads || head_dim <= 4
                 }
             };
-            let variant = BackwardVariant::with_shape(shape, head_dim, facts);
+            let variant = BackwardVariant::with_shape(shape, head_dim, Storage::F32, facts);
             if affordable && shape != chosen.shape && variant.check(head_dim, facts).is_ok() {
                 variants.push(variant);
             }
