@@ -18,6 +18,7 @@ use std::error::Error;
 
 use attention::{CASES, Direction, Prepared, case};
 use dilated_attention::Context;
+use dilated_attention::kernel::Storage;
 use dilated_attention::kernel::forward::ForwardShape;
 use dilated_attention::kernel::matmul::MatmulVariant;
 use dilated_attention::plan::Processor;
@@ -96,7 +97,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if wanted("matmul") {
         header("matmul, f32", "GFLOP/s");
         let cases = if quick { &PRODUCTS[..1] } else { &PRODUCTS[..] };
-        let kernel = MatmulVariant::choose(1024, context.facts()).name();
+        let kernel = MatmulVariant::choose(1024, Storage::F32, context.facts()).name();
         for case in cases {
             let product = Product::new(&context, case)?;
             row(&context, &fma, repetitions, [case.name, kernel], &product)?;

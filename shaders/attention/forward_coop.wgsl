@@ -1,7 +1,7 @@
 // Forward attention with cooperative matrices (tensor cores), for tensors stored as f16.
 //
 // A subgroup owns ROWS query rows: their queries and their output stay in its matrices. All subgroups of the workgroup walk
-// over the same keys, KEYS at a time, staged in workgroup memory. For each step
+// over the same keys, STAGED at a time, staged in workgroup memory. For each step
 //
 //   scores = q k^T      stored to the subgroup's own slab, for a matrix gives no access to its elements
 //   softmax             each lane owns whole rows of the slab, so nothing is exchanged; weights go back as f16
@@ -11,28 +11,29 @@
 // weights exceed 1, by at most 2^MOST_GROWTH. Between a store of a matrix and what reads it there is a barrier, also within
 // one subgroup: stores of matrices carry no memory semantics of their own. Strides are padded, so that rows begin in
 // different banks. Branches around matrix operations depend on constants or on values uniform over the workgroup.
-// Prelude: HEAD_DIM_VEC4, SUBGROUP (its lanes), SUBGROUPS, ROWS (a multiple of SUBGROUP and of SIZE), KEYS (a multiple of SIZE).
+// Prelude: HEAD_DIM_VEC4, SUBGROUP (its lanes), SUBGROUPS, ROWS (a multiple of SUBGROUP and of SIZE), STAGED (a multiple
+// of SIZE).
 
 const DIM_VEC4: u32 = (4u * HEAD_DIM_VEC4 + SIZE - 1u) / SIZE * SIZE / 4u; // columns, filled up to whole matrices
 const COLUMN_BLOCKS: u32 = 4u * DIM_VEC4 / SIZE;
 const ROW_BLOCKS: u32 = ROWS / SIZE;
-const KEY_BLOCKS: u32 = KEYS / SIZE;
+const KEY_BLOCKS: u32 = STAGED / SIZE;
 const LANE_ROWS: u32 = ROWS / SUBGROUP;
 const THREADS: u32 = SUBGROUP * SUBGROUPS;
 const MOST_GROWTH: f32 = 8.0; // in log2 units
 
 // Strides and slabs in vec4.
 const VECTOR_STRIDE: u32 = DIM_VEC4 + 2u;
-const WEIGHT_STRIDE: u32 = KEYS / 4u + 2u;
-const SCORE_STRIDE: u32 = KEYS / 4u + 1u;
-const VALUES: u32 = KEYS * VECTOR_STRIDE; // after the keys
-const WEIGHTS: u32 = 2u * KEYS * VECTOR_STRIDE; // then a slab for each subgroup
+const WEIGHT_STRIDE: u32 = STAGED / 4u + 2u;
+const SCORE_STRIDE: u32 = STAGED / 4u + 1u;
+const VALUES: u32 = STAGED * VECTOR_STRIDE; // after the keys
+const WEIGHTS: u32 = 2u * STAGED * VECTOR_STRIDE; // then a slab for each subgroup
 const HALVES: u32 = WEIGHTS + SUBGROUPS * ROWS * WEIGHT_STRIDE;
 const FLOATS: u32 = SUBGROUPS * ROWS * SCORE_STRIDE;
 
 // 0, or the bits of a NaN for a staged key that has one, or an infinity, in its key or value. What is staged instead is 0: a
 // matrix product would carry it to rows that do not see the key.
-var<workgroup> broken: array<atomic<u32>, KEYS>;
+var<workgroup> broken: array<atomic<u32>, STAGED>;
 var<workgroup> grown: u32; // not 0 when a row's maximum has grown too much
 var<workgroup> ends: array<RowEnd, SUBGROUPS * ROWS>;
 
@@ -88,7 +89,7 @@ fn load_query_block(block: u32, row_block: u32) {
 
 // Keys and values of the tile, zero behind the last. With `partly`, some rows do not see all of them.
 fn stage(index: u32, partly: bool) {
-    for (var item = index; item < KEYS * DIM_VEC4; item += THREADS) {
+    for (var item = index; item < STAGED * DIM_VEC4; item += THREADS) {
         let place = item / DIM_VEC4;
         let column = item % DIM_VEC4;
         var key = vec4<f16>();
@@ -155,7 +156,7 @@ fn soften(i: u32, partly: bool) {
     let last = select(tile.key_end, min(tile.key_end, row + 1u), has_flag(FLAG_CAUSAL));
     let at = scores_at + slab_row(i) * SCORE_STRIDE;
     var most = vec4<f32>(SCORE_FLOOR);
-    for (var c = 0u; c < KEYS / 4u; c++) {
+    for (var c = 0u; c < STAGED / 4u; c++) {
         most = max(most, row_scores(at, c, last, partly));
     }
     let highest = max(top[i], max(max(most.x, most.y), max(most.z, most.w)));
@@ -169,7 +170,7 @@ fn soften(i: u32, partly: bool) {
         grown = 1u;
     }
     var total = vec4<f32>();
-    for (var c = 0u; c < KEYS / 4u; c++) {
+    for (var c = 0u; c < STAGED / 4u; c++) {
         let w = weight(row_scores(at, c, last, partly), top[i]);
         total += w;
         put_halves(weights_at + slab_row(i) * WEIGHT_STRIDE + c, vec4<f16>(w));
@@ -259,15 +260,15 @@ fn forward_coop(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
     for (var i = 0u; i < LANE_ROWS; i++) {
         top[i] = SCORE_FLOOR;
     }
-    for (var place = index; place < KEYS; place += THREADS) {
+    for (var place = index; place < STAGED; place += THREADS) {
         atomicStore(&broken[place], 0u);
     }
     if (index == 0u) {
         grown = 0u;
     }
     load_query_each();
-    for (key_tile = tile.key_begin; key_tile < tile.key_end; key_tile += KEYS) {
-        let partly = key_tile + KEYS > tile.key_full;
+    for (key_tile = tile.key_begin; key_tile < tile.key_end; key_tile += STAGED) {
+        let partly = key_tile + STAGED > tile.key_full;
         stage(index, partly);
         workgroupBarrier();
         clear_scores_each();
@@ -282,7 +283,7 @@ fn forward_coop(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
             shrink_output_each();
         }
         add_values_each();
-        for (var place = index; place < KEYS; place += THREADS) {
+        for (var place = index; place < STAGED; place += THREADS) {
             atomicStore(&broken[place], 0u);
         }
         if (index == 0u) {

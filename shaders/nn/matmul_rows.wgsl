@@ -33,15 +33,15 @@ fn stage(lane: u32, first_k: u32, end: u32) {
         let row = select(i / DEPTH, i % ROWS, TRANSPOSE_A == 1u);
         let place = select(i % DEPTH, i / ROWS, TRANSPOSE_A == 1u);
         let k = first_k + place;
-        let value = a[index_a(min(first_row + row, params.rows - 1u), min(k, end - 1u))];
+        let value = load_a(index_a(min(first_row + row, params.rows - 1u), min(k, end - 1u)));
         left[row * DEPTH + place] = select(0.0, value, k < end);
     }
 }
 
 fn right(k: u32, columns: vec4<u32>, end: u32) -> vec4<f32> {
     let last = min(k, end - 1u);
-    let values = vec4<f32>(b[index_b(last, columns.x)], b[index_b(last, columns.y)], b[index_b(last, columns.z)],
-        b[index_b(last, columns.w)]);
+    let values = vec4<f32>(load_b(index_b(last, columns.x)), load_b(index_b(last, columns.y)), load_b(index_b(last, columns.z)),
+        load_b(index_b(last, columns.w)));
     return select(vec4<f32>(), values, k < end);
 }
 

@@ -17,14 +17,14 @@ fn element_a(row: u32, k: u32, end: u32) -> f32 {
     if (row >= params.rows || k >= end) {
         return 0.0;
     }
-    return a[index_a(row, k)];
+    return load_a(index_a(row, k));
 }
 
 fn element_b(k: u32, column: u32, end: u32) -> f32 {
     if (column >= params.columns || k >= end) {
         return 0.0;
     }
-    return b[index_b(k, column)];
+    return load_b(index_b(k, column));
 }
 
 // A thread stages four neighbours in c for one inner index; neighbouring threads take neighbours as stored.

@@ -1,5 +1,5 @@
-// Parameters, bindings, loads and stores of the products of matrices. Matrices are row-major with any number of columns,
-// at any element of their bindings, so elements are loaded one by one.
+// Parameters, bindings and stores of the products of matrices. Matrices are row-major with any number of columns, at any
+// element of their bindings, so elements are loaded one by one; shared/factors_*.wgsl says how the factors are stored.
 // Prelude: TRANSPOSE_A, TRANSPOSE_B (0 or 1), ACTIVATION.
 
 struct MatmulParams {
@@ -28,8 +28,6 @@ const FLAG_BIAS: u32 = 2u;
 const FLAG_RESIDUAL: u32 = 4u;
 
 @group(0) @binding(0) var<uniform> params: MatmulParams;
-@group(0) @binding(1) var<storage, read> a: array<f32>;
-@group(0) @binding(2) var<storage, read> b: array<f32>;
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read> residual: array<f32>;
 @group(0) @binding(5) var<storage, read_write> c: array<f32>;

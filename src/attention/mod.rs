@@ -94,7 +94,8 @@ impl DilatedAttention {
         Ok(attention)
     }
 
-    /// As [`new`](Self::new), with a kernel of the caller's choice. For tensors of another type than its own it is compiled for theirs.
+    /// As [`new`](Self::new), with a kernel of the caller's choice. For tensors of another type than its own it is compiled for
+    /// theirs, but for cooperative matrices, which are for f16 only: then the device's own choice takes its place.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when the kernel does not fit the head size or the device.
@@ -103,10 +104,12 @@ impl DilatedAttention {
         config: DilatedAttentionConfig,
         variant: ForwardVariant,
     ) -> Result<Self> {
-        variant.check(config.head_dim(), context.facts())?;
+        let attention = Self::new(context, config)?;
+        let facts = attention.context.facts_for(variant.storage);
+        variant.check(attention.config.head_dim(), facts)?;
         Ok(Self {
             forward_kernel: Some(variant),
-            ..Self::new(context, config)?
+            ..attention
         })
     }
 
@@ -132,12 +135,12 @@ impl DilatedAttention {
     /// # Errors
     /// [`Error::WrongDType`] for integers.
     pub fn variant(&self, dtype: DType) -> Result<ForwardVariant> {
-        let facts = self.context.facts();
-        let storage = Storage::of("q", dtype, facts)?;
+        let storage = Storage::of("q", dtype, self.context.facts())?;
+        let facts = self.context.facts_for(storage);
         Ok(match self.forward_kernel {
             Some(given) if given.storage.dtype() == dtype => given,
-            Some(given) => ForwardVariant { storage, ..given },
-            None => ForwardVariant::choose(self.config.head_dim(), storage, facts),
+            Some(given) if !given.shape.is_cooperative() => ForwardVariant { storage, ..given },
+            _ => ForwardVariant::choose(self.config.head_dim(), storage, facts),
         })
     }
 
@@ -146,8 +149,9 @@ impl DilatedAttention {
     /// # Errors
     /// As [`DilatedAttentionConfig::plan_forward`].
     pub fn plan(&self, shape: &AttentionShape, dtype: DType) -> Result<ForwardPlan> {
-        self.config
-            .plan_forward_with(shape, self.context.facts(), self.variant(dtype)?)
+        let variant = self.variant(dtype)?;
+        let facts = self.context.facts_for(variant.storage);
+        self.config.plan_forward_with(shape, facts, variant)
     }
 
     /// Compiles the kernels for tensors of `dtype` now instead of at the first call. May run on any thread. Some drivers, Mesa's software driver

@@ -27,11 +27,15 @@ use std::fmt;
 use crate::config::MAX_HEAD_DIM;
 use crate::error::{Error, Result};
 use crate::kernel::Storage;
+use crate::kernel::coop::CoopTile;
 use crate::plan::{DeviceFacts, Processor};
 
 /// Groups of lanes that share the staged keys in the [`Rows`](ForwardShape::Rows) shape. Measured with 1, 2, 4 and 8 on
 /// Mesa 26.2: 12, 18, 20 and 16 % of the ceiling.
 pub(super) const LANE_GROUPS: u32 = 4;
+
+/// Largest heads that the kernel with cooperative matrices computes: its queries and its output are kept in registers.
+const MOST_COOP_HEAD_DIM: u32 = 128;
 
 /// How the forward kernel lays its work out. All compute the same; see the shader files for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -42,11 +46,18 @@ pub enum ForwardShape {
     Rows,
     /// 8 x 8 scores a lane with direct loads: older software drivers.
     Micro,
+    /// Cooperative matrices, for tensors stored as f16: GPUs that have them.
+    Coop(CoopTile),
 }
 
 impl ForwardShape {
-    /// All shapes.
+    /// All shapes that need no feature of the device.
     pub const ALL: [Self; 3] = [Self::Tile, Self::Rows, Self::Micro];
+
+    /// Whether it multiplies cooperative matrices.
+    pub fn is_cooperative(self) -> bool {
+        matches!(self, Self::Coop(_))
+    }
 
     /// Name of the shader.
     pub fn name(self) -> &'static str {
@@ -54,6 +65,7 @@ impl ForwardShape {
             Self::Tile => "forward_tile",
             Self::Rows => "forward_rows",
             Self::Micro => "forward_micro",
+            Self::Coop(_) => "forward_coop",
         }
     }
 }
@@ -73,9 +85,15 @@ pub struct ForwardVariant {
 
 impl ForwardVariant {
     /// The shape that measured best on such a device; see the README's table.
+    ///
+    /// Cooperative matrices where they are faster, which on CPUs they are not: lavapipe of Mesa 26.2.6 multiplies them at a
+    /// tenth of its ceiling.
     pub fn choose(head_dim: u32, storage: Storage, facts: &DeviceFacts) -> Self {
         let shape = match facts.processor {
-            Processor::Gpu => ForwardShape::Tile,
+            Processor::Gpu => match Self::cooperative(head_dim, storage, facts) {
+                Ok(variant) => return variant,
+                Err(_) => ForwardShape::Tile,
+            },
             // Above, the compile time of the unrolled columns grows beyond what it saves.
             Processor::Cpu {
                 uniform_loads: true,
@@ -84,6 +102,21 @@ impl ForwardVariant {
             Processor::Cpu { .. } => ForwardShape::Micro,
         };
         Self::with_shape(shape, head_dim, storage, facts)
+    }
+
+    /// The kernel with cooperative matrices, with the largest tile that fits.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] with the reason why there is none for such tensors on such a device.
+    pub fn cooperative(head_dim: u32, storage: Storage, facts: &DeviceFacts) -> Result<Self> {
+        let matrix = CoopTile::matrix_for(storage, facts)?;
+        CoopTile::check_head_dim(head_dim, MOST_COOP_HEAD_DIM)?;
+        // Each lane owns whole rows, and a matrix of keys should meet two of queries.
+        let rows = matrix.lanes.max(2 * matrix.size);
+        CoopTile::candidates(matrix, rows)
+            .map(|tile| Self::with_shape(ForwardShape::Coop(tile), head_dim, storage, facts))
+            .find(|variant| variant.workgroup_memory_bytes() <= facts.max_workgroup_memory_bytes)
+            .ok_or_else(|| CoopTile::no_room(facts))
     }
 
     /// A given shape on a device.
@@ -111,6 +144,7 @@ impl ForwardVariant {
             ForwardShape::Tile => 32,
             ForwardShape::Rows => 2 * self.lanes * LANE_GROUPS,
             ForwardShape::Micro => 32,
+            ForwardShape::Coop(tile) => tile.vectors(),
         }
     }
 
@@ -127,16 +161,29 @@ impl ForwardVariant {
             }
             // Weights of 32 rows and 64 keys, maxima.
             ForwardShape::Micro => 32 * 64 * 4 + 64 * 16,
+            // Keys, values, weights; scores; a word for each key, a flag, two factors for each row.
+            ForwardShape::Coop(tile) => {
+                let columns = tile.column_blocks(self.head_dim) * tile.matrix.size;
+                CoopTile::halves(2 * tile.staged, columns)
+                    + CoopTile::halves(tile.vectors(), tile.staged)
+                    + CoopTile::floats(tile.vectors(), tile.staged)
+                    + 4 * tile.staged
+                    + 16
+                    + 8 * tile.vectors()
+            }
         }
     }
 
     /// Constants of the shader.
-    pub fn constants(&self) -> [(&'static str, u32); 3] {
-        [
-            ("HEAD_DIM_VEC4", self.head_dim / 4),
-            ("LANES", self.lanes),
-            ("LANE_GROUPS", LANE_GROUPS),
-        ]
+    pub fn constants(&self) -> Vec<(&'static str, u32)> {
+        match self.shape {
+            ForwardShape::Coop(tile) => tile.constants(self.head_dim),
+            _ => vec![
+                ("HEAD_DIM_VEC4", self.head_dim / 4),
+                ("LANES", self.lanes),
+                ("LANE_GROUPS", LANE_GROUPS),
+            ],
+        }
     }
 
     /// Whether the kernel computes heads of `head_dim` on a device with `facts`.
@@ -159,6 +206,13 @@ impl ForwardVariant {
             );
         }
         self.storage.check(facts)?;
+        if let ForwardShape::Coop(tile) = self.shape {
+            tile.check(self.storage, facts)?;
+            CoopTile::check_head_dim(head_dim, MOST_COOP_HEAD_DIM)?;
+            if !tile.rows.is_multiple_of(tile.matrix.lanes) {
+                return invalid("rows of the kernel", tile.rows, "a multiple of the lanes");
+            }
+        }
         if self.lanes == 0 || self.lanes > 256 / LANE_GROUPS {
             return invalid("lanes of the kernel", self.lanes, "1 to 64");
         }

@@ -4,6 +4,7 @@
 //! parameter struct. `Pipelines` compiles each kernel once per context, on first use.
 
 pub mod backward;
+pub mod coop;
 pub(crate) mod fill;
 pub mod forward;
 pub mod matmul;
@@ -57,6 +58,8 @@ pub enum Kernel {
     Matmul {
         /// How it is laid out.
         variant: MatmulVariant,
+        /// How both factors are stored; everything else is f32.
+        factors: Storage,
         /// The left factor is stored transposed.
         transpose_a: bool,
         /// The right factor is stored transposed.

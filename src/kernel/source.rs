@@ -6,9 +6,10 @@
 use std::fmt::Write;
 
 use super::backward::{BackwardShape, BackwardVariant};
-use super::forward::ForwardShape;
+use super::forward::{ForwardShape, ForwardVariant};
 use super::matmul::MatmulVariant;
 use super::{Cell, Kernel, Storage};
+use crate::plan::CooperativeMatrix;
 
 macro_rules! shader {
     ($path:literal) => {
@@ -22,15 +23,23 @@ pub(super) fn assemble(kernel: &Kernel) -> String {
     if storage == Storage::F16 {
         source.push_str("enable f16;\n");
     }
+    let matrix = matrix(kernel);
+    if matrix.is_some() {
+        source.push_str("enable wgpu_cooperative_matrix;\n");
+    }
     for (name, value) in constants(kernel) {
         // Writing to a string cannot fail.
         let _ = writeln!(source, "const {name}: u32 = {value}u;");
     }
-    for file in storage_files(storage).iter().chain(&files(kernel)) {
+    let matrix_files = matrix.map_or(Vec::new(), matrix_files);
+    for file in storage_files(storage)
+        .iter()
+        .chain(&matrix_files)
+        .chain(&files(kernel))
+    {
         source.push_str(file);
     }
-    let (functions, count) = unrolled(kernel);
-    for name in functions {
+    for (name, count) in unrolled(kernel) {
         let _ = writeln!(source, "fn {name}_each() {{");
         for i in 0..count {
             let _ = writeln!(source, "    {name}({i}u);");
@@ -43,14 +52,39 @@ pub(super) fn assemble(kernel: &Kernel) -> String {
 /// Functions that a kernel calls for each of so many numbers, unrolled: an array stays in registers only while all its
 /// indices are constants. Written here because the way to do it in WGSL, one function that branches on what to do,
 /// multiply what drivers have to compile before they see which branch is meant: 11 seconds instead of 5.
-fn unrolled(kernel: &Kernel) -> (&'static [&'static str], u32) {
+fn unrolled(kernel: &Kernel) -> Vec<(&'static str, u32)> {
     match kernel {
+        Kernel::Forward(ForwardVariant {
+            shape: ForwardShape::Coop(tile),
+            head_dim,
+            ..
+        }) => {
+            let columns = tile.column_blocks(*head_dim);
+            let scores = tile.row_blocks() * tile.staged_blocks();
+            vec![
+                ("load_query", columns),
+                ("clear_scores", scores),
+                ("add_scores", columns * tile.staged_blocks()),
+                ("store_scores", scores),
+                ("shrink_output", columns),
+                ("add_values", columns * tile.staged_blocks()),
+                ("write_output", columns),
+            ]
+        }
+        Kernel::Matmul {
+            variant: MatmulVariant::Coop(product),
+            ..
+        } => vec![
+            ("load_left", product.row_blocks),
+            ("add_products", product.column_blocks),
+            ("write_block", product.row_blocks * product.column_blocks),
+        ],
         Kernel::BackwardMeans(variant)
         | Kernel::BackwardDq(variant)
         | Kernel::BackwardDkDv(variant)
             if variant.shape == BackwardShape::Rows =>
         {
-            let functions = &[
+            let functions = [
                 "load_own_a",
                 "load_own_b",
                 "add_products_a",
@@ -61,16 +95,16 @@ fn unrolled(kernel: &Kernel) -> (&'static [&'static str], u32) {
                 "add_item_to_b",
                 "store_sums",
             ];
-            (functions, variant.head_dim / 4)
+            functions.map(|name| (name, variant.head_dim / 4)).to_vec()
         }
-        _ => (&[], 0),
+        _ => Vec::new(),
     }
 }
 
 fn constants(kernel: &Kernel) -> Vec<(&'static str, u32)> {
     match kernel {
         Kernel::Fill => Vec::new(),
-        Kernel::Forward(variant) => variant.constants().to_vec(),
+        Kernel::Forward(variant) => variant.constants(),
         Kernel::Delta { head_dim, .. } => vec![("HEAD_DIM_VEC4", head_dim / 4)],
         Kernel::BackwardMeans(variant)
         | Kernel::BackwardDq(variant)
@@ -80,6 +114,7 @@ fn constants(kernel: &Kernel) -> Vec<(&'static str, u32)> {
             transpose_a,
             transpose_b,
             activation,
+            factors: _,
         } => {
             let mut constants = variant.constants();
             constants.extend([
@@ -114,8 +149,37 @@ fn storage(kernel: &Kernel) -> Storage {
         Kernel::BackwardMeans(variant)
         | Kernel::BackwardDq(variant)
         | Kernel::BackwardDkDv(variant) => variant.storage,
+        Kernel::Matmul { factors, .. } => *factors,
         _ => Storage::F32,
     }
+}
+
+/// The cooperative matrices that the kernel multiplies.
+fn matrix(kernel: &Kernel) -> Option<CooperativeMatrix> {
+    match kernel {
+        Kernel::Forward(ForwardVariant {
+            shape: ForwardShape::Coop(tile),
+            ..
+        }) => Some(tile.matrix),
+        Kernel::Matmul {
+            variant: MatmulVariant::Coop(product),
+            ..
+        } => Some(product.matrix),
+        _ => None,
+    }
+}
+
+fn matrix_files(matrix: CooperativeMatrix) -> Vec<&'static str> {
+    vec![
+        match matrix.size {
+            8 => shader!("shared/coop_8.wgsl"),
+            _ => shader!("shared/coop_16.wgsl"),
+        },
+        match matrix.scalar_pointers {
+            false => shader!("shared/slabs_vec4.wgsl"),
+            true => shader!("shared/slabs_scalar.wgsl"),
+        },
+    ]
 }
 
 fn storage_files(storage: Storage) -> &'static [&'static str] {
@@ -146,6 +210,7 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
                 ForwardShape::Tile => shader!("attention/forward_tile.wgsl"),
                 ForwardShape::Rows => shader!("attention/forward_rows.wgsl"),
                 ForwardShape::Micro => shader!("attention/forward_micro.wgsl"),
+                ForwardShape::Coop(_) => shader!("attention/forward_coop.wgsl"),
             },
         ],
         Kernel::Delta { .. } => vec![shader!("attention/delta.wgsl")],
@@ -173,12 +238,20 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
                 BackwardShape::Rows => shader!("attention/backward_dkdv_rows.wgsl"),
             }],
         ),
-        Kernel::Matmul { variant, .. } => vec![
+        Kernel::Matmul {
+            variant, factors, ..
+        } => vec![
             shader!("shared/activation.wgsl"),
             shader!("shared/matmul.wgsl"),
+            match factors {
+                Storage::F32 => shader!("shared/factors_f32.wgsl"),
+                Storage::F16 => shader!("shared/factors_f16.wgsl"),
+                Storage::F16Packed | Storage::Bf16Packed => shader!("shared/factors_packed.wgsl"),
+            },
             match variant {
                 MatmulVariant::Tile => shader!("nn/matmul_tile.wgsl"),
                 MatmulVariant::Rows { .. } => shader!("nn/matmul_rows.wgsl"),
+                MatmulVariant::Coop(_) => shader!("nn/matmul_coop.wgsl"),
             },
         ],
         Kernel::SumPartials => vec![shader!("nn/sum_partials.wgsl")],

@@ -3,7 +3,7 @@
 use super::{Matrix, grid, size, windows_of};
 use crate::error::{Error, Result};
 use crate::kernel::matmul::MatmulVariant;
-use crate::kernel::{Activation, ColumnSumsParams, Kernel, MatmulParams};
+use crate::kernel::{Activation, ColumnSumsParams, Kernel, MatmulParams, Storage};
 use crate::ops::reduce::add_partials;
 use crate::recorder::Recorder;
 use crate::tensor::DType;
@@ -15,6 +15,9 @@ const WANTED_WORKGROUPS: u64 = 256;
 const LEAST_SPLIT: u64 = 512;
 
 /// A product to be recorded: `c = activation(op(a) op(b) + bias) + scale * residual`, or added to `c`.
+///
+/// Factors are both f32, both f16 or both bf16; everything else is f32, sums included. For f16 on GPUs that have them it takes
+/// cooperative matrices ([`Context::cooperative_matrix`](crate::Context::cooperative_matrix)).
 ///
 /// ```no_run
 /// use dilated_attention::{Context, DType, ops::Matmul};
@@ -36,6 +39,8 @@ pub struct Matmul<'a> {
     activation: Activation,
     bias: Option<Matrix<'a>>,
     residual: Option<(Matrix<'a>, f32)>,
+    /// The caller's choice of the kernel.
+    variant: Option<MatmulVariant>,
 }
 
 impl<'a> Matmul<'a> {
@@ -49,6 +54,15 @@ impl<'a> Matmul<'a> {
             activation: Activation::Identity,
             bias: None,
             residual: None,
+            variant: None,
+        }
+    }
+
+    /// With a kernel of the caller's choice instead of the one that suits the device.
+    pub fn variant(self, variant: MatmulVariant) -> Self {
+        Self {
+            variant: Some(variant),
+            ..self
         }
     }
 
@@ -90,7 +104,8 @@ impl<'a> Matmul<'a> {
     ///
     /// # Errors
     /// [`Error::InvalidShape`], [`Error::WrongDType`], [`Error::ForeignDevice`] for matrices that do not fit,
-    /// [`Error::BindingTooSmall`] when a binding cannot cover one row, and the errors of recording a dispatch.
+    /// [`Error::BindingTooSmall`] when a binding cannot cover one row, [`Error::InvalidConfig`] when the kernel chosen is not for
+    /// such factors on this device, and the errors of recording a dispatch.
     pub fn write(self, recorder: &mut Recorder, c: Matrix<'a>) -> Result<()> {
         self.record(recorder, c, false)
     }
@@ -121,8 +136,13 @@ impl<'a> Matmul<'a> {
         };
         let a_shape = stored(self.transpose_a, rows, inner);
         let b_shape = stored(self.transpose_b, inner, columns);
-        self.a.expect_f32("a", a_shape.0, a_shape.1, recorder)?;
-        self.b.expect_f32("b", b_shape.0, b_shape.1, recorder)?;
+        let dtype = self.a.tensor.dtype();
+        self.a.expect("a", a_shape.0, a_shape.1, dtype, recorder)?;
+        self.b.expect("b", b_shape.0, b_shape.1, dtype, recorder)?;
+        let factors = Storage::of("a", dtype, &facts)?;
+        if let Some(variant) = self.variant {
+            variant.check(factors, recorder.context().facts_for(factors))?;
+        }
         c.expect_f32("c", rows, columns, recorder)?;
         if let Some(bias) = &self.bias {
             bias.expect_f32("bias", 1, columns, recorder)?;
@@ -156,7 +176,7 @@ impl<'a> Matmul<'a> {
             // its own in `nn`; here it is an error rather than a hidden copy.
             return Err(Error::BindingTooSmall {
                 what: "b",
-                requested_bytes: self.b.rows() * self.b.width() * 4,
+                requested_bytes: self.b.rows() * self.b.width() * dtype.bytes(),
                 limit_bytes: facts.max_binding_bytes,
             });
         }
@@ -204,7 +224,11 @@ impl<'a> Matmul<'a> {
             if self.transpose_b { inner.0 } else { columns.0 },
         ];
         let [num_rows, num_columns, num_inner] = [rows, columns, inner].map(|(b, e)| e - b);
-        let variant = MatmulVariant::choose(num_columns, &facts);
+        let factors = Storage::of("a", self.a.tensor.dtype(), &facts)?;
+        let variant = self.variant.unwrap_or_else(|| {
+            let facts = recorder.context().facts_for(factors);
+            MatmulVariant::choose(num_columns, factors, facts)
+        });
         let [tile_rows, tile_columns] = variant.tile();
         let (tiles_x, tiles_y) = (
             num_columns.div_ceil(tile_columns),
@@ -273,6 +297,7 @@ impl<'a> Matmul<'a> {
         };
         let kernel = Kernel::Matmul {
             variant,
+            factors,
             transpose_a: self.transpose_a,
             transpose_b: self.transpose_b,
             activation: self.activation,

@@ -31,7 +31,7 @@ use crate::plan::{ByteRange, DeviceFacts, RowLayout};
 use crate::recorder::Recorder;
 use crate::tensor::{DType, Tensor};
 
-/// Some rows of a tensor, seen as a row-major matrix of 32-bit elements: the last dimension is a row, all before it count
+/// Some rows of a tensor, seen as a row-major matrix: the last dimension is a row, all before it count
 /// rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {
@@ -124,7 +124,7 @@ impl<'a> Matrix<'a> {
 
     fn layout(&self, element_bytes: u64) -> RowLayout {
         RowLayout {
-            row_bytes: self.width * 4,
+            row_bytes: self.width * self.tensor.dtype().bytes(),
             element_bytes,
         }
     }
@@ -133,13 +133,13 @@ impl<'a> Matrix<'a> {
     fn max_rows(&self, facts: &DeviceFacts) -> u64 {
         match self.width {
             0 => u64::MAX,
-            _ => self.layout(4).max_rows(facts),
+            _ => self.layout(self.tensor.dtype().bytes()).max_rows(facts),
         }
     }
 
-    /// Binds the rows `begin .. end` of this matrix in elements of 4 bytes.
+    /// Binds the rows `begin .. end` of this matrix, element by element.
     fn bind(&self, begin: u64, end: u64, facts: &DeviceFacts) -> Result<Bound<'a>> {
-        self.bind_elements(begin, end, 4, facts)
+        self.bind_elements(begin, end, self.tensor.dtype().bytes(), facts)
     }
 
     /// Binds the rows `begin .. end` of this matrix in elements of `element_bytes`, which rows are multiples of.
@@ -155,14 +155,15 @@ impl<'a> Matrix<'a> {
         let Some(mut window) = window else {
             return Err(Error::BindingTooSmall {
                 what: self.tensor.label(),
-                requested_bytes: (end - begin) * self.width * 4,
+                requested_bytes: (end - begin) * layout.row_bytes,
                 limit_bytes: facts.max_binding_bytes,
             });
         };
-        // Nothing smaller than a word can be bound; a tensor without elements has one.
+        // Whole words are bound, of a tensor without elements the one that it has.
         if window.bytes.size == 0 {
             window.bytes = ByteRange { offset: 0, size: 4 };
         }
+        window.bytes.size = window.bytes.size.next_multiple_of(4);
         Ok(Bound {
             binding: (self.tensor, window.bytes),
             skip: window.skip,
