@@ -1,7 +1,7 @@
 // out = activation(x)
 
 struct ElementwiseParams {
-    count: u32,
+    count: u32, // of cells, as all here
     x_skip: u32,
     y_skip: u32,
     out_skip: u32,
@@ -9,13 +9,13 @@ struct ElementwiseParams {
 }
 
 @group(0) @binding(0) var<uniform> params: ElementwiseParams;
-@group(0) @binding(1) var<storage, read> x: array<f32>;
-@group(0) @binding(2) var<storage, read_write> out: array<f32>;
+@group(0) @binding(1) var<storage, read> x: array<Stored>;
+@group(0) @binding(2) var<storage, read_write> out: array<Stored>;
 
 @compute @workgroup_size(64)
 fn activation(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let i = (group.x + group.y * params.grid_width) * 64u + lane;
     if (i < params.count) {
-        out[params.out_skip + i] = activate(x[params.x_skip + i]);
+        out[params.out_skip + i] = narrow(activate(widen(x[params.x_skip + i])));
     }
 }

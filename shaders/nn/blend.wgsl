@@ -2,14 +2,14 @@
 // a counter, so that the backward of a dropout draws the same again.
 
 struct BlendParams {
-    count: u32,
+    count: u32, // of cells, as the skips
     x_skip: u32,
     y_skip: u32,
     out_skip: u32,
     x_scale: f32,
     y_scale: f32,
     mode: u32, // what y is: nothing, the old out, or its own binding
-    drop_below: u32, // an element is dropped when its draw is below this
+    drop_below: u32, // an element is dropped when its draw is below this; 0 where a cell is not one element
     seed_low: u32,
     seed_high: u32,
     first_low: u32, // number of element 0 among all that are drawn with the seed
@@ -22,9 +22,9 @@ const Y_OUT: u32 = 1u;
 const Y_BOUND: u32 = 2u;
 
 @group(0) @binding(0) var<uniform> params: BlendParams;
-@group(0) @binding(1) var<storage, read> x: array<f32>;
-@group(0) @binding(2) var<storage, read> y: array<f32>;
-@group(0) @binding(3) var<storage, read_write> out: array<f32>;
+@group(0) @binding(1) var<storage, read> x: array<Stored>;
+@group(0) @binding(2) var<storage, read> y: array<Stored>;
+@group(0) @binding(3) var<storage, read_write> out: array<Stored>;
 
 // 32 bits from a seed and a counter of 64 bits each: rounds of the pcg4d hash (Jarzynski and Olano, "Hash functions for GPU
 // rendering", JCGT 2020).
@@ -49,15 +49,15 @@ fn blend(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
     let i = (group.x + group.y * params.grid_width) * 64u + lane;
     if (i < params.count) {
         let at = params.out_skip + i;
-        var result = params.x_scale * x[params.x_skip + i];
+        var result = params.x_scale * widen(x[params.x_skip + i]);
         if (params.drop_below > 0u && draw(i) < params.drop_below) {
-            result = 0.0;
+            result = Cell();
         }
         if (params.mode == Y_OUT) {
-            result = fma(params.y_scale, out[at], result);
+            result = fma(Cell(params.y_scale), widen(out[at]), result);
         } else if (params.mode == Y_BOUND) {
-            result = fma(params.y_scale, y[params.y_skip + i], result);
+            result = fma(Cell(params.y_scale), widen(y[params.y_skip + i]), result);
         }
-        out[at] = result;
+        out[at] = narrow(result);
     }
 }

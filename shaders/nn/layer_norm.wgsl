@@ -1,9 +1,9 @@
 // y = (x - mean) / sqrt(variance + eps) * gain + bias for each row.
 
-@group(0) @binding(1) var<storage, read> x: array<Cell>;
+@group(0) @binding(1) var<storage, read> x: array<Stored>;
 @group(0) @binding(2) var<storage, read> gain: array<Cell>;
 @group(0) @binding(3) var<storage, read> bias: array<Cell>;
-@group(0) @binding(4) var<storage, read_write> y: array<Cell>;
+@group(0) @binding(4) var<storage, read_write> y: array<Stored>;
 
 @compute @workgroup_size(64)
 fn layer_norm(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
@@ -15,8 +15,8 @@ fn layer_norm(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation
     let stats = row_stats(index, first, lane, exists);
     if (exists) {
         for (var i = lane; i < cells; i += LANES) {
-            let normal = (x[first + i] - stats.x) * stats.y;
-            y[params.y_skip + row * cells + i] = fma(normal, gain[params.gain_skip + i], bias[params.bias_skip + i]);
+            let normal = (widen(x[first + i]) - stats.x) * stats.y;
+            y[params.y_skip + row * cells + i] = narrow(fma(normal, gain[params.gain_skip + i], bias[params.bias_skip + i]));
         }
     }
 }

@@ -1,5 +1,5 @@
 // c = op(a) op(b) of f16 factors, with a bias, an activation and a scaled residual in the same pass, with cooperative
-// matrices (tensor cores): sums and c are f32.
+// matrices (tensor cores): sums are f32.
 //
 // A workgroup computes TILE_ROWS x TILE_COLUMNS elements of c, each subgroup a block of ROW_BLOCKS x COLUMN_BLOCKS matrices
 // of them. STAGED inner elements of both factors lie in workgroup memory as they are stored: a transposed factor is
@@ -36,39 +36,35 @@ var<private> offset: u32; // of the split's result
 var<private> lefts: array<Left, ROW_BLOCKS>;
 var<private> sums: array<Sum, ROW_BLOCKS * COLUMN_BLOCKS>;
 
-fn element_a(row: u32, k: u32, end: u32) -> f16 {
+// Four neighbours as stored, which exist all or not at all: widths, windows and splits are multiples of 4.
+fn four_of_a(row: u32, k: u32, end: u32) -> vec4<f16> {
     if (row >= params.rows || k >= end) {
-        return 0.0h;
+        return vec4<f16>();
     }
-    return a[index_a(row, k)];
+    return a[index_a(row, k) / 4u];
 }
 
-fn element_b(k: u32, column: u32, end: u32) -> f16 {
+fn four_of_b(k: u32, column: u32, end: u32) -> vec4<f16> {
     if (column >= params.columns || k >= end) {
-        return 0.0h;
+        return vec4<f16>();
     }
-    return b[index_b(k, column)];
+    return b[index_b(k, column) / 4u];
 }
 
-// Neighbouring threads take neighbours as stored.
 fn stage(index: u32, first_k: u32, end: u32) {
     for (var item = index; item < LEFT_ROWS * LEFT_WIDTH; item += THREADS) {
         let line = item / LEFT_WIDTH;
         let place = item % LEFT_WIDTH;
         let row = first_row + select(line, 4u * place, TRANSPOSE_A == 1u);
         let k = first_k + select(4u * place, line, TRANSPOSE_A == 1u);
-        let along = select(vec2<u32>(0u, 1u), vec2<u32>(1u, 0u), TRANSPOSE_A == 1u);
-        put_halves(line * LEFT_STRIDE + place, vec4<f16>(element_a(row, k, end), element_a(row + along.x, k + along.y, end),
-            element_a(row + 2u * along.x, k + 2u * along.y, end), element_a(row + 3u * along.x, k + 3u * along.y, end)));
+        put_halves(line * LEFT_STRIDE + place, four_of_a(row, k, end));
     }
     for (var item = index; item < RIGHT_ROWS * RIGHT_WIDTH; item += THREADS) {
         let line = item / RIGHT_WIDTH;
         let place = item % RIGHT_WIDTH;
         let k = first_k + select(line, 4u * place, TRANSPOSE_B == 1u);
         let column = first_column + select(4u * place, line, TRANSPOSE_B == 1u);
-        let along = select(vec2<u32>(0u, 1u), vec2<u32>(1u, 0u), TRANSPOSE_B == 1u);
-        put_halves(RIGHT + line * RIGHT_STRIDE + place, vec4<f16>(element_b(k, column, end), element_b(k + along.x, column + along.y, end),
-            element_b(k + 2u * along.x, column + 2u * along.y, end), element_b(k + 3u * along.x, column + 3u * along.y, end)));
+        put_halves(RIGHT + line * RIGHT_STRIDE + place, four_of_b(k, column, end));
     }
 }
 
@@ -111,26 +107,9 @@ fn write_block(i: u32) {
         let place = item % (SIZE / 4u);
         let row = first_row + block_row + i / COLUMN_BLOCKS * SIZE + line;
         let column = first_column + block_column + i % COLUMN_BLOCKS * SIZE + 4u * place;
-        let value = get_floats(sums_at + line * SUM_STRIDE + place);
-        store_element(row, column, value.x);
-        store_element(row, column + 1u, value.y);
-        store_element(row, column + 2u, value.z);
-        store_element(row, column + 3u, value.w);
+        store_row(row, column, offset, get_floats(sums_at + line * SUM_STRIDE + place));
     }
     workgroupBarrier();
-}
-
-fn store_element(row: u32, column: u32, value: f32) {
-    // Numbers beyond the last tile have no rows.
-    if (row < params.rows && column < params.columns) {
-        let at = row * params.c_stride + column;
-        let index = params.c_skip + offset + at;
-        var result = finish(value, at, column);
-        if (has_flag(FLAG_ACCUMULATE)) {
-            result += c[index];
-        }
-        c[index] = result;
-    }
 }
 
 @compute @workgroup_size(THREADS)
@@ -142,6 +121,7 @@ fn matmul_coop(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoc
     let begin = min(params.inner, split * params.split);
     let end = min(params.inner, begin + params.split);
     if (split * params.split >= max(params.inner, 1u)) {
+        // Numbers beyond the last tile have no rows.
         first_row = params.rows;
     }
     offset = split * params.split_stride;

@@ -4,7 +4,8 @@
 // Each lane owns four columns of c in ROWS rows, all lanes of a workgroup the same rows. DEPTH elements of each row of a are
 // staged in workgroup memory, where every lane reads the same ones; those of b a lane gathers for its own columns, once for
 // all rows. A sum takes DEPTH fma between its load and its store, an element of a feeds four fma, one of b ROWS.
-// src/kernel/matmul.rs says why these numbers.
+// src/kernel/matmul.rs says why these numbers. Which columns a lane owns and how they are stored is in
+// shared/matmul_rows_*.wgsl.
 // Prelude: LANES (the adapter's vector width in f32), LANE_GROUPS (groups of lanes beside each other).
 
 const ROWS: u32 = 64u;
@@ -22,7 +23,8 @@ var<private> right_3: vec4<f32>;
 var<private> right_4: vec4<f32>;
 // What storing works with, beside its row.
 var<private> first_row: u32;
-var<private> place: u32; // of the lane's first column in the first row in c
+var<private> first_column: u32; // of the lane, in cells
+var<private> place: u32; // of that column in the first row in c
 var<private> exists: vec4<bool>; // which of the lane's columns c has
 
 // Rows and columns outside c repeat the last one, which costs less than a test: their sums are not stored. Elements beyond
@@ -33,15 +35,15 @@ fn stage(lane: u32, first_k: u32, end: u32) {
         let row = select(i / DEPTH, i % ROWS, TRANSPOSE_A == 1u);
         let place = select(i % DEPTH, i / ROWS, TRANSPOSE_A == 1u);
         let k = first_k + place;
-        let value = load_a(index_a(min(first_row + row, params.rows - 1u), min(k, end - 1u)));
+        let value = load_a(min(first_row + row, params.rows - 1u), min(k, end - 1u));
         left[row * DEPTH + place] = select(0.0, value, k < end);
     }
 }
 
 fn right(k: u32, columns: vec4<u32>, end: u32) -> vec4<f32> {
     let last = min(k, end - 1u);
-    let values = vec4<f32>(load_b(index_b(last, columns.x)), load_b(index_b(last, columns.y)), load_b(index_b(last, columns.z)),
-        load_b(index_b(last, columns.w)));
+    let values = vec4<f32>(load_b(last, columns.x), load_b(last, columns.y), load_b(last, columns.z),
+        load_b(last, columns.w));
     return select(vec4<f32>(), values, k < end);
 }
 
@@ -51,28 +53,6 @@ fn add_row(r: u32) {
     sum = fma(vec4<f32>(left[r * DEPTH + 2u]), right_2, sum);
     sum = fma(vec4<f32>(left[r * DEPTH + 3u]), right_3, sum);
     sums[r] = fma(vec4<f32>(left[r * DEPTH + 4u]), right_4, sum);
-}
-
-// The sum, added to what c holds if so wanted. Bias and the rest follow in a loop of its own: in here they would be compiled
-// for each row.
-fn store_row(r: u32) {
-    if (first_row + r < params.rows) {
-        let at = place + r * params.c_stride;
-        if (exists.x) { c[at] = sums[r].x; }
-        if (exists.y) { c[at + LANES] = sums[r].y; }
-        if (exists.z) { c[at + 2u * LANES] = sums[r].z; }
-        if (exists.w) { c[at + 3u * LANES] = sums[r].w; }
-    }
-}
-
-fn add_stored(r: u32) {
-    if (first_row + r < params.rows) {
-        let at = place + r * params.c_stride;
-        if (exists.x) { sums[r].x += c[at]; }
-        if (exists.y) { sums[r].y += c[at + LANES]; }
-        if (exists.z) { sums[r].z += c[at + 2u * LANES]; }
-        if (exists.w) { sums[r].w += c[at + 3u * LANES]; }
-    }
 }
 
 const ADD: u32 = 0u;
@@ -110,19 +90,12 @@ fn each_row(kind: u32) {
     step_16(kind, 48u);
 }
 
-fn finish_stored(at: u32, column: u32) {
-    if (column < params.columns) {
-        let index = params.c_skip + at;
-        c[index] = finish(c[index], at, column);
-    }
-}
-
 @compute @workgroup_size(THREADS)
 fn matmul_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let number = workgroup.x + workgroup.y * params.grid_width;
     first_row = number / params.tiles_x % params.tiles_y * ROWS;
-    let column = number % params.tiles_x * (4u * THREADS) + lane / LANES * (4u * LANES) + lane % LANES;
-    let columns = vec4<u32>(column) + vec4<u32>(0u, LANES, 2u * LANES, 3u * LANES);
+    let column = number % params.tiles_x * (4u * THREADS) + lane / LANES * (4u * LANES) + lane % LANES * CELL;
+    let columns = vec4<u32>(column) + COLUMN_STEP * vec4<u32>(0u, 1u, 2u, 3u);
     let read_columns = min(columns, vec4<u32>(params.columns - 1u));
     let split = number / (params.tiles_x * params.tiles_y);
     let begin = min(params.inner, split * params.split);
@@ -141,18 +114,15 @@ fn matmul_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoc
     // Numbers beyond the last tile do nothing.
     if (split * params.split < max(params.inner, 1u)) {
         exists = columns < vec4<u32>(params.columns);
-        place = params.c_skip + split * params.split_stride + first_row * params.c_stride + column;
+        first_column = column / CELL;
+        place = params.c_skip + split * params.split_stride + first_row * params.c_stride + first_column;
         if (has_flag(FLAG_ACCUMULATE)) {
             each_row(ADD_STORED);
         }
         each_row(STORE);
-        if (ACTIVATION != 0u || has_flag(FLAG_BIAS | FLAG_RESIDUAL)) {
+        if (ACTIVATION != 0u || has_flag(FLAGS_AFTER)) {
             for (var r = first_row; r < min(params.rows, first_row + ROWS); r++) {
-                let at = r * params.c_stride + column;
-                finish_stored(at, columns.x);
-                finish_stored(at + LANES, columns.y);
-                finish_stored(at + 2u * LANES, columns.z);
-                finish_stored(at + 3u * LANES, columns.w);
+                finish_row(r * params.c_stride + first_column, columns);
             }
         }
     }

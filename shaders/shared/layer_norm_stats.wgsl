@@ -4,14 +4,14 @@ fn row_stats(index: u32, first: u32, lane: u32, exists: bool) -> vec2<f32> {
     var sum = Cell();
     if (exists) {
         for (var i = lane; i < cells; i += LANES) {
-            sum += x[first + i];
+            sum += widen(x[first + i]);
         }
     }
     let mean = row_sums(index, vec2<f32>(cell_sum(sum), 0.0)).x / f32(params.width);
     var squares = Cell();
     if (exists) {
         for (var i = lane; i < cells; i += LANES) {
-            let off = x[first + i] - mean;
+            let off = widen(x[first + i]) - mean;
             squares = fma(off, off, squares);
         }
     }

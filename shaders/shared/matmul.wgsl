@@ -1,5 +1,7 @@
-// Parameters, bindings and stores of the products of matrices. Matrices are row-major with any number of columns, at any
-// element of their bindings, so elements are loaded one by one; shared/factors_*.wgsl says how the factors are stored.
+// Parameters, bindings, loads and stores of the products of matrices. Matrices are row-major with any number of columns,
+// at any element of their bindings, so elements are loaded one by one (shared/words_*.wgsl; the right
+// factor is in shared/right_*.wgsl). The result, the bias and the
+// residual are cells (shared/cells_*.wgsl).
 // Prelude: TRANSPOSE_A, TRANSPOSE_B (0 or 1), ACTIVATION.
 
 struct MatmulParams {
@@ -10,7 +12,7 @@ struct MatmulParams {
     a_stride: u32, // elements from row to row as stored
     b_skip: u32,
     b_stride: u32,
-    c_skip: u32,
+    c_skip: u32, // of c, bias and residual: in cells
     c_stride: u32,
     bias_skip: u32,
     residual_skip: u32,
@@ -28,9 +30,10 @@ const FLAG_BIAS: u32 = 2u;
 const FLAG_RESIDUAL: u32 = 4u;
 
 @group(0) @binding(0) var<uniform> params: MatmulParams;
-@group(0) @binding(3) var<storage, read> bias: array<f32>;
-@group(0) @binding(4) var<storage, read> residual: array<f32>;
-@group(0) @binding(5) var<storage, read_write> c: array<f32>;
+@group(0) @binding(1) var<storage, read> a: array<Word>;
+@group(0) @binding(3) var<storage, read> bias: array<Cell>;
+@group(0) @binding(4) var<storage, read> residual: array<Stored>;
+@group(0) @binding(5) var<storage, read_write> c: array<Stored>;
 
 fn has_flag(flag: u32) -> bool {
     return (params.flags & flag) != 0u;
@@ -40,19 +43,32 @@ fn index_a(row: u32, k: u32) -> u32 {
     return params.a_skip + select(row * params.a_stride + k, k * params.a_stride + row, TRANSPOSE_A == 1u);
 }
 
+fn load_a(row: u32, k: u32) -> f32 {
+    let i = index_a(row, k);
+    return element(a[i / PER_WORD], i);
+}
+
 fn index_b(k: u32, column: u32) -> u32 {
     return params.b_skip + select(k * params.b_stride + column, column * params.b_stride + k, TRANSPOSE_B == 1u);
 }
 
-// Bias, activation and residual, in this order, of an element whose sum is known.
-fn finish(sum: f32, at: u32, column: u32) -> f32 {
-    var result = sum;
+fn biased(sum: Cell, column: u32) -> Cell {
     if (has_flag(FLAG_BIAS)) {
-        result += bias[params.bias_skip + column];
+        return sum + bias[params.bias_skip + column];
     }
-    result = activate(result);
+    return sum;
+}
+
+// With activation and residual.
+fn activated(sum: Cell, at: u32) -> Cell {
+    let result = activate(sum);
     if (has_flag(FLAG_RESIDUAL)) {
-        result = fma(params.residual_scale, residual[params.residual_skip + at], result);
+        return fma(Cell(params.residual_scale), widen(residual[params.residual_skip + at]), result);
     }
     return result;
+}
+
+// Bias, activation and residual, in this order, of a cell whose sum is known.
+fn finish(sum: Cell, at: u32, column: u32) -> Cell {
+    return activated(biased(sum, column), at);
 }

@@ -92,7 +92,7 @@ impl CoopProduct {
 
 impl MatmulVariant {
     /// The shape that measured best on such a device, for factors that are stored so and a result with so many columns.
-    pub fn choose(columns: u64, factors: Storage, facts: &DeviceFacts) -> Self {
+    pub fn choose(columns: u64, factors: [Storage; 2], facts: &DeviceFacts) -> Self {
         match facts.processor {
             // On CPUs they are slower than the rows.
             Processor::Gpu => Self::cooperative(factors, facts).unwrap_or(Self::Tile),
@@ -117,8 +117,9 @@ impl MatmulVariant {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] with the reason why there is none for such factors on such a device.
-    pub fn cooperative(factors: Storage, facts: &DeviceFacts) -> Result<Self> {
-        let matrix = CoopTile::matrix_for(factors, facts)?;
+    pub fn cooperative(factors: [Storage; 2], facts: &DeviceFacts) -> Result<Self> {
+        let other = factors.into_iter().find(|storage| *storage != Storage::F16);
+        let matrix = CoopTile::matrix_for(other.unwrap_or(Storage::F16), facts)?;
         let product = CoopProduct::with(matrix, facts);
         if product.workgroup_memory_bytes() > facts.max_workgroup_memory_bytes {
             return Err(CoopTile::no_room(facts));
@@ -130,8 +131,7 @@ impl MatmulVariant {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when it does not.
-    pub fn check(self, factors: Storage, facts: &DeviceFacts) -> Result<()> {
-        factors.check(facts)?;
+    pub fn check(self, factors: [Storage; 2], facts: &DeviceFacts) -> Result<()> {
         match self {
             Self::Coop(_) if Self::cooperative(factors, facts)? != self => {
                 Err(Error::InvalidConfig {

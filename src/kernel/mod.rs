@@ -58,20 +58,24 @@ pub enum Kernel {
     Matmul {
         /// How it is laid out.
         variant: MatmulVariant,
-        /// How both factors are stored; everything else is f32.
-        factors: Storage,
         /// The left factor is stored transposed.
         transpose_a: bool,
         /// The right factor is stored transposed.
         transpose_b: bool,
         /// Applied to the product and bias.
         activation: Activation,
+        /// How the left factor is stored; the bias is f32.
+        left: Storage,
+        /// How the right factor is stored: f32, or as the left one.
+        right: Storage,
+        /// How the result and the residual are stored.
+        result: Cell,
     },
     /// Adds up partial results.
     SumPartials,
     /// Layer norm of rows.
     LayerNorm(Cell),
-    /// Gradient of the input of a layer norm.
+    /// Gradient of the input of a layer norm, in f32.
     LayerNormBackward(Cell),
     /// Sums of columns over blocks of rows, with `normalised` also of their products with the normalised input.
     ColumnSums {
@@ -79,17 +83,26 @@ pub enum Kernel {
         normalised: bool,
     },
     /// An activation, element by element.
-    Activation(Activation),
+    Activation {
+        /// Which one.
+        activation: Activation,
+        /// How input and result are stored.
+        cell: Cell,
+    },
     /// Its gradient.
     ActivationBackward(Activation),
     /// Scaled sums and dropout, element by element.
-    Blend,
-    /// Rows of a table.
-    Embedding,
+    Blend(Cell),
+    /// Rows of a table, which is f32.
+    Embedding(Cell),
     /// Gradient of the table.
     EmbeddingBackward,
     /// Relative positions.
-    Xpos,
+    Xpos(Storage),
+    /// Elements in another type than f32, from f32.
+    FromF32(Storage),
+    /// And back.
+    ToF32(Storage),
     /// Loss of rows of logits and its gradient.
     CrossEntropy,
     /// Sums of blocks, or of the squares.
@@ -116,12 +129,14 @@ impl Kernel {
             Self::LayerNorm(_) => "layer_norm",
             Self::LayerNormBackward(_) => "layer_norm_backward",
             Self::ColumnSums { .. } => "column_sums",
-            Self::Activation(_) => "activation",
+            Self::Activation { .. } => "activation",
             Self::ActivationBackward(_) => "activation_backward",
-            Self::Blend => "blend",
-            Self::Embedding => "embedding",
+            Self::Blend(_) => "blend",
+            Self::Embedding(_) => "embedding",
             Self::EmbeddingBackward => "embedding_backward",
-            Self::Xpos => "xpos",
+            Self::Xpos(_) => "xpos",
+            Self::FromF32(_) => "from_f32",
+            Self::ToF32(_) => "to_f32",
             Self::CrossEntropy => "cross_entropy",
             Self::Reduce { .. } => "reduce",
             Self::AdamW => "adamw",
@@ -148,8 +163,10 @@ impl Kernel {
             // partials, out; x, sums; x, out; x, gradient
             Self::SumPartials
             | Self::Reduce { .. }
-            | Self::Activation(_)
-            | Self::ActivationBackward(_) => &[Read, ReadWrite],
+            | Self::Activation { .. }
+            | Self::ActivationBackward(_)
+            | Self::FromF32(_)
+            | Self::ToF32(_) => &[Read, ReadWrite],
             // x, gain, bias, y
             Self::LayerNorm(_) => &[Read, Read, Read, ReadWrite],
             // x, gain, dy, dx, stats
@@ -157,11 +174,11 @@ impl Kernel {
             // x, stats, dy, partials
             Self::ColumnSums { .. } => &[Read, Read, Read, ReadWrite],
             // x, y, out; ids, table, out
-            Self::Blend | Self::Embedding => &[Read, Read, ReadWrite],
+            Self::Blend(_) | Self::Embedding(_) => &[Read, Read, ReadWrite],
             // runs, order, dout, dtable
             Self::EmbeddingBackward => &[Read, Read, Read, ReadWrite],
             // rotations, x
-            Self::Xpos => &[Read, ReadWrite],
+            Self::Xpos(_) => &[Read, ReadWrite],
             // labels, logits, losses
             Self::CrossEntropy => &[Read, ReadWrite, ReadWrite],
             // norm_squared, gradient, value, moment_1, moment_2
@@ -184,19 +201,49 @@ impl Kernel {
                 ParamsInfo::of::<LayerNormParams>("LayerNormParams")
             }
             Self::ColumnSums { .. } => ParamsInfo::of::<ColumnSumsParams>("ColumnSumsParams"),
-            Self::Activation(_) | Self::ActivationBackward(_) => {
-                ParamsInfo::of::<ElementwiseParams>("ElementwiseParams")
-            }
-            Self::Blend => ParamsInfo::of::<BlendParams>("BlendParams"),
-            Self::Embedding => ParamsInfo::of::<EmbeddingParams>("EmbeddingParams"),
+            Self::Activation { .. }
+            | Self::ActivationBackward(_)
+            | Self::FromF32(_)
+            | Self::ToF32(_) => ParamsInfo::of::<ElementwiseParams>("ElementwiseParams"),
+            Self::Blend(_) => ParamsInfo::of::<BlendParams>("BlendParams"),
+            Self::Embedding(_) => ParamsInfo::of::<EmbeddingParams>("EmbeddingParams"),
             Self::EmbeddingBackward => {
                 ParamsInfo::of::<EmbeddingBackwardParams>("EmbeddingBackwardParams")
             }
-            Self::Xpos => ParamsInfo::of::<XposParams>("XposParams"),
+            Self::Xpos(_) => ParamsInfo::of::<XposParams>("XposParams"),
             Self::CrossEntropy => ParamsInfo::of::<CrossEntropyParams>("CrossEntropyParams"),
             Self::Reduce { .. } => ParamsInfo::of::<ReduceParams>("ReduceParams"),
             Self::AdamW => ParamsInfo::of::<AdamWParams>("AdamWParams"),
         }
+    }
+
+    /// Whether it stores f16, which needs [`SHADER_F16`](wgpu::Features::SHADER_F16).
+    pub fn stores_f16(&self) -> bool {
+        let storages = match self {
+            Self::Forward(variant) => [variant.storage; 2],
+            Self::BackwardMeans(variant)
+            | Self::BackwardDq(variant)
+            | Self::BackwardDkDv(variant) => [variant.storage; 2],
+            Self::Delta { storage, .. }
+            | Self::Xpos(storage)
+            | Self::FromF32(storage)
+            | Self::ToF32(storage) => [*storage; 2],
+            Self::Matmul { left, result, .. } => [*left, result.storage()],
+            Self::LayerNorm(cell)
+            | Self::LayerNormBackward(cell)
+            | Self::Activation { cell, .. }
+            | Self::Blend(cell)
+            | Self::Embedding(cell) => [cell.storage(); 2],
+            Self::Fill
+            | Self::SumPartials
+            | Self::ColumnSums { .. }
+            | Self::ActivationBackward(_)
+            | Self::EmbeddingBackward
+            | Self::CrossEntropy
+            | Self::Reduce { .. }
+            | Self::AdamW => [Storage::F32; 2],
+        };
+        storages.contains(&Storage::F16)
     }
 
     /// Bytes of the parameter struct.

@@ -18,9 +18,8 @@ macro_rules! shader {
 }
 
 pub(super) fn assemble(kernel: &Kernel) -> String {
-    let storage = storage(kernel);
     let mut source = String::new();
-    if storage == Storage::F16 {
+    if kernel.stores_f16() {
         source.push_str("enable f16;\n");
     }
     let matrix = matrix(kernel);
@@ -31,12 +30,7 @@ pub(super) fn assemble(kernel: &Kernel) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(source, "const {name}: u32 = {value}u;");
     }
-    let matrix_files = matrix.map_or(Vec::new(), matrix_files);
-    for file in storage_files(storage)
-        .iter()
-        .chain(&matrix_files)
-        .chain(&files(kernel))
-    {
+    for file in join(&matrix.map_or(Vec::new(), matrix_files), &files(kernel)) {
         source.push_str(file);
     }
     for (name, count) in unrolled(kernel) {
@@ -114,7 +108,7 @@ fn constants(kernel: &Kernel) -> Vec<(&'static str, u32)> {
             transpose_a,
             transpose_b,
             activation,
-            factors: _,
+            ..
         } => {
             let mut constants = variant.constants();
             constants.extend([
@@ -124,7 +118,7 @@ fn constants(kernel: &Kernel) -> Vec<(&'static str, u32)> {
             ]);
             constants
         }
-        Kernel::Activation(activation) | Kernel::ActivationBackward(activation) => {
+        Kernel::Activation { activation, .. } | Kernel::ActivationBackward(activation) => {
             vec![("ACTIVATION", activation.number())]
         }
         Kernel::ColumnSums { normalised } => vec![("NORMALISED", u32::from(*normalised))],
@@ -132,25 +126,14 @@ fn constants(kernel: &Kernel) -> Vec<(&'static str, u32)> {
         Kernel::SumPartials
         | Kernel::LayerNorm(_)
         | Kernel::LayerNormBackward(_)
-        | Kernel::Blend
-        | Kernel::Embedding
+        | Kernel::Blend(_)
+        | Kernel::Embedding(_)
         | Kernel::EmbeddingBackward
-        | Kernel::Xpos
+        | Kernel::Xpos(_)
+        | Kernel::FromF32(_)
+        | Kernel::ToF32(_)
         | Kernel::CrossEntropy
         | Kernel::AdamW => Vec::new(),
-    }
-}
-
-/// How the kernel stores activations.
-fn storage(kernel: &Kernel) -> Storage {
-    match kernel {
-        Kernel::Forward(variant) => variant.storage,
-        Kernel::Delta { storage, .. } => *storage,
-        Kernel::BackwardMeans(variant)
-        | Kernel::BackwardDq(variant)
-        | Kernel::BackwardDkDv(variant) => variant.storage,
-        Kernel::Matmul { factors, .. } => *factors,
-        _ => Storage::F32,
     }
 }
 
@@ -182,6 +165,7 @@ fn matrix_files(matrix: CooperativeMatrix) -> Vec<&'static str> {
     ]
 }
 
+/// The stored type of four elements.
 fn storage_files(storage: Storage) -> &'static [&'static str] {
     match storage {
         Storage::F32 => &[shader!("shared/storage_f32.wgsl")],
@@ -197,23 +181,53 @@ fn storage_files(storage: Storage) -> &'static [&'static str] {
     }
 }
 
+/// The stored type of elements that are read one by one.
+fn words_file(storage: Storage) -> &'static str {
+    match storage {
+        Storage::F32 => shader!("shared/words_f32.wgsl"),
+        Storage::F16 => shader!("shared/words_f16.wgsl"),
+        Storage::F16Packed => shader!("shared/words_f16_packed.wgsl"),
+        Storage::Bf16Packed => shader!("shared/words_bf16_packed.wgsl"),
+    }
+}
+
+/// The stored type of cells.
+fn cell_files(cell: Cell) -> Vec<&'static str> {
+    match cell {
+        Cell::Scalar => vec![shader!("shared/cells_scalar.wgsl")],
+        Cell::Vec4(storage) => {
+            [storage_files(storage), &[shader!("shared/cells_vec4.wgsl")]].concat()
+        }
+    }
+}
+
+/// Fragments, then others.
+fn join(fragments: &[&'static str], others: &[&'static str]) -> Vec<&'static str> {
+    [fragments, others].concat()
+}
+
 fn files(kernel: &Kernel) -> Vec<&'static str> {
     match kernel {
         Kernel::Fill => vec![shader!("fill.wgsl")],
-        Kernel::Forward(variant) => vec![
-            shader!("shared/geometry.wgsl"),
-            shader!("shared/forward_bindings.wgsl"),
-            shader!("shared/merge.wgsl"),
-            shader!("shared/block.wgsl"),
-            shader!("shared/online_softmax.wgsl"),
-            match variant.shape {
-                ForwardShape::Tile => shader!("attention/forward_tile.wgsl"),
-                ForwardShape::Rows => shader!("attention/forward_rows.wgsl"),
-                ForwardShape::Micro => shader!("attention/forward_micro.wgsl"),
-                ForwardShape::Coop(_) => shader!("attention/forward_coop.wgsl"),
-            },
-        ],
-        Kernel::Delta { .. } => vec![shader!("attention/delta.wgsl")],
+        Kernel::Forward(variant) => join(
+            storage_files(variant.storage),
+            &[
+                shader!("shared/geometry.wgsl"),
+                shader!("shared/forward_bindings.wgsl"),
+                shader!("shared/merge.wgsl"),
+                shader!("shared/block.wgsl"),
+                shader!("shared/online_softmax.wgsl"),
+                match variant.shape {
+                    ForwardShape::Tile => shader!("attention/forward_tile.wgsl"),
+                    ForwardShape::Rows => shader!("attention/forward_rows.wgsl"),
+                    ForwardShape::Micro => shader!("attention/forward_micro.wgsl"),
+                    ForwardShape::Coop(_) => shader!("attention/forward_coop.wgsl"),
+                },
+            ],
+        ),
+        Kernel::Delta { storage, .. } => {
+            join(storage_files(*storage), &[shader!("attention/delta.wgsl")])
+        }
         Kernel::BackwardMeans(variant) => backward_files(
             variant,
             &[
@@ -239,39 +253,72 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
             }],
         ),
         Kernel::Matmul {
-            variant, factors, ..
-        } => vec![
-            shader!("shared/activation.wgsl"),
-            shader!("shared/matmul.wgsl"),
-            match factors {
-                Storage::F32 => shader!("shared/factors_f32.wgsl"),
-                Storage::F16 => shader!("shared/factors_f16.wgsl"),
-                Storage::F16Packed | Storage::Bf16Packed => shader!("shared/factors_packed.wgsl"),
-            },
-            match variant {
-                MatmulVariant::Tile => shader!("nn/matmul_tile.wgsl"),
-                MatmulVariant::Rows { .. } => shader!("nn/matmul_rows.wgsl"),
-                MatmulVariant::Coop(_) => shader!("nn/matmul_coop.wgsl"),
-            },
-        ],
+            variant,
+            left,
+            right,
+            result,
+            ..
+        } => {
+            let scalar = *result == Cell::Scalar;
+            let stores = match (variant, scalar) {
+                (MatmulVariant::Rows { .. }, true) => shader!("shared/matmul_rows_scalar.wgsl"),
+                (MatmulVariant::Rows { .. }, false) => shader!("shared/matmul_rows_vec4.wgsl"),
+                (_, true) => shader!("shared/matmul_tile_scalar.wgsl"),
+                (_, false) => shader!("shared/matmul_tile_vec4.wgsl"),
+            };
+            let own: &[_] = match variant {
+                MatmulVariant::Rows { .. } => &[shader!("nn/matmul_rows.wgsl")],
+                MatmulVariant::Tile => &[
+                    shader!("shared/matmul_cells.wgsl"),
+                    shader!("nn/matmul_tile.wgsl"),
+                ],
+                MatmulVariant::Coop(_) => &[
+                    shader!("shared/matmul_cells.wgsl"),
+                    shader!("nn/matmul_coop.wgsl"),
+                ],
+            };
+            let common = [
+                match variant {
+                    MatmulVariant::Coop(_) => shader!("shared/words_f16_vec4.wgsl"),
+                    _ => words_file(*left),
+                },
+                shader!("shared/activation.wgsl"),
+                shader!("shared/matmul.wgsl"),
+                match right {
+                    Storage::F32 if *left != Storage::F32 => shader!("shared/right_f32.wgsl"),
+                    _ => shader!("shared/right_words.wgsl"),
+                },
+                stores,
+            ];
+            let common = join(&common, own);
+            join(&cell_files(*result), &common)
+        }
         Kernel::SumPartials => vec![shader!("nn/sum_partials.wgsl")],
         Kernel::LayerNorm(cell) => layer_norm_files(*cell, shader!("nn/layer_norm.wgsl")),
         Kernel::LayerNormBackward(cell) => {
             layer_norm_files(*cell, shader!("nn/layer_norm_backward.wgsl"))
         }
         Kernel::ColumnSums { .. } => vec![shader!("nn/column_sums.wgsl")],
-        Kernel::Activation(_) => vec![
-            shader!("shared/activation.wgsl"),
-            shader!("nn/activation.wgsl"),
-        ],
-        Kernel::ActivationBackward(_) => vec![
-            shader!("shared/activation.wgsl"),
-            shader!("nn/activation_backward.wgsl"),
-        ],
-        Kernel::Blend => vec![shader!("nn/blend.wgsl")],
-        Kernel::Embedding => vec![shader!("nn/embedding.wgsl")],
+        Kernel::Activation { cell, .. } => join(
+            &cell_files(*cell),
+            &[
+                shader!("shared/activation.wgsl"),
+                shader!("nn/activation.wgsl"),
+            ],
+        ),
+        Kernel::ActivationBackward(_) => join(
+            &cell_files(Cell::Scalar),
+            &[
+                shader!("shared/activation.wgsl"),
+                shader!("nn/activation_backward.wgsl"),
+            ],
+        ),
+        Kernel::Blend(cell) => join(&cell_files(*cell), &[shader!("nn/blend.wgsl")]),
+        Kernel::Embedding(cell) => join(&cell_files(*cell), &[shader!("nn/embedding.wgsl")]),
         Kernel::EmbeddingBackward => vec![shader!("nn/embedding_backward.wgsl")],
-        Kernel::Xpos => vec![shader!("nn/xpos.wgsl")],
+        Kernel::Xpos(storage) => join(storage_files(*storage), &[shader!("nn/xpos.wgsl")]),
+        Kernel::FromF32(storage) => join(storage_files(*storage), &[shader!("nn/from_f32.wgsl")]),
+        Kernel::ToF32(storage) => join(storage_files(*storage), &[shader!("nn/to_f32.wgsl")]),
         Kernel::CrossEntropy => vec![
             shader!("shared/rows.wgsl"),
             shader!("nn/cross_entropy.wgsl"),
@@ -282,24 +329,26 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
 }
 
 fn layer_norm_files(cell: Cell, own: &'static str) -> Vec<&'static str> {
-    vec![
-        match cell {
-            Cell::Scalar => shader!("shared/cells_scalar.wgsl"),
-            Cell::Vec4 => shader!("shared/cells_vec4.wgsl"),
-        },
-        shader!("shared/layer_norm_params.wgsl"),
-        shader!("shared/rows.wgsl"),
-        shader!("shared/layer_norm_stats.wgsl"),
-        own,
-    ]
+    join(
+        &cell_files(cell),
+        &[
+            shader!("shared/layer_norm_params.wgsl"),
+            shader!("shared/rows.wgsl"),
+            shader!("shared/layer_norm_stats.wgsl"),
+            own,
+        ],
+    )
 }
 
 fn backward_files(variant: &BackwardVariant, own: &[&'static str]) -> Vec<&'static str> {
-    let mut files = vec![
-        shader!("shared/geometry.wgsl"),
-        shader!("shared/backward_bindings.wgsl"),
-        shader!("shared/backward_softmax.wgsl"),
-    ];
+    let mut files = join(
+        storage_files(variant.storage),
+        &[
+            shader!("shared/geometry.wgsl"),
+            shader!("shared/backward_bindings.wgsl"),
+            shader!("shared/backward_softmax.wgsl"),
+        ],
+    );
     match variant.shape {
         BackwardShape::Tile => {
             files.push(shader!("shared/block.wgsl"));

@@ -61,7 +61,7 @@ impl LongNet {
     /// number that differs from step to step; with none, nothing is.
     ///
     /// # Errors
-    /// As [`forward`](Self::forward).
+    /// As [`forward`](Self::forward); [`Error::InvalidConfig`] with activations in half precision.
     pub fn forward_saving(
         &self,
         recorder: &mut Recorder,
@@ -71,6 +71,7 @@ impl LongNet {
         step_seed: Option<u64>,
         recompute: Recompute,
     ) -> Result<(Tensor, Saved)> {
+        self.expect_trainable()?;
         weights.expect_list("weights", &self.list)?;
         let starts_embedded = matches!(input, Input::Embedded(_));
         let (mut x, embedded) = self.embed_from(recorder, weights, input, call, 0, step_seed)?;
@@ -117,7 +118,7 @@ impl LongNet {
     /// `gradients`.
     ///
     /// # Errors
-    /// As [`logits`](Self::logits).
+    /// As [`logits`](Self::logits); [`Error::InvalidConfig`] with activations in half precision.
     pub fn logits_backward(
         &self,
         recorder: &mut Recorder,
@@ -125,6 +126,7 @@ impl LongNet {
         features: &Tensor,
         dlogits: &Tensor,
     ) -> Result<Tensor> {
+        self.expect_trainable()?;
         weights.expect_list("weights", &self.list)?;
         gradients.expect_list("gradients", &self.list)?;
         let projection = self.projection()?;

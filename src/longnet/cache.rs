@@ -166,7 +166,8 @@ impl LongNet {
     ) -> Result<Tensor> {
         let config = &self.config.attention;
         let shape = [batch, capacity, config.num_heads(), config.head_dim()];
-        recorder.empty(label, &shape.map(|dim| dim as usize), DType::F32)
+        let shape = shape.map(|dim| dim as usize);
+        recorder.empty(label, &shape, self.config.activations)
     }
 
     fn cache_rotations(&self, recorder: &mut Recorder, capacity: u32) -> Result<Option<Rotations>> {
@@ -228,7 +229,7 @@ impl LongNet {
         (to, to_len, first): (&Tensor, u32, u32),
         len: u32,
     ) {
-        let row = self.width() * 4;
+        let row = self.width() * from.dtype().bytes();
         for item in 0..from.shape()[0] as u64 {
             let range = ByteRange {
                 offset: item * u64::from(from_len) * row,

@@ -4,6 +4,7 @@ use crate::config::{DilatedAttentionConfig, Heads, Mask};
 use crate::error::{Error, Result};
 use crate::nn::{Activation, ProjectionNorm};
 use crate::ops::Positions;
+use crate::tensor::DType;
 
 /// Positions up to which a sequence shares one centre of xPos, its middle as in torchscale; half of [`MAX_BLOCK`].
 const ONE_CENTRE: u32 = 32_768;
@@ -60,6 +61,9 @@ pub struct LongNetConfig {
     pub sub_norm: bool,
     /// Layer norms inside of self-attention.
     pub projection_norm: ProjectionNorm,
+    /// Type of everything between the layers' operations: f32, or for inference f16 or bf16, which halves memory and traffic.
+    /// Weights, logits and losses are f32, sums are taken in f32; the key-value cache has the type of the activations.
+    pub activations: DType,
     /// Factor on residuals (DeepNorm).
     pub residual_scale: f32,
     /// Factor on the weights of value and output projections and of the feed-forward networks at the start.
@@ -100,6 +104,7 @@ impl LongNetConfig {
             post_norm: false,
             sub_norm: true,
             projection_norm: ProjectionNorm::Inner,
+            activations: DType::F32,
             residual_scale: 1.0,
             // Below two layers the logarithm of 2 is left.
             initial_gain: (2.0 * num_layers.max(1) as f32).ln().sqrt(),
@@ -163,6 +168,15 @@ impl LongNetConfig {
             if !(0.0..1.0).contains(&probability) {
                 return invalid(what, probability.to_string(), "at least 0 and below 1");
             }
+        }
+        match self.activations {
+            DType::F32 => {}
+            DType::F16 | DType::Bf16 if self.ffn_dim.is_multiple_of(4) => {}
+            DType::F16 | DType::Bf16 => {
+                let need = "a multiple of 4 with activations in half precision";
+                return invalid("ffn_dim", self.ffn_dim.to_string(), need);
+            }
+            DType::U32 => return invalid("activations", "u32".to_owned(), "f32, f16 or bf16"),
         }
         if self.ffn_dim == 0 {
             return invalid("ffn_dim", "0".to_owned(), "at least 1");

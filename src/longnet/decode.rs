@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::nn::{Block, Multihead, MultiheadInput, Parameters, Pass, Sublayer};
 use crate::plan::ByteRange;
 use crate::recorder::Recorder;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 
 impl LongNet {
     /// Records the features of `input`, the next tokens of each sequence, and adds their keys and values to the cache. The
@@ -67,7 +67,7 @@ impl LongNet {
             self.prefill(recorder, weights, embedded, call, &mut next)?
         } else {
             let shape = embedded.shape().to_vec();
-            let all = recorder.empty("features", &shape, DType::F32)?;
+            let all = recorder.empty("features", &shape, embedded.dtype())?;
             for token in 0..count {
                 let x = self.row_of(recorder, &embedded, token)?;
                 let y = self.step(recorder, weights, x, call, &mut next, first + token)?;
@@ -87,13 +87,14 @@ impl LongNet {
             return Ok(x.clone());
         }
         let width = self.width();
-        let row = recorder.empty("activations", &[batch, 1, width as usize], DType::F32)?;
+        let row_bytes = width * x.dtype().bytes();
+        let row = recorder.empty("activations", &[batch, 1, width as usize], x.dtype())?;
         for item in 0..batch as u64 {
             let range = ByteRange {
-                offset: (item * count + u64::from(token)) * width * 4,
-                size: width * 4,
+                offset: (item * count + u64::from(token)) * row_bytes,
+                size: row_bytes,
             };
-            recorder.copy(x, range, &row, item * width * 4);
+            recorder.copy(x, range, &row, item * row_bytes);
         }
         Ok(row)
     }
@@ -241,13 +242,13 @@ impl LongNet {
             positions: pass.positions,
         };
         let mixed = attend(recorder, &input)?;
-        let sum = recorder.empty("activations", x.shape(), DType::F32)?;
+        let sum = recorder.empty("activations", x.shape(), x.dtype())?;
         let residual = Some((x.matrix(), block.residual_scale));
         attention.project_out(recorder, pass.weights, &mixed, residual, sum.matrix())?;
         if !block.post_norm {
             return Ok(sum);
         }
-        let y = recorder.empty("activations", x.shape(), DType::F32)?;
+        let y = recorder.empty("activations", x.shape(), x.dtype())?;
         block
             .norm
             .forward(recorder, pass.weights, sum.matrix(), y.matrix())?;

@@ -20,7 +20,8 @@ impl EncoderDecoder {
     /// Joins the two.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] when their widths differ or the decoder does not attend to an encoder.
+    /// [`Error::InvalidConfig`] when their widths or the types of their activations differ or the decoder does not attend to an
+    /// encoder.
     pub fn new(context: &Context, encoder: LongNetConfig, decoder: LongNetConfig) -> Result<Self> {
         let widths = [&encoder, &decoder].map(|config| config.attention.embed_dim());
         if widths[0] != widths[1] {
@@ -28,6 +29,13 @@ impl EncoderDecoder {
                 what: "width of the decoder",
                 given: widths[1].to_string(),
                 need: "that of the encoder",
+            });
+        }
+        if encoder.activations != decoder.activations {
+            return Err(Error::InvalidConfig {
+                what: "activations of the decoder",
+                given: decoder.activations.to_string(),
+                need: "those of the encoder",
             });
         }
         if decoder.cross_attention.is_none() {

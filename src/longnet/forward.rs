@@ -13,9 +13,9 @@ use crate::tensor::{DType, Tensor};
 pub enum Input<'a> {
     /// Token ids, batch * tokens of them.
     Tokens(&'a TokenIds),
-    /// Embeddings, (batch, tokens, width) f32: positions and norm are still to come.
+    /// Embeddings, (batch, tokens, width), of the model's activations: positions and norm are still to come.
     Embeddings(&'a Tensor),
-    /// What the first layer is given, (batch, tokens, width) f32: the first of [`Output::states`].
+    /// What the first layer is given, (batch, tokens, width), of the model's activations: the first of [`Output::states`].
     Embedded(&'a Tensor),
 }
 
@@ -41,7 +41,7 @@ impl Call {
 /// What a forward returns.
 #[derive(Clone, Debug)]
 pub struct Output {
-    /// After the last layer and the final norm, (batch, tokens, width).
+    /// After the last layer and the final norm, (batch, tokens, width), of the model's activations.
     pub features: Tensor,
     /// The embedded input, then the output of each layer; empty unless asked for.
     pub states: Vec<Tensor>,
@@ -86,7 +86,7 @@ impl LongNet {
         Ok(Output { features, states })
     }
 
-    /// Records logits, (batch, tokens, vocabulary), of features.
+    /// Records logits, (batch, tokens, vocabulary) f32, of features.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] for a model without output projection, [`Error::OtherModel`] for weights of another; those of
@@ -137,13 +137,14 @@ impl LongNet {
         let (batch, seq_len) = (call.shape.batch(), call.shape.seq_len());
         let shape = [batch as usize, seq_len as usize, self.width() as usize];
         let pool_id = recorder.context().pool().id();
+        let dtype = self.config.activations;
         let mut x = match (input, self.embed_tokens) {
             (Input::Embedded(x), _) => {
-                x.expect("embedded input", &shape, DType::F32, pool_id)?;
+                x.expect("embedded input", &shape, dtype, pool_id)?;
                 return Ok((x.clone(), None));
             }
             (Input::Embeddings(x), _) => {
-                x.expect("embeddings", &shape, DType::F32, pool_id)?;
+                x.expect("embeddings", &shape, dtype, pool_id)?;
                 match self.embed_positions {
                     // Positions are added to a copy.
                     Some(_) => self.scaled(recorder, x, 1.0)?,
@@ -159,7 +160,7 @@ impl LongNet {
                         need: format!("{batch} x {seq_len}"),
                     });
                 }
-                let x = recorder.empty("activations", &shape, DType::F32)?;
+                let x = recorder.empty("activations", &shape, dtype)?;
                 let scale = self.config.embedding_scale;
                 let table = weights.get(table).matrix();
                 embedding(recorder, ids, table, scale, (x.matrix(), false))?;
@@ -180,12 +181,12 @@ impl LongNet {
         }
         let mut before_norm = None;
         if let Some(norm) = &self.embedding_norm {
-            let normal = recorder.empty("activations", &shape, DType::F32)?;
+            let normal = recorder.empty("activations", &shape, dtype)?;
             norm.forward(recorder, weights, x.matrix(), normal.matrix())?;
             before_norm = Some(std::mem::replace(&mut x, normal));
         }
         if let Some(dropout) = self.embedding_dropout(step_seed)? {
-            let dropped = recorder.empty("activations", &shape, DType::F32)?;
+            let dropped = recorder.empty("activations", &shape, dtype)?;
             Blend::new(x.matrix(), 1.0)
                 .dropout(Some(dropout), 0)
                 .write(recorder, dropped.matrix())?;
@@ -216,7 +217,7 @@ impl LongNet {
     }
 
     pub(super) fn scaled(&self, recorder: &mut Recorder, x: &Tensor, scale: f32) -> Result<Tensor> {
-        let copy = recorder.empty("activations", x.shape(), DType::F32)?;
+        let copy = recorder.empty("activations", x.shape(), x.dtype())?;
         Blend::new(x.matrix(), scale).write(recorder, copy.matrix())?;
         Ok(copy)
     }
@@ -247,7 +248,7 @@ impl LongNet {
         let Some(norm) = &self.final_norm else {
             return Ok(x);
         };
-        let features = recorder.empty("features", x.shape(), DType::F32)?;
+        let features = recorder.empty("features", x.shape(), x.dtype())?;
         norm.forward(recorder, weights, x.matrix(), features.matrix())?;
         Ok(features)
     }

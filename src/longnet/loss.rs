@@ -28,8 +28,8 @@ impl LongNet {
     /// `1 / labels.counted()` makes them those of the mean.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] for a model without output projection, [`Error::InvalidShape`], [`Error::OtherModel`] for what
-    /// does not fit; the errors of leasing and recording.
+    /// [`Error::InvalidConfig`] for a model without output projection, and for gradients with activations in half precision;
+    /// [`Error::InvalidShape`], [`Error::OtherModel`] for what does not fit; the errors of leasing and recording.
     pub fn loss(
         &self,
         recorder: &mut Recorder,
@@ -53,6 +53,7 @@ impl LongNet {
         let dfeatures = match gradients {
             None => None,
             Some((gradients, _)) => {
+                self.expect_trainable()?;
                 gradients.expect_list("gradients", &self.list)?;
                 Some(recorder.empty("d features", features.shape(), DType::F32)?)
             }

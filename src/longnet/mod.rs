@@ -37,6 +37,7 @@ use crate::nn::{
     ParameterId, ParameterList, Parameters, ProjectionNorm, Sublayer,
 };
 use crate::recorder::Recorder;
+use crate::tensor::DType;
 
 /// Learned positions begin at this row of their table (as in fairseq and torchscale, which keep the first for padding).
 const FIRST_POSITION: u32 = 2;
@@ -165,6 +166,21 @@ impl LongNet {
 
     fn width(&self) -> u64 {
         u64::from(self.config.attention.embed_dim())
+    }
+
+    /// Whether the model can be trained.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`].
+    pub(crate) fn expect_trainable(&self) -> Result<()> {
+        match self.config.activations {
+            DType::F32 => Ok(()),
+            other => Err(Error::InvalidConfig {
+                what: "training",
+                given: format!("activations of type {other}"),
+                need: "f32 activations; half precision is for inference",
+            }),
+        }
     }
 
     fn projection(&self) -> Result<&Linear> {

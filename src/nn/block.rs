@@ -94,7 +94,7 @@ impl Block {
         }
     }
 
-    /// Records the block.
+    /// Records the block. Activations may be f32, f16 or bf16, all of one type; dropout is of f32 only.
     ///
     /// # Errors
     /// [`Error::InvalidShape`] without a memory that it needs, and those of the operations.
@@ -107,13 +107,13 @@ impl Block {
         let dropout = dropout_at(self.dropout, pass.step_seed, self.place)?;
         let input = self.input(recorder, pass, x)?;
         let input = input.as_ref().unwrap_or(x).matrix();
-        let sum = recorder.empty("activations", x.shape(), DType::F32)?;
+        let sum = recorder.empty("activations", x.shape(), x.dtype())?;
         let residual = (x.matrix(), self.residual_scale);
         let attention = match dropout {
             // The residual is added in the last product.
             None => self.sublayer(recorder, pass, input, Some(residual), sum.matrix())?,
             Some(_) => {
-                let out = recorder.empty("activations", x.shape(), DType::F32)?;
+                let out = recorder.empty("activations", x.shape(), x.dtype())?;
                 let attention = self.sublayer(recorder, pass, input, None, out.matrix())?;
                 Blend::new(out.matrix(), 1.0)
                     .dropout(dropout, 0)
@@ -125,7 +125,7 @@ impl Block {
         let (y, sum) = match self.post_norm {
             false => (sum, None),
             true => {
-                let y = recorder.empty("activations", x.shape(), DType::F32)?;
+                let y = recorder.empty("activations", x.shape(), x.dtype())?;
                 self.norm
                     .forward(recorder, pass.weights, sum.matrix(), y.matrix())?;
                 (y, Some(sum))
@@ -149,7 +149,7 @@ impl Block {
         if self.post_norm {
             return Ok(None);
         }
-        let normal = recorder.empty("activations", x.shape(), DType::F32)?;
+        let normal = recorder.empty("activations", x.shape(), x.dtype())?;
         self.norm
             .forward(recorder, pass.weights, x.matrix(), normal.matrix())?;
         Ok(Some(normal))

@@ -93,23 +93,23 @@ impl FeedForward {
         y: Matrix<'_>,
     ) -> Result<()> {
         let dropout = dropout_at(self.dropout, step_seed, self.place)?;
-        for (begin, end) in self.chunks(x.rows()) {
+        for (begin, end) in self.chunks(x) {
             let shape = [(end - begin) as usize, self.hidden];
             let x = x.slice(begin, end)?;
-            let mut hidden = recorder.empty("ffn hidden", &shape, DType::F32)?;
+            let mut hidden = recorder.empty("ffn hidden", &shape, x.dtype())?;
             self.fc1
                 .product(weights, x)
                 .activation(self.activation)
                 .write(recorder, hidden.matrix())?;
             if dropout.is_some() {
-                let kept = recorder.empty("ffn hidden", &shape, DType::F32)?;
+                let kept = recorder.empty("ffn hidden", &shape, x.dtype())?;
                 Blend::new(hidden.matrix(), 1.0)
                     .dropout(dropout, begin * self.hidden as u64)
                     .write(recorder, kept.matrix())?;
                 hidden = kept;
             }
             if let Some(norm) = &self.norm {
-                let normal = recorder.empty("ffn hidden", &shape, DType::F32)?;
+                let normal = recorder.empty("ffn hidden", &shape, x.dtype())?;
                 norm.forward(recorder, weights, hidden.matrix(), normal.matrix())?;
                 hidden = normal;
             }
@@ -136,7 +136,7 @@ impl FeedForward {
         (dx, accumulate): (Matrix<'_>, bool),
     ) -> Result<()> {
         let dropout = dropout_at(self.dropout, step_seed, self.place)?;
-        for (begin, end) in self.chunks(x.rows()) {
+        for (begin, end) in self.chunks(x) {
             let shape = [(end - begin) as usize, self.hidden];
             let (x, dy) = (x.slice(begin, end)?, dy.slice(begin, end)?);
             let mut empty = || recorder.empty("ffn hidden", &shape, DType::F32);
@@ -201,8 +201,9 @@ impl FeedForward {
         Ok(())
     }
 
-    fn chunks(&self, rows: u64) -> impl Iterator<Item = (u64, u64)> {
-        let row_bytes = self.hidden as u64 * 4;
+    fn chunks(&self, x: Matrix<'_>) -> impl Iterator<Item = (u64, u64)> + use<> {
+        let rows = x.rows();
+        let row_bytes = self.hidden as u64 * x.dtype().bytes();
         let step = (CHUNK_BYTES / row_bytes / 64 * 64).max(64);
         (0..rows.div_ceil(step)).map(move |i| (i * step, rows.min((i + 1) * step)))
     }

@@ -160,9 +160,15 @@ impl Multihead {
         u64::from(self.attention.config().embed_dim())
     }
 
-    fn tensor(&self, recorder: &mut Recorder, label: &'static str, rows: u64) -> Result<Tensor> {
-        let shape = [rows as usize, self.width() as usize];
-        recorder.empty(label, &shape, DType::F32)
+    /// A tensor like a matrix of this width.
+    fn like(
+        &self,
+        recorder: &mut Recorder,
+        label: &'static str,
+        matrix: Matrix<'_>,
+    ) -> Result<Tensor> {
+        let shape = [matrix.rows() as usize, self.width() as usize];
+        recorder.empty(label, &shape, matrix.dtype())
     }
 
     /// A tensor that attention takes, with `len` tokens an item.
@@ -172,10 +178,11 @@ impl Multihead {
         label: &'static str,
         shape: &AttentionShape,
         len: u32,
+        dtype: DType,
     ) -> Result<Tensor> {
         let config = self.attention.config();
         let shape = [shape.batch(), len, config.num_heads(), config.head_dim()];
-        recorder.empty(label, &shape.map(|dim| dim as usize), DType::F32)
+        recorder.empty(label, &shape.map(|dim| dim as usize), dtype)
     }
 
     /// Records projected queries (or keys) and, where there is one, their norm; both, when both are wanted later.
@@ -192,7 +199,7 @@ impl Multihead {
             linear.forward(recorder, weights, x, rows)?;
             return Ok(None);
         };
-        let before = self.tensor(recorder, "projected", x.rows())?;
+        let before = self.like(recorder, "projected", x)?;
         linear.forward(recorder, weights, x, before.matrix())?;
         norm.forward(recorder, weights, before.matrix(), rows)?;
         Ok(Some(before))
@@ -217,7 +224,13 @@ impl Multihead {
         weights: &Parameters,
         input: &MultiheadInput<'_>,
     ) -> Result<(Tensor, Option<Tensor>)> {
-        let q = self.heads(recorder, "q", input.shape, input.shape.seq_len())?;
+        let q = self.heads(
+            recorder,
+            "q",
+            input.shape,
+            input.shape.seq_len(),
+            input.x.dtype(),
+        )?;
         let layers = (&self.q_proj, self.q_norm.as_ref());
         let before = self.project(recorder, weights, layers, input.x, &q)?;
         self.turn(recorder, input, &q, XposRole::Query, false)?;
@@ -232,8 +245,8 @@ impl Multihead {
         input: &MultiheadInput<'_>,
     ) -> Result<([Tensor; 2], Option<Tensor>)> {
         let MultiheadInput { shape, memory, .. } = *input;
-        let k = self.heads(recorder, "k", shape, shape.key_len())?;
-        let v = self.heads(recorder, "v", shape, shape.key_len())?;
+        let k = self.heads(recorder, "k", shape, shape.key_len(), memory.dtype())?;
+        let v = self.heads(recorder, "v", shape, shape.key_len(), memory.dtype())?;
         let layers = (&self.k_proj, self.k_norm.as_ref());
         let before = self.project(recorder, weights, layers, memory, &k)?;
         self.project(recorder, weights, (&self.v_proj, None), memory, &v)?;
@@ -290,12 +303,13 @@ impl Multihead {
         let Some(norm) = self.mixed_norm() else {
             return Ok(None);
         };
-        let normal = self.tensor(recorder, "mixed heads", mixed.rows())?;
+        let normal = self.like(recorder, "mixed heads", mixed)?;
         norm.forward(recorder, weights, mixed, normal.matrix())?;
         Ok(Some(normal))
     }
 
-    /// Records `y = attention(x, memory)`, plus `scale * residual` where given.
+    /// Records `y = attention(x, memory)`, plus `scale * residual` where given. Activations may be f32, f16 or bf16, all of one
+    /// type.
     ///
     /// # Errors
     /// [`Error::InvalidShape`] without positions that it needs, and those of [`DilatedAttention::forward`] and of the
@@ -352,7 +366,13 @@ impl Multihead {
         let sets = [weights, gradients];
         // Output projection and its norm.
         let mixed = forward.out.matrix().reshape(width)?;
-        let dmixed = self.heads(recorder, "d mixed heads", shape, shape.seq_len())?;
+        let dmixed = self.heads(
+            recorder,
+            "d mixed heads",
+            shape,
+            shape.seq_len(),
+            DType::F32,
+        )?;
         let dmixed_rows = dmixed.matrix().reshape(width)?;
         match (self.mixed_norm(), self.normal(recorder, weights, mixed)?) {
             (Some(norm), Some(normal)) => {
@@ -383,8 +403,8 @@ impl Multihead {
         // Norms of queries and keys: the gradients before them.
         let dbefore = match (before_norms, &self.q_norm, &self.k_norm) {
             (Some([q_before, k_before]), Some(q_norm), Some(k_norm)) => {
-                let dq_before = self.tensor(recorder, "dq", q_before.matrix().rows())?;
-                let dk_before = self.tensor(recorder, "dk", k_before.matrix().rows())?;
+                let dq_before = self.like(recorder, "dq", q_before.matrix())?;
+                let dk_before = self.like(recorder, "dk", k_before.matrix())?;
                 q_norm.backward(
                     recorder,
                     sets,

@@ -1,15 +1,15 @@
 //! Element by element: activations, sums, dropout.
 
-use super::{Matrix, grid, size};
+use super::{Matrix, grid, row_windows, size};
 use crate::error::{Error, Result};
-use crate::kernel::{Activation, BlendParams, ElementwiseParams, Kernel};
-use crate::plan::DeviceFacts;
+use crate::kernel::{Activation, BlendParams, Cell, ElementwiseParams, Kernel, Storage};
 use crate::recorder::Recorder;
+use crate::tensor::DType;
 
-/// Elements that one workgroup takes.
+/// Cells that one workgroup takes.
 const BLOCK: u64 = 64;
 
-/// Records `out = activation(x)`.
+/// Records `out = activation(x)`, both activations of one type.
 ///
 /// # Errors
 /// [`Error::InvalidShape`], [`Error::WrongDType`], [`Error::ForeignDevice`] for matrices that do not fit, and the errors
@@ -20,10 +20,14 @@ pub fn activation(
     x: Matrix<'_>,
     out: Matrix<'_>,
 ) -> Result<()> {
-    elementwise(recorder, Kernel::Activation(activation), x, out)
+    let storage = x.expect_activations("x", x.rows(), x.width(), recorder)?;
+    out.expect("out", x.rows(), x.width(), x.dtype(), recorder)?;
+    let cell = Cell::smallest(storage);
+    let kernel = Kernel::Activation { activation, cell };
+    elementwise(recorder, kernel, cell, x, out)
 }
 
-/// Records that `gradient`, that of `activation(x)`, becomes that of `x`.
+/// Records that `gradient`, that of `activation(x)`, becomes that of `x`. Both are f32.
 ///
 /// # Errors
 /// As [`activation`].
@@ -33,26 +37,26 @@ pub fn activation_backward(
     x: Matrix<'_>,
     gradient: Matrix<'_>,
 ) -> Result<()> {
-    elementwise(
-        recorder,
-        Kernel::ActivationBackward(activation),
-        x,
-        gradient,
-    )
+    x.expect_f32("x", x.rows(), x.width(), recorder)?;
+    gradient.expect_f32("gradient", x.rows(), x.width(), recorder)?;
+    let kernel = Kernel::ActivationBackward(activation);
+    elementwise(recorder, kernel, Cell::Scalar, x, gradient)
 }
 
-fn elementwise(
+/// A kernel that makes cells of `out` of those of `x`.
+pub(super) fn elementwise(
     recorder: &mut Recorder,
     kernel: Kernel,
+    cell: Cell,
     x: Matrix<'_>,
     out: Matrix<'_>,
 ) -> Result<()> {
-    x.expect_f32("x", x.rows(), x.width(), recorder)?;
-    out.expect_f32("out", x.rows(), x.width(), recorder)?;
     let facts = recorder.context().facts().clone();
-    let (x, out) = (x.reshape(1)?, out.reshape(1)?);
-    for (begin, end) in windows(x.rows(), &facts) {
-        let (x, out) = (x.bind(begin, end, &facts)?, out.bind(begin, end, &facts)?);
+    let elements = cell.elements();
+    let (x, out) = (x.reshape(elements)?, out.reshape(elements)?);
+    for (begin, end) in row_windows("elements", x.rows(), &[x, out], &facts)? {
+        let [x, out] = [x, out].map(|matrix| matrix.bind_units(begin, end, elements, &facts));
+        let (x, out) = (x?, out?);
         let grid = grid("elements", (end - begin).div_ceil(BLOCK), &facts)?;
         let params = ElementwiseParams {
             count: size("elements", end - begin)?,
@@ -64,16 +68,6 @@ fn elementwise(
         recorder.dispatch(kernel, &[x.binding, out.binding], &params, grid)?;
     }
     Ok(())
-}
-
-/// Ranges of elements that one binding covers wherever they begin.
-fn windows(count: u64, facts: &DeviceFacts) -> impl Iterator<Item = (u64, u64)> {
-    let size = facts
-        .max_binding_bytes
-        .saturating_sub(facts.storage_offset_alignment)
-        / 4;
-    let size = size.max(1);
-    (0..count.div_ceil(size)).map(move |i| (i * size, count.min((i + 1) * size)))
 }
 
 /// Which elements a dropout drops: each independently with probability `probability`, drawn from a counter, so that the
@@ -106,7 +100,7 @@ impl Dropout {
     }
 }
 
-/// `out = scale * dropout(x) + y_scale * y`, to be recorded.
+/// `out = scale * dropout(x) + y_scale * y`, to be recorded; all activations of one type, with dropout f32.
 #[derive(Clone, Copy, Debug)]
 #[must_use = "a sum does nothing until it is recorded"]
 pub struct Blend<'a> {
@@ -180,14 +174,28 @@ impl<'a> Blend<'a> {
     ) -> Result<()> {
         let Self { x, dropout, .. } = self;
         let y = self.y.map_or(x, |(y, _)| y);
-        for (what, matrix) in [("x", x), ("y", y), ("out", out)] {
-            matrix.expect_f32(what, x.rows(), x.width(), recorder)?;
+        let storage = x.expect_activations("x", x.rows(), x.width(), recorder)?;
+        for (what, matrix) in [("y", y), ("out", out)] {
+            matrix.expect(what, x.rows(), x.width(), x.dtype(), recorder)?;
+        }
+        if dropout.is_some() && storage != Storage::F32 {
+            return Err(Error::WrongDType {
+                what: "x of a dropout",
+                given: x.dtype(),
+                need: DType::F32,
+            });
         }
         let facts = recorder.context().facts().clone();
-        let (x, y, out) = (x.reshape(1)?, y.reshape(1)?, out.reshape(1)?);
+        let cell = Cell::smallest(storage);
+        let elements = cell.elements();
+        let (x, y, out) = (
+            x.reshape(elements)?,
+            y.reshape(elements)?,
+            out.reshape(elements)?,
+        );
         let words = |value: u64| [value as u32, (value >> 32) as u32];
-        for (begin, end) in windows(x.rows(), &facts) {
-            let bound = |matrix: Matrix<'a>| matrix.bind(begin, end, &facts);
+        for (begin, end) in row_windows("elements", x.rows(), &[x, y, out], &facts)? {
+            let bound = |matrix: Matrix<'a>| matrix.bind_units(begin, end, elements, &facts);
             let (x, y, out) = (bound(x)?, bound(y)?, bound(out)?);
             let grid = grid("elements", (end - begin).div_ceil(BLOCK), &facts)?;
             let (drop_below, keep_scale, seed, first) = match dropout {
@@ -216,7 +224,7 @@ impl<'a> Blend<'a> {
                 grid_width: grid[0],
             };
             let bindings = [x.binding, y.binding, out.binding];
-            recorder.dispatch(Kernel::Blend, &bindings, &params, grid)?;
+            recorder.dispatch(Kernel::Blend(cell), &bindings, &params, grid)?;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use super::{Matrix, grid, row_windows, size, windows_of};
 use crate::error::{Error, Result};
-use crate::kernel::{EmbeddingBackwardParams, EmbeddingParams, Kernel};
+use crate::kernel::{Cell, EmbeddingBackwardParams, EmbeddingParams, Kernel};
 use crate::recorder::Recorder;
 use crate::tensor::{DType, Tensor};
 
@@ -99,7 +99,7 @@ pub(super) fn expect_below(
     }
 }
 
-/// Records `out[r] = scale * table[ids[r]]`, or that it is added to `out`.
+/// Records `out[r] = scale * table[ids[r]]`, or that it is added to `out`. The table is f32, `out` an activation.
 ///
 /// # Errors
 /// [`Error::TokenOutOfRange`] for ids that the table does not have; [`Error::InvalidShape`], [`Error::WrongDType`],
@@ -116,19 +116,20 @@ pub fn embedding(
     let ids = ids.ids.vector().reshape(1)?;
     ids.expect("token ids", ids.rows(), 1, DType::U32, recorder)?;
     table.expect_f32("table", table.rows(), width, recorder)?;
-    out.expect_f32("out", ids.rows(), width, recorder)?;
+    let cell = Cell::smallest(out.expect_activations("out", ids.rows(), width, recorder)?);
     let facts = recorder.context().facts().clone();
     let tables = windows_of("table", table.rows(), table.max_rows(&facts), &facts)?;
     for (begin, end) in row_windows("out", ids.rows(), &[ids, out], &facts)? {
         for &(first_id, last_id) in &tables {
             let ids = ids.bind(begin, end, &facts)?;
-            let out = out.bind(begin, end, &facts)?;
-            let table = table.bind(first_id, last_id, &facts)?;
-            let tiles_x = width.div_ceil(64);
+            let out = out.bind_units(begin, end, cell.elements(), &facts)?;
+            let table = table.bind_units(first_id, last_id, cell.elements(), &facts)?;
+            let cells = width / cell.elements();
+            let tiles_x = cells.div_ceil(64);
             let grid = grid("embedding", tiles_x * (end - begin), &facts)?;
             let params = EmbeddingParams {
                 rows: size("rows", end - begin)?,
-                width: size("width", width)?,
+                width: size("width", cells)?,
                 first_id: size("id", first_id)?,
                 num_ids: size("ids", last_id - first_id)?,
                 ids_skip: ids.skip,
@@ -140,7 +141,7 @@ pub fn embedding(
                 grid_width: grid[0],
             };
             let bindings = [ids.binding, table.binding, out.binding];
-            recorder.dispatch(Kernel::Embedding, &bindings, &params, grid)?;
+            recorder.dispatch(Kernel::Embedding(cell), &bindings, &params, grid)?;
         }
     }
     Ok(())

@@ -3,14 +3,15 @@
 use super::matmul::column_sums;
 use super::{Matrix, grid, row_windows, size};
 use crate::error::Result;
-use crate::kernel::{Cell, Kernel, LayerNormParams};
+use crate::kernel::{Cell, Kernel, LayerNormParams, Storage};
 use crate::recorder::Recorder;
 use crate::tensor::DType;
 
 /// Rows that one workgroup takes.
 const ROWS: u64 = 8;
 
-/// Records `y = (x - mean) / sqrt(variance + eps) * gain + bias`, mean and variance (of the population) over each row.
+/// Records `y = (x - mean) / sqrt(variance + eps) * gain + bias`, mean and variance (of the population) over each row. `x`
+/// and `y` are activations of one type, `gain` and `bias` f32.
 ///
 /// # Errors
 /// [`Error::InvalidShape`](crate::Error::InvalidShape), [`Error::WrongDType`](crate::Error::WrongDType),
@@ -23,15 +24,15 @@ pub fn layer_norm<'a>(
     y: Matrix<'a>,
 ) -> Result<()> {
     let (rows, width) = (x.rows(), x.width());
-    x.expect_f32("x", rows, width, recorder)?;
-    y.expect_f32("y", rows, width, recorder)?;
+    let storage = x.expect_activations("x", rows, width, recorder)?;
+    y.expect("y", rows, width, x.dtype(), recorder)?;
     gain.expect_f32("gain", 1, width, recorder)?;
     bias.expect_f32("bias", 1, width, recorder)?;
     let facts = recorder.context().facts().clone();
-    let cell = Cell::of(width);
+    let cell = Cell::of(width, storage);
     for (begin, end) in row_windows("x", rows, &[x, y], &facts)? {
         let bind =
-            |matrix: Matrix<'a>, begin, end| matrix.bind_elements(begin, end, cell.bytes(), &facts);
+            |matrix: Matrix<'a>, begin, end| matrix.bind_units(begin, end, cell.elements(), &facts);
         let (x, y) = (bind(x, begin, end)?, bind(y, begin, end)?);
         let (gain, bias) = (bind(gain, 0, 1)?, bind(bias, 0, 1)?);
         let grid = grid("layer norm", (end - begin).div_ceil(ROWS), &facts)?;
@@ -74,11 +75,11 @@ pub fn layer_norm_backward<'a>(
         matrix.expect_f32(what, 1, width, recorder)?;
     }
     let facts = recorder.context().facts().clone();
-    let cell = Cell::of(width);
+    let cell = Cell::of(width, Storage::F32);
     let stats = recorder.empty("row statistics", &[rows as usize, 2], DType::F32)?;
     for (begin, end) in row_windows("x", rows, &[x, dy, dx, stats.matrix()], &facts)? {
         let bind =
-            |matrix: Matrix<'a>, begin, end| matrix.bind_elements(begin, end, cell.bytes(), &facts);
+            |matrix: Matrix<'a>, begin, end| matrix.bind_units(begin, end, cell.elements(), &facts);
         let (x, dy, dx) = (
             bind(x, begin, end)?,
             bind(dy, begin, end)?,

@@ -3,7 +3,7 @@
 use super::{Matrix, grid, size, windows_of};
 use crate::error::{Error, Result};
 use crate::kernel::matmul::MatmulVariant;
-use crate::kernel::{Activation, ColumnSumsParams, Kernel, MatmulParams, Storage};
+use crate::kernel::{Activation, Cell, ColumnSumsParams, Kernel, MatmulParams, Storage};
 use crate::ops::reduce::add_partials;
 use crate::recorder::Recorder;
 use crate::tensor::DType;
@@ -14,10 +14,12 @@ const WANTED_WORKGROUPS: u64 = 256;
 /// Least elements of a sum that are worth a split of their own.
 const LEAST_SPLIT: u64 = 512;
 
-/// A product to be recorded: `c = activation(op(a) op(b) + bias) + scale * residual`, or added to `c`.
+/// A product to be recorded: `c = activation(op(a) op(b) + bias) + scale * residual`, or added to `c`. The left factor is an
+/// activation; the right one, the weights, is f32 or of the left one's type; the bias is f32; the result is of the left factor's
+/// type or f32, and so is the residual.
 ///
-/// Factors are both f32, both f16 or both bf16; everything else is f32, sums included. For f16 on GPUs that have them it takes
-/// cooperative matrices ([`Context::cooperative_matrix`](crate::Context::cooperative_matrix)).
+/// With both factors f16, GPUs that have them take cooperative matrices
+/// ([`Context::cooperative_matrix`](crate::Context::cooperative_matrix)). Sums are f32 in any case.
 ///
 /// ```no_run
 /// use dilated_attention::{Context, DType, ops::Matmul};
@@ -136,19 +138,35 @@ impl<'a> Matmul<'a> {
         };
         let a_shape = stored(self.transpose_a, rows, inner);
         let b_shape = stored(self.transpose_b, inner, columns);
-        let dtype = self.a.tensor.dtype();
-        self.a.expect("a", a_shape.0, a_shape.1, dtype, recorder)?;
-        self.b.expect("b", b_shape.0, b_shape.1, dtype, recorder)?;
-        let factors = Storage::of("a", dtype, &facts)?;
-        if let Some(variant) = self.variant {
-            variant.check(factors, recorder.context().facts_for(factors))?;
+        let left = self
+            .a
+            .expect_activations("a", a_shape.0, a_shape.1, recorder)?;
+        let right = self
+            .b
+            .expect_activations("b", b_shape.0, b_shape.1, recorder)?;
+        if ![DType::F32, self.a.dtype()].contains(&self.b.dtype()) {
+            return Err(Error::WrongDType {
+                what: "b",
+                given: self.b.dtype(),
+                need: self.a.dtype(),
+            });
         }
-        c.expect_f32("c", rows, columns, recorder)?;
+        if let Some(variant) = self.variant {
+            variant.check([left, right], recorder.context().facts_for(right))?;
+        }
+        let result = c.expect_activations("c", rows, columns, recorder)?;
+        if ![DType::F32, self.a.dtype()].contains(&c.dtype()) {
+            return Err(Error::WrongDType {
+                what: "c",
+                given: c.dtype(),
+                need: self.a.dtype(),
+            });
+        }
         if let Some(bias) = &self.bias {
             bias.expect_f32("bias", 1, columns, recorder)?;
         }
         if let Some((residual, _)) = &self.residual {
-            residual.expect_f32("residual", rows, columns, recorder)?;
+            residual.expect("residual", rows, columns, c.dtype(), recorder)?;
         }
         if rows == 0 || columns == 0 {
             return Ok(());
@@ -164,6 +182,11 @@ impl<'a> Matmul<'a> {
             false => max_inner = max_inner.min(max_b),
             true => max_columns = max_columns.min(max_b),
         }
+        // Windows of half precision begin at whole vectors.
+        let unit = if left == Storage::F32 { 1 } else { 4 };
+        let whole = |max: u64, all: u64| if max < all { max - max % unit } else { max };
+        (max_rows, max_inner) = (whole(max_rows, rows), whole(max_inner, inner));
+        max_columns = whole(max_columns, columns);
         let inner_windows = match inner {
             // An empty sum: bias, activation and residual of nothing.
             0 => vec![(0, 0)],
@@ -176,10 +199,11 @@ impl<'a> Matmul<'a> {
             // its own in `nn`; here it is an error rather than a hidden copy.
             return Err(Error::BindingTooSmall {
                 what: "b",
-                requested_bytes: self.b.rows() * self.b.width() * dtype.bytes(),
+                requested_bytes: self.b.rows() * self.b.width() * 4,
                 limit_bytes: facts.max_binding_bytes,
             });
         }
+        let storages = (left, right, Cell::smallest(result));
         for (row_begin, row_end) in windows_of("c", rows, max_rows, &facts)? {
             for (column_begin, column_end) in windows_of("b", columns, max_columns, &facts)? {
                 for &(inner_begin, inner_end) in &inner_windows {
@@ -189,7 +213,13 @@ impl<'a> Matmul<'a> {
                         inner: (inner_begin, inner_end),
                     };
                     let first = inner_begin == 0;
-                    self.record_block(recorder, c, &block, accumulate || !first, first)?;
+                    self.record_block(
+                        recorder,
+                        c,
+                        storages,
+                        &block,
+                        (accumulate || !first, first),
+                    )?;
                 }
             }
         }
@@ -200,11 +230,12 @@ impl<'a> Matmul<'a> {
         &self,
         recorder: &mut Recorder,
         c: Matrix<'_>,
+        (left, right, cell): (Storage, Storage, Cell),
         block: &Block,
-        accumulate: bool,
-        first: bool,
+        (accumulate, first): (bool, bool),
     ) -> Result<()> {
         let facts = recorder.context().facts().clone();
+        let cell_elements = cell.elements();
         let Block {
             rows,
             columns,
@@ -224,10 +255,9 @@ impl<'a> Matmul<'a> {
             if self.transpose_b { inner.0 } else { columns.0 },
         ];
         let [num_rows, num_columns, num_inner] = [rows, columns, inner].map(|(b, e)| e - b);
-        let factors = Storage::of("a", self.a.tensor.dtype(), &facts)?;
         let variant = self.variant.unwrap_or_else(|| {
-            let facts = recorder.context().facts_for(factors);
-            MatmulVariant::choose(num_columns, factors, facts)
+            let facts = recorder.context().facts_for(right);
+            MatmulVariant::choose(num_columns, [left, right], facts)
         });
         let [tile_rows, tile_columns] = variant.tile();
         let (tiles_x, tiles_y) = (
@@ -235,7 +265,8 @@ impl<'a> Matmul<'a> {
             num_rows.div_ceil(tile_rows),
         );
         let tiles = tiles_x * tiles_y;
-        let plain = self.activation == Activation::Identity
+        let plain = cell == Cell::Scalar
+            && self.activation == Activation::Identity
             && self.bias.is_none()
             && self.residual.is_none()
             && columns.0 == 0
@@ -248,7 +279,7 @@ impl<'a> Matmul<'a> {
                 .max(1),
             false => 1,
         };
-        let split = num_inner.div_ceil(splits).max(1);
+        let split = num_inner.div_ceil(splits).next_multiple_of(4).max(1);
         let splits = num_inner.div_ceil(split).max(1);
         let partials = match splits {
             1 => None,
@@ -258,19 +289,22 @@ impl<'a> Matmul<'a> {
             }
         };
         let written = match &partials {
-            None => c.bind(rows.0, rows.1, &facts)?,
+            None => c.bind_units(rows.0, rows.1, cell_elements, &facts)?,
             Some(partials) => partials.vector().bind(0, 1, &facts)?,
         };
         let bias = match &self.bias {
-            Some(bias) if first => Some(bias.bind(0, 1, &facts)?),
+            Some(bias) if first => Some(bias.bind_units(0, 1, cell_elements, &facts)?),
             _ => None,
         };
         let residual = match &self.residual {
-            Some((residual, scale)) => Some((residual.bind(rows.0, rows.1, &facts)?, *scale)),
+            Some((residual, scale)) => {
+                let bound = residual.bind_units(rows.0, rows.1, cell_elements, &facts)?;
+                Some((bound, *scale))
+            }
             None => None,
         };
         let flag = |set: bool, flag: u32| if set { flag } else { 0 };
-        let column_offset = |skip: u32| size("c", u64::from(skip) + columns.0);
+        let column_offset = |skip: u32| size("c", u64::from(skip) + columns.0 / cell_elements);
         let num_workgroups = tiles * splits;
         let grid = grid("matmul", num_workgroups, &facts)?;
         let params = MatmulParams {
@@ -282,7 +316,7 @@ impl<'a> Matmul<'a> {
             b_skip: size("b", u64::from(b.skip) + b_offset)?,
             b_stride: size("b", self.b.width())?,
             c_skip: column_offset(written.skip)?,
-            c_stride: size("c", c.width())?,
+            c_stride: size("c", c.width() / cell_elements)?,
             bias_skip: column_offset(bias.map_or(0, |bias| bias.skip))?,
             residual_skip: column_offset(residual.map_or(0, |(bound, _)| bound.skip))?,
             residual_scale: residual.map_or(0.0, |(_, scale)| scale),
@@ -297,10 +331,12 @@ impl<'a> Matmul<'a> {
         };
         let kernel = Kernel::Matmul {
             variant,
-            factors,
             transpose_a: self.transpose_a,
             transpose_b: self.transpose_b,
             activation: self.activation,
+            left,
+            right,
+            result: cell,
         };
         let bindings = [
             a.binding,

@@ -5,9 +5,14 @@
 //! go to tensors of the caller's, none of which may share a buffer with an input: one dispatch cannot read and write one
 //! buffer.
 //!
+//! Activations may be f32, f16 or bf16 in the operations of a forward; weights, statistics, logits and everything of a backward
+//! are f32. All is computed in f32; each result in half precision is rounded once, or where a product is followed by an
+//! activation or a residual on a CPU adapter, twice.
+//!
 //! Sums are taken in an order that shapes alone decide, with no atomics: the same bits on every run.
 
 mod adamw;
+mod convert;
 mod elementwise;
 mod embedding;
 mod layer_norm;
@@ -17,6 +22,7 @@ mod reduce;
 mod xpos;
 
 pub use adamw::{AdamWStep, adamw};
+pub use convert::convert;
 pub use elementwise::{Blend, Dropout, activation, activation_backward};
 pub use embedding::{TokenIds, embedding, embedding_backward};
 pub use layer_norm::{layer_norm, layer_norm_backward};
@@ -26,7 +32,7 @@ pub use reduce::{sum, sum_of_squares};
 pub use xpos::{Positions, Rotations, XposRole, xpos};
 
 use crate::error::{Error, Result};
-use crate::kernel::fold_grid;
+use crate::kernel::{Storage, fold_grid};
 use crate::plan::{ByteRange, DeviceFacts, RowLayout};
 use crate::recorder::Recorder;
 use crate::tensor::{DType, Tensor};
@@ -45,7 +51,7 @@ pub struct Matrix<'a> {
 #[derive(Clone, Copy)]
 struct Bound<'a> {
     binding: (&'a Tensor, ByteRange),
-    /// Elements of the binding before the first row.
+    /// Elements, or other units, of the binding before the first row.
     skip: u32,
 }
 
@@ -122,10 +128,17 @@ impl<'a> Matrix<'a> {
         })
     }
 
-    fn layout(&self, element_bytes: u64) -> RowLayout {
+    /// Type of the elements.
+    pub fn dtype(&self) -> DType {
+        self.tensor.dtype()
+    }
+
+    /// Rows in units of so many elements.
+    fn layout(&self, elements: u64) -> RowLayout {
+        let bytes = self.dtype().bytes();
         RowLayout {
-            row_bytes: self.width * self.tensor.dtype().bytes(),
-            element_bytes,
+            row_bytes: self.width * bytes,
+            element_bytes: elements * bytes,
         }
     }
 
@@ -133,24 +146,24 @@ impl<'a> Matrix<'a> {
     fn max_rows(&self, facts: &DeviceFacts) -> u64 {
         match self.width {
             0 => u64::MAX,
-            _ => self.layout(self.tensor.dtype().bytes()).max_rows(facts),
+            _ => self.layout(1).max_rows(facts),
         }
     }
 
-    /// Binds the rows `begin .. end` of this matrix, element by element.
+    /// Binds the rows `begin .. end` of this matrix.
     fn bind(&self, begin: u64, end: u64, facts: &DeviceFacts) -> Result<Bound<'a>> {
-        self.bind_elements(begin, end, self.tensor.dtype().bytes(), facts)
+        self.bind_units(begin, end, 1, facts)
     }
 
-    /// Binds the rows `begin .. end` of this matrix in elements of `element_bytes`, which rows are multiples of.
-    fn bind_elements(
+    /// Binds the rows `begin .. end` of this matrix in units of so many elements, which rows are multiples of.
+    fn bind_units(
         &self,
         begin: u64,
         end: u64,
-        element_bytes: u64,
+        elements: u64,
         facts: &DeviceFacts,
     ) -> Result<Bound<'a>> {
-        let layout = self.layout(element_bytes);
+        let layout = self.layout(elements);
         let window = layout.window(self.begin + begin, self.begin + end, facts);
         let Some(mut window) = window else {
             return Err(Error::BindingTooSmall {
@@ -159,11 +172,10 @@ impl<'a> Matrix<'a> {
                 limit_bytes: facts.max_binding_bytes,
             });
         };
-        // Whole words are bound, of a tensor without elements the one that it has.
+        // Nothing smaller than a word can be bound; a tensor without elements has one.
         if window.bytes.size == 0 {
             window.bytes = ByteRange { offset: 0, size: 4 };
         }
-        window.bytes.size = window.bytes.size.next_multiple_of(4);
         Ok(Bound {
             binding: (self.tensor, window.bytes),
             skip: window.skip,
@@ -190,6 +202,26 @@ impl<'a> Matrix<'a> {
             });
         }
         Ok(())
+    }
+
+    /// [`expect`](Self::expect) activations: f32, or in half precision with rows of whole vectors.
+    fn expect_activations(
+        &self,
+        what: &'static str,
+        rows: u64,
+        width: u64,
+        recorder: &Recorder,
+    ) -> Result<Storage> {
+        let storage = Storage::of(what, self.dtype(), recorder.context().facts())?;
+        self.expect(what, rows, width, self.dtype(), recorder)?;
+        if storage != Storage::F32 && !width.is_multiple_of(4) {
+            return Err(Error::InvalidShape {
+                what,
+                given: format!("rows of {width} elements of type {}", self.dtype()),
+                need: "rows of a multiple of 4 elements, in half precision".to_owned(),
+            });
+        }
+        Ok(storage)
     }
 
     /// [`expect`](Self::expect) f32.

@@ -38,18 +38,18 @@ impl Rotations {
     /// Angles are computed in double precision from frequencies in single precision, which is what torchscale has.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] for an odd `head_dim` or a base that is not positive; the errors of uploading.
+    /// [`Error::InvalidConfig`] for a `head_dim` that is no multiple of 4 or a base that is not positive; the errors of uploading.
     pub fn upload(
         recorder: &mut Recorder,
         head_dim: u32,
         num_positions: u32,
         scale_base: f32,
     ) -> Result<Self> {
-        if head_dim == 0 || !head_dim.is_multiple_of(2) {
+        if head_dim == 0 || !head_dim.is_multiple_of(4) {
             return Err(Error::InvalidConfig {
                 what: "head_dim of xPos",
                 given: head_dim.to_string(),
-                need: "an even number",
+                need: "a multiple of 4, as attention takes",
             });
         }
         if !(scale_base > 0.0 && scale_base.is_finite()) {
@@ -129,21 +129,22 @@ pub fn xpos(
             ),
         });
     }
-    x.expect_f32("x", rows, width, recorder)?;
+    let storage = x.expect_activations("x", rows, width, recorder)?;
     let table = rotations.table.matrix();
     table.expect("rotations", table.rows(), 2, DType::F32, recorder)?;
     let facts = recorder.context().facts().clone();
     let num_heads = width / head_dim;
     let per_position = 1.0 / rotations.scale_base;
     for (begin, end) in row_windows("x", rows, &[x], &facts)? {
-        let bound = x.bind_elements(begin, end, 8, &facts)?;
+        let bound = x.bind_units(begin, end, 4, &facts)?;
         let places = (end - begin) * num_heads;
-        let num_workgroups = (places * u64::from(rotations.pairs)).div_ceil(64);
+        let quads = rotations.pairs / 2;
+        let num_workgroups = (places * u64::from(quads)).div_ceil(64);
         let grid = grid("xPos", num_workgroups, &facts)?;
         let params = XposParams {
             num_places: size("places", places)?,
             num_heads: size("heads", num_heads)?,
-            pairs: rotations.pairs,
+            quads,
             seq_len: positions.seq_len.max(1),
             first_row: size("rows", begin)?,
             skip: bound.skip,
@@ -159,9 +160,9 @@ pub fn xpos(
             tiles_x: 0,
             grid_width: grid[0],
         };
-        let rotations = table.bind_elements(0, table.rows(), 8, &facts)?;
+        let rotations = table.bind(0, table.rows(), &facts)?;
         let bindings = [rotations.binding, bound.binding];
-        recorder.dispatch(Kernel::Xpos, &bindings, &params, grid)?;
+        recorder.dispatch(Kernel::Xpos(storage), &bindings, &params, grid)?;
     }
     Ok(())
 }

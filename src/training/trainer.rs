@@ -111,6 +111,7 @@ impl Trainer {
                 need: "at least 0",
             });
         }
+        model.expect_trainable()?;
         vocab_size(&model)?;
         Ok(Self {
             context: context.clone(),

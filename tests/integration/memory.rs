@@ -63,18 +63,17 @@ fn two_hundred_forwards_create_nothing_after_the_first_few() {
 fn the_plan_promises_what_the_pool_measures() {
     for (limits, context) in contexts() {
         // With clears and without, short and long.
-        for (segments, rates, n) in [
-            (&[32u32, 64][..], &[1u32, 2][..], 150usize),
-            (&[64, 700], &[2, 4], 3000),
-            (&[5], &[3], 1),
+        for (segments, rates, n, dtype) in [
+            (&[32u32, 64][..], &[1u32, 2][..], 150usize, DType::F32),
+            (&[64, 700], &[2, 4], 3000, DType::F32),
+            (&[64, 700], &[2, 4], 3000, DType::F16),
+            (&[5], &[3], 1, DType::F32),
         ] {
             let config = DilatedAttentionConfig::new(2, 16, segments, rates).expect("valid");
             let attention = DilatedAttention::new(&context, config).expect("fits");
             let shape = AttentionShape::new(1, n as u32).expect("valid");
             let mut inputs = context.recorder("inputs");
-            let q = inputs
-                .zeros("q", &[1, n, 2, 16], DType::F32)
-                .expect("leases");
+            let q = inputs.zeros("q", &[1, n, 2, 16], dtype).expect("leases");
             inputs.submit().expect("submits");
             context.wait();
             context.pool().trim();
@@ -86,7 +85,7 @@ fn the_plan_promises_what_the_pool_measures() {
                 .expect("records");
             recorder.submit().expect("submits");
             let stats = context.pool().stats();
-            let plan = attention.plan(&shape, DType::F32).expect("plans");
+            let plan = attention.plan(&shape, dtype).expect("plans");
             assert_eq!(
                 stats.requested_bytes.peak - before.requested_bytes.current,
                 plan.requested_bytes(),
@@ -98,7 +97,7 @@ fn the_plan_promises_what_the_pool_measures() {
                 let attention =
                     DilatedAttention::new(&context, attention.config().clone().gradient(gradient))
                         .expect("fits");
-                let plan = attention.plan_backward(&shape, DType::F32).expect("plans");
+                let plan = attention.plan_backward(&shape, dtype).expect("plans");
                 context.wait();
                 context.pool().trim();
                 let before = context.pool().stats();

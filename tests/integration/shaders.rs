@@ -46,30 +46,51 @@ fn layer_kernels() -> Vec<Kernel> {
     let mut kernels = vec![
         Kernel::Fill,
         Kernel::SumPartials,
-        Kernel::LayerNorm(Cell::Scalar),
-        Kernel::LayerNorm(Cell::Vec4),
         Kernel::LayerNormBackward(Cell::Scalar),
-        Kernel::LayerNormBackward(Cell::Vec4),
-        Kernel::Blend,
-        Kernel::Embedding,
+        Kernel::LayerNormBackward(Cell::Vec4(Storage::F32)),
         Kernel::EmbeddingBackward,
-        Kernel::Xpos,
         Kernel::CrossEntropy,
         Kernel::AdamW,
     ];
+    for cell in Cell::ALL {
+        kernels.extend([
+            Kernel::LayerNorm(cell),
+            Kernel::Blend(cell),
+            Kernel::Embedding(cell),
+        ]);
+    }
+    for storage in Storage::ALL {
+        kernels.extend([
+            Kernel::Xpos(storage),
+            Kernel::FromF32(storage),
+            Kernel::ToF32(storage),
+        ]);
+    }
+    // Factors and results of one type, and f32 results of halves.
+    let stored = Storage::ALL.map(|storage| (storage, Cell::smallest(storage)));
+    let stored = stored
+        .into_iter()
+        .chain(Storage::ALL.map(|storage| (storage, Cell::Scalar)));
+    let stored: std::collections::HashSet<_> = stored.collect();
     for activation in Activation::ALL {
-        kernels.push(Kernel::Activation(activation));
+        for cell in Cell::ALL {
+            kernels.push(Kernel::Activation { activation, cell });
+        }
         kernels.push(Kernel::ActivationBackward(activation));
         for (transpose_a, transpose_b) in
             [(false, false), (false, true), (true, false), (true, true)]
         {
             for variant in matmul_variants() {
-                kernels.push(Kernel::Matmul {
-                    variant,
-                    transpose_a,
-                    transpose_b,
-                    activation,
-                });
+                for &(left, result) in &stored {
+                    kernels.push(Kernel::Matmul {
+                        variant,
+                        transpose_a,
+                        transpose_b,
+                        activation,
+                        left,
+                        result,
+                    });
+                }
             }
         }
     }
@@ -120,18 +141,6 @@ fn kernels() -> Vec<(Kernel, DeviceFacts)> {
     kernels
 }
 
-fn stores_f16(kernel: &Kernel) -> bool {
-    let storage = match kernel {
-        Kernel::Forward(variant) => variant.storage,
-        Kernel::BackwardMeans(variant)
-        | Kernel::BackwardDq(variant)
-        | Kernel::BackwardDkDv(variant) => variant.storage,
-        Kernel::Delta { storage, .. } => *storage,
-        _ => Storage::F32,
-    };
-    storage == Storage::F16
-}
-
 fn parse(kernel: Kernel) -> Module {
     naga::front::wgsl::parse_str(&kernel.source())
         .unwrap_or_else(|error| panic!("{kernel:?}: {}", error.emit_to_string(&kernel.source())))
@@ -143,7 +152,7 @@ fn every_kernel_is_valid_and_translates_to_spirv_msl_and_hlsl() {
         let module = parse(kernel);
         // No capability beyond WebGPU's defaults (unpack2x16float is one of them), but for the one that a storage is for.
         let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-        capabilities.set(Capabilities::SHADER_FLOAT16, stores_f16(&kernel));
+        capabilities.set(Capabilities::SHADER_FLOAT16, kernel.stores_f16());
         let info = Validator::new(ValidationFlags::all(), capabilities)
             .validate(&module)
             .unwrap_or_else(|error| panic!("{kernel:?}: {error:?}"));

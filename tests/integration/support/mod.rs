@@ -6,7 +6,6 @@ pub mod gradients;
 pub mod kernel_contexts;
 pub mod models;
 pub mod numbers;
-pub mod plain;
 pub mod pool_operations;
 pub mod problem;
 pub mod snapshot;

@@ -1,17 +1,16 @@
 //! One attention to compute, on the GPU and by the reference, and the comparison of the two.
 
-use std::ops::Range;
-
 use dilated_attention::kernel::forward::ForwardVariant;
+use dilated_attention::ops::convert;
 use dilated_attention::plan::UNCOVERED_LSE;
+use dilated_attention::reference::plain::{self, PlainOutput, rounded};
 use dilated_attention::reference::{self, ReferenceOutput};
 use dilated_attention::{
-    AttentionShape, DilatedAttention, DilatedAttentionConfig, Recorder, Tensor,
+    AttentionShape, DType, DilatedAttention, DilatedAttentionConfig, Recorder, Tensor,
 };
 
 use super::kernel_contexts::TestContext;
 use super::numbers::uniform;
-use super::plain;
 
 /// Configuration, shape and inputs.
 #[derive(Clone, Debug)]
@@ -23,6 +22,8 @@ pub struct Problem {
     pub v: Vec<f32>,
     /// Gradient of the output, for the backward.
     pub dout: Vec<f32>,
+    /// What all of them, and the results, are stored as; they are numbers that it has.
+    pub dtype: DType,
 }
 
 /// Numbers in -1..1 times `scale`; NaN behind an item's length.
@@ -45,11 +46,14 @@ fn tensor(
     values
 }
 
-/// Output and log-sum-exp in single precision.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Result32 {
-    pub out: Vec<f32>,
-    pub softmax_lse: Vec<f32>,
+/// Largest relative error of a number rounded to `dtype`.
+pub fn roundoff(dtype: DType) -> f64 {
+    let bits = match dtype {
+        DType::F16 => 11,
+        DType::Bf16 => 8,
+        _ => 24,
+    };
+    0.5f64.powi(bits)
 }
 
 impl Problem {
@@ -68,25 +72,23 @@ impl Problem {
             k: keys(2),
             v: keys(3),
             dout: queries(4, 1.0),
+            dtype: DType::F32,
             config,
             shape,
         }
     }
 
-    /// Elements of the head `head` of query (or output) `token`.
-    pub fn query_range(&self, item: u32, token: u32, head: u32) -> Range<usize> {
-        self.range(self.shape.seq_len(), item, token, head)
-    }
-
-    /// Elements of the head `head` of key (or value) `token`.
-    pub fn key_range(&self, item: u32, token: u32, head: u32) -> Range<usize> {
-        self.range(self.shape.key_len(), item, token, head)
-    }
-
-    fn range(&self, len: u32, item: u32, token: u32, head: u32) -> Range<usize> {
-        let head_dim = self.config.head_dim() as usize;
-        let row = (item * len + token) * self.config.num_heads() + head;
-        row as usize * head_dim..(row as usize + 1) * head_dim
+    /// The same, rounded to `dtype` and stored so.
+    pub fn stored(self, dtype: DType) -> Self {
+        let round = |values: Vec<f32>| rounded(dtype, &values);
+        Self {
+            q: round(self.q),
+            k: round(self.k),
+            v: round(self.v),
+            dout: round(self.dout),
+            dtype,
+            ..self
+        }
     }
 
     /// Computes it on a device.
@@ -94,15 +96,17 @@ impl Problem {
         &self,
         on: &TestContext,
         variant: ForwardVariant,
-    ) -> dilated_attention::Result<Result32> {
+    ) -> dilated_attention::Result<PlainOutput> {
         let attention = DilatedAttention::with_variant(&on.context, self.config.clone(), variant)?;
         let mut recorder = on.context.recorder("test");
         let [q, k, v] = self.upload(&mut recorder)?;
         let result = attention.forward(&mut recorder, &self.shape, &q, &k, &v)?;
-        let out = recorder.download::<f32>(&result.out)?;
+        assert_eq!(result.out.dtype(), self.dtype);
+        let out = convert(&mut recorder, &result.out, DType::F32)?;
+        let out = recorder.download::<f32>(&out)?;
         let softmax_lse = recorder.download::<f32>(&result.softmax_lse)?;
         recorder.submit()?;
-        Ok(Result32 {
+        Ok(PlainOutput {
             out: out.wait()?,
             softmax_lse: softmax_lse.wait()?,
         })
@@ -115,10 +119,28 @@ impl Problem {
             self.dims(self.shape.key_len()),
         );
         Ok([
-            recorder.upload("q", &queries, &self.q)?,
-            recorder.upload("k", &keys, &self.k)?,
-            recorder.upload("v", &keys, &self.v)?,
+            self.upload_one(recorder, "q", &queries, &self.q)?,
+            self.upload_one(recorder, "k", &keys, &self.k)?,
+            self.upload_one(recorder, "v", &keys, &self.v)?,
         ])
+    }
+
+    /// Records one tensor as it is to be stored.
+    pub fn upload_one(
+        &self,
+        recorder: &mut Recorder,
+        label: &'static str,
+        dims: &[usize],
+        values: &[f32],
+    ) -> dilated_attention::Result<Tensor> {
+        let tensor = recorder.upload(label, dims, values)?;
+        convert(recorder, &tensor, self.dtype)
+    }
+
+    /// Computes it in plain single precision, stored alike.
+    pub fn plain(&self) -> PlainOutput {
+        let inputs = [&self.q[..], &self.k, &self.v];
+        plain::forward(&self.config, &self.shape, inputs, self.dtype, None).unwrap()
     }
 
     /// Dimensions of a tensor with `len` tokens an item.
@@ -144,11 +166,10 @@ impl Problem {
         variants: &[ForwardVariant],
     ) -> Result<(), String> {
         let reference = self.reference();
-        let plain = plain::attention(self);
         // The yardstick must itself be right, or it would allow anything.
         let allowed =
-            Errors::of(&plain, &reference).map_err(|reason| format!("plain: {reason}"))?;
-        if !allowed.is_plausible(&reference) {
+            Errors::of(&self.plain(), &reference).map_err(|reason| format!("plain: {reason}"))?;
+        if !allowed.is_plausible(&reference, self.dtype) {
             return Err(format!("plain single precision is off by {allowed:?}"));
         }
         for &variant in variants {
@@ -162,9 +183,10 @@ impl Problem {
                 .run(on, variant)
                 .map_err(|error| told(error.to_string()))?;
             let errors = Errors::of(&result, &reference).map_err(told)?;
-            if !errors.within(&allowed, &reference) {
+            if !errors.within(&allowed, &reference, self.dtype) {
                 return Err(told(format!(
-                    "errors {errors:?}, those of plain f32 {allowed:?}"
+                    "errors {errors:?}, those of plain {} {allowed:?}",
+                    self.dtype
                 )));
             }
         }
@@ -181,7 +203,7 @@ struct Errors {
 
 impl Errors {
     /// Errors of `result`; an `Err` when it does not cover the same rows, or covers one with what is no number.
-    fn of(result: &Result32, reference: &ReferenceOutput) -> Result<Self, String> {
+    fn of(result: &PlainOutput, reference: &ReferenceOutput) -> Result<Self, String> {
         let mut errors = Self { out: 0.0, lse: 0.0 };
         let lengths = (result.out.len(), result.softmax_lse.len());
         if lengths != (reference.out.len(), reference.softmax_lse.len()) {
@@ -210,18 +232,20 @@ impl Errors {
     }
 
     /// Not larger than twice those of a plain single-precision implementation, as both round differently and either
-    /// may be lucky; or than 1e-5 of the largest value, where that one was lucky indeed (few terms, no rounding).
-    fn within(&self, plain: &Self, reference: &ReferenceOutput) -> bool {
+    /// may be lucky; or than 1e-5 of the largest value, where that one was lucky indeed (few terms, no rounding); or than one
+    /// rounding of that value to what is stored.
+    fn within(&self, plain: &Self, reference: &ReferenceOutput, dtype: DType) -> bool {
         let [out, lse] = largest(reference);
-        self.out <= f64::max(2.0 * plain.out, 1e-5 * out)
+        self.out <= f64::max(2.0 * plain.out, f64::max(1e-5, roundoff(dtype)) * out)
             && self.lse <= f64::max(2.0 * plain.lse, 1e-5 * lse)
     }
 
-    /// Whether these can be rounding errors: large scores lose up to their own spacing in the exponent.
-    fn is_plausible(&self, reference: &ReferenceOutput) -> bool {
+    /// Whether these can be rounding errors: large scores lose up to their own spacing in the exponent, outputs are rounded
+    /// once for their branch and once when it is mixed.
+    fn is_plausible(&self, reference: &ReferenceOutput, dtype: DType) -> bool {
         let [out, lse] = largest(reference);
         let spacing = 1e-5 * lse.max(1.0);
-        self.out <= spacing * out && self.lse <= spacing
+        self.out <= (spacing + 2.0 * roundoff(dtype)) * out && self.lse <= spacing
     }
 }
 

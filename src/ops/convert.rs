@@ -1,0 +1,52 @@
+//! From one type of elements to another.
+
+use super::elementwise::elementwise;
+use crate::error::{Error, Result};
+use crate::kernel::{Cell, Kernel, Storage};
+use crate::recorder::Recorder;
+use crate::tensor::{DType, Tensor};
+
+/// Records a tensor with the elements of `x` as `dtype`: f32, f16 or bf16. Towards half precision they are rounded to the
+/// nearest, ties to even; numbers beyond the largest become infinite, as IEEE 754 has it, and a NaN stays one. From f16 to bf16
+/// and back the way is through f32. A tensor of that type already is returned as it is.
+///
+/// ```no_run
+/// use dilated_attention::{Context, DType, ops::convert};
+/// let context = Context::headless()?;
+/// let mut recorder = context.recorder("inputs");
+/// let x = recorder.upload("x", &[2, 4], &[0.1f32; 8])?;
+/// let half = convert(&mut recorder, &x, DType::F16)?;
+/// # Ok::<(), dilated_attention::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::WrongDType`] for integers, [`Error::InvalidShape`] when the number of elements is no multiple of 4,
+/// [`Error::ForeignDevice`], and the errors of leasing and recording.
+pub fn convert(recorder: &mut Recorder, x: &Tensor, dtype: DType) -> Result<Tensor> {
+    let facts = recorder.context().facts();
+    let from = Storage::of("x", x.dtype(), facts)?;
+    let to = Storage::of("dtype", dtype, facts)?;
+    x.expect("x", x.shape(), x.dtype(), recorder.context().pool().id())?;
+    if x.dtype() == dtype {
+        return Ok(x.clone());
+    }
+    let kernel = match (from, to) {
+        (Storage::F32, to) => Kernel::FromF32(to),
+        (from, Storage::F32) => Kernel::ToF32(from),
+        _ => {
+            let wide = convert(recorder, x, DType::F32)?;
+            return convert(recorder, &wide, dtype);
+        }
+    };
+    if !x.num_elements().is_multiple_of(4) {
+        return Err(Error::InvalidShape {
+            what: "x",
+            given: format!("{:?}, {} elements", x.shape(), x.num_elements()),
+            need: "a multiple of 4 elements, to be converted".to_owned(),
+        });
+    }
+    let out = recorder.empty(x.label(), x.shape(), dtype)?;
+    let cell = Cell::Vec4(from);
+    elementwise(recorder, kernel, cell, x.vector(), out.vector())?;
+    Ok(out)
+}

@@ -1,0 +1,369 @@
+//! Attention with f16 and bf16 tensors, with and without f16 in shaders: against the f64 reference of the rounded inputs, allowed
+//! twice the error of a plain implementation that stores the same type.
+
+use dilated_attention::kernel::Storage;
+use dilated_attention::kernel::backward::BackwardVariant;
+use dilated_attention::kernel::forward::ForwardVariant;
+use dilated_attention::ops::convert;
+use dilated_attention::plan::DeviceFacts;
+use dilated_attention::reference::plain::rounded;
+use dilated_attention::{
+    AttentionShape, Context, DType, DilatedAttention, DilatedAttentionConfig, Error, Heads, Mask,
+    MixGradient, Recorder, Tensor,
+};
+use half::{bf16, f16};
+
+use crate::backward;
+use crate::forward::named_problems;
+use crate::support::kernel_contexts::{TestContext, kernel_contexts, tiny_bindings};
+use crate::support::problem::Problem;
+
+const HALVES: [DType; 2] = [DType::F16, DType::Bf16];
+
+/// What stores `dtype` on a context: f16 in words on every device, and as such where shaders know it.
+fn storages(on: &TestContext, dtype: DType) -> Vec<Storage> {
+    let all = Storage::ALL.into_iter();
+    all.filter(|storage| storage.dtype() == dtype && storage.check(on.context.facts()).is_ok())
+        .collect()
+}
+
+/// The kernel that the adapter would choose.
+fn forward_variant(on: &TestContext, head_dim: u32, storage: Storage) -> ForwardVariant {
+    ForwardVariant::choose(head_dim, storage, on.context.facts())
+}
+
+#[test]
+fn named_forwards_equal_the_reference() {
+    for on in [&kernel_contexts()[0], tiny_bindings()] {
+        for dtype in HALVES {
+            for (name, problem) in named_problems() {
+                let variants: Vec<_> = storages(on, dtype)
+                    .into_iter()
+                    .map(|storage| forward_variant(on, 8, storage))
+                    .collect();
+                problem
+                    .stored(dtype)
+                    .check_kernels(on, &variants)
+                    .unwrap_or_else(|reason| panic!("{name}: {reason}"));
+            }
+        }
+    }
+}
+
+/// Kernels that the adapter would not choose have their own loads and stores.
+#[test]
+fn every_forward_kernel_equals_the_reference() {
+    let on = &kernel_contexts()[0];
+    let config = DilatedAttentionConfig::new(2, 8, &[16, 50], &[1, 3]).unwrap();
+    let shape = AttentionShape::new(2, 70).unwrap();
+    for dtype in HALVES {
+        let problem = Problem::new(config.clone().torchscale(), shape.clone(), 1.0).stored(dtype);
+        let storage = *storages(on, dtype).last().unwrap();
+        let variants: Vec<_> = on
+            .forward_variants(8)
+            .into_iter()
+            .skip(1)
+            .map(|variant| ForwardVariant { storage, ..variant })
+            .collect();
+        problem.check_kernels(on, &variants).unwrap();
+    }
+}
+
+#[test]
+fn gradients_equal_the_reference() {
+    for on in [&kernel_contexts()[0], tiny_bindings()] {
+        for dtype in HALVES {
+            // Of segments as long as those of other tests, so that kernels are compiled once.
+            let config = DilatedAttentionConfig::new(1, 8, &[4096], &[1]).unwrap();
+            let variants: Vec<_> = storages(on, dtype)
+                .into_iter()
+                .map(|storage| BackwardVariant::choose(&config, storage, on.context.facts()))
+                .collect();
+            for (name, problem) in named_problems() {
+                for gradient in [MixGradient::Exact, MixGradient::DetachedMix] {
+                    let mut problem = problem.clone().stored(dtype);
+                    problem.config = problem.config.gradient(gradient);
+                    backward::check_kernels(&problem, on, &variants)
+                        .unwrap_or_else(|reason| panic!("{name}: {reason}"));
+                }
+            }
+        }
+    }
+}
+
+/// A head as wide as in real models, and more branches than two, each of which rounds the running output.
+#[test]
+fn wide_heads_and_many_branches_equal_the_reference() {
+    let on = &kernel_contexts()[1];
+    let config = DilatedAttentionConfig::new(2, 64, &[8, 16, 32, 64, 128], &[1, 2, 4, 6, 12])
+        .unwrap()
+        .mask(Mask::Causal);
+    let shape = AttentionShape::new(1, 130).unwrap();
+    for dtype in HALVES {
+        let problem = Problem::new(config.clone(), shape.clone(), 4.0).stored(dtype);
+        let storage = storages(on, dtype)[0];
+        let variant = forward_variant(on, 64, storage);
+        problem.check_kernels(on, &[variant]).unwrap();
+    }
+}
+
+/// The same bits whether shaders know f16 or not, and on every run.
+#[test]
+fn storages_of_one_type_agree_bit_for_bit() {
+    let on = &kernel_contexts()[0];
+    let config = DilatedAttentionConfig::new(2, 8, &[16, 50], &[1, 3]).unwrap();
+    let problem = Problem::new(config, AttentionShape::new(2, 70).unwrap(), 1.0).stored(DType::F16);
+    let results: Vec<_> = storages(on, DType::F16)
+        .into_iter()
+        .flat_map(|storage| [forward_variant(on, 8, storage); 2])
+        .map(|variant| problem.run(on, variant).unwrap())
+        .collect();
+    // Stock lavapipe has f16 in shaders; elsewhere one storage runs twice.
+    assert!(results.len() >= 2);
+    for result in &results {
+        assert_eq!(result, &results[0]);
+    }
+}
+
+/// Numbers at which rounding is special, and neighbours of all f16 steps in one binade.
+fn special_numbers() -> Vec<f32> {
+    let mut numbers = vec![
+        0.0,
+        -0.0,
+        65_504.0,
+        65_519.996,
+        65_520.0,
+        -65_520.0,
+        1e6,
+        f32::MAX,
+        f32::MIN,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        6.103_515_6e-5,
+        6.1e-5,
+        5.960_464_5e-8,
+        2.980_232_2e-8,
+        2.980_232_6e-8,
+        8.940_697e-8,
+        -1e-7,
+        1e-10,
+        1e-30,
+        3.389_531_4e38,
+        3.396e38,
+    ];
+    for i in 0..4096u32 {
+        // Halfway between two numbers, just below and just above, for both types.
+        let base = 1.0f32.to_bits() + (i << 12);
+        numbers.extend([base, base - 1, base + 1].map(f32::from_bits));
+        let base = 3.0f32.to_bits() + (i << 15);
+        numbers.extend([base, base - 1, base + 1].map(f32::from_bits));
+        numbers.push(i as f32 * 1.490_116_1e-8);
+    }
+    numbers.resize(numbers.len().next_multiple_of(4), 0.5);
+    numbers
+}
+
+#[test]
+fn conversions_round_as_the_host_does() {
+    let numbers = special_numbers();
+    for on in kernel_contexts() {
+        let mut recorder = on.context.recorder("test");
+        let x = recorder.upload("x", &[numbers.len()], &numbers).unwrap();
+        let to_f16 = convert(&mut recorder, &x, DType::F16).unwrap();
+        let to_bf16 = convert(&mut recorder, &x, DType::Bf16).unwrap();
+        let f16s = recorder.download::<f16>(&to_f16).unwrap();
+        let bf16s = recorder.download::<bf16>(&to_bf16).unwrap();
+        let back = [&to_f16, &to_bf16].map(|half| {
+            let wide = convert(&mut recorder, half, DType::F32).unwrap();
+            recorder.download::<f32>(&wide).unwrap()
+        });
+        recorder.submit().unwrap();
+        let (f16s, bf16s) = (f16s.wait().unwrap(), bf16s.wait().unwrap());
+        for (index, number) in numbers.iter().enumerate() {
+            let (expected, given) = (f16::from_f32(*number), f16s[index]);
+            assert!(
+                expected.is_nan() && given.is_nan() || expected.to_bits() == given.to_bits(),
+                "{}: {number:e} is {given:?}, not {expected:?} in f16",
+                on.name
+            );
+            let (expected, given) = (bf16::from_f32(*number), bf16s[index]);
+            assert!(
+                expected.is_nan() && given.is_nan() || expected.to_bits() == given.to_bits(),
+                "{}: {number:e} is {given:?}, not {expected:?} in bf16",
+                on.name
+            );
+        }
+        let [from_f16, from_bf16] = back.map(|download| download.wait().unwrap());
+        for (index, (wide, half)) in from_f16.iter().zip(&f16s).enumerate() {
+            let expected = half.to_f32();
+            assert!(
+                *wide == expected || wide.is_nan() && expected.is_nan(),
+                "{}: element {index}, {half:?}, is {wide:e} in f32",
+                on.name
+            );
+        }
+        for (wide, half) in from_bf16.iter().zip(&bf16s) {
+            let expected = half.to_f32();
+            assert!(*wide == expected || wide.is_nan() && expected.is_nan());
+        }
+    }
+}
+
+/// An output beyond the largest f16 becomes infinite, in its own rows only; bf16 has room for it.
+#[test]
+fn overflow_and_numbers_that_are_none_stay_in_their_rows() {
+    let on = &kernel_contexts()[0];
+    let config = DilatedAttentionConfig::new(2, 8, &[16, 50], &[1, 3])
+        .unwrap()
+        .mask(Mask::Causal);
+    let shape = AttentionShape::new(1, 60).unwrap();
+    for dtype in HALVES {
+        let variant = forward_variant(on, 8, storages(on, dtype)[0]);
+        let problem = Problem::new(config.clone(), shape.clone(), 1.0).stored(dtype);
+        let before = problem.run(on, variant).unwrap();
+        let token = 40;
+        for value in [f32::NAN, f32::INFINITY] {
+            let mut poisoned = problem.clone();
+            poisoned.v[token * 16..][..16].fill(value);
+            let after = poisoned.run(on, variant).unwrap();
+            assert_eq!(before.out[..token * 16], after.out[..token * 16]);
+            let own = &after.out[token * 16..][..16];
+            assert!(own.iter().all(|value| !value.is_finite()), "{own:?}");
+        }
+    }
+    // Partitioned heads divide by the number of branches, so sums above 65504 need values that are.
+    let mut steep = Problem::new(config, shape, 1.0);
+    steep.v.fill(65_504.0);
+    let steep = steep.stored(DType::F16);
+    let largest = steep
+        .run(on, forward_variant(on, 8, storages(on, DType::F16)[0]))
+        .unwrap();
+    // A mean of equal values is that value, but for the rounding of its weights.
+    assert!(
+        largest
+            .out
+            .iter()
+            .all(|value| *value == 65_504.0 || *value == 65_472.0)
+    );
+}
+
+fn zeros(recorder: &mut Recorder, dtype: DType) -> Tensor {
+    recorder.zeros("zeros", &[1, 20, 2, 8], dtype).unwrap()
+}
+
+#[test]
+fn mixed_types_are_errors() {
+    let on = &kernel_contexts()[0];
+    let config = DilatedAttentionConfig::new(2, 8, &[16], &[1]).unwrap();
+    let attention = DilatedAttention::new(&on.context, config).unwrap();
+    let shape = AttentionShape::new(1, 20).unwrap();
+    let mut recorder = on.context.recorder("test");
+    let [wide, half, brain] =
+        [DType::F32, DType::F16, DType::Bf16].map(|dtype| zeros(&mut recorder, dtype));
+    for (q, k, v, what, given, need) in [
+        (&wide, &half, &wide, "k", DType::F16, DType::F32),
+        (&half, &half, &wide, "v", DType::F32, DType::F16),
+        (&brain, &half, &brain, "k", DType::F16, DType::Bf16),
+    ] {
+        let result = attention.forward(&mut recorder, &shape, q, k, v);
+        let expected = Error::WrongDType { what, given, need };
+        assert_eq!(result.map(drop).unwrap_err(), expected);
+    }
+    let integers = zeros(&mut recorder, DType::U32);
+    let result = attention.forward(&mut recorder, &shape, &integers, &integers, &integers);
+    assert!(matches!(
+        result,
+        Err(Error::WrongDType {
+            what: "q",
+            given: DType::U32,
+            ..
+        })
+    ));
+    let forward = attention
+        .forward(&mut recorder, &shape, &half, &half, &half)
+        .unwrap();
+    assert_eq!(forward.softmax_lse.dtype(), DType::F32);
+    let result = attention.backward(&mut recorder, &shape, [&half; 3], &forward, &wide);
+    assert_eq!(
+        result.map(drop).unwrap_err(),
+        Error::WrongDType {
+            what: "dout",
+            given: DType::F32,
+            need: DType::F16
+        }
+    );
+    let odd = recorder.zeros("odd", &[3], DType::F32).unwrap();
+    let result = convert(&mut recorder, &odd, DType::F16);
+    assert!(matches!(result, Err(Error::InvalidShape { .. })));
+    let result = convert(&mut recorder, &integers, DType::F16);
+    assert!(matches!(result, Err(Error::WrongDType { .. })));
+}
+
+#[test]
+fn plans_promise_what_the_pool_measures() {
+    let defaults = DeviceFacts::webgpu_defaults();
+    let tight = DeviceFacts {
+        max_binding_bytes: 16 << 10,
+        ..defaults.clone()
+    };
+    for facts in [defaults, tight] {
+        for dtype in HALVES {
+            // It takes leases and runs nothing; another test runs one type on a device.
+            let context = Context::planner(facts.clone());
+            let config = DilatedAttentionConfig::new(2, 8, &[32, 700], &[2, 4]).unwrap();
+            let attention = DilatedAttention::new(&context, config).unwrap();
+            let shape = AttentionShape::new(1, 900).unwrap();
+            let mut inputs = context.recorder("inputs");
+            let q = inputs.zeros("q", &[1, 900, 2, 8], dtype).unwrap();
+            inputs.submit().unwrap();
+            let pool = context.pool();
+            let measured = |record: &mut dyn FnMut(&mut Recorder)| {
+                pool.trim();
+                let before = pool.stats().requested_bytes.current;
+                pool.reset_peaks();
+                let mut recorder = context.recorder("measured");
+                record(&mut recorder);
+                recorder.submit().unwrap();
+                pool.stats().requested_bytes.peak - before
+            };
+            let mut result = None;
+            let bytes = measured(&mut |recorder| {
+                result = Some(attention.forward(recorder, &shape, &q, &q, &q).unwrap());
+            });
+            let plan = attention.plan(&shape, dtype).unwrap();
+            assert_eq!(bytes, plan.requested_bytes(), "{plan}");
+            let wide = attention.plan(&shape, DType::F32).unwrap();
+            // The output is half as large; all else is as it was or, with fewer windows, less.
+            assert!(wide.requested_bytes() - plan.requested_bytes() >= 900 * 16 * 2);
+            let result = result.unwrap();
+            let bytes = measured(&mut |recorder| {
+                attention
+                    .backward(recorder, &shape, [&q; 3], &result, &q)
+                    .unwrap();
+            });
+            let plan = attention.plan_backward(&shape, dtype).unwrap();
+            assert_eq!(bytes, plan.requested_bytes());
+        }
+    }
+}
+
+/// Heads of partitioned branches are divided before they are stored.
+#[test]
+fn rounding_a_tensor_is_what_storing_it_does() {
+    let on = &kernel_contexts()[0];
+    let config = DilatedAttentionConfig::new(2, 8, &[1, 1], &[1, 1])
+        .unwrap()
+        .heads(Heads::Partitioned);
+    let problem = Problem::new(config, AttentionShape::new(1, 30).unwrap(), 1.0);
+    for dtype in HALVES {
+        let problem = problem.clone().stored(dtype);
+        let variant = forward_variant(on, 8, storages(on, dtype)[0]);
+        // One key a row: the output is its value.
+        let halved: Vec<f32> = problem.v.iter().map(|value| value / 2.0).collect();
+        assert_eq!(
+            problem.run(on, variant).unwrap().out,
+            rounded(dtype, &halved)
+        );
+    }
+}
