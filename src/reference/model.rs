@@ -3,7 +3,8 @@
 //! these, so no gradient is written here, and no dropout either.
 //!
 //! Parameters come as a map from their names to their values, (out, in) row-major for the weights of linear layers.
-//! Activations are (batch, token, element). Names that are missing and lengths that do not fit panic, since only tests call
+//! Activations are (batch, token, element). Where the options say that they are stored in half precision, every operation's
+//! result is rounded to it, and that is all that is lost: what a plain implementation loses, while f32 activations lose nothing. Names that are missing and lengths that do not fit panic, since only tests call
 //! these with weights of their own.
 //!
 //! ```text
@@ -16,11 +17,13 @@
 
 use std::collections::HashMap;
 
+use super::plain::rounded_wide;
 use super::{forward, layers};
 use crate::config::{AttentionShape, DilatedAttentionConfig};
 use crate::error::Result;
 use crate::longnet::{LongNetConfig, OutputProjection};
 use crate::nn::{Activation, ProjectionNorm};
+use crate::tensor::DType;
 
 /// Parameters by name.
 pub type Values = HashMap<String, Vec<f64>>;
@@ -65,6 +68,8 @@ pub struct FeedForward {
     pub activation: Activation,
     /// Epsilon of the layer norm inside, if there is one.
     pub norm_eps: Option<f32>,
+    /// What activations are rounded to.
+    pub activations: DType,
 }
 
 impl FeedForward {
@@ -73,7 +78,8 @@ impl FeedForward {
     /// # Panics
     /// When a parameter is missing or lengths do not fit.
     pub fn forward(&self, values: &Values, name: &str, x: &[f64]) -> Vec<f64> {
-        let mut hidden = linear(values, &format!("{name}.fc1"), x, self.embed_dim);
+        let stored = |x| rounded_wide(self.activations, x);
+        let mut hidden = stored(linear(values, &format!("{name}.fc1"), x, self.embed_dim));
         for value in &mut hidden {
             *value = match self.activation {
                 Activation::Identity => *value,
@@ -81,10 +87,21 @@ impl FeedForward {
                 Activation::Gelu => layers::gelu(*value),
             };
         }
+        hidden = stored(hidden);
         if let Some(eps) = self.norm_eps {
-            hidden = layer_norm(values, &format!("{name}.ffn_layernorm"), &hidden, eps);
+            hidden = stored(layer_norm(
+                values,
+                &format!("{name}.ffn_layernorm"),
+                &hidden,
+                eps,
+            ));
         }
-        linear(values, &format!("{name}.fc2"), &hidden, self.ffn_dim)
+        stored(linear(
+            values,
+            &format!("{name}.fc2"),
+            &hidden,
+            self.ffn_dim,
+        ))
     }
 }
 
@@ -99,6 +116,8 @@ pub struct Multihead<'a> {
     pub norm_eps: f32,
     /// Base of xPos' scale, for attention whose queries and keys are turned by their positions in their item.
     pub xpos_scale_base: Option<f32>,
+    /// What activations are rounded to.
+    pub activations: DType,
 }
 
 impl Multihead<'_> {
@@ -118,18 +137,25 @@ impl Multihead<'_> {
         memory: &[f64],
     ) -> Result<Vec<f64>> {
         let width = self.attention.embed_dim() as usize;
-        let project = |layer: &str, x: &[f64]| linear(values, &format!("{name}.{layer}"), x, width);
+        let stored = |x| rounded_wide(self.activations, x);
+        let project =
+            |layer: &str, x: &[f64]| stored(linear(values, &format!("{name}.{layer}"), x, width));
         let norm = |layer: &str, wanted: bool, x: Vec<f64>| match wanted {
-            true => layer_norm(values, &format!("{name}.{layer}"), &x, self.norm_eps),
+            true => stored(layer_norm(
+                values,
+                &format!("{name}.{layer}"),
+                &x,
+                self.norm_eps,
+            )),
             false => x,
         };
         let query_key = self.norm == ProjectionNorm::QueryKey;
         let q = norm("q_ln", query_key, project("q_proj", x));
         let k = norm("k_ln", query_key, project("k_proj", memory));
         let v = project("v_proj", memory);
-        let q = self.turn(&q, shape.seq_len(), 1.0);
-        let k = self.turn(&k, shape.key_len(), -1.0);
-        let mixed = forward(self.attention, shape, &q, &k, &v)?.out;
+        let q = stored(self.turn(&q, shape.seq_len(), 1.0));
+        let k = stored(self.turn(&k, shape.key_len(), -1.0));
+        let mixed = stored(forward(self.attention, shape, &q, &k, &v)?.out);
         let mixed = match self.norm {
             ProjectionNorm::None => mixed,
             ProjectionNorm::Inner => norm("inner_attn_ln", true, mixed),
@@ -186,7 +212,12 @@ impl Model<'_> {
     }
 
     fn norm(&self, name: &str, x: &[f64]) -> Vec<f64> {
-        layer_norm(self.values, &self.name(name), x, self.config.norm_eps)
+        let eps = self.config.norm_eps;
+        self.stored(layer_norm(self.values, &self.name(name), x, eps))
+    }
+
+    fn stored(&self, x: Vec<f64>) -> Vec<f64> {
+        rounded_wide(self.config.activations, x)
     }
 
     /// What the first layer is given.
@@ -204,6 +235,7 @@ impl Model<'_> {
                 ids.iter().flat_map(row).map(|x| scale * x).collect()
             }
         };
+        x = self.stored(x);
         if self.config.learned_positions.is_some() {
             let table = value(self.values, &self.name("embed_positions"), "weight");
             for (index, x) in x.chunks_mut(width).enumerate() {
@@ -212,6 +244,7 @@ impl Model<'_> {
                     *x += position;
                 }
             }
+            x = self.stored(x);
         }
         match self.config.embedding_norm {
             true => self.norm("layernorm_embedding", &x),
@@ -255,6 +288,7 @@ impl Model<'_> {
             norm: config.projection_norm,
             norm_eps: config.norm_eps,
             xpos_scale_base: config.xpos_scale_base,
+            activations: config.activations,
         };
         let mut x = self.block(&format!("{name}.self_attn_layer_norm"), &x, |x| {
             let name = self.name(&format!("{name}.self_attn"));
@@ -266,6 +300,7 @@ impl Model<'_> {
                 norm: cross.projection_norm,
                 norm_eps: config.norm_eps,
                 xpos_scale_base: None,
+                activations: config.activations,
             };
             let (memory, shape) = memory.expect("a memory to attend to");
             x = self.block(&format!("{name}.encoder_attn_layer_norm"), &x, |x| {
@@ -278,6 +313,7 @@ impl Model<'_> {
             ffn_dim: config.ffn_dim,
             activation: config.activation,
             norm_eps: config.sub_norm.then_some(config.norm_eps),
+            activations: config.activations,
         };
         self.block(&format!("{name}.final_layer_norm"), &x, |x| {
             Ok(network.forward(self.values, &self.name(&format!("{name}.ffn")), x))
@@ -295,7 +331,8 @@ impl Model<'_> {
             false => sublayer(&self.norm(norm, x))?,
         };
         let scale = f64::from(self.config.residual_scale);
-        let sum: Vec<f64> = x.iter().zip(inner).map(|(x, y)| scale * x + y).collect();
+        let sum = x.iter().zip(inner).map(|(x, y)| scale * x + y);
+        let sum = self.stored(sum.collect());
         Ok(match self.config.post_norm {
             true => self.norm(norm, &sum),
             false => sum,

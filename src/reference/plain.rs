@@ -29,6 +29,19 @@ pub fn rounded(dtype: DType, values: &[f32]) -> Vec<f32> {
     values.iter().map(|value| round(dtype, *value)).collect()
 }
 
+/// The same in double precision.
+pub(super) fn rounded_wide(dtype: DType, values: Vec<f64>) -> Vec<f64> {
+    match dtype {
+        DType::F32 | DType::U32 => values,
+        DType::F16 | DType::Bf16 => {
+            let values = values.into_iter();
+            values
+                .map(|value| round(dtype, value as f32).into())
+                .collect()
+        }
+    }
+}
+
 fn round(dtype: DType, value: f32) -> f32 {
     match dtype {
         DType::F32 | DType::U32 => value,

@@ -108,6 +108,7 @@ fn feed_forward_networks() {
                     Ok(vec![y, all])
                 });
                 let reference = model::FeedForward {
+                    activations: DType::F32,
                     embed_dim,
                     ffn_dim,
                     activation,
@@ -162,6 +163,7 @@ fn chunks_of_rows_equal_calls_of_their_own() {
     assert!(sets[0] == sets[1]);
     assert!(tensors[0].iter().all(|y| y.is_finite()));
     let reference = model::FeedForward {
+        activations: DType::F32,
         embed_dim,
         ffn_dim: sizes[1],
         activation: Activation::Gelu,
@@ -307,6 +309,7 @@ fn multihead_attention() {
                     Ok(vec![y])
                 });
                 let reference = model::Multihead {
+                    activations: DType::F32,
                     attention,
                     norm,
                     norm_eps: EPS,
@@ -393,6 +396,7 @@ fn blocks() {
             let input = if post_norm { x.clone() } else { norm(&x) };
             let attend = |attention, shape, memory: &[f64]| {
                 let reference = model::Multihead {
+                    activations: DType::F32,
                     attention,
                     norm: ProjectionNorm::Inner,
                     norm_eps: EPS,
@@ -407,6 +411,7 @@ fn blocks() {
                 1 => attend(&dense, &cross, &memory),
                 _ => {
                     let network = model::FeedForward {
+                        activations: DType::F32,
                         embed_dim: width,
                         ffn_dim: 31,
                         activation: Activation::Relu,

@@ -10,6 +10,7 @@ mod dropout;
 mod encoder_decoder;
 mod forward;
 mod golden;
+mod half_models;
 mod half_precision;
 mod hazard;
 mod layers;
