@@ -3,6 +3,7 @@
 mod abandoned;
 mod backward;
 mod checkpoints;
+mod coop;
 #[path = "../../benches/counting_allocator.rs"]
 mod counting_allocator;
 mod decode;

@@ -68,7 +68,7 @@ impl TestContext {
         let mut variants = vec![chosen];
         for shape in ForwardShape::ALL {
             let affordable = match (shape, facts.processor) {
-                (ForwardShape::Tile, _) | (_, Processor::Gpu) => true,
+                (ForwardShape::Tile | ForwardShape::Coop(_), _) | (_, Processor::Gpu) => true,
                 (ForwardShape::Micro, _) => head_dim <= 64,
                 // Older drivers load a shared address once per lane: a minute to compile at 64 elements.
                 (ForwardShape::Rows, Processor::Cpu { uniform_loads, .. }) => {
