@@ -31,9 +31,6 @@ const WEIGHTS: u32 = 2u * STAGED * VECTOR_STRIDE; // then a slab for each subgro
 const HALVES: u32 = WEIGHTS + SUBGROUPS * ROWS * WEIGHT_STRIDE;
 const FLOATS: u32 = SUBGROUPS * ROWS * SCORE_STRIDE;
 
-// 0, or the bits of a NaN for a staged key that has one, or an infinity, in its key or value. What is staged instead is 0: a
-// matrix product would carry it to rows that do not see the key.
-var<workgroup> broken: array<atomic<u32>, STAGED>;
 var<workgroup> grown: u32; // not 0 when a row's maximum has grown too much
 var<workgroup> ends: array<RowEnd, SUBGROUPS * ROWS>;
 
@@ -52,10 +49,6 @@ var<private> scores: array<Sum, ROW_BLOCKS * KEY_BLOCKS>;
 var<private> top: array<f32, LANE_ROWS>;
 var<private> sum: array<f32, LANE_ROWS>;
 var<private> shrink: array<f32, LANE_ROWS>;
-
-fn is_finite(x: vec4<f16>) -> bool {
-    return all(abs(x) <= vec4<f16>(65504.0h));
-}
 
 // Number of the lane's row i in the subgroup's slab.
 fn slab_row(i: u32) -> u32 {
@@ -102,7 +95,7 @@ fn stage(index: u32, partly: bool) {
         if (partly && !(is_finite(key) && is_finite(value))) {
             key = vec4<f16>();
             value = vec4<f16>();
-            atomicStore(&broken[place], 0x7fc00000u);
+            mark_broken(place);
         }
         put_halves(place * VECTOR_STRIDE + column, key);
         put_halves(VALUES + place * VECTOR_STRIDE + column, value);
@@ -140,14 +133,10 @@ fn row_scores(at: u32, c: u32, last: u32, partly: bool) -> vec4<f32> {
     var s = params.scale_log2e * get_floats(at + c);
     if (partly) {
         let places = vec4<u32>(4u * c) + vec4<u32>(0u, 1u, 2u, 3u);
-        s += vec4<f32>(broken_key(places.x), broken_key(places.y), broken_key(places.z), broken_key(places.w));
+        s += broken_places(4u * c);
         s = select(vec4<f32>(SCORE_FLOOR), s, vec4<u32>(key_tile) + places < vec4<u32>(last));
     }
     return s;
-}
-
-fn broken_key(place: u32) -> f32 {
-    return bitcast<f32>(atomicLoad(&broken[place]));
 }
 
 // The lane's row i: its scores become weights.
@@ -260,9 +249,7 @@ fn forward_coop(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
     for (var i = 0u; i < LANE_ROWS; i++) {
         top[i] = SCORE_FLOOR;
     }
-    for (var place = index; place < STAGED; place += THREADS) {
-        atomicStore(&broken[place], 0u);
-    }
+    clear_broken(index, THREADS);
     if (index == 0u) {
         grown = 0u;
     }
@@ -283,9 +270,7 @@ fn forward_coop(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
             shrink_output_each();
         }
         add_values_each();
-        for (var place = index; place < STAGED; place += THREADS) {
-            atomicStore(&broken[place], 0u);
-        }
+        clear_broken(index, THREADS);
         if (index == 0u) {
             grown = 0u;
         }

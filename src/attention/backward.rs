@@ -34,12 +34,12 @@ impl DilatedAttention {
     /// # Errors
     /// [`Error::WrongDType`](crate::Error::WrongDType) for integers.
     pub fn backward_variant(&self, dtype: DType) -> Result<BackwardVariant> {
-        let facts = self.context.facts();
-        let storage = Storage::of("q", dtype, facts)?;
+        let storage = Storage::of("q", dtype, self.context.facts())?;
+        let facts = self.context.facts_for(storage);
         Ok(match self.backward_kernel {
             Some(given) if given.storage.dtype() == dtype => given,
-            Some(given) => BackwardVariant { storage, ..given },
-            None => BackwardVariant::choose(&self.config, storage, facts),
+            Some(given) if !given.shape.is_cooperative() => BackwardVariant { storage, ..given },
+            _ => BackwardVariant::choose(&self.config, storage, facts),
         })
     }
 
@@ -49,8 +49,8 @@ impl DilatedAttention {
     /// As [`DilatedAttentionConfig::plan_backward`](crate::DilatedAttentionConfig::plan_backward).
     pub fn plan_backward(&self, shape: &AttentionShape, dtype: DType) -> Result<BackwardPlan> {
         let variant = self.backward_variant(dtype)?;
-        self.config
-            .plan_backward_with(shape, self.context.facts(), variant)
+        let facts = self.context.facts_for(variant.storage);
+        self.config.plan_backward_with(shape, facts, variant)
     }
 
     /// Compiles the backward's kernels now; see [`warm_up`](Self::warm_up).
@@ -64,7 +64,7 @@ impl DilatedAttention {
                 head_dim: self.config.head_dim(),
                 storage: variant.storage,
             },
-            MixGradient::DetachedMix => Kernel::BackwardMeans(variant),
+            MixGradient::DetachedMix => Kernel::BackwardMeans(variant.of_pass(Pass::Means)),
         };
         self.context.compile(&[
             terms,
@@ -167,7 +167,10 @@ impl DilatedAttention {
             let terms = (&terms, dispatch.terms.bytes);
             let lse = (softmax_lse, dispatch.lse.bytes);
             let (kernel, own) = match dispatch.pass {
-                Pass::Means => (Kernel::BackwardMeans(plan.variant), vec![lse, terms]),
+                Pass::Means => {
+                    let variant = plan.variant.of_pass(Pass::Means);
+                    (Kernel::BackwardMeans(variant), vec![lse, terms])
+                }
                 Pass::Dq => {
                     let dq = (&dq, dispatch.q.bytes);
                     (Kernel::BackwardDq(plan.variant), vec![terms, dq])

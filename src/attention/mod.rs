@@ -118,7 +118,8 @@ impl DilatedAttention {
     /// # Errors
     /// [`Error::InvalidConfig`] when the kernels do not fit the head size or the device.
     pub fn with_backward_variant(self, variant: BackwardVariant) -> Result<Self> {
-        variant.check(self.config.head_dim(), self.context.facts())?;
+        let facts = self.context.facts_for(variant.storage);
+        variant.check(self.config.head_dim(), facts)?;
         Ok(Self {
             backward_kernel: Some(variant),
             ..self

@@ -11,8 +11,8 @@ use crate::kernel::matmul::{CoopProduct, MatmulVariant};
 use crate::kernel::{Activation, Cell, Kernel, MatmulParams, Storage};
 use crate::plan::{CooperativeMatrix, NoCooperativeMatrix};
 
-/// Rows, inner elements and columns: more than one tile, and no multiple of one.
-const SIZES: [u32; 3] = [76, 44, 68];
+/// Rows, inner elements and columns: all subgroups have some, none is a multiple of a tile, and the smallest bindings hold them.
+const SIZES: [u32; 3] = [100, 44, 36];
 
 /// Both orders of loading a matrix, of either factor.
 const TRANSPOSED: [(bool, bool); 2] = [(false, true), (true, false)];

@@ -73,6 +73,26 @@ fn unrolled(kernel: &Kernel) -> Vec<(&'static str, u32)> {
             ("add_products", product.column_blocks),
             ("write_block", product.row_blocks * product.column_blocks),
         ],
+        Kernel::BackwardDq(BackwardVariant {
+            shape: BackwardShape::Coop(tile),
+            head_dim,
+            ..
+        })
+        | Kernel::BackwardDkDv(BackwardVariant {
+            shape: BackwardShape::Coop(tile),
+            head_dim,
+            ..
+        }) => {
+            let columns = tile.column_blocks(*head_dim);
+            vec![
+                ("load_own", columns),
+                ("clear_products", tile.row_blocks() * tile.staged_blocks()),
+                ("add_products", columns * tile.staged_blocks()),
+                ("store_products", tile.row_blocks() * tile.staged_blocks()),
+                ("add_sums", columns * tile.staged_blocks()),
+                ("write_sums", columns),
+            ]
+        }
         Kernel::BackwardMeans(variant)
         | Kernel::BackwardDq(variant)
         | Kernel::BackwardDkDv(variant)
@@ -102,7 +122,7 @@ fn constants(kernel: &Kernel) -> Vec<(&'static str, u32)> {
         Kernel::Delta { head_dim, .. } => vec![("HEAD_DIM_VEC4", head_dim / 4)],
         Kernel::BackwardMeans(variant)
         | Kernel::BackwardDq(variant)
-        | Kernel::BackwardDkDv(variant) => variant.constants().to_vec(),
+        | Kernel::BackwardDkDv(variant) => variant.constants(),
         Kernel::Matmul {
             variant,
             transpose_a,
@@ -144,6 +164,10 @@ fn matrix(kernel: &Kernel) -> Option<CooperativeMatrix> {
             shape: ForwardShape::Coop(tile),
             ..
         }) => Some(tile.matrix),
+        Kernel::BackwardDq(variant) | Kernel::BackwardDkDv(variant) => match variant.shape {
+            BackwardShape::Coop(tile) => Some(tile.matrix),
+            _ => None,
+        },
         Kernel::Matmul {
             variant: MatmulVariant::Coop(product),
             ..
@@ -209,22 +233,25 @@ fn join(fragments: &[&'static str], others: &[&'static str]) -> Vec<&'static str
 fn files(kernel: &Kernel) -> Vec<&'static str> {
     match kernel {
         Kernel::Fill => vec![shader!("fill.wgsl")],
-        Kernel::Forward(variant) => join(
-            storage_files(variant.storage),
-            &[
+        Kernel::Forward(variant) => {
+            let own: &[_] = match variant.shape {
+                ForwardShape::Tile => &[shader!("attention/forward_tile.wgsl")],
+                ForwardShape::Rows => &[shader!("attention/forward_rows.wgsl")],
+                ForwardShape::Micro => &[shader!("attention/forward_micro.wgsl")],
+                ForwardShape::Coop(_) => &[
+                    shader!("shared/coop_staged.wgsl"),
+                    shader!("attention/forward_coop.wgsl"),
+                ],
+            };
+            let common = [
                 shader!("shared/geometry.wgsl"),
                 shader!("shared/forward_bindings.wgsl"),
                 shader!("shared/merge.wgsl"),
                 shader!("shared/block.wgsl"),
                 shader!("shared/online_softmax.wgsl"),
-                match variant.shape {
-                    ForwardShape::Tile => shader!("attention/forward_tile.wgsl"),
-                    ForwardShape::Rows => shader!("attention/forward_rows.wgsl"),
-                    ForwardShape::Micro => shader!("attention/forward_micro.wgsl"),
-                    ForwardShape::Coop(_) => shader!("attention/forward_coop.wgsl"),
-                },
-            ],
-        ),
+            ];
+            join(storage_files(variant.storage), &join(&common, own))
+        }
         Kernel::Delta { storage, .. } => {
             join(storage_files(*storage), &[shader!("attention/delta.wgsl")])
         }
@@ -233,7 +260,9 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
             &[
                 shader!("shared/backward_means.wgsl"),
                 match variant.shape {
-                    BackwardShape::Tile => shader!("attention/backward_means_tile.wgsl"),
+                    BackwardShape::Tile | BackwardShape::Coop(_) => {
+                        shader!("attention/backward_means_tile.wgsl")
+                    }
                     BackwardShape::Rows => shader!("attention/backward_means_rows.wgsl"),
                 },
             ],
@@ -243,6 +272,7 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
             &[match variant.shape {
                 BackwardShape::Tile => shader!("attention/backward_dq_tile.wgsl"),
                 BackwardShape::Rows => shader!("attention/backward_dq_rows.wgsl"),
+                BackwardShape::Coop(_) => shader!("attention/backward_dq_coop.wgsl"),
             }],
         ),
         Kernel::BackwardDkDv(variant) => backward_files(
@@ -250,6 +280,7 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
             &[match variant.shape {
                 BackwardShape::Tile => shader!("attention/backward_dkdv_tile.wgsl"),
                 BackwardShape::Rows => shader!("attention/backward_dkdv_rows.wgsl"),
+                BackwardShape::Coop(_) => shader!("attention/backward_dkdv_coop.wgsl"),
             }],
         ),
         Kernel::Matmul {
@@ -349,13 +380,17 @@ fn backward_files(variant: &BackwardVariant, own: &[&'static str]) -> Vec<&'stat
             shader!("shared/backward_softmax.wgsl"),
         ],
     );
-    match variant.shape {
-        BackwardShape::Tile => {
-            files.push(shader!("shared/block.wgsl"));
-            files.push(shader!("shared/backward_tile.wgsl"));
-        }
-        BackwardShape::Rows => files.push(shader!("shared/backward_rows.wgsl")),
-    }
+    files.extend(match variant.shape {
+        BackwardShape::Tile => vec![
+            shader!("shared/block.wgsl"),
+            shader!("shared/backward_tile.wgsl"),
+        ],
+        BackwardShape::Rows => vec![shader!("shared/backward_rows.wgsl")],
+        BackwardShape::Coop(_) => vec![
+            shader!("shared/coop_staged.wgsl"),
+            shader!("shared/backward_coop.wgsl"),
+        ],
+    });
     files.extend(own);
     files
 }

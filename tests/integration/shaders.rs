@@ -63,6 +63,10 @@ fn cooperative_kernels() -> Vec<(Kernel, DeviceFacts)> {
         for head_dim in [4, 12, 16, 24, 32, 48, 64, 80, 96, 128] {
             let forward = ForwardVariant::cooperative(head_dim, Storage::F16, &facts);
             kernels.push((Kernel::Forward(forward.expect("fits")), facts.clone()));
+            let backward = BackwardVariant::cooperative(head_dim, Storage::F16, &facts);
+            let backward = backward.expect("fits");
+            kernels.push((Kernel::BackwardDq(backward), facts.clone()));
+            kernels.push((Kernel::BackwardDkDv(backward), facts.clone()));
         }
         let variant = MatmulVariant::cooperative([Storage::F16; 2], &facts).expect("fits");
         for (transpose_a, transpose_b) in

@@ -92,7 +92,7 @@ impl TestContext {
         let mut variants = vec![chosen];
         for shape in BackwardShape::ALL {
             let affordable = match (shape, facts.processor) {
-                (BackwardShape::Tile, _) | (_, Processor::Gpu) => true,
+                (BackwardShape::Tile | BackwardShape::Coop(_), _) | (_, Processor::Gpu) => true,
                 (BackwardShape::Rows, Processor::Cpu { uniform_loads, .. }) => {
                     uniform_loads || head_dim <= 4
                 }
