@@ -225,7 +225,7 @@ fn gradients_of_all_sizes_equal_the_reference() {
     for on in contexts_with_matrices() {
         let head_dim = match on.name {
             "default limits" => 12,
-            "adapter limits" => 64,
+            "adapter limits" => 32,
             _ => continue,
         };
         let config = DilatedAttentionConfig::new(2, head_dim, &[24, 150], &[1, 2])
@@ -321,9 +321,12 @@ fn products_equal_those_of_the_other_kernel() {
         let mut draw = |count: u32| ((draws.next().unwrap() * 0.5 + 0.5) * count as f32) as usize;
         for case in 0..24 {
             let sizes @ [rows, inner, columns] = [(); 3].map(|()| 4 * (1 + draw(30)));
-            let [transpose_a, transpose_b, add] = [(); 3].map(|()| draw(2) == 1);
-            let activation = Activation::ALL[draw(3)];
-            let result = [DType::F32, DType::F16][draw(2)];
+            // Each way of storing the factors with one epilogue, so that few kernels are compiled.
+            let way = draw(4);
+            let (transpose_a, transpose_b, add) = (way % 2 == 1, way / 2 == 1, draw(2) == 1);
+            let activation = [Activation::Identity, Activation::Gelu][way % 2];
+            let result = [DType::F32, DType::F16][way / 2];
+            let add = add && activation == Activation::Identity;
             let told =
                 format!("{sizes:?} {transpose_a} {transpose_b} {add} {activation:?} {result}");
             let run = |variant| {
@@ -383,9 +386,9 @@ fn products_equal_those_of_the_other_kernel() {
 /// kernel, or from the run before. `COOP_STRESS_CASES` sets how many; the default takes some seconds.
 #[test]
 fn attention_of_random_shapes_equals_that_of_the_other_kernels() {
-    let cases: u32 = match std::env::var("COOP_STRESS_CASES") {
+    let cases = match std::env::var("COOP_STRESS_CASES") {
         Ok(number) => number.parse().expect("a number"),
-        Err(_) => 24,
+        Err(_) => 16,
     };
     for on in contexts_with_matrices() {
         let facts = on.context.facts();
@@ -394,13 +397,11 @@ fn attention_of_random_shapes_equals_that_of_the_other_kernels() {
             ProptestConfig::default(),
             TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]),
         );
-        for _ in 0..cases {
-            let case = strategy.new_tree(&mut runner).unwrap().current();
-            let (config, tokens, batch, scale) = case;
+        let cases = std::iter::repeat_with(|| strategy.new_tree(&mut runner).unwrap().current())
             // Kernels are compiled for one size of heads.
-            if config.head_dim() != 8 {
-                continue;
-            }
+            .filter(|(config, ..)| config.head_dim() == 8)
+            .take(cases);
+        for (config, tokens, batch, scale) in cases {
             let valid = (0..batch)
                 .map(|item| tokens / (item + 1))
                 .collect::<Vec<_>>();
