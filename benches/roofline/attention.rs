@@ -1,9 +1,11 @@
 //! Attention, forward and backward.
 
 use dilated_attention::kernel::Storage;
+use dilated_attention::kernel::backward::BackwardVariant;
 use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
+use dilated_attention::ops::convert;
 use dilated_attention::{
-    AttentionShape, Context, DType, DilatedAttention, DilatedAttentionConfig, ForwardOutput, Mask,
+    AttentionShape, Context, DilatedAttention, DilatedAttentionConfig, ForwardOutput, Mask,
     Recorder, Result, Tensor,
 };
 
@@ -79,20 +81,20 @@ impl Prepared {
     pub fn new(
         context: &Context,
         case: &Case,
-        kernel: Option<ForwardShape>,
+        (kernel, storage): (Option<ForwardShape>, Storage),
         direction: Direction,
     ) -> Result<Self> {
         let config =
             DilatedAttentionConfig::new(case.heads, case.head_dim, case.segments, case.rates)?
                 .mask(case.mask);
-        let attention = match kernel {
-            None => DilatedAttention::new(context, config)?,
-            Some(shape) => {
-                let variant =
-                    ForwardVariant::with_shape(shape, case.head_dim, Storage::F32, context.facts());
-                DilatedAttention::with_variant(context, config, variant)?
-            }
+        let (facts, dtype) = (context.facts(), storage.dtype());
+        let variant = match kernel {
+            None => ForwardVariant::choose(case.head_dim, storage, facts),
+            Some(shape) => ForwardVariant::with_shape(shape, case.head_dim, storage, facts),
         };
+        let backward = BackwardVariant::choose(&config, storage, facts);
+        let attention = DilatedAttention::with_variant(context, config, variant)?
+            .with_backward_variant(backward)?;
         let shape = AttentionShape::new(1, case.tokens)?;
         let dims = [
             1,
@@ -104,16 +106,17 @@ impl Prepared {
         let mut recorder = context.recorder("inputs");
         let mut input = |label| {
             let data: Vec<f32> = (0..dims.iter().product()).map(|_| random()).collect();
-            recorder.upload(label, &dims, &data)
+            let tensor = recorder.upload(label, &dims, &data)?;
+            convert(&mut recorder, &tensor, dtype)
         };
         let inputs = [input("q")?, input("k")?, input("v")?];
         let dout = input("dout")?;
         let (results, flop) = match direction {
-            Direction::Forward => (None, attention.plan(&shape, DType::F32)?.flop),
+            Direction::Forward => (None, attention.plan(&shape, dtype)?.flop),
             Direction::Backward => {
                 let [q, k, v] = &inputs;
                 let forward = attention.forward(&mut recorder, &shape, q, k, v)?;
-                let flop = attention.plan_backward(&shape, DType::F32)?.flop;
+                let flop = attention.plan_backward(&shape, dtype)?.flop;
                 (Some((forward, dout)), flop)
             }
         };
@@ -129,13 +132,10 @@ impl Prepared {
 
     /// Name of the kernel that is timed.
     pub fn kernel(&self) -> Result<&'static str> {
+        let dtype = self.inputs[0].dtype();
         Ok(match self.results {
-            None => self.attention.variant(DType::F32)?.shape.name(),
-            Some(_) => self
-                .attention
-                .backward_variant(DType::F32)?
-                .shape
-                .dkdv_name(),
+            None => self.attention.variant(dtype)?.shape.name(),
+            Some(_) => self.attention.backward_variant(dtype)?.shape.dkdv_name(),
         })
     }
 }

@@ -2,7 +2,10 @@
 //!
 //! ```text
 //! cargo bench --bench roofline [-- --quick] [--only forward|backward|matmul|norm|growth] [--kernel tile|rows|micro]
+//!     [--storage f32|f16|f16packed|bf16packed]
 //! ```
+//!
+//! `--storage` says how attention's tensors are stored.
 //!
 //! The ceiling is measured before each repetition of each case, so that a machine whose speed drifts does not shift the
 //! ratio; medians of the repetitions with the smallest and largest. The backward counts 2.5 times the operations of the
@@ -29,6 +32,7 @@ const GROUPS: [&str; 5] = ["forward", "backward", "matmul", "norm", "growth"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let (mut quick, mut kernel, mut only) = (false, None, None);
+    let mut storage = Storage::F32;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
@@ -44,6 +48,13 @@ fn main() -> Result<(), Box<dyn Error>> {
                     .into_iter()
                     .find(|shape| shape.name() == name);
                 kernel = Some(found.ok_or(format!("no kernel {name}"))?);
+            }
+            "--storage" => {
+                let name = arguments.next().unwrap_or_default();
+                let found = Storage::ALL
+                    .into_iter()
+                    .find(|storage| format!("{storage:?}").eq_ignore_ascii_case(&name));
+                storage = found.ok_or(format!("no storage {name}"))?;
             }
             // Cargo passes it to every benchmark.
             "--bench" => {}
@@ -85,10 +96,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         ("backward", Direction::Backward),
     ] {
         if wanted(group) {
-            header(&format!("{group}, f32"), "GFLOP/s");
+            header(&format!("{group}, {storage:?}"), "GFLOP/s");
             let cases = if quick { &CASES[..2] } else { &CASES[..] };
             for case in cases {
-                let prepared = Prepared::new(&context, case, kernel, direction)?;
+                let prepared = Prepared::new(&context, case, (kernel, storage), direction)?;
                 let names = [case.name, prepared.kernel()?];
                 row(&context, &fma, repetitions, names, &prepared)?;
             }
@@ -112,14 +123,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     if wanted("growth") {
-        growth(&context, quick)?;
+        growth(&context, storage, quick)?;
     }
     println!("\npool\n{}", context.pool().stats());
     Ok(())
 }
 
 /// Time per token at fixed branches, over the length.
-fn growth(context: &Context, quick: bool) -> Result<(), Box<dyn Error>> {
+fn growth(context: &Context, storage: Storage, quick: bool) -> Result<(), Box<dyn Error>> {
     let lengths: &[u32] = if quick {
         &[16_384, 32_768]
     } else {
@@ -134,7 +145,7 @@ fn growth(context: &Context, quick: bool) -> Result<(), Box<dyn Error>> {
                 &[1024, 4096, 16_384],
                 &[1, 4, 16],
             );
-            let prepared = Prepared::new(context, &case, None, Direction::Forward)?;
+            let prepared = Prepared::new(context, &case, (None, storage), Direction::Forward)?;
             prepared.seconds(context)?;
             Ok(prepared)
         })

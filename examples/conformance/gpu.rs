@@ -2,7 +2,10 @@
 
 use std::error::Error;
 
-use dilated_attention::{Context, DilatedAttention, DilatedAttentionConfig};
+use dilated_attention::ops::convert;
+use dilated_attention::{
+    Context, DType, DilatedAttention, DilatedAttentionConfig, Download, Recorder, Result, Tensor,
+};
 
 use super::checks::{Engine, ForwardOutput, Inputs};
 
@@ -10,9 +13,33 @@ use super::checks::{Engine, ForwardOutput, Inputs};
 pub struct Gpu {
     /// Where they run.
     pub context: Context,
+    /// What tensors are stored as.
+    pub dtype: DType,
+}
+
+impl Gpu {
+    fn upload(
+        &self,
+        recorder: &mut Recorder,
+        label: &'static str,
+        dims: &[usize],
+        values: &[f32],
+    ) -> Result<Tensor> {
+        let tensor = recorder.upload(label, dims, values)?;
+        convert(recorder, &tensor, self.dtype)
+    }
+}
+
+fn download(recorder: &mut Recorder, tensor: &Tensor) -> Result<Download<f32>> {
+    let tensor = convert(recorder, tensor, DType::F32)?;
+    recorder.download(&tensor)
 }
 
 impl Engine for Gpu {
+    fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     fn context(&self) -> Option<&Context> {
         Some(&self.context)
     }
@@ -22,7 +49,7 @@ impl Engine for Gpu {
         inputs: &Inputs<'_>,
         dout: &[f32],
         config: &DilatedAttentionConfig,
-    ) -> Result<[Vec<f32>; 3], Box<dyn Error>> {
+    ) -> std::result::Result<[Vec<f32>; 3], Box<dyn Error>> {
         let shape = &inputs.shape;
         let dims = [
             shape.batch(),
@@ -33,15 +60,15 @@ impl Engine for Gpu {
         let dims = dims.map(|dim| dim as usize);
         let attention = DilatedAttention::new(&self.context, config.clone())?;
         let mut recorder = self.context.recorder("backward");
-        let q = recorder.upload("q", &dims, inputs.q)?;
-        let k = recorder.upload("k", &dims, inputs.k)?;
-        let v = recorder.upload("v", &dims, inputs.v)?;
-        let dout = recorder.upload("dout", &dims, dout)?;
+        let q = self.upload(&mut recorder, "q", &dims, inputs.q)?;
+        let k = self.upload(&mut recorder, "k", &dims, inputs.k)?;
+        let v = self.upload(&mut recorder, "v", &dims, inputs.v)?;
+        let dout = self.upload(&mut recorder, "dout", &dims, dout)?;
         let forward = attention.forward(&mut recorder, shape, &q, &k, &v)?;
         let gradients = attention.backward(&mut recorder, shape, [&q, &k, &v], &forward, &dout)?;
-        let dq = recorder.download::<f32>(&gradients.dq)?;
-        let dk = recorder.download::<f32>(&gradients.dk)?;
-        let dv = recorder.download::<f32>(&gradients.dv)?;
+        let dq = download(&mut recorder, &gradients.dq)?;
+        let dk = download(&mut recorder, &gradients.dk)?;
+        let dv = download(&mut recorder, &gradients.dv)?;
         recorder.submit()?;
         Ok([dq.wait()?, dk.wait()?, dv.wait()?])
     }
@@ -51,7 +78,7 @@ impl Engine for Gpu {
         inputs: &Inputs<'_>,
         configs: &[DilatedAttentionConfig],
         each: &mut dyn FnMut(usize, ForwardOutput),
-    ) -> Result<(), Box<dyn Error>> {
+    ) -> std::result::Result<(), Box<dyn Error>> {
         let Some(first) = configs.first() else {
             return Ok(());
         };
@@ -62,15 +89,15 @@ impl Engine for Gpu {
         let (heads, head_dim) = (first.num_heads() as usize, first.head_dim() as usize);
         let dims = [batch, seq_len, heads, head_dim];
         let mut recorder = self.context.recorder("inputs");
-        let q = recorder.upload("q", &dims, inputs.q)?;
-        let k = recorder.upload("k", &dims, inputs.k)?;
-        let v = recorder.upload("v", &dims, inputs.v)?;
+        let q = self.upload(&mut recorder, "q", &dims, inputs.q)?;
+        let k = self.upload(&mut recorder, "k", &dims, inputs.k)?;
+        let v = self.upload(&mut recorder, "v", &dims, inputs.v)?;
         recorder.submit()?;
         for (number, config) in configs.iter().enumerate() {
             let attention = DilatedAttention::new(&self.context, config.clone())?;
             let mut recorder = self.context.recorder("forward");
             let result = attention.forward(&mut recorder, &inputs.shape, &q, &k, &v)?;
-            let out = recorder.download::<f32>(&result.out)?;
+            let out = download(&mut recorder, &result.out)?;
             let softmax_lse = recorder.download::<f32>(&result.softmax_lse)?;
             recorder.submit()?;
             let (out, softmax_lse) = (out.wait()?, softmax_lse.wait()?);

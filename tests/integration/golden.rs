@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use checks::{Engine, ForwardOutput, Inputs, Summary, check_bytes, check_file};
-use dilated_attention::{Context, DilatedAttentionConfig, reference};
+use dilated_attention::{Context, DType, DilatedAttentionConfig, reference};
 use gpu::Gpu;
 
 use crate::support::kernel_contexts::kernel_contexts;
@@ -113,8 +113,38 @@ fn reference_equals_the_golden_files() {
 fn kernels_equal_the_golden_files() {
     for on in kernel_contexts() {
         println!("{}", on.name);
-        let context = on.context.clone();
-        check_golden_files(&mut Gpu { context }, 541);
+        let (context, dtype) = (on.context.clone(), DType::F32);
+        check_golden_files(&mut Gpu { context, dtype }, 541);
+    }
+}
+
+/// Attention, gradients and models of the files' inputs, rounded: errors at most twice those of a plain implementation. These
+/// kinds of files have few head sizes, each a kernel to compile; the runner takes all of them.
+#[test]
+fn kernels_in_half_precision_lose_what_a_plain_implementation_does() {
+    let kinds: [(DType, &[&str]); 2] = [
+        (
+            DType::F16,
+            &["ts_grad_", "ts_mha_", "ts_encoder_", "ds_", "quirk_"],
+        ),
+        (DType::Bf16, &["ts_grad_causal", "ts_decoder_", "ds_core_"]),
+    ];
+    for (dtype, kinds) in kinds {
+        let context = kernel_contexts()[1].context.clone();
+        let mut gpu = Gpu { context, dtype };
+        let mut summary = Summary::default();
+        for file in golden_files() {
+            let name = file.file_name().unwrap().to_string_lossy().into_owned();
+            if kinds.iter().any(|kind| name.starts_with(kind)) {
+                for line in check_file(&file, &mut gpu) {
+                    println!("{line}");
+                    summary.add(&line);
+                }
+            }
+        }
+        println!("{dtype}: {summary}");
+        assert_eq!(summary.failed, 0);
+        assert!(summary.passed >= 20, "only {summary}");
     }
 }
 

@@ -494,7 +494,7 @@ fn cross_entropies_and_their_gradients() {
 #[test]
 fn positions_turn_and_scale() {
     on_all(|context| {
-        let (batch, seq_len, heads, head_dim) = (2, 300, 2, 6);
+        let (batch, seq_len, heads, head_dim) = (2, 300, 2, 8);
         let width = heads * head_dim;
         let x = uniform(1, batch * seq_len * width);
         // The rotations of all positions are one binding.

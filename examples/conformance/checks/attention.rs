@@ -1,13 +1,19 @@
 //! Outputs and log-sum-exps of dilated attention.
 
-use dilated_attention::{AttentionShape, Context, DilatedAttentionConfig};
+use dilated_attention::{AttentionShape, Context, DType, DilatedAttentionConfig};
 
 use super::compare::Comparison;
 use super::golden_file::GoldenFile;
+use super::half;
 use super::report::Report;
 
 /// What computes the results.
 pub trait Engine {
+    /// What tensors are stored as.
+    fn dtype(&self) -> DType {
+        DType::F32
+    }
+
     /// The device on which modules run; none for an engine that only knows attention itself.
     fn context(&self) -> Option<&Context>;
 
@@ -62,7 +68,7 @@ pub enum Quantity {
     TotalLse,
 }
 
-/// Compares `tensors` of `file` with what `forward` makes of `config`. `batch` is the batch dimension of the tensors,
+/// Compares `tensors` of `file` with what `engine` makes of `config`; in half precision those of the reference. `batch` is the batch dimension of the tensors,
 /// nothing in files that leave it out.
 pub fn check(
     file: &GoldenFile,
@@ -106,6 +112,11 @@ pub fn check(
     if wants(false) {
         runs.push(num_branches);
         configs.push(config.clone());
+    }
+    if engine.dtype() != DType::F32 {
+        let runs = (&runs[..], &configs[..]);
+        half::check(inputs, runs, num_branches, tensors, engine, report);
+        return Ok(());
     }
     let mut failed: Vec<Option<String>> = vec![None; comparisons.len()];
     let result = engine.forward(inputs, &configs, &mut |number, output| {

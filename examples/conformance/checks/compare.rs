@@ -1,5 +1,7 @@
 //! Error of one tensor against its reference, and how large it may be.
 
+use dilated_attention::reference::UNCOVERED_LSE;
+
 use super::golden_file::GoldenFile;
 
 /// Entries of a reference log-sum-exp at or below this mean "covered by nothing".
@@ -61,6 +63,22 @@ impl Comparison {
                         if uncovered { "uncovered" } else { "covered" },
                     ));
                 }
+            }
+        }
+        Ok(comparison)
+    }
+
+    /// Compares with the f64 reference, in its order. The same log-sum-exps must be uncovered in both.
+    pub fn of_reference(reference: &[f64], given: &[f32]) -> Result<Self, String> {
+        if reference.len() != given.len() {
+            return Err(format!("{} values for {}", given.len(), reference.len()));
+        }
+        let mut comparison = Self::default();
+        for (index, (&reference, &given)) in reference.iter().zip(given).enumerate() {
+            match (reference == UNCOVERED_LSE, given <= UNCOVERED_BELOW) {
+                (true, true) => {}
+                (false, false) => comparison.add(reference, f64::from(given))?,
+                _ => return Err(format!("value {index} is {given:e} for {reference:e}")),
             }
         }
         Ok(comparison)

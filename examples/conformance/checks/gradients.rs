@@ -1,11 +1,12 @@
 //! Gradients of dilated attention.
 
 use dilated_attention::ops::XposRole;
-use dilated_attention::{DilatedAttentionConfig, Heads, MixGradient};
+use dilated_attention::{DType, DilatedAttentionConfig, Heads, MixGradient};
 
 use super::attention::{Engine, StoredInputs, configuration};
 use super::compare::Comparison;
 use super::golden_file::GoldenFile;
+use super::half;
 use super::modules;
 use super::partitioned;
 use super::report::Report;
@@ -69,6 +70,16 @@ pub fn check(
     let dims = stored.dims;
     let dout = file.f32s("dout", &dims)?;
     let turned = file.has("q_xpos");
+    if engine.dtype() != DType::F32 {
+        // Of queries and keys after positions, as attention is given them.
+        let names_of_inputs = match turned {
+            true => ["q_xpos", "k_xpos", "v"],
+            false => ["q", "k", "v"],
+        };
+        let stored = StoredInputs::read(file, names_of_inputs)?;
+        let inputs = stored.inputs()?;
+        return half::check_gradients(&inputs, &dout, config, &names, engine, report);
+    }
     let given = match (turned, engine.context().cloned()) {
         (false, _) => engine.backward(&stored.inputs()?, &dout, config),
         // Only the device turns by positions.

@@ -6,10 +6,11 @@ use dilated_attention::longnet::{
 };
 use dilated_attention::nn::{Activation, Parameters, ProjectionNorm};
 use dilated_attention::ops::{self, Positions, Rotations, TokenIds, XposRole};
-use dilated_attention::{AttentionShape, Context, MixGradient, Recorder, Tensor};
+use dilated_attention::{AttentionShape, Context, DType, MixGradient, Recorder, Tensor};
 
 use super::attention::{Engine, size};
 use super::golden_file::GoldenFile;
+use super::longnet_half;
 use super::modules::{
     self, compare, compare_gradients, flag, float, number, read, same, told, weights,
 };
@@ -25,6 +26,9 @@ pub fn check(
         return Ok(());
     };
     let config = config(file)?;
+    if engine.dtype() != DType::F32 {
+        return longnet_half::check(file, &context, config, engine.dtype(), report);
+    }
     let model = LongNet::new(&context, config.clone()).map_err(told)?;
     forward(file, &context, &model, report)?;
     if file.has("dout") {
@@ -80,13 +84,13 @@ fn activation(file: &GoldenFile) -> Result<Activation, String> {
 }
 
 /// The input of a file on the device.
-enum Stored {
+pub enum Stored {
     Tokens(TokenIds),
     Embeddings(Tensor),
 }
 
 impl Stored {
-    fn input(&self) -> Input<'_> {
+    pub fn input(&self) -> Input<'_> {
         match self {
             Self::Tokens(ids) => Input::Tokens(ids),
             Self::Embeddings(x) => Input::Embeddings(x),
@@ -95,7 +99,7 @@ impl Stored {
 }
 
 /// Tokens or embeddings, and batch and length.
-fn input(
+pub fn input(
     file: &GoldenFile,
     recorder: &mut Recorder,
     range: std::ops::Range<usize>,
@@ -107,6 +111,17 @@ fn input(
         let call = AttentionShape::new(size(batch)?, size(tokens)?).map_err(told)?;
         return Ok((Stored::Embeddings(x), Call::new(call)));
     }
+    let [batch, _] = file.shape::<2>("tokens")?;
+    let ids = token_ids(file, range)?;
+    let len = ids.len() / batch.max(1);
+    let vocab = size(number(file, "vocab")?)?;
+    let ids = TokenIds::upload(recorder, &ids, vocab).map_err(told)?;
+    let call = AttentionShape::new(size(batch)?, size(len)?).map_err(told)?;
+    Ok((Stored::Tokens(ids), Call::new(call)))
+}
+
+/// The tokens `range` of each item of the file.
+pub fn token_ids(file: &GoldenFile, range: std::ops::Range<usize>) -> Result<Vec<u32>, String> {
     let [batch, tokens] = file.shape::<2>("tokens")?;
     let ids = file.i32s("tokens", &[batch, tokens])?;
     let range = range.start.min(tokens)..range.end.min(tokens);
@@ -115,11 +130,7 @@ fn input(
         .flat_map(|item| &item[range.clone()])
         .map(|id| u32::try_from(*id).ok())
         .collect();
-    let ids = ids.ok_or("a token is negative")?;
-    let vocab = size(number(file, "vocab")?)?;
-    let ids = TokenIds::upload(recorder, &ids, vocab).map_err(told)?;
-    let call = AttentionShape::new(size(batch)?, size(range.len())?).map_err(told)?;
-    Ok((Stored::Tokens(ids), Call::new(call)))
+    Ok(ids.ok_or("a token is negative")?)
 }
 
 fn forward(

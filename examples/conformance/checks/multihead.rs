@@ -6,11 +6,13 @@ use dilated_attention::nn::{
     Multihead, MultiheadConfig, MultiheadGradients, MultiheadInput, ParameterList, Parameters,
     ProjectionNorm,
 };
-use dilated_attention::ops::{Positions, Rotations};
-use dilated_attention::{AttentionShape, Context, DType, MixGradient};
+use dilated_attention::ops::{self, Positions, Rotations};
+use dilated_attention::reference::{model, plain};
+use dilated_attention::{AttentionShape, Context, DType, MixGradient, Recorder};
 
 use super::attention::{Engine, size};
 use super::golden_file::GoldenFile;
+use super::half;
 use super::modules::{self, compare, compare_gradients, flag, float, read, same, told};
 use super::report::Report;
 
@@ -37,6 +39,9 @@ pub fn check(
         xpos: flag(file, "xpos"),
         gain: 1.0,
     };
+    if engine.dtype() != DType::F32 {
+        return run_half(file, &context, &config, engine.dtype(), report);
+    }
     run(file, &context, &config, ("out", "attn", "dx", "g."), report)?;
     if file.has("dx_true") {
         let exact = MultiheadConfig {
@@ -46,6 +51,81 @@ pub fn check(
         run(file, &context, &exact, ("", "", "dx_true", "gt."), report)?;
     }
     Ok(())
+}
+
+/// Runs a module with activations in half precision and compares its output.
+fn run_half(
+    file: &GoldenFile,
+    context: &Context,
+    config: &MultiheadConfig,
+    dtype: DType,
+    report: &mut Report,
+) -> Result<(), String> {
+    let shape = file.shape::<3>("x")?;
+    let x = plain::rounded(dtype, &file.f32s("x", &shape)?);
+    let mut list = ParameterList::new();
+    let module = Multihead::new(context, &mut list, "", config).map_err(told)?;
+    let list = Arc::new(list);
+    let mut recorder = context.recorder("multi-head attention");
+    let rename = |name: &str| same(name.trim_start_matches('.'));
+    let weights = modules::weights(file, &mut recorder, &list, &rename)?;
+    let lengths = AttentionShape::new(size(shape[0])?, size(shape[1])?).map_err(told)?;
+    let turns = turns(file, config, &mut recorder, size(shape[1])?)?;
+    let mut record = || {
+        let stored = recorder.upload("x", &shape, &x)?;
+        let stored = ops::convert(&mut recorder, &stored, dtype)?;
+        let input = MultiheadInput {
+            shape: &lengths,
+            x: stored.matrix(),
+            memory: stored.matrix(),
+            positions: turns
+                .as_ref()
+                .map(|(rotations, positions)| (rotations, *positions)),
+        };
+        let y = recorder.empty("y", &shape, dtype)?;
+        module.forward(&mut recorder, &weights, &input, None, y.matrix())?;
+        ops::convert(&mut recorder, &y, DType::F32)
+    };
+    let y = record().map_err(told)?;
+    let given = read(recorder, &[&y])?.swap_remove(0);
+    let values = half::values(file, &list, &rename)?;
+    let x = half::wide(&x);
+    let base = float(file, &["xpos_scale_base"], 512.0);
+    let model = |activations| {
+        let model = model::Multihead {
+            attention: &config.attention,
+            norm: config.norm,
+            norm_eps: config.norm_eps,
+            xpos_scale_base: config.xpos.then_some(base),
+            activations,
+        };
+        model.forward(&values, "", &lengths, &x, &x).map_err(told)
+    };
+    let (exact, plain) = (model(DType::F32)?, model(dtype)?);
+    half::compare("out", &exact, &plain, &given, report);
+    Ok(())
+}
+
+/// Rotations and positions of `tokens`, for modules with xPos.
+fn turns(
+    file: &GoldenFile,
+    config: &MultiheadConfig,
+    recorder: &mut Recorder,
+    tokens: u32,
+) -> Result<Option<(Rotations, Positions)>, String> {
+    if !config.xpos {
+        return Ok(None);
+    }
+    let base = float(file, &["xpos_scale_base"], 512.0);
+    let head_dim = config.attention.head_dim();
+    let rotations = Rotations::upload(recorder, head_dim, tokens, base).map_err(told)?;
+    let positions = Positions {
+        seq_len: tokens,
+        first: 0,
+        block: 1 << 30,
+        centre: tokens.div_ceil(2),
+    };
+    Ok(Some((rotations, positions)))
 }
 
 /// Runs a module and compares what the file has under these names.
@@ -69,25 +149,14 @@ fn run(
         .upload("x", &shape, &file.f32s("x", &shape)?)
         .map_err(told)?;
     let lengths = AttentionShape::new(size(batch)?, size(tokens)?).map_err(told)?;
-    let base = float(file, &["xpos_scale_base"], 512.0);
-    let head_dim = config.attention.head_dim();
-    let rotations = match config.xpos {
-        true => {
-            Some(Rotations::upload(&mut recorder, head_dim, size(tokens)?, base).map_err(told)?)
-        }
-        false => None,
-    };
-    let positions = Positions {
-        seq_len: size(tokens)?,
-        first: 0,
-        block: 1 << 30,
-        centre: size(tokens)?.div_ceil(2),
-    };
+    let turns = turns(file, config, &mut recorder, size(tokens)?)?;
     let input = MultiheadInput {
         shape: &lengths,
         x: x.matrix(),
         memory: x.matrix(),
-        positions: rotations.as_ref().map(|rotations| (rotations, positions)),
+        positions: turns
+            .as_ref()
+            .map(|(rotations, positions)| (rotations, *positions)),
     };
     let y = recorder.empty("y", &shape, DType::F32).map_err(told)?;
     let saved = module
