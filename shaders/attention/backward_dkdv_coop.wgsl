@@ -44,7 +44,8 @@ fn load_y(row: u32, column: u32) -> vec4<f16> {
 fn weigh(own: u32, place: u32, at: u32, s: vec4<f32>, dp: vec4<f32>) {
     let rows = vec4<u32>(staged_begin + place) + vec4<u32>(0u, 1u, 2u, 3u);
     let seen = seeing_rows(tile, tile.key_begin + own, rows);
-    let of_rows = transpose(mat4x2<f32>(staged_terms[place], staged_terms[place + 1u], staged_terms[place + 2u], staged_terms[place + 3u]));
+    let of_rows = transpose(mat4x2<f32>(staged_terms[place], staged_terms[place + 1u],
+        staged_terms[place + 2u], staged_terms[place + 3u]));
     let share = shares(s, of_rows[0], seen);
     let ds = score_gradients(share, dp, of_rows[1], seen);
     let marks = broken_places(place);

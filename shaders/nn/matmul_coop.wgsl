@@ -80,9 +80,11 @@ fn load_left(row_block: u32) {
 fn add_products(block: u32) {
     let column = block_column + block * SIZE;
     if (TRANSPOSE_B == 1u) {
-        add_product_rows(block, coopLoad<Right>(&halves[(RIGHT + column * RIGHT_STRIDE + step / 4u) * CELLS], RIGHT_STRIDE * CELLS));
+        let at = RIGHT + column * RIGHT_STRIDE + step / 4u;
+        add_product_rows(block, coopLoad<Right>(&halves[at * CELLS], RIGHT_STRIDE * CELLS));
     } else {
-        add_product_rows(block, coopLoadT<Right>(&halves[(RIGHT + step * RIGHT_STRIDE + column / 4u) * CELLS], RIGHT_STRIDE * CELLS));
+        let at = RIGHT + step * RIGHT_STRIDE + column / 4u;
+        add_product_rows(block, coopLoadT<Right>(&halves[at * CELLS], RIGHT_STRIDE * CELLS));
     }
 }
 

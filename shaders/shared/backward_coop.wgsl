@@ -10,8 +10,8 @@
 //
 // Between a store of a matrix and what reads it there is a barrier, also within one subgroup: stores of matrices carry no
 // memory semantics of their own. Strides are padded, so that rows begin in different banks.
-// Prelude: HEAD_DIM_VEC4, SUBGROUP (its lanes), SUBGROUPS, ROWS and STAGED (multiples of SIZE). A kernel has PAIR_SLABS (1, or 2
-// with weights for y), load_a, load_b, load_x, load_y, weigh and store.
+// Prelude: HEAD_DIM_VEC4, SUBGROUP (its lanes), SUBGROUPS, ROWS and STAGED (multiples of SIZE). A kernel has PAIR_SLABS (1, or
+// 2 with weights for y), load_a, load_b, load_x, load_y, weigh and store.
 
 const DIM_VEC4: u32 = (4u * HEAD_DIM_VEC4 + SIZE - 1u) / SIZE * SIZE / 4u; // columns, filled up to whole matrices
 const COLUMN_BLOCKS: u32 = 4u * DIM_VEC4 / SIZE;
@@ -137,7 +137,8 @@ fn weigh_pairs() {
         let row = item / (STAGED / 4u);
         let place = item % (STAGED / 4u);
         let at = scores_at + row * SCORE_STRIDE + place;
-        weigh(own_begin + row, 4u * place, weights_at + row * WEIGHT_STRIDE + place, get_floats(at), get_floats(at + SCORE_SLAB));
+        let to = weights_at + row * WEIGHT_STRIDE + place;
+        weigh(own_begin + row, 4u * place, to, get_floats(at), get_floats(at + SCORE_SLAB));
     }
 }
 

@@ -5,6 +5,7 @@
 //! error handler, no device-lost callback (the application's own should call
 //! [`Pool::device_lost`](crate::pool::Pool::device_lost)). Errors are caught by scopes around this library's own calls.
 
+mod cooperative;
 mod planner;
 mod trial;
 
@@ -12,8 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result};
-use crate::kernel::{Kernel, Pipeline, Pipelines, Storage};
-use crate::plan::{CooperativeMatrix, DeviceFacts, NoCooperativeMatrix};
+use crate::kernel::{Kernel, Pipeline, Pipelines};
+use crate::plan::{CooperativeMatrix, DeviceFacts};
 use crate::pool::{Pool, PoolOptions};
 use crate::recorder::Recorder;
 
@@ -104,7 +105,7 @@ impl Context {
             .request_device(&wgpu::DeviceDescriptor {
                 label: Some("dilated-attention"),
                 required_features: features,
-                experimental_features: experimental_features(features),
+                experimental_features: cooperative::experimental_features(features),
                 required_limits: limits,
                 memory_hints: wgpu::MemoryHints::Performance,
                 ..Default::default()
@@ -168,7 +169,7 @@ impl Context {
         pool: Pool,
     ) -> Result<Self> {
         let matrices = match device.features().contains(CooperativeMatrix::FEATURES) {
-            true => matrices_of(&device.adapter_info()),
+            true => cooperative::matrices_of(&device.adapter_info()),
             false => Vec::new(),
         };
         Self::assemble(device, queue, pool, &matrices)
@@ -201,17 +202,6 @@ impl Context {
     /// [`SHADER_F16`](wgpu::Features::SHADER_F16). None is required: every kernel runs within WebGPU's defaults.
     pub fn recommended_features(adapter: &wgpu::Adapter) -> wgpu::Features {
         adapter.features() & wgpu::Features::SHADER_F16
-    }
-
-    /// Features for cooperative matrices worth requesting from `adapter`; none where it has no usable ones. They are
-    /// experimental: an application that makes its own device must also set
-    /// [`wgpu::DeviceDescriptor::experimental_features`].
-    pub fn cooperative_features(adapter: &wgpu::Adapter) -> wgpu::Features {
-        let matrices = adapter.cooperative_matrix_properties();
-        match CooperativeMatrix::of(&adapter.get_info(), adapter.features(), &matrices) {
-            Ok(_) => CooperativeMatrix::FEATURES,
-            Err(_) => wgpu::Features::empty(),
-        }
     }
 
     /// Limits worth requesting from `adapter` for this library: its own for sizes of buffers, bindings and workgroup
@@ -267,74 +257,6 @@ impl Context {
         &self.inner.facts
     }
 
-    /// The cooperative matrices that kernels use for f16 tensors, or why none. The first call tries what the adapter claims:
-    /// it multiplies known numbers on the device, and waits for the result.
-    ///
-    /// # Errors
-    /// Why there are none.
-    pub fn cooperative_matrix(
-        &self,
-    ) -> std::result::Result<CooperativeMatrix, NoCooperativeMatrix> {
-        self.tried_facts().cooperative_matrix.clone()
-    }
-
-    /// Multiplies known numbers with such matrices on the device, and compares the result with the host's.
-    ///
-    /// # Errors
-    /// How it failed.
-    pub fn try_cooperative_matrix(
-        &self,
-        matrix: CooperativeMatrix,
-    ) -> std::result::Result<(), NoCooperativeMatrix> {
-        trial::run(self, matrix)
-    }
-
-    /// [`facts`](Self::facts) after the trial of the cooperative matrices.
-    fn tried_facts(&self) -> &DeviceFacts {
-        self.inner.tried_facts.get_or_init(|| {
-            let mut facts = self.inner.facts.clone();
-            if !self.inner.plans_only {
-                let claimed = facts.cooperative_matrix;
-                facts.cooperative_matrix =
-                    claimed.and_then(|matrix| trial::run(self, matrix).map(|()| matrix));
-            }
-            facts
-        })
-    }
-
-    /// What kernels for tensors that are stored so are chosen from. Only f16 may meet cooperative matrices, so only for it they
-    /// are tried.
-    pub(crate) fn facts_for(&self, storage: Storage) -> &DeviceFacts {
-        match storage {
-            Storage::F16 => self.tried_facts(),
-            _ => self.facts(),
-        }
-    }
-
-    /// A context on the same device with a pool of its own.
-    fn beside(&self) -> Self {
-        let Inner {
-            device,
-            queue,
-            info,
-            facts,
-            ..
-        } = &*self.inner;
-        Self {
-            inner: Arc::new(Inner {
-                pool: Pool::new(device, PoolOptions::default()),
-                pipelines: Pipelines::default(),
-                check_finite: AtomicBool::new(false),
-                tried_facts: OnceLock::new(),
-                plans_only: false,
-                info: info.clone(),
-                facts: facts.clone(),
-                device: device.clone(),
-                queue: queue.clone(),
-            }),
-        }
-    }
-
     /// Opt-in check: with `true`, uploads of floats that hold a NaN or an infinity are [`Error::NotFinite`]. Costs a pass
     /// over the data on the host; off by default.
     pub fn set_check_finite(&self, check: bool) {
@@ -386,41 +308,6 @@ impl Context {
 
 fn new_instance() -> wgpu::Instance {
     wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env())
-}
-
-/// The permission that wgpu wants for experimental features.
-fn experimental_features(features: wgpu::Features) -> wgpu::ExperimentalFeatures {
-    if !features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
-        return wgpu::ExperimentalFeatures::disabled();
-    }
-    // SAFETY: wgpu warns that experimental features may have bugs that lead to undefined behaviour. The one in use is that of
-    // cooperative matrices, where it leaves unchecked whether the adapter lists the sizes that a shader names and whether
-    // control flow is uniform: `CooperativeMatrix::of` accepts listed sizes only, the kernels branch around matrices on
-    // values uniform over the workgroup, and a trial product comes before the first use.
-    #[expect(
-        unsafe_code,
-        reason = "the only way to ask for an experimental feature"
-    )]
-    unsafe {
-        wgpu::ExperimentalFeatures::enabled()
-    }
-}
-
-/// The cooperative matrices of the adapter that a device of an application's own is from: the device does not tell.
-#[cfg(not(target_arch = "wasm32"))]
-fn matrices_of(info: &wgpu::AdapterInfo) -> Vec<wgpu::CooperativeMatrixProperties> {
-    let adapters = new_instance().enumerate_adapters(wgpu::Backends::all());
-    pollster::block_on(adapters)
-        .iter()
-        .find(|adapter| adapter.get_info() == *info)
-        .map(wgpu::Adapter::cooperative_matrix_properties)
-        .unwrap_or_default()
-}
-
-/// Browsers have none.
-#[cfg(target_arch = "wasm32")]
-fn matrices_of(_: &wgpu::AdapterInfo) -> Vec<wgpu::CooperativeMatrixProperties> {
-    Vec::new()
 }
 
 async fn choose_adapter(

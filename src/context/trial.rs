@@ -11,7 +11,7 @@ use crate::kernel::matmul::{CoopProduct, MatmulVariant};
 use crate::kernel::{Activation, Cell, Kernel, MatmulParams, Storage};
 use crate::plan::{CooperativeMatrix, NoCooperativeMatrix};
 
-/// Rows, inner elements and columns: all subgroups have some, none is a multiple of a tile, and the smallest bindings hold them.
+/// Rows, inner elements and columns: all subgroups have some, none is a multiple of a tile, and small bindings hold them.
 const SIZES: [u32; 3] = [100, 44, 36];
 
 /// Both orders of loading a matrix, of either factor.

@@ -15,8 +15,8 @@ const WANTED_WORKGROUPS: u64 = 256;
 const LEAST_SPLIT: u64 = 512;
 
 /// A product to be recorded: `c = activation(op(a) op(b) + bias) + scale * residual`, or added to `c`. The left factor is an
-/// activation; the right one, the weights, is f32 or of the left one's type; the bias is f32; the result is of the left factor's
-/// type or f32, and so is the residual.
+/// activation; the right one, the weights, is f32 or of the left one's type; the bias is f32; the result is of the left
+/// factor's type or f32, and so is the residual.
 ///
 /// With both factors f16, GPUs that have them take cooperative matrices
 /// ([`Context::cooperative_matrix`](crate::Context::cooperative_matrix)). Sums are f32 in any case.
@@ -106,8 +106,8 @@ impl<'a> Matmul<'a> {
     ///
     /// # Errors
     /// [`Error::InvalidShape`], [`Error::WrongDType`], [`Error::ForeignDevice`] for matrices that do not fit,
-    /// [`Error::BindingTooSmall`] when a binding cannot cover one row, [`Error::InvalidConfig`] when the kernel chosen is not for
-    /// such factors on this device, and the errors of recording a dispatch.
+    /// [`Error::BindingTooSmall`] when a binding cannot cover one row, [`Error::InvalidConfig`] when the kernel chosen is not
+    /// for such factors on this device, and the errors of recording a dispatch.
     pub fn write(self, recorder: &mut Recorder, c: Matrix<'a>) -> Result<()> {
         self.record(recorder, c, false)
     }
