@@ -71,6 +71,7 @@ pub use recorder::{Recorder, Submission};
 pub use tensor::{DType, Element, Tensor};
 pub use weights::{WeightFile, WeightSource, WeightWriter};
 
+pub use half;
 pub use wgpu;
 
 #[cfg(doctest)]

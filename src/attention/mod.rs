@@ -167,7 +167,7 @@ impl DilatedAttention {
 
     /// Records the attention of `q`, `k` and `v`, each (B, N, H, D) and all of one type, f32, f16 or bf16: batch items, tokens
     /// and heads of `shape` and the configuration. The output has their type; everything is computed in f32, and the LSE is
-    /// f32. A running output in half precision is rounded each time a branch joins it. The outputs are leased from the pool; they may be used by later calls on the same recorder, or after
+    /// f32. A running output in half precision is rounded each time a branch joins it: no second copy of it in f32 exists. The outputs are leased from the pool; they may be used by later calls on the same recorder, or after
     /// it was submitted.
     ///
     /// Values that are not finite stay with the rows that see them (their results are unspecified); no other row changes.

@@ -40,9 +40,13 @@ pub struct ContextOptions {
     pub adapter: AdapterChoice,
     /// Limits of the device; `None` for [`Context::recommended_limits`] of the adapter.
     pub limits: Option<wgpu::Limits>,
+    /// Features of the device; `None` for [`Context::recommended_features`] and [`Context::cooperative_features`] of the
+    /// adapter.
+    pub features: Option<wgpu::Features>,
     /// How the pool behaves.
     pub pool: PoolOptions,
-    /// Leave cooperative matrices out, an experimental feature of wgpu that is asked for where the adapter has a usable one.
+    /// Leave cooperative matrices out: an experimental feature of wgpu, asked for where the adapter has usable ones and
+    /// `features` are not given.
     pub without_cooperative_matrices: bool,
 }
 
@@ -88,7 +92,7 @@ impl Context {
     /// Opens a device as `options` say.
     ///
     /// # Errors
-    /// [`Error::NoAdapter`] when no adapter matches, [`Error::NoDevice`] when it refuses the limits,
+    /// [`Error::NoAdapter`] when no adapter matches, [`Error::NoDevice`] when it refuses the limits or features,
     /// [`Error::DeviceTooSmall`] when they are below WebGPU's defaults in a way that kernels need.
     pub async fn with_options(options: &ContextOptions) -> Result<Self> {
         let instance = new_instance();
@@ -97,10 +101,13 @@ impl Context {
             .limits
             .clone()
             .unwrap_or_else(|| Self::recommended_limits(&adapter));
-        let mut features = Self::recommended_features(&adapter);
-        if !options.without_cooperative_matrices {
-            features |= Self::cooperative_features(&adapter);
-        }
+        let features = options.features.unwrap_or_else(|| {
+            let features = Self::recommended_features(&adapter);
+            match options.without_cooperative_matrices {
+                false => features | Self::cooperative_features(&adapter),
+                true => features,
+            }
+        });
         let (device, queue) = adapter
             .request_device(&wgpu::DeviceDescriptor {
                 label: Some("dilated-attention"),

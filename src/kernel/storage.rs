@@ -3,7 +3,8 @@
 //! Every kernel computes in f32. What it reads and writes of activations is stored as one of these; a fragment
 //! `shaders/shared/storage_*.wgsl` defines the stored type of four elements and both conversions. Half precision needs no
 //! feature of the device: a word holds two elements, and a kernel takes it apart. Results are rounded to the nearest, ties to
-//! even, on every device: the same bits whether [`SHADER_F16`](wgpu::Features::SHADER_F16) is there or not.
+//! even, on every device: the same bits whether [`SHADER_F16`](wgpu::Features::SHADER_F16) is there or not. What exceeds the largest f16 (65 504) by half a
+//! step becomes infinite, as IEEE 754 and other libraries have it; bf16 reaches as far as f32.
 
 use crate::error::{Error, Result};
 use crate::plan::DeviceFacts;

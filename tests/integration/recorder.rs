@@ -386,9 +386,9 @@ fn tensors_of_another_context_are_refused() {
         .zeros("halves", &[1, 4, 1, 8], DType::F16)
         .expect("leases");
     assert!(matches!(
-        attention.forward(&mut recorder, &shape, &halves, &own, &own),
+        attention.forward(&mut recorder, &shape, &own, &halves, &own),
         Err(Error::WrongDType {
-            what: "q",
+            what: "k",
             given: DType::F16,
             need: DType::F32
         })

@@ -22,16 +22,17 @@ pub struct TestContext {
     pub context: Context,
 }
 
-/// WebGPU's default limits first, what every browser grants, then the adapter's own.
+/// WebGPU's default limits without features first, what every browser grants, then the adapter's own limits and features.
 ///
 /// On the first, buffers are filled with NaN before use, so that a read of anything never written shows.
 pub fn kernel_contexts() -> &'static [TestContext] {
     static CONTEXTS: OnceLock<Vec<TestContext>> = OnceLock::new();
     CONTEXTS.get_or_init(|| {
         let defaults = wgpu::Limits::default();
+        let none = Some(wgpu::Features::empty());
         vec![
-            open("default limits", Some(defaults), true),
-            open("adapter limits", None, false),
+            open("default limits", (Some(defaults), none), true),
+            open("adapter limits", (None, None), false),
         ]
     })
 }
@@ -46,14 +47,19 @@ pub fn tiny_bindings() -> &'static TestContext {
             max_compute_workgroups_per_dimension: 256,
             ..Default::default()
         };
-        open("bindings of 16 KiB", Some(limits), true)
+        open("bindings of 16 KiB", (Some(limits), None), true)
     })
 }
 
-fn open(name: &'static str, limits: Option<wgpu::Limits>, poison: bool) -> TestContext {
+fn open(
+    name: &'static str,
+    (limits, features): (Option<wgpu::Limits>, Option<wgpu::Features>),
+    poison: bool,
+) -> TestContext {
     let pool = PoolOptions::default().poison(poison);
     let context = context_with(&ContextOptions {
         limits,
+        features,
         pool,
         ..Default::default()
     });
