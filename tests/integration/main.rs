@@ -2,6 +2,7 @@
 
 mod abandoned;
 mod backward;
+mod barriers;
 mod checkpoints;
 mod coop;
 #[path = "../../benches/counting_allocator.rs"]

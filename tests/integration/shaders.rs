@@ -57,7 +57,7 @@ fn facts_with_matrices() -> Vec<DeviceFacts> {
 }
 
 /// Every kernel with cooperative matrices. No HLSL is written of these: naga has none for them.
-fn cooperative_kernels() -> Vec<(Kernel, DeviceFacts)> {
+pub fn cooperative_kernels() -> Vec<(Kernel, DeviceFacts)> {
     let mut kernels = Vec::new();
     for facts in facts_with_matrices() {
         for head_dim in [4, 12, 16, 24, 32, 48, 64, 80, 96, 128] {
@@ -213,7 +213,7 @@ fn kernels() -> Vec<(Kernel, DeviceFacts)> {
     kernels
 }
 
-fn parse(kernel: Kernel) -> Module {
+pub fn parse(kernel: Kernel) -> Module {
     naga::front::wgsl::parse_str(&kernel.source())
         .unwrap_or_else(|error| panic!("{kernel:?}: {}", error.emit_to_string(&kernel.source())))
 }
