@@ -22,7 +22,9 @@ use crate::backward;
 use crate::forward::{self, named_problems};
 use crate::oracle::any_config;
 use crate::support::contexts::context_with;
-use crate::support::kernel_contexts::{TestContext, kernel_contexts, tiny_bindings};
+use crate::support::kernel_contexts::{
+    TestContext, default_limits, kernel_contexts, tiny_bindings,
+};
 use crate::support::numbers::uniform;
 use crate::support::problem::{Problem, roundoff};
 
@@ -74,7 +76,7 @@ fn usable_sizes(context: &Context) -> Vec<u32> {
 
 #[test]
 fn matrices_are_offered_exactly_where_the_adapter_lists_them() {
-    for on in kernel_contexts() {
+    for on in contexts_with_features() {
         let sizes = usable_sizes(&on.context);
         match on.context.cooperative_matrix() {
             Ok(matrix) => assert!(sizes.contains(&matrix.size), "{matrix} of {sizes:?}"),
@@ -161,13 +163,15 @@ fn backward_variant(on: &TestContext, head_dim: u32) -> BackwardVariant {
     BackwardVariant::cooperative(head_dim, Storage::F16, on.context.facts()).expect("fits")
 }
 
-/// Those of the contexts that have matrices: of small workgroup memory, of small bindings, of all the adapter has.
+/// Those of the contexts that have matrices.
 fn contexts_with_matrices() -> Vec<&'static TestContext> {
-    let [defaults, own] = kernel_contexts() else {
-        panic!("two contexts");
-    };
-    let all = [defaults, tiny_bindings(), own];
+    let all = contexts_with_features();
     all.into_iter().filter(|on| has_matrices(on)).collect()
+}
+
+/// Contexts with all that the adapter has but limits: of small workgroup memory, of small bindings, of all limits too.
+fn contexts_with_features() -> [&'static TestContext; 3] {
+    [default_limits(), tiny_bindings(), &kernel_contexts()[1]]
 }
 
 #[test]

@@ -51,6 +51,15 @@ pub fn tiny_bindings() -> &'static TestContext {
     })
 }
 
+/// WebGPU's default limits, with the adapter's features.
+pub fn default_limits() -> &'static TestContext {
+    static CONTEXT: OnceLock<TestContext> = OnceLock::new();
+    CONTEXT.get_or_init(|| {
+        let limits = Some(wgpu::Limits::default());
+        open("default limits", (limits, None), true)
+    })
+}
+
 fn open(
     name: &'static str,
     (limits, features): (Option<wgpu::Limits>, Option<wgpu::Features>),
