@@ -111,7 +111,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if wanted("matmul") {
         header("matmul, f32", "GFLOP/s");
         let cases = if quick { &PRODUCTS[..1] } else { &PRODUCTS[..] };
-        let kernel = MatmulVariant::choose(1024, context.facts()).name();
+        let kernel = MatmulVariant::choose(1024, [Storage::F32; 2], context.facts()).name();
         for case in cases {
             let product = Product::new(&context, case)?;
             row(&context, &fma, repetitions, [case.name, kernel], &product)?;

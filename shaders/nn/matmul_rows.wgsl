@@ -43,8 +43,8 @@ fn stage(lane: u32, first_k: u32, end: u32) {
 
 fn right(k: u32, columns: vec4<u32>, end: u32) -> vec4<f32> {
     let last = min(k, end - 1u);
-    let values = vec4<f32>(b[index_b(last, columns.x)], b[index_b(last, columns.y)], b[index_b(last, columns.z)],
-        b[index_b(last, columns.w)]);
+    let values = vec4<f32>(load_b(last, columns.x), load_b(last, columns.y), load_b(last, columns.z),
+        load_b(last, columns.w));
     return select(vec4<f32>(), values, k < end);
 }
 

@@ -24,7 +24,7 @@ fn element_b(k: u32, column: u32, end: u32) -> f32 {
     if (column >= params.columns || k >= end) {
         return 0.0;
     }
-    return b[index_b(k, column)];
+    return load_b(k, column);
 }
 
 // A thread stages four neighbours in c for one inner index; neighbouring threads take neighbours as stored.
@@ -48,18 +48,6 @@ fn stage(index: u32, first_row: u32, first_column: u32, first_k: u32, end: u32) 
 fn outer(column: vec4<f32>, row: vec4<f32>, sum: mat4x4<f32>) -> mat4x4<f32> {
     return mat4x4<f32>(fma(vec4<f32>(column.x), row, sum[0]), fma(vec4<f32>(column.y), row, sum[1]),
         fma(vec4<f32>(column.z), row, sum[2]), fma(vec4<f32>(column.w), row, sum[3]));
-}
-
-fn store_cell(row: u32, column: u32, offset: u32, value: Cell) {
-    if (row < params.rows && column < params.columns) {
-        let at = row * params.c_stride + column / CELL;
-        let index = params.c_skip + offset + at;
-        var result = finish(value, at, column / CELL);
-        if (has_flag(FLAG_ACCUMULATE)) {
-            result += widen(c[index]);
-        }
-        c[index] = narrow(result);
-    }
 }
 
 fn store_block(row: u32, column: u32, offset: u32, block: mat4x4<f32>) {

@@ -1,5 +1,6 @@
 // Parameters, bindings, loads and stores of the products of matrices. Matrices are row-major with any number of columns,
-// at any element of their bindings, so elements are loaded one by one (shared/words_*.wgsl). The result, the bias and the
+// at any element of their bindings, so elements are loaded one by one (shared/words_*.wgsl; the right
+// factor is in shared/right_*.wgsl). The result, the bias and the
 // residual are cells (shared/cells_*.wgsl).
 // Prelude: TRANSPOSE_A, TRANSPOSE_B (0 or 1), ACTIVATION.
 
@@ -30,7 +31,6 @@ const FLAG_RESIDUAL: u32 = 4u;
 
 @group(0) @binding(0) var<uniform> params: MatmulParams;
 @group(0) @binding(1) var<storage, read> a: array<Word>;
-@group(0) @binding(2) var<storage, read> b: array<f32>;
 @group(0) @binding(3) var<storage, read> bias: array<Cell>;
 @group(0) @binding(4) var<storage, read> residual: array<Stored>;
 @group(0) @binding(5) var<storage, read_write> c: array<Stored>;

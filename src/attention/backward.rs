@@ -10,7 +10,7 @@ use crate::plan::{BackwardPlan, ByteRange, Pass};
 use crate::pool::{BufferRequest, Demand};
 use crate::recorder::Recorder;
 use crate::tensor::{DType, Tensor};
-use crate::tuning::Choice;
+use crate::tuning::{Choice, Reason};
 
 /// Gradients of a loss with respect to the inputs of an attention, of their type.
 #[derive(Clone, Debug)]
@@ -45,11 +45,24 @@ impl DilatedAttention {
     /// The same.
     pub fn backward_choice(&self, dtype: DType) -> Result<Choice<BackwardVariant>> {
         let storage = Storage::of("q", dtype, self.context.facts())?;
-        let mut choice = self.backward_choice.clone();
-        if choice.variant.storage.dtype() != dtype {
-            choice.variant.storage = storage;
+        let facts = self.context.facts_for(storage);
+        let given = &self.backward_choice;
+        if given.variant.storage.dtype() == dtype {
+            return Ok(given.clone());
         }
-        Ok(choice)
+        // Cooperative matrices are for f16 alone.
+        let of_device = BackwardVariant::choice(&self.config, storage, facts);
+        let instead = of_device.variant.shape.is_cooperative() && given.reason != Reason::Caller;
+        if instead || given.variant.shape.is_cooperative() {
+            return Ok(of_device);
+        }
+        Ok(Choice {
+            variant: BackwardVariant {
+                storage,
+                ..given.variant
+            },
+            reason: given.reason.clone(),
+        })
     }
 
     /// Plans a backward of tensors of `dtype`: what it will dispatch and lease.
@@ -57,8 +70,9 @@ impl DilatedAttention {
     /// # Errors
     /// As [`DilatedAttentionConfig::plan_backward`](crate::DilatedAttentionConfig::plan_backward).
     pub fn plan_backward(&self, shape: &AttentionShape, dtype: DType) -> Result<BackwardPlan> {
-        self.config
-            .plan_backward_with(shape, self.context.facts(), self.backward_choice(dtype)?)
+        let choice = self.backward_choice(dtype)?;
+        let facts = self.context.facts_for(choice.variant.storage);
+        self.config.plan_backward_with(shape, facts, choice)
     }
 
     /// Compiles the backward's kernels now; see [`Context::warm_up`](crate::Context::warm_up).
@@ -76,7 +90,7 @@ impl DilatedAttention {
                 head_dim: self.config.head_dim(),
                 storage: variant.storage,
             },
-            MixGradient::DetachedMix => Kernel::BackwardMeans(variant),
+            MixGradient::DetachedMix => Kernel::BackwardMeans(variant.of_pass(Pass::Means)),
         };
         Ok([
             terms,
@@ -179,7 +193,10 @@ impl DilatedAttention {
             let terms = (&terms, dispatch.terms.bytes);
             let lse = (softmax_lse, dispatch.lse.bytes);
             let (kernel, own) = match dispatch.pass {
-                Pass::Means => (Kernel::BackwardMeans(plan.variant), vec![lse, terms]),
+                Pass::Means => {
+                    let variant = plan.variant.of_pass(Pass::Means);
+                    (Kernel::BackwardMeans(variant), vec![lse, terms])
+                }
                 Pass::Dq => {
                     let dq = (&dq, dispatch.q.bytes);
                     (Kernel::BackwardDq(plan.variant), vec![terms, dq])

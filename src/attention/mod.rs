@@ -15,7 +15,7 @@ use crate::plan::{BufferRole, ForwardPlan, PlannedBuffer, UNCOVERED_LSE};
 use crate::pool::{BufferRequest, Demand, PARAMS_USAGE, STAGING_USAGE, STORAGE_USAGE};
 use crate::recorder::Recorder;
 use crate::tensor::{DType, Tensor};
-use crate::tuning::{BackwardTask, Choice, ForwardTask, Segments};
+use crate::tuning::{BackwardTask, Choice, ForwardTask, Reason, Segments};
 
 /// Dilated attention with fixed options, on one context.
 ///
@@ -88,7 +88,7 @@ impl DilatedAttention {
     }
 
     /// As [`new`](Self::new), with a forward kernel of the caller's choice. For tensors of another type than its own it is
-    /// compiled for theirs.
+    /// compiled for theirs, but for cooperative matrices, which are for f16 only: then the device's own choice takes its place.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when the kernel does not fit the head size or the device.
@@ -105,7 +105,8 @@ impl DilatedAttention {
         config: DilatedAttentionConfig,
         choice: Choice<ForwardVariant>,
     ) -> Result<Self> {
-        choice.variant.check(config.head_dim(), context.facts())?;
+        let facts = context.facts_for(choice.variant.storage);
+        choice.variant.check(config.head_dim(), facts)?;
         let task = BackwardTask(Segments::of(&config));
         let backward_choice = context.tuner().choose(&task, context.facts());
         let backward = backward_choice.variant;
@@ -123,7 +124,8 @@ impl DilatedAttention {
     /// # Errors
     /// [`Error::InvalidConfig`] when the kernels do not fit the head size or the device.
     pub fn with_backward_variant(self, variant: BackwardVariant) -> Result<Self> {
-        variant.check(self.config.head_dim(), self.context.facts())?;
+        let facts = self.context.facts_for(variant.storage);
+        variant.check(self.config.head_dim(), facts)?;
         Ok(Self {
             backward_choice: variant.into(),
             ..self
@@ -149,11 +151,24 @@ impl DilatedAttention {
     /// The same.
     pub fn choice(&self, dtype: DType) -> Result<Choice<ForwardVariant>> {
         let storage = Storage::of("q", dtype, self.context.facts())?;
-        let mut choice = self.choice.clone();
-        if choice.variant.storage.dtype() != dtype {
-            choice.variant.storage = storage;
+        let facts = self.context.facts_for(storage);
+        let given = &self.choice;
+        if given.variant.storage.dtype() == dtype {
+            return Ok(given.clone());
         }
-        Ok(choice)
+        // Cooperative matrices are for f16 alone.
+        let of_device = ForwardVariant::choice(&self.config, storage, facts);
+        let instead = of_device.variant.shape.is_cooperative() && given.reason != Reason::Caller;
+        if instead || given.variant.shape.is_cooperative() {
+            return Ok(of_device);
+        }
+        Ok(Choice {
+            variant: ForwardVariant {
+                storage,
+                ..given.variant
+            },
+            reason: given.reason.clone(),
+        })
     }
 
     /// Plans a forward of tensors of `dtype`: what it will dispatch and lease.
@@ -161,8 +176,9 @@ impl DilatedAttention {
     /// # Errors
     /// As [`DilatedAttentionConfig::plan_forward`].
     pub fn plan(&self, shape: &AttentionShape, dtype: DType) -> Result<ForwardPlan> {
-        self.config
-            .plan_forward_with(shape, self.context.facts(), self.choice(dtype)?)
+        let choice = self.choice(dtype)?;
+        let facts = self.context.facts_for(choice.variant.storage);
+        self.config.plan_forward_with(shape, facts, choice)
     }
 
     /// Compiles the forward's kernels for tensors of `dtype` now instead of at the first call; see [`Context::warm_up`].

@@ -7,21 +7,23 @@
 
 mod adapter;
 mod compiled;
+mod cooperative;
 mod planner;
+mod trial;
 mod warm_up;
 
 pub use adapter::AdapterChoice;
 pub use warm_up::{WarmUp, WarmedKernel};
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use adapter::{choose_adapter, new_instance};
 
 use crate::error::{Error, Result};
 use crate::kernel::{Kernel, Pipeline, Pipelines};
-use crate::plan::DeviceFacts;
+use crate::plan::{CooperativeMatrix, DeviceFacts};
 use crate::pool::{Pool, PoolOptions};
 use crate::recorder::Recorder;
 use crate::tuning::{KernelOptions, Tuner};
@@ -33,12 +35,16 @@ pub struct ContextOptions {
     pub adapter: AdapterChoice,
     /// Limits of the device; `None` for [`Context::recommended_limits`] of the adapter.
     pub limits: Option<wgpu::Limits>,
-    /// Features of the device; `None` for [`Context::recommended_features`] of the adapter.
+    /// Features of the device; `None` for [`Context::recommended_features`] and [`Context::cooperative_features`] of the
+    /// adapter.
     pub features: Option<wgpu::Features>,
     /// How the pool behaves.
     pub pool: PoolOptions,
     /// How kernels are chosen and compiled.
     pub kernels: KernelOptions,
+    /// Leave cooperative matrices out: an experimental feature of wgpu, asked for where the adapter has usable ones and
+    /// `features` are not given.
+    pub without_cooperative_matrices: bool,
 }
 
 /// A device ready to compute. Clones share it.
@@ -53,6 +59,8 @@ struct Inner {
     queue: wgpu::Queue,
     info: wgpu::AdapterInfo,
     facts: DeviceFacts,
+    /// The facts after the trial of the cooperative matrices.
+    tried_facts: OnceLock<DeviceFacts>,
     pool: Pool,
     pipelines: Pipelines,
     /// Where the driver's cache of compiled kernels is kept.
@@ -93,13 +101,18 @@ impl Context {
             .limits
             .clone()
             .unwrap_or_else(|| Self::recommended_limits(&adapter));
-        let features = options
-            .features
-            .unwrap_or_else(|| Self::recommended_features(&adapter));
+        let features = options.features.unwrap_or_else(|| {
+            let features = Self::recommended_features(&adapter);
+            match options.without_cooperative_matrices {
+                false => features | Self::cooperative_features(&adapter),
+                true => features,
+            }
+        });
         let (device, queue) = adapter
             .request_device(&wgpu::DeviceDescriptor {
                 label: Some("dilated-attention"),
                 required_features: features,
+                experimental_features: cooperative::experimental_features(features),
                 required_limits: limits,
                 memory_hints: wgpu::MemoryHints::Performance,
                 ..Default::default()
@@ -110,7 +123,8 @@ impl Context {
                 reason: error.to_string(),
             })?;
         let pool = Pool::new(&device, options.pool.clone());
-        let context = Self::assemble(device, queue, pool, &options.kernels)?;
+        let matrices = adapter.cooperative_matrix_properties();
+        let context = Self::assemble(device, queue, pool, &matrices, &options.kernels)?;
         context.watch_own_device();
         Ok(context)
     }
@@ -127,6 +141,9 @@ impl Context {
 
     /// Uses a device that the application has. Submissions go to `queue`; whoever else submits there orders its work by
     /// the order of submission.
+    ///
+    /// A device with the features of [`cooperative_features`](Self::cooperative_features) uses cooperative matrices, like one
+    /// of the context's own.
     ///
     /// # Errors
     /// [`Error::DeviceTooSmall`] when its limits are below what kernels need.
@@ -158,7 +175,11 @@ impl Context {
         queue: wgpu::Queue,
         pool: Pool,
     ) -> Result<Self> {
-        Self::assemble(device, queue, pool, &KernelOptions::default())
+        let matrices = match device.features().contains(CooperativeMatrix::FEATURES) {
+            true => cooperative::matrices_of(&device.adapter_info()),
+            false => Vec::new(),
+        };
+        Self::assemble(device, queue, pool, &matrices, &KernelOptions::default())
     }
 
     /// The same device, queue and pool, with kernels of its own that are chosen and compiled as `options` say; for devices of
@@ -168,17 +189,23 @@ impl Context {
     /// None, unless the device was lost.
     pub fn with_kernel_options(&self, options: &KernelOptions) -> Result<Self> {
         let (device, queue) = (self.device().clone(), self.queue().clone());
-        Self::assemble(device, queue, self.pool().clone(), options)
+        let mut context = Self::assemble(device, queue, self.pool().clone(), &[], options)?;
+        if let Some(inner) = Arc::get_mut(&mut context.inner) {
+            // What was found out about the device holds for the other kernels, too.
+            inner.facts = self.inner.facts.clone();
+        }
+        Ok(context)
     }
 
     fn assemble(
         device: wgpu::Device,
         queue: wgpu::Queue,
         pool: Pool,
+        matrices: &[wgpu::CooperativeMatrixProperties],
         options: &KernelOptions,
     ) -> Result<Self> {
         let info = device.adapter_info();
-        let facts = DeviceFacts::new(&info, &device.limits(), device.features())?;
+        let facts = DeviceFacts::new(&info, &device.limits(), device.features(), matrices)?;
         let pipelines_file = compiled::file(&info, options);
         Ok(Self {
             inner: Arc::new(Inner {
@@ -187,6 +214,7 @@ impl Context {
                 pipelines_file,
                 info,
                 facts,
+                tried_facts: OnceLock::new(),
                 pool,
                 check_finite: AtomicBool::new(false),
                 plans_only: false,

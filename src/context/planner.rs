@@ -48,6 +48,7 @@ impl Context {
             inner: Arc::new(Inner {
                 info: device.adapter_info(),
                 facts,
+                tried_facts: std::sync::OnceLock::new(),
                 pool: Pool::with_source(source, PoolOptions::default()),
                 pipelines: Pipelines::default(),
                 pipelines_file: None,

@@ -28,12 +28,19 @@ use std::fmt;
 use crate::config::{DilatedAttentionConfig, MAX_HEAD_DIM};
 use crate::error::{Error, Result};
 use crate::kernel::Storage;
+use crate::kernel::coop::CoopTile;
 use crate::plan::{DeviceFacts, Pass, Processor};
 use crate::tuning::Choice;
-use crate::tuning::because::{GPU, LOADS_PER_LANE, UNIFORM_LOADS, WIDE_HEADS};
+use crate::tuning::because::{GPU, LOADS_PER_LANE, MATRICES, UNIFORM_LOADS, WIDE_HEADS};
 
 /// Groups of lanes that share the staged vectors in the [`Rows`](BackwardShape::Rows) shape, at most.
 const MOST_LANE_GROUPS: u32 = 16;
+
+/// Largest heads that the kernels with cooperative matrices compute: two operands and up to two sums are kept in registers.
+const MOST_COOP_HEAD_DIM: u32 = 128;
+
+/// Vectors that a subgroup of these owns.
+const COOP_ROWS: u32 = 16;
 
 /// How the backward kernels lay their work out. All compute the same; see the shader files for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -42,16 +49,23 @@ pub enum BackwardShape {
     Tile,
     /// Four rows (or keys) a lane, what they meet in workgroup memory: CPUs whose driver loads shared addresses once.
     Rows,
+    /// Cooperative matrices, for tensors stored as f16: GPUs that have them.
+    Coop(CoopTile),
 }
 
 impl BackwardShape {
-    /// All shapes.
+    /// All shapes that need no feature of the device.
     pub const ALL: [Self; 2] = [Self::Tile, Self::Rows];
 
-    /// Name of the shader of [`Pass::Means`].
+    /// Whether it multiplies cooperative matrices.
+    pub fn is_cooperative(self) -> bool {
+        matches!(self, Self::Coop(_))
+    }
+
+    /// Name of the shader of [`Pass::Means`], which has no form with cooperative matrices.
     pub fn means_name(self) -> &'static str {
         match self {
-            Self::Tile => "backward_means_tile",
+            Self::Tile | Self::Coop(_) => "backward_means_tile",
             Self::Rows => "backward_means_rows",
         }
     }
@@ -61,6 +75,7 @@ impl BackwardShape {
         match self {
             Self::Tile => "backward_dq_tile",
             Self::Rows => "backward_dq_rows",
+            Self::Coop(_) => "backward_dq_coop",
         }
     }
 
@@ -69,6 +84,7 @@ impl BackwardShape {
         match self {
             Self::Tile => "backward_dkdv_tile",
             Self::Rows => "backward_dkdv_rows",
+            Self::Coop(_) => "backward_dkdv_coop",
         }
     }
 }
@@ -102,7 +118,10 @@ impl BackwardVariant {
         facts: &DeviceFacts,
     ) -> Choice<Self> {
         let (shape, because) = match facts.processor {
-            Processor::Gpu => (BackwardShape::Tile, GPU),
+            Processor::Gpu => match Self::cooperative(config.head_dim(), storage, facts) {
+                Ok(variant) => return Choice::adapter(variant, MATRICES),
+                Err(_) => (BackwardShape::Tile, GPU),
+            },
             Processor::Cpu {
                 uniform_loads: true,
                 ..
@@ -133,6 +152,33 @@ impl BackwardVariant {
         }
     }
 
+    /// The kernels with cooperative matrices, with the largest tile that fits.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] with the reason why there are none for such tensors on such a device.
+    pub fn cooperative(head_dim: u32, storage: Storage, facts: &DeviceFacts) -> Result<Self> {
+        let matrix = CoopTile::matrix_for(storage, facts)?;
+        CoopTile::check_head_dim(head_dim, MOST_COOP_HEAD_DIM)?;
+        CoopTile::candidates(matrix, COOP_ROWS)
+            .map(|tile| Self::with_shape(BackwardShape::Coop(tile), head_dim, storage, facts))
+            .find(|variant| {
+                variant.most_workgroup_memory_bytes() <= facts.max_workgroup_memory_bytes
+            })
+            .ok_or_else(|| CoopTile::no_room(facts))
+    }
+
+    /// The kernel of a pass: [`Pass::Means`] takes the tile where the others take cooperative matrices. It is the exception, and
+    /// a third product for them.
+    pub fn of_pass(self, pass: Pass) -> Self {
+        match (self.shape, pass) {
+            (BackwardShape::Coop(_), Pass::Means) => Self {
+                shape: BackwardShape::Tile,
+                ..self
+            },
+            _ => self,
+        }
+    }
+
     /// A given shape on a device, with its largest tile.
     pub fn with_shape(
         shape: BackwardShape,
@@ -158,7 +204,15 @@ impl BackwardVariant {
         match self.shape {
             BackwardShape::Tile => 32,
             BackwardShape::Rows => 4 * self.lanes * self.lane_groups,
+            BackwardShape::Coop(tile) => tile.vectors(),
         }
+    }
+
+    fn most_workgroup_memory_bytes(&self) -> u32 {
+        [Pass::Means, Pass::Dq, Pass::DkDv]
+            .map(|pass| self.of_pass(pass).workgroup_memory_bytes(pass))
+            .into_iter()
+            .fold(0, u32::max)
     }
 
     /// Bytes of workgroup memory in a pass. A test compares them with the shader's variables.
@@ -174,16 +228,32 @@ impl BackwardVariant {
                 let terms = if pass == Pass::DkDv { 4 * 8 } else { 0 };
                 2 * 4 * self.head_dim * 4 + terms + 16
             }
+            // Two operands, one or two slabs of weights; two of products; a word for each staged vector; the rows' terms.
+            BackwardShape::Coop(tile) => {
+                let columns = tile.column_blocks(self.head_dim) * tile.matrix.size;
+                let (slabs, rows) = match pass {
+                    Pass::DkDv => (2, tile.staged),
+                    _ => (1, tile.vectors()),
+                };
+                CoopTile::halves(2 * tile.staged, columns)
+                    + CoopTile::halves(slabs * tile.vectors(), tile.staged)
+                    + CoopTile::floats(2 * tile.vectors(), tile.staged)
+                    + 4 * tile.staged
+                    + 8 * rows
+            }
         }
     }
 
     /// Constants of the shaders.
-    pub fn constants(&self) -> [(&'static str, u32); 3] {
-        [
-            ("HEAD_DIM_VEC4", self.head_dim / 4),
-            ("LANES", self.lanes),
-            ("LANE_GROUPS", self.lane_groups),
-        ]
+    pub fn constants(&self) -> Vec<(&'static str, u32)> {
+        match self.shape {
+            BackwardShape::Coop(tile) => tile.constants(self.head_dim),
+            _ => vec![
+                ("HEAD_DIM_VEC4", self.head_dim / 4),
+                ("LANES", self.lanes),
+                ("LANE_GROUPS", self.lane_groups),
+            ],
+        }
     }
 
     /// Whether the kernels compute heads of `head_dim` on a device with `facts`.
@@ -216,10 +286,14 @@ impl BackwardVariant {
                 "at least 1, and not above 256 lanes together",
             );
         }
-        let bytes = [Pass::Means, Pass::Dq, Pass::DkDv]
-            .map(|pass| self.workgroup_memory_bytes(pass))
-            .into_iter()
-            .fold(0, u32::max);
+        if let BackwardShape::Coop(tile) = self.shape {
+            tile.check(self.storage, facts)?;
+            CoopTile::check_head_dim(head_dim, MOST_COOP_HEAD_DIM)?;
+            if tile.rows != COOP_ROWS {
+                return invalid("rows of the kernel", tile.rows, "16");
+            }
+        }
+        let bytes = self.most_workgroup_memory_bytes();
         if bytes > facts.max_workgroup_memory_bytes {
             return invalid(
                 "workgroup memory of the kernel in bytes",
@@ -236,6 +310,7 @@ impl fmt::Display for BackwardVariant {
         let name = match self.shape {
             BackwardShape::Tile => "backward_*_tile",
             BackwardShape::Rows => "backward_*_rows",
+            BackwardShape::Coop(_) => "backward_*_coop",
         };
         write!(
             f,

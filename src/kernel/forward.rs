@@ -7,12 +7,16 @@ use std::fmt;
 use crate::config::{DilatedAttentionConfig, MAX_HEAD_DIM};
 use crate::error::{Error, Result};
 use crate::kernel::Storage;
+use crate::kernel::coop::CoopTile;
 use crate::plan::{DeviceFacts, Processor};
 use crate::tuning::Choice;
-use crate::tuning::because::{BROADCASTS, GPU, LOADS_PER_LANE, UNIFORM_LOADS};
+use crate::tuning::because::{BROADCASTS, GPU, LOADS_PER_LANE, MATRICES, UNIFORM_LOADS};
 
 /// Groups of lanes that share the staged keys in the shapes for CPUs, at most.
 const MOST_LANE_GROUPS: u32 = 32;
+
+/// Largest heads that the kernel with cooperative matrices computes: its queries and its output are kept in registers.
+const MOST_COOP_HEAD_DIM: u32 = 128;
 
 /// How the forward kernel lays its work out. All compute the same; see the shader files for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,11 +28,18 @@ pub enum ForwardShape {
     /// Lanes own rows; each loads another staged key, and subgroup operations hand it on: CPUs whose driver loads once per
     /// lane.
     Broadcast,
+    /// Cooperative matrices, for tensors stored as f16: GPUs that have them.
+    Coop(CoopTile),
 }
 
 impl ForwardShape {
-    /// All shapes.
+    /// All shapes but those with cooperative matrices.
     pub const ALL: [Self; 3] = [Self::Tile, Self::Uniform, Self::Broadcast];
+
+    /// Whether it multiplies cooperative matrices.
+    pub fn is_cooperative(self) -> bool {
+        matches!(self, Self::Coop(_))
+    }
 
     /// Name of the shader.
     pub fn name(self) -> &'static str {
@@ -36,6 +47,7 @@ impl ForwardShape {
             Self::Tile => "forward_tile",
             Self::Uniform => "forward_uniform",
             Self::Broadcast => "forward_broadcast",
+            Self::Coop(_) => "forward_coop",
         }
     }
 
@@ -43,7 +55,7 @@ impl ForwardShape {
     fn keys(self) -> u32 {
         match self {
             Self::Broadcast => 8,
-            Self::Tile | Self::Uniform => 4,
+            _ => 4,
         }
     }
 }
@@ -66,6 +78,9 @@ pub struct ForwardVariant {
 impl ForwardVariant {
     /// The shape that measured best on such a device; see the README's table. On CPUs its tile is about half of the shortest
     /// segment's rows or less, so that there is work for several cores.
+    ///
+    /// Cooperative matrices where they are faster, which on CPUs they are not: lavapipe of Mesa 26.2.6 multiplies them at a
+    /// tenth of its ceiling.
     pub fn choose(config: &DilatedAttentionConfig, storage: Storage, facts: &DeviceFacts) -> Self {
         Self::choice(config, storage, facts).variant
     }
@@ -77,7 +92,10 @@ impl ForwardVariant {
         facts: &DeviceFacts,
     ) -> Choice<Self> {
         let (shape, because) = match facts.processor {
-            Processor::Gpu => (ForwardShape::Tile, GPU),
+            Processor::Gpu => match Self::cooperative(config.head_dim(), storage, facts) {
+                Ok(variant) => return Choice::adapter(variant, MATRICES),
+                Err(_) => (ForwardShape::Tile, GPU),
+            },
             Processor::Cpu {
                 uniform_loads: true,
                 ..
@@ -111,6 +129,21 @@ impl ForwardVariant {
         }
     }
 
+    /// The kernel with cooperative matrices, with the largest tile that fits.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] with the reason why there is none for such tensors on such a device.
+    pub fn cooperative(head_dim: u32, storage: Storage, facts: &DeviceFacts) -> Result<Self> {
+        let matrix = CoopTile::matrix_for(storage, facts)?;
+        CoopTile::check_head_dim(head_dim, MOST_COOP_HEAD_DIM)?;
+        // Each lane owns whole rows, and a matrix of keys should meet two of queries.
+        let rows = matrix.lanes.max(2 * matrix.size);
+        CoopTile::candidates(matrix, rows)
+            .map(|tile| Self::with_shape(ForwardShape::Coop(tile), head_dim, storage, facts))
+            .find(|variant| variant.workgroup_memory_bytes() <= facts.max_workgroup_memory_bytes)
+            .ok_or_else(|| CoopTile::no_room(facts))
+    }
+
     /// A given shape on a device, with its largest tile.
     pub fn with_shape(
         shape: ForwardShape,
@@ -137,7 +170,7 @@ impl ForwardVariant {
         let most = match self.shape {
             // What is compiled on older drivers takes seconds for each row.
             ForwardShape::Broadcast => 192,
-            ForwardShape::Tile | ForwardShape::Uniform => 256,
+            _ => 256,
         };
         (most / self.head_dim).clamp(1, 4)
     }
@@ -150,6 +183,7 @@ impl ForwardVariant {
             ForwardShape::Uniform | ForwardShape::Broadcast => {
                 self.rows_per_lane() * self.lanes * self.lane_groups
             }
+            ForwardShape::Coop(tile) => tile.vectors(),
         }
     }
 
@@ -162,21 +196,33 @@ impl ForwardVariant {
             ForwardShape::Uniform | ForwardShape::Broadcast => {
                 2 * self.shape.keys() * self.head_dim * 4 + 16
             }
+            // Keys, values, weights; scores; a word for each key, a flag, two factors for each row.
+            ForwardShape::Coop(tile) => {
+                let columns = tile.column_blocks(self.head_dim) * tile.matrix.size;
+                CoopTile::halves(2 * tile.staged, columns)
+                    + CoopTile::halves(tile.vectors(), tile.staged)
+                    + CoopTile::floats(tile.vectors(), tile.staged)
+                    + 4 * tile.staged
+                    + 16
+                    + 8 * tile.vectors()
+            }
         }
     }
 
     /// Constants of the shader.
     pub fn constants(&self) -> Vec<(&'static str, u32)> {
-        let mut constants = vec![("HEAD_DIM_VEC4", self.head_dim / 4)];
-        if self.shape != ForwardShape::Tile {
-            constants.extend([
+        let columns = ("HEAD_DIM_VEC4", self.head_dim / 4);
+        match self.shape {
+            ForwardShape::Coop(tile) => tile.constants(self.head_dim),
+            ForwardShape::Tile => vec![columns],
+            ForwardShape::Uniform | ForwardShape::Broadcast => vec![
+                columns,
                 ("LANES", self.lanes),
                 ("LANE_GROUPS", self.lane_groups),
                 ("ROWS_PER_LANE", self.rows_per_lane()),
                 ("KEYS", self.shape.keys()),
-            ]);
+            ],
         }
-        constants
     }
 
     /// Whether the kernel computes heads of `head_dim` on a device with `facts`.
@@ -199,6 +245,13 @@ impl ForwardVariant {
             );
         }
         self.storage.check(facts)?;
+        if let ForwardShape::Coop(tile) = self.shape {
+            tile.check(self.storage, facts)?;
+            CoopTile::check_head_dim(head_dim, MOST_COOP_HEAD_DIM)?;
+            if !tile.rows.is_multiple_of(tile.matrix.lanes) {
+                return invalid("rows of the kernel", tile.rows, "a multiple of the lanes");
+            }
+        }
         if self.lanes == 0 || self.lanes > 64 {
             return invalid("lanes of the kernel", self.lanes, "1 to 64");
         }

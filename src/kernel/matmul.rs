@@ -29,11 +29,14 @@
 
 use std::fmt;
 
-use crate::plan::{DeviceFacts, Processor};
+use crate::error::{Error, Result};
+use crate::kernel::Storage;
+use crate::kernel::coop::CoopTile;
+use crate::plan::{CooperativeMatrix, DeviceFacts, Processor};
 use crate::tuning::Choice;
-use crate::tuning::because::{GPU, LOADS_PER_LANE, UNIFORM_LOADS};
+use crate::tuning::because::{GPU, LOADS_PER_LANE, MATRICES, UNIFORM_LOADS};
 
-/// How the kernel lays its work out. Both compute the same; see the shader files for each.
+/// How the kernel lays its work out. All compute the same; see the shader files for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MatmulVariant {
     /// Tiles of both factors in workgroup memory: GPUs, older software drivers.
@@ -45,23 +48,71 @@ pub enum MatmulVariant {
         /// Groups of lanes beside each other.
         lane_groups: u32,
     },
+    /// Cooperative matrices, for factors stored as f16: GPUs that have them.
+    Coop(CoopProduct),
+}
+
+/// How the kernel with cooperative matrices lays its work out: two by two subgroups, each with a block of c.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CoopProduct {
+    /// The matrices.
+    pub matrix: CooperativeMatrix,
+    /// Matrices from top to bottom of a subgroup's block.
+    pub row_blocks: u32,
+    /// Matrices beside each other in it.
+    pub column_blocks: u32,
+    /// Inner elements that are staged at a time.
+    pub staged: u32,
+}
+
+impl CoopProduct {
+    /// The largest block that fits.
+    pub(crate) fn with(matrix: CooperativeMatrix, facts: &DeviceFacts) -> Self {
+        let of_rows = |row_blocks| Self {
+            matrix,
+            row_blocks,
+            column_blocks: 2,
+            staged: 32,
+        };
+        let fits =
+            |product: &Self| product.workgroup_memory_bytes() <= facts.max_workgroup_memory_bytes;
+        Some(of_rows(4)).filter(fits).unwrap_or(of_rows(2))
+    }
+
+    /// Rows and columns of the workgroup's tile.
+    pub(crate) fn tile(&self) -> [u32; 2] {
+        [self.row_blocks, self.column_blocks].map(|blocks| 2 * blocks * self.matrix.size)
+    }
+
+    /// Bytes of workgroup memory, at most.
+    pub fn workgroup_memory_bytes(&self) -> u32 {
+        let [rows, columns] = self.tile();
+        // Padding is least along the longer side, so this is what it takes untransposed or more.
+        CoopTile::halves(rows.max(self.staged), rows.min(self.staged))
+            + CoopTile::halves(columns.max(self.staged), columns.min(self.staged))
+            + CoopTile::floats(4 * self.matrix.size, self.matrix.size)
+    }
 }
 
 impl MatmulVariant {
-    /// The shape that measured best on such a device, for a result with so many columns.
-    pub fn choose(columns: u64, facts: &DeviceFacts) -> Self {
-        Self::choice(columns, facts).variant
+    /// The shape that measured best on such a device, for factors that are stored so and a result with so many columns.
+    pub fn choose(columns: u64, factors: [Storage; 2], facts: &DeviceFacts) -> Self {
+        Self::choice(columns, factors, facts).variant
     }
 
     /// As [`choose`](Self::choose), with the reason.
-    pub fn choice(columns: u64, facts: &DeviceFacts) -> Choice<Self> {
+    pub fn choice(columns: u64, factors: [Storage; 2], facts: &DeviceFacts) -> Choice<Self> {
         match facts.processor {
+            // On CPUs they are slower than the rows.
+            Processor::Gpu => match Self::cooperative(factors, facts) {
+                Ok(variant) => Choice::adapter(variant, MATRICES),
+                Err(_) => Choice::adapter(Self::Tile, GPU),
+            },
             Processor::Cpu {
                 uniform_loads: true,
                 lanes,
                 ..
             } => Choice::adapter(Self::rows(columns, lanes), UNIFORM_LOADS),
-            Processor::Gpu => Choice::adapter(Self::Tile, GPU),
             Processor::Cpu { .. } => Choice::adapter(Self::Tile, LOADS_PER_LANE),
         }
     }
@@ -78,11 +129,43 @@ impl MatmulVariant {
         }
     }
 
+    /// The shape with cooperative matrices.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] with the reason why there is none for such factors on such a device.
+    pub fn cooperative(factors: [Storage; 2], facts: &DeviceFacts) -> Result<Self> {
+        let other = factors.into_iter().find(|storage| *storage != Storage::F16);
+        let matrix = CoopTile::matrix_for(other.unwrap_or(Storage::F16), facts)?;
+        let product = CoopProduct::with(matrix, facts);
+        if product.workgroup_memory_bytes() > facts.max_workgroup_memory_bytes {
+            return Err(CoopTile::no_room(facts));
+        }
+        Ok(Self::Coop(product))
+    }
+
+    /// Whether the kernel takes factors that are stored so on a device with `facts`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] when it does not.
+    pub fn check(self, factors: [Storage; 2], facts: &DeviceFacts) -> Result<()> {
+        match self {
+            Self::Coop(_) if Self::cooperative(factors, facts)? != self => {
+                Err(Error::InvalidConfig {
+                    what: "kernel of a product",
+                    given: format!("{self:?}"),
+                    need: "the one that MatmulVariant::cooperative has for the device",
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Name of the shader.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tile => "matmul_tile",
             Self::Rows { .. } => "matmul_rows",
+            Self::Coop(_) => "matmul_coop",
         }
     }
 
@@ -91,13 +174,14 @@ impl MatmulVariant {
         match self {
             Self::Tile => [64, 64],
             Self::Rows { lanes, lane_groups } => [64, u64::from(4 * lanes * lane_groups)],
+            Self::Coop(product) => product.tile().map(u64::from),
         }
     }
 
     /// Long sums over few tiles are split until there are about this many workgroups.
     pub fn wanted_workgroups(self) -> u64 {
         match self {
-            Self::Tile => 256,
+            Self::Tile | Self::Coop(_) => 256,
             // As each is large, enough to even out a few cores.
             Self::Rows { .. } => 16,
         }
@@ -110,6 +194,14 @@ impl MatmulVariant {
             Self::Rows { lanes, lane_groups } => {
                 vec![("LANES", lanes), ("LANE_GROUPS", lane_groups)]
             }
+            Self::Coop(product) => vec![
+                ("SUBGROUP", product.matrix.lanes),
+                ("SUBGROUPS_X", 2),
+                ("SUBGROUPS_Y", 2),
+                ("ROW_BLOCKS", product.row_blocks),
+                ("COLUMN_BLOCKS", product.column_blocks),
+                ("STAGED", product.staged),
+            ],
         }
     }
 }

@@ -4,6 +4,7 @@
 //! parameter struct. `Pipelines` compiles each kernel once per context, on first use.
 
 pub mod backward;
+pub mod coop;
 pub(crate) mod fill;
 pub mod forward;
 pub mod matmul;
@@ -63,8 +64,10 @@ pub enum Kernel {
         transpose_b: bool,
         /// Applied to the product and bias.
         activation: Activation,
-        /// How the left factor is stored; the right one and the bias are f32.
+        /// How the left factor is stored; the bias is f32.
         left: Storage,
+        /// How the right factor is stored: f32, or as the left one.
+        right: Storage,
         /// How the result and the residual are stored.
         result: Cell,
     },

@@ -6,9 +6,10 @@
 use std::fmt::Write;
 
 use super::backward::{BackwardShape, BackwardVariant};
-use super::forward::ForwardShape;
+use super::forward::{ForwardShape, ForwardVariant};
 use super::matmul::MatmulVariant;
 use super::{Cell, Kernel, Storage};
+use crate::plan::CooperativeMatrix;
 
 macro_rules! shader {
     ($path:literal) => {
@@ -21,80 +22,139 @@ pub(super) fn assemble(kernel: &Kernel) -> String {
     if kernel.stores_f16() {
         source.push_str("enable f16;\n");
     }
+    let matrix = matrix(kernel);
+    if matrix.is_some() {
+        source.push_str("enable wgpu_cooperative_matrix;\n");
+    }
     for (name, value) in constants(kernel) {
         // Writing to a string cannot fail.
         let _ = writeln!(source, "const {name}: u32 = {value}u;");
     }
-    for file in files(kernel) {
+    for file in join(&matrix.map_or(Vec::new(), matrix_files), &files(kernel)) {
         source.push_str(file);
     }
-    let unrolled = unrolled(kernel);
-    for name in unrolled.of_one {
-        let _ = writeln!(source, "fn {name}_each() {{");
-        for c in 0..unrolled.count {
-            let _ = writeln!(source, "    {name}({c}u);");
-        }
-        source.push_str("}\n");
-    }
-    for name in unrolled.of_row_and_column {
-        let _ = writeln!(source, "fn {name}_each(r: u32) {{");
-        for c in 0..unrolled.count {
-            let _ = writeln!(source, "    {name}(r, {c}u);");
+    for Unrolled {
+        name,
+        count,
+        of_row,
+    } in unrolled(kernel)
+    {
+        let (row, pass) = if of_row { ("r: u32", "r, ") } else { ("", "") };
+        let _ = writeln!(source, "fn {name}_each({row}) {{");
+        for i in 0..count {
+            let _ = writeln!(source, "    {name}({pass}{i}u);");
         }
         source.push_str("}\n");
     }
     source
 }
 
-/// Functions that a kernel calls for each of so many numbers, unrolled: an array stays in registers only while all its indices are
-/// constants. Written here because the way to do it in WGSL, one function that branches on what to do, multiplies what
-/// drivers have to compile before they see which branch is meant: 11 seconds instead of 5.
-#[derive(Default)]
+/// Functions that a kernel calls for each of so many numbers, unrolled: an array stays in registers only while all its
+/// indices are constants. Written here because the way to do it in WGSL, one function that branches on what to do,
+/// multiplies what drivers have to compile before they see which branch is meant: 11 seconds instead of 5.
 struct Unrolled {
+    name: &'static str,
     count: u32,
-    /// Of a column, or of a row.
-    of_one: &'static [&'static str],
-    /// Of a row, which is passed on, and a column.
-    of_row_and_column: &'static [&'static str],
+    /// It also takes the number of a row, which is passed on.
+    of_row: bool,
 }
 
-fn unrolled(kernel: &Kernel) -> Unrolled {
+/// Functions of the number alone.
+fn each(functions: &[(&'static str, u32)]) -> Vec<Unrolled> {
+    let unrolled = functions.iter().map(|&(name, count)| Unrolled {
+        name,
+        count,
+        of_row: false,
+    });
+    unrolled.collect()
+}
+
+fn unrolled(kernel: &Kernel) -> Vec<Unrolled> {
     match kernel {
-        Kernel::Forward(variant) if variant.shape != ForwardShape::Tile => Unrolled {
-            count: variant.head_dim / 4,
-            of_one: &["add_scores", "add_values", "shrink_output"],
-            of_row_and_column: &["load_query", "store"],
-        },
+        Kernel::Forward(ForwardVariant {
+            shape: ForwardShape::Coop(tile),
+            head_dim,
+            ..
+        }) => {
+            let columns = tile.column_blocks(*head_dim);
+            let scores = tile.row_blocks() * tile.staged_blocks();
+            each(&[
+                ("load_query", columns),
+                ("clear_scores", scores),
+                ("add_scores", columns * tile.staged_blocks()),
+                ("store_scores", scores),
+                ("shrink_output", columns),
+                ("add_values", columns * tile.staged_blocks()),
+                ("write_output", columns),
+            ])
+        }
+        Kernel::Matmul {
+            variant: MatmulVariant::Coop(product),
+            ..
+        } => each(&[
+            ("load_left", product.row_blocks),
+            ("add_products", product.column_blocks),
+            ("write_block", product.row_blocks * product.column_blocks),
+        ]),
+        Kernel::BackwardDq(BackwardVariant {
+            shape: BackwardShape::Coop(tile),
+            head_dim,
+            ..
+        })
+        | Kernel::BackwardDkDv(BackwardVariant {
+            shape: BackwardShape::Coop(tile),
+            head_dim,
+            ..
+        }) => {
+            let columns = tile.column_blocks(*head_dim);
+            each(&[
+                ("load_own", columns),
+                ("clear_products", tile.row_blocks() * tile.staged_blocks()),
+                ("add_products", columns * tile.staged_blocks()),
+                ("store_products", tile.row_blocks() * tile.staged_blocks()),
+                ("add_sums", columns * tile.staged_blocks()),
+                ("write_sums", columns),
+            ])
+        }
+        Kernel::Forward(variant)
+            if matches!(
+                variant.shape,
+                ForwardShape::Uniform | ForwardShape::Broadcast
+            ) =>
+        {
+            let count = variant.head_dim / 4;
+            let mut unrolled =
+                each(&["add_scores", "add_values", "shrink_output"].map(|name| (name, count)));
+            unrolled.extend(["load_query", "store"].map(|name| Unrolled {
+                name,
+                count,
+                of_row: true,
+            }));
+            unrolled
+        }
         Kernel::BackwardMeans(variant)
         | Kernel::BackwardDq(variant)
         | Kernel::BackwardDkDv(variant)
             if variant.shape == BackwardShape::Rows =>
         {
-            Unrolled {
-                count: variant.head_dim / 4,
-                of_one: &[
-                    "load_own_a",
-                    "load_own_b",
-                    "add_products_a",
-                    "add_products_b",
-                    "add_to_a",
-                    "add_to_b",
-                    "add_item_to_a",
-                    "add_item_to_b",
-                    "store_sums",
-                ],
-                of_row_and_column: &[],
-            }
+            let functions = [
+                "load_own_a",
+                "load_own_b",
+                "add_products_a",
+                "add_products_b",
+                "add_to_a",
+                "add_to_b",
+                "add_item_to_a",
+                "add_item_to_b",
+                "store_sums",
+            ];
+            each(&functions.map(|name| (name, variant.head_dim / 4)))
         }
         Kernel::Matmul {
             variant: MatmulVariant::Rows { .. },
             ..
-        } => Unrolled {
-            count: 64,
-            of_one: &["add_row", "add_stored", "store_row"],
-            of_row_and_column: &[],
-        },
-        _ => Unrolled::default(),
+        } => each(&["add_row", "add_stored", "store_row"].map(|name| (name, 64))),
+        _ => Vec::new(),
     }
 }
 
@@ -105,7 +165,7 @@ fn constants(kernel: &Kernel) -> Vec<(&'static str, u32)> {
         Kernel::Delta { head_dim, .. } => vec![("HEAD_DIM_VEC4", head_dim / 4)],
         Kernel::BackwardMeans(variant)
         | Kernel::BackwardDq(variant)
-        | Kernel::BackwardDkDv(variant) => variant.constants().to_vec(),
+        | Kernel::BackwardDkDv(variant) => variant.constants(),
         Kernel::Matmul {
             variant,
             transpose_a,
@@ -138,6 +198,38 @@ fn constants(kernel: &Kernel) -> Vec<(&'static str, u32)> {
         | Kernel::CrossEntropy
         | Kernel::AdamW => Vec::new(),
     }
+}
+
+/// The cooperative matrices that the kernel multiplies.
+fn matrix(kernel: &Kernel) -> Option<CooperativeMatrix> {
+    match kernel {
+        Kernel::Forward(ForwardVariant {
+            shape: ForwardShape::Coop(tile),
+            ..
+        }) => Some(tile.matrix),
+        Kernel::BackwardDq(variant) | Kernel::BackwardDkDv(variant) => match variant.shape {
+            BackwardShape::Coop(tile) => Some(tile.matrix),
+            _ => None,
+        },
+        Kernel::Matmul {
+            variant: MatmulVariant::Coop(product),
+            ..
+        } => Some(product.matrix),
+        _ => None,
+    }
+}
+
+fn matrix_files(matrix: CooperativeMatrix) -> Vec<&'static str> {
+    vec![
+        match matrix.size {
+            8 => shader!("shared/coop_8.wgsl"),
+            _ => shader!("shared/coop_16.wgsl"),
+        },
+        match matrix.scalar_pointers {
+            false => shader!("shared/slabs_vec4.wgsl"),
+            true => shader!("shared/slabs_scalar.wgsl"),
+        },
+    ]
 }
 
 /// The stored type of four elements.
@@ -184,24 +276,29 @@ fn join(fragments: &[&'static str], others: &[&'static str]) -> Vec<&'static str
 fn files(kernel: &Kernel) -> Vec<&'static str> {
     match kernel {
         Kernel::Fill => vec![shader!("fill.wgsl")],
-        Kernel::Forward(variant) => join(
-            storage_files(variant.storage),
-            &[
+        Kernel::Forward(variant) => {
+            let own: &[_] = match variant.shape {
+                ForwardShape::Tile => &[shader!("attention/forward_tile.wgsl")],
+                ForwardShape::Uniform => &[shader!("attention/forward_uniform.wgsl")],
+                ForwardShape::Broadcast => &[shader!("attention/forward_broadcast.wgsl")],
+                ForwardShape::Coop(_) => &[
+                    shader!("shared/coop_staged.wgsl"),
+                    shader!("attention/forward_coop.wgsl"),
+                ],
+            };
+            let common = [
                 shader!("shared/geometry.wgsl"),
                 shader!("shared/forward_bindings.wgsl"),
                 shader!("shared/merge.wgsl"),
                 shader!("shared/block.wgsl"),
-                match variant.shape {
-                    ForwardShape::Tile => shader!("shared/online_softmax.wgsl"),
-                    _ => shader!("shared/forward_rows.wgsl"),
+                if variant.shape == ForwardShape::Tile || variant.shape.is_cooperative() {
+                    shader!("shared/online_softmax.wgsl")
+                } else {
+                    shader!("shared/forward_rows.wgsl")
                 },
-                match variant.shape {
-                    ForwardShape::Tile => shader!("attention/forward_tile.wgsl"),
-                    ForwardShape::Uniform => shader!("attention/forward_uniform.wgsl"),
-                    ForwardShape::Broadcast => shader!("attention/forward_broadcast.wgsl"),
-                },
-            ],
-        ),
+            ];
+            join(storage_files(variant.storage), &join(&common, own))
+        }
         Kernel::Delta { storage, .. } => {
             join(storage_files(*storage), &[shader!("attention/delta.wgsl")])
         }
@@ -210,7 +307,9 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
             &[
                 shader!("shared/backward_means.wgsl"),
                 match variant.shape {
-                    BackwardShape::Tile => shader!("attention/backward_means_tile.wgsl"),
+                    BackwardShape::Tile | BackwardShape::Coop(_) => {
+                        shader!("attention/backward_means_tile.wgsl")
+                    }
                     BackwardShape::Rows => shader!("attention/backward_means_rows.wgsl"),
                 },
             ],
@@ -220,6 +319,7 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
             &[match variant.shape {
                 BackwardShape::Tile => shader!("attention/backward_dq_tile.wgsl"),
                 BackwardShape::Rows => shader!("attention/backward_dq_rows.wgsl"),
+                BackwardShape::Coop(_) => shader!("attention/backward_dq_coop.wgsl"),
             }],
         ),
         Kernel::BackwardDkDv(variant) => backward_files(
@@ -227,40 +327,48 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
             &[match variant.shape {
                 BackwardShape::Tile => shader!("attention/backward_dkdv_tile.wgsl"),
                 BackwardShape::Rows => shader!("attention/backward_dkdv_rows.wgsl"),
+                BackwardShape::Coop(_) => shader!("attention/backward_dkdv_coop.wgsl"),
             }],
         ),
         Kernel::Matmul {
             variant,
             left,
+            right,
             result,
             ..
         } => {
             let scalar = *result == Cell::Scalar;
-            let [stores, own] = match (variant, scalar) {
-                (MatmulVariant::Tile, true) => [
-                    shader!("shared/matmul_tile_scalar.wgsl"),
+            let stores = match (variant, scalar) {
+                (MatmulVariant::Rows { .. }, true) => shader!("shared/matmul_rows_scalar.wgsl"),
+                (MatmulVariant::Rows { .. }, false) => shader!("shared/matmul_rows_vec4.wgsl"),
+                (_, true) => shader!("shared/matmul_tile_scalar.wgsl"),
+                (_, false) => shader!("shared/matmul_tile_vec4.wgsl"),
+            };
+            let own: &[_] = match variant {
+                MatmulVariant::Rows { .. } => &[shader!("nn/matmul_rows.wgsl")],
+                MatmulVariant::Tile => &[
+                    shader!("shared/matmul_cells.wgsl"),
                     shader!("nn/matmul_tile.wgsl"),
                 ],
-                (MatmulVariant::Tile, false) => [
-                    shader!("shared/matmul_tile_vec4.wgsl"),
-                    shader!("nn/matmul_tile.wgsl"),
-                ],
-                (MatmulVariant::Rows { .. }, true) => [
-                    shader!("shared/matmul_rows_scalar.wgsl"),
-                    shader!("nn/matmul_rows.wgsl"),
-                ],
-                (MatmulVariant::Rows { .. }, false) => [
-                    shader!("shared/matmul_rows_vec4.wgsl"),
-                    shader!("nn/matmul_rows.wgsl"),
+                MatmulVariant::Coop(_) => &[
+                    shader!("shared/matmul_cells.wgsl"),
+                    shader!("nn/matmul_coop.wgsl"),
                 ],
             };
             let common = [
-                words_file(*left),
+                match variant {
+                    MatmulVariant::Coop(_) => shader!("shared/words_f16_vec4.wgsl"),
+                    _ => words_file(*left),
+                },
                 shader!("shared/activation.wgsl"),
                 shader!("shared/matmul.wgsl"),
+                match right {
+                    Storage::F32 if *left != Storage::F32 => shader!("shared/right_f32.wgsl"),
+                    _ => shader!("shared/right_words.wgsl"),
+                },
                 stores,
-                own,
             ];
+            let common = join(&common, own);
             join(&cell_files(*result), &common)
         }
         Kernel::SumPartials => vec![shader!("nn/sum_partials.wgsl")],
@@ -319,13 +427,17 @@ fn backward_files(variant: &BackwardVariant, own: &[&'static str]) -> Vec<&'stat
             shader!("shared/backward_softmax.wgsl"),
         ],
     );
-    match variant.shape {
-        BackwardShape::Tile => {
-            files.push(shader!("shared/block.wgsl"));
-            files.push(shader!("shared/backward_tile.wgsl"));
-        }
-        BackwardShape::Rows => files.push(shader!("shared/backward_rows.wgsl")),
-    }
+    files.extend(match variant.shape {
+        BackwardShape::Tile => vec![
+            shader!("shared/block.wgsl"),
+            shader!("shared/backward_tile.wgsl"),
+        ],
+        BackwardShape::Rows => vec![shader!("shared/backward_rows.wgsl")],
+        BackwardShape::Coop(_) => vec![
+            shader!("shared/coop_staged.wgsl"),
+            shader!("shared/backward_coop.wgsl"),
+        ],
+    });
     files.extend(own);
     files
 }

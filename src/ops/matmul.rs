@@ -16,8 +16,11 @@ const WANTED_WORKGROUPS: u64 = 256;
 const LEAST_SPLIT: u64 = 512;
 
 /// A product to be recorded: `c = activation(op(a) op(b) + bias) + scale * residual`, or added to `c`. The left factor is an
-/// activation; the right one, the weights, and the bias are f32; the result is of the left factor's type or f32, and so is the
-/// residual.
+/// activation; the right one, the weights, is f32 or of the left one's type; the bias is f32; the result is of the left
+/// factor's type or f32, and so is the residual.
+///
+/// With both factors f16, GPUs that have them take cooperative matrices
+/// ([`Context::cooperative_matrix`](crate::Context::cooperative_matrix)). Sums are f32 in any case.
 ///
 /// ```no_run
 /// use dilated_attention::{Context, DType, ops::Matmul};
@@ -39,6 +42,7 @@ pub struct Matmul<'a> {
     activation: Activation,
     bias: Option<Matrix<'a>>,
     residual: Option<(Matrix<'a>, f32)>,
+    /// The caller's choice of the kernel.
     variant: Option<MatmulVariant>,
 }
 
@@ -57,7 +61,7 @@ impl<'a> Matmul<'a> {
         }
     }
 
-    /// With a kernel of the caller's choice.
+    /// With a kernel of the caller's choice instead of the one that suits the device.
     pub fn variant(self, variant: MatmulVariant) -> Self {
         Self {
             variant: Some(variant),
@@ -103,7 +107,8 @@ impl<'a> Matmul<'a> {
     ///
     /// # Errors
     /// [`Error::InvalidShape`], [`Error::WrongDType`], [`Error::ForeignDevice`] for matrices that do not fit,
-    /// [`Error::BindingTooSmall`] when a binding cannot cover one row, and the errors of recording a dispatch.
+    /// [`Error::BindingTooSmall`] when a binding cannot cover one row, [`Error::InvalidConfig`] when the kernel chosen is not
+    /// for such factors on this device, and the errors of recording a dispatch.
     pub fn write(self, recorder: &mut Recorder, c: Matrix<'a>) -> Result<()> {
         self.record(recorder, c, false)
     }
@@ -137,7 +142,19 @@ impl<'a> Matmul<'a> {
         let left = self
             .a
             .expect_activations("a", a_shape.0, a_shape.1, recorder)?;
-        self.b.expect_f32("b", b_shape.0, b_shape.1, recorder)?;
+        let right = self
+            .b
+            .expect_activations("b", b_shape.0, b_shape.1, recorder)?;
+        if ![DType::F32, self.a.dtype()].contains(&self.b.dtype()) {
+            return Err(Error::WrongDType {
+                what: "b",
+                given: self.b.dtype(),
+                need: self.a.dtype(),
+            });
+        }
+        if let Some(variant) = self.variant {
+            variant.check([left, right], recorder.context().facts_for(right))?;
+        }
         let result = c.expect_activations("c", rows, columns, recorder)?;
         if ![DType::F32, self.a.dtype()].contains(&c.dtype()) {
             return Err(Error::WrongDType {
@@ -166,6 +183,11 @@ impl<'a> Matmul<'a> {
             false => max_inner = max_inner.min(max_b),
             true => max_columns = max_columns.min(max_b),
         }
+        // Windows of half precision begin at whole vectors.
+        let unit = if left == Storage::F32 { 1 } else { 4 };
+        let whole = |max: u64, all: u64| if max < all { max - max % unit } else { max };
+        (max_rows, max_inner) = (whole(max_rows, rows), whole(max_inner, inner));
+        max_columns = whole(max_columns, columns);
         let inner_windows = match inner {
             // An empty sum: bias, activation and residual of nothing.
             0 => vec![(0, 0)],
@@ -182,11 +204,7 @@ impl<'a> Matmul<'a> {
                 limit_bytes: facts.max_binding_bytes,
             });
         }
-        let storages = (left, Cell::smallest(result));
-        // Windows of columns begin with a cell.
-        if max_columns < columns {
-            max_columns -= max_columns % storages.1.elements();
-        }
+        let storages = (left, right, Cell::smallest(result));
         for (row_begin, row_end) in windows_of("c", rows, max_rows, &facts)? {
             for (column_begin, column_end) in windows_of("b", columns, max_columns, &facts)? {
                 for &(inner_begin, inner_end) in &inner_windows {
@@ -213,7 +231,7 @@ impl<'a> Matmul<'a> {
         &self,
         recorder: &mut Recorder,
         c: Matrix<'_>,
-        (left, cell): (Storage, Cell),
+        (left, right, cell): (Storage, Storage, Cell),
         block: &Block,
         (accumulate, first): (bool, bool),
     ) -> Result<()> {
@@ -239,10 +257,17 @@ impl<'a> Matmul<'a> {
         ];
         let [num_rows, num_columns, num_inner] = [rows, columns, inner].map(|(b, e)| e - b);
         let variant = self.variant.unwrap_or_else(|| {
-            let task = ProductTask {
-                columns: num_columns,
-            };
-            recorder.context().tuner().choose(&task, &facts).variant
+            let context = recorder.context();
+            let facts = context.facts_for(right);
+            match MatmulVariant::choose(num_columns, [left, right], facts) {
+                matrices @ MatmulVariant::Coop(_) => matrices,
+                _ => {
+                    let task = ProductTask {
+                        columns: num_columns,
+                    };
+                    context.tuner().choose(&task, facts).variant
+                }
+            }
         });
         let [tile_rows, tile_columns] = variant.tile();
         let (tiles_x, tiles_y) = (
@@ -264,7 +289,7 @@ impl<'a> Matmul<'a> {
                 .max(1),
             false => 1,
         };
-        let split = num_inner.div_ceil(splits).max(1);
+        let split = num_inner.div_ceil(splits).next_multiple_of(4).max(1);
         let splits = num_inner.div_ceil(split).max(1);
         let partials = match splits {
             1 => None,
@@ -320,6 +345,7 @@ impl<'a> Matmul<'a> {
             transpose_b: self.transpose_b,
             activation: self.activation,
             left,
+            right,
             result: cell,
         };
         let bindings = [

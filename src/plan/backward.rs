@@ -97,8 +97,8 @@ impl DilatedAttentionConfig {
         let Choice { variant, reason } = choice.into();
         variant.check(self.head_dim(), facts)?;
         let tensor_bytes = tensor_bytes(self, shape, variant.storage, facts)?;
-        let tile = variant.tile();
-        let passes = [(Pass::Means, tile), (Pass::Dq, tile), (Pass::DkDv, tile)];
+        let passes = [Pass::Means, Pass::Dq, Pass::DkDv];
+        let passes = passes.map(|pass| (pass, variant.of_pass(pass).tile()));
         let exact = self.get_gradient() == MixGradient::Exact;
         let passes = if exact { &passes[1..] } else { &passes[..] };
         let dispatches = Planner::new(self, shape, facts, passes, variant.storage)?.plan()?;

@@ -1,5 +1,6 @@
 //! What a plan needs to know of a device: plain numbers, so that plans can be made without one.
 
+use super::cooperative::{CooperativeMatrix, NoCooperativeMatrix};
 use crate::error::{Error, Result};
 
 /// Limits and traits of a device.
@@ -19,6 +20,9 @@ pub struct DeviceFacts {
     pub max_workgroup_memory_bytes: u32,
     /// Shaders may store f16 ([`SHADER_F16`](wgpu::Features::SHADER_F16)); half precision needs no more than words.
     pub shader_f16: bool,
+    /// The cooperative matrices that kernels may use, or why there are none. A [`Context`](crate::Context) tries them before
+    /// the first use: [`Context::cooperative_matrix`](crate::Context::cooperative_matrix) has the result.
+    pub cooperative_matrix: std::result::Result<CooperativeMatrix, NoCooperativeMatrix>,
     /// What executes the shaders.
     pub processor: Processor,
 }
@@ -52,11 +56,13 @@ impl DeviceFacts {
             max_workgroups_per_dimension: 65_535,
             max_workgroup_memory_bytes: 16_384,
             shader_f16: false,
+            cooperative_matrix: Err(NoCooperativeMatrix::FeatureOff),
             processor: Processor::Gpu,
         }
     }
 
-    /// The facts of an adapter whose device was made with `limits` and `features`.
+    /// The facts of an adapter whose device was made with `limits` and `features`; `matrices` are the adapter's cooperative
+    /// matrices ([`wgpu::Adapter::cooperative_matrix_properties`]).
     ///
     /// # Errors
     /// [`Error::DeviceTooSmall`] when a limit is below what every kernel needs.
@@ -64,6 +70,7 @@ impl DeviceFacts {
         info: &wgpu::AdapterInfo,
         limits: &wgpu::Limits,
         features: wgpu::Features,
+        matrices: &[wgpu::CooperativeMatrixProperties],
     ) -> Result<Self> {
         let least: [(&'static str, u64, u64); 4] = [
             (
@@ -105,6 +112,7 @@ impl DeviceFacts {
             max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
             max_workgroup_memory_bytes: limits.max_compute_workgroup_storage_size,
             shader_f16: features.contains(wgpu::Features::SHADER_F16),
+            cooperative_matrix: CooperativeMatrix::of(info, features, matrices),
             processor: processor(info, features),
         })
     }

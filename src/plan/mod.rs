@@ -2,6 +2,7 @@
 
 mod backward;
 pub mod branch;
+mod cooperative;
 mod dispatch;
 mod display;
 mod facts;
@@ -12,6 +13,7 @@ mod window;
 mod workspace;
 
 pub use backward::{BackwardPlan, DeltaDispatch};
+pub use cooperative::{CooperativeMatrix, NoCooperativeMatrix};
 pub use dispatch::{AttentionDispatch, Pass, Range};
 pub use facts::{DeviceFacts, Processor};
 pub use forward::{ForwardPlan, UNCOVERED_LSE};

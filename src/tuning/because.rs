@@ -3,6 +3,9 @@
 /// A GPU.
 pub(crate) const GPU: &str = "a GPU, kernels for workgroup memory";
 
+/// A GPU, f16 tensors.
+pub(crate) const MATRICES: &str = "a GPU with cooperative matrices, f16 tensors";
+
 /// A software driver, `Processor::Cpu` with `uniform_loads`.
 pub(crate) const UNIFORM_LOADS: &str =
     "a CPU whose driver loads an address that all lanes share once (lavapipe of Mesa 26 and later)";

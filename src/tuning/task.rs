@@ -106,13 +106,15 @@ fn forward_compile_time(
         (Processor::Gpu, ForwardShape::Tile) => 1,
         // Rows in registers are more than a GPU's lane has.
         (Processor::Gpu, ForwardShape::Uniform | ForwardShape::Broadcast) => return None,
+        // Known to be faster on GPUs and slower on CPUs; f16 only, and what is measured is f32.
+        (_, ForwardShape::Coop(_)) => return None,
         (Processor::Cpu { uniform_loads, .. }, shape) => match (shape, uniform_loads) {
             (ForwardShape::Tile, true) => 3,
             (ForwardShape::Uniform | ForwardShape::Broadcast, true) => 2,
             (ForwardShape::Tile, false) => 18,
             (ForwardShape::Broadcast, false) => 12,
             (ForwardShape::Uniform, false) if head_dim <= 8 => 12,
-            (ForwardShape::Uniform, false) => return None,
+            (ForwardShape::Uniform | ForwardShape::Coop(_), _) => return None,
         },
     };
     Some(Duration::from_secs(seconds))
@@ -126,14 +128,14 @@ fn backward_compile_time(
 ) -> Option<Duration> {
     let seconds = match (facts.processor, shape) {
         (Processor::Gpu, BackwardShape::Tile) => 1,
-        (Processor::Gpu, BackwardShape::Rows) => return None,
+        (Processor::Gpu, BackwardShape::Rows) | (_, BackwardShape::Coop(_)) => return None,
         (Processor::Cpu { uniform_loads, .. }, shape) => match (shape, uniform_loads) {
             (BackwardShape::Tile, true) => 5,
             (BackwardShape::Rows, true) if head_dim <= 32 => 2,
             (BackwardShape::Rows, true) if head_dim <= 96 => 8,
             (BackwardShape::Rows, true) if head_dim <= 128 => 16,
             (BackwardShape::Tile, false) => 16,
-            (BackwardShape::Rows, _) => return None,
+            (BackwardShape::Rows | BackwardShape::Coop(_), _) => return None,
         },
     };
     Some(Duration::from_secs(seconds))
@@ -143,12 +145,13 @@ fn backward_compile_time(
 fn product_compile_time(variant: MatmulVariant, facts: &DeviceFacts) -> Option<Duration> {
     let seconds = match (facts.processor, variant) {
         (Processor::Gpu, MatmulVariant::Tile) => 1,
-        (Processor::Gpu, MatmulVariant::Rows { .. }) => return None,
+        (Processor::Gpu, MatmulVariant::Rows { .. }) | (_, MatmulVariant::Coop(_)) => return None,
         (Processor::Cpu { uniform_loads, .. }, variant) => match (variant, uniform_loads) {
             (MatmulVariant::Tile, true) => 1,
             (MatmulVariant::Rows { .. }, true) => 2,
             (MatmulVariant::Tile, false) => 15,
             (MatmulVariant::Rows { .. }, false) => 25,
+            (MatmulVariant::Coop(_), _) => return None,
         },
     };
     Some(Duration::from_secs(seconds))
@@ -244,7 +247,7 @@ impl Task for ProductTask {
     }
 
     fn suggested(&self, facts: &DeviceFacts) -> Choice<MatmulVariant> {
-        MatmulVariant::choice(self.columns, facts)
+        MatmulVariant::choice(self.columns, [Storage::F32; 2], facts)
     }
 
     fn candidates(&self, facts: &DeviceFacts) -> Vec<Candidate<MatmulVariant>> {

@@ -1,5 +1,6 @@
 //! The forward kernels against the f64 reference, on every context and with every kernel that the adapter runs.
 
+use dilated_attention::kernel::forward::ForwardVariant;
 use dilated_attention::plan::Processor;
 use dilated_attention::{
     AttentionShape, DType, DilatedAttentionConfig, HeadOffsets, Heads, Mask, OutputRows, Padding,
@@ -8,7 +9,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 use crate::oracle::any_config;
-use crate::support::kernel_contexts::{kernel_contexts, tiny_bindings};
+use crate::support::kernel_contexts::{TestContext, kernel_contexts, tiny_bindings};
 use crate::support::problem::Problem;
 
 /// A configuration of `heads` heads of 8 elements.
@@ -315,45 +316,52 @@ fn values_that_are_no_numbers_stay_with_rows_that_see_them() {
         ] {
             let problem = Problem::new(config, shape(2, 93), 1.0);
             for variant in on.forward_variants(8) {
-                let before = problem.run(on, variant).unwrap();
-                for (tensor, value, token) in [
-                    (0, f32::NAN, 92),
-                    (1, f32::NAN, 0),
-                    (1, f32::NAN, 92),
-                    (1, f32::INFINITY, 69),
-                    (1, f32::NEG_INFINITY, 70),
-                    (2, f32::NAN, 45),
-                    (2, f32::INFINITY, 93 + 9),
-                    (0, f32::INFINITY, 93 + 10),
-                ] {
-                    let mut poisoned = problem.clone();
-                    let mut marked = problem.clone();
-                    for (problem, value) in [(&mut poisoned, value), (&mut marked, f32::NAN)] {
-                        [&mut problem.q, &mut problem.k, &mut problem.v][tensor][token * 24..]
-                            [..24]
-                            .fill(value);
-                    }
-                    let seen = marked.reference();
-                    let after = poisoned.run(on, variant).unwrap();
-                    let bits =
-                        |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-                    for row in 0..before.softmax_lse.len() {
-                        let elements = row * 8..(row + 1) * 8;
-                        let sees = seen.softmax_lse[row].is_nan()
-                            || seen.out[elements.clone()]
-                                .iter()
-                                .any(|value| value.is_nan());
-                        if !sees {
-                            assert_eq!(
-                                bits(&before.out[elements.clone()]),
-                                bits(&after.out[elements]),
-                                "{variant}, {}: row {row}, {value} in tensor {tensor} at {token}",
-                                problem.config
-                            );
-                            assert_eq!(before.softmax_lse[row], after.softmax_lse[row]);
-                        }
-                    }
-                }
+                check_that_values_stay_with_rows_that_see_them(&problem, on, variant);
+            }
+        }
+    }
+}
+
+/// The same of one kernel, for 2 items of 93 tokens and 3 heads of 8 elements.
+pub fn check_that_values_stay_with_rows_that_see_them(
+    problem: &Problem,
+    on: &TestContext,
+    variant: ForwardVariant,
+) {
+    let before = problem.run(on, variant).unwrap();
+    for (tensor, value, token) in [
+        (0, f32::NAN, 92),
+        (1, f32::NAN, 0),
+        (1, f32::NAN, 92),
+        (1, f32::INFINITY, 69),
+        (1, f32::NEG_INFINITY, 70),
+        (2, f32::NAN, 45),
+        (2, f32::INFINITY, 93 + 9),
+        (0, f32::INFINITY, 93 + 10),
+    ] {
+        let mut poisoned = problem.clone();
+        let mut marked = problem.clone();
+        for (problem, value) in [(&mut poisoned, value), (&mut marked, f32::NAN)] {
+            [&mut problem.q, &mut problem.k, &mut problem.v][tensor][token * 24..][..24]
+                .fill(value);
+        }
+        let seen = marked.reference();
+        let after = poisoned.run(on, variant).unwrap();
+        let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        for row in 0..before.softmax_lse.len() {
+            let elements = row * 8..(row + 1) * 8;
+            let sees = seen.softmax_lse[row].is_nan()
+                || seen.out[elements.clone()]
+                    .iter()
+                    .any(|value| value.is_nan());
+            if !sees {
+                assert_eq!(
+                    bits(&before.out[elements.clone()]),
+                    bits(&after.out[elements]),
+                    "{variant}, {}: row {row}, {value} in tensor {tensor} at {token}",
+                    problem.config
+                );
+                assert_eq!(before.softmax_lse[row], after.softmax_lse[row]);
             }
         }
     }

@@ -2,7 +2,9 @@
 
 mod abandoned;
 mod backward;
+mod barriers;
 mod checkpoints;
+mod coop;
 #[path = "../../benches/counting_allocator.rs"]
 mod counting_allocator;
 mod decode;

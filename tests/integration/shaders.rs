@@ -5,9 +5,9 @@ use dilated_attention::kernel::backward::{BackwardShape, BackwardVariant};
 use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
 use dilated_attention::kernel::matmul::MatmulVariant;
 use dilated_attention::kernel::{Access, Activation, Cell, Kernel, Storage};
-use dilated_attention::plan::{DeviceFacts, Pass, Processor};
+use dilated_attention::plan::{CooperativeMatrix, DeviceFacts, Pass, Processor};
 use naga::back::{hlsl, msl, spv};
-use naga::valid::{Capabilities, ValidationFlags, Validator};
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, StorageAccess, TypeInner};
 
 fn facts_of_every_kind() -> Vec<DeviceFacts> {
@@ -45,12 +45,80 @@ fn broadcasts(facts: &DeviceFacts) -> bool {
     lanes == 8 && broadcasts
 }
 
+/// Facts of devices with each kind of cooperative matrices, and each size of workgroup memory.
+fn facts_with_matrices() -> Vec<DeviceFacts> {
+    let matrix = |size, lanes, scalar_pointers| CooperativeMatrix {
+        size,
+        lanes,
+        scalar_pointers,
+    };
+    // NVIDIA; lavapipe; Metal.
+    let matrices = [
+        matrix(16, 32, false),
+        matrix(8, 8, false),
+        matrix(8, 32, true),
+    ];
+    let facts = matrices.into_iter().flat_map(|matrix| {
+        [16_384, 32_768, 49_152].map(|max_workgroup_memory_bytes| DeviceFacts {
+            max_workgroup_memory_bytes,
+            shader_f16: true,
+            cooperative_matrix: Ok(matrix),
+            ..DeviceFacts::webgpu_defaults()
+        })
+    });
+    facts.collect()
+}
+
+/// Every kernel with cooperative matrices. No HLSL is written of these: naga has none for them.
+pub fn cooperative_kernels() -> Vec<(Kernel, DeviceFacts)> {
+    let mut kernels = Vec::new();
+    for facts in facts_with_matrices() {
+        for head_dim in [4, 12, 16, 24, 32, 48, 64, 80, 96, 128] {
+            let forward = ForwardVariant::cooperative(head_dim, Storage::F16, &facts);
+            kernels.push((Kernel::Forward(forward.expect("fits")), facts.clone()));
+            let backward = BackwardVariant::cooperative(head_dim, Storage::F16, &facts);
+            let backward = backward.expect("fits");
+            kernels.push((Kernel::BackwardDq(backward), facts.clone()));
+            kernels.push((Kernel::BackwardDkDv(backward), facts.clone()));
+        }
+        let variant = MatmulVariant::cooperative([Storage::F16; 2], &facts).expect("fits");
+        for (transpose_a, transpose_b) in
+            [(false, false), (false, true), (true, false), (true, true)]
+        {
+            for (activation, result) in Activation::ALL
+                .into_iter()
+                .flat_map(|activation| Cell::ALL.map(|cell| (activation, cell)))
+                .filter(|(_, cell)| matches!(cell, Cell::Scalar | Cell::Vec4(Storage::F16)))
+            {
+                let kernel = Kernel::Matmul {
+                    variant,
+                    left: Storage::F16,
+                    right: Storage::F16,
+                    transpose_a,
+                    transpose_b,
+                    activation,
+                    result,
+                };
+                kernels.push((kernel, facts.clone()));
+            }
+        }
+    }
+    let mut seen = std::collections::HashSet::new();
+    kernels.retain(|(kernel, _)| seen.insert(*kernel));
+    kernels
+}
+
+fn all_kernels() -> Vec<(Kernel, DeviceFacts)> {
+    [kernels(), cooperative_kernels()].concat()
+}
+
 /// Those chosen for narrow to wide results on every kind of device.
 fn matmul_variants() -> std::collections::HashSet<MatmulVariant> {
     facts_of_every_kind()
         .iter()
         .flat_map(|facts| {
-            [1, 64, 256, 768, 1024, 3072].map(|columns| MatmulVariant::choose(columns, facts))
+            [1, 64, 256, 768, 1024, 3072]
+                .map(|columns| MatmulVariant::choose(columns, [Storage::F32; 2], facts))
         })
         .collect()
 }
@@ -79,11 +147,14 @@ fn layer_kernels() -> Vec<Kernel> {
             Kernel::ToF32(storage),
         ]);
     }
-    // Factors and results of one type, and f32 results of halves.
-    let stored = Storage::ALL.map(|storage| (storage, Cell::smallest(storage)));
-    let stored = stored
-        .into_iter()
-        .chain(Storage::ALL.map(|storage| (storage, Cell::Scalar)));
+    // Left factors, right factors and results: of one type, or each of the last two f32.
+    let stored = Storage::ALL.into_iter().flat_map(|left| {
+        [
+            (left, Storage::F32, Cell::smallest(left)),
+            (left, Storage::F32, Cell::Scalar),
+            (left, left, Cell::smallest(left)),
+        ]
+    });
     let stored: std::collections::HashSet<_> = stored.collect();
     for activation in Activation::ALL {
         for cell in Cell::ALL {
@@ -94,13 +165,14 @@ fn layer_kernels() -> Vec<Kernel> {
             [(false, false), (false, true), (true, false), (true, true)]
         {
             for variant in matmul_variants() {
-                for &(left, result) in &stored {
+                for &(left, right, result) in &stored {
                     kernels.push(Kernel::Matmul {
                         variant,
                         transpose_a,
                         transpose_b,
                         activation,
                         left,
+                        right,
                         result,
                     });
                 }
@@ -161,7 +233,7 @@ fn uses_subgroups(kernel: &Kernel) -> bool {
     matches!(kernel, Kernel::Forward(variant) if variant.shape == ForwardShape::Broadcast)
 }
 
-fn parse(kernel: Kernel) -> Module {
+pub fn parse(kernel: Kernel) -> Module {
     naga::front::wgsl::parse_str(&kernel.source())
         .unwrap_or_else(|error| panic!("{kernel:?}: {}", error.emit_to_string(&kernel.source())))
 }
@@ -174,20 +246,7 @@ fn every_kernel_is_valid_and_translates_to_spirv_msl_and_hlsl() {
         let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
         capabilities.set(Capabilities::SHADER_FLOAT16, kernel.stores_f16());
         capabilities.set(Capabilities::SUBGROUP, uses_subgroups(&kernel));
-        let info = Validator::new(ValidationFlags::all(), capabilities)
-            .validate(&module)
-            .unwrap_or_else(|error| panic!("{kernel:?}: {error:?}"));
-        let words = spv::write_vec(&module, &info, &spv::Options::default(), None)
-            .unwrap_or_else(|error| panic!("{kernel:?} to SPIR-V: {error}"));
-        assert!(words.len() > 100);
-        let options = msl::Options {
-            fake_missing_bindings: true,
-            ..Default::default()
-        };
-        let pipeline = msl::PipelineOptions::default();
-        let (text, _) = msl::write_string(&module, &info, &options, &pipeline)
-            .unwrap_or_else(|error| panic!("{kernel:?} to MSL: {error}"));
-        assert!(text.contains(kernel.name()));
+        let info = translate(kernel, &module, capabilities);
         let mut text = String::new();
         let options = hlsl::Options {
             fake_missing_bindings: true,
@@ -201,8 +260,39 @@ fn every_kernel_is_valid_and_translates_to_spirv_msl_and_hlsl() {
 }
 
 #[test]
+fn every_kernel_with_matrices_is_valid_and_translates_to_spirv_and_msl() {
+    for (kernel, _) in cooperative_kernels() {
+        let capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32
+            | Capabilities::SHADER_FLOAT16
+            | Capabilities::COOPERATIVE_MATRIX;
+        translate(kernel, &parse(kernel), capabilities);
+    }
+}
+
+/// Validates a kernel and writes it as SPIR-V and MSL.
+fn translate(kernel: Kernel, module: &Module, capabilities: Capabilities) -> ModuleInfo {
+    let info = Validator::new(ValidationFlags::all(), capabilities)
+        .validate(module)
+        .unwrap_or_else(|error| panic!("{kernel:?}: {error:?}"));
+    let words = spv::write_vec(module, &info, &spv::Options::default(), None)
+        .unwrap_or_else(|error| panic!("{kernel:?} to SPIR-V: {error}"));
+    assert!(words.len() > 100);
+    let options = msl::Options {
+        // The first that has matrices.
+        lang_version: (2, 3),
+        fake_missing_bindings: true,
+        ..Default::default()
+    };
+    let pipeline = msl::PipelineOptions::default();
+    let (text, _) = msl::write_string(module, &info, &options, &pipeline)
+        .unwrap_or_else(|error| panic!("{kernel:?} to MSL: {error}"));
+    assert!(text.contains(kernel.name()));
+    info
+}
+
+#[test]
 fn entry_points_bear_the_name_of_the_kernel_and_fit_webgpu_defaults() {
-    for (kernel, _) in kernels() {
+    for (kernel, _) in all_kernels() {
         let module = parse(kernel);
         assert_eq!(module.entry_points.len(), 1);
         let entry = &module.entry_points[0];
@@ -217,7 +307,7 @@ fn entry_points_bear_the_name_of_the_kernel_and_fit_webgpu_defaults() {
 
 #[test]
 fn workgroup_memory_is_what_the_plan_says_and_within_the_limit() {
-    for (kernel, facts) in kernels() {
+    for (kernel, facts) in all_kernels() {
         let module = parse(kernel);
         let bytes: u32 = module
             .global_variables
@@ -234,6 +324,13 @@ fn workgroup_memory_is_what_the_plan_says_and_within_the_limit() {
             Kernel::Forward(variant) => {
                 assert_eq!(bytes, variant.workgroup_memory_bytes(), "{kernel:?}");
                 assert!(variant.check(variant.head_dim, &facts).is_ok());
+                continue;
+            }
+            Kernel::Matmul {
+                variant: MatmulVariant::Coop(product),
+                ..
+            } => {
+                assert!(bytes <= product.workgroup_memory_bytes(), "{kernel:?}");
                 continue;
             }
             Kernel::BackwardMeans(variant) => (variant, Pass::Means),
@@ -269,7 +366,7 @@ fn size(module: &Module, ty: naga::Handle<naga::Type>) -> u32 {
 
 #[test]
 fn bindings_agree_with_the_kernel_table() {
-    for (kernel, _) in kernels() {
+    for (kernel, _) in all_kernels() {
         let module = parse(kernel);
         let mut bindings: Vec<_> = module
             .global_variables
@@ -325,7 +422,7 @@ fn shader_fields(kernel: Kernel, name: &str) -> Vec<(String, usize)> {
 
 #[test]
 fn parameter_structs_have_the_same_layout_on_both_sides() {
-    for (kernel, _) in kernels() {
+    for (kernel, _) in all_kernels() {
         let host = kernel.params();
         let fields: Vec<_> = host
             .fields

@@ -51,6 +51,15 @@ pub fn tiny_bindings() -> &'static TestContext {
     })
 }
 
+/// WebGPU's default limits, with the adapter's features.
+pub fn default_limits() -> &'static TestContext {
+    static CONTEXT: OnceLock<TestContext> = OnceLock::new();
+    CONTEXT.get_or_init(|| {
+        let limits = Some(wgpu::Limits::default());
+        open("default limits", (limits, None), true)
+    })
+}
+
 fn open(
     name: &'static str,
     (limits, features): (Option<wgpu::Limits>, Option<wgpu::Features>),
@@ -76,7 +85,7 @@ impl TestContext {
         let mut variants = vec![chosen];
         for shape in ForwardShape::ALL {
             let affordable = match (shape, facts.processor) {
-                (ForwardShape::Tile, _) | (_, Processor::Gpu) => true,
+                (ForwardShape::Tile | ForwardShape::Coop(_), _) | (_, Processor::Gpu) => true,
                 (ForwardShape::Broadcast, _) => true,
                 // Older drivers load a shared address once per lane: a minute to compile at 64 elements.
                 (ForwardShape::Uniform, Processor::Cpu { uniform_loads, .. }) => {
@@ -100,7 +109,7 @@ impl TestContext {
         let mut variants = vec![chosen];
         for shape in BackwardShape::ALL {
             let affordable = match (shape, facts.processor) {
-                (BackwardShape::Tile, _) | (_, Processor::Gpu) => true,
+                (BackwardShape::Tile | BackwardShape::Coop(_), _) | (_, Processor::Gpu) => true,
                 (BackwardShape::Rows, Processor::Cpu { uniform_loads, .. }) => {
                     uniform_loads || head_dim <= 4
                 }

@@ -1,0 +1,76 @@
+// Gradient of the queries of one branch, with cooperative matrices: subgroups own rows and walk over their keys;
+// shared/backward_coop.wgsl says how.
+//
+//   s = q k^T    dp = dout v^T    ds = p (dp - mean)    dq += scale ds k
+
+@group(0) @binding(5) var<storage, read> terms: array<vec2<f32>>;
+@group(0) @binding(6) var<storage, read_write> dq: array<Stored4>;
+
+const PAIR_SLABS: u32 = 1u;
+
+var<workgroup> own_terms: array<vec2<f32>, SUBGROUPS * ROWS>;
+
+fn load_a(own: u32, column: u32) -> vec4<f16> {
+    let row = tile.row_begin + own;
+    if (row >= min(tile.row_end, tile.real_rows) || column >= HEAD_DIM_VEC4) {
+        return vec4<f16>();
+    }
+    return q[query_index(tile, row) + column];
+}
+
+fn load_b(own: u32, column: u32) -> vec4<f16> {
+    let row = tile.row_begin + own;
+    if (row >= tile.row_end || column >= HEAD_DIM_VEC4) {
+        return vec4<f16>();
+    }
+    return dout[output_index(output_place(tile, row)) + column];
+}
+
+fn load_x(key: u32, column: u32) -> vec4<f16> {
+    if (key >= tile.key_end || column >= HEAD_DIM_VEC4) {
+        return vec4<f16>();
+    }
+    return k[key_index(tile, key) + column];
+}
+
+fn load_y(key: u32, column: u32) -> vec4<f16> {
+    if (key >= tile.key_end || column >= HEAD_DIM_VEC4) {
+        return vec4<f16>();
+    }
+    return v[key_index(tile, key) + column];
+}
+
+fn weigh(own: u32, place: u32, at: u32, s: vec4<f32>, dp: vec4<f32>) {
+    let keys = vec4<u32>(staged_begin + place) + vec4<u32>(0u, 1u, 2u, 3u);
+    let seen = seen_keys(tile, tile.row_begin + own, keys);
+    let of_row = own_terms[own];
+    let share = shares(s, vec4<f32>(of_row.x), seen);
+    let ds = score_gradients(share, dp, vec4<f32>(of_row.y), seen);
+    put_halves(at, vec4<f16>(select(vec4<f32>(), ds + broken_places(place), seen)));
+}
+
+fn store(own: u32, column: u32, value: vec4<f32>, unused: vec4<f32>) {
+    let row = tile.row_begin + own;
+    if (row < min(tile.row_end, tile.real_rows)) {
+        let to = query_index(tile, row) + column;
+        var result = params.scale * value;
+        if (has_flag(FLAG_MERGE)) {
+            result += widen(dq[to]);
+        }
+        dq[to] = narrow(result);
+    }
+}
+
+@compute @workgroup_size(SUBGROUP * SUBGROUPS)
+fn backward_dq_coop(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    tile = locate_tile(workgroup, SUBGROUPS * ROWS);
+    begin_subgroup(index);
+    for (var own = index; own < SUBGROUPS * ROWS; own += THREADS) {
+        own_terms[own] = row_terms(tile, tile.row_begin + own);
+    }
+    load_own_each();
+    for (staged_begin = tile.key_begin; staged_begin < tile.key_end; staged_begin += STAGED) {
+        walk(index, staged_begin + STAGED > tile.key_full);
+    }
+    write_sums_each();
+}

@@ -1,0 +1,287 @@
+// Forward attention with cooperative matrices (tensor cores), for tensors stored as f16.
+//
+// A subgroup owns ROWS query rows: their queries and their output stay in its matrices. All subgroups of the workgroup walk
+// over the same keys, STAGED at a time, staged in workgroup memory. For each step
+//
+//   scores = q k^T      stored to the subgroup's own slab, for a matrix gives no access to its elements
+//   softmax             each lane owns whole rows of the slab, so nothing is exchanged; weights go back as f16
+//   output += weights v
+//
+// The output is rescaled only when the maximum of a row has grown by more than MOST_GROWTH since the last time; until then
+// weights exceed 1, by at most 2^MOST_GROWTH. Between a store of a matrix and what reads it there is a barrier, also within
+// one subgroup: stores of matrices carry no memory semantics of their own. Strides are padded, so that rows begin in
+// different banks. Branches around matrix operations depend on constants or on values uniform over the workgroup.
+// Prelude: HEAD_DIM_VEC4, SUBGROUP (its lanes), SUBGROUPS, ROWS (a multiple of SUBGROUP and of SIZE), STAGED (a multiple
+// of SIZE).
+
+const DIM_VEC4: u32 = (4u * HEAD_DIM_VEC4 + SIZE - 1u) / SIZE * SIZE / 4u; // columns, filled up to whole matrices
+const COLUMN_BLOCKS: u32 = 4u * DIM_VEC4 / SIZE;
+const ROW_BLOCKS: u32 = ROWS / SIZE;
+const KEY_BLOCKS: u32 = STAGED / SIZE;
+const LANE_ROWS: u32 = ROWS / SUBGROUP;
+const THREADS: u32 = SUBGROUP * SUBGROUPS;
+const MOST_GROWTH: f32 = 8.0; // in log2 units
+
+// Strides and slabs in vec4.
+const VECTOR_STRIDE: u32 = DIM_VEC4 + 2u;
+const WEIGHT_STRIDE: u32 = STAGED / 4u + 2u;
+const SCORE_STRIDE: u32 = STAGED / 4u + 1u;
+const VALUES: u32 = STAGED * VECTOR_STRIDE; // after the keys
+const WEIGHTS: u32 = 2u * STAGED * VECTOR_STRIDE; // then a slab for each subgroup
+const HALVES: u32 = WEIGHTS + SUBGROUPS * ROWS * WEIGHT_STRIDE;
+const FLOATS: u32 = SUBGROUPS * ROWS * SCORE_STRIDE;
+
+var<workgroup> grown: u32; // not 0 when a row's maximum has grown too much
+var<workgroup> ends: array<RowEnd, SUBGROUPS * ROWS>;
+
+var<private> tile: Tile;
+var<private> subgroup: u32;
+var<private> lane: u32;
+var<private> weights_at: u32; // of the subgroup, in halves
+var<private> scores_at: u32; // of the subgroup, in floats
+var<private> key_tile: u32;
+
+var<private> query: array<Left, ROW_BLOCKS * COLUMN_BLOCKS>;
+var<private> output: array<Sum, ROW_BLOCKS * COLUMN_BLOCKS>;
+var<private> scores: array<Sum, ROW_BLOCKS * KEY_BLOCKS>;
+
+// Of each of the lane's rows.
+var<private> top: array<f32, LANE_ROWS>;
+var<private> sum: array<f32, LANE_ROWS>;
+var<private> shrink: array<f32, LANE_ROWS>;
+
+// Number of the lane's row i in the subgroup's slab.
+fn slab_row(i: u32) -> u32 {
+    return i * SUBGROUP + lane;
+}
+
+// One column of matrices of the queries, through the slab for weights. Holds barriers.
+fn load_query(block: u32) {
+    for (var item = lane; item < ROWS * SIZE / 4u; item += SUBGROUP) {
+        let row = tile.row_begin + subgroup * ROWS + item / (SIZE / 4u);
+        let place = item % (SIZE / 4u);
+        let column = block * (SIZE / 4u) + place;
+        var value = vec4<f16>();
+        if (row < min(tile.row_end, tile.real_rows) && column < HEAD_DIM_VEC4) {
+            value = q[query_index(tile, row) + column];
+        }
+        put_halves(weights_at + item / (SIZE / 4u) * WEIGHT_STRIDE + place, value);
+    }
+    workgroupBarrier();
+    load_query_block(block, 0u);
+    if (ROW_BLOCKS > 1u) { load_query_block(block, 1u); }
+    if (ROW_BLOCKS > 2u) { load_query_block(block, 2u); }
+    if (ROW_BLOCKS > 3u) { load_query_block(block, 3u); }
+    workgroupBarrier();
+}
+
+fn load_query_block(block: u32, row_block: u32) {
+    let at = weights_at + row_block * SIZE * WEIGHT_STRIDE;
+    query[row_block * COLUMN_BLOCKS + block] = coopLoadT<Left>(&halves[at * CELLS], WEIGHT_STRIDE * CELLS);
+}
+
+// Keys and values of the tile, zero behind the last. With `partly`, some rows do not see all of them.
+fn stage(index: u32, partly: bool) {
+    for (var item = index; item < STAGED * DIM_VEC4; item += THREADS) {
+        let place = item / DIM_VEC4;
+        let column = item % DIM_VEC4;
+        var key = vec4<f16>();
+        var value = vec4<f16>();
+        if (key_tile + place < tile.key_end && column < HEAD_DIM_VEC4) {
+            let source = key_index(tile, key_tile + place) + column;
+            key = k[source];
+            value = v[source];
+        }
+        if (partly && !(is_finite(key) && is_finite(value))) {
+            key = vec4<f16>();
+            value = vec4<f16>();
+            mark_broken(place);
+        }
+        put_halves(place * VECTOR_STRIDE + column, key);
+        put_halves(VALUES + place * VECTOR_STRIDE + column, value);
+    }
+}
+
+fn clear_scores(i: u32) {
+    scores[i] = Sum();
+}
+
+// Products with one matrix of keys, transposed as it is loaded: number i along the columns and the keys.
+fn add_scores(i: u32) {
+    let block = i / KEY_BLOCKS;
+    let key_block = i % KEY_BLOCKS;
+    let at = key_block * SIZE * VECTOR_STRIDE + block * SIZE / 4u;
+    let keys = coopLoad<Right>(&halves[at * CELLS], VECTOR_STRIDE * CELLS);
+    add_scores_block(block, key_block, 0u, keys);
+    if (ROW_BLOCKS > 1u) { add_scores_block(block, key_block, 1u, keys); }
+    if (ROW_BLOCKS > 2u) { add_scores_block(block, key_block, 2u, keys); }
+    if (ROW_BLOCKS > 3u) { add_scores_block(block, key_block, 3u, keys); }
+}
+
+fn add_scores_block(block: u32, key_block: u32, row_block: u32, keys: Right) {
+    let i = row_block * KEY_BLOCKS + key_block;
+    scores[i] = coopMultiplyAdd(query[row_block * COLUMN_BLOCKS + block], keys, scores[i]);
+}
+
+fn store_scores(i: u32) {
+    let at = scores_at + i / KEY_BLOCKS * SIZE * SCORE_STRIDE + i % KEY_BLOCKS * SIZE / 4u;
+    coopStoreT(scores[i], &floats[at * CELLS], SCORE_STRIDE * CELLS);
+}
+
+// Scores of four keys in log2 units, the floor for those that a row with `last` keys does not see.
+fn row_scores(at: u32, c: u32, last: u32, partly: bool) -> vec4<f32> {
+    var s = params.scale_log2e * get_floats(at + c);
+    if (partly) {
+        let places = vec4<u32>(4u * c) + vec4<u32>(0u, 1u, 2u, 3u);
+        s += broken_places(4u * c);
+        s = select(vec4<f32>(SCORE_FLOOR), s, vec4<u32>(key_tile) + places < vec4<u32>(last));
+    }
+    return s;
+}
+
+// The lane's row i: its scores become weights.
+fn soften(i: u32, partly: bool) {
+    let row = tile.row_begin + subgroup * ROWS + slab_row(i);
+    let last = select(tile.key_end, min(tile.key_end, row + 1u), has_flag(FLAG_CAUSAL));
+    let at = scores_at + slab_row(i) * SCORE_STRIDE;
+    var most = vec4<f32>(SCORE_FLOOR);
+    for (var c = 0u; c < STAGED / 4u; c++) {
+        most = max(most, row_scores(at, c, last, partly));
+    }
+    let highest = max(top[i], max(max(most.x, most.y), max(most.z, most.w)));
+    shrink[i] = 1.0;
+    if (sum[i] == 0.0) {
+        // Nothing is added up yet, so nothing has to shrink.
+        top[i] = highest;
+    } else if (highest - top[i] > MOST_GROWTH) {
+        shrink[i] = exp2(top[i] - highest);
+        top[i] = highest;
+        grown = 1u;
+    }
+    var total = vec4<f32>();
+    for (var c = 0u; c < STAGED / 4u; c++) {
+        let w = weight(row_scores(at, c, last, partly), top[i]);
+        total += w;
+        put_halves(weights_at + slab_row(i) * WEIGHT_STRIDE + c, vec4<f16>(w));
+    }
+    sum[i] = fma(sum[i], shrink[i], (total.x + total.y) + (total.z + total.w));
+}
+
+// One column of matrices of the output, stored to the slab of the scores. Followed by a barrier.
+fn store_output_column(block: u32) {
+    store_output_block(block, 0u);
+    if (ROW_BLOCKS > 1u) { store_output_block(block, 1u); }
+    if (ROW_BLOCKS > 2u) { store_output_block(block, 2u); }
+    if (ROW_BLOCKS > 3u) { store_output_block(block, 3u); }
+}
+
+fn store_output_block(block: u32, row_block: u32) {
+    let at = scores_at + row_block * SIZE * SCORE_STRIDE;
+    coopStoreT(output[row_block * COLUMN_BLOCKS + block], &floats[at * CELLS], SCORE_STRIDE * CELLS);
+}
+
+fn load_output_block(block: u32, row_block: u32) {
+    let at = scores_at + row_block * SIZE * SCORE_STRIDE;
+    output[row_block * COLUMN_BLOCKS + block] = coopLoadT<Sum>(&floats[at * CELLS], SCORE_STRIDE * CELLS);
+}
+
+// Scales the rows of one column of matrices of the output. Holds barriers.
+fn shrink_output(block: u32) {
+    store_output_column(block);
+    workgroupBarrier();
+    for (var i = 0u; i < LANE_ROWS; i++) {
+        let at = scores_at + slab_row(i) * SCORE_STRIDE;
+        for (var c = 0u; c < SIZE / 4u; c++) {
+            put_floats(at + c, shrink[i] * get_floats(at + c));
+        }
+    }
+    workgroupBarrier();
+    load_output_block(block, 0u);
+    if (ROW_BLOCKS > 1u) { load_output_block(block, 1u); }
+    if (ROW_BLOCKS > 2u) { load_output_block(block, 2u); }
+    if (ROW_BLOCKS > 3u) { load_output_block(block, 3u); }
+    workgroupBarrier();
+}
+
+// Products with one matrix of values: number i along the keys and the columns.
+fn add_values(i: u32) {
+    let key_block = i / COLUMN_BLOCKS;
+    let block = i % COLUMN_BLOCKS;
+    let at = VALUES + key_block * SIZE * VECTOR_STRIDE + block * SIZE / 4u;
+    let values = coopLoadT<Right>(&halves[at * CELLS], VECTOR_STRIDE * CELLS);
+    add_values_block(block, key_block, 0u, values);
+    if (ROW_BLOCKS > 1u) { add_values_block(block, key_block, 1u, values); }
+    if (ROW_BLOCKS > 2u) { add_values_block(block, key_block, 2u, values); }
+    if (ROW_BLOCKS > 3u) { add_values_block(block, key_block, 3u, values); }
+}
+
+fn add_values_block(block: u32, key_block: u32, row_block: u32, values: Right) {
+    let at = weights_at + row_block * SIZE * WEIGHT_STRIDE + key_block * SIZE / 4u;
+    let weights = coopLoadT<Left>(&halves[at * CELLS], WEIGHT_STRIDE * CELLS);
+    let i = row_block * COLUMN_BLOCKS + block;
+    output[i] = coopMultiplyAdd(weights, values, output[i]);
+}
+
+// Writes one column of matrices of the output; neighbouring lanes write neighbouring vec4. Holds barriers.
+fn write_output(block: u32) {
+    store_output_column(block);
+    workgroupBarrier();
+    for (var item = lane; item < ROWS * SIZE / 4u; item += SUBGROUP) {
+        let slab = item / (SIZE / 4u);
+        let place = item % (SIZE / 4u);
+        let own = subgroup * ROWS + slab;
+        let column = block * (SIZE / 4u) + place;
+        if (tile.row_begin + own < tile.row_end && column < HEAD_DIM_VEC4) {
+            let to = output_index(output_place(tile, tile.row_begin + own)) + column;
+            store_output(to, ends[own], get_floats(scores_at + slab * SCORE_STRIDE + place));
+        }
+    }
+    workgroupBarrier();
+}
+
+@compute @workgroup_size(SUBGROUP * SUBGROUPS)
+fn forward_coop(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    tile = locate_tile(workgroup, SUBGROUPS * ROWS);
+    subgroup = index / SUBGROUP;
+    lane = index % SUBGROUP;
+    weights_at = WEIGHTS + subgroup * ROWS * WEIGHT_STRIDE;
+    scores_at = subgroup * ROWS * SCORE_STRIDE;
+    for (var i = 0u; i < LANE_ROWS; i++) {
+        top[i] = SCORE_FLOOR;
+    }
+    clear_broken(index, THREADS);
+    if (index == 0u) {
+        grown = 0u;
+    }
+    load_query_each();
+    for (key_tile = tile.key_begin; key_tile < tile.key_end; key_tile += STAGED) {
+        let partly = key_tile + STAGED > tile.key_full;
+        stage(index, partly);
+        workgroupBarrier();
+        clear_scores_each();
+        add_scores_each();
+        store_scores_each();
+        workgroupBarrier();
+        for (var i = 0u; i < LANE_ROWS; i++) {
+            soften(i, partly);
+        }
+        // Holds a barrier on both sides.
+        if (workgroupUniformLoad(&grown) != 0u) {
+            shrink_output_each();
+        }
+        add_values_each();
+        clear_broken(index, THREADS);
+        if (index == 0u) {
+            grown = 0u;
+        }
+        workgroupBarrier();
+    }
+    for (var i = 0u; i < LANE_ROWS; i++) {
+        let own = subgroup * ROWS + slab_row(i);
+        if (tile.row_begin + own < tile.row_end) {
+            ends[own] = finish_row(tile, tile.row_begin + own, top[i], sum[i]);
+        }
+    }
+    workgroupBarrier();
+    write_output_each();
+}

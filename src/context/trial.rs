@@ -1,0 +1,159 @@
+//! A trial of the cooperative matrices before their first use.
+//!
+//! What an adapter lists is a claim: wgpu marks the feature as experimental, drivers are young, and which lanes make up a
+//! subgroup is nowhere guaranteed. So the kernel of products computes one whose result is known exactly: whole numbers, small
+//! enough for f16, with sums that f32 holds. It passes through all that kernels do with matrices: both orientations of a
+//! load, sums over several steps, a slab for each subgroup, stores that other lanes read, edges that are no whole matrix.
+
+use super::Context;
+use crate::error::Result;
+use crate::kernel::matmul::{CoopProduct, MatmulVariant};
+use crate::kernel::{Activation, Cell, Kernel, MatmulParams, Storage};
+use crate::plan::{CooperativeMatrix, NoCooperativeMatrix};
+
+/// Rows, inner elements and columns: all subgroups have some, none is a multiple of a tile, and small bindings hold them.
+const SIZES: [u32; 3] = [100, 44, 36];
+
+/// Both orders of loading a matrix, of either factor.
+const TRANSPOSED: [(bool, bool); 2] = [(false, true), (true, false)];
+
+/// Multiplies known numbers.
+///
+/// # Errors
+/// How it failed.
+pub(super) fn run(context: &Context, matrix: CooperativeMatrix) -> Result<(), NoCooperativeMatrix> {
+    // Beside: the pool and the kernels of the context are the caller's to count.
+    let context = context.beside();
+    for transposed in TRANSPOSED {
+        let product = product(&context, matrix, transposed)
+            .map_err(|error| NoCooperativeMatrix::TrialFailed(error.to_string()))?;
+        compare(&product)?;
+    }
+    Ok(())
+}
+
+/// A whole number in -8..=8.
+fn left(row: u32, k: u32) -> f32 {
+    ((row * 7 + k * 3) % 17) as f32 - 8.0
+}
+
+/// A whole number in -6..=6.
+fn right(k: u32, column: u32) -> f32 {
+    ((k * 5 + column * 11) % 13) as f32 - 6.0
+}
+
+/// What the device makes of it.
+fn product(
+    context: &Context,
+    matrix: CooperativeMatrix,
+    (transpose_a, transpose_b): (bool, bool),
+) -> Result<Vec<f32>> {
+    let [rows, inner, columns] = SIZES;
+    let stored = |rows: u32, columns: u32, transposed, number: fn(u32, u32) -> f32| {
+        let (lines, width) = if transposed {
+            (columns, rows)
+        } else {
+            (rows, columns)
+        };
+        let place = move |line, at| {
+            if transposed {
+                number(at, line)
+            } else {
+                number(line, at)
+            }
+        };
+        let numbers = (0..lines).flat_map(|line| (0..width).map(move |at| place(line, at)));
+        (width, numbers.map(half::f16::from_f32).collect::<Vec<_>>())
+    };
+    let (a_stride, a) = stored(rows, inner, transpose_a, left);
+    let (b_stride, b) = stored(inner, columns, transpose_b, right);
+    let variant = CoopProduct::with(matrix, context.facts());
+    let [tile_rows, tile_columns] = variant.tile();
+    let (tiles_x, tiles_y) = (columns.div_ceil(tile_columns), rows.div_ceil(tile_rows));
+    let mut recorder = context.recorder("trial of cooperative matrices");
+    let a = recorder.upload("a", &[a.len()], &a)?;
+    let b = recorder.upload("b", &[b.len()], &b)?;
+    let c = recorder.upload(
+        "c",
+        &[(rows * columns) as usize],
+        &vec![f32::NAN; (rows * columns) as usize],
+    )?;
+    let params = MatmulParams {
+        rows,
+        columns,
+        inner,
+        a_stride,
+        b_stride,
+        c_stride: columns,
+        split: inner,
+        tiles_x,
+        tiles_y,
+        grid_width: tiles_x * tiles_y,
+        ..MatmulParams::default()
+    };
+    let kernel = Kernel::Matmul {
+        variant: MatmulVariant::Coop(variant),
+        left: Storage::F16,
+        right: Storage::F16,
+        result: Cell::Scalar,
+        transpose_a,
+        transpose_b,
+        activation: Activation::Identity,
+    };
+    let bindings = [&a, &b, &b, &b, &c].map(|tensor| (tensor, tensor.whole()));
+    recorder.dispatch(kernel, &bindings, &params, [tiles_x * tiles_y, 1])?;
+    let result = recorder.download::<f32>(&c)?;
+    recorder.submit()?;
+    result.wait()
+}
+
+/// Whether every element is what the host computes.
+fn compare(product: &[f32]) -> Result<(), NoCooperativeMatrix> {
+    let [rows, inner, columns] = SIZES;
+    let places = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
+    for ((row, column), given) in places.zip(product) {
+        let expected: f32 = (0..inner).map(|k| left(row, k) * right(k, column)).sum();
+        if *given != expected {
+            return Err(NoCooperativeMatrix::TrialWrong {
+                row,
+                column,
+                given: given.to_string(),
+                expected: expected.to_string(),
+            });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_wrong_element_refuses_the_matrices() {
+        let [rows, inner, columns] = SIZES;
+        let element = |row, column| {
+            (0..inner)
+                .map(|k| left(row, k) * right(k, column))
+                .sum::<f32>()
+        };
+        let places = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
+        let mut product: Vec<f32> = places.map(|(row, column)| element(row, column)).collect();
+        assert_eq!(compare(&product), Ok(()));
+        for wrong in [product[1300] + 1.0, f32::NAN] {
+            product[1300] = wrong;
+            let refusal = compare(&product).unwrap_err();
+            assert!(
+                matches!(
+                    refusal,
+                    NoCooperativeMatrix::TrialWrong {
+                        row: 42,
+                        column: 60,
+                        ..
+                    }
+                ),
+                "{refusal}"
+            );
+        }
+    }
+}

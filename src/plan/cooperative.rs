@@ -1,0 +1,136 @@
+//! Cooperative matrices: which ones kernels may use on a device, or why none.
+//!
+//! All lanes of a subgroup hold such a matrix together and multiply it in one instruction (tensor cores, simdgroup matrices).
+//! wgpu offers them as an experimental feature of Vulkan and Metal. Kernels take f16 factors and f32 sums, so they are for
+//! tensors stored as f16 alone: an f32 never silently loses precision.
+
+use std::fmt;
+
+/// The cooperative matrices that kernels use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CooperativeMatrix {
+    /// Rows and columns of each of the three matrices of a product: 8 or 16.
+    pub size: u32,
+    /// Lanes of every subgroup.
+    pub lanes: u32,
+    /// They are loaded and stored through pointers to scalars (Metal), elsewhere to vectors of four.
+    pub scalar_pointers: bool,
+}
+
+/// Why a device has no cooperative matrices that kernels may use.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum NoCooperativeMatrix {
+    /// The device was made without `EXPERIMENTAL_COOPERATIVE_MATRIX` or without `SHADER_F16`, because the adapter lacks them,
+    /// because the options left them out, or because it is the application's own.
+    FeatureOff,
+    /// The backend's shader language has none (DX12).
+    Backend(wgpu::Backend),
+    /// The adapter lists none of 8 x 8 x 8 or 16 x 16 x 16 with f16 factors and f32 sums.
+    NoSuchSize,
+    /// Subgroups have no fixed number of lanes that kernels can count on.
+    SubgroupSize {
+        /// Fewest lanes.
+        min: u32,
+        /// Most lanes.
+        max: u32,
+    },
+    /// The device did not compile or run a trial product.
+    TrialFailed(String),
+    /// A trial product with known result was wrong.
+    TrialWrong {
+        /// Row of the first wrong element.
+        row: u32,
+        /// Its column.
+        column: u32,
+        /// What the device computed, as text.
+        given: String,
+        /// What it should be, as text.
+        expected: String,
+    },
+}
+
+impl fmt::Display for NoCooperativeMatrix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::FeatureOff => f.write_str(
+                "the device was made without EXPERIMENTAL_COOPERATIVE_MATRIX or SHADER_F16",
+            ),
+            Self::Backend(backend) => write!(f, "{backend} has no cooperative matrices"),
+            Self::NoSuchSize => f.write_str(
+                "the adapter lists no product of 8 x 8 x 8 or 16 x 16 x 16 with f16 factors and f32 sums",
+            ),
+            Self::SubgroupSize { min, max } => {
+                write!(f, "subgroups have {min} to {max} lanes, not a fixed number")
+            }
+            Self::TrialFailed(reason) => write!(f, "a trial product failed: {reason}"),
+            Self::TrialWrong {
+                row,
+                column,
+                given,
+                expected,
+            } => write!(
+                f,
+                "element ({row}, {column}) of a trial product was {given} instead of {expected}"
+            ),
+        }
+    }
+}
+
+impl CooperativeMatrix {
+    /// The larger one that kernels may use on a device with `features`, whose adapter lists `offered`.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn of(
+        info: &wgpu::AdapterInfo,
+        features: wgpu::Features,
+        offered: &[wgpu::CooperativeMatrixProperties],
+    ) -> Result<Self, NoCooperativeMatrix> {
+        if !features.contains(Self::FEATURES) {
+            return Err(NoCooperativeMatrix::FeatureOff);
+        }
+        let lists = |size| {
+            offered.iter().any(|product| {
+                [product.m_size, product.n_size, product.k_size] == [size; 3]
+                    && product.ab_type == wgpu::CooperativeScalarType::F16
+                    && product.cr_type == wgpu::CooperativeScalarType::F32
+            })
+        };
+        let (min, max) = (info.subgroup_min_size, info.subgroup_max_size);
+        let unfixed = NoCooperativeMatrix::SubgroupSize { min, max };
+        match info.backend {
+            // All GPUs of Apple that have them run 32 lanes; the numbers reported are bounds for any Metal device.
+            wgpu::Backend::Metal if lists(8) => Ok(Self {
+                size: 8,
+                lanes: 32,
+                scalar_pointers: true,
+            }),
+            wgpu::Backend::Vulkan if lists(16) && min == max && min == 32 => Ok(Self {
+                size: 16,
+                lanes: 32,
+                scalar_pointers: false,
+            }),
+            wgpu::Backend::Vulkan if lists(8) && min == max && [8, 16, 32].contains(&min) => {
+                Ok(Self {
+                    size: 8,
+                    lanes: min,
+                    scalar_pointers: false,
+                })
+            }
+            wgpu::Backend::Vulkan if lists(8) || lists(16) => Err(unfixed),
+            wgpu::Backend::Vulkan | wgpu::Backend::Metal => Err(NoCooperativeMatrix::NoSuchSize),
+            backend => Err(NoCooperativeMatrix::Backend(backend)),
+        }
+    }
+
+    /// Features that a device must have been made with.
+    pub const FEATURES: wgpu::Features =
+        wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
+}
+
+impl fmt::Display for CooperativeMatrix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "coop{} ({} lanes)", self.size, self.lanes)
+    }
+}

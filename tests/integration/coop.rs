@@ -1,0 +1,458 @@
+//! Kernels with cooperative matrices: where the adapter has usable ones, against the f64 reference and the other kernels;
+//! where it has none, that they are not offered and that the facts say why.
+//!
+//! Lavapipe has them from Mesa 26 on. It would not choose them itself, for they are slower there, so tests name the kernels.
+
+use dilated_attention::kernel::backward::{BackwardShape, BackwardVariant};
+use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
+use dilated_attention::kernel::matmul::MatmulVariant;
+use dilated_attention::kernel::{Activation, Storage};
+use dilated_attention::ops::{Matmul, convert};
+use dilated_attention::plan::{
+    CooperativeMatrix, DeviceFacts, NoCooperativeMatrix, Processor, UNCOVERED_LSE,
+};
+use dilated_attention::{
+    AttentionShape, Context, ContextOptions, DType, DilatedAttentionConfig, Mask, MixGradient, wgpu,
+};
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
+
+use crate::backward;
+use crate::forward::{self, named_problems};
+use crate::oracle::any_config;
+use crate::support::contexts::context_with;
+use crate::support::kernel_contexts::{
+    TestContext, default_limits, kernel_contexts, tiny_bindings,
+};
+use crate::support::numbers::uniform;
+use crate::support::problem::{Problem, roundoff};
+
+/// Whether kernels with cooperative matrices can run. Where not, it is checked that none is offered.
+fn has_matrices(on: &TestContext) -> bool {
+    let facts = on.context.facts();
+    let forward = ForwardVariant::cooperative(64, Storage::F16, facts);
+    let product = MatmulVariant::cooperative([Storage::F16; 2], facts);
+    match on.context.cooperative_matrix() {
+        Ok(matrix) => {
+            assert_eq!(facts.cooperative_matrix, Ok(matrix));
+            assert!(
+                forward.is_ok() && product.is_ok(),
+                "{forward:?} {product:?}"
+            );
+            true
+        }
+        Err(reason) => {
+            assert_eq!(facts.cooperative_matrix, Err(reason.clone()));
+            let reasons = [forward.unwrap_err(), product.unwrap_err()];
+            for error in reasons {
+                assert!(error.to_string().contains(&reason.to_string()), "{error}");
+            }
+            let chosen = ForwardVariant::choose(64, Storage::F16, facts);
+            assert!(!chosen.shape.is_cooperative());
+            false
+        }
+    }
+}
+
+/// What the adapter itself says, asked apart from the library.
+fn usable_sizes(context: &Context) -> Vec<u32> {
+    let instance =
+        wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+    let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    let adapter = adapters
+        .iter()
+        .find(|adapter| adapter.get_info() == *context.adapter_info())
+        .expect("the adapter of the context");
+    let products = adapter.cooperative_matrix_properties();
+    let usable = products.iter().filter(|product| {
+        product.ab_type == wgpu::CooperativeScalarType::F16
+            && product.cr_type == wgpu::CooperativeScalarType::F32
+            && product.m_size == product.n_size
+            && product.n_size == product.k_size
+    });
+    usable.map(|product| product.k_size).collect()
+}
+
+#[test]
+fn matrices_are_offered_exactly_where_the_adapter_lists_them() {
+    for on in contexts_with_features() {
+        let sizes = usable_sizes(&on.context);
+        match on.context.cooperative_matrix() {
+            Ok(matrix) => assert!(sizes.contains(&matrix.size), "{matrix} of {sizes:?}"),
+            Err(reason) => {
+                let fixed = on.context.adapter_info().subgroup_min_size
+                    == on.context.adapter_info().subgroup_max_size;
+                assert!(sizes.is_empty() || !fixed, "{sizes:?}, but {reason}");
+            }
+        }
+        has_matrices(on);
+    }
+}
+
+#[test]
+fn options_leave_matrices_out() {
+    let context = context_with(&ContextOptions {
+        without_cooperative_matrices: true,
+        ..ContextOptions::default()
+    });
+    assert_eq!(
+        context.cooperative_matrix(),
+        Err(NoCooperativeMatrix::FeatureOff)
+    );
+    let features = context.device().features();
+    assert!(!features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX));
+}
+
+/// A device that an application brings has them if it was made with the features, and not else.
+#[test]
+fn devices_of_applications_have_matrices_with_their_features_alone() {
+    let own = context_with(&ContextOptions::default());
+    let brought =
+        Context::from_device(own.device().clone(), own.queue().clone()).expect("large enough");
+    assert_eq!(brought.cooperative_matrix(), own.cooperative_matrix());
+    let instance =
+        wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+    let adapter = pollster::block_on(instance.request_adapter(&Default::default())).unwrap();
+    let (device, queue) = pollster::block_on(adapter.request_device(&Default::default())).unwrap();
+    let brought = Context::from_device(device, queue).expect("large enough");
+    assert_eq!(
+        brought.cooperative_matrix(),
+        Err(NoCooperativeMatrix::FeatureOff)
+    );
+}
+
+/// A claim that is wrong, of features that are off or of lanes that a subgroup does not have, is found out.
+#[test]
+fn wrong_claims_are_refused_by_the_trial() {
+    let context = context_with(&ContextOptions::default());
+    let without = context_with(&ContextOptions {
+        without_cooperative_matrices: true,
+        ..ContextOptions::default()
+    });
+    let claimed = CooperativeMatrix {
+        size: 8,
+        lanes: 8,
+        scalar_pointers: false,
+    };
+    let refusal = without.try_cooperative_matrix(claimed);
+    assert!(
+        matches!(refusal, Err(NoCooperativeMatrix::TrialFailed(_))),
+        "{refusal:?}"
+    );
+    if let Ok(matrix) = context.cooperative_matrix() {
+        assert_eq!(context.try_cooperative_matrix(matrix), Ok(()));
+        let wrong = CooperativeMatrix {
+            lanes: matrix.lanes / 2,
+            ..matrix
+        };
+        let refusal = context.try_cooperative_matrix(wrong);
+        assert!(
+            matches!(refusal, Err(NoCooperativeMatrix::TrialWrong { .. })),
+            "{refusal:?}"
+        );
+    }
+}
+
+/// The kernels with matrices on a context that has them.
+fn forward_variant(on: &TestContext, head_dim: u32) -> ForwardVariant {
+    ForwardVariant::cooperative(head_dim, Storage::F16, on.context.facts()).expect("fits")
+}
+
+fn backward_variant(on: &TestContext, head_dim: u32) -> BackwardVariant {
+    BackwardVariant::cooperative(head_dim, Storage::F16, on.context.facts()).expect("fits")
+}
+
+/// Those of the contexts that have matrices.
+fn contexts_with_matrices() -> Vec<&'static TestContext> {
+    let all = contexts_with_features();
+    all.into_iter().filter(|on| has_matrices(on)).collect()
+}
+
+/// Contexts with all that the adapter has but limits: of small workgroup memory, of small bindings, of all limits too.
+fn contexts_with_features() -> [&'static TestContext; 3] {
+    [default_limits(), tiny_bindings(), &kernel_contexts()[1]]
+}
+
+#[test]
+fn named_forwards_equal_the_reference() {
+    for on in contexts_with_matrices() {
+        for (name, problem) in named_problems() {
+            let problem = problem.stored(DType::F16);
+            problem
+                .check_kernels(on, &[forward_variant(on, 8)])
+                .unwrap_or_else(|reason| panic!("{name}: {reason}"));
+        }
+    }
+}
+
+/// Sizes of heads that are whole matrices and that are not, up to the largest, with scores that move the maximum.
+#[test]
+fn forwards_of_all_sizes_equal_the_reference() {
+    for on in contexts_with_matrices() {
+        // All workgroup memory the adapter has shows in the tile alone.
+        let sizes: &[_] = match on.name {
+            "default limits" => &[12, 128],
+            "adapter limits" => &[16, 64],
+            _ => continue,
+        };
+        for &head_dim in sizes {
+            for query_scale in [1.0, 30.0] {
+                let config = DilatedAttentionConfig::new(2, head_dim, &[24, 150], &[1, 2])
+                    .unwrap()
+                    .mask(Mask::Causal);
+                let shape = AttentionShape::new(1, 150).unwrap();
+                let problem = Problem::new(config, shape, query_scale).stored(DType::F16);
+                let variant = forward_variant(on, head_dim);
+                problem.check_kernels(on, &[variant]).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn named_gradients_equal_the_reference() {
+    for on in contexts_with_matrices() {
+        for (name, problem) in named_problems() {
+            for gradient in [MixGradient::Exact, MixGradient::DetachedMix] {
+                let mut problem = problem.clone().stored(DType::F16);
+                problem.config = problem.config.gradient(gradient);
+                backward::check_kernels(&problem, on, &[backward_variant(on, 8)])
+                    .unwrap_or_else(|reason| panic!("{name}: {reason}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_of_all_sizes_equal_the_reference() {
+    for on in contexts_with_matrices() {
+        let head_dim = match on.name {
+            "default limits" => 12,
+            "adapter limits" => 32,
+            _ => continue,
+        };
+        let config = DilatedAttentionConfig::new(2, head_dim, &[24, 150], &[1, 2])
+            .unwrap()
+            .mask(Mask::Causal);
+        let shape = AttentionShape::new(1, 150).unwrap();
+        let problem = Problem::new(config, shape, 1.0).stored(DType::F16);
+        backward::check_kernels(&problem, on, &[backward_variant(on, head_dim)]).unwrap();
+    }
+}
+
+/// A matrix product would carry them to every row.
+#[test]
+fn values_that_are_no_numbers_stay_with_rows_that_see_them() {
+    for on in contexts_with_matrices() {
+        let config = DilatedAttentionConfig::new(3, 8, &[10, 70], &[1, 3]).unwrap();
+        for config in [
+            config.clone(),
+            config.clone().mask(Mask::Causal),
+            config.clone().torchscale().mask(Mask::Causal),
+        ] {
+            let shape = AttentionShape::new(2, 93).unwrap();
+            let problem = Problem::new(config, shape, 1.0).stored(DType::F16);
+            let variant = forward_variant(on, 8);
+            forward::check_that_values_stay_with_rows_that_see_them(&problem, on, variant);
+        }
+        let shape = AttentionShape::new(1, 93).unwrap();
+        let config = config.mask(Mask::Causal);
+        let problem = Problem::new(config, shape, 1.0).stored(DType::F16);
+        backward::check_that_values_stay_with_rows_that_see_them(
+            &problem,
+            on,
+            backward_variant(on, 8),
+        );
+    }
+}
+
+/// Head sizes and types that the kernels are not for are told, and get the other kernels.
+#[test]
+fn other_sizes_and_types_are_refused_with_the_reason() {
+    let facts = DeviceFacts {
+        shader_f16: true,
+        max_workgroup_memory_bytes: 49_152,
+        cooperative_matrix: Ok(CooperativeMatrix {
+            size: 16,
+            lanes: 32,
+            scalar_pointers: false,
+        }),
+        ..DeviceFacts::webgpu_defaults()
+    };
+    let reason = |head_dim, storage, facts: &DeviceFacts| {
+        let chosen = ForwardVariant::choose(head_dim, storage, facts);
+        assert!(!chosen.shape.is_cooperative(), "{chosen}");
+        let forward = ForwardVariant::cooperative(head_dim, storage, facts).unwrap_err();
+        let backward = BackwardVariant::cooperative(head_dim, storage, facts).unwrap_err();
+        assert_eq!(forward, backward);
+        forward.to_string()
+    };
+    let chosen = ForwardVariant::choose(128, Storage::F16, &facts);
+    assert!(chosen.shape.is_cooperative());
+    assert!(reason(132, Storage::F16, &facts).contains("at most 128"));
+    for storage in [Storage::F32, Storage::Bf16Packed] {
+        assert!(reason(64, storage, &facts).contains("lose precision"));
+    }
+    let small = DeviceFacts {
+        max_workgroup_memory_bytes: 8192,
+        ..facts.clone()
+    };
+    assert!(reason(128, Storage::F16, &small).contains("8192"));
+    // Where they are slower.
+    let cpu = DeviceFacts {
+        processor: Processor::Cpu {
+            lanes: 8,
+            uniform_loads: true,
+        },
+        ..facts
+    };
+    assert!(
+        !ForwardVariant::choose(64, Storage::F16, &cpu)
+            .shape
+            .is_cooperative()
+    );
+    assert!(ForwardVariant::cooperative(64, Storage::F16, &cpu).is_ok());
+}
+
+/// Random products: (rows, inner, columns), how they are stored, and what follows.
+#[test]
+fn products_equal_those_of_the_other_kernel() {
+    for on in contexts_with_matrices() {
+        let variant =
+            MatmulVariant::cooperative([Storage::F16; 2], on.context.facts()).expect("fits");
+        let mut draws = uniform(71, 1000).into_iter();
+        let mut draw = |count: u32| ((draws.next().unwrap() * 0.5 + 0.5) * count as f32) as usize;
+        for case in 0..24 {
+            let sizes @ [rows, inner, columns] = [(); 3].map(|()| 4 * (1 + draw(30)));
+            // Each way of storing the factors with one epilogue, so that few kernels are compiled.
+            let way = draw(4);
+            let (transpose_a, transpose_b, add) = (way % 2 == 1, way / 2 == 1, draw(2) == 1);
+            let result = [DType::F32, DType::F16][way / 2];
+            // Where bindings are small, sums come in parts, and parts cannot be activated.
+            let parts = on.context.facts().max_binding_bytes < 1 << 20;
+            let activation = [Activation::Identity, Activation::Gelu][way % 2];
+            let activation = if parts {
+                Activation::Identity
+            } else {
+                activation
+            };
+            let add = parts || add && activation == Activation::Identity;
+            let told =
+                format!("{sizes:?} {transpose_a} {transpose_b} {add} {activation:?} {result}");
+            let run = |variant| {
+                let mut recorder = on.context.recorder("products");
+                let mut stored = |seed, shape: &[usize], dtype| {
+                    let values = uniform(seed, shape.iter().product());
+                    let tensor = recorder.upload("factor", shape, &values).unwrap();
+                    convert(&mut recorder, &tensor, dtype).unwrap()
+                };
+                let dims = |rows, columns, transposed| match transposed {
+                    true => [columns, rows],
+                    false => [rows, columns],
+                };
+                let a = stored(case + 1, &dims(rows, inner, transpose_a), DType::F16);
+                let b = stored(case + 2, &dims(inner, columns, transpose_b), DType::F16);
+                let bias = stored(case + 3, &[columns], DType::F32);
+                let residual = stored(case + 4, &[rows, columns], result);
+                let c = stored(case + 5, &[rows, columns], result);
+                let mut product = Matmul::new(a.matrix(), b.matrix());
+                if transpose_a {
+                    product = product.transpose_a();
+                }
+                if transpose_b {
+                    product = product.transpose_b();
+                }
+                product = product.variant(variant).bias(Some(bias.matrix()));
+                match add {
+                    true => product.add(&mut recorder, c.matrix()).unwrap(),
+                    false => product
+                        .activation(activation)
+                        .residual(residual.matrix(), 0.5)
+                        .write(&mut recorder, c.matrix())
+                        .unwrap(),
+                }
+                let c = convert(&mut recorder, &c, DType::F32).unwrap();
+                let c = recorder.download::<f32>(&c).unwrap();
+                recorder.submit().unwrap();
+                c.wait().unwrap()
+            };
+            let [with, again, without] = [variant, variant, MatmulVariant::Tile].map(run);
+            assert_eq!(with, again, "{told}");
+            // Both sum exact products in f32, in another order; then each rounds once.
+            let largest = without.iter().fold(1.0, |max: f32, x| max.max(x.abs()));
+            let allowed = 2.0 * inner as f64 * f64::from(f32::EPSILON) + 2.0 * roundoff(result);
+            for (i, (with, without)) in with.iter().zip(&without).enumerate() {
+                let off = f64::from((with - without).abs());
+                assert!(
+                    off <= allowed * f64::from(largest),
+                    "{told}: {i} is {with}, not {without}"
+                );
+            }
+        }
+    }
+}
+
+/// Random configurations on random lengths: a store of a matrix that is read too early shows as a difference from the other
+/// kernel, or from the run before. `COOP_STRESS_CASES` sets how many; the default takes some seconds.
+#[test]
+fn attention_of_random_shapes_equals_that_of_the_other_kernels() {
+    let cases = match std::env::var("COOP_STRESS_CASES") {
+        Ok(number) => number.parse().expect("a number"),
+        Err(_) => 16,
+    };
+    for on in contexts_with_matrices() {
+        let facts = on.context.facts();
+        let strategy = (any_config(), 0..400u32, 0..3u32, 0..3usize);
+        let mut runner = TestRunner::new_with_rng(
+            ProptestConfig::default(),
+            TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]),
+        );
+        let cases = std::iter::repeat_with(|| strategy.new_tree(&mut runner).unwrap().current())
+            // Kernels are compiled for one size of heads.
+            .filter(|(config, ..)| config.head_dim() == 8)
+            .take(cases);
+        for (config, tokens, batch, scale) in cases {
+            let valid = (0..batch)
+                .map(|item| tokens / (item + 1))
+                .collect::<Vec<_>>();
+            let shape = AttentionShape::new(batch, tokens).unwrap();
+            let shape = shape.with_valid_lens(&valid).unwrap();
+            let problem = Problem::new(config, shape, [0.1, 1.0, 40.0][scale]).stored(DType::F16);
+            let told = format!("{} on {:?}, {}", problem.config, problem.shape, on.name);
+            let [with, again] = [(); 2].map(|()| problem.run(on, forward_variant(on, 8)).unwrap());
+            assert_eq!(with, again, "{told}");
+            let other = ForwardVariant::with_shape(ForwardShape::Tile, 8, Storage::F16, facts);
+            let without = problem.run(on, other).unwrap();
+            // Weights are rounded to f16, and each branch rounds the output.
+            let branches = problem.config.branches().len() as f64;
+            let allowed = (2.0 + 2.0 * branches) * roundoff(DType::F16);
+            assert_alike(&told, &with.out, &without.out, allowed);
+            assert_alike(&told, &with.softmax_lse, &without.softmax_lse, 1e-5);
+            let [with, again] =
+                [(); 2].map(|()| backward::run(&problem, on, backward_variant(on, 8)).unwrap());
+            assert_eq!(with, again, "{told}");
+            let other = BackwardVariant::with_shape(BackwardShape::Tile, 8, Storage::F16, facts);
+            let without = backward::run(&problem, on, other).unwrap();
+            for (with, without) in with.iter().zip(&without) {
+                assert_alike(&told, with, without, 2.0 * allowed);
+            }
+        }
+    }
+}
+
+/// Whether both are the same up to `allowed` times the largest, or 1; and cover the same.
+#[track_caller]
+fn assert_alike(told: &str, given: &[f32], other: &[f32], allowed: f64) {
+    let uncovered = |x: f32| x < 0.1 * UNCOVERED_LSE;
+    let covered = other.iter().filter(|x| !uncovered(**x));
+    let largest = covered.fold(1.0, |max: f32, x| max.max(x.abs()));
+    assert_eq!(given.len(), other.len());
+    for (i, (given, other)) in given.iter().zip(other).enumerate() {
+        let off = f64::from((given - other).abs());
+        assert!(
+            off <= allowed * f64::from(largest) && uncovered(*given) == uncovered(*other),
+            "{told}: {i} is {given}, not {other}; the largest is {largest}"
+        );
+    }
+}
