@@ -77,28 +77,3 @@ impl Case {
         self.dims().iter().product()
     }
 }
-
-/// The same numbers between -1 and 1 in every run.
-pub fn random() -> impl FnMut() -> f32 {
-    let mut state = 88_172_645_463_325_252u64;
-    move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    }
-}
-
-/// Tokens whose rows are compared with a reference: the first, the last and some between.
-pub fn sampled_rows(tokens: u32) -> Vec<(u32, u32)> {
-    let count = tokens.min(16);
-    let last = u64::from(tokens - 1);
-    (0..count)
-        .map(|i| {
-            (
-                0,
-                (u64::from(i) * last / u64::from(count.max(2) - 1)) as u32,
-            )
-        })
-        .collect()
-}

@@ -5,8 +5,9 @@ use dilated_attention::{
     AttentionShape, Context, DilatedAttention, ForwardOutput, Recorder, Result, Tensor, reference,
 };
 
-use crate::cases::{Case, random, sampled_rows};
-use crate::timing::{Timed, error_f32};
+use crate::cases::Case;
+use crate::measurement::{error_f32, random, sampled_rows};
+use crate::timing::Timed;
 
 /// Which pass is timed.
 #[derive(Clone, Copy, PartialEq, Eq)]

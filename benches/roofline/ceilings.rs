@@ -11,7 +11,8 @@ use std::rc::Rc;
 use dilated_attention::wgpu;
 
 use crate::machine::Machine;
-use crate::timing::{Clock, Spread};
+use crate::measurement::Spread;
+use crate::timing::Clock;
 
 /// A kernel that is run for its time.
 pub struct Ceiling {

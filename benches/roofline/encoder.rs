@@ -11,8 +11,8 @@ use dilated_attention::{
 
 use serde_json::{Value, json};
 
-use crate::cases::{random, sampled_rows};
-use crate::timing::{Timed, error_f32};
+use crate::measurement::{error_f32, random, sampled_rows};
+use crate::timing::Timed;
 
 const WIDTH: usize = 768;
 const FFN: usize = 3072;

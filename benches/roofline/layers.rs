@@ -6,8 +6,8 @@ use dilated_attention::{Context, DType, Recorder, Result, Tensor};
 
 use serde_json::{Value, json};
 
-use crate::cases::{random, sampled_rows};
-use crate::timing::{Timed, error_f32};
+use crate::measurement::{error_f32, random, sampled_rows};
+use crate::timing::Timed;
 
 /// A product of `rows x inner` by `inner x columns`.
 pub struct ProductCase {
@@ -176,11 +176,16 @@ const EPS: f32 = 1e-5;
 
 /// A layer norm of 4096 rows of 768, or its backward.
 pub struct Norm {
-    backward: bool,
     x: Filled,
-    dy: Filled,
     gain: Filled,
-    bias: Filled,
+    other: Other,
+}
+
+/// What only one of the directions reads.
+enum Other {
+    Bias(Filled),
+    /// The gradient of the result.
+    Dy(Filled),
 }
 
 impl Norm {
@@ -188,11 +193,12 @@ impl Norm {
         let mut recorder = context.recorder("inputs");
         let mut matrices = Matrices::new(&mut recorder);
         let norm = Self {
-            backward,
             x: matrices.add("x", [ROWS, WIDTH])?,
-            dy: matrices.add("dy", [ROWS, WIDTH])?,
             gain: matrices.add("gain", [1, WIDTH])?,
-            bias: matrices.add("bias", [1, WIDTH])?,
+            other: match backward {
+                false => Other::Bias(matrices.add("bias", [1, WIDTH])?),
+                true => Other::Dy(matrices.add("dy", [ROWS, WIDTH])?),
+            },
         };
         recorder.submit()?.wait()?;
         Ok(norm)
@@ -204,26 +210,24 @@ impl Norm {
         let mean = x.iter().sum::<f64>() / x.len() as f64;
         let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / x.len() as f64;
         let deviation = (variance + f64::from(EPS)).sqrt();
-        (
-            x.iter().map(|x| (x - mean) / deviation).collect(),
-            deviation,
-        )
+        let normalised = x.iter().map(|x| (x - mean) / deviation);
+        (normalised.collect(), deviation)
     }
 
-    fn forward_error(&self, y: &[f32]) -> f64 {
+    fn forward_error(&self, bias: &[f32], y: &[f32]) -> f64 {
         let x = wide(&rows_of(&self.x.1, WIDTH));
-        let [gain, bias] = [&self.gain, &self.bias].map(|(_, values)| wide(values));
+        let [gain, bias] = [&self.gain.1, bias].map(wide);
         let expected = layers::layer_norm(&x, &gain, &bias, f64::from(EPS));
         error_f32(rows_of(y, WIDTH), &expected)
     }
 
     /// `dx = (g - mean(g) - x^ mean(g x^)) / deviation` with `g = gain dy` and x^ the normalised row; `dgain` and `dbias`
     /// are the sums of `dy x^` and `dy` over all rows.
-    fn backward_error(&self, [dx, dgain, dbias]: [&[f32]; 3]) -> f64 {
+    fn backward_error(&self, dy: &[f32], results: &[Vec<f32>]) -> f64 {
         let width = WIDTH as f64;
-        let (mut expected_dgain, mut expected_dbias) = (vec![0.0; WIDTH], vec![0.0; WIDTH]);
+        let (mut dgain, mut dbias) = (vec![0.0; WIDTH], vec![0.0; WIDTH]);
         let mut rows = Vec::new();
-        for (x, dy) in self.x.1.chunks(WIDTH).zip(self.dy.1.chunks(WIDTH)) {
+        for (x, dy) in self.x.1.chunks(WIDTH).zip(dy.chunks(WIDTH)) {
             let (x, deviation) = Self::normalised(x);
             let g: Vec<f64> = std::iter::zip(dy, &self.gain.1)
                 .map(|(dy, gain)| f64::from(*dy) * f64::from(*gain))
@@ -233,17 +237,17 @@ impl Norm {
             let dx = std::iter::zip(&g, &x).map(|(g, x)| (g - mean - x * mean_x) / deviation);
             rows.push(dx.collect::<Vec<f64>>());
             for (i, (dy, x)) in dy.iter().zip(&x).enumerate() {
-                expected_dgain[i] += f64::from(*dy) * x;
-                expected_dbias[i] += f64::from(*dy);
+                dgain[i] += f64::from(*dy) * x;
+                dbias[i] += f64::from(*dy);
             }
         }
-        let expected: Vec<f64> = sampled_rows(ROWS as u32)
-            .into_iter()
+        let sampled = sampled_rows(ROWS as u32).into_iter();
+        let dx: Vec<f64> = sampled
             .flat_map(|(_, row)| rows[row as usize].clone())
             .collect();
-        error_f32(rows_of(dx, WIDTH), &expected)
-            .max(error_f32(dgain.iter().copied(), &expected_dgain))
-            .max(error_f32(dbias.iter().copied(), &expected_dbias))
+        let of_sums = std::iter::zip(&results[1..], [dgain, dbias])
+            .map(|(result, expected)| error_f32(result.iter().copied(), &expected));
+        of_sums.fold(error_f32(rows_of(&results[0], WIDTH), &dx), f64::max)
     }
 
     fn matrix_bytes() -> u64 {
@@ -258,42 +262,54 @@ impl Norm {
 impl Timed for Norm {
     /// Each matrix read or written once.
     fn work(&self) -> f64 {
-        let matrices = if self.backward { 3 } else { 2 };
+        let matrices = match self.other {
+            Other::Bias(_) => 2,
+            Other::Dy(_) => 3,
+        };
         (matrices * Self::matrix_bytes()) as f64
     }
 
     fn record(&self, recorder: &mut Recorder) -> Result<Vec<Tensor>> {
-        let result = recorder.empty("y", &[ROWS, WIDTH], DType::F32)?;
-        let [x, gain, bias] = [&self.x, &self.gain, &self.bias].map(|(tensor, _)| tensor.matrix());
-        if !self.backward {
-            layer_norm(recorder, x, [gain, bias], EPS, result.matrix())?;
-            return Ok(vec![result]);
+        let result = recorder.empty("result", &[ROWS, WIDTH], DType::F32)?;
+        let [x, gain] = [&self.x, &self.gain].map(|(tensor, _)| tensor.matrix());
+        match &self.other {
+            Other::Bias((bias, _)) => {
+                layer_norm(recorder, x, [gain, bias.matrix()], EPS, result.matrix())?;
+                Ok(vec![result])
+            }
+            Other::Dy((dy, _)) => {
+                let dgain = recorder.zeros("dgain", &[1, WIDTH], DType::F32)?;
+                let dbias = recorder.zeros("dbias", &[1, WIDTH], DType::F32)?;
+                let sums = [dgain.matrix(), dbias.matrix()];
+                let dx = (result.matrix(), false);
+                layer_norm_backward(recorder, x, gain, EPS, dy.matrix(), dx, sums)?;
+                Ok(vec![result, dgain, dbias])
+            }
         }
-        let dgain = recorder.zeros("dgain", &[1, WIDTH], DType::F32)?;
-        let dbias = recorder.zeros("dbias", &[1, WIDTH], DType::F32)?;
-        let sums = [dgain.matrix(), dbias.matrix()];
-        let dy = self.dy.0.matrix();
-        layer_norm_backward(recorder, x, gain, EPS, dy, (result.matrix(), false), sums)?;
-        Ok(vec![result, dgain, dbias])
     }
 
     fn error(&self, results: &[Vec<f32>]) -> Result<f64> {
-        Ok(match results {
-            [dx, dgain, dbias] => self.backward_error([dx, dgain, dbias]),
-            _ => self.forward_error(&results[0]),
+        Ok(match &self.other {
+            Other::Bias((_, bias)) => self.forward_error(bias, &results[0]),
+            Other::Dy((_, dy)) => self.backward_error(dy, results),
         })
     }
 
     fn held_bytes(&self) -> u64 {
-        2 * Self::matrix_bytes() + 2 * Self::row_bytes()
+        match self.other {
+            // x, gain, bias
+            Other::Bias(_) => Self::matrix_bytes() + 2 * Self::row_bytes(),
+            // x, dy, gain
+            Other::Dy(_) => 2 * Self::matrix_bytes() + Self::row_bytes(),
+        }
     }
 
     fn floor_bytes(&self) -> u64 {
-        match self.backward {
-            // x, gain, bias, y
-            false => 2 * Self::matrix_bytes() + 2 * Self::row_bytes(),
-            // x, dy, gain, dx, dgain, dbias
-            true => 3 * Self::matrix_bytes() + 3 * Self::row_bytes(),
-        }
+        let results = match self.other {
+            Other::Bias(_) => Self::matrix_bytes(),
+            // dx, dgain, dbias
+            Other::Dy(_) => Self::matrix_bytes() + 2 * Self::row_bytes(),
+        };
+        self.held_bytes() + results
     }
 }

@@ -29,6 +29,8 @@ mod join;
 mod layers;
 mod machine;
 mod matrices;
+#[path = "../measurement.rs"]
+mod measurement;
 mod options;
 mod report;
 mod start;

@@ -2,10 +2,11 @@
 
 use std::rc::Rc;
 
-use dilated_attention::wgpu::{CooperativeMatrixProperties, CooperativeScalarType};
+use dilated_attention::wgpu::{self, CooperativeMatrixProperties, CooperativeScalarType};
 
 use crate::ceilings::{Ceiling, Program, storage};
 use crate::machine::Machine;
+use crate::measurement::random;
 use crate::timing::Clock;
 
 const CHAINS: u32 = 4;
@@ -42,6 +43,29 @@ fn float(scalar: CooperativeScalarType) -> Option<&'static str> {
         CooperativeScalarType::F16 => Some("f16"),
         _ => None,
     }
+}
+
+/// A matrix of numbers between -1 and 1.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "ceilings are measured without the library"
+)]
+fn filled<const N: usize>(
+    machine: &Machine,
+    size: u32,
+    bytes: impl Fn(f32) -> [u8; N],
+) -> wgpu::Buffer {
+    let mut random = random();
+    let contents: Vec<u8> = (0..size * size).flat_map(|_| bytes(random())).collect();
+    let device = machine.context.device();
+    wgpu::util::DeviceExt::create_buffer_init(
+        device,
+        &wgpu::util::BufferInitDescriptor {
+            label: Some("factors"),
+            contents: &contents,
+            usage: wgpu::BufferUsages::STORAGE,
+        },
+    )
 }
 
 /// Independent chains of products in registers, one subgroup a workgroup.
@@ -81,10 +105,14 @@ fn multiply_add(
             {store}
         }}"
     );
-    let [factors, sums] = [1, 1 + CHAINS].map(|count| {
-        let bytes = u64::from(count) * u64::from(size * size) * 4;
-        storage(machine, bytes)
-    });
+    // Random, since products of zeros take less power.
+    let factors = match ab {
+        "f16" => filled(machine, size, |value| {
+            half::f16::from_f32(value).to_le_bytes()
+        }),
+        _ => filled(machine, size, f32::to_le_bytes),
+    };
+    let sums = storage(machine, u64::from((1 + CHAINS) * size * size) * 4);
     let flop = [2, size, size, size, CHAINS, rounds, workgroups].map(f64::from);
     let program = Program {
         name,

@@ -2,13 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 
 use crate::ceilings::Ceiling;
 use crate::machine::Machine;
-use crate::timing::{Measured, Spread};
+use crate::measurement::{Spread, date, range};
+use crate::timing::Measured;
 
 /// Where rows go.
 pub struct Report {
@@ -76,7 +76,7 @@ impl Report {
 
     pub fn header(&self, group: &str, unit: &str) {
         println!(
-            "\n{:<32} {:<20} {:>7} {:>22} {:>9} {:>22} {:>20} {:>5} {:>16} {:>6}",
+            "\n{:<38} {:<20} {:>7} {:>22} {:>9} {:>22} {:>20} {:>5} {:>16} {:>6}",
             group,
             "kernel",
             "first s",
@@ -107,7 +107,7 @@ impl Report {
             false => format!("{} unchecked", key.kernel),
         };
         println!(
-            "{:<32} {kernel:<20} {:>7.2} {:>22} {:>9} {:>22} {:>20} {:>5} {:>16} {:>6.2}",
+            "{:<38} {kernel:<20} {:>7.2} {:>22} {:>9} {:>22} {:>20} {:>5} {:>16} {:>6.2}",
             key.case,
             measured.first_seconds,
             range(milliseconds(measured.wall), 2),
@@ -155,33 +155,4 @@ impl Report {
         }))?;
         Ok(right)
     }
-}
-
-/// "median (min to max)".
-pub fn range(spread: Spread, digits: usize) -> String {
-    let Spread { median, min, max } = spread;
-    format!("{median:.digits$} ({min:.digits$} to {max:.digits$})")
-}
-
-/// Today in UTC, year-month-day.
-fn date() -> String {
-    let seconds = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
-    let is_leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    let (mut year, mut day) = (1970, seconds / 86_400);
-    while day >= 365 + u64::from(is_leap(year)) {
-        day -= 365 + u64::from(is_leap(year));
-        year += 1;
-    }
-    let february = 28 + u64::from(is_leap(year));
-    let mut month = 1;
-    for days in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
-        if day < days {
-            break;
-        }
-        day -= days;
-        month += 1;
-    }
-    format!("{year}-{month:02}-{:02}", day + 1)
 }

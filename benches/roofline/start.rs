@@ -13,8 +13,9 @@ use serde_json::json;
 
 use crate::attention::{Direction, Prepared};
 use crate::cases::Case;
-use crate::report::{Report, range};
-use crate::timing::{Clock, Spread, Subject};
+use crate::measurement::{Spread, range};
+use crate::report::Report;
+use crate::timing::{Clock, Subject};
 
 /// Makes the harness such a process.
 pub const CHILD: &str = "--first-call";

@@ -10,6 +10,7 @@ use dilated_attention::wgpu;
 use dilated_attention::{Context, Recorder, Result, Tensor};
 
 use crate::ceilings::Ceiling;
+use crate::measurement::Spread;
 
 /// Work that can be recorded again and again.
 pub trait Timed {
@@ -27,34 +28,6 @@ pub trait Timed {
 
     /// Bytes of its inputs and outputs: what any implementation needs.
     fn floor_bytes(&self) -> u64;
-}
-
-/// Median, least, most: quartiles are noise with so few repetitions.
-#[derive(Clone, Copy, Debug, serde::Serialize)]
-pub struct Spread {
-    pub median: f64,
-    pub min: f64,
-    pub max: f64,
-}
-
-impl Spread {
-    pub fn of(mut values: Vec<f64>) -> Self {
-        values.sort_by(f64::total_cmp);
-        Self {
-            median: values[values.len() / 2],
-            min: values[0],
-            max: values[values.len() - 1],
-        }
-    }
-
-    pub fn map(self, change: impl Fn(f64) -> f64) -> Self {
-        let [median, a, b] = [self.median, self.min, self.max].map(change);
-        Self {
-            median,
-            min: a.min(b),
-            max: a.max(b),
-        }
-    }
 }
 
 /// Seconds of one run.
@@ -319,23 +292,4 @@ pub fn measure(
         })
     };
     series.into_iter().map(finish).collect()
-}
-
-/// Largest difference of `results` from `expected` over 1e-5 of the largest expected value: what the crate's tests allow
-/// results in f32. Infinite where a result is no number.
-pub fn error_f32(results: impl IntoIterator<Item = f32>, expected: &[f64]) -> f64 {
-    let mut largest = 0.0f64;
-    let (mut error, mut count) = (0.0f64, 0);
-    for (result, expected) in results.into_iter().zip(expected) {
-        largest = largest.max(expected.abs());
-        let difference = (f64::from(result) - expected).abs();
-        error = if difference.is_finite() {
-            error.max(difference)
-        } else {
-            f64::INFINITY
-        };
-        count += 1;
-    }
-    assert_eq!(count, expected.len(), "as many results as expected ones");
-    error / (largest * 1e-5)
 }
