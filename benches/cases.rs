@@ -1,7 +1,49 @@
-//! The cases of attention that every implementation is timed on, from `cases.json`, so that tables join by name.
+//! The cases that every implementation is timed on, from `cases.json`, so that tables join by name.
 
 use dilated_attention::{AttentionShape, DilatedAttentionConfig, Mask, Result};
 use serde::{Deserialize, Serialize};
+
+/// The file.
+#[derive(Deserialize)]
+struct All {
+    attention: Vec<Case>,
+    #[allow(dead_code, reason = "only the harness multiplies matrices")]
+    products: Vec<ProductCase>,
+}
+
+fn all() -> All {
+    serde_json::from_str(include_str!("cases.json")).expect("cases.json is valid")
+}
+
+/// A product of `rows x inner` by `inner x columns`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct ProductCase {
+    pub name: String,
+    pub rows: usize,
+    pub inner: usize,
+    pub columns: usize,
+    #[serde(default)]
+    pub transpose_a: bool,
+    #[serde(default)]
+    pub transpose_b: bool,
+    #[serde(skip_serializing)]
+    sets: Vec<String>,
+}
+
+impl ProductCase {
+    /// The products of a set.
+    #[allow(dead_code, reason = "only the harness multiplies matrices")]
+    pub fn set(name: &str) -> Vec<Self> {
+        let mut all = all().products;
+        all.retain(|case| case.sets.iter().any(|set| set == name));
+        all
+    }
+
+    /// Rows, inner, columns.
+    pub fn dims(&self) -> [usize; 3] {
+        [self.rows, self.inner, self.columns]
+    }
+}
 
 /// One call of attention.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -40,11 +82,9 @@ impl Case {
 
     /// The cases of a set: "quick", "software", "gpu", "peers".
     pub fn set(name: &str) -> Vec<Self> {
-        let all: Vec<Self> =
-            serde_json::from_str(include_str!("cases.json")).expect("cases.json is valid");
-        all.into_iter()
-            .filter(|case| case.sets.iter().any(|set| set == name))
-            .collect()
+        let mut all = all().attention;
+        all.retain(|case| case.sets.iter().any(|set| set == name));
+        all
     }
 
     pub fn config(&self) -> Result<DilatedAttentionConfig> {

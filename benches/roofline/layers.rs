@@ -4,53 +4,9 @@ use dilated_attention::ops::{Matmul, layer_norm, layer_norm_backward};
 use dilated_attention::reference::layers;
 use dilated_attention::{Context, DType, Recorder, Result, Tensor};
 
-use serde_json::{Value, json};
-
+use crate::cases::ProductCase;
 use crate::measurement::{error_f32, random, sampled_rows};
 use crate::timing::Timed;
-
-/// A product of `rows x inner` by `inner x columns`.
-pub struct ProductCase {
-    pub name: &'static str,
-    dims: [usize; 3],
-    transpose_a: bool,
-    transpose_b: bool,
-}
-
-const fn product(
-    name: &'static str,
-    dims: [usize; 3],
-    [transpose_a, transpose_b]: [bool; 2],
-) -> ProductCase {
-    ProductCase {
-        name,
-        dims,
-        transpose_a,
-        transpose_b,
-    }
-}
-
-impl ProductCase {
-    pub fn parameters(&self) -> Value {
-        let [rows, inner, columns] = self.dims;
-        json!({
-            "rows": rows, "inner": inner, "columns": columns,
-            "transpose_a": self.transpose_a, "transpose_b": self.transpose_b,
-        })
-    }
-}
-
-/// Rows, inner, columns. The last ones are GigaPath's feed-forward network in a step of training over 4096 tokens.
-pub const PRODUCTS: [ProductCase; 8] = [
-    product("1024 1024 1024", [1024; 3], [false, false]),
-    product("1024 1024 1024, x W^T", [1024; 3], [false, true]),
-    product("1024 1024 1024, dy^T x", [1024; 3], [true, false]),
-    product("4096 768 768, x W^T", [4096, 768, 768], [false, true]),
-    product("4096 768 3072, x W^T", [4096, 768, 3072], [false, true]),
-    product("4096 3072 768, x W^T", [4096, 3072, 768], [false, true]),
-    product("4096 3072 768, dy W", [4096, 3072, 768], [false, false]),
-    product("3072 4096 768, dy^T x", [3072, 4096, 768], [true, false]),
-];
 
 /// Matrices with their elements, each with numbers of its own.
 struct Matrices<'a> {
@@ -89,14 +45,14 @@ fn wide(values: &[f32]) -> Vec<f64> {
 
 /// A product with its matrices.
 pub struct Product {
-    case: &'static ProductCase,
+    case: ProductCase,
     a: Filled,
     b: Filled,
 }
 
 impl Product {
-    pub fn new(context: &Context, case: &'static ProductCase) -> Result<Self> {
-        let [rows, inner, columns] = case.dims;
+    pub fn new(context: &Context, case: &ProductCase) -> Result<Self> {
+        let [rows, inner, columns] = case.dims();
         let stored = |transposed, rows, columns| match transposed {
             false => [rows, columns],
             true => [columns, rows],
@@ -106,12 +62,16 @@ impl Product {
         let a = matrices.add("a", stored(case.transpose_a, rows, inner))?;
         let b = matrices.add("b", stored(case.transpose_b, inner, columns))?;
         recorder.submit()?.wait()?;
-        Ok(Self { case, a, b })
+        Ok(Self {
+            case: case.clone(),
+            a,
+            b,
+        })
     }
 
     /// One element of the product, in f64.
     fn element(&self, row: usize, column: usize) -> f64 {
-        let [rows, inner, columns] = self.case.dims;
+        let [rows, inner, columns] = self.case.dims();
         let terms = (0..inner).map(|i| {
             let a = match self.case.transpose_a {
                 false => self.a.1[row * inner + i],
@@ -127,18 +87,23 @@ impl Product {
     }
 
     fn elements(&self) -> [u64; 3] {
-        let [rows, inner, columns] = self.case.dims.map(|dim| dim as u64);
+        let [rows, inner, columns] = self.case.dims().map(|dim| dim as u64);
         [rows * inner, inner * columns, rows * columns]
     }
 }
 
 impl Timed for Product {
     fn work(&self) -> f64 {
-        2.0 * self.case.dims.map(|dim| dim as f64).iter().product::<f64>()
+        2.0 * self
+            .case
+            .dims()
+            .map(|dim| dim as f64)
+            .iter()
+            .product::<f64>()
     }
 
     fn record(&self, recorder: &mut Recorder) -> Result<Vec<Tensor>> {
-        let [rows, _, columns] = self.case.dims;
+        let [rows, _, columns] = self.case.dims();
         let c = recorder.empty("c", &[rows, columns], DType::F32)?;
         let mut product = Matmul::new(self.a.0.matrix(), self.b.0.matrix());
         if self.case.transpose_a {
@@ -152,7 +117,7 @@ impl Timed for Product {
     }
 
     fn error(&self, results: &[Vec<f32>]) -> Result<f64> {
-        let [rows, _, columns] = self.case.dims;
+        let [rows, _, columns] = self.case.dims();
         let expected: Vec<f64> = sampled_rows(rows as u32)
             .into_iter()
             .flat_map(|(_, row)| (0..columns).map(move |column| self.element(row as usize, column)))

@@ -40,12 +40,12 @@ use std::error::Error;
 use std::rc::Rc;
 
 use attention::{Direction, Prepared};
-use cases::Case;
+use cases::{Case, ProductCase};
 use ceilings::Ceiling;
 use dilated_attention::kernel::matmul::MatmulVariant;
 use dilated_attention::{Context, Result as LibraryResult, wgpu};
 use encoder::EncoderLayer;
-use layers::{Norm, PRODUCTS, Product};
+use layers::{Norm, Product};
 use machine::Machine;
 use options::{Command, Options};
 use report::{Key, Report};
@@ -172,12 +172,16 @@ impl Run {
         Ok(())
     }
 
-    fn attention(&mut self) -> Result<(), Box<dyn Error>> {
-        let set = match (self.options.quick, self.machine.is_software()) {
+    /// Which of the cases.
+    fn set(&self) -> &'static str {
+        match (self.options.quick, self.machine.is_software()) {
             (true, _) => "quick",
             (false, true) => "software",
             (false, false) => "gpu",
-        };
+        }
+    }
+
+    fn attention(&mut self) -> Result<(), Box<dyn Error>> {
         for (group, direction) in [
             ("forward", Direction::Forward),
             ("backward", Direction::Backward),
@@ -186,7 +190,7 @@ impl Run {
                 continue;
             }
             self.report.header(group, "GFLOP/s");
-            for case in Case::set(set) {
+            for case in Case::set(self.set()) {
                 let kernel = self.options.kernel;
                 let prepare = |context: &Context| Prepared::new(context, &case, kernel, direction);
                 let names = (group, case.name.as_str(), Prepared::kernel);
@@ -202,15 +206,10 @@ impl Run {
         }
         self.report.header("matmul", "GFLOP/s");
         let kernel = MatmulVariant::choose(1024, self.machine.context.facts()).name();
-        let count = if self.options.quick {
-            1
-        } else {
-            PRODUCTS.len()
-        };
-        for case in &PRODUCTS[..count] {
-            let prepare = |context: &Context| Product::new(context, case);
-            let names = ("matmul", case.name, |_: &Product| kernel);
-            self.rows(names, |run| &run.fma, case.parameters(), prepare)?;
+        for case in ProductCase::set(self.set()) {
+            let prepare = |context: &Context| Product::new(context, &case);
+            let names = ("matmul", case.name.as_str(), |_: &Product| kernel);
+            self.rows(names, |run| &run.fma, json!(case), prepare)?;
         }
         Ok(())
     }
