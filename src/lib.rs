@@ -43,6 +43,7 @@ pub mod tensor;
 pub mod kernel;
 pub mod readback;
 pub mod recorder;
+pub mod tuning;
 
 // 4: what you call
 pub mod attention;
@@ -62,13 +63,14 @@ pub use config::{
     AttentionShape, Branch, DilatedAttentionConfig, HeadOffsets, Heads, Mask, MixGradient,
     OutputRows, Padding,
 };
-pub use context::{AdapterChoice, Context, ContextOptions};
+pub use context::{AdapterChoice, Context, ContextOptions, WarmUp};
 pub use error::{Error, Result};
 pub use plan::{BackwardPlan, DeviceFacts, ForwardPlan};
 pub use pool::{Lease, PersistentBuffer, Pool, PoolOptions, PoolReport, PoolStats};
 pub use readback::Download;
 pub use recorder::{Recorder, Submission};
 pub use tensor::{DType, Element, Tensor};
+pub use tuning::{CacheFolder, KernelOptions};
 pub use weights::{WeightFile, WeightSource, WeightWriter};
 
 pub use wgpu;

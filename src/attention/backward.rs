@@ -2,6 +2,7 @@
 
 use super::{DilatedAttention, ForwardOutput, requests};
 use crate::config::{AttentionShape, MixGradient};
+use crate::context::WarmUp;
 use crate::error::Result;
 use crate::kernel::backward::BackwardVariant;
 use crate::kernel::{DeltaParams, Kernel};
@@ -9,6 +10,7 @@ use crate::plan::{BackwardPlan, ByteRange, Pass};
 use crate::pool::{BufferRequest, Demand};
 use crate::recorder::Recorder;
 use crate::tensor::{DType, Tensor};
+use crate::tuning::Choice;
 
 /// Gradients of a loss with respect to the inputs of an attention, f32.
 #[derive(Clone, Debug)]
@@ -31,7 +33,12 @@ impl Demand for BackwardPlan {
 impl DilatedAttention {
     /// The kernels of the backward.
     pub fn backward_variant(&self) -> BackwardVariant {
-        self.backward_variant
+        self.backward_choice.variant
+    }
+
+    /// The kernels of the backward, and why they were chosen.
+    pub fn backward_choice(&self) -> &Choice<BackwardVariant> {
+        &self.backward_choice
     }
 
     /// Plans a backward: what it will dispatch and lease.
@@ -40,26 +47,30 @@ impl DilatedAttention {
     /// As [`DilatedAttentionConfig::plan_backward`](crate::DilatedAttentionConfig::plan_backward).
     pub fn plan_backward(&self, shape: &AttentionShape) -> Result<BackwardPlan> {
         self.config
-            .plan_backward_with(shape, self.context.facts(), self.backward_variant)
+            .plan_backward_with(shape, self.context.facts(), self.backward_choice.clone())
     }
 
-    /// Compiles the backward's kernels now; see [`warm_up`](Self::warm_up).
+    /// Compiles the backward's kernels now; see [`Context::warm_up`].
     ///
     /// # Errors
-    /// [`Error::Validation`](crate::Error::Validation) when the device refuses a shader.
-    pub fn warm_up_backward(&self) -> Result<()> {
-        let variant = self.backward_variant;
+    /// As [`Context::warm_up`].
+    pub fn warm_up_backward(&self) -> Result<WarmUp> {
+        self.context.warm_up(&self.backward_kernels())
+    }
+
+    fn backward_kernels(&self) -> [Kernel; 3] {
+        let variant = self.backward_choice.variant;
         let terms = match self.config.get_gradient() {
             MixGradient::Exact => Kernel::Delta {
                 head_dim: self.config.head_dim(),
             },
             MixGradient::DetachedMix => Kernel::BackwardMeans(variant),
         };
-        self.context.compile(&[
+        [
             terms,
             Kernel::BackwardDq(variant),
             Kernel::BackwardDkDv(variant),
-        ])
+        ]
     }
 
     /// Records the gradients of `q`, `k` and `v`, given what [`forward`](Self::forward) made of them and `dout`, the
@@ -104,7 +115,7 @@ impl DilatedAttention {
         self.expect(recorder, &[("softmax_lse", softmax_lse)], &query_shape[..3])?;
         let plan = self.plan_backward(shape)?;
         // Compiled before anything is recorded, so that a refused shader leaves the recording as it was.
-        self.warm_up_backward()?;
+        self.context.compile(&self.backward_kernels())?;
         let terms_shape = [&query_shape[..3], &[2]].concat();
         let terms = recorder.empty("terms", &terms_shape, DType::F32)?;
         let dq = recorder.empty("dq", &query_shape, DType::F32)?;

@@ -6,7 +6,7 @@ mod step;
 pub use backward::Gradients;
 
 use crate::config::{AttentionShape, DilatedAttentionConfig};
-use crate::context::Context;
+use crate::context::{Context, WarmUp};
 use crate::error::{Error, Result};
 use crate::kernel::backward::BackwardVariant;
 use crate::kernel::forward::ForwardVariant;
@@ -15,6 +15,7 @@ use crate::plan::{BufferRole, ForwardPlan, PlannedBuffer, UNCOVERED_LSE};
 use crate::pool::{BufferRequest, Demand, PARAMS_USAGE, STAGING_USAGE, STORAGE_USAGE};
 use crate::recorder::Recorder;
 use crate::tensor::{DType, Tensor};
+use crate::tuning::{BackwardTask, Choice, ForwardTask, Segments};
 
 /// Dilated attention with fixed options, on one context.
 ///
@@ -37,8 +38,8 @@ use crate::tensor::{DType, Tensor};
 pub struct DilatedAttention {
     context: Context,
     config: DilatedAttentionConfig,
-    variant: ForwardVariant,
-    backward_variant: BackwardVariant,
+    choice: Choice<ForwardVariant>,
+    backward_choice: Choice<BackwardVariant>,
 }
 
 /// What a forward returns, and all that a backward needs of it.
@@ -74,16 +75,18 @@ fn requests(buffers: &[PlannedBuffer]) -> Vec<BufferRequest> {
 }
 
 impl DilatedAttention {
-    /// Attention as `config` says, with the kernel that suits the context's device.
+    /// Attention as `config` says, with the kernels that suit the context's device: those that [`Context::tune`] found, else
+    /// those that the adapter's facts suggest.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when no kernel fits.
     pub fn new(context: &Context, config: DilatedAttentionConfig) -> Result<Self> {
-        let variant = ForwardVariant::choose(config.head_dim(), context.facts());
-        Self::with_variant(context, config, variant)
+        let task = ForwardTask(Segments::of(&config));
+        let choice = context.tuner().choose(&task, context.facts());
+        Self::with_choice(context, config, choice)
     }
 
-    /// As [`new`](Self::new), with a kernel of the caller's choice.
+    /// As [`new`](Self::new), with a forward kernel of the caller's choice.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when the kernel does not fit the head size or the device.
@@ -92,14 +95,24 @@ impl DilatedAttention {
         config: DilatedAttentionConfig,
         variant: ForwardVariant,
     ) -> Result<Self> {
-        variant.check(config.head_dim(), context.facts())?;
-        let backward_variant = BackwardVariant::choose(&config, context.facts());
-        backward_variant.check(config.head_dim(), context.facts())?;
+        Self::with_choice(context, config, variant.into())
+    }
+
+    fn with_choice(
+        context: &Context,
+        config: DilatedAttentionConfig,
+        choice: Choice<ForwardVariant>,
+    ) -> Result<Self> {
+        choice.variant.check(config.head_dim(), context.facts())?;
+        let task = BackwardTask(Segments::of(&config));
+        let backward_choice = context.tuner().choose(&task, context.facts());
+        let backward = backward_choice.variant;
+        backward.check(config.head_dim(), context.facts())?;
         Ok(Self {
             context: context.clone(),
             config,
-            variant,
-            backward_variant,
+            choice,
+            backward_choice,
         })
     }
 
@@ -110,7 +123,7 @@ impl DilatedAttention {
     pub fn with_backward_variant(self, variant: BackwardVariant) -> Result<Self> {
         variant.check(self.config.head_dim(), self.context.facts())?;
         Ok(Self {
-            backward_variant: variant,
+            backward_choice: variant.into(),
             ..self
         })
     }
@@ -122,7 +135,12 @@ impl DilatedAttention {
 
     /// The kernel.
     pub fn variant(&self) -> ForwardVariant {
-        self.variant
+        self.choice.variant
+    }
+
+    /// The kernel, and why it was chosen.
+    pub fn choice(&self) -> &Choice<ForwardVariant> {
+        &self.choice
     }
 
     /// Plans a forward: what it will dispatch and lease.
@@ -131,17 +149,19 @@ impl DilatedAttention {
     /// As [`DilatedAttentionConfig::plan_forward`].
     pub fn plan(&self, shape: &AttentionShape) -> Result<ForwardPlan> {
         self.config
-            .plan_forward_with(shape, self.context.facts(), self.variant)
+            .plan_forward_with(shape, self.context.facts(), self.choice.clone())
     }
 
-    /// Compiles the kernels now instead of at the first call. May run on any thread. Some drivers, Mesa's software driver
-    /// among them, generate code only at the first dispatch: there only a first forward warms up in full.
+    /// Compiles the forward's kernels now instead of at the first call; see [`Context::warm_up`].
     ///
     /// # Errors
-    /// [`Error::Validation`] when the device refuses a shader.
-    pub fn warm_up(&self) -> Result<()> {
-        self.context
-            .compile(&[Kernel::Fill, Kernel::Forward(self.variant)])
+    /// As [`Context::warm_up`].
+    pub fn warm_up(&self) -> Result<WarmUp> {
+        self.context.warm_up(&self.kernels())
+    }
+
+    fn kernels(&self) -> [Kernel; 2] {
+        [Kernel::Fill, Kernel::Forward(self.choice.variant)]
     }
 
     /// Records the attention of `q`, `k` and `v`, each (B, N, H, D) f32: batch items, tokens and heads of `shape` and the
@@ -152,7 +172,7 @@ impl DilatedAttention {
     ///
     /// # Errors
     /// [`Error::ForeignDevice`], [`Error::WrongDType`], [`Error::InvalidShape`] for tensors that do not fit; the errors of
-    /// [`plan`](Self::plan) and [`warm_up`](Self::warm_up); [`Error::BudgetExceeded`] and [`Error::OutOfMemory`] when the
+    /// [`plan`](Self::plan); [`Error::Validation`] when the device refuses a shader; [`Error::BudgetExceeded`] and [`Error::OutOfMemory`] when the
     /// pool cannot lend the output. What was recorded before the call stays valid.
     pub fn forward(
         &self,
@@ -167,7 +187,7 @@ impl DilatedAttention {
         let plan = self.plan(shape)?;
         let kernel = Kernel::Forward(plan.variant);
         // Compiled before anything is recorded, so that a refused shader leaves the recording as it was.
-        self.warm_up()?;
+        self.context.compile(&self.kernels())?;
         let out_shape = self.query_shape(shape);
         let out = recorder.empty("out", &out_shape, DType::F32)?;
         let softmax_lse = recorder.empty("softmax_lse", &out_shape[..3], DType::F32)?;

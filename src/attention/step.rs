@@ -38,7 +38,7 @@ impl DilatedAttention {
             query_cache,
         };
         let dispatches = plan_step(&self.config, self.context.facts(), layout)?;
-        self.warm_up()?;
+        self.context.compile(&self.kernels())?;
         let shape = self.tensor_shape(batch, 1);
         let out = recorder.zeros("out", &shape, DType::F32)?;
         let softmax_lse = recorder.empty("softmax_lse", &shape[..3], DType::F32)?;
@@ -59,7 +59,7 @@ impl DilatedAttention {
                 (&softmax_lse, dispatch.lse.bytes),
             ];
             let params = dispatch.params(&self.config, &of_item);
-            let kernel = Kernel::Forward(self.variant);
+            let kernel = Kernel::Forward(self.choice.variant);
             recorder.dispatch(kernel, &bindings, &params, dispatch.grid)?;
         }
         Ok(out)

@@ -5,8 +5,13 @@
 //! error handler, no device-lost callback (the application's own should call
 //! [`Pool::device_lost`](crate::pool::Pool::device_lost)). Errors are caught by scopes around this library's own calls.
 
+mod compiled;
 mod planner;
+mod warm_up;
 
+pub use warm_up::{WarmUp, WarmedKernel};
+
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -15,6 +20,7 @@ use crate::kernel::{Kernel, Pipeline, Pipelines};
 use crate::plan::DeviceFacts;
 use crate::pool::{Pool, PoolOptions};
 use crate::recorder::Recorder;
+use crate::tuning::{KernelOptions, Tuner};
 
 /// Which adapter to use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +46,8 @@ pub struct ContextOptions {
     pub limits: Option<wgpu::Limits>,
     /// How the pool behaves.
     pub pool: PoolOptions,
+    /// How kernels are chosen and compiled.
+    pub kernels: KernelOptions,
 }
 
 /// A device ready to compute. Clones share it.
@@ -56,6 +64,9 @@ struct Inner {
     facts: DeviceFacts,
     pool: Pool,
     pipelines: Pipelines,
+    /// Where the driver's cache of compiled kernels is kept.
+    pipelines_file: Option<PathBuf>,
+    tuner: Arc<Tuner>,
     check_finite: AtomicBool,
     /// Recordings are counted, not run.
     plans_only: bool,
@@ -104,7 +115,8 @@ impl Context {
                 adapter: adapter.get_info().name,
                 reason: error.to_string(),
             })?;
-        let context = Self::from_device_with(device, queue, options.pool.clone())?;
+        let pool = Pool::new(&device, options.pool.clone());
+        let context = Self::assemble(device, queue, pool, &options.kernels)?;
         context.watch_own_device();
         Ok(context)
     }
@@ -138,7 +150,7 @@ impl Context {
         pool: PoolOptions,
     ) -> Result<Self> {
         let pool = Pool::new(&device, pool);
-        Self::assemble(device, queue, pool)
+        Self::from_device_and_pool(device, queue, pool)
     }
 
     /// As [`from_device`](Self::from_device), with a pool of the caller's, for example one over a
@@ -152,18 +164,36 @@ impl Context {
         queue: wgpu::Queue,
         pool: Pool,
     ) -> Result<Self> {
-        Self::assemble(device, queue, pool)
+        Self::assemble(device, queue, pool, &KernelOptions::default())
     }
 
-    fn assemble(device: wgpu::Device, queue: wgpu::Queue, pool: Pool) -> Result<Self> {
+    /// The same device, queue and pool, with kernels of its own that are chosen and compiled as `options` say; for devices of
+    /// an application's own. Tensors go from one context to the other.
+    ///
+    /// # Errors
+    /// None, unless the device was lost.
+    pub fn with_kernel_options(&self, options: &KernelOptions) -> Result<Self> {
+        let (device, queue) = (self.device().clone(), self.queue().clone());
+        Self::assemble(device, queue, self.pool().clone(), options)
+    }
+
+    fn assemble(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        pool: Pool,
+        options: &KernelOptions,
+    ) -> Result<Self> {
         let info = device.adapter_info();
         let facts = DeviceFacts::new(&info, &device.limits())?;
+        let pipelines_file = compiled::file(&info, options);
         Ok(Self {
             inner: Arc::new(Inner {
+                tuner: Arc::new(Tuner::new(&info, options)),
+                pipelines: compiled::load(&device, options, pipelines_file.as_deref()),
+                pipelines_file,
                 info,
                 facts,
                 pool,
-                pipelines: Pipelines::default(),
                 check_finite: AtomicBool::new(false),
                 plans_only: false,
                 device,
@@ -172,10 +202,10 @@ impl Context {
         })
     }
 
-    /// Features worth requesting from `adapter` for this library. None is required so far: every kernel runs within
-    /// WebGPU's defaults.
-    pub fn recommended_features(_adapter: &wgpu::Adapter) -> wgpu::Features {
-        wgpu::Features::empty()
+    /// Features worth requesting from `adapter` for this library, none of which is required: the driver's cache of compiled
+    /// shaders, where the backend lets a program keep it (Vulkan).
+    pub fn recommended_features(adapter: &wgpu::Adapter) -> wgpu::Features {
+        adapter.features() & wgpu::Features::PIPELINE_CACHE
     }
 
     /// Limits worth requesting from `adapter` for this library: its own for sizes of buffers, bindings and workgroup
@@ -229,6 +259,16 @@ impl Context {
     /// What plans are made from.
     pub fn facts(&self) -> &DeviceFacts {
         &self.inner.facts
+    }
+
+    /// The file that [`tune`](Self::tune) writes, if there is a cache folder: to delete it, or to ship a copy with an
+    /// application ([`KernelOptions::shipped_winners`]).
+    pub fn winners_file(&self) -> Option<&Path> {
+        self.inner.tuner.file().map(PathBuf::as_path)
+    }
+
+    pub(crate) fn tuner(&self) -> &Tuner {
+        &self.inner.tuner
     }
 
     /// Opt-in check: with `true`, uploads of floats that hold a NaN or an infinity are [`Error::NotFinite`]. Costs a pass

@@ -11,6 +11,7 @@ use super::{Context, Inner};
 use crate::kernel::Pipelines;
 use crate::plan::DeviceFacts;
 use crate::pool::{BufferSource, CreateError, Pool, PoolOptions};
+use crate::tuning::Tuner;
 
 impl Context {
     /// A context that plans for devices with `facts`, without one: recordings on it take leases and are counted, and do
@@ -29,6 +30,15 @@ impl Context {
     /// # Ok::<(), dilated_attention::Error>(())
     /// ```
     pub fn planner(facts: DeviceFacts) -> Self {
+        Self::planner_with(facts, Arc::default())
+    }
+
+    /// A planner for this context's device, which chooses the same kernels.
+    pub(super) fn own_planner(&self) -> Self {
+        Self::planner_with(self.facts().clone(), self.inner.tuner.clone())
+    }
+
+    fn planner_with(facts: DeviceFacts, tuner: Arc<Tuner>) -> Self {
         let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
         let source = PlannerSource {
             device: device.clone(),
@@ -40,6 +50,8 @@ impl Context {
                 facts,
                 pool: Pool::with_source(source, PoolOptions::default()),
                 pipelines: Pipelines::default(),
+                pipelines_file: None,
+                tuner,
                 check_finite: false.into(),
                 plans_only: true,
                 device,

@@ -28,6 +28,8 @@ use std::fmt;
 use crate::config::{DilatedAttentionConfig, MAX_HEAD_DIM};
 use crate::error::{Error, Result};
 use crate::plan::{DeviceFacts, Pass, Processor};
+use crate::tuning::Choice;
+use crate::tuning::because::{GPU, LOADS_PER_LANE, UNIFORM_LOADS, WIDE_HEADS};
 
 /// Groups of lanes that share the staged vectors in the [`Rows`](BackwardShape::Rows) shape, at most.
 const MOST_LANE_GROUPS: u32 = 16;
@@ -87,21 +89,38 @@ impl BackwardVariant {
     /// The shape that measured best on such a device; see the README's table. Its tile is no larger than the segments of
     /// `config` have rows, for lanes without a row cost what others do.
     pub fn choose(config: &DilatedAttentionConfig, facts: &DeviceFacts) -> Self {
-        let head_dim = config.head_dim();
-        let shape = match facts.processor {
-            // Above, the compile time of the unrolled columns grows beyond what it saves.
+        Self::choice(config, facts).variant
+    }
+
+    /// As [`choose`](Self::choose), with the reason.
+    pub fn choice(config: &DilatedAttentionConfig, facts: &DeviceFacts) -> Choice<Self> {
+        let (shape, because) = match facts.processor {
+            Processor::Gpu => (BackwardShape::Tile, GPU),
             Processor::Cpu {
                 uniform_loads: true,
                 ..
-            } if head_dim <= 96 => BackwardShape::Rows,
-            Processor::Gpu | Processor::Cpu { .. } => BackwardShape::Tile,
+            } if config.head_dim() <= 96 => (BackwardShape::Rows, UNIFORM_LOADS),
+            Processor::Cpu {
+                uniform_loads: true,
+                ..
+            } => (BackwardShape::Tile, WIDE_HEADS),
+            Processor::Cpu { .. } => (BackwardShape::Tile, LOADS_PER_LANE),
         };
+        Choice::adapter(Self::fitting(shape, config, facts), because)
+    }
+
+    /// A given shape, with a tile that fits the segments of `config`.
+    pub fn fitting(
+        shape: BackwardShape,
+        config: &DilatedAttentionConfig,
+        facts: &DeviceFacts,
+    ) -> Self {
         let rows = config
             .branches()
             .iter()
             .map(|branch| branch.segment_length.div_ceil(branch.dilation_rate))
             .min();
-        let largest = Self::with_shape(shape, head_dim, facts);
+        let largest = Self::with_shape(shape, config.head_dim(), facts);
         let fitting = rows.map_or(1, |rows| rows.div_ceil(4 * largest.lanes));
         Self {
             lane_groups: fitting.min(largest.lane_groups).next_power_of_two(),

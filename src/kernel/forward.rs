@@ -27,6 +27,8 @@ use std::fmt;
 use crate::config::MAX_HEAD_DIM;
 use crate::error::{Error, Result};
 use crate::plan::{DeviceFacts, Processor};
+use crate::tuning::Choice;
+use crate::tuning::because::{GPU, LOADS_PER_LANE, UNIFORM_LOADS, WIDE_HEADS};
 
 /// Groups of lanes that share the staged keys in the [`Rows`](ForwardShape::Rows) shape. Measured with 1, 2, 4 and 8 on
 /// Mesa 26.2: 12, 18, 20 and 16 % of the ceiling.
@@ -71,16 +73,24 @@ pub struct ForwardVariant {
 impl ForwardVariant {
     /// The shape that measured best on such a device; see the README's table.
     pub fn choose(head_dim: u32, facts: &DeviceFacts) -> Self {
-        let shape = match facts.processor {
-            Processor::Gpu => ForwardShape::Tile,
-            // Above, the compile time of the unrolled columns grows beyond what it saves.
+        Self::choice(head_dim, facts).variant
+    }
+
+    /// As [`choose`](Self::choose), with the reason.
+    pub fn choice(head_dim: u32, facts: &DeviceFacts) -> Choice<Self> {
+        let (shape, because) = match facts.processor {
+            Processor::Gpu => (ForwardShape::Tile, GPU),
             Processor::Cpu {
                 uniform_loads: true,
                 ..
-            } if head_dim <= 96 => ForwardShape::Rows,
-            Processor::Cpu { .. } => ForwardShape::Micro,
+            } if head_dim <= 96 => (ForwardShape::Rows, UNIFORM_LOADS),
+            Processor::Cpu {
+                uniform_loads: true,
+                ..
+            } => (ForwardShape::Micro, WIDE_HEADS),
+            Processor::Cpu { .. } => (ForwardShape::Micro, LOADS_PER_LANE),
         };
-        Self::with_shape(shape, head_dim, facts)
+        Choice::adapter(Self::with_shape(shape, head_dim, facts), because)
     }
 
     /// A given shape on a device.

@@ -27,7 +27,11 @@
 //!
 //! On Mesa 25.0.7 with LLVM 15.0.6 the tile runs at 10 % and the rows at 13 %, but these compile for 25 s.
 
+use std::fmt;
+
 use crate::plan::{DeviceFacts, Processor};
+use crate::tuning::Choice;
+use crate::tuning::because::{GPU, LOADS_PER_LANE, UNIFORM_LOADS};
 
 /// How the kernel lays its work out. Both compute the same; see the shader files for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,21 +50,30 @@ pub enum MatmulVariant {
 impl MatmulVariant {
     /// The shape that measured best on such a device, for a result with so many columns.
     pub fn choose(columns: u64, facts: &DeviceFacts) -> Self {
+        Self::choice(columns, facts).variant
+    }
+
+    /// As [`choose`](Self::choose), with the reason.
+    pub fn choice(columns: u64, facts: &DeviceFacts) -> Choice<Self> {
         match facts.processor {
             Processor::Cpu {
                 uniform_loads: true,
                 lanes,
-            } => {
-                // As few tiles as there can be, all of about one width; in fours, for each width is a kernel to compile.
-                let most = (256 / lanes).min(32);
-                let groups = columns.div_ceil(u64::from(4 * lanes)).max(1);
-                let even = groups.div_ceil(groups.div_ceil(u64::from(most)));
-                Self::Rows {
-                    lanes,
-                    lane_groups: (even as u32).next_multiple_of(4).min(most),
-                }
-            }
-            Processor::Gpu | Processor::Cpu { .. } => Self::Tile,
+            } => Choice::adapter(Self::rows(columns, lanes), UNIFORM_LOADS),
+            Processor::Gpu => Choice::adapter(Self::Tile, GPU),
+            Processor::Cpu { .. } => Choice::adapter(Self::Tile, LOADS_PER_LANE),
+        }
+    }
+
+    /// The shape [`Rows`](Self::Rows) for so many columns: as few tiles as there can be, all of about one width; in fours,
+    /// for each width is a kernel to compile.
+    pub(crate) fn rows(columns: u64, lanes: u32) -> Self {
+        let most = (256 / lanes).min(32);
+        let groups = columns.div_ceil(u64::from(4 * lanes)).max(1);
+        let even = groups.div_ceil(groups.div_ceil(u64::from(most)));
+        Self::Rows {
+            lanes,
+            lane_groups: (even as u32).next_multiple_of(4).min(most),
         }
     }
 
@@ -97,5 +110,16 @@ impl MatmulVariant {
                 vec![("LANES", lanes), ("LANE_GROUPS", lane_groups)]
             }
         }
+    }
+}
+
+impl fmt::Display for MatmulVariant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [rows, columns] = self.tile();
+        write!(
+            f,
+            "{} ({rows} x {columns} elements a workgroup)",
+            self.name()
+        )
     }
 }

@@ -15,7 +15,7 @@ mod source;
 
 pub use nn::{Activation, Cell};
 pub use params::*;
-pub(crate) use pipeline::{Pipeline, Pipelines};
+pub(crate) use pipeline::{Compiler, Pipeline, Pipelines, pipeline_cache};
 
 use backward::BackwardVariant;
 use forward::ForwardVariant;

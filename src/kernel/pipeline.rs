@@ -1,4 +1,4 @@
-//! Compiled kernels, one of each per context.
+//! Compiled kernels, one of each per context, and the driver's own cache of them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,13 +32,15 @@ impl Pipeline {
         self.kernel.params_bytes()
     }
 
-    fn new(device: &wgpu::Device, kernel: Kernel) -> Result<Self> {
-        scope::catch(device, || Self::create(device, kernel)).map_err(|caught| Error::Validation {
-            label: kernel.name().to_owned(),
-            reason: match caught {
-                Caught::OutOfMemory => "no memory to compile it".to_owned(),
-                Caught::Refused(reason) => reason,
-            },
+    fn new(device: &wgpu::Device, kernel: Kernel, how: &Compiler) -> Result<Self> {
+        scope::catch(device, || Self::create(device, kernel, how)).map_err(|caught| {
+            Error::Validation {
+                label: kernel.name().to_owned(),
+                reason: match caught {
+                    Caught::OutOfMemory => "no memory to compile it".to_owned(),
+                    Caught::Refused(reason) => reason,
+                },
+            }
         })
     }
 
@@ -46,7 +48,7 @@ impl Pipeline {
         clippy::disallowed_methods,
         reason = "the one place that creates pipelines"
     )]
-    fn create(device: &wgpu::Device, kernel: Kernel) -> Self {
+    fn create(device: &wgpu::Device, kernel: Kernel, how: &Compiler) -> Self {
         let label = Some(kernel.name());
         let uniform = wgpu::BindGroupLayoutEntry {
             binding: 0,
@@ -78,10 +80,7 @@ impl Pipeline {
             label,
             entries: &entries,
         });
-        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-            label,
-            source: wgpu::ShaderSource::Wgsl(kernel.source().into()),
-        });
+        let module = how.module(device, &kernel);
         let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label,
             bind_group_layouts: &[Some(&layout)],
@@ -97,7 +96,7 @@ impl Pipeline {
                 zero_initialize_workgroup_memory: false,
                 ..Default::default()
             },
-            cache: None,
+            cache: how.cache.as_ref(),
         });
         Self {
             kernel,
@@ -107,16 +106,94 @@ impl Pipeline {
     }
 }
 
+/// How shaders are compiled.
+#[derive(Debug, Default)]
+pub(crate) struct Compiler {
+    /// Without the checks that wgpu adds.
+    pub trusted: bool,
+    /// The driver's cache of compiled shaders, where the backend has one.
+    pub cache: Option<wgpu::PipelineCache>,
+}
+
+impl Compiler {
+    fn module(&self, device: &wgpu::Device, kernel: &Kernel) -> wgpu::ShaderModule {
+        let descriptor = wgpu::ShaderModuleDescriptor {
+            label: Some(kernel.name()),
+            source: wgpu::ShaderSource::Wgsl(kernel.source().into()),
+        };
+        if !self.trusted {
+            return device.create_shader_module(descriptor);
+        }
+        // Divisions stay checked: nothing is gained there.
+        let checks = wgpu::ShaderRuntimeChecks {
+            bounds_checks: false,
+            force_loop_bounding: false,
+            ..wgpu::ShaderRuntimeChecks::checked()
+        };
+        // SAFETY: the shader must not index out of bounds, nor loop for ever. Every shader is one of this crate's own, and
+        // every dispatch of it is recorded by this crate: parameters and bound ranges come from plans, which compute both from
+        // the same checked shapes (`Recorder::dispatch` is not public). Each index into a binding or an array is guarded by
+        // the row, key, column or element counts of those parameters; each loop counts up to one of them or to a constant.
+        // The tests run every kernel against a reference with the checks on, and again without them.
+        #[expect(unsafe_code, reason = "the only way to compile without checks")]
+        unsafe {
+            device.create_shader_module_trusted(descriptor, checks)
+        }
+    }
+}
+
+/// The driver's cache, with what an earlier process left of it. `None` where the device has none.
+///
+/// `data` must be what [`wgpu::PipelineCache::get_data`] returned, as a caller can know by a checksum of its own.
+pub(crate) fn pipeline_cache(
+    device: &wgpu::Device,
+    data: Option<&[u8]>,
+) -> Option<wgpu::PipelineCache> {
+    if !device.features().contains(wgpu::Features::PIPELINE_CACHE) {
+        return None;
+    }
+    let create = || {
+        let descriptor = wgpu::PipelineCacheDescriptor {
+            label: Some("dilated-attention"),
+            data,
+            fallback: true,
+        };
+        // SAFETY: `data` must have been returned by `get_data`. It comes from a file in the user's own cache folder, written by
+        // this crate, whole (renamed into place) and with a checksum over all of it, so that damage is noticed; wgpu checks
+        // backend, adapter, driver version and length, and the driver its own header. Whoever can forge such a file can write
+        // to the user's files anyway.
+        #[expect(unsafe_code, reason = "the only way to make a pipeline cache")]
+        unsafe {
+            device.create_pipeline_cache(&descriptor)
+        }
+    };
+    // One that is refused is as good as none.
+    scope::catch(device, create).ok()
+}
+
 /// Locked while its kernel is compiled; stays empty when that failed, so that the next call tries again.
 type Slot = Arc<Mutex<Option<Arc<Pipeline>>>>;
 
-/// Compiles kernels on first use; a second thread that wants the same kernel waits for the first.
+/// Compiles kernels on first use; a second thread that wants the same kernel waits for the first, no other does.
 #[derive(Debug, Default)]
 pub(crate) struct Pipelines {
+    compiler: Compiler,
     slots: Mutex<HashMap<Kernel, Slot>>,
 }
 
 impl Pipelines {
+    pub fn new(compiler: Compiler) -> Self {
+        Self {
+            compiler,
+            slots: Mutex::default(),
+        }
+    }
+
+    /// What the driver's cache holds now, for a later process.
+    pub fn cached_data(&self) -> Option<Vec<u8>> {
+        self.compiler.cache.as_ref()?.get_data()
+    }
+
     pub fn get(&self, device: &wgpu::Device, kernel: Kernel) -> Result<Arc<Pipeline>> {
         let slot = {
             let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,7 +203,7 @@ impl Pipelines {
         if let Some(pipeline) = &*compiled {
             return Ok(pipeline.clone());
         }
-        let pipeline = Arc::new(Pipeline::new(device, kernel)?);
+        let pipeline = Arc::new(Pipeline::new(device, kernel, &self.compiler)?);
         *compiled = Some(pipeline.clone());
         Ok(pipeline)
     }

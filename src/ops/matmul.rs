@@ -7,6 +7,7 @@ use crate::kernel::{Activation, ColumnSumsParams, Kernel, MatmulParams};
 use crate::ops::reduce::add_partials;
 use crate::recorder::Recorder;
 use crate::tensor::DType;
+use crate::tuning::ProductTask;
 
 /// Sums of columns are cut into blocks until there are about this many workgroups.
 const WANTED_WORKGROUPS: u64 = 256;
@@ -36,6 +37,7 @@ pub struct Matmul<'a> {
     activation: Activation,
     bias: Option<Matrix<'a>>,
     residual: Option<(Matrix<'a>, f32)>,
+    variant: Option<MatmulVariant>,
 }
 
 impl<'a> Matmul<'a> {
@@ -49,6 +51,15 @@ impl<'a> Matmul<'a> {
             activation: Activation::Identity,
             bias: None,
             residual: None,
+            variant: None,
+        }
+    }
+
+    /// With a kernel of the caller's choice.
+    pub fn variant(self, variant: MatmulVariant) -> Self {
+        Self {
+            variant: Some(variant),
+            ..self
         }
     }
 
@@ -204,7 +215,12 @@ impl<'a> Matmul<'a> {
             if self.transpose_b { inner.0 } else { columns.0 },
         ];
         let [num_rows, num_columns, num_inner] = [rows, columns, inner].map(|(b, e)| e - b);
-        let variant = MatmulVariant::choose(num_columns, &facts);
+        let variant = self.variant.unwrap_or_else(|| {
+            let task = ProductTask {
+                columns: num_columns,
+            };
+            recorder.context().tuner().choose(&task, &facts).variant
+        });
         let [tile_rows, tile_columns] = variant.tile();
         let (tiles_x, tiles_y) = (
             num_columns.div_ceil(tile_columns),

@@ -20,6 +20,7 @@ use crate::config::{AttentionShape, DilatedAttentionConfig, MixGradient};
 use crate::error::{Error, Result};
 use crate::kernel::backward::BackwardVariant;
 use crate::kernel::{AttentionParams, DeltaParams, fold_grid};
+use crate::tuning::{Choice, Reason};
 
 /// One dispatch of the delta kernel over a range of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,6 +48,8 @@ pub struct BackwardPlan {
     pub head_dim: u32,
     /// The kernels.
     pub variant: BackwardVariant,
+    /// Why those.
+    pub reason: Reason,
     /// Half-open ranges of rows (`item * seq_len + token`) of dq that are cleared first.
     pub query_clears: Vec<(u64, u64)>,
     /// Half-open ranges of rows (`item * key_len + token`) of dk and dv that are cleared first.
@@ -74,8 +77,8 @@ impl DilatedAttentionConfig {
         shape: &AttentionShape,
         facts: &DeviceFacts,
     ) -> Result<BackwardPlan> {
-        let variant = BackwardVariant::choose(self, facts);
-        self.plan_backward_with(shape, facts, variant)
+        let choice = BackwardVariant::choice(self, facts);
+        self.plan_backward_with(shape, facts, choice)
     }
 
     /// As [`plan_backward`](Self::plan_backward), with kernels of the caller's choice.
@@ -86,8 +89,9 @@ impl DilatedAttentionConfig {
         &self,
         shape: &AttentionShape,
         facts: &DeviceFacts,
-        variant: BackwardVariant,
+        choice: impl Into<Choice<BackwardVariant>>,
     ) -> Result<BackwardPlan> {
+        let Choice { variant, reason } = choice.into();
         variant.check(self.head_dim(), facts)?;
         let tensor_bytes = tensor_bytes(self, shape, facts)?;
         let tile = variant.tile();
@@ -129,6 +133,7 @@ impl DilatedAttentionConfig {
             num_heads: self.num_heads(),
             head_dim: self.head_dim(),
             variant,
+            reason,
             query_clears: clears(self, batch, shape.seq_len(), |item| shape.valid_len(item)),
             key_clears: clears(self, batch, shape.key_len(), reached),
             deltas,

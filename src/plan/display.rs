@@ -1,56 +1,28 @@
-//! A forward plan as a table.
+//! Plans as tables.
 
 use std::fmt;
 
-use super::dispatch::Range;
+use super::backward::BackwardPlan;
+use super::dispatch::{AttentionDispatch, Pass, Range};
 use super::forward::ForwardPlan;
 use super::window::TokenWindow;
+use super::workspace::PlannedBuffer;
 
 impl fmt::Display for ForwardPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "forward of {} x {} tokens, {} heads of {}, kernel {}",
+            "forward of {} x {} tokens, {} heads of {}",
             self.shape.batch(),
             self.shape.seq_len(),
             self.num_heads,
             self.head_dim,
-            self.variant
         )?;
-        writeln!(
-            f,
-            "branch  segment  rate     items  segments       rows       keys  mode   workgroups (grid)   MiB bound q / kv"
-        )?;
-        for dispatch in &self.dispatches {
-            let mib = |window: &TokenWindow| window.bytes.size as f64 / f64::from(1 << 20);
-            let range = |range: Range| format!("{}..{}", range.begin, range.end);
-            writeln!(
-                f,
-                "{:6}  {:7}  {:4}  {:>8}  {:>8}  {:>9}  {:>9}  {:5}  {:10} ({} x {})   {:.1} / {:.1}",
-                dispatch.geometry.branch,
-                dispatch.geometry.segment_length,
-                dispatch.geometry.dilation_rate,
-                range(dispatch.items),
-                range(dispatch.segments),
-                range(dispatch.rows),
-                range(dispatch.key_rows),
-                if dispatch.merges { "merge" } else { "write" },
-                dispatch.num_workgroups,
-                dispatch.grid[0],
-                dispatch.grid[1],
-                mib(&dispatch.q),
-                mib(&dispatch.kv),
-            )?;
-        }
-        let cleared: u64 = self.clears.iter().map(|(begin, end)| end - begin).sum();
+        writeln!(f, "kernel {}, chosen: {}", self.variant, self.reason)?;
+        write_dispatches(f, &self.dispatches)?;
+        let cleared = cleared_rows(&self.clears);
         writeln!(f, "cleared before: {cleared} of {} rows", self.num_rows)?;
-        for buffer in &self.buffers {
-            writeln!(
-                f,
-                "leases {:<12} {:>13} bytes, class {:>13}",
-                buffer.label, buffer.requested_bytes, buffer.class_bytes
-            )?;
-        }
+        write_buffers(f, &self.buffers)?;
         write!(
             f,
             "requested {} bytes, held {} bytes, {:.3} GFLOP, byte floor {}",
@@ -60,4 +32,87 @@ impl fmt::Display for ForwardPlan {
             self.byte_floor
         )
     }
+}
+
+impl fmt::Display for BackwardPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "backward of {} x {} tokens, {} heads of {}",
+            self.shape.batch(),
+            self.shape.seq_len(),
+            self.num_heads,
+            self.head_dim,
+        )?;
+        writeln!(f, "kernels {}, chosen: {}", self.variant, self.reason)?;
+        if !self.deltas.is_empty() {
+            writeln!(f, "terms of all branches: {} dispatches", self.deltas.len())?;
+        }
+        write_dispatches(f, &self.dispatches)?;
+        writeln!(
+            f,
+            "cleared before: {} rows of dq, {} of dk and dv",
+            cleared_rows(&self.query_clears),
+            cleared_rows(&self.key_clears)
+        )?;
+        write_buffers(f, &self.buffers)?;
+        write!(
+            f,
+            "requested {} bytes, held {} bytes, {:.3} GFLOP, byte floor {}",
+            self.requested_bytes(),
+            self.held_bytes(),
+            self.flop as f64 / 1e9,
+            self.byte_floor
+        )
+    }
+}
+
+fn cleared_rows(clears: &[(u64, u64)]) -> u64 {
+    clears.iter().map(|(begin, end)| end - begin).sum()
+}
+
+fn write_dispatches(f: &mut fmt::Formatter<'_>, dispatches: &[AttentionDispatch]) -> fmt::Result {
+    writeln!(
+        f,
+        "pass     branch  segment  rate     items  segments       rows       keys  mode   workgroups (grid)   MiB bound q / kv"
+    )?;
+    for dispatch in dispatches {
+        let mib = |window: &TokenWindow| window.bytes.size as f64 / f64::from(1 << 20);
+        let range = |range: Range| format!("{}..{}", range.begin, range.end);
+        writeln!(
+            f,
+            "{:7}  {:6}  {:7}  {:4}  {:>8}  {:>8}  {:>9}  {:>9}  {:5}  {:10} ({} x {})   {:.1} / {:.1}",
+            match dispatch.pass {
+                Pass::Forward => "forward",
+                Pass::Means => "means",
+                Pass::Dq => "dq",
+                Pass::DkDv => "dk, dv",
+            },
+            dispatch.geometry.branch,
+            dispatch.geometry.segment_length,
+            dispatch.geometry.dilation_rate,
+            range(dispatch.items),
+            range(dispatch.segments),
+            range(dispatch.rows),
+            range(dispatch.key_rows),
+            if dispatch.merges { "merge" } else { "write" },
+            dispatch.num_workgroups,
+            dispatch.grid[0],
+            dispatch.grid[1],
+            mib(&dispatch.q),
+            mib(&dispatch.kv),
+        )?;
+    }
+    Ok(())
+}
+
+fn write_buffers(f: &mut fmt::Formatter<'_>, buffers: &[PlannedBuffer]) -> fmt::Result {
+    for buffer in buffers {
+        writeln!(
+            f,
+            "leases {:<12} {:>13} bytes, class {:>13}",
+            buffer.label, buffer.requested_bytes, buffer.class_bytes
+        )?;
+    }
+    Ok(())
 }

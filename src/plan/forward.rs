@@ -13,6 +13,7 @@ use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, Mask};
 use crate::error::{Error, Result};
 use crate::kernel::forward::ForwardVariant;
 use crate::kernel::{AttentionParams, FillParams};
+use crate::tuning::{Choice, Reason};
 
 /// LSE of a row that no branch covers: finite, since WGSL has no infinities.
 pub const UNCOVERED_LSE: f32 = -1e30;
@@ -30,6 +31,8 @@ pub struct ForwardPlan {
     pub head_dim: u32,
     /// The kernel.
     pub variant: ForwardVariant,
+    /// Why that one.
+    pub reason: Reason,
     /// Half-open ranges of rows (`item * seq_len + token`) that are cleared first: output to 0, LSE to [`UNCOVERED_LSE`].
     pub clears: Vec<(u64, u64)>,
     /// The dispatches, in order.
@@ -50,8 +53,8 @@ impl DilatedAttentionConfig {
     /// [`Error::SizeOverflow`], [`Error::BufferTooLarge`] when a tensor exceeds a buffer of the device,
     /// [`Error::BindingTooSmall`] when a binding cannot even cover one token.
     pub fn plan_forward(&self, shape: &AttentionShape, facts: &DeviceFacts) -> Result<ForwardPlan> {
-        let variant = ForwardVariant::choose(self.head_dim(), facts);
-        self.plan_forward_with(shape, facts, variant)
+        let choice = ForwardVariant::choice(self.head_dim(), facts);
+        self.plan_forward_with(shape, facts, choice)
     }
 
     /// As [`plan_forward`](Self::plan_forward), with a kernel of the caller's choice.
@@ -63,8 +66,9 @@ impl DilatedAttentionConfig {
         &self,
         shape: &AttentionShape,
         facts: &DeviceFacts,
-        variant: ForwardVariant,
+        choice: impl Into<Choice<ForwardVariant>>,
     ) -> Result<ForwardPlan> {
+        let Choice { variant, reason } = choice.into();
         variant.check(self.head_dim(), facts)?;
         let num_rows = u64::from(shape.batch()) * u64::from(shape.seq_len());
         let tensor_bytes = tensor_bytes(self, shape, facts)?;
@@ -80,6 +84,7 @@ impl DilatedAttentionConfig {
             num_heads: self.num_heads(),
             head_dim: self.head_dim(),
             variant,
+            reason,
             clears,
             dispatches,
             buffers,

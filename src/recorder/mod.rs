@@ -80,6 +80,8 @@ pub struct Recorder {
     /// Parameters of all dispatches, each at an offset that a dynamic uniform binding may have.
     params: Vec<u8>,
     num_dispatches: u64,
+    /// Where recordings are only counted: the kernels, each once, in order of first use.
+    planned_kernels: Vec<Kernel>,
 }
 
 impl Recorder {
@@ -94,6 +96,7 @@ impl Recorder {
             readbacks: Vec::new(),
             params: Vec::new(),
             num_dispatches: 0,
+            planned_kernels: Vec::new(),
         }
     }
 
@@ -105,6 +108,11 @@ impl Recorder {
     /// Dispatches recorded so far.
     pub fn num_dispatches(&self) -> u64 {
         self.num_dispatches
+    }
+
+    /// Kernels of a recording that is only counted, each once.
+    pub(crate) fn planned_kernels(&self) -> &[Kernel] {
+        &self.planned_kernels
     }
 
     /// A tensor whose contents are unspecified until something recorded writes it. `shape` counts elements, the last
@@ -401,6 +409,17 @@ impl Recorder {
         params: &P,
         grid: [u32; 2],
     ) -> Result<()> {
+        self.dispatch_bytes(kernel, bindings, bytemuck::bytes_of(params), grid)
+    }
+
+    /// As [`dispatch`](Self::dispatch), with the bytes of the parameters.
+    pub(crate) fn dispatch_bytes(
+        &mut self,
+        kernel: Kernel,
+        bindings: &[(&Tensor, ByteRange)],
+        params: &[u8],
+        grid: [u32; 2],
+    ) -> Result<()> {
         let pipeline = match self.context.plans_only() {
             true => None,
             false => Some(self.context.pipeline(kernel)?),
@@ -414,13 +433,16 @@ impl Recorder {
             });
         };
         self.params.resize(params_offset, 0);
-        self.params.extend_from_slice(bytemuck::bytes_of(params));
+        self.params.extend_from_slice(params);
         let bindings = bindings
             .iter()
             .map(|&(tensor, range)| (self.hold(tensor.lease()), tensor.stored(range)))
             .collect();
         self.num_dispatches += 1;
         let Some(pipeline) = pipeline else {
+            if !self.planned_kernels.contains(&kernel) {
+                self.planned_kernels.push(kernel);
+            }
             return Ok(());
         };
         self.commands.push(Command::Dispatch {

@@ -55,5 +55,6 @@ mod stored;
 pub use file::WeightFile;
 pub use load::WeightSource;
 pub use mismatch::{Duplicate, Misshapen, Mistyped, WeightsMismatch};
+pub(crate) use replacement::Replacement;
 pub use save::WeightWriter;
 pub use stored::{StoredTensor, StoredType};

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A file being written beside the one that it will replace. Dropped before [`commit`](Self::commit), it leaves no trace.
-pub(super) struct Replacement {
+pub(crate) struct Replacement {
     target: PathBuf,
     partial: PathBuf,
     /// To write to.
@@ -80,7 +80,7 @@ fn new_file(directory: &Path) -> Result<(PathBuf, File)> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     loop {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!(".weights-{}-{number}.partial", std::process::id());
+        let name = format!(".dilated-attention-{}-{number}.partial", std::process::id());
         let path = directory.join(name);
         match OpenOptions::new().write(true).create_new(true).open(&path) {
             // Left by a process of the same number that was killed.

@@ -1,0 +1,106 @@
+//! The driver's cache of compiled kernels, kept in a file between processes.
+//!
+//! Most desktop drivers keep one of their own, and Mesa's software driver puts nothing into this one; it is for those that
+//! leave it to the application (Android's above all), and costs nothing elsewhere.
+
+use std::path::{Path, PathBuf};
+
+use super::Context;
+use crate::kernel::{Compiler, Pipelines, pipeline_cache};
+use crate::tuning::KernelOptions;
+
+/// Before the data: what it is, and a checksum of it.
+const MAGIC: &[u8; 8] = b"dilattn1";
+
+/// More is not read.
+const MAX_FILE_BYTES: u64 = 256 << 20;
+
+/// The file for an adapter; drivers and their versions are told apart by wgpu.
+pub(super) fn file(info: &wgpu::AdapterInfo, options: &KernelOptions) -> Option<PathBuf> {
+    let key = wgpu::util::pipeline_cache_key(info)?;
+    Some(options.cache.path()?.join(key))
+}
+
+/// Pipelines over the cache in `file`, if the device has such and the options name one.
+pub(super) fn load(
+    device: &wgpu::Device,
+    options: &KernelOptions,
+    file: Option<&Path>,
+) -> Pipelines {
+    let data = file.and_then(read);
+    let cache = file.and_then(|_| pipeline_cache(device, data.as_deref()));
+    Pipelines::new(Compiler {
+        trusted: options.trusted_shaders,
+        cache,
+    })
+}
+
+fn read(file: &Path) -> Option<Vec<u8>> {
+    let metadata = std::fs::metadata(file).ok()?;
+    // Asked before it is opened: to open a pipe would wait for its other end.
+    if !metadata.is_file() || metadata.len() > MAX_FILE_BYTES {
+        return None;
+    }
+    unpack(&std::fs::read(file).ok()?).map(<[u8]>::to_vec)
+}
+
+/// The data in a file, if the file is whole.
+fn unpack(bytes: &[u8]) -> Option<&[u8]> {
+    let (sum, data) = bytes.strip_prefix(MAGIC)?.split_first_chunk()?;
+    (u64::from_le_bytes(*sum) == checksum(data)).then_some(data)
+}
+
+fn pack(data: &[u8]) -> Vec<u8> {
+    [&MAGIC[..], &checksum(data).to_le_bytes(), data].concat()
+}
+
+/// FNV-1a (Fowler, Noll, Vo), 64 bits: against damage, not against malice.
+fn checksum(data: &[u8]) -> u64 {
+    data.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+impl Context {
+    /// Keeps what the driver has compiled for later processes, where the backend lets a program do so and there is a cache
+    /// folder; [`warm_up`](Self::warm_up) does it by itself. Whether a file was written.
+    pub fn save_compiled(&self) -> bool {
+        let inner = &self.inner;
+        let (Some(file), Some(data)) = (&inner.pipelines_file, inner.pipelines.cached_data())
+        else {
+            return false;
+        };
+        replace(file, &pack(&data))
+    }
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+fn replace(file: &Path, bytes: &[u8]) -> bool {
+    crate::tuning::replace(file, bytes).is_ok()
+}
+
+#[cfg(target_arch = "wasm32")]
+fn replace(_: &Path, _: &[u8]) -> bool {
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whole_files_are_used() {
+        let packed = pack(b"compiled");
+        assert_eq!(unpack(&packed), Some(&b"compiled"[..]));
+        assert_eq!(unpack(&pack(b"")), Some(&b""[..]));
+        for len in 0..packed.len() {
+            assert_eq!(unpack(&packed[..len]), None);
+        }
+        for place in 0..packed.len() {
+            let mut damaged = packed.clone();
+            damaged[place] ^= 1;
+            assert_eq!(unpack(&damaged), None);
+        }
+        assert_eq!(unpack(&[&packed[..], b"x"].concat()), None);
+    }
+}

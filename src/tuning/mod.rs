@@ -1,0 +1,144 @@
+//! Which of several kernels that compute the same is the fastest here: known, measured, remembered.
+//!
+//! ```text
+//! by the adapter's facts       always, without measuring                 ForwardVariant::choice, ...
+//! by a remembered probe        when there is one for this adapter,       the user's file, or one that was shipped
+//!                              driver and version
+//! by a probe                   when an application asks: Context::tune   remembered from then on
+//! ```
+//! Nothing is ever measured unasked: a probe compiles kernels, which takes seconds on some drivers and cannot be cancelled.
+//! An application calls [`Context::tune`] where its user expects to wait, or on a thread; later starts find the result and
+//! measure nothing. Every plan prints the kernel it chose and why ([`Choice`]).
+
+pub(crate) mod because;
+mod choice;
+mod folder;
+#[cfg(not(target_arch = "wasm32"))]
+mod probe;
+#[cfg(not(target_arch = "wasm32"))]
+mod report;
+#[cfg(not(target_arch = "wasm32"))]
+mod search;
+mod task;
+mod winners;
+
+pub use choice::{Choice, Reason};
+pub use folder::{CACHE_VARIABLE, CacheFolder};
+#[cfg(not(target_arch = "wasm32"))]
+pub use report::{TuneOptions, TuneReport, TunedPass};
+pub(crate) use task::{BackwardTask, ForwardTask, ProductTask, Segments, Task};
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) use winners::replace;
+
+use std::borrow::Cow;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::plan::DeviceFacts;
+use winners::{Winner, Winners};
+
+/// How kernels are chosen and compiled; see [`Context::with_kernel_options`](crate::Context::with_kernel_options).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelOptions {
+    /// Where what was measured and compiled is remembered.
+    pub cache: CacheFolder,
+    /// The text of a file of remembered kernels that comes with the application, for adapters that its makers have measured;
+    /// what this user's own file says goes first. Such a file is what [`Context::tune`](crate::Context::tune) leaves at
+    /// [`Context::winners_file`](crate::Context::winners_file); `include_str!` brings it along.
+    pub shipped_winners: Option<Cow<'static, str>>,
+    /// Compiles shaders without the checks that wgpu adds to them: bounds of every index, and a counter in every loop. The
+    /// results are the same. The switch is safe: all indices and loop bounds are computed by this crate's plans from checked
+    /// shapes, and the crate's tests run with the checks and without. It trusts that argument where the checks do not need
+    /// it; where a driver checks bounds itself (Vulkan's robust buffer access, Direct3D), that remains. Off by default, for
+    /// no adapter measured so far gains from it.
+    pub trusted_shaders: bool,
+}
+
+/// What is remembered of one adapter.
+#[derive(Debug, Default)]
+pub(crate) struct Tuner {
+    /// Adapter, driver and versions.
+    adapter: String,
+    file: Option<PathBuf>,
+    winners: Mutex<Winners>,
+}
+
+impl Tuner {
+    /// Reads what is remembered.
+    pub fn new(info: &wgpu::AdapterInfo, options: &KernelOptions) -> Self {
+        let checks = if options.trusted_shaders {
+            "trusted"
+        } else {
+            "checked"
+        };
+        let adapter = format!(
+            "{} | {} | {} | {:?} | {checks} | {}",
+            info.name,
+            info.driver,
+            info.driver_info,
+            info.backend,
+            env!("CARGO_PKG_VERSION"),
+        );
+        let file = options
+            .cache
+            .path()
+            .map(|folder| folder.join("kernels.json"));
+        let shipped = options.shipped_winners.as_deref().unwrap_or_default();
+        let mut winners = winners::parse(shipped.as_bytes(), &adapter);
+        if let Some(file) = &file {
+            winners.extend(winners::load(file, &adapter));
+        }
+        Self {
+            adapter,
+            file,
+            winners: Mutex::new(winners),
+        }
+    }
+
+    pub fn file(&self) -> Option<&PathBuf> {
+        self.file.as_ref()
+    }
+
+    fn winners(&self) -> MutexGuard<'_, Winners> {
+        self.winners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The remembered kernel of a task, if it is one of those that may run here.
+    pub fn remembered<T: Task>(&self, task: &T, facts: &DeviceFacts) -> Option<Choice<T::Variant>> {
+        let winners = self.winners();
+        if winners.is_empty() {
+            return None;
+        }
+        let Winner { timed, against } = winners.get(&task.key())?;
+        let candidates = task.candidates(facts);
+        let named = |kernel: &str| {
+            let affordable = candidates
+                .iter()
+                .filter(|candidate| candidate.compile_time.is_some());
+            affordable
+                .map(|candidate| candidate.variant)
+                .find(|variant| name(variant) == kernel)
+        };
+        let against = against
+            .as_ref()
+            .and_then(|other| Some((named(&other.kernel)?.to_string(), other.microseconds)));
+        Some(Choice {
+            variant: named(&timed.kernel)?,
+            reason: Reason::Measured {
+                microseconds: timed.microseconds,
+                against,
+            },
+        })
+    }
+
+    /// The remembered kernel of a task, else what the adapter's facts suggest.
+    pub fn choose<T: Task>(&self, task: &T, facts: &DeviceFacts) -> Choice<T::Variant> {
+        self.remembered(task, facts)
+            .unwrap_or_else(|| task.suggested(facts))
+    }
+}
+
+/// What a kernel is remembered as: every number of its shape, so that it is found again only as exactly the same.
+fn name<V: std::fmt::Debug>(variant: &V) -> String {
+    format!("{variant:?}")
+}

@@ -1,0 +1,131 @@
+//! Measures one candidate on the device: its first run, which compiles, and the median of a few after it.
+
+use std::time::{Duration, Instant};
+
+use super::search::Timing;
+use super::task::{BackwardTask, ForwardTask, ProductTask, Segments, Task};
+use crate::attention::DilatedAttention;
+use crate::config::{AttentionShape, DilatedAttentionConfig};
+use crate::context::Context;
+use crate::error::Result;
+use crate::kernel::backward::BackwardVariant;
+use crate::kernel::forward::ForwardVariant;
+use crate::kernel::matmul::MatmulVariant;
+use crate::ops::Matmul;
+use crate::plan::Processor;
+use crate::recorder::Recorder;
+use crate::tensor::{DType, Tensor};
+
+/// Runs after the first.
+const RUNS: usize = 5;
+
+/// Records the work that is timed.
+pub(super) type Work = Box<dyn Fn(&mut Recorder) -> Result<()>>;
+
+/// A task whose candidates can be run.
+pub(super) trait Probe: Task {
+    /// Inputs on the device, and what to record.
+    fn prepare(&self, context: &Context, variant: Self::Variant) -> Result<Work>;
+}
+
+/// Times one candidate.
+pub(super) fn measure<P: Probe>(
+    probe: &P,
+    context: &Context,
+    variant: P::Variant,
+) -> Result<Timing> {
+    let work = probe.prepare(context, variant)?;
+    let run = || -> Result<Duration> {
+        let begin = Instant::now();
+        let mut recorder = context.recorder("probe");
+        work(&mut recorder)?;
+        recorder.submit()?.wait()?;
+        Ok(begin.elapsed())
+    };
+    let first = run()?;
+    let mut runs = (0..RUNS).map(|_| run()).collect::<Result<Vec<_>>>()?;
+    let total = first + runs.iter().sum::<Duration>();
+    runs.sort_unstable();
+    Ok(Timing {
+        first,
+        run: runs[RUNS / 2],
+        total,
+    })
+}
+
+/// An attention large enough to occupy the device, and no larger.
+fn problem(
+    segments: &Segments,
+    context: &Context,
+) -> Result<(DilatedAttentionConfig, AttentionShape)> {
+    let (num_heads, tokens) = match context.facts().processor {
+        Processor::Gpu => (16, 4096),
+        Processor::Cpu { .. } => (1, 512),
+    };
+    let config = segments.config(num_heads)?;
+    Ok((config, AttentionShape::new(1, tokens.max(segments.rows))?))
+}
+
+/// A tensor of small numbers that repeat late: values hardly matter for the time, but none may be extreme.
+fn numbers(recorder: &mut Recorder, label: &'static str, shape: &[usize]) -> Result<Tensor> {
+    let count: usize = shape.iter().product();
+    let data: Vec<f32> = (0..count)
+        .map(|i| (i * 7919 % 1009) as f32 / 1009.0 - 0.5)
+        .collect();
+    recorder.upload(label, shape, &data)
+}
+
+fn dims(config: &DilatedAttentionConfig, shape: &AttentionShape) -> [usize; 4] {
+    [1, shape.seq_len(), config.num_heads(), config.head_dim()].map(|dim| dim as usize)
+}
+
+impl Probe for ForwardTask {
+    fn prepare(&self, context: &Context, variant: ForwardVariant) -> Result<Work> {
+        let (config, shape) = problem(&self.0, context)?;
+        let dims = dims(&config, &shape);
+        let attention = DilatedAttention::with_variant(context, config, variant)?;
+        let mut recorder = context.recorder("probe");
+        let q = numbers(&mut recorder, "q", &dims)?;
+        recorder.submit()?;
+        Ok(Box::new(move |recorder| {
+            attention.forward(recorder, &shape, &q, &q, &q).map(drop)
+        }))
+    }
+}
+
+impl Probe for BackwardTask {
+    fn prepare(&self, context: &Context, variant: BackwardVariant) -> Result<Work> {
+        let (config, shape) = problem(&self.0, context)?;
+        let dims = dims(&config, &shape);
+        let attention = DilatedAttention::new(context, config)?.with_backward_variant(variant)?;
+        let mut recorder = context.recorder("probe");
+        let q = numbers(&mut recorder, "q", &dims)?;
+        let forward = attention.forward(&mut recorder, &shape, &q, &q, &q)?;
+        // Compiled and done before the first run is timed.
+        recorder.submit()?.wait()?;
+        Ok(Box::new(move |recorder| {
+            attention
+                .backward(recorder, &shape, [&q, &q, &q], &forward, &q)
+                .map(drop)
+        }))
+    }
+}
+
+impl Probe for ProductTask {
+    fn prepare(&self, context: &Context, variant: MatmulVariant) -> Result<Work> {
+        let rows = match context.facts().processor {
+            Processor::Gpu => 4096,
+            Processor::Cpu { .. } => 256,
+        };
+        let (inner, columns) = (512, self.columns as usize);
+        let mut recorder = context.recorder("probe");
+        let x = numbers(&mut recorder, "x", &[rows, inner])?;
+        let weight = numbers(&mut recorder, "weight", &[columns, inner])?;
+        let y = recorder.empty("y", &[rows, columns], DType::F32)?;
+        recorder.submit()?;
+        Ok(Box::new(move |recorder| {
+            let product = Matmul::new(x.matrix(), weight.matrix()).transpose_b();
+            product.variant(variant).write(recorder, y.matrix())
+        }))
+    }
+}

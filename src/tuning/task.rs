@@ -1,0 +1,360 @@
+//! What can be tuned: passes with several kernels that compute the same, and what their compilation is known to cost.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::choice::Choice;
+use super::search::Candidate;
+use crate::config::{DilatedAttentionConfig, Mask};
+use crate::error::Result;
+use crate::kernel::backward::{BackwardShape, BackwardVariant};
+use crate::kernel::forward::{ForwardShape, ForwardVariant};
+use crate::kernel::matmul::MatmulVariant;
+use crate::plan::{DeviceFacts, Processor};
+
+/// A pass with several kernels.
+pub(crate) trait Task {
+    /// The kernels.
+    type Variant: Copy + PartialEq + fmt::Debug + fmt::Display;
+
+    /// What a winner is remembered under: all that the probe depends on.
+    fn key(&self) -> String;
+
+    /// The kernel that the adapter's facts suggest.
+    fn suggested(&self, facts: &DeviceFacts) -> Choice<Self::Variant>;
+
+    /// All that run on the device, with what their compilation costs.
+    fn candidates(&self, facts: &DeviceFacts) -> Vec<Candidate<Self::Variant>>;
+}
+
+/// The forward over segments of a configuration's size.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ForwardTask(pub Segments);
+
+/// The backward over segments of a configuration's size.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BackwardTask(pub Segments);
+
+/// A linear layer's product with so many columns.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ProductTask {
+    pub columns: u64,
+}
+
+/// What the choice of an attention kernel can depend on, of a configuration.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Segments {
+    pub head_dim: u32,
+    /// Rows of the shortest segment, rounded up to a power of two, at most [`MOST_ROWS`](Self::MOST_ROWS).
+    pub rows: u32,
+    pub mask: Mask,
+}
+
+impl Segments {
+    /// No kernel's tile has more rows.
+    const MOST_ROWS: u32 = 1024;
+
+    pub fn of(config: &DilatedAttentionConfig) -> Self {
+        let rows = config
+            .branches()
+            .iter()
+            .map(|branch| branch.segment_length.div_ceil(branch.dilation_rate))
+            .min();
+        Self {
+            head_dim: config.head_dim(),
+            rows: rows.unwrap_or(1).min(Self::MOST_ROWS).next_power_of_two(),
+            mask: config.get_mask(),
+        }
+    }
+
+    /// One branch of such segments.
+    ///
+    /// # Errors
+    /// None, since the numbers are those of a valid configuration.
+    pub fn config(&self, num_heads: u32) -> Result<DilatedAttentionConfig> {
+        let config = DilatedAttentionConfig::new(num_heads, self.head_dim, &[self.rows], &[1])?;
+        Ok(config.mask(self.mask))
+    }
+
+    fn key(&self, pass: &str) -> String {
+        let Self {
+            head_dim,
+            rows,
+            mask,
+        } = self;
+        format!("{pass}: heads of {head_dim}, segments of {rows} rows, {mask:?} mask")
+    }
+}
+
+/// What is known of a shape's compilation for heads of `head_dim`, with its first run. `None`: far too long to try.
+///
+/// Measured with `cargo bench --bench cold_start` on 2 cores; GPU drivers are assumed to take a second.
+fn forward_compile_time(
+    shape: ForwardShape,
+    head_dim: u32,
+    facts: &DeviceFacts,
+) -> Option<Duration> {
+    let seconds = match (facts.processor, shape) {
+        (Processor::Gpu, ForwardShape::Tile | ForwardShape::Micro) => 1,
+        // Two rows a lane are more registers than a GPU's lane has.
+        (Processor::Gpu, ForwardShape::Rows) => return None,
+        (
+            Processor::Cpu {
+                uniform_loads: true,
+                ..
+            },
+            shape,
+        ) => match shape {
+            ForwardShape::Tile | ForwardShape::Micro => 4,
+            ForwardShape::Rows if head_dim <= 96 => 4,
+            ForwardShape::Rows => return None,
+        },
+        (Processor::Cpu { .. }, shape) => match shape {
+            ForwardShape::Tile => 18,
+            ForwardShape::Micro => 12,
+            ForwardShape::Rows if head_dim <= 16 => 20,
+            ForwardShape::Rows => return None,
+        },
+    };
+    Some(Duration::from_secs(seconds))
+}
+
+/// As [`forward_compile_time`], of all kernels of a backward.
+fn backward_compile_time(
+    shape: BackwardShape,
+    head_dim: u32,
+    facts: &DeviceFacts,
+) -> Option<Duration> {
+    let seconds = match (facts.processor, shape) {
+        (Processor::Gpu, BackwardShape::Tile) => 1,
+        (Processor::Gpu, BackwardShape::Rows) => return None,
+        (
+            Processor::Cpu {
+                uniform_loads: true,
+                ..
+            },
+            shape,
+        ) => match shape {
+            BackwardShape::Tile => 1,
+            BackwardShape::Rows if head_dim <= 16 => 1,
+            BackwardShape::Rows if head_dim <= 96 => 5,
+            BackwardShape::Rows => return None,
+        },
+        (Processor::Cpu { .. }, shape) => match shape {
+            BackwardShape::Tile => 10,
+            BackwardShape::Rows => return None,
+        },
+    };
+    Some(Duration::from_secs(seconds))
+}
+
+/// As [`forward_compile_time`], of a product.
+fn product_compile_time(variant: MatmulVariant, facts: &DeviceFacts) -> Option<Duration> {
+    let seconds = match (facts.processor, variant) {
+        (Processor::Gpu, MatmulVariant::Tile) => 1,
+        (Processor::Gpu, MatmulVariant::Rows { .. }) => return None,
+        (
+            Processor::Cpu {
+                uniform_loads: true,
+                ..
+            },
+            _,
+        ) => 2,
+        (Processor::Cpu { .. }, MatmulVariant::Tile) => 5,
+        (Processor::Cpu { .. }, MatmulVariant::Rows { .. }) => 25,
+    };
+    Some(Duration::from_secs(seconds))
+}
+
+impl Task for ForwardTask {
+    type Variant = ForwardVariant;
+
+    fn key(&self) -> String {
+        self.0.key("forward")
+    }
+
+    fn suggested(&self, facts: &DeviceFacts) -> Choice<ForwardVariant> {
+        ForwardVariant::choice(self.0.head_dim, facts)
+    }
+
+    fn candidates(&self, facts: &DeviceFacts) -> Vec<Candidate<ForwardVariant>> {
+        let head_dim = self.0.head_dim;
+        ForwardShape::ALL
+            .into_iter()
+            .map(|shape| Candidate {
+                variant: ForwardVariant::with_shape(shape, head_dim, facts),
+                compile_time: forward_compile_time(shape, head_dim, facts),
+            })
+            .filter(|candidate| candidate.variant.check(head_dim, facts).is_ok())
+            .collect()
+    }
+}
+
+impl Task for BackwardTask {
+    type Variant = BackwardVariant;
+
+    fn key(&self) -> String {
+        self.0.key("backward")
+    }
+
+    fn suggested(&self, facts: &DeviceFacts) -> Choice<BackwardVariant> {
+        match self.0.config(1) {
+            Ok(config) => BackwardVariant::choice(&config, facts),
+            // Cannot be; the smallest tile suits everything.
+            Err(_) => {
+                BackwardVariant::with_shape(BackwardShape::Tile, self.0.head_dim, facts).into()
+            }
+        }
+    }
+
+    fn candidates(&self, facts: &DeviceFacts) -> Vec<Candidate<BackwardVariant>> {
+        let head_dim = self.0.head_dim;
+        let Ok(config) = self.0.config(1) else {
+            return Vec::new();
+        };
+        let mut variants = Vec::new();
+        for shape in BackwardShape::ALL {
+            let fitting = BackwardVariant::fitting(shape, &config, facts);
+            variants.push(fitting);
+            if shape == BackwardShape::Rows && fitting.lane_groups > 1 {
+                variants.push(BackwardVariant {
+                    lane_groups: fitting.lane_groups / 2,
+                    ..fitting
+                });
+            }
+        }
+        variants
+            .into_iter()
+            .map(|variant| Candidate {
+                variant,
+                compile_time: backward_compile_time(variant.shape, head_dim, facts),
+            })
+            .filter(|candidate| candidate.variant.check(head_dim, facts).is_ok())
+            .collect()
+    }
+}
+
+impl Task for ProductTask {
+    type Variant = MatmulVariant;
+
+    fn key(&self) -> String {
+        format!("product: {} columns", self.columns)
+    }
+
+    fn suggested(&self, facts: &DeviceFacts) -> Choice<MatmulVariant> {
+        MatmulVariant::choice(self.columns, facts)
+    }
+
+    fn candidates(&self, facts: &DeviceFacts) -> Vec<Candidate<MatmulVariant>> {
+        let mut variants = vec![MatmulVariant::Tile];
+        if let Processor::Cpu { lanes, .. } = facts.processor {
+            let rows = MatmulVariant::rows(self.columns, lanes);
+            variants.push(rows);
+            if let MatmulVariant::Rows {
+                lanes,
+                lane_groups: groups @ 8..,
+            } = rows
+            {
+                variants.push(MatmulVariant::Rows {
+                    lanes,
+                    lane_groups: groups / 2,
+                });
+            }
+        }
+        variants
+            .into_iter()
+            .map(|variant| Candidate {
+                variant,
+                compile_time: product_compile_time(variant, facts),
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn processors() -> Vec<DeviceFacts> {
+        let cpu = |lanes, uniform_loads| Processor::Cpu {
+            lanes,
+            uniform_loads,
+        };
+        [
+            Processor::Gpu,
+            cpu(4, false),
+            cpu(8, false),
+            cpu(8, true),
+            cpu(16, true),
+        ]
+        .map(|processor| DeviceFacts {
+            processor,
+            ..DeviceFacts::webgpu_defaults()
+        })
+        .to_vec()
+    }
+
+    fn check<T: Task>(task: &T, facts: &DeviceFacts) {
+        let (suggested, candidates) = (task.suggested(facts).variant, task.candidates(facts));
+        let found = candidates
+            .iter()
+            .find(|candidate| candidate.variant == suggested);
+        // Also what makes a remembered winner findable: it is looked up among the candidates.
+        let found = found.unwrap_or_else(|| panic!("{}: {suggested} is no candidate", task.key()));
+        assert!(
+            found.compile_time.is_some(),
+            "{}: {suggested} is dear",
+            task.key()
+        );
+        let names: std::collections::HashSet<String> = candidates
+            .iter()
+            .map(|candidate| format!("{:?}", candidate.variant))
+            .collect();
+        assert_eq!(
+            names.len(),
+            candidates.len(),
+            "{}: names tell them apart",
+            task.key()
+        );
+    }
+
+    #[test]
+    fn what_the_facts_suggest_is_an_affordable_candidate() {
+        for facts in processors() {
+            for head_dim in [4, 16, 64, 96, 128, 256] {
+                for (segment, rate) in [(1, 1), (33, 1), (65, 2), (2048, 16), (65_536, 1)] {
+                    let config = DilatedAttentionConfig::new(2, head_dim, &[segment], &[rate])
+                        .expect("valid");
+                    let segments = Segments::of(&config);
+                    check(&ForwardTask(segments), &facts);
+                    check(&BackwardTask(segments), &facts);
+                    // The rounded rows are as good as the real ones.
+                    assert_eq!(
+                        BackwardTask(segments).suggested(&facts),
+                        BackwardVariant::choice(&config, &facts)
+                    );
+                }
+            }
+            for columns in [1, 20, 256, 768, 3072, 100_000] {
+                check(&ProductTask { columns }, &facts);
+            }
+        }
+    }
+
+    #[test]
+    fn kernels_that_compile_for_a_minute_are_dear() {
+        let facts = DeviceFacts {
+            processor: Processor::Cpu {
+                lanes: 8,
+                uniform_loads: false,
+            },
+            ..DeviceFacts::webgpu_defaults()
+        };
+        let config = DilatedAttentionConfig::new(1, 64, &[512], &[1]).expect("valid");
+        let candidates = ForwardTask(Segments::of(&config)).candidates(&facts);
+        let rows = candidates
+            .iter()
+            .find(|candidate| candidate.variant.shape == ForwardShape::Rows);
+        assert_eq!(rows.expect("is listed").compile_time, None);
+    }
+}
