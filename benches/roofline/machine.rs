@@ -1,11 +1,14 @@
 //! The adapter with one device for everything: the library's contexts, ceilings, timestamps.
 
 use dilated_attention::plan::Processor;
+use dilated_attention::tuning::KernelOptions;
 use dilated_attention::{Context, wgpu};
 
 /// An adapter and what runs on it.
 pub struct Machine {
     pub context: Context,
+    /// The same with shaders that do not check indices and loops.
+    unchecked: Context,
     /// Shapes and types of products that its matrix units offer, with the feature switched on.
     pub matrices: Vec<wgpu::CooperativeMatrixProperties>,
 }
@@ -34,15 +37,21 @@ impl Machine {
             true => adapter.cooperative_matrix_properties(),
             false => Vec::new(),
         };
+        let context = Context::from_device(device, queue)?;
+        let unchecked = context.with_kernel_options(&KernelOptions {
+            trusted_shaders: true,
+            ..Default::default()
+        })?;
         Ok(Self {
-            context: Context::from_device(device, queue)?,
+            context,
+            unchecked,
             matrices,
         })
     }
 
     /// The contexts to measure on, and whether their shaders check indices and loops.
-    pub fn contexts(&self) -> Vec<(&Context, bool)> {
-        vec![(&self.context, true)]
+    pub fn contexts(&self) -> [(&Context, bool); 2] {
+        [(&self.context, true), (&self.unchecked, false)]
     }
 
     pub fn has(&self, features: wgpu::Features) -> bool {

@@ -136,7 +136,7 @@ impl Run {
         Ok(())
     }
 
-    /// Rows of one case: on the context that checks and, if there is one, on that which does not.
+    /// Rows of one case: with shaders that check and with those that do not.
     fn rows<T: Timed>(
         &mut self,
         (group, case, kernel): (&str, &str, impl Fn(&T) -> &'static str),

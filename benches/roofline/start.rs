@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use dilated_attention::Context;
+use dilated_attention::tuning::CACHE_VARIABLE;
 use serde_json::json;
 
 use crate::attention::{Direction, Prepared};
@@ -34,6 +35,8 @@ pub fn child() -> Result<(), Box<dyn Error>> {
         timed: &prepared,
     };
     let (first, second) = (subject.seconds()?.wall, subject.seconds()?.wall);
+    // As an application that keeps what was compiled.
+    context.save_compiled();
     println!("{open} {first} {second}");
     Ok(())
 }
@@ -60,12 +63,14 @@ fn process(variables: &[(&str, &str)]) -> Result<[f64; 4], Box<dyn Error>> {
 pub fn run(report: &mut Report, quick: bool) -> Result<(), Box<dyn Error>> {
     let folder = env::temp_dir().join(format!("roofline-{}", std::process::id()));
     let cache = folder.to_string_lossy().into_owned();
-    // Mesa's cache and that of NVIDIA's driver.
+    // The library's cache, Mesa's and that of NVIDIA's driver.
     let cold = [
+        (CACHE_VARIABLE, "off"),
         ("MESA_SHADER_CACHE_DISABLE", "true"),
         ("__GL_SHADER_DISK_CACHE", "0"),
     ];
     let warm = [
+        (CACHE_VARIABLE, cache.as_str()),
         ("MESA_SHADER_CACHE_DISABLE", "false"),
         ("MESA_SHADER_CACHE_DIR", &cache),
         ("__GL_SHADER_DISK_CACHE", "1"),
