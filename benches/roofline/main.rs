@@ -62,8 +62,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let clock = Rc::new(Clock::new(&machine.context));
     let report = Report::new(&machine, options.json.as_deref())?;
     let mut run = Run {
-        fma: ceilings::fma(&machine, &clock, "f32"),
-        copy: ceilings::copy(&machine, &clock),
+        fma: Rc::new(ceilings::fma(&machine, &clock, "f32")),
+        copy: Rc::new(ceilings::copy(&machine, &clock)),
         machine,
         clock,
         report,
@@ -98,8 +98,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 struct Run {
     machine: Machine,
     clock: Rc<Clock>,
-    fma: Ceiling,
-    copy: Ceiling,
+    fma: Rc<Ceiling>,
+    copy: Rc<Ceiling>,
     report: Report,
     options: Options,
     all_right: bool,
@@ -113,7 +113,8 @@ impl Run {
             .then(|| ceilings::fma(machine, clock, "f16"));
         let matrices = matrices::ceilings(machine, clock);
         let repetitions = self.options.repetitions;
-        for ceiling in [&self.fma].into_iter().chain(&half).chain([&self.copy]) {
+        let (fma, copy) = (self.fma.as_ref(), self.copy.as_ref());
+        for ceiling in [fma].into_iter().chain(&half).chain([copy]) {
             let rates = ceiling.rates(repetitions);
             self.report.ceiling(&ceiling.name, ceiling.unit, rates)?;
         }
@@ -136,38 +137,52 @@ impl Run {
         Ok(())
     }
 
-    /// Rows of one case: with shaders that check and with those that do not.
+    /// Rows of one case: with shaders that check and with those that do not. A case that fails is a row, too.
     fn rows<T: Timed>(
         &mut self,
         (group, case, kernel): (&str, &str, impl Fn(&T) -> &'static str),
-        against: fn(&Self) -> &Ceiling,
-        parameters: Value,
+        ceiling: &Ceiling,
+        parameters: &Value,
         prepare: impl Fn(&Context) -> LibraryResult<T>,
     ) -> Result<(), Box<dyn Error>> {
         let contexts = self.machine.contexts();
-        let mut prepared = Vec::new();
-        for (context, checked) in contexts {
-            prepared.push((prepare(context)?, context, checked));
-        }
-        let subjects = prepared.iter().map(|(timed, context, _)| Subject {
-            context,
-            clock: &self.clock,
-            timed,
-        });
-        let rows = measure(subjects.collect(), against(self), self.options.repetitions)?;
-        for ((timed, _, checked), measured) in prepared.iter().zip(&rows) {
-            let key = Key {
-                group,
-                case,
-                kernel: kernel(timed),
-                checked: *checked,
+        let wanted = |checked: bool| checked || self.options.compares_unchecked(group);
+        let rows = || {
+            let mut prepared = Vec::new();
+            for (context, checked) in contexts {
+                if wanted(checked) {
+                    prepared.push((prepare(context)?, context, checked));
+                }
+            }
+            let subjects = prepared.iter().map(|(timed, context, _)| Subject {
+                context,
+                clock: &self.clock,
+                timed,
+            });
+            let measured = measure(subjects.collect(), ceiling, self.options.repetitions)?;
+            let named = |((timed, _, checked), measured): ((T, _, _), _)| {
+                (kernel(&timed), checked, measured)
             };
-            let ceiling = match against(self).unit {
-                "GB/s" => &self.copy,
-                _ => &self.fma,
-            };
-            let parameters = parameters.clone();
-            self.all_right &= self.report.row(&key, ceiling, parameters, measured)?;
+            Ok(prepared.into_iter().zip(measured).map(named).collect())
+        };
+        let rows: LibraryResult<Vec<_>> = rows();
+        match rows {
+            Ok(rows) => {
+                for (kernel, checked, measured) in rows {
+                    let key = Key {
+                        group,
+                        case,
+                        kernel,
+                        checked,
+                    };
+                    let right = self.report.row(&key, ceiling, parameters, &measured)?;
+                    self.all_right &= right;
+                }
+            }
+            Err(error) => {
+                self.report.failure(group, case, parameters, &error)?;
+                self.all_right = false;
+            }
         }
         Ok(())
     }
@@ -194,7 +209,7 @@ impl Run {
                 let kernel = self.options.kernel;
                 let prepare = |context: &Context| Prepared::new(context, &case, kernel, direction);
                 let names = (group, case.name.as_str(), Prepared::kernel);
-                self.rows(names, |run| &run.fma, json!(case), prepare)?;
+                self.rows(names, &self.fma.clone(), &json!(case), prepare)?;
             }
         }
         Ok(())
@@ -209,7 +224,7 @@ impl Run {
         for case in ProductCase::set(self.set()) {
             let prepare = |context: &Context| Product::new(context, &case);
             let names = ("matmul", case.name.as_str(), |_: &Product| kernel);
-            self.rows(names, |run| &run.fma, json!(case), prepare)?;
+            self.rows(names, &self.fma.clone(), &json!(case), prepare)?;
         }
         Ok(())
     }
@@ -224,7 +239,7 @@ impl Run {
             let prepare = |context: &Context| Norm::new(context, backward);
             let names = ("norm", case.as_str(), |_: &Norm| kernel);
             let parameters = json!({"rows": layers::ROWS, "width": layers::WIDTH});
-            self.rows(names, |run| &run.copy, parameters, prepare)?;
+            self.rows(names, &self.copy.clone(), &parameters, prepare)?;
         }
         Ok(())
     }
@@ -244,7 +259,7 @@ impl Run {
             let prepare = |context: &Context| EncoderLayer::new(context, tokens);
             let names = ("layer", case.as_str(), |_: &EncoderLayer| "all");
             let parameters = encoder::parameters(tokens);
-            self.rows(names, |run| &run.fma, parameters, prepare)?;
+            self.rows(names, &self.fma.clone(), &parameters, prepare)?;
         }
         Ok(())
     }

@@ -27,6 +27,11 @@ pub struct Options {
 }
 
 impl Options {
+    /// Every shader is compiled twice for it, which a quick run does for one group alone.
+    pub fn compares_unchecked(&self, group: &str) -> bool {
+        !self.quick || group == "forward"
+    }
+
     pub fn wants(&self, group: &str) -> bool {
         self.only.is_none_or(|only| only == group)
     }

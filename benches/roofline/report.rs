@@ -90,12 +90,26 @@ impl Report {
         );
     }
 
+    /// A row without figures.
+    pub fn failure(
+        &mut self,
+        group: &str,
+        case: &str,
+        parameters: &Value,
+        error: &dyn std::fmt::Display,
+    ) -> io::Result<()> {
+        println!("{case:<38} failed: {error}");
+        self.object(json!({
+            "group": group, "case": case, "parameters": parameters, "failure": error.to_string(),
+        }))
+    }
+
     /// One row; returns whether its results were right.
     pub fn row(
         &mut self,
         key: &Key<'_>,
         ceiling: &Ceiling,
-        parameters: Value,
+        parameters: &Value,
         measured: &Measured,
     ) -> io::Result<bool> {
         let seconds = measured.device.unwrap_or(measured.wall);
