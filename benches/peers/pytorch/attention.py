@@ -35,9 +35,9 @@ def kernel_backward(dout, q, k, v, out, lse, causal, state):
     if q.device.type == "cpu":
         return aten._scaled_dot_product_flash_attention_for_cpu_backward(dout, q, k, v, out, lse, 0.0, causal)
     if q.dtype == torch.float32:
-        # The kernel reads log-sum-exps in rows of a multiple of 32.
+        # The kernel reads log-sum-exps in rows of a multiple of 32, of which those that do not exist weigh nothing.
         rows = -(-lse.shape[2] // 32) * 32
-        lse = torch.nn.functional.pad(lse, (0, rows - lse.shape[2]))
+        lse = torch.nn.functional.pad(lse, (0, rows - lse.shape[2]), value=torch.inf)
         return aten._scaled_dot_product_efficient_attention_backward(
             dout, q, k, v, None, out, lse, *state, 0.0, [True, True, True, False], causal
         )[:3]
