@@ -32,9 +32,14 @@ fn key_block(at: vec4<u32>, c: u32) -> mat4x4<f32> {
     return transpose(mat4x4<f32>(k[at.x + c], k[at.y + c], k[at.z + c], k[at.w + c]));
 }
 
-// Element indices of rows (keys) row, row + step, ..., those beyond `last` replaced by it: masked later.
+// Element indices of rows (keys) row, row + step, ..., those beyond the last of the tile replaced by it: masked later.
 fn query_indices(tile: Tile, row: u32) -> vec4<u32> {
-    let last = max(tile.real_rows, 1u) - 1u;
+    let end = min(tile.row_end, tile.real_rows);
+    if (end <= tile.row_begin) {
+        // Phantom rows alone: any element that is bound will do.
+        return vec4<u32>(params.q_skip);
+    }
+    let last = end - 1u;
     return vec4<u32>(query_index(tile, min(row, last)), query_index(tile, min(row + 4u, last)),
         query_index(tile, min(row + 8u, last)), query_index(tile, min(row + 12u, last)));
 }

@@ -161,7 +161,7 @@ impl DilatedAttention {
     }
 
     fn kernels(&self) -> [Kernel; 2] {
-        [Kernel::Fill, Kernel::Forward(self.choice.variant)]
+        [Kernel::Forward(self.choice.variant), Kernel::Fill]
     }
 
     /// Records the attention of `q`, `k` and `v`, each (B, N, H, D) f32: batch items, tokens and heads of `shape` and the
@@ -187,7 +187,11 @@ impl DilatedAttention {
         let plan = self.plan(shape)?;
         let kernel = Kernel::Forward(plan.variant);
         // Compiled before anything is recorded, so that a refused shader leaves the recording as it was.
-        self.context.compile(&self.kernels())?;
+        let [forward, fill] = self.kernels();
+        self.context.compile(&[forward])?;
+        if !plan.clears.is_empty() {
+            self.context.compile(&[fill])?;
+        }
         let out_shape = self.query_shape(shape);
         let out = recorder.empty("out", &out_shape, DType::F32)?;
         let softmax_lse = recorder.empty("softmax_lse", &out_shape[..3], DType::F32)?;

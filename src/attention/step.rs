@@ -37,20 +37,23 @@ impl DilatedAttention {
             capacity,
             query_cache,
         };
-        let dispatches = plan_step(&self.config, self.context.facts(), layout)?;
-        self.context.compile(&self.kernels())?;
+        let plan = plan_step(&self.config, self.context.facts(), layout)?;
+        let [forward, fill] = self.kernels();
+        self.context.compile(&[forward])?;
+        if plan.clears {
+            self.context.compile(&[fill])?;
+        }
         let shape = self.tensor_shape(batch, 1);
-        let out = recorder.zeros("out", &shape, DType::F32)?;
+        let out = recorder.empty("out", &shape, DType::F32)?;
         let softmax_lse = recorder.empty("softmax_lse", &shape[..3], DType::F32)?;
-        fill::record(
-            recorder,
-            &softmax_lse,
-            softmax_lse.whole(),
-            UNCOVERED_LSE.to_bits(),
-        )?;
+        if plan.clears {
+            recorder.clear(&out, out.whole());
+            let all = softmax_lse.whole();
+            fill::record(recorder, &softmax_lse, all, UNCOVERED_LSE.to_bits())?;
+        }
         // Dispatches are of one item each: no kernel steps from item to item.
         let of_item = AttentionShape::new(1, 1)?;
-        for dispatch in &dispatches {
+        for dispatch in &plan.dispatches {
             let bindings = [
                 (q, dispatch.q.bytes),
                 (k, dispatch.kv.bytes),

@@ -132,9 +132,11 @@ impl Compiler {
         };
         // SAFETY: the shader must not index out of bounds, nor loop for ever. Every shader is one of this crate's own, and
         // every dispatch of it is recorded by this crate: parameters and bound ranges come from plans, which compute both from
-        // the same checked shapes (`Recorder::dispatch` is not public). Each index into a binding or an array is guarded by
-        // the row, key, column or element counts of those parameters; each loop counts up to one of them or to a constant.
-        // The tests run every kernel against a reference with the checks on, and again without them.
+        // the same checked shapes (`Recorder::dispatch` is not public). Each index into a binding or an array is below the
+        // row, key, column or element counts of those parameters, or replaced by one that is; ids that come as data are
+        // checked on the host and again in the shader. Each loop counts up to one of those numbers or to a constant. A
+        // driver's own checks of storage buffers, where it has them, stay. The tests compare every kernel with a reference
+        // both ways.
         #[expect(unsafe_code, reason = "the only way to compile without checks")]
         unsafe {
             device.create_shader_module_trusted(descriptor, checks)

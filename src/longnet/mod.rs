@@ -19,6 +19,7 @@ mod decode;
 mod encoder_decoder;
 mod forward;
 mod loss;
+mod warm_up;
 
 pub use backward::{Recompute, Saved};
 pub use cache::KvCache;

@@ -25,12 +25,21 @@ pub(crate) struct StepLayout {
     pub query_cache: bool,
 }
 
-/// All dispatches of a step; each adds to an output that was cleared.
+/// What a step records.
+#[derive(Clone, Debug)]
+pub(crate) struct StepPlan {
+    /// Whether the output is cleared first: where no dispatch writes all heads of an item, all merge.
+    pub clears: bool,
+    /// The dispatches, in order.
+    pub dispatches: Vec<AttentionDispatch>,
+}
+
+/// Plans a step.
 pub(crate) fn plan_step(
     config: &DilatedAttentionConfig,
     facts: &DeviceFacts,
     layout: StepLayout,
-) -> Result<Vec<AttentionDispatch>> {
+) -> Result<StepPlan> {
     let StepLayout {
         batch,
         token,
@@ -125,7 +134,20 @@ pub(crate) fn plan_step(
             }
         }
     }
-    Ok(dispatches)
+    let all_heads = |dispatch: &AttentionDispatch| {
+        dispatch.heads.len() == config.num_heads() && dispatch.key_rows.begin == 0
+    };
+    // The sort is stable: windows of keys follow the first one of their branch.
+    dispatches.sort_by_key(|dispatch| (dispatch.items.begin, !all_heads(dispatch)));
+    let mut firsts: Vec<&mut AttentionDispatch> = dispatches
+        .chunk_by_mut(|a, b| a.items == b.items)
+        .filter_map(|of_item| of_item.first_mut().filter(|first| all_heads(first)))
+        .collect();
+    let clears = firsts.len() < batch as usize;
+    if !clears {
+        firsts.iter_mut().for_each(|first| first.merges = false);
+    }
+    Ok(StepPlan { clears, dispatches })
 }
 
 /// Runs of heads that write `token` from the same row of the same segment.

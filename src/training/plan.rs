@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{Batch, Optimizer, Trainer, TrainingOptions};
 use crate::config::AttentionShape;
-use crate::context::Context;
+use crate::context::{Context, WarmUp};
 use crate::error::Result;
 use crate::longnet::{LongNet, LongNetConfig, Recompute};
 use crate::nn::Parameters;
@@ -82,6 +82,40 @@ impl Trainer {
     }
 }
 
+impl Trainer {
+    /// Compiles the kernels of a step over batches of `shapes` now; see [`Context::warm_up`].
+    ///
+    /// # Errors
+    /// As [`step`](Self::step) and [`Context::warm_up`].
+    pub fn warm_up(&self, shapes: &[AttentionShape]) -> Result<WarmUp> {
+        self.context.warm_up_recording(|planner| {
+            let trainer = planned(planner, self.model.config(), self.options.clone())?;
+            let mut recorder = planner.recorder("training step");
+            drop(trainer.record(&mut recorder, &batches(shapes)?)?);
+            Ok(recorder)
+        })
+    }
+}
+
+/// A trainer on a planner.
+fn planned(planner: &Context, config: &LongNetConfig, options: TrainingOptions) -> Result<Trainer> {
+    let model = LongNet::new(planner, config.clone())?;
+    let mut recorder = planner.recorder("weights");
+    let weights = Parameters::zeros(&mut recorder, model.parameters(), "weights")?;
+    let optimizer = Optimizer::new(&mut recorder, weights)?;
+    recorder.submit()?;
+    Trainer::assemble(planner, model, options, optimizer, 0)
+}
+
+/// Batches of such shapes, whatever is in them.
+fn batches(shapes: &[AttentionShape]) -> Result<Vec<Batch>> {
+    let batch = |shape: &AttentionShape| {
+        let count = shape.batch() as usize * shape.seq_len() as usize;
+        Batch::new(shape.clone(), vec![0; count], vec![0; count])
+    };
+    shapes.iter().map(batch).collect()
+}
+
 /// Records a step and reads the pool.
 fn measure(
     config: &LongNetConfig,
@@ -90,21 +124,10 @@ fn measure(
     facts: DeviceFacts,
 ) -> Result<TrainingPlan> {
     let planner = Context::planner(facts);
-    let model = LongNet::new(&planner, config.clone())?;
-    let list = model.parameters().clone();
-    let mut recorder = planner.recorder("weights");
-    let weights = Parameters::zeros(&mut recorder, &list, "weights")?;
-    let optimizer = Optimizer::new(&mut recorder, weights)?;
-    recorder.submit()?;
     let recompute = options.recompute;
-    let trainer = Trainer::assemble(&planner, model, options, optimizer, 0)?;
-    let batches: Vec<Batch> = shapes
-        .iter()
-        .map(|shape| {
-            let count = shape.batch() as usize * shape.seq_len() as usize;
-            Batch::new(shape.clone(), vec![0; count], vec![0; count])
-        })
-        .collect::<Result<_>>()?;
+    let trainer = planned(&planner, config, options)?;
+    let num_parameters = trainer.model.parameters().num_elements();
+    let batches = batches(shapes)?;
     planner.pool().trim();
     planner.pool().reset_peaks();
     let kept_bytes = planner.pool().stats().requested_bytes.current;
@@ -115,7 +138,7 @@ fn measure(
     drop(pending);
     let stats = planner.pool().stats();
     Ok(TrainingPlan {
-        num_parameters: list.num_elements(),
+        num_parameters,
         recompute,
         kept_bytes,
         requested_bytes: stats.requested_bytes.peak,

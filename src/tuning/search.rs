@@ -85,27 +85,31 @@ pub fn search<V: Copy + PartialEq>(
     outcomes
 }
 
+/// A kernel with its time.
+pub type Run<V> = (V, Duration);
+
 /// The fastest of what was measured, and the next; the first of the outcomes unless another is clearly faster. `None` when
 /// nothing was measured.
-pub fn winner<V: Copy>(
-    outcomes: &[(V, Outcome)],
-) -> Option<((V, Duration), Option<(V, Duration)>)> {
+pub fn winner<V: Copy>(outcomes: &[(V, Outcome)]) -> Option<(Run<V>, Option<Run<V>>)> {
     let time = |(variant, outcome): &(V, Outcome)| match outcome {
         Outcome::Measured(timing) => Some((*variant, timing.run)),
         _ => None,
     };
-    let mut times: Vec<(V, Duration)> = outcomes.iter().filter_map(time).collect();
     let suggested = outcomes.first().and_then(time);
+    let mut others: Vec<Run<V>> = outcomes.iter().skip(1).filter_map(time).collect();
     // Stable: of equals, the one that was tried first.
-    times.sort_by_key(|(_, run)| *run);
-    let (best, next) = (*times.first()?, times.get(1).copied());
-    match suggested {
-        Some(kept) if best.1.as_secs_f64() >= kept.1.as_secs_f64() * WORTH_A_CHANGE => {
-            // Tied with the suggested one, or that one itself.
-            let is_kept = kept.1 == best.1;
-            Some((kept, if is_kept { next } else { Some(best) }))
+    others.sort_by_key(|(_, run)| *run);
+    let best = others.first().copied();
+    match (suggested, best) {
+        (Some(kept), Some(best))
+            if best.1.as_secs_f64() < kept.1.as_secs_f64() * WORTH_A_CHANGE =>
+        {
+            // The next may be the suggested one.
+            let second = others.get(1).copied().filter(|second| second.1 < kept.1);
+            Some((best, second.or(Some(kept))))
         }
-        _ => Some((best, next)),
+        (Some(kept), next) => Some((kept, next)),
+        (None, best) => Some((best?, others.get(1).copied())),
     }
 }
 

@@ -86,9 +86,10 @@ impl Segments {
     }
 }
 
-/// What is known of a shape's compilation for heads of `head_dim`, with its first run. `None`: far too long to try.
+/// What is known of a shape's compilation for heads of `head_dim`, with its first run, on 2 cores. `None`: too long to try.
 ///
-/// Measured with `cargo bench --bench cold_start` on 2 cores; GPU drivers are assumed to take a second.
+/// Measured with `cargo bench --bench cold_start -- --shapes` on lavapipe of Mesa 25.0.7 and 26.2.6; drivers of GPUs are
+/// assumed to take a second.
 fn forward_compile_time(
     shape: ForwardShape,
     head_dim: u32,
@@ -98,22 +99,15 @@ fn forward_compile_time(
         (Processor::Gpu, ForwardShape::Tile | ForwardShape::Micro) => 1,
         // Two rows a lane are more registers than a GPU's lane has.
         (Processor::Gpu, ForwardShape::Rows) => return None,
-        (
-            Processor::Cpu {
-                uniform_loads: true,
-                ..
-            },
-            shape,
-        ) => match shape {
-            ForwardShape::Tile | ForwardShape::Micro => 4,
-            ForwardShape::Rows if head_dim <= 96 => 4,
-            ForwardShape::Rows => return None,
-        },
-        (Processor::Cpu { .. }, shape) => match shape {
-            ForwardShape::Tile => 18,
-            ForwardShape::Micro => 12,
-            ForwardShape::Rows if head_dim <= 16 => 20,
-            ForwardShape::Rows => return None,
+        (Processor::Cpu { uniform_loads, .. }, shape) => match (shape, uniform_loads) {
+            (ForwardShape::Tile, true) => 3,
+            (ForwardShape::Micro, true) => 2,
+            (ForwardShape::Rows, true) if head_dim <= 96 => 3,
+            (ForwardShape::Rows, true) if head_dim <= 128 => 7,
+            (ForwardShape::Tile, false) => 18,
+            (ForwardShape::Micro, false) => 12,
+            (ForwardShape::Rows, false) if head_dim <= 16 => 12,
+            (ForwardShape::Rows, _) => return None,
         },
     };
     Some(Duration::from_secs(seconds))
@@ -128,21 +122,13 @@ fn backward_compile_time(
     let seconds = match (facts.processor, shape) {
         (Processor::Gpu, BackwardShape::Tile) => 1,
         (Processor::Gpu, BackwardShape::Rows) => return None,
-        (
-            Processor::Cpu {
-                uniform_loads: true,
-                ..
-            },
-            shape,
-        ) => match shape {
-            BackwardShape::Tile => 1,
-            BackwardShape::Rows if head_dim <= 16 => 1,
-            BackwardShape::Rows if head_dim <= 96 => 5,
-            BackwardShape::Rows => return None,
-        },
-        (Processor::Cpu { .. }, shape) => match shape {
-            BackwardShape::Tile => 10,
-            BackwardShape::Rows => return None,
+        (Processor::Cpu { uniform_loads, .. }, shape) => match (shape, uniform_loads) {
+            (BackwardShape::Tile, true) => 5,
+            (BackwardShape::Rows, true) if head_dim <= 32 => 2,
+            (BackwardShape::Rows, true) if head_dim <= 96 => 8,
+            (BackwardShape::Rows, true) if head_dim <= 128 => 16,
+            (BackwardShape::Tile, false) => 16,
+            (BackwardShape::Rows, _) => return None,
         },
     };
     Some(Duration::from_secs(seconds))
@@ -153,15 +139,12 @@ fn product_compile_time(variant: MatmulVariant, facts: &DeviceFacts) -> Option<D
     let seconds = match (facts.processor, variant) {
         (Processor::Gpu, MatmulVariant::Tile) => 1,
         (Processor::Gpu, MatmulVariant::Rows { .. }) => return None,
-        (
-            Processor::Cpu {
-                uniform_loads: true,
-                ..
-            },
-            _,
-        ) => 2,
-        (Processor::Cpu { .. }, MatmulVariant::Tile) => 5,
-        (Processor::Cpu { .. }, MatmulVariant::Rows { .. }) => 25,
+        (Processor::Cpu { uniform_loads, .. }, variant) => match (variant, uniform_loads) {
+            (MatmulVariant::Tile, true) => 1,
+            (MatmulVariant::Rows { .. }, true) => 2,
+            (MatmulVariant::Tile, false) => 15,
+            (MatmulVariant::Rows { .. }, false) => 25,
+        },
     };
     Some(Duration::from_secs(seconds))
 }

@@ -31,5 +31,6 @@ mod telemetry;
 #[path = "../../benches/traces.rs"]
 mod traces;
 mod training;
+mod tuning;
 mod weights;
 mod workloads;

@@ -1,0 +1,46 @@
+//! Compiles a model's kernels ahead.
+
+use super::{Call, Input, LongNet};
+use crate::config::AttentionShape;
+use crate::context::{Context, WarmUp};
+use crate::error::Result;
+use crate::nn::Parameters;
+use crate::ops::TokenIds;
+use crate::tensor::DType;
+
+impl LongNet {
+    /// Compiles the kernels of a forward over `shape` now, and those of its logits where the model has such; see
+    /// [`Context::warm_up`]. A model that attends to an encoder does so over as many tokens. Training and decoding use other
+    /// kernels, too: [`Trainer::warm_up`](crate::training::Trainer::warm_up), [`Context::warm_up_recording`].
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward) and [`Context::warm_up`].
+    pub fn warm_up(&self, context: &Context, shape: &AttentionShape) -> Result<WarmUp> {
+        context.warm_up_recording(|planner| {
+            let model = Self::new(planner, self.config.clone())?;
+            let mut recorder = planner.recorder("warm up");
+            let weights = Parameters::zeros(&mut recorder, model.parameters(), "weights")?;
+            let (batch, len) = (shape.batch(), shape.seq_len());
+            let dims = [batch as usize, len as usize, self.width() as usize];
+            let mut call = Call::new(shape.clone());
+            if self.config.cross_attention.is_some() {
+                let memory = recorder.empty("memory", &dims, DType::F32)?;
+                call.memory = Some((memory, AttentionShape::cross(batch, len, len)?));
+            }
+            let output = if let Some(rows) = self.config.vocab_size {
+                let ids = vec![0; batch as usize * len as usize];
+                let tokens = TokenIds::upload(&mut recorder, &ids, rows)?;
+                let input = Input::Tokens(&tokens);
+                model.forward(&mut recorder, &weights, input, &call, false)?
+            } else {
+                let x = recorder.empty("x", &dims, DType::F32)?;
+                let input = Input::Embeddings(&x);
+                model.forward(&mut recorder, &weights, input, &call, false)?
+            };
+            if model.output_projection.is_some() {
+                model.logits(&mut recorder, &weights, &output.features)?;
+            }
+            Ok(recorder)
+        })
+    }
+}

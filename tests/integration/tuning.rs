@@ -1,0 +1,327 @@
+//! Kernels that are measured, remembered, shipped and compiled ahead.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
+use dilated_attention::longnet::{Call, Input, LongNet, LongNetConfig, OutputProjection};
+use dilated_attention::ops::TokenIds;
+use dilated_attention::training::{Batch, LearningRate, Trainer, TrainingOptions};
+use dilated_attention::tuning::{Reason, TuneOptions};
+use dilated_attention::{
+    AttentionShape, CacheFolder, Context, ContextOptions, DeviceFacts, DilatedAttention,
+    DilatedAttentionConfig, Error, KernelOptions,
+};
+
+use crate::support::contexts::{context_with, contexts};
+
+/// A folder of a test's own, gone with it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let name = format!("dilated-attention-{name}-{}", std::process::id());
+        Self(std::env::temp_dir().join(name))
+    }
+
+    fn context(&self) -> Context {
+        self.context_with_shipped(None)
+    }
+
+    fn context_with_shipped(&self, shipped: Option<String>) -> Context {
+        context_with(&ContextOptions {
+            kernels: KernelOptions {
+                cache: CacheFolder::At(self.0.clone()),
+                shipped_winners: shipped.map(Into::into),
+                ..Default::default()
+            },
+            ..Default::default()
+        })
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn config() -> DilatedAttentionConfig {
+    DilatedAttentionConfig::new(1, 4, &[64], &[1]).expect("valid")
+}
+
+fn tune_options() -> TuneOptions {
+    // On drivers that compile slowly enough for one kernel, on others for all.
+    TuneOptions {
+        budget: Duration::from_secs(15),
+        ..Default::default()
+    }
+}
+
+fn reason(context: &Context) -> Reason {
+    let attention = DilatedAttention::new(context, config()).expect("fits");
+    attention.choice().reason.clone()
+}
+
+#[test]
+fn a_measured_kernel_is_remembered_by_later_contexts() {
+    let folder = Folder::new("tune");
+    let context = folder.context();
+    assert!(matches!(reason(&context), Reason::Adapter(_)));
+    let report = context.tune(&config(), &tune_options()).expect("measures");
+    println!("{report}");
+    assert_eq!(report.not_remembered, None);
+    assert_eq!(report.passes.len(), 1);
+    assert!(!report.passes[0].considered.is_empty());
+    let attention = DilatedAttention::new(&context, config()).expect("fits");
+    assert!(matches!(attention.choice().reason, Reason::Measured { .. }));
+    assert_eq!(report.passes[0].choice, attention.choice().to_string());
+
+    // Another context, as in a later process: nothing is measured again, and the plan says why.
+    let later = folder.context();
+    let remembered = DilatedAttention::new(&later, config()).expect("fits");
+    assert_eq!(remembered.choice(), attention.choice());
+    let shape = AttentionShape::new(1, 64).expect("valid");
+    let plan = remembered.plan(&shape).expect("plans").to_string();
+    assert!(plan.contains("chosen: measured"), "{plan}");
+    let report = later.tune(&config(), &tune_options()).expect("finds");
+    assert!(report.passes[0].considered.is_empty(), "{report}");
+    // Other heads were not measured.
+    let other = DilatedAttentionConfig::new(1, 8, &[64], &[1]).expect("valid");
+    let other = DilatedAttention::new(&later, other).expect("fits");
+    assert!(matches!(other.choice().reason, Reason::Adapter(_)));
+
+    // Deleted or damaged, it is as if it had never been.
+    let file = later.winners_file().expect("has a folder").to_owned();
+    let whole = std::fs::read_to_string(&file).expect("was written");
+    for text in [&whole[..whole.len() / 2], "", "null", "\0\0\0"] {
+        std::fs::write(&file, text).expect("writes");
+        assert!(matches!(reason(&folder.context()), Reason::Adapter(_)));
+    }
+    std::fs::remove_file(&file).expect("removes");
+    assert!(matches!(reason(&folder.context()), Reason::Adapter(_)));
+}
+
+/// The file that a context with this folder would write, with `variant` as the winner.
+fn winners_text(context: &Context, variant: &str) -> String {
+    let quick = TuneOptions {
+        budget: Duration::ZERO,
+        again: true,
+        ..Default::default()
+    };
+    context.tune(&config(), &quick).expect("measures");
+    let file = context.winners_file().expect("has a folder");
+    let text = std::fs::read_to_string(file).expect("was written");
+    let mut json: serde_json::Value = serde_json::from_str(&text).expect("is JSON");
+    let adapters = json["adapters"].as_object_mut().expect("is an object");
+    for tasks in adapters.values_mut() {
+        for winner in tasks.as_object_mut().expect("is an object").values_mut() {
+            winner["kernel"] = variant.into();
+        }
+    }
+    json.to_string()
+}
+
+#[test]
+fn a_shipped_file_chooses_among_affordable_kernels_only() {
+    let folder = Folder::new("shipped");
+    let context = folder.context();
+    let facts = context.facts().clone();
+    let variant = |shape| ForwardVariant::with_shape(shape, 4, &facts);
+    let tile = format!("{:?}", variant(ForwardShape::Tile));
+    let text = winners_text(&context, &tile);
+    let file = context.winners_file().expect("has a folder").to_owned();
+    std::fs::remove_file(&file).expect("removes");
+    let shipped = |text: &str| {
+        let context = folder.context_with_shipped(Some(text.to_owned()));
+        let attention = DilatedAttention::new(&context, config()).expect("fits");
+        (attention.variant(), attention.choice().reason.clone())
+    };
+    let (chosen, because) = shipped(&text);
+    assert_eq!(chosen, variant(ForwardShape::Tile));
+    assert!(matches!(because, Reason::Measured { .. }));
+    // What is no kernel of this device has no say.
+    let hostile = ForwardVariant {
+        lanes: u32::MAX,
+        ..variant(ForwardShape::Rows)
+    };
+    for kernel in [format!("{hostile:?}"), String::new(), "rm -rf".to_owned()] {
+        let (chosen, because) = shipped(&text.replace(&tile, &kernel));
+        assert_eq!(chosen, ForwardVariant::choose(4, &facts));
+        assert!(matches!(because, Reason::Adapter(_)));
+    }
+    // The user's own file goes first.
+    let micro = format!("{:?}", variant(ForwardShape::Micro));
+    std::fs::write(&file, text.replace(&tile, &micro)).expect("writes");
+    assert_eq!(shipped(&text).0, variant(ForwardShape::Micro));
+}
+
+#[test]
+fn nothing_is_written_without_a_folder_and_failures_to_write_are_told() {
+    let quick = TuneOptions {
+        budget: Duration::ZERO,
+        ..Default::default()
+    };
+    let off = context_with(&ContextOptions::default());
+    assert_eq!(off.winners_file(), None);
+    let report = off.tune(&config(), &quick).expect("measures");
+    assert!(report.not_remembered.is_some(), "{report}");
+    // Within the context it is remembered all the same.
+    assert!(matches!(reason(&off), Reason::Measured { .. }));
+
+    let folder = Folder::new("unwritable");
+    std::fs::write(&folder.0, "a file where a folder is wanted").expect("writes");
+    let context = folder.context();
+    let report = context.tune(&config(), &quick).expect("measures");
+    assert!(report.not_remembered.is_some(), "{report}");
+    std::fs::remove_file(&folder.0).expect("removes");
+    assert!(matches!(
+        context.tune_product(0, &quick),
+        Err(Error::InvalidShape { .. })
+    ));
+}
+
+#[test]
+fn a_planner_measures_nothing() {
+    let planner = Context::planner(DeviceFacts::webgpu_defaults());
+    let report = planner.tune(&config(), &tune_options()).expect("plans");
+    assert!(report.passes[0].considered.is_empty());
+    assert!(planner.warm_up(&[]).expect("plans").kernels.is_empty());
+}
+
+fn tiny_model() -> LongNetConfig {
+    let attention = DilatedAttentionConfig::new(2, 4, &[8, 16], &[1, 2]).expect("valid");
+    let mut config = LongNetConfig::decoder(attention, 1, 16);
+    config.vocab_size = Some(11);
+    config.output_projection = OutputProjection::Own;
+    config
+}
+
+/// Compute pipelines that exist, counted by wgpu.
+fn pipelines(context: &Context) -> isize {
+    let counters = context.device().get_internal_counters();
+    counters.hal.compute_pipelines.read()
+}
+
+#[test]
+fn after_a_warm_up_nothing_is_left_to_compile() {
+    for (limits, context) in contexts() {
+        let shape = AttentionShape::new(1, 20).expect("valid");
+        let model = LongNet::new(&context, tiny_model()).expect("valid");
+        let thread = {
+            let (model, context, shape) = (model.clone(), context.clone(), shape.clone());
+            std::thread::spawn(move || model.warm_up(&context, &shape))
+        };
+        let report = thread.join().expect("ends").expect("compiles");
+        println!("{limits}\n{report}");
+        let before = pipelines(&context);
+        assert!(before > 0);
+        let mut recorder = context.recorder("forward");
+        let weights = model.initial_weights(&mut recorder, 0).expect("draws");
+        let ids: Vec<u32> = (0..20).map(|i| i % 11).collect();
+        let tokens = TokenIds::upload(&mut recorder, &ids, 11).expect("uploads");
+        let call = Call::new(shape.clone());
+        let input = Input::Tokens(&tokens);
+        let output = model.forward(&mut recorder, &weights, input, &call, false);
+        let features = output.expect("records").features;
+        let logits = model.logits(&mut recorder, &weights, &features);
+        logits.expect("records");
+        recorder
+            .submit()
+            .and_then(|submission| submission.wait())
+            .expect("runs");
+        assert_eq!(pipelines(&context), before, "{limits}");
+
+        let options = TrainingOptions::new(LearningRate::Constant(1e-3));
+        let trainer = Trainer::with_weights(&context, model, weights, options);
+        let mut trainer = trainer.expect("valid");
+        println!(
+            "{}",
+            trainer
+                .warm_up(std::slice::from_ref(&shape))
+                .expect("compiles")
+        );
+        let before = pipelines(&context);
+        let batch = Batch::new(shape, ids.clone(), ids).expect("valid");
+        trainer
+            .step(&[batch])
+            .and_then(|step| step.wait())
+            .expect("runs");
+        assert_eq!(pipelines(&context), before, "{limits}");
+    }
+}
+
+#[test]
+fn trusted_shaders_compute_the_same() {
+    let checked = context_with(&ContextOptions::default());
+    let trusted = checked.with_kernel_options(&KernelOptions {
+        cache: CacheFolder::Off,
+        trusted_shaders: true,
+        ..Default::default()
+    });
+    let trusted = trusted.expect("same device");
+    let config = DilatedAttentionConfig::new(2, 4, &[16, 64], &[1, 4]).expect("valid");
+    let shape = AttentionShape::new(1, 100).expect("valid");
+    let data: Vec<f32> = (0..800)
+        .map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0)
+        .collect();
+    let mut recorder = checked.recorder("upload");
+    let q = recorder
+        .upload("q", &[1, 100, 2, 4], &data)
+        .expect("uploads");
+    recorder.submit().expect("submits");
+    let outputs = [&checked, &trusted].map(|context| {
+        let attention = DilatedAttention::new(context, config.clone()).expect("fits");
+        let mut recorder = context.recorder("forward");
+        // A tensor of one context in a recording of the other.
+        let result = attention
+            .forward(&mut recorder, &shape, &q, &q, &q)
+            .expect("records");
+        let out = recorder.download::<f32>(&result.out).expect("records");
+        recorder.submit().expect("submits");
+        out.wait().expect("arrives")
+    });
+    let worst = outputs[0]
+        .iter()
+        .zip(&outputs[1])
+        .map(|(a, b)| (a - b).abs());
+    let worst = worst.fold(0.0, f32::max);
+    assert!(worst <= 1e-6, "{worst}");
+    assert!(outputs[0].iter().any(|x| x.abs() > 0.1));
+}
+
+#[test]
+fn compiled_kernels_are_kept_where_the_backend_lets_them() {
+    let folder = Folder::new("compiled");
+    let files = || -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(&folder.0).map(|entries| entries.flatten().collect());
+        let entries: Vec<_> = entries.unwrap_or_default();
+        entries.iter().map(std::fs::DirEntry::path).collect()
+    };
+    let fill = |context: &Context| {
+        let kernels = [dilated_attention::kernel::Kernel::Fill];
+        context.warm_up(&kernels).expect("compiles");
+    };
+    let context = folder.context();
+    let offered = dilated_attention::wgpu::Features::PIPELINE_CACHE;
+    if !context.device().features().contains(offered) {
+        assert!(!context.save_compiled());
+        return;
+    }
+    fill(&context);
+    assert!(context.save_compiled());
+    let [file]: [PathBuf; 1] = files().try_into().expect("one file");
+    let whole = std::fs::read(&file).expect("reads");
+    let damage = |place: usize| {
+        let mut damaged = whole.clone();
+        let place = place % damaged.len();
+        damaged[place] ^= 0x80;
+        damaged
+    };
+    let all: Vec<Vec<u8>> = vec![whole.clone(), Vec::new(), damage(3), damage(20), damage(60)];
+    for bytes in all {
+        std::fs::write(&file, bytes).expect("writes");
+        fill(&folder.context());
+        assert!(Path::new(&file).is_file());
+    }
+}
