@@ -40,6 +40,7 @@ impl ProductCase {
     }
 
     /// Rows, inner, columns.
+    #[allow(dead_code, reason = "only the harness multiplies matrices")]
     pub fn dims(&self) -> [usize; 3] {
         [self.rows, self.inner, self.columns]
     }
@@ -62,6 +63,7 @@ pub struct Case {
 
 impl Case {
     /// A case of no set: heads, their size, tokens; segment lengths and rates.
+    #[allow(dead_code, reason = "only the harness has cases of its own")]
     pub fn new(
         name: String,
         [heads, head_dim, tokens]: [u32; 3],

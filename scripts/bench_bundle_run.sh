@@ -46,8 +46,12 @@ fi
 step conformance "$here/conformance" "${golden[@]}"
 step tests "$here/integration" ${tests[@]+"${tests[@]}"} "${without_files[@]}" --test-threads=1
 step roofline "$here/roofline" ${quick[@]+"${quick[@]}"} --json "$output/roofline.jsonl"
-if [[ -x $here/burn-peer ]]; then
-    step burn "$here/burn-peer" ${quick[@]+"${quick[@]}"} --json "$output/burn.jsonl"
+if [[ -e $here/burn-peer.gz ]]; then
+    unpacked=$(mktemp -d)
+    trap 'rm -rf -- "$unpacked"' EXIT
+    gzip -dc "$here/burn-peer.gz" >"$unpacked/burn-peer"
+    chmod +x "$unpacked/burn-peer"
+    step burn "$unpacked/burn-peer" ${quick[@]+"${quick[@]}"} --json "$output/burn.jsonl"
 fi
 
 python=${PYTHON:-python3}
