@@ -58,7 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         return compile_shapes(&context, &config);
     }
     let attention = DilatedAttention::new(&context, config)?;
-    println!("{}", attention.warm_up()?);
+    println!("{}", attention.warm_up(DType::F32)?);
     let shape = AttentionShape::new(1, TOKENS)?;
     let dims = [1, TOKENS as usize, 1, head_dim as usize];
     let data = vec![0.5f32; dims.iter().product()];
@@ -77,7 +77,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         );
     }
     if backward {
-        println!("{}", attention.warm_up_backward()?);
+        println!("{}", attention.warm_up_backward(DType::F32)?);
     }
     Ok(())
 }
@@ -89,20 +89,23 @@ fn compile_shapes(
 ) -> Result<(), Box<dyn Error>> {
     let (facts, head_dim) = (context.facts(), config.head_dim());
     for shape in ForwardShape::ALL {
-        let variant = ForwardVariant::with_shape(shape, head_dim, facts);
+        let variant = ForwardVariant::with_shape(shape, head_dim, Storage::F32, facts);
         if variant.check(head_dim, facts).is_ok()
-            && affordable(shape == ForwardShape::Rows, context, head_dim)
+            && affordable(shape == ForwardShape::Uniform, context, head_dim)
         {
             println!("{}", context.warm_up(&[Kernel::Forward(variant)])?);
         }
     }
     for shape in BackwardShape::ALL {
-        let variant = BackwardVariant::fitting(shape, config, facts);
+        let variant = BackwardVariant::fitting(shape, config, Storage::F32, facts);
         if affordable(shape == BackwardShape::Rows, context, head_dim) {
             println!(
                 "{}",
                 context.warm_up(&[
-                    Kernel::Delta { head_dim },
+                    Kernel::Delta {
+                        head_dim,
+                        storage: Storage::F32,
+                    },
                     Kernel::BackwardDq(variant),
                     Kernel::BackwardDkDv(variant)
                 ])?
@@ -111,11 +114,14 @@ fn compile_shapes(
     }
     let product = |variant| Kernel::Matmul {
         variant,
+        left: Storage::F32,
+        right: Storage::F32,
+        result: Cell::Scalar,
         transpose_a: false,
         transpose_b: true,
         activation: Activation::Identity,
     };
-    let chosen = MatmulVariant::choose(1024, facts);
+    let chosen = MatmulVariant::choose(1024, [Storage::F32; 2], facts);
     println!(
         "{}",
         context.warm_up(&[product(chosen), product(MatmulVariant::Tile)])?

@@ -1,63 +1,15 @@
 //! Attention, forward and backward.
 
 use dilated_attention::kernel::Storage;
-use dilated_attention::kernel::backward::BackwardVariant;
 use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
-use dilated_attention::ops::convert;
 use dilated_attention::{
-    AttentionShape, Context, DilatedAttention, DilatedAttentionConfig, ForwardOutput, Mask,
-    Recorder, Result, Tensor,
+    AttentionShape, Context, DType, DilatedAttention, ForwardOutput, Recorder, Result, Tensor,
+    reference,
 };
 
-use crate::timing::{Timed, random};
-
-/// One call of attention.
-pub struct Case {
-    pub name: &'static str,
-    heads: u32,
-    head_dim: u32,
-    tokens: u32,
-    segments: &'static [u32],
-    rates: &'static [u32],
-    mask: Mask,
-}
-
-pub const fn case(
-    name: &'static str,
-    (heads, head_dim, tokens): (u32, u32, u32),
-    segments: &'static [u32],
-    rates: &'static [u32],
-) -> Case {
-    Case {
-        name,
-        heads,
-        head_dim,
-        tokens,
-        segments,
-        rates,
-        mask: Mask::Full,
-    }
-}
-
-pub const CASES: [Case; 9] = [
-    case("dense, 1 head of 64", (1, 64, 1024), &[1024], &[1]),
-    case("dense, 8 heads of 64", (8, 64, 1024), &[1024], &[1]),
-    case("rate 4, 8 heads of 64", (8, 64, 4096), &[4096], &[4]),
-    case(
-        "LongNet, 4 heads of 64",
-        (4, 64, 8192),
-        &[512, 2048, 8192],
-        &[1, 4, 16],
-    ),
-    Case {
-        mask: Mask::Causal,
-        ..case("causal, 8 heads of 64", (8, 64, 1024), &[1024], &[1])
-    },
-    case("dense, 8 heads of 16", (8, 16, 1024), &[1024], &[1]),
-    case("dense, 8 heads of 32", (8, 32, 1024), &[1024], &[1]),
-    case("dense, 8 heads of 48", (8, 48, 1024), &[1024], &[1]),
-    case("dense, 4 heads of 128", (4, 128, 1024), &[1024], &[1]),
-];
+use crate::cases::Case;
+use crate::measurement::{error_f32, random, sampled_rows};
+use crate::timing::Timed;
 
 /// Which pass is timed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -69,59 +21,59 @@ pub enum Direction {
 
 /// A case with its inputs.
 pub struct Prepared {
-    pub attention: DilatedAttention,
-    pub shape: AttentionShape,
+    case: Case,
+    attention: DilatedAttention,
+    shape: AttentionShape,
     inputs: [Tensor; 3],
     /// Of the forward and the gradient of its output.
     results: Option<(ForwardOutput, Tensor)>,
     flop: f64,
 }
 
+/// Elements of q, k, v and dout, always the same.
+fn elements(case: &Case) -> [Vec<f32>; 4] {
+    let mut random = random();
+    [(); 4].map(|()| (0..case.elements()).map(|_| random()).collect())
+}
+
 impl Prepared {
     pub fn new(
         context: &Context,
         case: &Case,
-        (kernel, storage): (Option<ForwardShape>, Storage),
+        kernel: Option<ForwardShape>,
         direction: Direction,
     ) -> Result<Self> {
-        let config =
-            DilatedAttentionConfig::new(case.heads, case.head_dim, case.segments, case.rates)?
-                .mask(case.mask);
-        let (facts, dtype) = (context.facts(), storage.dtype());
-        let variant = match kernel {
-            None => ForwardVariant::choose(&config, storage, facts),
-            Some(shape) => ForwardVariant::with_shape(shape, case.head_dim, storage, facts),
+        let config = case.config()?;
+        let attention = match kernel {
+            None => DilatedAttention::new(context, config)?,
+            Some(shape) => {
+                let variant =
+                    ForwardVariant::with_shape(shape, case.head_dim, Storage::F32, context.facts());
+                DilatedAttention::with_variant(context, config, variant)?
+            }
         };
-        let backward = BackwardVariant::choose(&config, storage, facts);
-        let attention = DilatedAttention::with_variant(context, config, variant)?
-            .with_backward_variant(backward)?;
-        let shape = AttentionShape::new(1, case.tokens)?;
-        let dims = [
-            1,
-            case.tokens as usize,
-            case.heads as usize,
-            case.head_dim as usize,
-        ];
-        let mut random = random();
+        let shape = case.shape()?;
+        let dims = case.dims();
+        let [q, k, v, dout] = elements(case);
         let mut recorder = context.recorder("inputs");
-        let mut input = |label| {
-            let data: Vec<f32> = (0..dims.iter().product()).map(|_| random()).collect();
-            let tensor = recorder.upload(label, &dims, &data)?;
-            convert(&mut recorder, &tensor, dtype)
-        };
-        let inputs = [input("q")?, input("k")?, input("v")?];
-        let dout = input("dout")?;
+        let inputs = [
+            recorder.upload("q", &dims, &q)?,
+            recorder.upload("k", &dims, &k)?,
+            recorder.upload("v", &dims, &v)?,
+        ];
         let (results, flop) = match direction {
-            Direction::Forward => (None, attention.plan(&shape, dtype)?.flop),
+            Direction::Forward => (None, attention.plan(&shape, DType::F32)?.flop),
             Direction::Backward => {
+                let dout = recorder.upload("dout", &dims, &dout)?;
                 let [q, k, v] = &inputs;
                 let forward = attention.forward(&mut recorder, &shape, q, k, v)?;
-                let flop = attention.plan_backward(&shape, dtype)?.flop;
+                let flop = attention.plan_backward(&shape, DType::F32)?.flop;
                 (Some((forward, dout)), flop)
             }
         };
         recorder.submit()?.wait()?;
         Ok(Self {
+            case: case.clone(),
             attention,
             shape,
             inputs,
@@ -132,12 +84,69 @@ impl Prepared {
 
     /// Name of the kernel that is timed.
     pub fn kernel(&self) -> Result<&'static str> {
-        let dtype = self.inputs[0].dtype();
         Ok(match self.results {
-            None => self.attention.variant(dtype)?.shape.name(),
-            Some(_) => self.attention.backward_variant(dtype)?.shape.dkdv_name(),
+            None => self.attention.variant(DType::F32)?.shape.name(),
+            Some(_) => self
+                .attention
+                .backward_variant(DType::F32)?
+                .shape
+                .dkdv_name(),
         })
     }
+
+    fn lse_bytes(&self) -> u64 {
+        u64::from(self.case.tokens) * u64::from(self.case.heads) * 4
+    }
+
+    fn forward_error(&self, results: &[Vec<f32>]) -> Result<f64> {
+        let [q, k, v, _] = elements(&self.case);
+        let rows = sampled_rows(self.case.tokens);
+        let config = self.case.config()?;
+        let expected = reference::forward_rows(&config, &self.shape, &q, &k, &v, &rows)?;
+        let width = (self.case.heads * self.case.head_dim) as usize;
+        let sampled = |values: &[f32], width: usize| -> Vec<f32> {
+            let row = |&(_, token): &(u32, u32)| &values[token as usize * width..][..width];
+            rows.iter().flat_map(row).copied().collect()
+        };
+        let out = error_f32(sampled(&results[0], width), &expected.out);
+        let lse = sampled(&results[1], self.case.heads as usize);
+        Ok(out
+            .max(error_f32(lse, &expected.softmax_lse))
+            .max(unwritten(&results[0], &self.case)))
+    }
+
+    /// Head 0 in full, the others for being written.
+    fn backward_error(&self, results: &[Vec<f32>]) -> Result<f64> {
+        let [q, k, v, dout] = elements(&self.case).map(|all| head_0(&all, &self.case));
+        let config = self.case.config_of_heads(1)?;
+        let expected = reference::backward(&config, &self.shape, &q, &k, &v, &dout)?;
+        let expected = [expected.dq, expected.dk, expected.dv];
+        let errors = results.iter().zip(&expected).map(|(result, expected)| {
+            let error = error_f32(head_0(result, &self.case), expected);
+            error.max(unwritten(result, &self.case))
+        });
+        Ok(errors.fold(0.0, f64::max))
+    }
+}
+
+/// Elements of head 0 of a tensor.
+fn head_0(all: &[f32], case: &Case) -> Vec<f32> {
+    let width = (case.heads * case.head_dim) as usize;
+    let rows = all.chunks_exact(width);
+    rows.flat_map(|row| &row[..case.head_dim as usize])
+        .copied()
+        .collect()
+}
+
+/// Infinite if an element is no number or a whole head is 0, as memory is that nobody wrote; else 0.
+fn unwritten(all: &[f32], case: &Case) -> f64 {
+    let mut sums = vec![0.0f64; case.heads as usize];
+    for (i, value) in all.iter().enumerate() {
+        let head = i / case.head_dim as usize % case.heads as usize;
+        sums[head] += f64::from(value.abs());
+    }
+    let written = sums.iter().all(|sum| sum.is_finite() && *sum > 0.0);
+    if written { 0.0 } else { f64::INFINITY }
 }
 
 impl Timed for Prepared {
@@ -145,19 +154,42 @@ impl Timed for Prepared {
         self.flop
     }
 
-    fn record(&self, recorder: &mut Recorder) -> Result<()> {
+    fn record(&self, recorder: &mut Recorder) -> Result<Vec<Tensor>> {
         let [q, k, v] = &self.inputs;
         match &self.results {
             None => {
-                let _result = self.attention.forward(recorder, &self.shape, q, k, v)?;
+                let result = self.attention.forward(recorder, &self.shape, q, k, v)?;
+                Ok(vec![result.out, result.softmax_lse])
             }
             Some((forward, dout)) => {
                 let inputs = [q, k, v];
-                let _gradients =
+                let gradients =
                     self.attention
                         .backward(recorder, &self.shape, inputs, forward, dout)?;
+                Ok(vec![gradients.dq, gradients.dk, gradients.dv])
             }
         }
-        Ok(())
+    }
+
+    fn error(&self, results: &[Vec<f32>]) -> Result<f64> {
+        match self.results {
+            None => self.forward_error(results),
+            Some(_) => self.backward_error(results),
+        }
+    }
+
+    fn held_bytes(&self) -> u64 {
+        let tensor = self.case.elements() as u64 * 4;
+        match self.results {
+            None => 3 * tensor,
+            Some(_) => 5 * tensor + self.lse_bytes(),
+        }
+    }
+
+    /// Forward: q, k, v, out, LSE. Backward: these, dout and the three gradients.
+    fn floor_bytes(&self) -> u64 {
+        let tensor = self.case.elements() as u64 * 4;
+        let tensors = if self.results.is_some() { 8 } else { 4 };
+        tensors * tensor + self.lse_bytes()
     }
 }

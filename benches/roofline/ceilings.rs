@@ -6,35 +6,46 @@
 )]
 
 use std::fmt::Write;
-use std::time::Instant;
+use std::rc::Rc;
 
 use dilated_attention::wgpu;
 
+use crate::machine::Machine;
+use crate::measurement::Spread;
+use crate::timing::Clock;
+
 /// A kernel that is run for its time.
 pub struct Ceiling {
+    clock: Rc<Clock>,
     pipeline: wgpu::ComputePipeline,
     group: wgpu::BindGroup,
     grid: u32,
     /// Floating point operations, or bytes, of one run.
-    pub work: f64,
+    work: f64,
+    pub unit: &'static str,
     pub name: String,
 }
 
+/// What a ceiling does.
+pub struct Program<'a> {
+    pub name: String,
+    pub source: &'a str,
+    pub buffers: &'a [&'a wgpu::Buffer],
+    pub grid: u32,
+    pub work: f64,
+    pub unit: &'static str,
+}
+
 impl Ceiling {
-    fn new(
-        device: &wgpu::Device,
-        name: String,
-        source: &str,
-        buffers: &[&wgpu::Buffer],
-        grid: u32,
-        work: f64,
-    ) -> Self {
+    pub fn new(machine: &Machine, clock: &Rc<Clock>, program: Program<'_>) -> Self {
+        let device = machine.context.device();
+        let label = Some(program.name.as_str());
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-            label: Some(&name),
-            source: wgpu::ShaderSource::Wgsl(source.into()),
+            label,
+            source: wgpu::ShaderSource::Wgsl(program.source.into()),
         });
         let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(&name),
+            label,
             layout: None,
             module: &module,
             entry_point: None,
@@ -42,45 +53,50 @@ impl Ceiling {
             cache: None,
         });
         let entries: Vec<_> = (0..)
-            .zip(buffers)
+            .zip(program.buffers)
             .map(|(binding, buffer)| wgpu::BindGroupEntry {
                 binding,
                 resource: buffer.as_entire_binding(),
             })
             .collect();
         let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(&name),
+            label,
             layout: &pipeline.get_bind_group_layout(0),
             entries: &entries,
         });
         Self {
+            clock: clock.clone(),
             pipeline,
             group,
-            grid,
-            work,
-            name,
+            grid: program.grid,
+            work: program.work,
+            unit: program.unit,
+            name: program.name,
         }
     }
 
     /// Runs once and returns work per second.
-    pub fn rate(&self, device: &wgpu::Device, queue: &wgpu::Queue) -> f64 {
-        let started = Instant::now();
-        let mut encoder = device.create_command_encoder(&Default::default());
-        {
+    pub fn rate(&self) -> f64 {
+        let encode = |encoder: &mut wgpu::CommandEncoder| {
             let mut pass = encoder.begin_compute_pass(&Default::default());
             pass.set_pipeline(&self.pipeline);
             pass.set_bind_group(0, &self.group, &[]);
             pass.dispatch_workgroups(self.grid, 1, 1);
-        }
-        queue.submit([encoder.finish()]);
-        device
-            .poll(wgpu::PollType::wait_indefinitely())
-            .expect("the device answers");
-        self.work / started.elapsed().as_secs_f64()
+            Ok::<(), std::convert::Infallible>(())
+        };
+        let Ok(seconds) = self.clock.time(encode);
+        self.work / seconds.best_known()
+    }
+
+    /// Billions of work per second over some runs after one that warms up.
+    pub fn rates(&self, repetitions: usize) -> Spread {
+        self.rate();
+        Spread::of((0..repetitions).map(|_| self.rate() / 1e9).collect())
     }
 }
 
-fn storage(device: &wgpu::Device, bytes: u64) -> wgpu::Buffer {
+pub fn storage(machine: &Machine, bytes: u64) -> wgpu::Buffer {
+    let device = machine.context.device();
     device.create_buffer(&wgpu::BufferDescriptor {
         label: Some("ceiling"),
         size: bytes,
@@ -89,63 +105,79 @@ fn storage(device: &wgpu::Device, bytes: u64) -> wgpu::Buffer {
     })
 }
 
-/// The fastest of a few shapes of independent chains of `fma` on vec4 in registers, in FLOP per second.
-pub fn fma(device: &wgpu::Device, queue: &wgpu::Queue, on_cpu: bool) -> Ceiling {
-    let out = storage(device, 256);
-    // Enough invocations to fill any GPU; a CPU needs only a few workgroups for each core.
-    let (invocations, rounds, sizes): (u32, u32, &[u32]) = if on_cpu {
-        (4096, 1000, &[8, 32])
-    } else {
-        (1 << 20, 1000, &[64, 256])
-    };
-    let mut best: Option<(f64, Ceiling)> = None;
-    for chains in [2u32, 3, 4] {
-        for &size in sizes {
-            let mut body = String::new();
-            for _ in 0..16 {
-                for chain in 0..chains {
-                    let _ = writeln!(body, "a{chain} = fma(a{chain}, b, c);");
-                }
-            }
-            let declare: String = (0..chains)
-                .map(|chain| format!("var a{chain} = vec4f(x + {chain}.0);\n"))
-                .collect();
-            let sum: String = (0..chains).map(|chain| format!(" + a{chain}")).collect();
-            // The factors come from memory, so that nothing can be computed ahead.
-            let source = format!(
-                "@group(0) @binding(0) var<storage, read_write> out: array<vec4f>;
-                @compute @workgroup_size({size})
-                fn fma_ceiling(@builtin(global_invocation_id) id: vec3u) {{
-                    let x = f32(id.x) * 1e-7;
-                    let b = out[0] + 0.5;
-                    let c = out[1] + 0.25;
-                    {declare}
-                    for (var i = 0u; i < {rounds}u; i++) {{ {body} }}
-                    let sum = vec4f(){sum};
-                    if sum.x == 12345.678 {{ out[2] = sum; }}
-                }}"
-            );
-            let work =
-                2.0 * 4.0 * 16.0 * f64::from(chains) * f64::from(rounds) * f64::from(invocations);
-            let name = format!("fma, {chains} chains, workgroups of {size}");
-            let ceiling = Ceiling::new(device, name, &source, &[&out], invocations / size, work);
-            ceiling.rate(device, queue);
-            let rate = (0..3)
-                .map(|_| ceiling.rate(device, queue))
-                .fold(0.0, f64::max);
-            if best.as_ref().is_none_or(|(fastest, _)| rate > *fastest) {
-                best = Some((rate, ceiling));
-            }
-        }
-    }
-    best.expect("at least one shape").1
+/// The fastest of some ceilings.
+pub fn fastest(ceilings: impl IntoIterator<Item = Ceiling>) -> Option<Ceiling> {
+    let rated = ceilings
+        .into_iter()
+        .map(|ceiling| (ceiling.rates(3).max, ceiling));
+    rated
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, ceiling)| ceiling)
 }
 
-/// A copy of 64 MiB, in bytes read and written per second.
-pub fn copy(device: &wgpu::Device) -> Ceiling {
-    const BYTES: u64 = 64 << 20;
-    let [from, to] = [storage(device, BYTES), storage(device, BYTES)];
-    let vectors = (BYTES / 16) as u32;
+/// The fastest of a few shapes of independent chains of `fma` in registers: `scalar` is "f32" or "f16".
+pub fn fma(machine: &Machine, clock: &Rc<Clock>, scalar: &str) -> Ceiling {
+    let out = storage(machine, 256);
+    // Enough invocations to fill any GPU; a CPU needs only a few workgroups for each core.
+    let (invocations, rounds, sizes): (u32, u32, &[u32]) = match machine.is_software() {
+        true => (4096, 1000, &[8, 32]),
+        false => (1 << 20, 1000, &[64, 256]),
+    };
+    let enable = if scalar == "f16" { "enable f16;" } else { "" };
+    let shape = |width: u32, chains: u32, size: u32| {
+        let vector = format!("vec{width}<{scalar}>");
+        let mut body = String::new();
+        for _ in 0..16 {
+            for chain in 0..chains {
+                let _ = writeln!(body, "a{chain} = fma(a{chain}, b, c);");
+            }
+        }
+        let declare: String = (0..chains)
+            .map(|chain| format!("var a{chain} = {vector}(x + {scalar}({chain}));\n"))
+            .collect();
+        let sum: String = (0..chains).map(|chain| format!(" + a{chain}")).collect();
+        // The factors come from memory, so that nothing can be computed ahead.
+        let source = format!(
+            "{enable}
+            @group(0) @binding(0) var<storage, read_write> out: array<{vector}>;
+            @compute @workgroup_size({size})
+            fn fma_ceiling(@builtin(global_invocation_id) id: vec3u) {{
+                let x = {scalar}(f32(id.x) * 1e-7);
+                let b = out[0] + {scalar}(0.5);
+                let c = out[1] + {scalar}(0.25);
+                {declare}
+                for (var i = 0u; i < {rounds}u; i++) {{ {body} }}
+                let sum = {vector}(){sum};
+                if sum.x == {scalar}(12345.0) {{ out[2] = sum; }}
+            }}"
+        );
+        let flop = [2, width, 16, chains, rounds, invocations].map(f64::from);
+        let program = Program {
+            name: format!("fma {scalar} ({chains} chains of vec{width}, workgroups of {size})"),
+            source: &source,
+            buffers: &[&out],
+            grid: invocations / size,
+            work: flop.iter().product(),
+            unit: "GFLOP/s",
+        };
+        Ceiling::new(machine, clock, program)
+    };
+    let widths: &[u32] = if scalar == "f16" { &[2, 4] } else { &[4] };
+    let shapes = widths.iter().flat_map(|&width| {
+        let sizes = move |chains| sizes.iter().map(move |&size| (width, chains, size));
+        [2, 3, 4].into_iter().flat_map(sizes)
+    });
+    fastest(shapes.map(|(width, chains, size)| shape(width, chains, size)))
+        .expect("at least one shape")
+}
+
+/// A copy, in bytes read and written per second: of 64 MiB, on a GPU of 256 MiB, which no cache holds.
+pub fn copy(machine: &Machine, clock: &Rc<Clock>) -> Ceiling {
+    let mebibytes: u32 = if machine.is_software() { 64 } else { 256 };
+    let bytes = u64::from(mebibytes) << 20;
+    let [from, to] = [storage(machine, bytes), storage(machine, bytes)];
+    let vectors = (bytes / 16) as u32;
+    let workgroups = vectors / 1024;
     let source = "
         @group(0) @binding(0) var<storage, read> source: array<vec4f>;
         @group(0) @binding(1) var<storage, read_write> target_: array<vec4f>;
@@ -156,13 +188,13 @@ pub fn copy(device: &wgpu::Device) -> Ceiling {
                 target_[at] = source[at];
             }
         }";
-    let name = "copy of 64 MiB".to_owned();
-    Ceiling::new(
-        device,
-        name,
+    let program = Program {
+        name: format!("copy of {mebibytes} MiB"),
         source,
-        &[&from, &to],
-        vectors / 1024,
-        2.0 * BYTES as f64,
-    )
+        buffers: &[&from, &to],
+        grid: workgroups,
+        work: 2.0 * bytes as f64,
+        unit: "GB/s",
+    };
+    Ceiling::new(machine, clock, program)
 }

@@ -1,137 +1,280 @@
 //! Products of matrices and layer norms.
 
-use dilated_attention::ops::{Matmul, Matrix, layer_norm, layer_norm_backward};
+use dilated_attention::ops::{Matmul, layer_norm, layer_norm_backward};
+use dilated_attention::reference::layers;
 use dilated_attention::{Context, DType, Recorder, Result, Tensor};
 
-use crate::timing::{Timed, random};
+use crate::cases::ProductCase;
+use crate::measurement::{error_f32, random, sampled_rows};
+use crate::timing::Timed;
 
-/// A product of `rows x inner` by `inner x columns`.
-pub struct ProductCase {
-    pub name: &'static str,
-    dims: [usize; 3],
-    transpose_a: bool,
-    transpose_b: bool,
+/// Matrices with their elements, each with numbers of its own.
+struct Matrices<'a> {
+    recorder: &'a mut Recorder,
+    random: Box<dyn FnMut() -> f32>,
 }
 
-const fn product(
-    name: &'static str,
-    dims: [usize; 3],
-    [transpose_a, transpose_b]: [bool; 2],
-) -> ProductCase {
-    ProductCase {
-        name,
-        dims,
-        transpose_a,
-        transpose_b,
+type Filled = (Tensor, Vec<f32>);
+
+impl<'a> Matrices<'a> {
+    fn new(recorder: &'a mut Recorder) -> Self {
+        let random = Box::new(random());
+        Self { recorder, random }
+    }
+
+    fn add(&mut self, label: &'static str, [rows, columns]: [usize; 2]) -> Result<Filled> {
+        let data: Vec<f32> = (0..rows * columns).map(|_| (self.random)()).collect();
+        let tensor = self.recorder.upload(label, &[rows, columns], &data)?;
+        Ok((tensor, data))
     }
 }
 
-/// Rows, inner, columns. The last ones are GigaPath's feed-forward network in a step of training over 4096 tokens.
-pub const PRODUCTS: [ProductCase; 8] = [
-    product("1024 1024 1024", [1024; 3], [false, false]),
-    product("1024 1024 1024, x W^T", [1024; 3], [false, true]),
-    product("1024 1024 1024, dy^T x", [1024; 3], [true, false]),
-    product("4096 768 768, x W^T", [4096, 768, 768], [false, true]),
-    product("4096 768 3072, x W^T", [4096, 768, 3072], [false, true]),
-    product("4096 3072 768, x W^T", [4096, 3072, 768], [false, true]),
-    product("4096 3072 768, dy W", [4096, 3072, 768], [false, false]),
-    product("3072 4096 768, dy^T x", [3072, 4096, 768], [true, false]),
-];
+/// Sampled rows of a matrix.
+fn rows_of(matrix: &[f32], width: usize) -> Vec<f32> {
+    let rows = (matrix.len() / width) as u32;
+    sampled_rows(rows)
+        .into_iter()
+        .flat_map(|(_, row)| &matrix[row as usize * width..][..width])
+        .copied()
+        .collect()
+}
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|value| f64::from(*value)).collect()
+}
 
 /// A product with its matrices.
 pub struct Product {
-    case: &'static ProductCase,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-}
-
-fn filled(recorder: &mut Recorder, label: &'static str, shape: [usize; 2]) -> Result<Tensor> {
-    let mut random = random();
-    let data: Vec<f32> = (0..shape[0] * shape[1]).map(|_| random()).collect();
-    recorder.upload(label, &shape, &data)
+    case: ProductCase,
+    a: Filled,
+    b: Filled,
 }
 
 impl Product {
-    pub fn new(context: &Context, case: &'static ProductCase) -> Result<Self> {
-        let [rows, inner, columns] = case.dims;
+    pub fn new(context: &Context, case: &ProductCase) -> Result<Self> {
+        let [rows, inner, columns] = case.dims();
         let stored = |transposed, rows, columns| match transposed {
             false => [rows, columns],
             true => [columns, rows],
         };
         let mut recorder = context.recorder("inputs");
-        let a = filled(&mut recorder, "a", stored(case.transpose_a, rows, inner))?;
-        let b = filled(&mut recorder, "b", stored(case.transpose_b, inner, columns))?;
-        let c = recorder.empty("c", &[rows, columns], DType::F32)?;
+        let mut matrices = Matrices::new(&mut recorder);
+        let a = matrices.add("a", stored(case.transpose_a, rows, inner))?;
+        let b = matrices.add("b", stored(case.transpose_b, inner, columns))?;
         recorder.submit()?.wait()?;
-        Ok(Self { case, a, b, c })
+        Ok(Self {
+            case: case.clone(),
+            a,
+            b,
+        })
+    }
+
+    /// One element of the product, in f64.
+    fn element(&self, row: usize, column: usize) -> f64 {
+        let [rows, inner, columns] = self.case.dims();
+        let terms = (0..inner).map(|i| {
+            let a = match self.case.transpose_a {
+                false => self.a.1[row * inner + i],
+                true => self.a.1[i * rows + row],
+            };
+            let b = match self.case.transpose_b {
+                false => self.b.1[i * columns + column],
+                true => self.b.1[column * inner + i],
+            };
+            f64::from(a) * f64::from(b)
+        });
+        terms.sum()
+    }
+
+    fn elements(&self) -> [u64; 3] {
+        let [rows, inner, columns] = self.case.dims().map(|dim| dim as u64);
+        [rows * inner, inner * columns, rows * columns]
     }
 }
 
 impl Timed for Product {
     fn work(&self) -> f64 {
-        2.0 * self.case.dims.map(|dim| dim as f64).iter().product::<f64>()
+        2.0 * self
+            .case
+            .dims()
+            .map(|dim| dim as f64)
+            .iter()
+            .product::<f64>()
     }
 
-    fn record(&self, recorder: &mut Recorder) -> Result<()> {
-        let mut product = Matmul::new(self.a.matrix(), self.b.matrix());
+    fn record(&self, recorder: &mut Recorder) -> Result<Vec<Tensor>> {
+        let [rows, _, columns] = self.case.dims();
+        let c = recorder.empty("c", &[rows, columns], DType::F32)?;
+        let mut product = Matmul::new(self.a.0.matrix(), self.b.0.matrix());
         if self.case.transpose_a {
             product = product.transpose_a();
         }
         if self.case.transpose_b {
             product = product.transpose_b();
         }
-        product.write(recorder, self.c.matrix())
+        product.write(recorder, c.matrix())?;
+        Ok(vec![c])
+    }
+
+    fn error(&self, results: &[Vec<f32>]) -> Result<f64> {
+        let [rows, _, columns] = self.case.dims();
+        let expected: Vec<f64> = sampled_rows(rows as u32)
+            .into_iter()
+            .flat_map(|(_, row)| (0..columns).map(move |column| self.element(row as usize, column)))
+            .collect();
+        Ok(error_f32(rows_of(&results[0], columns), &expected))
+    }
+
+    fn held_bytes(&self) -> u64 {
+        let [a, b, _] = self.elements();
+        4 * (a + b)
+    }
+
+    fn floor_bytes(&self) -> u64 {
+        4 * self.elements().iter().sum::<u64>()
     }
 }
 
-const ROWS: usize = 4096;
-const WIDTH: usize = 768;
+pub const ROWS: usize = 4096;
+pub const WIDTH: usize = 768;
+const EPS: f32 = 1e-5;
 
 /// A layer norm of 4096 rows of 768, or its backward.
 pub struct Norm {
-    backward: bool,
-    x: Tensor,
-    other: Tensor,
-    result: Tensor,
-    gain: Tensor,
-    bias: Tensor,
-    sums: [Tensor; 2],
+    x: Filled,
+    gain: Filled,
+    other: Other,
+}
+
+/// What only one of the directions reads.
+enum Other {
+    Bias(Filled),
+    /// The gradient of the result.
+    Dy(Filled),
 }
 
 impl Norm {
     pub fn new(context: &Context, backward: bool) -> Result<Self> {
         let mut recorder = context.recorder("inputs");
-        let mut matrix = |label, rows| filled(&mut recorder, label, [rows, WIDTH]);
+        let mut matrices = Matrices::new(&mut recorder);
         let norm = Self {
-            backward,
-            x: matrix("x", ROWS)?,
-            other: matrix("dy", ROWS)?,
-            result: matrix("y", ROWS)?,
-            gain: matrix("gain", 1)?,
-            bias: matrix("bias", 1)?,
-            sums: [matrix("dgain", 1)?, matrix("dbias", 1)?],
+            x: matrices.add("x", [ROWS, WIDTH])?,
+            gain: matrices.add("gain", [1, WIDTH])?,
+            other: match backward {
+                false => Other::Bias(matrices.add("bias", [1, WIDTH])?),
+                true => Other::Dy(matrices.add("dy", [ROWS, WIDTH])?),
+            },
         };
         recorder.submit()?.wait()?;
         Ok(norm)
+    }
+
+    /// Normalised values of a row and what they were divided by.
+    fn normalised(row: &[f32]) -> (Vec<f64>, f64) {
+        let x = wide(row);
+        let mean = x.iter().sum::<f64>() / x.len() as f64;
+        let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / x.len() as f64;
+        let deviation = (variance + f64::from(EPS)).sqrt();
+        let normalised = x.iter().map(|x| (x - mean) / deviation);
+        (normalised.collect(), deviation)
+    }
+
+    fn forward_error(&self, bias: &[f32], y: &[f32]) -> f64 {
+        let x = wide(&rows_of(&self.x.1, WIDTH));
+        let [gain, bias] = [&self.gain.1, bias].map(wide);
+        let expected = layers::layer_norm(&x, &gain, &bias, f64::from(EPS));
+        error_f32(rows_of(y, WIDTH), &expected)
+    }
+
+    /// `dx = (g - mean(g) - x^ mean(g x^)) / deviation` with `g = gain dy` and x^ the normalised row; `dgain` and `dbias`
+    /// are the sums of `dy x^` and `dy` over all rows.
+    fn backward_error(&self, dy: &[f32], results: &[Vec<f32>]) -> f64 {
+        let width = WIDTH as f64;
+        let (mut dgain, mut dbias) = (vec![0.0; WIDTH], vec![0.0; WIDTH]);
+        let mut rows = Vec::new();
+        for (x, dy) in self.x.1.chunks(WIDTH).zip(dy.chunks(WIDTH)) {
+            let (x, deviation) = Self::normalised(x);
+            let g: Vec<f64> = std::iter::zip(dy, &self.gain.1)
+                .map(|(dy, gain)| f64::from(*dy) * f64::from(*gain))
+                .collect();
+            let mean = g.iter().sum::<f64>() / width;
+            let mean_x = std::iter::zip(&g, &x).map(|(g, x)| g * x).sum::<f64>() / width;
+            let dx = std::iter::zip(&g, &x).map(|(g, x)| (g - mean - x * mean_x) / deviation);
+            rows.push(dx.collect::<Vec<f64>>());
+            for (i, (dy, x)) in dy.iter().zip(&x).enumerate() {
+                dgain[i] += f64::from(*dy) * x;
+                dbias[i] += f64::from(*dy);
+            }
+        }
+        let sampled = sampled_rows(ROWS as u32).into_iter();
+        let dx: Vec<f64> = sampled
+            .flat_map(|(_, row)| rows[row as usize].clone())
+            .collect();
+        let of_sums = std::iter::zip(&results[1..], [dgain, dbias])
+            .map(|(result, expected)| error_f32(result.iter().copied(), &expected));
+        of_sums.fold(error_f32(rows_of(&results[0], WIDTH), &dx), f64::max)
+    }
+
+    fn matrix_bytes() -> u64 {
+        (ROWS * WIDTH * 4) as u64
+    }
+
+    fn row_bytes() -> u64 {
+        (WIDTH * 4) as u64
     }
 }
 
 impl Timed for Norm {
     /// Each matrix read or written once.
     fn work(&self) -> f64 {
-        let matrices = if self.backward { 3 } else { 2 };
-        (matrices * ROWS * WIDTH * 4) as f64
+        let matrices = match self.other {
+            Other::Bias(_) => 2,
+            Other::Dy(_) => 3,
+        };
+        (matrices * Self::matrix_bytes()) as f64
     }
 
-    fn record(&self, recorder: &mut Recorder) -> Result<()> {
-        let [x, gain, bias, result] =
-            [&self.x, &self.gain, &self.bias, &self.result].map(|tensor| tensor.matrix());
-        if self.backward {
-            let sums: [Matrix<'_>; 2] = [self.sums[0].matrix(), self.sums[1].matrix()];
-            let dy = self.other.matrix();
-            return layer_norm_backward(recorder, x, gain, 1e-5, dy, (result, false), sums);
+    fn record(&self, recorder: &mut Recorder) -> Result<Vec<Tensor>> {
+        let result = recorder.empty("result", &[ROWS, WIDTH], DType::F32)?;
+        let [x, gain] = [&self.x, &self.gain].map(|(tensor, _)| tensor.matrix());
+        match &self.other {
+            Other::Bias((bias, _)) => {
+                layer_norm(recorder, x, [gain, bias.matrix()], EPS, result.matrix())?;
+                Ok(vec![result])
+            }
+            Other::Dy((dy, _)) => {
+                let dgain = recorder.zeros("dgain", &[1, WIDTH], DType::F32)?;
+                let dbias = recorder.zeros("dbias", &[1, WIDTH], DType::F32)?;
+                let sums = [dgain.matrix(), dbias.matrix()];
+                let dx = (result.matrix(), false);
+                layer_norm_backward(recorder, x, gain, EPS, dy.matrix(), dx, sums)?;
+                Ok(vec![result, dgain, dbias])
+            }
         }
-        layer_norm(recorder, x, [gain, bias], 1e-5, result)
+    }
+
+    fn error(&self, results: &[Vec<f32>]) -> Result<f64> {
+        Ok(match &self.other {
+            Other::Bias((_, bias)) => self.forward_error(bias, &results[0]),
+            Other::Dy((_, dy)) => self.backward_error(dy, results),
+        })
+    }
+
+    fn held_bytes(&self) -> u64 {
+        match self.other {
+            // x, gain, bias
+            Other::Bias(_) => Self::matrix_bytes() + 2 * Self::row_bytes(),
+            // x, dy, gain
+            Other::Dy(_) => 2 * Self::matrix_bytes() + Self::row_bytes(),
+        }
+    }
+
+    fn floor_bytes(&self) -> u64 {
+        let results = match self.other {
+            Other::Bias(_) => Self::matrix_bytes(),
+            // dx, dgain, dbias
+            Other::Dy(_) => Self::matrix_bytes() + 2 * Self::row_bytes(),
+        };
+        self.held_bytes() + results
     }
 }

@@ -1,173 +1,266 @@
-//! Kernels against the adapter's own ceilings, in one run.
+//! Everything that the library computes against the adapter's own ceilings, in one run.
 //!
 //! ```text
-//! cargo bench --bench roofline [-- --quick] [--only forward|backward|matmul|norm|growth] [--kernel tile|rows|micro]
-//!     [--storage f32|f16|f16packed|bf16packed]
-//!     [--trusted]
+//! cargo bench --bench roofline [-- OPTIONS]
+//!   --only GROUP     one of forward, backward, matmul, norm, layer, growth, start
+//!   --kernel NAME    tile, rows or micro, for the forward
+//!   --json PATH      writes every row as an object, one a line
+//!   --repetitions N  10 unless told
+//!   --quick          few small cases: that everything works, not what it measures
+//!   --join PATH...   prints one table of such files, of other implementations, too (benches/peers); measures nothing
 //! ```
 //!
-//! `--storage` says how attention's tensors are stored.
+//! First come the ceilings: multiply-adds in f32 and f16, products of matrix units, a copy. Then, a row each: wall time, time
+//! on the device where it has timestamps, work per second and its share of the ceiling, which is measured before each
+//! repetition, so that a machine whose speed drifts does not shift the ratio; dispatches; the most bytes that existed, and
+//! how many above inputs and outputs; the largest error over what is allowed. Medians with the smallest and largest. Rows
+//! share their device, inputs are random, outputs are overwritten before each repetition and checked after the last
+//! (see `timing.rs`). The backward counts 2.5 times the operations of the forward; layer norms count each matrix once.
 //!
-//! The ceiling is measured before each repetition of each case, so that a machine whose speed drifts does not shift the
-//! ratio; medians of the repetitions with the smallest and largest. The backward counts 2.5 times the operations of the
-//! forward; layer norms count each matrix once, against a copy. The last table is time per token against length.
-//! `--trusted` compiles without runtime checks. `--quick` runs few small cases: that everything works, not what it measures.
+//! The exit status tells whether all results were right.
 
 mod attention;
+#[path = "../cases.rs"]
+mod cases;
 mod ceilings;
+mod encoder;
+mod growth;
+mod join;
 mod layers;
+mod machine;
+mod matrices;
+#[path = "../measurement.rs"]
+mod measurement;
+mod options;
+mod report;
+mod start;
 mod timing;
 
 use std::error::Error;
+use std::rc::Rc;
 
-use attention::{CASES, Direction, Prepared, case};
-use dilated_attention::kernel::Storage;
-use dilated_attention::kernel::forward::ForwardShape;
+use attention::{Direction, Prepared};
+use cases::{Case, ProductCase};
+use ceilings::Ceiling;
 use dilated_attention::kernel::matmul::MatmulVariant;
-use dilated_attention::plan::Processor;
-use dilated_attention::{Context, ContextOptions};
-use layers::{Norm, PRODUCTS, Product};
-use timing::{Timed, header, row, spread};
-
-const GROUPS: [&str; 5] = ["forward", "backward", "matmul", "norm", "growth"];
+use dilated_attention::{Context, Result as LibraryResult, wgpu};
+use encoder::EncoderLayer;
+use layers::{Norm, Product};
+use machine::Machine;
+use options::{Command, Options};
+use report::{Key, Report};
+use serde_json::{Value, json};
+use timing::{Clock, Subject, Timed, measure};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let (mut quick, mut kernel, mut only) = (false, None, None);
-    let mut storage = Storage::F32;
-    let mut options = ContextOptions::default();
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        match argument.as_str() {
-            "--quick" => quick = true,
-            "--trusted" => options.kernels.trusted_shaders = true,
-            "--only" => {
-                let name = arguments.next().unwrap_or_default();
-                let found = GROUPS.into_iter().find(|group| *group == name);
-                only = Some(found.ok_or(format!("no group {name}"))?);
-            }
-            "--kernel" => {
-                let name = format!("forward_{}", arguments.next().unwrap_or_default());
-                let found = ForwardShape::ALL
-                    .into_iter()
-                    .find(|shape| shape.name() == name);
-                kernel = Some(found.ok_or(format!("no kernel {name}"))?);
-            }
-            "--storage" => {
-                let name = arguments.next().unwrap_or_default();
-                let found = Storage::ALL
-                    .into_iter()
-                    .find(|storage| format!("{storage:?}").eq_ignore_ascii_case(&name));
-                storage = found.ok_or(format!("no storage {name}"))?;
-            }
-            // Cargo passes it to every benchmark.
-            "--bench" => {}
-            other => return Err(format!("unknown option {other}").into()),
-        }
-    }
-    let wanted = |group: &str| only.is_none_or(|only| only == group);
-    let context = pollster::block_on(Context::with_options(&options))?;
-    let info = context.adapter_info();
-    println!(
-        "adapter   {} ({:?}, {})",
-        info.name, info.backend, info.driver_info
-    );
-    let (device, queue) = (context.device(), context.queue());
-    let on_cpu = context.facts().processor != Processor::Gpu;
-    let fma = ceilings::fma(device, queue, on_cpu);
-    let copy = ceilings::copy(device);
-    copy.rate(device, queue);
-    let repetitions = if quick { 3 } else { 7 };
-    let measure = |ceiling: &ceilings::Ceiling| {
-        let rates = (0..repetitions)
-            .map(|_| ceiling.rate(device, queue) / 1e9)
-            .collect();
-        spread(rates)
+    let options = match Command::from_arguments(std::env::args().skip(1))? {
+        Command::Measure(options) => options,
+        Command::Join(paths) => return join::print(&paths),
+        Command::FirstCall => return start::child(),
     };
-    let (median, least, most) = measure(&fma);
-    println!(
-        "ceiling   {median:.1} GFLOP/s ({least:.1} to {most:.1}): {}",
-        fma.name
-    );
-    let (median, least, most) = measure(&copy);
-    println!(
-        "ceiling   {median:.1} GB/s ({least:.1} to {most:.1}): {}",
-        copy.name
-    );
-
-    for (group, direction) in [
-        ("forward", Direction::Forward),
-        ("backward", Direction::Backward),
-    ] {
-        if wanted(group) {
-            header(&format!("{group}, {storage:?}"), "GFLOP/s");
-            let cases = if quick { &CASES[..2] } else { &CASES[..] };
-            for case in cases {
-                let prepared = Prepared::new(&context, case, (kernel, storage), direction)?;
-                let names = [case.name, prepared.kernel()?];
-                row(&context, &fma, repetitions, names, &prepared)?;
-            }
-        }
+    let machine = pollster::block_on(Machine::open())?;
+    let clock = Rc::new(Clock::new(&machine.context));
+    let report = Report::new(&machine, options.json.as_deref())?;
+    let mut run = Run {
+        fma: Rc::new(ceilings::fma(&machine, &clock, "f32")),
+        copy: Rc::new(ceilings::copy(&machine, &clock)),
+        machine,
+        clock,
+        report,
+        options,
+        all_right: true,
+    };
+    run.ceilings()?;
+    run.attention()?;
+    run.products()?;
+    run.norms()?;
+    run.encoder_layers()?;
+    if run.options.wants("growth") {
+        let Run {
+            machine,
+            clock,
+            report,
+            options,
+            ..
+        } = &mut run;
+        run.all_right &= growth::run(machine, clock, report, options.quick)?;
     }
-    if wanted("matmul") {
-        header("matmul, f32", "GFLOP/s");
-        let cases = if quick { &PRODUCTS[..1] } else { &PRODUCTS[..] };
-        let kernel = MatmulVariant::choose(1024, [Storage::F32; 2], context.facts()).name();
-        for case in cases {
-            let product = Product::new(&context, case)?;
-            row(&context, &fma, repetitions, [case.name, kernel], &product)?;
-        }
+    if run.options.wants("start") {
+        start::run(&mut run.report, run.options.quick)?;
     }
-    if wanted("norm") {
-        header("layer norm, f32", "GB/s");
-        for (kernel, backward) in [("layer_norm", false), ("layer_norm_backward", true)] {
-            let norm = Norm::new(&context, backward)?;
-            let names = ["4096 rows of 768", kernel];
-            row(&context, &copy, repetitions, names, &norm)?;
-        }
+    println!("\npool\n{}", run.machine.context.pool().stats());
+    match run.all_right {
+        true => Ok(()),
+        false => Err("some results are wrong, see above".into()),
     }
-    if wanted("growth") {
-        growth(&context, storage, quick)?;
-    }
-    println!("\npool\n{}", context.pool().stats());
-    Ok(())
 }
 
-/// Time per token at fixed branches, over the length.
-fn growth(context: &Context, storage: Storage, quick: bool) -> Result<(), Box<dyn Error>> {
-    let lengths: &[u32] = if quick {
-        &[16_384, 32_768]
-    } else {
-        &[16_384, 32_768, 65_536, 131_072, 262_144]
-    };
-    let prepared = lengths
-        .iter()
-        .map(|&tokens| {
-            let case = case(
-                "growth",
-                (1, 16, tokens),
-                &[1024, 4096, 16_384],
-                &[1, 4, 16],
-            );
-            let prepared = Prepared::new(context, &case, (None, storage), Direction::Forward)?;
-            prepared.seconds(context)?;
-            Ok(prepared)
-        })
-        .collect::<dilated_attention::Result<Vec<_>>>()?;
-    let repetitions = if quick { 2 } else { 5 };
-    let mut times = vec![Vec::new(); lengths.len()];
-    for _ in 0..repetitions {
-        for (times, prepared) in times.iter_mut().zip(&prepared) {
-            let tokens = f64::from(prepared.shape.seq_len());
-            times.push(prepared.seconds(context)? / tokens * 1e9);
+struct Run {
+    machine: Machine,
+    clock: Rc<Clock>,
+    fma: Rc<Ceiling>,
+    copy: Rc<Ceiling>,
+    report: Report,
+    options: Options,
+    all_right: bool,
+}
+
+impl Run {
+    fn ceilings(&mut self) -> Result<(), Box<dyn Error>> {
+        let Self { machine, clock, .. } = self;
+        let half = machine
+            .has(wgpu::Features::SHADER_F16)
+            .then(|| ceilings::fma(machine, clock, "f16"));
+        let matrices = matrices::ceilings(machine, clock);
+        let repetitions = self.options.repetitions;
+        let (fma, copy) = (self.fma.as_ref(), self.copy.as_ref());
+        for ceiling in [fma].into_iter().chain(&half).chain([copy]) {
+            let rates = ceiling.rates(repetitions);
+            self.report.ceiling(&ceiling.name, ceiling.unit, rates)?;
+        }
+        if half.is_none() {
+            self.report.no_ceiling("fma f16", "no SHADER_F16")?;
+        }
+        if matrices.is_empty() {
+            let reason = "the adapter lists none";
+            self.report.no_ceiling("cooperative matrix", reason)?;
+        }
+        for (name, ceiling) in &matrices {
+            match ceiling {
+                Ok(ceiling) => {
+                    let rates = ceiling.rates(repetitions);
+                    self.report.ceiling(name, ceiling.unit, rates)?;
+                }
+                Err(reason) => self.report.no_ceiling(name, reason)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows of one case: with shaders that check and with those that do not. A case that fails is a row, too.
+    fn rows<T: Timed>(
+        &mut self,
+        (group, case, kernel): (&str, &str, impl Fn(&T) -> &'static str),
+        ceiling: &Ceiling,
+        parameters: &Value,
+        prepare: impl Fn(&Context) -> LibraryResult<T>,
+    ) -> Result<(), Box<dyn Error>> {
+        let contexts = self.machine.contexts();
+        let wanted = |checked: bool| checked || self.options.compares_unchecked(group);
+        let rows = || {
+            let mut prepared = Vec::new();
+            for (context, checked) in contexts {
+                if wanted(checked) {
+                    prepared.push((prepare(context)?, context, checked));
+                }
+            }
+            let subjects = prepared.iter().map(|(timed, context, _)| Subject {
+                context,
+                clock: &self.clock,
+                timed,
+            });
+            let measured = measure(subjects.collect(), ceiling, self.options.repetitions)?;
+            let named = |((timed, _, checked), measured): ((T, _, _), _)| {
+                (kernel(&timed), checked, measured)
+            };
+            Ok(prepared.into_iter().zip(measured).map(named).collect())
+        };
+        let rows: LibraryResult<Vec<_>> = rows();
+        match rows {
+            Ok(rows) => {
+                for (kernel, checked, measured) in rows {
+                    let key = Key {
+                        group,
+                        case,
+                        kernel,
+                        checked,
+                    };
+                    let right = self.report.row(&key, ceiling, parameters, &measured)?;
+                    self.all_right &= right;
+                }
+            }
+            Err(error) => {
+                self.report.failure(group, case, parameters, &error)?;
+                self.all_right = false;
+            }
+        }
+        Ok(())
+    }
+
+    /// Which of the cases.
+    fn set(&self) -> &'static str {
+        match (self.options.quick, self.machine.is_software()) {
+            (true, _) => "quick",
+            (false, true) => "software",
+            (false, false) => "gpu",
         }
     }
-    println!(
-        "\ntime per token, 1 head of 16, branches 1024/1 4096/4 16384/16, medians of {repetitions}"
-    );
-    let medians: Vec<f64> = times.into_iter().map(|times| spread(times).0).collect();
-    for (tokens, nanoseconds) in lengths.iter().zip(&medians) {
-        let against = (nanoseconds / medians[0] - 1.0) * 100.0;
-        println!("{tokens:>8} tokens  {nanoseconds:>8.1} ns  {against:+.1} %");
+
+    fn attention(&mut self) -> Result<(), Box<dyn Error>> {
+        for (group, direction) in [
+            ("forward", Direction::Forward),
+            ("backward", Direction::Backward),
+        ] {
+            if !self.options.wants(group) {
+                continue;
+            }
+            self.report.header(group, "GFLOP/s");
+            for case in Case::set(self.set()) {
+                let kernel = self.options.kernel;
+                let prepare = |context: &Context| Prepared::new(context, &case, kernel, direction);
+                let names = (group, case.name.as_str(), Prepared::kernel);
+                self.rows(names, &self.fma.clone(), &json!(case), prepare)?;
+            }
+        }
+        Ok(())
     }
-    Ok(())
+
+    fn products(&mut self) -> Result<(), Box<dyn Error>> {
+        if !self.options.wants("matmul") {
+            return Ok(());
+        }
+        self.report.header("matmul", "GFLOP/s");
+        let kernel = MatmulVariant::choose(1024, self.machine.context.facts()).name();
+        for case in ProductCase::set(self.set()) {
+            let prepare = |context: &Context| Product::new(context, &case);
+            let names = ("matmul", case.name.as_str(), |_: &Product| kernel);
+            self.rows(names, &self.fma.clone(), &json!(case), prepare)?;
+        }
+        Ok(())
+    }
+
+    fn norms(&mut self) -> Result<(), Box<dyn Error>> {
+        if !self.options.wants("norm") {
+            return Ok(());
+        }
+        self.report.header("norm", "GB/s");
+        for (kernel, backward) in [("layer_norm", false), ("layer_norm_backward", true)] {
+            let case = format!("{kernel}, {} rows of {}", layers::ROWS, layers::WIDTH);
+            let prepare = |context: &Context| Norm::new(context, backward);
+            let names = ("norm", case.as_str(), |_: &Norm| kernel);
+            let parameters = json!({"rows": layers::ROWS, "width": layers::WIDTH});
+            self.rows(names, &self.copy.clone(), &parameters, prepare)?;
+        }
+        Ok(())
+    }
+
+    fn encoder_layers(&mut self) -> Result<(), Box<dyn Error>> {
+        if !self.options.wants("layer") {
+            return Ok(());
+        }
+        self.report.header("layer", "GFLOP/s");
+        let lengths: &[u32] = match (self.options.quick, self.machine.is_software()) {
+            (true, _) => &[256],
+            (false, true) => &[1024, 2048],
+            (false, false) => &[1000, 5000, 20_000],
+        };
+        for &tokens in lengths {
+            let case = format!("encoder layer, {tokens} tokens");
+            let prepare = |context: &Context| EncoderLayer::new(context, tokens);
+            let names = ("layer", case.as_str(), |_: &EncoderLayer| "all");
+            let parameters = encoder::parameters(tokens);
+            self.rows(names, &self.fma.clone(), &parameters, prepare)?;
+        }
+        Ok(())
+    }
 }

@@ -48,7 +48,8 @@ fn has_matrices(on: &TestContext) -> bool {
             for error in reasons {
                 assert!(error.to_string().contains(&reason.to_string()), "{error}");
             }
-            let chosen = ForwardVariant::choose(64, Storage::F16, facts);
+            let config = DilatedAttentionConfig::new(1, 64, &[64], &[1]).unwrap();
+            let chosen = ForwardVariant::choose(&config, Storage::F16, facts);
             assert!(!chosen.shape.is_cooperative());
             false
         }
@@ -280,15 +281,16 @@ fn other_sizes_and_types_are_refused_with_the_reason() {
         }),
         ..DeviceFacts::webgpu_defaults()
     };
+    let of = |head_dim| DilatedAttentionConfig::new(1, head_dim, &[64], &[1]).unwrap();
     let reason = |head_dim, storage, facts: &DeviceFacts| {
-        let chosen = ForwardVariant::choose(head_dim, storage, facts);
+        let chosen = ForwardVariant::choose(&of(head_dim), storage, facts);
         assert!(!chosen.shape.is_cooperative(), "{chosen}");
         let forward = ForwardVariant::cooperative(head_dim, storage, facts).unwrap_err();
         let backward = BackwardVariant::cooperative(head_dim, storage, facts).unwrap_err();
         assert_eq!(forward, backward);
         forward.to_string()
     };
-    let chosen = ForwardVariant::choose(128, Storage::F16, &facts);
+    let chosen = ForwardVariant::choose(&of(128), Storage::F16, &facts);
     assert!(chosen.shape.is_cooperative());
     assert!(reason(132, Storage::F16, &facts).contains("at most 128"));
     for storage in [Storage::F32, Storage::Bf16Packed] {
@@ -304,11 +306,12 @@ fn other_sizes_and_types_are_refused_with_the_reason() {
         processor: Processor::Cpu {
             lanes: 8,
             uniform_loads: true,
+            broadcasts: true,
         },
         ..facts
     };
     assert!(
-        !ForwardVariant::choose(64, Storage::F16, &cpu)
+        !ForwardVariant::choose(&of(64), Storage::F16, &cpu)
             .shape
             .is_cooperative()
     );

@@ -60,7 +60,7 @@ fn tune_options() -> TuneOptions {
 
 fn reason(context: &Context) -> Reason {
     let attention = DilatedAttention::new(context, config()).expect("fits");
-    attention.choice().reason.clone()
+    attention.choice(DType::F32).unwrap().reason.clone()
 }
 
 #[test]
@@ -74,22 +74,37 @@ fn a_measured_kernel_is_remembered_by_later_contexts() {
     assert_eq!(report.passes.len(), 1);
     assert!(!report.passes[0].considered.is_empty());
     let attention = DilatedAttention::new(&context, config()).expect("fits");
-    assert!(matches!(attention.choice().reason, Reason::Measured { .. }));
-    assert_eq!(report.passes[0].choice, attention.choice().to_string());
+    assert!(matches!(
+        attention.choice(DType::F32).unwrap().reason,
+        Reason::Measured { .. }
+    ));
+    assert_eq!(
+        report.passes[0].choice,
+        attention.choice(DType::F32).unwrap().to_string()
+    );
 
     // Another context, as in a later process: nothing is measured again, and the plan says why.
     let later = folder.context();
     let remembered = DilatedAttention::new(&later, config()).expect("fits");
-    assert_eq!(remembered.choice(), attention.choice());
+    assert_eq!(
+        remembered.choice(DType::F32).unwrap(),
+        attention.choice(DType::F32).unwrap()
+    );
     let shape = AttentionShape::new(1, 64).expect("valid");
-    let plan = remembered.plan(&shape).expect("plans").to_string();
+    let plan = remembered
+        .plan(&shape, DType::F32)
+        .expect("plans")
+        .to_string();
     assert!(plan.contains("chosen: measured"), "{plan}");
     let report = later.tune(&config(), &tune_options()).expect("finds");
     assert!(report.passes[0].considered.is_empty(), "{report}");
     // Other heads were not measured.
     let other = DilatedAttentionConfig::new(1, 8, &[64], &[1]).expect("valid");
     let other = DilatedAttention::new(&later, other).expect("fits");
-    assert!(matches!(other.choice().reason, Reason::Adapter(_)));
+    assert!(matches!(
+        other.choice(DType::F32).unwrap().reason,
+        Reason::Adapter(_)
+    ));
 
     // Deleted or damaged, it is as if it had never been.
     let file = later.winners_file().expect("has a folder").to_owned();
@@ -135,7 +150,10 @@ fn a_shipped_file_chooses_among_affordable_kernels_only() {
     let shipped = |text: &str| {
         let context = folder.context_with_shipped(Some(text.to_owned()));
         let attention = DilatedAttention::new(&context, config()).expect("fits");
-        (attention.variant(), attention.choice().reason.clone())
+        (
+            attention.variant(DType::F32).unwrap(),
+            attention.choice(DType::F32).unwrap().reason.clone(),
+        )
     };
     let (chosen, because) = shipped(&text);
     assert_eq!(chosen, variant(ForwardShape::Tile));

@@ -1,0 +1,121 @@
+//! The cases that every implementation is timed on, from `cases.json`, so that tables join by name.
+
+use dilated_attention::{AttentionShape, DilatedAttentionConfig, Mask, Result};
+use serde::{Deserialize, Serialize};
+
+/// The file.
+#[derive(Deserialize)]
+struct All {
+    attention: Vec<Case>,
+    #[allow(dead_code, reason = "only the harness multiplies matrices")]
+    products: Vec<ProductCase>,
+}
+
+fn all() -> All {
+    serde_json::from_str(include_str!("cases.json")).expect("cases.json is valid")
+}
+
+/// A product of `rows x inner` by `inner x columns`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct ProductCase {
+    pub name: String,
+    pub rows: usize,
+    pub inner: usize,
+    pub columns: usize,
+    #[serde(default)]
+    pub transpose_a: bool,
+    #[serde(default)]
+    pub transpose_b: bool,
+    #[serde(skip_serializing)]
+    sets: Vec<String>,
+}
+
+impl ProductCase {
+    /// The products of a set.
+    #[allow(dead_code, reason = "only the harness multiplies matrices")]
+    pub fn set(name: &str) -> Vec<Self> {
+        let mut all = all().products;
+        all.retain(|case| case.sets.iter().any(|set| set == name));
+        all
+    }
+
+    /// Rows, inner, columns.
+    #[allow(dead_code, reason = "only the harness multiplies matrices")]
+    pub fn dims(&self) -> [usize; 3] {
+        [self.rows, self.inner, self.columns]
+    }
+}
+
+/// One call of attention.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Case {
+    pub name: String,
+    pub heads: u32,
+    pub head_dim: u32,
+    pub tokens: u32,
+    pub segments: Vec<u32>,
+    pub rates: Vec<u32>,
+    #[serde(default)]
+    pub causal: bool,
+    #[serde(skip_serializing)]
+    sets: Vec<String>,
+}
+
+impl Case {
+    /// A case of no set: heads, their size, tokens; segment lengths and rates.
+    #[allow(dead_code, reason = "only the harness has cases of its own")]
+    pub fn new(
+        name: String,
+        [heads, head_dim, tokens]: [u32; 3],
+        segments: &[u32],
+        rates: &[u32],
+    ) -> Self {
+        Self {
+            name,
+            heads,
+            head_dim,
+            tokens,
+            segments: segments.to_vec(),
+            rates: rates.to_vec(),
+            causal: false,
+            sets: Vec::new(),
+        }
+    }
+
+    /// The cases of a set: "quick", "software", "gpu", "peers".
+    pub fn set(name: &str) -> Vec<Self> {
+        let mut all = all().attention;
+        all.retain(|case| case.sets.iter().any(|set| set == name));
+        all
+    }
+
+    pub fn config(&self) -> Result<DilatedAttentionConfig> {
+        self.config_of_heads(self.heads)
+    }
+
+    /// The same with another number of heads. Head 0 attends alike, however many there are.
+    pub fn config_of_heads(&self, heads: u32) -> Result<DilatedAttentionConfig> {
+        let mask = match self.causal {
+            false => Mask::Full,
+            true => Mask::Causal,
+        };
+        Ok(
+            DilatedAttentionConfig::new(heads, self.head_dim, &self.segments, &self.rates)?
+                .mask(mask),
+        )
+    }
+
+    pub fn shape(&self) -> Result<AttentionShape> {
+        AttentionShape::new(1, self.tokens)
+    }
+
+    /// Dimensions of q, k, v and the output.
+    pub fn dims(&self) -> [usize; 4] {
+        [1, self.tokens, self.heads, self.head_dim].map(|dim| dim as usize)
+    }
+
+    /// Elements of q.
+    pub fn elements(&self) -> usize {
+        self.dims().iter().product()
+    }
+}
