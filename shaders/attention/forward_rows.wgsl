@@ -4,6 +4,8 @@
 // Each lane owns two query rows (their q and their output), all lanes walk over the same keys, four at a time: a key's
 // vec4 then feeds two rows, and an output vec4 is loaded and stored once per four keys. Keys and values are staged in
 // workgroup memory, because such an adapter checks the bounds of a storage access with a branch per scalar.
+// Functions of a column c have a form `..._each()` that calls them for all columns, written by src/kernel/source.rs: an array
+// stays in registers only while all its indices are constants, and compilers do not unroll loops as long as these.
 // Prelude: HEAD_DIM_VEC4, LANES (the adapter's vector width in f32), LANE_GROUPS (groups of lanes that share the keys).
 
 const THREADS: u32 = LANES * LANE_GROUPS;
@@ -91,55 +93,6 @@ fn store_b(c: u32) {
     store_output(at + c, end, output_b[c]);
 }
 
-const LOAD_A: u32 = 0u;
-const LOAD_B: u32 = 1u;
-const SCORES: u32 = 2u;
-const VALUES: u32 = 3u;
-const LAST_SCORE: u32 = 5u;
-const LAST_VALUE: u32 = 6u;
-const STORE_A: u32 = 7u;
-const STORE_B: u32 = 8u;
-
-// Every step over the head dimension is unrolled here, in the source, by calls with constants: an array stays in
-// registers only while all its indices are constants, and compilers do not unroll loops as long as these.
-fn step(kind: u32, c: u32) {
-    if (c < HEAD_DIM_VEC4) {
-        switch (kind) {
-            case LOAD_A: { load_a(c); }
-            case LOAD_B: { load_b(c); }
-            case SCORES: { add_scores(c); }
-            case VALUES: { add_values(c); }
-            case LAST_SCORE: { last_score(c); }
-            case LAST_VALUE: { last_value(c); }
-            case STORE_A: { store_a(c); }
-            default: { store_b(c); }
-        }
-    }
-}
-
-fn step_4(kind: u32, c: u32) {
-    step(kind, c);
-    step(kind, c + 1u);
-    step(kind, c + 2u);
-    step(kind, c + 3u);
-}
-
-fn step_16(kind: u32, c: u32) {
-    if (c < HEAD_DIM_VEC4) {
-        step_4(kind, c);
-        step_4(kind, c + 4u);
-        step_4(kind, c + 8u);
-        step_4(kind, c + 12u);
-    }
-}
-
-fn each_column(kind: u32) {
-    step_16(kind, 0u);
-    step_16(kind, 16u);
-    step_16(kind, 32u);
-    step_16(kind, 48u);
-}
-
 fn horizontal_max(a: vec4<f32>) -> f32 {
     return max(max(a.x, a.y), max(a.z, a.w));
 }
@@ -153,11 +106,11 @@ fn forward_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
     let query_end = min(tile.row_end, tile.real_rows);
     if (row_a < query_end) {
         at = query_index(tile, row_a);
-        each_column(LOAD_A);
+        load_a_each();
     }
     if (row_b < query_end) {
         at = query_index(tile, row_b);
-        each_column(LOAD_B);
+        load_b_each();
     }
 
     var max_a = SCORE_FLOOR;
@@ -181,7 +134,7 @@ fn forward_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
         for (; key + 4u <= full; key += 4u) {
             score_a = vec4<f32>();
             score_b = vec4<f32>();
-            each_column(SCORES);
+            add_scores_each();
             score_a *= params.scale_log2e;
             score_b *= params.scale_log2e;
             let new_a = max(max_a, horizontal_max(score_a));
@@ -194,13 +147,13 @@ fn forward_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
             score_b = exp2(score_b - max_b);
             sum_a = fma(sum_a, vec4<f32>(shrink_a), score_a);
             sum_b = fma(sum_b, vec4<f32>(shrink_b), score_b);
-            each_column(VALUES);
+            add_values_each();
         }
         // The keys left over, and under the causal mask those only some rows see: one at a time.
         for (; key < min(TILE_KEYS, tile.key_end - first); key++) {
             score_a.x = 0.0;
             score_b.x = 0.0;
-            each_column(LAST_SCORE);
+            last_score_each();
             score_a.x *= params.scale_log2e;
             score_b.x *= params.scale_log2e;
             let seen_a = !causal || first + key <= row_a;
@@ -216,18 +169,18 @@ fn forward_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
             max_b = new_b;
             sum_a = sum_a * score_a.y + vec4<f32>(p_a, 0.0, 0.0, 0.0);
             sum_b = sum_b * score_b.y + vec4<f32>(p_b, 0.0, 0.0, 0.0);
-            each_column(LAST_VALUE);
+            last_value_each();
         }
     }
 
     if (row_a < tile.row_end) {
         end = finish_row(tile, row_a, max_a, dot(sum_a, vec4<f32>(1.0)));
         at = output_index(output_place(tile, row_a));
-        each_column(STORE_A);
+        store_a_each();
     }
     if (row_b < tile.row_end) {
         end = finish_row(tile, row_b, max_b, dot(sum_b, vec4<f32>(1.0)));
         at = output_index(output_place(tile, row_b));
-        each_column(STORE_B);
+        store_b_each();
     }
 }

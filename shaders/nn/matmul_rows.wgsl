@@ -4,7 +4,8 @@
 // Each lane owns four columns of c in ROWS rows, all lanes of a workgroup the same rows. DEPTH elements of each row of a are
 // staged in workgroup memory, where every lane reads the same ones; those of b a lane gathers for its own columns, once for
 // all rows. A sum takes DEPTH fma between its load and its store, an element of a feeds four fma, one of b ROWS.
-// src/kernel/matmul.rs says why these numbers.
+// Functions of a row r have a form `..._each()` that calls them for all rows, written by src/kernel/source.rs: an array
+// stays in registers only while all its indices are constants. src/kernel/matmul.rs says why these numbers.
 // Prelude: LANES (the adapter's vector width in f32), LANE_GROUPS (groups of lanes beside each other).
 
 const ROWS: u32 = 64u;
@@ -75,41 +76,6 @@ fn add_stored(r: u32) {
     }
 }
 
-const ADD: u32 = 0u;
-const ADD_STORED: u32 = 1u;
-const STORE: u32 = 2u;
-
-// Every step over the rows is unrolled here, in the source, by calls with constants: an array stays in registers only while
-// all its indices are constants.
-fn step(kind: u32, r: u32) {
-    switch (kind) {
-        case ADD: { add_row(r); }
-        case ADD_STORED: { add_stored(r); }
-        default: { store_row(r); }
-    }
-}
-
-fn step_4(kind: u32, r: u32) {
-    step(kind, r);
-    step(kind, r + 1u);
-    step(kind, r + 2u);
-    step(kind, r + 3u);
-}
-
-fn step_16(kind: u32, r: u32) {
-    step_4(kind, r);
-    step_4(kind, r + 4u);
-    step_4(kind, r + 8u);
-    step_4(kind, r + 12u);
-}
-
-fn each_row(kind: u32) {
-    step_16(kind, 0u);
-    step_16(kind, 16u);
-    step_16(kind, 32u);
-    step_16(kind, 48u);
-}
-
 fn finish_stored(at: u32, column: u32) {
     if (column < params.columns) {
         let index = params.c_skip + at;
@@ -136,16 +102,16 @@ fn matmul_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoc
         right_2 = right(k + 2u, read_columns, end);
         right_3 = right(k + 3u, read_columns, end);
         right_4 = right(k + 4u, read_columns, end);
-        each_row(ADD);
+        add_row_each();
     }
     // Numbers beyond the last tile do nothing.
     if (split * params.split < max(params.inner, 1u)) {
         exists = columns < vec4<u32>(params.columns);
         place = params.c_skip + split * params.split_stride + first_row * params.c_stride + column;
         if (has_flag(FLAG_ACCUMULATE)) {
-            each_row(ADD_STORED);
+            add_stored_each();
         }
-        each_row(STORE);
+        store_row_each();
         if (ACTIVATION != 0u || has_flag(FLAG_BIAS | FLAG_RESIDUAL)) {
             for (var r = first_row; r < min(params.rows, first_row + ROWS); r++) {
                 let at = r * params.c_stride + column;

@@ -50,10 +50,10 @@ impl DilatedAttention {
             .plan_backward_with(shape, self.context.facts(), self.backward_choice.clone())
     }
 
-    /// Compiles the backward's kernels now; see [`Context::warm_up`].
+    /// Compiles the backward's kernels now; see [`Context::warm_up`](crate::Context::warm_up).
     ///
     /// # Errors
-    /// As [`Context::warm_up`].
+    /// As [`Context::warm_up`](crate::Context::warm_up).
     pub fn warm_up_backward(&self) -> Result<WarmUp> {
         self.context.warm_up(&self.backward_kernels())
     }

@@ -5,15 +5,19 @@
 //! error handler, no device-lost callback (the application's own should call
 //! [`Pool::device_lost`](crate::pool::Pool::device_lost)). Errors are caught by scopes around this library's own calls.
 
+mod adapter;
 mod compiled;
 mod planner;
 mod warm_up;
 
+pub use adapter::AdapterChoice;
 pub use warm_up::{WarmUp, WarmedKernel};
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use adapter::{choose_adapter, new_instance};
 
 use crate::error::{Error, Result};
 use crate::kernel::{Kernel, Pipeline, Pipelines};
@@ -21,21 +25,6 @@ use crate::plan::DeviceFacts;
 use crate::pool::{Pool, PoolOptions};
 use crate::recorder::Recorder;
 use crate::tuning::{KernelOptions, Tuner};
-
-/// Which adapter to use.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum AdapterChoice {
-    /// The one whose name contains the value of `WGPU_ADAPTER_NAME` if that is set, else the one wgpu prefers under
-    /// `WGPU_POWER_PREF` (high performance if unset). `WGPU_BACKEND` limits the backends in any case.
-    #[default]
-    Environment,
-    /// The one wgpu prefers.
-    Power(wgpu::PowerPreference),
-    /// The first whose name contains this text, in any case.
-    Named(String),
-    /// A software adapter.
-    Software,
-}
 
 /// What an own device is asked for.
 #[derive(Clone, Debug, Default)]
@@ -318,64 +307,4 @@ impl Context {
             .iter()
             .try_for_each(|kernel| self.pipeline(*kernel).map(drop))
     }
-}
-
-fn new_instance() -> wgpu::Instance {
-    wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env())
-}
-
-async fn choose_adapter(
-    instance: &wgpu::Instance,
-    choice: &AdapterChoice,
-) -> Result<wgpu::Adapter> {
-    let by_name = |name: String| async move {
-        let wanted = name.to_lowercase();
-        let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
-        let found = names(&adapters);
-        adapters
-            .into_iter()
-            .find(|adapter| adapter.get_info().name.to_lowercase().contains(&wanted))
-            .ok_or_else(|| Error::NoAdapter {
-                reason: format!("none has '{name}' in its name"),
-                found,
-            })
-    };
-    let (power_preference, force_fallback_adapter) = match choice {
-        AdapterChoice::Named(name) => return by_name(name.clone()).await,
-        AdapterChoice::Environment => {
-            if let Ok(name) = std::env::var("WGPU_ADAPTER_NAME") {
-                return by_name(name).await;
-            }
-            let power = wgpu::PowerPreference::from_env();
-            (
-                power.unwrap_or(wgpu::PowerPreference::HighPerformance),
-                false,
-            )
-        }
-        AdapterChoice::Power(power) => (*power, false),
-        AdapterChoice::Software => (wgpu::PowerPreference::None, true),
-    };
-    let options = wgpu::RequestAdapterOptions {
-        power_preference,
-        force_fallback_adapter,
-        ..Default::default()
-    };
-    match instance.request_adapter(&options).await {
-        Ok(adapter) => Ok(adapter),
-        Err(error) => Err(Error::NoAdapter {
-            reason: error.to_string(),
-            found: names(&instance.enumerate_adapters(wgpu::Backends::all()).await),
-        }),
-    }
-}
-
-fn names(adapters: &[wgpu::Adapter]) -> String {
-    if adapters.is_empty() {
-        return "none at all".to_owned();
-    }
-    let names: Vec<String> = adapters
-        .iter()
-        .map(|adapter| format!("'{}'", adapter.get_info().name))
-        .collect();
-    names.join(", ")
 }

@@ -59,6 +59,23 @@ fn unrolled(kernel: &Kernel) -> (&'static [&'static str], u32) {
             ];
             (functions, variant.head_dim / 4)
         }
+        Kernel::Forward(variant) if variant.shape == ForwardShape::Rows => {
+            let functions = &[
+                "load_a",
+                "load_b",
+                "add_scores",
+                "add_values",
+                "last_score",
+                "last_value",
+                "store_a",
+                "store_b",
+            ];
+            (functions, variant.head_dim / 4)
+        }
+        Kernel::Matmul {
+            variant: MatmulVariant::Rows { .. },
+            ..
+        } => (&["add_row", "add_stored", "store_row"], 64),
         _ => (&[], 0),
     }
 }

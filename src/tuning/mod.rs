@@ -7,7 +7,7 @@
 //! by a probe                   when an application asks: Context::tune   remembered from then on
 //! ```
 //! Nothing is ever measured unasked: a probe compiles kernels, which takes seconds on some drivers and cannot be cancelled.
-//! An application calls [`Context::tune`] where its user expects to wait, or on a thread; later starts find the result and
+//! An application calls [`Context::tune`](crate::Context::tune) where its user expects to wait, or on a thread; later starts find the result and
 //! measure nothing. Every plan prints the kernel it chose and why ([`Choice`]).
 
 pub(crate) mod because;

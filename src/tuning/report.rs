@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TuneOptions {
     /// Nothing new is begun after this time. What is being compiled then cannot be cancelled, so the whole may take longer
-    /// by one compilation.
+    /// by one compilation. What was not begun stays unmeasured until asked for [`again`](Self::again) with more time.
     pub budget: Duration,
     /// Kernels of the backward, too.
     pub backward: bool,

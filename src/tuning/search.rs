@@ -8,16 +8,8 @@
 
 use std::time::Duration;
 
+use super::task::Candidate;
 use crate::error::{Error, Result};
-
-/// A kernel that may suit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Candidate<V> {
-    /// The kernel.
-    pub variant: V,
-    /// What its compilation is known to take on this kind of driver; `None` for far too long.
-    pub compile_time: Option<Duration>,
-}
 
 /// What a probe measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

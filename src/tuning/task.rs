@@ -4,13 +4,21 @@ use std::fmt;
 use std::time::Duration;
 
 use super::choice::Choice;
-use super::search::Candidate;
 use crate::config::{DilatedAttentionConfig, Mask};
 use crate::error::Result;
 use crate::kernel::backward::{BackwardShape, BackwardVariant};
 use crate::kernel::forward::{ForwardShape, ForwardVariant};
 use crate::kernel::matmul::MatmulVariant;
 use crate::plan::{DeviceFacts, Processor};
+
+/// A kernel that may suit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Candidate<V> {
+    /// The kernel.
+    pub variant: V,
+    /// What its compilation is known to take on this kind of driver; `None` for far too long.
+    pub compile_time: Option<Duration>,
+}
 
 /// A pass with several kernels.
 pub(crate) trait Task {

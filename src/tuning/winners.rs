@@ -9,11 +9,12 @@
 //! is replaced by the next probe.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(not(target_arch = "wasm32"))]
 use crate::weights::Replacement;
 
 /// Number of the layout above.
@@ -23,6 +24,7 @@ const FORMAT: u32 = 1;
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Adapters, drivers and versions that are remembered; any of the others makes room for a new one.
+#[cfg(not(target_arch = "wasm32"))]
 const MAX_ADAPTERS: usize = 64;
 
 /// A kernel with its time.
@@ -89,6 +91,7 @@ pub(super) fn load(path: &Path, adapter: &str) -> Winners {
 
 /// Adds `winners` to the file at `path`, which other processes may replace at the same time: a reader finds one whole file
 /// or another, and what the slower writer did not see is measured again some day.
+#[cfg(not(target_arch = "wasm32"))]
 pub(super) fn store(path: &Path, adapter: &str, winners: &Winners) -> io::Result<()> {
     let mut file = parse_file(&read(path));
     file.format = FORMAT;
@@ -106,12 +109,13 @@ pub(super) fn store(path: &Path, adapter: &str, winners: &Winners) -> io::Result
 }
 
 /// Puts a file of `bytes` at `path`, whole or not at all.
+#[cfg(not(target_arch = "wasm32"))]
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
     }
     let mut replacement = Replacement::begin(path)?;
-    replacement.file.write_all(bytes)?;
+    std::io::Write::write_all(&mut replacement.file, bytes)?;
     replacement.commit()
 }
 

@@ -55,6 +55,7 @@ mod stored;
 pub use file::WeightFile;
 pub use load::WeightSource;
 pub use mismatch::{Duplicate, Misshapen, Mistyped, WeightsMismatch};
+#[cfg(not(target_arch = "wasm32"))]
 pub(crate) use replacement::Replacement;
 pub use save::WeightWriter;
 pub use stored::{StoredTensor, StoredType};

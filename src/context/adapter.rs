@@ -1,0 +1,78 @@
+//! Which adapter an own device is made on.
+
+use crate::error::{Error, Result};
+
+/// Which adapter to use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum AdapterChoice {
+    /// The one whose name contains the value of `WGPU_ADAPTER_NAME` if that is set, else the one wgpu prefers under
+    /// `WGPU_POWER_PREF` (high performance if unset). `WGPU_BACKEND` limits the backends in any case.
+    #[default]
+    Environment,
+    /// The one wgpu prefers.
+    Power(wgpu::PowerPreference),
+    /// The first whose name contains this text, in any case.
+    Named(String),
+    /// A software adapter.
+    Software,
+}
+
+pub(super) fn new_instance() -> wgpu::Instance {
+    wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env())
+}
+
+pub(super) async fn choose_adapter(
+    instance: &wgpu::Instance,
+    choice: &AdapterChoice,
+) -> Result<wgpu::Adapter> {
+    let by_name = |name: String| async move {
+        let wanted = name.to_lowercase();
+        let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
+        let found = names(&adapters);
+        adapters
+            .into_iter()
+            .find(|adapter| adapter.get_info().name.to_lowercase().contains(&wanted))
+            .ok_or_else(|| Error::NoAdapter {
+                reason: format!("none has '{name}' in its name"),
+                found,
+            })
+    };
+    let (power_preference, force_fallback_adapter) = match choice {
+        AdapterChoice::Named(name) => return by_name(name.clone()).await,
+        AdapterChoice::Environment => {
+            if let Ok(name) = std::env::var("WGPU_ADAPTER_NAME") {
+                return by_name(name).await;
+            }
+            let power = wgpu::PowerPreference::from_env();
+            (
+                power.unwrap_or(wgpu::PowerPreference::HighPerformance),
+                false,
+            )
+        }
+        AdapterChoice::Power(power) => (*power, false),
+        AdapterChoice::Software => (wgpu::PowerPreference::None, true),
+    };
+    let options = wgpu::RequestAdapterOptions {
+        power_preference,
+        force_fallback_adapter,
+        ..Default::default()
+    };
+    match instance.request_adapter(&options).await {
+        Ok(adapter) => Ok(adapter),
+        Err(error) => Err(Error::NoAdapter {
+            reason: error.to_string(),
+            found: names(&instance.enumerate_adapters(wgpu::Backends::all()).await),
+        }),
+    }
+}
+
+fn names(adapters: &[wgpu::Adapter]) -> String {
+    if adapters.is_empty() {
+        return "none at all".to_owned();
+    }
+    let names: Vec<String> = adapters
+        .iter()
+        .map(|adapter| format!("'{}'", adapter.get_info().name))
+        .collect();
+    names.join(", ")
+}
