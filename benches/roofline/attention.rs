@@ -28,6 +28,7 @@ pub struct Prepared {
     /// Of the forward and the gradient of its output.
     results: Option<(ForwardOutput, Tensor)>,
     flop: f64,
+    kernel: &'static str,
 }
 
 /// Elements of q, k, v and dout, always the same.
@@ -72,6 +73,10 @@ impl Prepared {
             }
         };
         recorder.submit()?.wait()?;
+        let kernel = match direction {
+            Direction::Forward => attention.variant(DType::F32)?.shape.name(),
+            Direction::Backward => attention.backward_variant(DType::F32)?.shape.dkdv_name(),
+        };
         Ok(Self {
             case: case.clone(),
             attention,
@@ -79,19 +84,13 @@ impl Prepared {
             inputs,
             results,
             flop: flop as f64,
+            kernel,
         })
     }
 
     /// Name of the kernel that is timed.
-    pub fn kernel(&self) -> Result<&'static str> {
-        Ok(match self.results {
-            None => self.attention.variant(DType::F32)?.shape.name(),
-            Some(_) => self
-                .attention
-                .backward_variant(DType::F32)?
-                .shape
-                .dkdv_name(),
-        })
+    pub fn kernel(&self) -> &'static str {
+        self.kernel
     }
 
     fn lse_bytes(&self) -> u64 {

@@ -6,7 +6,7 @@ use dilated_attention::longnet::{Call, Input, LongNet, LongNetConfig};
 use dilated_attention::nn::Parameters;
 use dilated_attention::reference::model::{self, Values};
 use dilated_attention::{
-    AttentionShape, Context, DilatedAttentionConfig, Recorder, Result, Tensor, reference,
+    AttentionShape, Context, DType, DilatedAttentionConfig, Recorder, Result, Tensor, reference,
 };
 
 use serde_json::{Value, json};
@@ -62,7 +62,9 @@ impl EncoderLayer {
             values.insert(spec.name.clone(), parameter);
         }
         let shape = AttentionShape::new(1, tokens)?;
-        let plan = config.attention.plan_forward(&shape, context.facts())?;
+        let plan = config
+            .attention
+            .plan_forward(&shape, DType::F32, context.facts())?;
         let products = 2.0 * f64::from(tokens) * (4 * WIDTH * WIDTH + 2 * WIDTH * FFN) as f64;
         Ok(Self {
             flop: plan.flop as f64 + products,
@@ -111,6 +113,7 @@ impl EncoderLayer {
             .flat_map(|&(_, row)| &x[row as usize * WIDTH..][..WIDTH]);
         sum.iter_mut().zip(residual).for_each(|(sum, x)| *sum += x);
         let network = model::FeedForward {
+            activations: DType::F32,
             embed_dim: WIDTH,
             ffn_dim: FFN,
             activation: self.config.activation,

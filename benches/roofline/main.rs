@@ -42,6 +42,7 @@ use std::rc::Rc;
 use attention::{Direction, Prepared};
 use cases::{Case, ProductCase};
 use ceilings::Ceiling;
+use dilated_attention::kernel::Storage;
 use dilated_attention::kernel::matmul::MatmulVariant;
 use dilated_attention::{Context, Result as LibraryResult, wgpu};
 use encoder::EncoderLayer;
@@ -220,7 +221,8 @@ impl Run {
             return Ok(());
         }
         self.report.header("matmul", "GFLOP/s");
-        let kernel = MatmulVariant::choose(1024, self.machine.context.facts()).name();
+        let kernel =
+            MatmulVariant::choose(1024, [Storage::F32; 2], self.machine.context.facts()).name();
         for case in ProductCase::set(self.set()) {
             let prepare = |context: &Context| Product::new(context, &case);
             let names = ("matmul", case.name.as_str(), |_: &Product| kernel);

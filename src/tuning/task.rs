@@ -95,7 +95,7 @@ impl Segments {
 
 /// What is known of a shape's compilation for heads of `head_dim`, with its first run, on 2 cores. `None`: too long to try.
 ///
-/// Measured with `cargo bench --bench cold_start -- --shapes` on lavapipe of Mesa 25.0.7 and 26.2.6; drivers of GPUs are
+/// As [`Context::warm_up`](crate::Context::warm_up) reports it on lavapipe of Mesa 25.0.7 and 26.2.6; drivers of GPUs are
 /// assumed to take a second.
 fn forward_compile_time(
     shape: ForwardShape,

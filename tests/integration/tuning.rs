@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use dilated_attention::kernel::Storage;
 use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
 use dilated_attention::longnet::{Call, Input, LongNet, LongNetConfig, OutputProjection};
 use dilated_attention::ops::TokenIds;
 use dilated_attention::training::{Batch, LearningRate, Trainer, TrainingOptions};
 use dilated_attention::tuning::{Reason, TuneOptions};
 use dilated_attention::{
-    AttentionShape, CacheFolder, Context, ContextOptions, DeviceFacts, DilatedAttention,
+    AttentionShape, CacheFolder, Context, ContextOptions, DType, DeviceFacts, DilatedAttention,
     DilatedAttentionConfig, Error, KernelOptions,
 };
 
@@ -142,7 +143,7 @@ fn a_shipped_file_chooses_among_affordable_kernels_only() {
     let folder = Folder::new("shipped");
     let context = folder.context();
     let facts = context.facts().clone();
-    let variant = |shape| ForwardVariant::with_shape(shape, 4, &facts);
+    let variant = |shape| ForwardVariant::fitting(shape, &config(), Storage::F32, &facts);
     let tile = format!("{:?}", variant(ForwardShape::Tile));
     let text = winners_text(&context, &tile);
     let file = context.winners_file().expect("has a folder").to_owned();
@@ -161,17 +162,20 @@ fn a_shipped_file_chooses_among_affordable_kernels_only() {
     // What is no kernel of this device has no say.
     let hostile = ForwardVariant {
         lanes: u32::MAX,
-        ..variant(ForwardShape::Rows)
+        ..variant(ForwardShape::Uniform)
     };
     for kernel in [format!("{hostile:?}"), String::new(), "rm -rf".to_owned()] {
         let (chosen, because) = shipped(&text.replace(&tile, &kernel));
-        assert_eq!(chosen, ForwardVariant::choose(4, &facts));
+        assert_eq!(
+            chosen,
+            ForwardVariant::choose(&config(), Storage::F32, &facts)
+        );
         assert!(matches!(because, Reason::Adapter(_)));
     }
     // The user's own file goes first.
-    let micro = format!("{:?}", variant(ForwardShape::Micro));
-    std::fs::write(&file, text.replace(&tile, &micro)).expect("writes");
-    assert_eq!(shipped(&text).0, variant(ForwardShape::Micro));
+    let own = ForwardVariant::choose(&config(), Storage::F32, &facts);
+    std::fs::write(&file, text.replace(&tile, &format!("{own:?}"))).expect("writes");
+    assert_eq!(shipped(&text).0, own);
 }
 
 #[test]

@@ -25,7 +25,7 @@ use std::time::Instant;
 
 use cases::Case;
 use dilated_attention::plan::Processor;
-use dilated_attention::{Context, DilatedAttention, reference};
+use dilated_attention::{Context, DType, DilatedAttention, reference};
 use measurement::{Spread, date, error_f32, random, range, sampled_rows};
 use peer::Peer;
 use serde_json::{Value, json};
@@ -208,7 +208,7 @@ fn compare(
         error_f32(sampled.copied(), &expected.out),
         peer.error(case, &inputs, results.1)?,
     ];
-    let flop = attention.plan(&shape)?.flop as f64;
+    let flop = attention.plan(&shape, DType::F32)?.flop as f64;
     let mut objects = Vec::new();
     for ((implementation, times), error) in [OURS, BURN].into_iter().zip(times).zip(errors) {
         let seconds = Spread::of(times);
