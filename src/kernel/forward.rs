@@ -1,6 +1,38 @@
 //! The shapes of the forward kernel and which one suits a device.
 //!
-//! TABLES
+//! **What makes the software adapters fast** (lavapipe on 2 cores of an AMD EPYC with AVX-512, 8 lanes, 2026-11-24; dense,
+//! 1 head of 64, N = 2048, share of the adapter's own multiply-add ceiling of 164 GFLOP/s on Mesa 26.2.6 and 87 on 25.0.7,
+//! processor time of trial kernels that hold the inner loop only):
+//!
+//! | Mesa 26.2.6 | share |
+//! |---|---|
+//! | a loop over staged keys, two rows a lane (the kernel before) | 27 % |
+//! | 4 rows a lane, 4 keys a step, every index a constant, outputs rescaled in each step | 64 % |
+//! | and the scale not multiplied into q within the step, 32 groups of lanes | 71 % |
+//! | and outputs rescaled only when a maximum grows by more than 8 | 75 % |
+//! | and keys staged while values are weighed, so that a step has two barriers instead of three (kept) | 74 to 80 % |
+//! | a mask behind a branch instead of in each step | 57 % |
+//! | no barrier between scores and sums | 55 % |
+//! | 2, 3, 5, 6, 8 rows a lane | 62, 60, 56, 53, 50 % |
+//! | 8 keys a step, with barriers between its halves | 61 to 66 % |
+//! | keys straight from storage, 2 or 8 groups | 37 % |
+//! | an inner loop over 32 staged keys; without wgpu's checks | 29 to 35 %; 32 to 43 % |
+//!
+//! By samples of the processor the products run at the ceiling; the sums take a quarter longer, for a loop's variables are
+//! blended with the execution mask, on the ports that multiply; the exponentials take a tenth, and staging in gathers and
+//! scatters of 8 lanes another tenth. Twice the code no longer fits the cache for instructions, which is why larger
+//! steps, with fewer blends, are slower. The number of the lane must look as if it changed in the loop: it is computed anew
+//! after each barrier otherwise, in 24 divisions.
+//!
+//! | Mesa 25.0.7 (its `fma` is two operations, its loads are one a lane) | share | compiles for |
+//! |---|---|---|
+//! | 8 x 8 scores a lane, direct loads (the kernel before) | 9 to 13 % | 12 s |
+//! | subgroup broadcasts, keys from storage, 2 / 4 / 5 / 6 rows a lane | 33 / 46 / 48 / 50 % | 4 / 9 / 12 / 15 s |
+//! | subgroup broadcasts, keys staged; 16 groups of 4 rows / 32 groups of 2 | 54 / 42 % | 10 / 3 s |
+//! | the whole kernel with 4 / 3 / 2 rows (3 is kept) | 60 / 53 / 43 % | 23 / 17 / 9 s on a busy machine |
+//!
+//! Compilation there is by the number of loads and stores, each of which becomes a loop over the lanes. Loops in loops
+//! after the last barrier doubled it.
 
 use std::fmt;
 
@@ -104,7 +136,12 @@ impl ForwardVariant {
                 lanes: 8,
                 broadcasts: true,
                 ..
-            } => (ForwardShape::Broadcast, BROADCASTS),
+            } if Self::with_shape(ForwardShape::Broadcast, config.head_dim(), storage, facts)
+                .workgroup_memory_bytes()
+                <= facts.max_workgroup_memory_bytes =>
+            {
+                (ForwardShape::Broadcast, BROADCASTS)
+            }
             Processor::Cpu { .. } => (ForwardShape::Tile, LOADS_PER_LANE),
         };
         Choice::adapter(Self::fitting(shape, config, storage, facts), because)
