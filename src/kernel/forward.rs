@@ -44,8 +44,11 @@ use crate::plan::{DeviceFacts, Processor};
 use crate::tuning::Choice;
 use crate::tuning::because::{BROADCASTS, GPU, LOADS_PER_LANE, MATRICES, UNIFORM_LOADS};
 
-/// Groups of lanes that share the staged keys in the shapes for CPUs, at most.
+/// Groups of lanes that share the staged keys in the [`Uniform`](ForwardShape::Uniform) shape, at most.
 const MOST_LANE_GROUPS: u32 = 32;
+
+/// The same of the [`Broadcast`](ForwardShape::Broadcast) shape.
+const BROADCAST_LANE_GROUPS: u32 = 16;
 
 /// Largest heads that the kernel with cooperative matrices computes: its queries and its output are kept in registers.
 const MOST_COOP_HEAD_DIM: u32 = 128;
@@ -155,6 +158,10 @@ impl ForwardVariant {
         facts: &DeviceFacts,
     ) -> Self {
         let largest = Self::with_shape(shape, config.head_dim(), storage, facts);
+        if shape == ForwardShape::Broadcast {
+            // One kernel for all segments, for each compiles for many seconds.
+            return largest;
+        }
         // Rounded as what is remembered of other segments is, see `tuning`.
         let fitting = config
             .rows_of_shortest_segment()
@@ -197,7 +204,10 @@ impl ForwardVariant {
             shape,
             head_dim,
             lanes,
-            lane_groups: (256 / lanes.max(1)).clamp(1, MOST_LANE_GROUPS),
+            lane_groups: match shape {
+                ForwardShape::Broadcast => BROADCAST_LANE_GROUPS,
+                _ => (256 / lanes.max(1)).clamp(1, MOST_LANE_GROUPS),
+            },
             storage,
         }
     }

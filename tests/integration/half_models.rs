@@ -391,7 +391,7 @@ fn training_and_widths_that_do_not_fit_are_errors() -> Result<()> {
     assert!(matches!(result, Err(Error::InvalidShape { what: "x", .. })));
     let product = Matmul::new(half.matrix(), weight.matrix());
     wrong(product.write(&mut recorder, brain.matrix()), "c");
-    let product = Matmul::new(half.matrix(), half.matrix()).transpose_b();
+    let product = Matmul::new(half.matrix(), brain.matrix()).transpose_b();
     let square = recorder.zeros("c", &[3, 3], DType::F32)?;
     wrong(product.write(&mut recorder, square.matrix()), "b");
     let dropout = Blend::new(half.matrix(), 1.0).dropout(Some(Dropout::new(0.5, 1)?), 0);
