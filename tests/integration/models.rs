@@ -7,7 +7,7 @@ use dilated_attention::{
 };
 
 use crate::support::gradients::check_gradients;
-use crate::support::kernel_contexts::{kernel_contexts, tiny_bindings};
+use crate::support::kernel_contexts::{default_limits, kernel_contexts, tiny_bindings};
 use crate::support::models::{
     Case, INPUT, Inputs, Run, assert_near, assert_within, by_name, draw, largest, wide,
 };
