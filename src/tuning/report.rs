@@ -67,12 +67,12 @@ impl Context {
     ///
     /// ```no_run
     /// use dilated_attention::tuning::TuneOptions;
-    /// use dilated_attention::{Context, DilatedAttention, DilatedAttentionConfig};
+    /// use dilated_attention::{Context, DType, DilatedAttention, DilatedAttentionConfig};
     /// let context = Context::headless()?;
     /// let config = DilatedAttentionConfig::new(8, 64, &[2048, 8192], &[1, 4])?;
     /// println!("{}", context.tune(&config, &TuneOptions::default())?);
     /// let attention = DilatedAttention::new(&context, config)?;
-    /// println!("{}", attention.choice());
+    /// println!("{}", attention.choice(DType::F32)?);
     /// # Ok::<(), dilated_attention::Error>(())
     /// ```
     ///
