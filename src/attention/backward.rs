@@ -80,11 +80,11 @@ impl DilatedAttention {
     /// # Errors
     /// As [`Context::warm_up`](crate::Context::warm_up); [`Error::WrongDType`](crate::Error::WrongDType) for integers.
     pub fn warm_up_backward(&self, dtype: DType) -> Result<WarmUp> {
-        self.context.warm_up(&self.backward_kernels(dtype)?)
+        let variant = self.backward_variant(dtype)?;
+        self.context.warm_up(&self.backward_kernels(variant))
     }
 
-    fn backward_kernels(&self, dtype: DType) -> Result<[Kernel; 3]> {
-        let variant = self.backward_variant(dtype)?;
+    fn backward_kernels(&self, variant: BackwardVariant) -> [Kernel; 3] {
         let terms = match self.config.get_gradient() {
             MixGradient::Exact => Kernel::Delta {
                 head_dim: self.config.head_dim(),
@@ -92,11 +92,11 @@ impl DilatedAttention {
             },
             MixGradient::DetachedMix => Kernel::BackwardMeans(variant.of_pass(Pass::Means)),
         };
-        Ok([
+        [
             terms,
             Kernel::BackwardDq(variant),
             Kernel::BackwardDkDv(variant),
-        ])
+        ]
     }
 
     /// Records the gradients of `q`, `k` and `v`, given what [`forward`](Self::forward) made of them and `dout`, the
@@ -144,7 +144,7 @@ impl DilatedAttention {
         self.expect(recorder, &lse, &query_shape[..3], DType::F32)?;
         let plan = self.plan_backward(shape, dtype)?;
         // Compiled before anything is recorded, so that a refused shader leaves the recording as it was.
-        self.context.compile(&self.backward_kernels(dtype)?)?;
+        self.context.compile(&self.backward_kernels(plan.variant))?;
         let terms_shape = [&query_shape[..3], &[2]].concat();
         let terms = recorder.empty("terms", &terms_shape, DType::F32)?;
         let dq = recorder.empty("dq", &query_shape, dtype)?;

@@ -186,11 +186,8 @@ impl DilatedAttention {
     /// # Errors
     /// As [`Context::warm_up`]; [`Error::WrongDType`] for integers.
     pub fn warm_up(&self, dtype: DType) -> Result<WarmUp> {
-        self.context.warm_up(&self.kernels(dtype)?)
-    }
-
-    fn kernels(&self, dtype: DType) -> Result<[Kernel; 2]> {
-        Ok([Kernel::Forward(self.variant(dtype)?), Kernel::Fill])
+        let forward = Kernel::Forward(self.variant(dtype)?);
+        self.context.warm_up(&[forward, Kernel::Fill])
     }
 
     /// Records the attention of `q`, `k` and `v`, each (B, N, H, D) and all of one type, f32, f16 or bf16: batch items, tokens
@@ -223,10 +220,9 @@ impl DilatedAttention {
         let plan = self.plan(shape, dtype)?;
         let kernel = Kernel::Forward(plan.variant);
         // Compiled before anything is recorded, so that a refused shader leaves the recording as it was.
-        let [forward, fill] = self.kernels(dtype)?;
-        self.context.compile(&[forward])?;
+        self.context.compile(&[kernel])?;
         if !plan.clears.is_empty() {
-            self.context.compile(&[fill])?;
+            self.context.compile(&[Kernel::Fill])?;
         }
         let out_shape = self.query_shape(shape);
         let out = recorder.empty("out", &out_shape, dtype)?;

@@ -45,10 +45,10 @@ impl DilatedAttention {
             query_cache,
         };
         let plan = plan_step(&self.config, self.context.facts(), variant.storage, layout)?;
-        let [forward, fill] = self.kernels(dtype)?;
-        self.context.compile(&[forward])?;
+        let kernel = Kernel::Forward(variant);
+        self.context.compile(&[kernel])?;
         if plan.clears {
-            self.context.compile(&[fill])?;
+            self.context.compile(&[Kernel::Fill])?;
         }
         let shape = self.tensor_shape(batch, 1);
         let out = recorder.empty("out", &shape, dtype)?;
@@ -69,7 +69,6 @@ impl DilatedAttention {
                 (&softmax_lse, dispatch.lse.bytes),
             ];
             let params = dispatch.params(&self.config, &of_item);
-            let kernel = Kernel::Forward(variant);
             recorder.dispatch(kernel, &bindings, &params, dispatch.grid)?;
         }
         Ok(out)

@@ -47,6 +47,14 @@ pub struct ContextOptions {
     pub without_cooperative_matrices: bool,
 }
 
+fn facts_of(
+    device: &wgpu::Device,
+    matrices: &[wgpu::CooperativeMatrixProperties],
+) -> Result<DeviceFacts> {
+    let info = device.adapter_info();
+    DeviceFacts::new(&info, &device.limits(), device.features(), matrices)
+}
+
 /// A device ready to compute. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Context {
@@ -124,7 +132,8 @@ impl Context {
             })?;
         let pool = Pool::new(&device, options.pool.clone());
         let matrices = adapter.cooperative_matrix_properties();
-        let context = Self::assemble(device, queue, pool, &matrices, &options.kernels)?;
+        let facts = facts_of(&device, &matrices)?;
+        let context = Self::assemble(device, queue, pool, facts, &options.kernels);
         context.watch_own_device();
         Ok(context)
     }
@@ -179,35 +188,29 @@ impl Context {
             true => cooperative::matrices_of(&device.adapter_info()),
             false => Vec::new(),
         };
-        Self::assemble(device, queue, pool, &matrices, &KernelOptions::default())
+        let facts = facts_of(&device, &matrices)?;
+        let options = KernelOptions::default();
+        Ok(Self::assemble(device, queue, pool, facts, &options))
     }
 
     /// The same device, queue and pool, with kernels of its own that are chosen and compiled as `options` say; for devices of
     /// an application's own. Tensors go from one context to the other.
-    ///
-    /// # Errors
-    /// None, unless the device was lost.
-    pub fn with_kernel_options(&self, options: &KernelOptions) -> Result<Self> {
+    pub fn with_kernel_options(&self, options: &KernelOptions) -> Self {
         let (device, queue) = (self.device().clone(), self.queue().clone());
-        let mut context = Self::assemble(device, queue, self.pool().clone(), &[], options)?;
-        if let Some(inner) = Arc::get_mut(&mut context.inner) {
-            // What was found out about the device holds for the other kernels, too.
-            inner.facts = self.inner.facts.clone();
-        }
-        Ok(context)
+        let (pool, facts) = (self.pool().clone(), self.facts().clone());
+        Self::assemble(device, queue, pool, facts, options)
     }
 
     fn assemble(
         device: wgpu::Device,
         queue: wgpu::Queue,
         pool: Pool,
-        matrices: &[wgpu::CooperativeMatrixProperties],
+        facts: DeviceFacts,
         options: &KernelOptions,
-    ) -> Result<Self> {
+    ) -> Self {
         let info = device.adapter_info();
-        let facts = DeviceFacts::new(&info, &device.limits(), device.features(), matrices)?;
         let pipelines_file = compiled::file(&info, options);
-        Ok(Self {
+        Self {
             inner: Arc::new(Inner {
                 tuner: Arc::new(Tuner::new(&info, options)),
                 pipelines: compiled::load(&device, options, pipelines_file.as_deref()),
@@ -221,7 +224,7 @@ impl Context {
                 device,
                 queue,
             }),
-        })
+        }
     }
 
     /// Features worth requesting from `adapter` for this library, those of them that it has: f16 in shaders

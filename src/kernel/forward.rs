@@ -29,7 +29,7 @@
 //! | 8 x 8 scores a lane, direct loads (the kernel before) | 9 to 13 % | 12 s |
 //! | subgroup broadcasts, keys from storage, 2 / 4 / 5 / 6 rows a lane | 33 / 46 / 48 / 50 % | 4 / 9 / 12 / 15 s |
 //! | subgroup broadcasts, keys staged; 16 groups of 4 rows / 32 groups of 2 | 54 / 42 % | 10 / 3 s |
-//! | the whole kernel with 4 / 3 / 2 rows (3 is kept) | 60 / 53 / 43 % | 23 / 17 / 9 s on a busy machine |
+//! | the whole kernel, 32 groups of 4 / 3 / 2 rows (3 rows, in 16 groups, are kept) | 60 / 53 / 43 % | 23 / 17 / 9 s on a busy machine |
 //!
 //! Compilation there is by the number of loads and stores, each of which becomes a loop over the lanes. Loops in loops
 //! after the last barrier doubled it.

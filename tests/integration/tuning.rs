@@ -281,7 +281,6 @@ fn trusted_shaders_compute_the_same() {
         trusted_shaders: true,
         ..Default::default()
     });
-    let trusted = trusted.expect("same device");
     let config = DilatedAttentionConfig::new(2, 4, &[16, 64], &[1, 4]).expect("valid");
     let shape = AttentionShape::new(1, 100).expect("valid");
     let data: Vec<f32> = (0..800)
