@@ -28,6 +28,40 @@ pub enum Error {
         /// How many there are.
         limit: u32,
     },
+    /// A tile of a slide does not lie in the grid of positions.
+    #[error(
+        "tile {tile} at ({x}, {y}) lies outside of the grid: coordinates are pixels of level 0, at least 0 and below {limit}"
+    )]
+    TileOutOfGrid {
+        /// Its number in the slide, from 0.
+        tile: u64,
+        /// The coordinate given.
+        x: f32,
+        /// The coordinate given.
+        y: f32,
+        /// Coordinates are below this.
+        limit: u64,
+    },
+    /// One of several slides is wrong.
+    #[error("slide {slide}: {error}")]
+    InSlide {
+        /// Its number in the call, from 0.
+        slide: usize,
+        /// What is wrong.
+        error: Box<Error>,
+    },
+    /// A plan needs more memory than it may.
+    #[error(
+        "{what} needs {requested_bytes} bytes, the budget is {budget_bytes}: shorten the input, take activations in half precision or raise the budget"
+    )]
+    PlanOverBudget {
+        /// What was planned.
+        what: &'static str,
+        /// Bytes it needs.
+        requested_bytes: u64,
+        /// The budget.
+        budget_bytes: u64,
+    },
     /// An option of [`DilatedAttentionConfig`](crate::DilatedAttentionConfig) has a value that means nothing.
     #[error("{what} is {given}; it must be {need}")]
     InvalidConfig {

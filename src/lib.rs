@@ -18,6 +18,7 @@
 //! ops                           matrices: products, norms, activations, positions, losses, the optimiser's step
 //! nn                            layers with parameters
 //! longnet::LongNet              encoder, decoder, language model; decoding with a cache
+//! models                        GigaPath's slide encoder, LongViT
 //! weights, training             safetensors; steps, schedules, checkpoints
 //! ```
 //!
@@ -48,6 +49,7 @@ pub mod tuning;
 // 4: what you call
 pub mod attention;
 pub mod longnet;
+pub mod models;
 pub mod nn;
 pub mod ops;
 pub mod training;

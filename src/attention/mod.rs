@@ -2,6 +2,7 @@
 
 mod backward;
 mod step;
+mod weights;
 
 pub use backward::Gradients;
 

@@ -54,6 +54,13 @@ pub enum Kernel {
     BackwardDq(BackwardVariant),
     /// Gradients of the keys and values of one branch.
     BackwardDkDv(BackwardVariant),
+    /// How much one query attends to each key of one branch, with heads of `head_dim` elements.
+    TokenWeights {
+        /// Elements in one head.
+        head_dim: u32,
+        /// How queries and keys are stored.
+        storage: Storage,
+    },
     /// Product of two matrices, either transposed, with a bias, an activation and a residual.
     Matmul {
         /// How it is laid out.
@@ -124,6 +131,7 @@ impl Kernel {
             Self::BackwardMeans(variant) => variant.shape.means_name(),
             Self::BackwardDq(variant) => variant.shape.dq_name(),
             Self::BackwardDkDv(variant) => variant.shape.dkdv_name(),
+            Self::TokenWeights { .. } => "token_weights",
             Self::Matmul { variant, .. } => variant.name(),
             Self::SumPartials => "sum_partials",
             Self::LayerNorm(_) => "layer_norm",
@@ -158,6 +166,8 @@ impl Kernel {
             Self::BackwardDq(_) => &[Read, Read, Read, Read, Read, ReadWrite],
             // q, k, v, dout, terms, dk, dv
             Self::BackwardDkDv(_) => &[Read, Read, Read, Read, Read, ReadWrite, ReadWrite],
+            // q, k, softmax_lse, weights
+            Self::TokenWeights { .. } => &[Read, Read, Read, ReadWrite],
             // a, b, bias, residual, c
             Self::Matmul { .. } => &[Read, Read, Read, Read, ReadWrite],
             // partials, out; x, sums; x, out; x, gradient
@@ -195,6 +205,7 @@ impl Kernel {
             | Self::BackwardDq(_)
             | Self::BackwardDkDv(_) => ParamsInfo::of::<AttentionParams>("AttentionParams"),
             Self::Delta { .. } => ParamsInfo::of::<DeltaParams>("DeltaParams"),
+            Self::TokenWeights { .. } => ParamsInfo::of::<TokenWeightsParams>("TokenWeightsParams"),
             Self::Matmul { .. } => ParamsInfo::of::<MatmulParams>("MatmulParams"),
             Self::SumPartials => ParamsInfo::of::<SumPartialsParams>("SumPartialsParams"),
             Self::LayerNorm(_) | Self::LayerNormBackward(_) => {
@@ -225,6 +236,7 @@ impl Kernel {
             | Self::BackwardDq(variant)
             | Self::BackwardDkDv(variant) => [variant.storage; 2],
             Self::Delta { storage, .. }
+            | Self::TokenWeights { storage, .. }
             | Self::Xpos(storage)
             | Self::FromF32(storage)
             | Self::ToF32(storage) => [*storage; 2],

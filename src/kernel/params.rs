@@ -53,6 +53,11 @@ params! {
 }
 
 params! {
+    /// Parameters of `attention/token_weights.wgsl`, which says what each means.
+    TokenWeightsParams { num_heads: u32, head_begin: u32, head_count: u32, num_keys: u32, dilation_rate: u32, has_query: u32, q_skip: u32, k_skip: u32, lse_skip: u32, out_skip: u32, out_stride: u32, scale: f32, grid_width: u32 }
+}
+
+params! {
     /// Parameters of `nn/matmul.wgsl`, which says what each means.
     MatmulParams { rows: u32, columns: u32, inner: u32, a_skip: u32, a_stride: u32, b_skip: u32, b_stride: u32, c_skip: u32, c_stride: u32, bias_skip: u32, residual_skip: u32, residual_scale: f32, flags: u32, split: u32, split_stride: u32, tiles_x: u32, tiles_y: u32, grid_width: u32 }
 }

@@ -162,7 +162,9 @@ fn constants(kernel: &Kernel) -> Vec<(&'static str, u32)> {
     match kernel {
         Kernel::Fill => Vec::new(),
         Kernel::Forward(variant) => variant.constants(),
-        Kernel::Delta { head_dim, .. } => vec![("HEAD_DIM_VEC4", head_dim / 4)],
+        Kernel::Delta { head_dim, .. } | Kernel::TokenWeights { head_dim, .. } => {
+            vec![("HEAD_DIM_VEC4", head_dim / 4)]
+        }
         Kernel::BackwardMeans(variant)
         | Kernel::BackwardDq(variant)
         | Kernel::BackwardDkDv(variant) => variant.constants(),
@@ -302,6 +304,10 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
         Kernel::Delta { storage, .. } => {
             join(storage_files(*storage), &[shader!("attention/delta.wgsl")])
         }
+        Kernel::TokenWeights { storage, .. } => join(
+            storage_files(*storage),
+            &[shader!("attention/token_weights.wgsl")],
+        ),
         Kernel::BackwardMeans(variant) => backward_files(
             variant,
             &[

@@ -51,8 +51,8 @@ impl EncoderDecoder {
         let mut encoder = LongNet::declare(context, &mut list, "encoder.", encoder, 0)?;
         let mut decoder = LongNet::declare(context, &mut list, "decoder.", decoder, after_encoder)?;
         let list = Arc::new(list);
-        encoder.list = list.clone();
-        decoder.list = list;
+        encoder.join(&list);
+        decoder.join(&list);
         Ok(Self { encoder, decoder })
     }
 

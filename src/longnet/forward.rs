@@ -3,7 +3,7 @@
 use super::{FIRST_POSITION, LongNet};
 use crate::config::AttentionShape;
 use crate::error::{Error, Result};
-use crate::nn::{Memory, Parameters, Pass};
+use crate::nn::{Block, LayerNorm, Memory, Parameters, Pass, Sublayer};
 use crate::ops::{Blend, Positions, Rotations, TokenIds, embedding};
 use crate::recorder::Recorder;
 use crate::tensor::{DType, Tensor};
@@ -75,15 +75,53 @@ impl LongNet {
             if keep_states {
                 states.push(x.clone());
             }
-            for block in blocks {
-                x = block.forward(recorder, &pass, &x)?.0;
-            }
+            x = run_layer(blocks, recorder, &pass, x, None)?.0;
         }
         if keep_states {
             states.push(x.clone());
         }
         let features = self.finish(recorder, weights, x)?;
         Ok(Output { features, states })
+    }
+
+    /// Records layer `index` alone: the next of [`Output::states`] after `x`. Models whose states are not all to be kept, or whose
+    /// layers are submitted one by one, are run so; the last layer is followed by the [final norm](Self::final_norm). With
+    /// `watched`, the layer's self-attention also returns the [weights](crate::DilatedAttention::token_weights) of that token.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward); [`Error::InvalidShape`] when there is no such layer or token.
+    pub fn layer(
+        &self,
+        recorder: &mut Recorder,
+        weights: &Parameters,
+        call: &Call,
+        index: usize,
+        x: Tensor,
+        watched: Option<u32>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        weights.expect_list("weights", &self.list)?;
+        let blocks = self.layers.get(index).ok_or_else(|| Error::InvalidShape {
+            what: "layer",
+            given: index.to_string(),
+            need: format!("one of the {} layers", self.layers.len()),
+        })?;
+        let shape = [call.shape.batch(), call.shape.seq_len()].map(|dim| dim as usize);
+        let shape = [shape[0], shape[1], self.width() as usize];
+        let pool_id = recorder.context().pool().id();
+        x.expect("state", &shape, self.config.activations, pool_id)?;
+        let turns = self.turns(recorder, 0, call.shape.seq_len(), call.shape.seq_len())?;
+        run_layer(
+            blocks,
+            recorder,
+            &pass(weights, call, &turns, None),
+            x,
+            watched,
+        )
+    }
+
+    /// The norm after the last layer, if there is one.
+    pub fn final_norm(&self) -> Option<&LayerNorm> {
+        self.final_norm.as_ref()
     }
 
     /// Records logits, (batch, tokens, vocabulary) f32, of features.
@@ -252,6 +290,24 @@ impl LongNet {
         norm.forward(recorder, weights, x.matrix(), features.matrix())?;
         Ok(features)
     }
+}
+
+/// The blocks of a layer; the weights of the watched token are those of its self-attention, which comes first.
+fn run_layer(
+    blocks: &[Block],
+    recorder: &mut Recorder,
+    pass: &Pass<'_>,
+    mut x: Tensor,
+    watched: Option<u32>,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let mut token_weights = None;
+    for block in blocks {
+        let watched = watched.filter(|_| matches!(block.sublayer, Sublayer::SelfAttention(_)));
+        let (y, weights) = block.infer(recorder, pass, &x, watched)?;
+        token_weights = token_weights.or(weights);
+        x = y;
+    }
+    Ok((x, token_weights))
 }
 
 pub(super) fn pass<'a>(

@@ -71,8 +71,8 @@ impl LongNet {
     }
 
     /// As [`new`](Self::new), with parameters in a list of the caller's, their names after `prefix`. The list of the result is
-    /// still empty.
-    fn declare(
+    /// still empty: [`join`](Self::join) sets it when the list is complete.
+    pub(crate) fn declare(
         context: &Context,
         list: &mut ParameterList,
         prefix: &str,
@@ -137,6 +137,11 @@ impl LongNet {
             output_projection,
             first_place,
         })
+    }
+
+    /// Makes the model one of several whose parameters are in `list`.
+    pub(crate) fn join(&mut self, list: &Arc<ParameterList>) {
+        self.list = list.clone();
     }
 
     /// The options.

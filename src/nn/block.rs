@@ -139,6 +139,65 @@ impl Block {
         Ok((y, saved))
     }
 
+    /// Records the block without dropout and keeps nothing for a backward: the bits of [`forward`](Self::forward), with at most
+    /// five tensors of the size of `x` alive instead of eight. With `watched`, attention also returns the
+    /// [weights](crate::DilatedAttention::token_weights) of that token.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward); [`Error::InvalidShape`] when there is no such token.
+    pub fn infer(
+        &self,
+        recorder: &mut Recorder,
+        pass: &Pass<'_>,
+        x: &Tensor,
+        watched: Option<u32>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let normal = self.input(recorder, pass, x)?;
+        let input = normal.as_ref().unwrap_or(x).matrix();
+        let residual = Some((x.matrix(), self.residual_scale));
+        let empty = |recorder: &mut Recorder| recorder.empty("activations", x.shape(), x.dtype());
+        let (sum, weights) = match &self.sublayer {
+            Sublayer::FeedForward(network) => {
+                let sum = empty(recorder)?;
+                network.forward(recorder, pass.weights, None, input, residual, sum.matrix())?;
+                (sum, None)
+            }
+            Sublayer::SelfAttention(attention) | Sublayer::CrossAttention(attention) => {
+                let input = match &self.sublayer {
+                    Sublayer::CrossAttention(_) => cross_input(pass, input)?,
+                    _ => self_input(pass, input),
+                };
+                let shape = &input.shape.clone();
+                let ([q, k, v], _) = attention.project_all(recorder, pass.weights, &input)?;
+                drop(normal);
+                let attention_of = attention.attention();
+                let mixed = attention_of.forward(recorder, shape, &q, &k, &v)?;
+                drop(v);
+                let weights = match watched {
+                    None => None,
+                    Some(token) => {
+                        let lse = &mixed.softmax_lse;
+                        let weights =
+                            attention_of.token_weights(recorder, shape, [&q, &k], lse, token)?;
+                        Some(weights)
+                    }
+                };
+                drop((q, k));
+                let sum = empty(recorder)?;
+                let to = sum.matrix();
+                attention.project_out(recorder, pass.weights, &mixed.out, residual, to)?;
+                (sum, weights)
+            }
+        };
+        if !self.post_norm {
+            return Ok((sum, weights));
+        }
+        let y = empty(recorder)?;
+        self.norm
+            .forward(recorder, pass.weights, sum.matrix(), y.matrix())?;
+        Ok((y, weights))
+    }
+
     /// What the sublayer is given, if it is not `x`.
     pub(crate) fn input(
         &self,

@@ -206,7 +206,7 @@ impl Multihead {
     }
 
     /// Records queries, keys and values as attention sees them; before their norms, queries and keys.
-    fn project_all(
+    pub(crate) fn project_all(
         &self,
         recorder: &mut Recorder,
         weights: &Parameters,

@@ -28,7 +28,7 @@ pub use embedding::{TokenIds, embedding, embedding_backward};
 pub use layer_norm::{layer_norm, layer_norm_backward};
 pub use loss::{IGNORED_LABEL, Labels, cross_entropy};
 pub use matmul::{Matmul, bias_backward};
-pub use reduce::{sum, sum_of_squares};
+pub use reduce::{mean_of_rows, sum, sum_of_squares};
 pub use xpos::{Positions, Rotations, XposRole, xpos};
 
 use crate::error::{Error, Result};

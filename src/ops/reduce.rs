@@ -1,8 +1,10 @@
 //! Sums over many elements.
 
+use super::elementwise::{Blend, elementwise};
+use super::matmul::column_sums;
 use super::{Matrix, grid, size};
-use crate::error::Result;
-use crate::kernel::{Kernel, ReduceParams, SumPartialsParams};
+use crate::error::{Error, Result};
+use crate::kernel::{Cell, Kernel, ReduceParams, Storage, SumPartialsParams};
 use crate::recorder::Recorder;
 use crate::tensor::{DType, Tensor};
 
@@ -24,6 +26,51 @@ pub fn sum(recorder: &mut Recorder, tensors: &[&Tensor]) -> Result<Tensor> {
 /// As [`sum`].
 pub fn sum_of_squares(recorder: &mut Recorder, tensors: &[&Tensor]) -> Result<Tensor> {
     reduce(recorder, tensors, true)
+}
+
+/// Bytes of a window of rows that are widened to f32 at a time, about.
+const WIDENED_BYTES: u64 = 8 << 20;
+
+/// Records the mean of the rows of `x`, activations, as a tensor of one row, (1, width), f32.
+///
+/// # Errors
+/// [`Error::InvalidShape`](crate::Error::InvalidShape) without rows, [`Error::WrongDType`](crate::Error::WrongDType),
+/// [`Error::ForeignDevice`](crate::Error::ForeignDevice), and the errors of leasing and recording.
+pub fn mean_of_rows(recorder: &mut Recorder, x: Matrix<'_>) -> Result<Tensor> {
+    let (rows, width) = (x.rows(), x.width());
+    let storage = x.expect_activations("x", rows, width, recorder)?;
+    if rows == 0 {
+        return Err(Error::InvalidShape {
+            what: "x",
+            given: "no rows".to_owned(),
+            need: "at least one, to have a mean".to_owned(),
+        });
+    }
+    let shape = [1, width as usize];
+    let sums = recorder.zeros("sums", &shape, DType::F32)?;
+    let window = match storage {
+        Storage::F32 => rows,
+        _ => (WIDENED_BYTES / (4 * width.max(1))).max(1),
+    };
+    let mut begin = 0;
+    while begin < rows {
+        let end = rows.min(begin + window);
+        let part = x.slice(begin, end)?;
+        match storage {
+            Storage::F32 => column_sums(recorder, part, None, &[sums.matrix()])?,
+            _ => {
+                let dims = [(end - begin) as usize, width as usize];
+                let wide = recorder.empty("widened", &dims, DType::F32)?;
+                let kernel = Kernel::ToF32(storage);
+                elementwise(recorder, kernel, Cell::Vec4(storage), part, wide.matrix())?;
+                column_sums(recorder, wide.matrix(), None, &[sums.matrix()])?;
+            }
+        }
+        begin = end;
+    }
+    let mean = recorder.empty("mean", &shape, DType::F32)?;
+    Blend::new(sums.matrix(), 1.0 / rows as f32).write(recorder, mean.matrix())?;
+    Ok(mean)
 }
 
 fn reduce(recorder: &mut Recorder, tensors: &[&Tensor], squares: bool) -> Result<Tensor> {

@@ -17,7 +17,7 @@ pub use cooperative::{CooperativeMatrix, NoCooperativeMatrix};
 pub use dispatch::{AttentionDispatch, Pass, Range};
 pub use facts::{DeviceFacts, Processor};
 pub use forward::{ForwardPlan, UNCOVERED_LSE};
-pub(crate) use step::{StepLayout, plan_step};
+pub(crate) use step::{StepLayout, plan_step, rows_of};
 pub(crate) use window::word_windows;
 pub use window::{ByteRange, RowLayout, TokenWindow};
 pub(crate) use workspace::staging_bytes;

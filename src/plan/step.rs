@@ -149,7 +149,7 @@ pub(crate) fn plan_step(
 }
 
 /// Runs of heads that write `token` from the same row of the same segment.
-fn rows_of(geometry: &BranchGeometry, token: u32) -> Vec<(Range, u32, u32)> {
+pub(crate) fn rows_of(geometry: &BranchGeometry, token: u32) -> Vec<(Range, u32, u32)> {
     let mut runs: Vec<(Range, u32, u32)> = Vec::new();
     for head in geometry.head_begin..geometry.head_begin + geometry.head_count {
         let Some((segment, row)) = geometry.row_of_output(head, token) else {

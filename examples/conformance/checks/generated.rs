@@ -101,7 +101,12 @@ impl<'a> Spec<'a> {
 
 /// Compares the ends of a generated tensor and the sum of its draws with what the header says: equal bit for bit.
 /// The error reported is the number of differences, or the difference of the sums.
-fn check_tensor(file: &GoldenFile, name: &str, tensor: &Generated, report: &mut Report) -> bool {
+pub fn check_tensor(
+    file: &GoldenFile,
+    name: &str,
+    tensor: &Generated,
+    report: &mut Report,
+) -> bool {
     let values = &tensor.values;
     let end = values.len().min(8);
     let ends = [
@@ -110,6 +115,10 @@ fn check_tensor(file: &GoldenFile, name: &str, tensor: &Generated, report: &mut 
     ];
     let mut good = true;
     for (what, ours) in ends {
+        // Headers of models hold the first values alone.
+        if file.generator_check[what].is_null() && what == "last8" {
+            continue;
+        }
         let theirs = file.generator_check[what][name].as_array();
         let differences = theirs
             .filter(|theirs| theirs.len() == ours.len())

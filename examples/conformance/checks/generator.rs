@@ -19,12 +19,10 @@ pub struct Generated {
 
 /// Makes the first `count` values of the tensor `name`.
 pub fn generate(name: &str, count: usize, base: f64, scale: f64) -> Generated {
-    let seed = fnv1a64(name.as_bytes());
     let half = f64::from(1 << 23);
     // At most 2^30 draws below 2^24: the sum stays far below 2^64.
     let mut bitsum = 0;
-    let values = (0..count as u64).map(|index| {
-        let bits = splitmix64(seed, index) >> 40;
+    let values = draws(name).take(count).map(|bits| {
         bitsum += bits;
         (base + scale * ((bits as f64 - half) / half)) as f32
     });
@@ -32,6 +30,12 @@ pub fn generate(name: &str, count: usize, base: f64, scale: f64) -> Generated {
         values: values.collect(),
         bitsum,
     }
+}
+
+/// All draws of the tensor `name`, 24 bits each.
+pub fn draws(name: &str) -> impl Iterator<Item = u64> + use<> {
+    let seed = fnv1a64(name.as_bytes());
+    (0..).map(move |index| splitmix64(seed, index) >> 40)
 }
 
 fn fnv1a64(bytes: &[u8]) -> u64 {

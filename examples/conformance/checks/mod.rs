@@ -7,7 +7,7 @@
 //! attention      outputs and log-sum-exps of dilated attention      key_counts   integer tensors, from the plan alone
 //! gradients      gradients of dilated attention                     modules        weights of a file, on the device
 //! half           both of them, in half precision
-//! torchscale, dense, partitioned, generated, multihead, longnet, longnet_half     one module for each family of files
+//! torchscale, dense, partitioned, generated, multihead, longnet, longnet_half, gigapath, longvit     one module for each family of files
 //! ```
 //! The kind of a file is the prefix of its name; everything else comes from its header. A kind without a module has
 //! each of its tensors reported as skipped, so that nothing is passed over in silence.
@@ -17,12 +17,14 @@ mod compare;
 mod dense;
 mod generated;
 mod generator;
+mod gigapath;
 mod golden_file;
 mod gradients;
 mod half;
 mod key_counts;
 mod longnet;
 mod longnet_half;
+mod longvit;
 mod modules;
 mod multihead;
 mod partitioned;
@@ -91,6 +93,10 @@ pub fn check_bytes(name: &str, bytes: &[u8], engine: &mut dyn Engine) -> Vec<Lin
         Ok(())
     } else if kind("ds_longnet") {
         longnet::check_encoder_decoder(&file, engine, &mut report)
+    } else if kind("gp_slide_") || kind("gp_gen_") || kind("gp_real_") {
+        gigapath::check(&file, engine, &mut report)
+    } else if kind("lv_") {
+        longvit::check(&file, engine, &mut report)
     } else if kind("fk_longnet_lm") {
         longnet::check_embedded(&file, engine, &mut report)
     } else {

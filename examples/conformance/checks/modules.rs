@@ -64,20 +64,32 @@ pub fn weights(
     list: &Arc<ParameterList>,
     rename: &dyn Fn(&str) -> String,
 ) -> Result<Parameters, String> {
-    let weights = Parameters::zeros(recorder, list, "weights").map_err(told)?;
-    let mut known = Vec::new();
-    for (spec, tensor) in weights.iter() {
-        let name = format!("w.{}", rename(&spec.name));
-        let values = file.f32s(&name, &spec.shape)?;
-        recorder.write(tensor, &values).map_err(told)?;
-        known.push(name);
-    }
+    let weights = some_weights(file, recorder, list, rename)?;
+    let known = list.specs().iter();
+    let known: Vec<_> = known
+        .map(|spec| format!("w.{}", rename(&spec.name)))
+        .collect();
     for name in file.names() {
         // A buffer of torchscale's, which follows from the head size.
         let buffer = name.ends_with("xpos.scale");
         if name.starts_with("w.") && !buffer && !known.iter().any(|known| known == name) {
             return Err(format!("the model has no parameter {name}"));
         }
+    }
+    Ok(weights)
+}
+
+/// Those of the file's weights `w.*` that the list names.
+pub fn some_weights(
+    file: &GoldenFile,
+    recorder: &mut Recorder,
+    list: &Arc<ParameterList>,
+    rename: &dyn Fn(&str) -> String,
+) -> Result<Parameters, String> {
+    let weights = Parameters::zeros(recorder, list, "weights").map_err(told)?;
+    for (spec, tensor) in weights.iter() {
+        let values = file.f32s(&format!("w.{}", rename(&spec.name)), &spec.shape)?;
+        recorder.write(tensor, &values).map_err(told)?;
     }
     Ok(weights)
 }

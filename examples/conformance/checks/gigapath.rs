@@ -1,0 +1,435 @@
+//! Files of GigaPath's slide encoder (`gp_slide_*`, `gp_gen_*`, `gp_real_*`), as it is and with padding masked.
+
+use std::sync::Arc;
+
+use dilated_attention::models::gigapath::{
+    Slide, SlideEncoder, SlideEncoderConfig, SlideOutput, SlideOutputs,
+};
+use dilated_attention::nn::{
+    LayerNorm, Multihead, MultiheadConfig, MultiheadInput, ParameterList, Parameters,
+    ProjectionNorm,
+};
+use dilated_attention::{AttentionShape, Context};
+use serde_json::Value;
+
+use super::attention::{Engine, size};
+use super::compare::Comparison;
+use super::generated::check_tensor;
+use super::generator::{MAX_ELEMENTS, draws, generate};
+use super::golden_file::GoldenFile;
+use super::modules::{self, compare, float, number, read, told};
+use super::report::Report;
+
+/// States, pooled outputs, positions and the mixed heads of the first layer.
+pub fn check(
+    file: &GoldenFile,
+    engine: &mut dyn Engine,
+    report: &mut Report,
+) -> Result<(), String> {
+    let Some(context) = engine.context().cloned() else {
+        return Ok(());
+    };
+    let inputs = Inputs::of(file, report)?;
+    let config = config(file)?;
+    positions(file, &config, &inputs, report)?;
+    run(file, &context, &config, &inputs, "", report)?;
+    if file.names().iter().any(|name| name.starts_with("clean_")) {
+        run(
+            file,
+            &context,
+            &config.clone().masked(),
+            &inputs,
+            "clean_",
+            report,
+        )?;
+    }
+    mixed_heads(file, &context, &config, report)
+}
+
+fn config(file: &GoldenFile) -> Result<SlideEncoderConfig, String> {
+    let mut config = SlideEncoderConfig::base();
+    config.attention = modules::attention(file, false)?;
+    config.feature_dim = number(file, "in_chans")?;
+    config.num_layers = number(file, "depth")?;
+    config.ffn_dim = number(file, "ffn_dim")?;
+    config.tile_size = size(number(file, "tile_size")?)?;
+    config.grid_cells = size(number(file, "slide_ngrids")?)?;
+    config.encoder_eps = float(file, &["layernorm_eps"], 1e-5);
+    config.norm_eps = float(file, &["norm_eps"], 1e-6);
+    Ok(config)
+}
+
+/// Features and coordinates, stored or generated.
+struct Inputs {
+    batch: usize,
+    tiles: usize,
+    features: Vec<f32>,
+    coords: Vec<[f32; 2]>,
+}
+
+impl Inputs {
+    fn of(file: &GoldenFile, report: &mut Report) -> Result<Self, String> {
+        let sizes = ["B", "L", "in_chans"].map(|name| number(file, name));
+        let [batch, tiles, dim] = sizes;
+        let (batch, tiles, dim) = (batch?, tiles?, dim?);
+        let generator = &file.config["generator"];
+        let (features, coords) = if generator.is_object() {
+            let spec = &generator["x"];
+            let features = generated(file, "x", spec, &[batch, tiles, dim], report)?;
+            (features, generated_coords(file, tiles)?)
+        } else {
+            let features = file.f32s("x", &[batch, tiles, dim])?;
+            let coords = file.f32s("coords", &[batch, tiles, 2])?;
+            (
+                features,
+                coords.chunks(2).map(|pair| [pair[0], pair[1]]).collect(),
+            )
+        };
+        if file.has("coords") {
+            let stored = file.f32s("coords", &[batch, tiles, 2])?;
+            if stored != coords.as_flattened() {
+                return Err("the generated coordinates are not those of the file".to_owned());
+            }
+        }
+        Ok(Self {
+            batch,
+            tiles,
+            features,
+            coords,
+        })
+    }
+
+    fn slides(&self) -> Vec<Slide<'_>> {
+        let features = self
+            .features
+            .chunks(self.features.len() / self.batch.max(1));
+        let coords = self.coords.chunks(self.tiles.max(1));
+        let pairs = features.zip(coords);
+        pairs
+            .map(|(features, coords)| Slide { features, coords })
+            .collect()
+    }
+}
+
+/// A generated tensor, checked against what the header says of it and against the file, where that stores it too.
+fn generated(
+    file: &GoldenFile,
+    key: &str,
+    spec: &Value,
+    shape: &[usize],
+    report: &mut Report,
+) -> Result<Vec<f32>, String> {
+    let read = || {
+        Some((
+            spec["name"].as_str()?,
+            spec["base"].as_f64()?,
+            spec["scale"].as_f64()?,
+        ))
+    };
+    let (name, base, scale) =
+        read().ok_or_else(|| format!("config: the generator of {key} needs name, base, scale"))?;
+    let count = shape
+        .iter()
+        .try_fold(1usize, |count, dim| count.checked_mul(*dim));
+    let count = count
+        .filter(|count| *count <= MAX_ELEMENTS)
+        .ok_or_else(|| format!("{key} of shape {shape:?} is too large to generate"))?;
+    let tensor = generate(name, count, base, scale);
+    let stored = if key == "x" {
+        "x".to_owned()
+    } else {
+        format!("w.{key}")
+    };
+    let same = match file.has(&stored) {
+        true => file.f32s(&stored, shape)? == tensor.values,
+        false => true,
+    };
+    if !check_tensor(file, key, &tensor, report) || !same {
+        return Err(format!("the generated {key} is not that of the file"));
+    }
+    Ok(tensor.values)
+}
+
+/// A raster scan over cells that keeps some.
+fn generated_coords(file: &GoldenFile, tiles: usize) -> Result<Vec<[f32; 2]>, String> {
+    let spec = &file.config["generator"]["coords"];
+    let number_of = |name: &str| {
+        let given = spec[name].as_u64();
+        given.ok_or_else(|| format!("config: the generator of coords needs {name}"))
+    };
+    let name = spec["name"]
+        .as_str()
+        .ok_or("config: the generator of coords needs name")?;
+    let [keep, width] = ["keep24", "grid_w"].map(number_of);
+    let (keep, width) = (keep?, width?.max(1));
+    let [x0, y0, ox, oy] = ["x0", "y0", "ox", "oy"].map(number_of);
+    let (x0, y0, ox, oy) = (x0?, y0?, ox?, oy?);
+    let tile = number(file, "tile_size")? as u64;
+    if keep == 0 || tiles > MAX_ELEMENTS {
+        return Err("config: the generator of coords keeps no cell".to_owned());
+    }
+    let kept = (0..).zip(draws(name)).filter(|(_, bits)| *bits < keep);
+    let place = |(cell, _): (u64, u64)| {
+        let at = |cell: u64, first: u64, offset: u64| ((cell + first) * tile + offset) as f32;
+        [at(cell % width, x0, ox), at(cell / width, y0, oy)]
+    };
+    Ok(kept.map(place).take(tiles).collect())
+}
+
+fn weights(
+    file: &GoldenFile,
+    recorder: &mut dilated_attention::Recorder,
+    list: &Arc<ParameterList>,
+    prefix: &str,
+    report: &mut Report,
+) -> Result<Parameters, String> {
+    let generator = &file.config["generator"];
+    if !generator.is_object() {
+        let all = prefix.is_empty();
+        return match all {
+            true => modules::weights(file, recorder, list, &modules::same),
+            false => modules::some_weights(file, recorder, list, &|name| format!("{prefix}{name}")),
+        };
+    }
+    let salt = generator["salt"]
+        .as_str()
+        .ok_or("config: the generator needs a salt")?;
+    let specs = generator["weights"]
+        .as_object()
+        .ok_or("config: the generator has no weights")?;
+    if prefix.is_empty() && specs.len() != list.specs().len() {
+        return Err(format!(
+            "the file has {} weights, the model {}",
+            specs.len(),
+            list.specs().len()
+        ));
+    }
+    let weights = Parameters::zeros(recorder, list, "weights").map_err(told)?;
+    for (spec, tensor) in weights.iter() {
+        let key = format!("{prefix}{}", spec.name);
+        let rule = specs
+            .get(&key)
+            .ok_or_else(|| format!("the file has no weight {key}"))?;
+        let rule = serde_json::json!({
+            "name": format!("{salt}:{key}"), "base": rule[1], "scale": rule[2],
+        });
+        let quiet = &mut Report::new("");
+        let report = if prefix.is_empty() {
+            &mut *report
+        } else {
+            quiet
+        };
+        let values = generated(file, &key, &rule, &spec.shape, report)?;
+        recorder.write(tensor, &values).map_err(told)?;
+    }
+    Ok(weights)
+}
+
+fn positions(
+    file: &GoldenFile,
+    config: &SlideEncoderConfig,
+    inputs: &Inputs,
+    report: &mut Report,
+) -> Result<(), String> {
+    let cells = config.cells(&inputs.coords).map_err(told)?;
+    if file.has("pos") {
+        let theirs = file.i32s("pos", &[inputs.batch, inputs.tiles])?;
+        let ours = cells
+            .iter()
+            .map(|cell| cell.x * config.grid_cells + cell.y + 1);
+        let differ = ours
+            .zip(&theirs)
+            .filter(|(ours, theirs)| i64::from(*ours) != i64::from(**theirs));
+        let comparison = Comparison {
+            max_abs_err: differ.count() as f64,
+            max_abs_reference: 0.0,
+        };
+        report.compared("pos", comparison, 0.0);
+    }
+    let vectors: Vec<f32> = match file.has("pos_embed") {
+        true => cells
+            .iter()
+            .flat_map(|cell| config.position_vector(*cell))
+            .collect(),
+        false => Vec::new(),
+    };
+    let shape = [inputs.batch, inputs.tiles, config.width()];
+    compare(file, "pos_embed", &shape, &vectors, report);
+    Ok(())
+}
+
+fn run(
+    file: &GoldenFile,
+    context: &Context,
+    config: &SlideEncoderConfig,
+    inputs: &Inputs,
+    prefix: &str,
+    report: &mut Report,
+) -> Result<(), String> {
+    let encoder = SlideEncoder::new(context, config.clone()).map_err(told)?;
+    let mut recorder = context.recorder("weights");
+    let quiet = &mut Report::new("");
+    let of_weights = if prefix.is_empty() {
+        &mut *report
+    } else {
+        quiet
+    };
+    let weights = weights(file, &mut recorder, encoder.parameters(), "", of_weights)?;
+    recorder.submit().map_err(told)?;
+    let has = |name: &str| file.has(&format!("{prefix}{name}"));
+    let sampled = has("hidden_rows");
+    let states = 0..=config.num_layers;
+    let outputs = SlideOutputs {
+        layers: true,
+        states: states
+            .filter(|state| sampled || has(&format!("hidden.{state}")))
+            .collect(),
+        encoded: has("encoder_out") || has("encoder_out_rows"),
+        attention: Vec::new(),
+    };
+    let output = encoder
+        .encode_blocking(context, &weights, &inputs.slides(), &outputs)
+        .map_err(told)?;
+    report_output(file, &output, prefix, report)
+}
+
+fn report_output(
+    file: &GoldenFile,
+    output: &SlideOutput,
+    prefix: &str,
+    report: &mut Report,
+) -> Result<(), String> {
+    let (slides, tokens, width) = (output.slides, output.tokens, output.width);
+    let mut compare = |name: &str, shape: &[usize], values: &[f32]| {
+        compare(file, &format!("{prefix}{name}"), shape, values, report);
+    };
+    compare("cls", &[slides, width], &output.cls);
+    compare("pool", &[slides, width], &output.pool);
+    let states = output.layers.len();
+    for (name, of) in [
+        (
+            "layers_cls",
+            output
+                .layers
+                .iter()
+                .map(|layer| &layer.cls)
+                .collect::<Vec<_>>(),
+        ),
+        (
+            "layers_pool",
+            output.layers.iter().map(|layer| &layer.pool).collect(),
+        ),
+    ] {
+        let values: Vec<f32> = of.into_iter().flatten().copied().collect();
+        compare(name, &[states, slides, width], &values);
+    }
+    let all = [slides, tokens, width];
+    for state in &output.states {
+        compare(&format!("hidden.{}", state.state), &all, &state.values);
+    }
+    if let Some(encoded) = &output.encoded {
+        compare("encoder_out", &all, encoded);
+    }
+    if !file.has("rows") {
+        return Ok(());
+    }
+    let [count] = file.shape::<1>("rows")?;
+    let rows = file.i32s("rows", &[count])?;
+    let sample = |values: &[f32]| -> Result<Vec<f32>, String> {
+        let mut sampled = Vec::new();
+        for item in values.chunks(tokens * width) {
+            for &row in &rows {
+                let row = usize::try_from(row).ok().filter(|row| *row < tokens);
+                let row = row.ok_or("a row lies outside of the tokens")?;
+                sampled.extend_from_slice(&item[row * width..(row + 1) * width]);
+            }
+        }
+        Ok(sampled)
+    };
+    let mut hidden = Vec::new();
+    for state in &output.states {
+        hidden.extend(sample(&state.values)?);
+    }
+    compare(
+        "hidden_rows",
+        &[output.states.len(), slides, count, width],
+        &hidden,
+    );
+    if let Some(encoded) = &output.encoded {
+        compare(
+            "encoder_out_rows",
+            &[slides, count, width],
+            &sample(encoded)?,
+        );
+    }
+    Ok(())
+}
+
+/// The mixed heads of the first layer, before norm and projection.
+fn mixed_heads(
+    file: &GoldenFile,
+    context: &Context,
+    config: &SlideEncoderConfig,
+    report: &mut Report,
+) -> Result<(), String> {
+    if !file.has("l0.attn") || !file.has("hidden.0") {
+        return Ok(());
+    }
+    let mut recorder = context.recorder("first layer");
+    let prefix = "encoder.layers.0.";
+    let mixed = first_mixed_heads(
+        file,
+        context,
+        &config.attention,
+        config.encoder_eps,
+        &mut recorder,
+        &mut |recorder, list| weights(file, recorder, list, prefix, &mut Report::new("")),
+    )?;
+    let shape = file.shape::<3>("hidden.0")?;
+    let values = read(recorder, &[&mixed])?.swap_remove(0);
+    compare(file, "l0.attn", &shape, &values, report);
+    Ok(())
+}
+
+/// Records the mixed heads of a pre-norm layer whose input is the file's `hidden.0`.
+pub fn first_mixed_heads(
+    file: &GoldenFile,
+    context: &Context,
+    attention: &dilated_attention::DilatedAttentionConfig,
+    eps: f32,
+    recorder: &mut dilated_attention::Recorder,
+    weights: &mut dyn FnMut(
+        &mut dilated_attention::Recorder,
+        &Arc<ParameterList>,
+    ) -> Result<Parameters, String>,
+) -> Result<dilated_attention::Tensor, String> {
+    let shape @ [batch, tokens, width] = file.shape::<3>("hidden.0")?;
+    let x = file.f32s("hidden.0", &shape)?;
+    let mut list = ParameterList::new();
+    let norm = LayerNorm::new(&mut list, "self_attn_layer_norm", width, eps);
+    let options = MultiheadConfig {
+        attention: attention.clone(),
+        norm: ProjectionNorm::Inner,
+        norm_eps: eps,
+        xpos: false,
+        gain: 1.0,
+    };
+    let module = Multihead::new(context, &mut list, "self_attn", &options).map_err(told)?;
+    let weights = weights(recorder, &Arc::new(list))?;
+    let mut mixed = || {
+        let x = recorder.upload("x", &shape, &x)?;
+        let normal = recorder.empty("normal", &shape, dilated_attention::DType::F32)?;
+        norm.forward(recorder, &weights, x.matrix(), normal.matrix())?;
+        let call = AttentionShape::new(batch as u32, tokens as u32)?;
+        let input = MultiheadInput {
+            shape: &call,
+            x: normal.matrix(),
+            memory: normal.matrix(),
+            positions: None,
+        };
+        let y = recorder.empty("y", &shape, dilated_attention::DType::F32)?;
+        let saved = module.forward(recorder, &weights, &input, None, y.matrix())?;
+        Ok(saved.attended().clone())
+    };
+    mixed().map_err(told)
+}

@@ -1,0 +1,43 @@
+// How much one query attends to each key of one branch: exp(score - LSE over all branches). One invocation per key and
+// head; the heads of a dispatch share the query's row and the keys.
+
+struct TokenWeightsParams {
+    num_heads: u32,
+    head_begin: u32,
+    head_count: u32,
+    num_keys: u32,
+    dilation_rate: u32, // tokens from key to key
+    has_query: u32, // 0: the row is padding, its query 0
+    q_skip: u32, // vec4 of the binding before the query of head 0
+    k_skip: u32, // the same before the first key of head 0
+    lse_skip: u32, // elements before the LSE of head 0
+    out_skip: u32, // elements before the weight of head 0 and the first key
+    out_stride: u32, // elements from head to head of the weights
+    scale: f32,
+    grid_width: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: TokenWeightsParams;
+@group(0) @binding(1) var<storage, read> q: array<Stored4>;
+@group(0) @binding(2) var<storage, read> k: array<Stored4>;
+@group(0) @binding(3) var<storage, read> softmax_lse: array<f32>;
+@group(0) @binding(4) var<storage, read_write> weights: array<f32>;
+
+@compute @workgroup_size(64)
+fn token_weights(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
+    let number = group.x + group.y * params.grid_width;
+    let head = params.head_begin + number % params.head_count;
+    let key = number / params.head_count * 64u + lane;
+    if (key < params.num_keys) {
+        let query_begin = params.q_skip + head * HEAD_DIM_VEC4;
+        let key_begin = params.k_skip + (key * params.dilation_rate * params.num_heads + head) * HEAD_DIM_VEC4;
+        var score = 0.0;
+        if (params.has_query == 1u) {
+            for (var c = 0u; c < HEAD_DIM_VEC4; c++) {
+                score += dot(widen(q[query_begin + c]), widen(k[key_begin + c]));
+            }
+        }
+        let weight = exp(score * params.scale - softmax_lse[params.lse_skip + head]);
+        weights[params.out_skip + head * params.out_stride + key * params.dilation_rate] = weight;
+    }
+}

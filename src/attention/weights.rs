@@ -1,0 +1,148 @@
+//! How much one token attends to each other.
+
+use super::DilatedAttention;
+use crate::config::AttentionShape;
+use crate::error::{Error, Result};
+use crate::kernel::{Kernel, Storage, TokenWeightsParams, fold_grid};
+use crate::plan::branch::BranchGeometry;
+use crate::plan::{RowLayout, rows_of};
+use crate::recorder::Recorder;
+use crate::tensor::{DType, Tensor};
+
+/// Keys that a workgroup takes, of one head.
+const KEYS: u32 = 64;
+
+impl DilatedAttention {
+    /// Records how much `token` of each item attends to every token, (batch, branch, head, key), f32: the weight of a branch
+    /// in the mix times that of the key in the branch, `exp(scale * q . k - softmax_lse)`. Their sum over branches is the
+    /// attention map of the token; its total is 1 but for what [`Padding::ZeroKeys`](crate::Padding::ZeroKeys) takes. It is 0
+    /// for keys that a branch does not see, and for branches and items that do not cover the token. (Of partitioned heads it is the
+    /// weight of the key in the head's one branch.)
+    ///
+    /// `q` and `k` are those of a [`forward`](Self::forward), `softmax_lse` is what that returned. The row of queries that
+    /// `token` is written from is meant, which is another token's where [`OutputRows`](crate::OutputRows) moves rows.
+    ///
+    /// # Errors
+    /// [`Error::InvalidShape`] when there is no such token; [`Error::ForeignDevice`], [`Error::WrongDType`],
+    /// [`Error::InvalidShape`] for tensors that do not fit; [`Error::BindingTooSmall`] when a binding cannot cover the weights
+    /// of one branch; those of leasing and recording.
+    pub fn token_weights(
+        &self,
+        recorder: &mut Recorder,
+        shape: &AttentionShape,
+        [q, k]: [&Tensor; 2],
+        softmax_lse: &Tensor,
+        token: u32,
+    ) -> Result<Tensor> {
+        let dtype = q.dtype();
+        let query_shape = self.query_shape(shape);
+        self.expect(recorder, &[("q", q)], &query_shape, dtype)?;
+        self.expect(recorder, &[("k", k)], &self.key_shape(shape), dtype)?;
+        let lse = [("softmax_lse", softmax_lse)];
+        self.expect(recorder, &lse, &query_shape[..3], DType::F32)?;
+        if token >= shape.seq_len() {
+            return Err(Error::InvalidShape {
+                what: "token whose weights are wanted",
+                given: token.to_string(),
+                need: format!("one of the {} queries", shape.seq_len()),
+            });
+        }
+        let facts = self.context.facts().clone();
+        let storage = Storage::of("q", dtype, &facts)?;
+        let config = &self.config;
+        let (num_heads, key_len) = (config.num_heads(), shape.key_len());
+        let tensor = RowLayout::of_activations(config, storage);
+        let lse_row = RowLayout::per_head(config, 4);
+        let plane = RowLayout {
+            row_bytes: u64::from(num_heads) * u64::from(key_len) * 4,
+            element_bytes: 4,
+        };
+        let too_small = |what, requested_bytes| Error::BindingTooSmall {
+            what,
+            requested_bytes,
+            limit_bytes: facts.max_binding_bytes,
+        };
+        let kernel = Kernel::TokenWeights {
+            head_dim: config.head_dim(),
+            storage,
+        };
+        self.context.compile(&[kernel])?;
+        let num_branches = config.branches().len() as u32;
+        let dims = [shape.batch(), num_branches, num_heads, key_len].map(|dim| dim as usize);
+        let weights = recorder.zeros("token weights", &dims, DType::F32)?;
+        for item in 0..shape.batch() {
+            let (len, keys) = (shape.valid_len(item), shape.valid_key_len(item));
+            if token >= len || keys == 0 {
+                continue;
+            }
+            let first_query = u64::from(item) * u64::from(shape.seq_len());
+            let first_key = u64::from(item) * u64::from(key_len);
+            for branch in 0..num_branches {
+                let geometry = BranchGeometry::cross(config, branch, len, keys);
+                let rate = geometry.dilation_rate;
+                let window = tensor.max_rows(&facts) / u64::from(rate);
+                let window = u32::try_from(window).unwrap_or(u32::MAX);
+                if window == 0 {
+                    return Err(too_small("k", tensor.row_bytes * u64::from(rate)));
+                }
+                for (heads, segment, row) in rows_of(&geometry, token) {
+                    let head = heads.begin;
+                    let place = |row: u32| {
+                        u64::from(segment) * u64::from(geometry.segment_length)
+                            + u64::from(geometry.offset(head))
+                            + u64::from(row) * u64::from(rate)
+                    };
+                    let has_query = row < geometry.real_rows(segment, head);
+                    let query = if has_query { place(row) } else { 0 };
+                    let num_keys = geometry.visible_keys(segment, head, row);
+                    for begin in (0..num_keys).step_by(window as usize) {
+                        let end = num_keys.min(begin.saturating_add(window));
+                        let rows = first_key + place(begin)..first_key + place(end - 1) + 1;
+                        let k_window = tensor
+                            .window(rows.start, rows.end, &facts)
+                            .ok_or_else(|| too_small("k", tensor.row_bytes))?;
+                        let query = first_query + query;
+                        let q_window = tensor
+                            .window(query, query + 1, &facts)
+                            .ok_or_else(|| too_small("q", tensor.row_bytes))?;
+                        let lse = first_query + u64::from(token);
+                        let lse_window = lse_row
+                            .window(lse, lse + 1, &facts)
+                            .ok_or_else(|| too_small("softmax_lse", lse_row.row_bytes))?;
+                        let out = u64::from(item * num_branches + branch);
+                        let out_window = plane
+                            .window(out, out + 1, &facts)
+                            .ok_or_else(|| too_small("token weights", plane.row_bytes))?;
+                        let number = (end - begin).div_ceil(KEYS) * heads.len();
+                        let grid = fold_grid(number, facts.max_workgroups_per_dimension)
+                            .ok_or_else(|| too_small("k", tensor.row_bytes))?;
+                        let params = TokenWeightsParams {
+                            num_heads,
+                            head_begin: head,
+                            head_count: heads.len(),
+                            num_keys: end - begin,
+                            dilation_rate: rate,
+                            has_query: u32::from(has_query),
+                            q_skip: q_window.skip,
+                            k_skip: k_window.skip,
+                            lse_skip: lse_window.skip,
+                            // Tokens are below 2^31.
+                            out_skip: out_window.skip + place(begin) as u32,
+                            out_stride: key_len,
+                            scale: config.get_softmax_scale(),
+                            grid_width: grid[0],
+                        };
+                        let bindings = [
+                            (q, q_window.bytes),
+                            (k, k_window.bytes),
+                            (softmax_lse, lse_window.bytes),
+                            (&weights, out_window.bytes),
+                        ];
+                        recorder.dispatch(kernel, &bindings, &params, grid)?;
+                    }
+                }
+            }
+        }
+        Ok(weights)
+    }
+}

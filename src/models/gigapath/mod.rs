@@ -1,0 +1,162 @@
+//! The slide encoder of prov-gigapath (Xu et al. 2024, `gigapath/slide_encoder.py`).
+//!
+//! ```text
+//! features (tiles, 1536) -> linear -> + position vector of (x, y) -> [CLS, tiles] -> LongNet encoder -> states
+//! states -> CLS or mean of tiles -> norm -> embedding of the slide
+//! ```
+//! A [`SlideEncoder`] is plain data and pipelines; weights come from [`SlideEncoder::load`]. [`SlideEncoder::encode`] does
+//! everything at once; a [`SlideRun`] hands out the recordings of the work one by one, for applications that submit them when
+//! it suits them, show progress and may stop in between.
+//!
+//! **Positions** are not in the checkpoint. A tile at (x, y) lies in cell `(floor(x / tile_size), floor(y / tile_size))` of a
+//! grid of 1000 x 1000, and its position vector is `[sin(y w), cos(y w), sin(x w), cos(x w)]` of the cell, `w_i = 10000^(-4i/D)`.
+//! The two halves are rows of one small table, computed in f64: upstream builds a table of all cells, 3 GB.
+//!
+//! **Memory.** Features go up in chunks of rows, the encoder runs layer by layer, and of the states only what
+//! [`SlideOutputs`] asks for is kept, so that the peak is five activations of the slide and the weights.
+//! [`SlideEncoder::plan`] tells it to the byte without a device.
+//!
+//! **Semantics.** Trained weights need those of torchscale, the default: attention also attends to the zeros that pad
+//! segments, and moves rows where a dilation rate does not divide a segment length.
+//! [`SlideEncoderConfig::masked`] has neither, for models trained with this crate.
+
+mod config;
+mod outputs;
+mod plan;
+mod run;
+mod slide;
+
+pub use config::{SlideEncoderConfig, segment_lengths};
+pub use outputs::{LayerEmbedding, SlideAttention, SlideOutput, SlideOutputs, SlideStates};
+pub use plan::SlidePlan;
+pub use run::SlideRun;
+pub use slide::{Cell, Slide};
+
+use std::sync::Arc;
+
+use crate::context::Context;
+use crate::error::Result;
+use crate::longnet::LongNet;
+use crate::nn::{Init, LayerNorm, Linear, ParameterId, ParameterList, Parameters};
+use crate::weights::WeightFile;
+
+/// The slide encoder.
+///
+/// ```no_run
+/// use dilated_attention::models::gigapath::{Slide, SlideEncoder, SlideEncoderConfig, SlideOutputs};
+/// use dilated_attention::{Context, WeightFile};
+/// let context = Context::headless()?;
+/// let encoder = SlideEncoder::new(&context, SlideEncoderConfig::base())?;
+/// let weights = encoder.load(&context, &WeightFile::open("slide.safetensors")?)?;
+/// let slide = Slide { features: &vec![0.1; 3 * 1536], coords: &[[0.0, 0.0], [256.0, 0.0], [0.0, 256.0]] };
+/// let output = encoder.encode_blocking(&context, &weights, &[slide], &SlideOutputs::default())?;
+/// assert_eq!(output.cls.len(), 768);
+/// # Ok::<(), dilated_attention::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct SlideEncoder {
+    config: SlideEncoderConfig,
+    list: Arc<ParameterList>,
+    cls_token: ParameterId,
+    patch_embed: Linear,
+    encoder: LongNet,
+    norm: LayerNorm,
+}
+
+impl SlideEncoder {
+    /// Declares the parameters and chooses kernels.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) for options that contradict each other.
+    pub fn new(context: &Context, config: SlideEncoderConfig) -> Result<Self> {
+        config.check()?;
+        let mut list = ParameterList::new();
+        let width = config.width();
+        let cls_token = list.add(
+            "cls_token".to_owned(),
+            &[1, 1, width],
+            Init::Normal { std: 0.02 },
+        );
+        let sizes = [config.feature_dim, width];
+        let init = Init::xavier_uniform(config.feature_dim, width, 1.0);
+        let patch_embed = Linear::new(
+            &mut list,
+            "patch_embed.proj",
+            sizes,
+            init,
+            Some(Init::Zeros),
+        );
+        let mut encoder = LongNet::declare(context, &mut list, "encoder.", config.encoder(), 0)?;
+        let norm = LayerNorm::new(&mut list, "norm", width, config.norm_eps);
+        let list = Arc::new(list);
+        encoder.join(&list);
+        Ok(Self {
+            config,
+            list,
+            cls_token,
+            patch_embed,
+            encoder,
+            norm,
+        })
+    }
+
+    /// The options.
+    pub fn config(&self) -> &SlideEncoderConfig {
+        &self.config
+    }
+
+    /// The parameters' names and shapes: those of the checkpoint.
+    pub fn parameters(&self) -> &Arc<ParameterList> {
+        &self.list
+    }
+
+    /// The weights of a checkpoint, f32, f16 or bf16, strictly: a missing, unknown or misshapen tensor is an error that names
+    /// it. A checkpoint of PyTorch becomes such a file by
+    /// `safetensors.torch.save_file(torch.load(path, map_location="cpu")["model"], "slide.safetensors")`.
+    ///
+    /// # Errors
+    /// As [`WeightSource::load`](crate::WeightSource::load).
+    pub fn load(&self, context: &Context, file: &WeightFile) -> Result<Parameters> {
+        file.part("").load(context, &self.list)
+    }
+
+    /// Encodes `slides` and waits for the results without blocking; for progress, cancellation and results of single layers
+    /// on the device, see [`SlideRun`].
+    ///
+    /// # Errors
+    /// As [`SlideRun::new`], [`SlideRun::next_recording`] and [`SlideRun::finish`].
+    pub async fn encode(
+        &self,
+        context: &Context,
+        weights: &Parameters,
+        slides: &[Slide<'_>],
+        outputs: &SlideOutputs,
+    ) -> Result<SlideOutput> {
+        let mut run = SlideRun::new(context, self, weights, slides, outputs)?;
+        while let Some(recorder) = run.next_recording()? {
+            recorder.submit()?;
+        }
+        run.finish().await
+    }
+
+    /// As [`encode`](Self::encode), blocking (not in browsers). Staging memory is bounded by two recordings.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn encode_blocking(
+        &self,
+        context: &Context,
+        weights: &Parameters,
+        slides: &[Slide<'_>],
+        outputs: &SlideOutputs,
+    ) -> Result<SlideOutput> {
+        let mut run = SlideRun::new(context, self, weights, slides, outputs)?;
+        let mut before: Option<crate::recorder::Submission> = None;
+        while let Some(recorder) = run.next_recording()? {
+            if let Some(before) = before.replace(recorder.submit()?) {
+                before.wait()?;
+            }
+        }
+        pollster::block_on(run.finish())
+    }
+}

@@ -1,0 +1,88 @@
+//! What a run returns.
+
+/// What is wanted of a run besides the two embeddings of each slide, which are always returned.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SlideOutputs {
+    /// Embeddings of every state: the input of the first layer, then the output of each (upstream's `all_layer_embed`).
+    pub layers: bool,
+    /// Tokens of these states, 0 being the input of the first layer, as they are. Each is as large as the slide.
+    pub states: Vec<usize>,
+    /// Tokens after the last layer and the encoder's norm: embeddings of tiles that know of the slide.
+    pub encoded: bool,
+    /// In these layers, from 0 on, how much the CLS token attends to every token.
+    pub attention: Vec<usize>,
+}
+
+/// Results. Slides are of one batch: `tokens` is that of the longest, and rows behind a slide's own tokens mean nothing.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct SlideOutput {
+    /// Number of slides.
+    pub slides: usize,
+    /// Tokens of the longest slide: its tiles and one.
+    pub tokens: usize,
+    /// Elements of a token.
+    pub width: usize,
+    /// The CLS token after encoder and norm, (slides, width): what upstream returns by default.
+    pub cls: Vec<f32>,
+    /// The norm of the mean of all tiles, (slides, width): upstream's `global_pool`.
+    pub pool: Vec<f32>,
+    /// Embeddings of each state, where they were asked for; without the encoder's last norm, as upstream.
+    pub layers: Vec<LayerEmbedding>,
+    /// States, in the order in which they were asked for.
+    pub states: Vec<SlideStates>,
+    /// Tokens after the encoder's norm, (slides, tokens, width), where they were asked for.
+    pub encoded: Option<Vec<f32>>,
+    /// Attention of the CLS token, in the order in which it was asked for.
+    pub attention: Vec<SlideAttention>,
+}
+
+/// The embeddings of one state.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerEmbedding {
+    /// The norm of the CLS token, (slides, width).
+    pub cls: Vec<f32>,
+    /// The norm of the mean of all tiles, (slides, width).
+    pub pool: Vec<f32>,
+}
+
+/// All tokens of one state.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SlideStates {
+    /// Which: 0 is the input of the first layer.
+    pub state: usize,
+    /// The tokens, (slides, tokens, width); the first of each slide is CLS.
+    pub values: Vec<f32>,
+}
+
+/// How much the CLS token attends to every token in one layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SlideAttention {
+    /// Which, from 0 on.
+    pub layer: usize,
+    /// Number of branches.
+    pub branches: usize,
+    /// Number of heads.
+    pub heads: usize,
+    /// Tokens of the longest slide.
+    pub tokens: usize,
+    /// Weights, (slides, branches, heads, tokens), as by [`token_weights`](crate::DilatedAttention::token_weights).
+    pub weights: Vec<f32>,
+}
+
+impl SlideAttention {
+    /// Summed over branches, and the mean over heads: one number for each token of slide `slide`; CLS first. `None` when there
+    /// is no such slide.
+    pub fn map(&self, slide: usize) -> Option<Vec<f32>> {
+        let plane = self.tokens.max(1);
+        let size = self.branches * self.heads * plane;
+        let of_slide = self.weights.chunks(size.max(1)).nth(slide)?;
+        let mut map = vec![0.0f32; self.tokens];
+        for plane in of_slide.chunks(plane) {
+            for (sum, weight) in map.iter_mut().zip(plane) {
+                *sum += weight / self.heads as f32;
+            }
+        }
+        Some(map)
+    }
+}

@@ -1,0 +1,415 @@
+//! The work of one batch of slides, recording by recording.
+
+use half::{bf16, f16};
+
+use super::slide::Cell;
+use super::{
+    LayerEmbedding, Slide, SlideAttention, SlideEncoder, SlideOutput, SlideOutputs, SlideStates,
+};
+use crate::config::AttentionShape;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::longnet::Call;
+use crate::nn::Parameters;
+use crate::ops::{Matrix, TokenIds, embedding, mean_of_rows};
+use crate::readback::Download;
+use crate::recorder::Recorder;
+use crate::tensor::{DType, Tensor};
+
+/// Bytes of features that one recording uploads, about.
+const CHUNK_BYTES: usize = 16 << 20;
+
+/// Tiles of a slide whose features one recording uploads.
+#[derive(Clone, Copy, Debug)]
+struct Chunk {
+    slide: usize,
+    begin: usize,
+    end: usize,
+}
+
+/// The work of one batch of slides as recordings, to be submitted in their order by whatever means: at once, in slices, in
+/// the encoders of an application's frames. Dropping it in between gives everything back.
+///
+/// ```no_run
+/// # use dilated_attention::models::gigapath::{Slide, SlideEncoder, SlideOutputs, SlideRun};
+/// # use dilated_attention::{Context, Result, nn::Parameters};
+/// # fn encode(context: &Context, encoder: &SlideEncoder, weights: &Parameters, slide: Slide<'_>) -> Result<()> {
+/// let slides = [slide];
+/// let mut run = SlideRun::new(context, encoder, weights, &slides, &SlideOutputs::default())?;
+/// let mut done = 0;
+/// while let Some(recorder) = run.next_recording()? {
+///     recorder.submit()?.wait()?;
+///     done += 1;
+///     println!("{done} of {}", run.num_recordings());
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "a run does nothing until its recordings are submitted"]
+pub struct SlideRun<'a> {
+    context: Context,
+    encoder: &'a SlideEncoder,
+    weights: &'a Parameters,
+    slides: &'a [Slide<'a>],
+    outputs: SlideOutputs,
+    cells: Vec<Vec<Cell>>,
+    chunks: Vec<Chunk>,
+    call: Call,
+    tokens: usize,
+    next: usize,
+    /// The halves of position vectors, while features go up.
+    positions: Option<Tensor>,
+    state: Option<Tensor>,
+    /// (embedding, slide, width): CLS and mean of the encoded tokens, then of each state that is wanted.
+    embeddings: Option<Tensor>,
+    downloads: Downloads,
+}
+
+#[derive(Debug, Default)]
+struct Downloads {
+    embeddings: Option<Download<f32>>,
+    states: Vec<(usize, Activations)>,
+    encoded: Option<Activations>,
+    attention: Vec<(usize, Download<f32>)>,
+}
+
+/// A download of activations, whatever their type.
+#[derive(Debug)]
+enum Activations {
+    F32(Download<f32>),
+    F16(Download<f16>),
+    Bf16(Download<bf16>),
+}
+
+impl Activations {
+    fn start(recorder: &mut Recorder, tensor: &Tensor) -> Result<Self> {
+        Ok(match tensor.dtype() {
+            DType::F16 => Self::F16(recorder.download(tensor)?),
+            DType::Bf16 => Self::Bf16(recorder.download(tensor)?),
+            _ => Self::F32(recorder.download(tensor)?),
+        })
+    }
+
+    async fn values(self) -> Result<Vec<f32>> {
+        Ok(match self {
+            Self::F32(download) => download.await?,
+            Self::F16(download) => download.await?.into_iter().map(f16::to_f32).collect(),
+            Self::Bf16(download) => download.await?.into_iter().map(bf16::to_f32).collect(),
+        })
+    }
+}
+
+impl<'a> SlideRun<'a> {
+    /// Checks everything; nothing is recorded or leased yet.
+    ///
+    /// # Errors
+    /// [`Error::OtherModel`] for weights that do not fit; [`Error::TileOutOfGrid`] for a tile outside of the grid and
+    /// [`Error::InvalidShape`] for slides without tiles, features of another number or width and outputs of layers that the
+    /// encoder does not have, [`Error::InSlide`] around them when there are several slides.
+    pub fn new(
+        context: &Context,
+        encoder: &'a SlideEncoder,
+        weights: &'a Parameters,
+        slides: &'a [Slide<'a>],
+        outputs: &SlideOutputs,
+    ) -> Result<Self> {
+        weights.expect_list("weights", &encoder.list)?;
+        let config = &encoder.config;
+        let cells = config.check_slides(slides)?;
+        let last = config.num_layers;
+        for (what, wanted, limit) in [
+            ("state", &outputs.states, last + 1),
+            ("layer whose attention is wanted", &outputs.attention, last),
+        ] {
+            if let Some(&given) = wanted.iter().find(|given| **given >= limit) {
+                return Err(Error::InvalidShape {
+                    what,
+                    given: given.to_string(),
+                    need: format!("one of the {limit} there are, from 0 on"),
+                });
+            }
+        }
+        let overflow = |tokens: usize| Error::SizeOverflow {
+            what: "tokens of a slide",
+            given: tokens.to_string(),
+        };
+        let lens: Vec<u32> = cells
+            .iter()
+            .map(|cells| u32::try_from(cells.len() + 1).map_err(|_| overflow(cells.len() + 1)))
+            .collect::<Result<_>>()?;
+        let longest = lens.iter().copied().max().unwrap_or(0);
+        let batch = u32::try_from(slides.len()).map_err(|_| overflow(slides.len()))?;
+        let shape = AttentionShape::new(batch, longest)?.with_valid_lens(&lens)?;
+        let step = (CHUNK_BYTES / (4 * config.feature_dim)).max(1);
+        let chunks = cells.iter().enumerate().flat_map(|(slide, cells)| {
+            let tiles = cells.len();
+            (0..tiles).step_by(step).map(move |begin| Chunk {
+                slide,
+                begin,
+                end: tiles.min(begin + step),
+            })
+        });
+        Ok(Self {
+            context: context.clone(),
+            encoder,
+            weights,
+            slides,
+            outputs: outputs.clone(),
+            chunks: chunks.collect(),
+            cells,
+            call: Call::new(shape),
+            tokens: longest as usize,
+            next: 0,
+            positions: None,
+            state: None,
+            embeddings: None,
+            downloads: Downloads::default(),
+        })
+    }
+
+    /// Number of recordings of the whole run.
+    pub fn num_recordings(&self) -> usize {
+        self.chunks.len() + self.encoder.config.num_layers + 1
+    }
+
+    /// Number of recordings handed out so far.
+    pub fn num_recorded(&self) -> usize {
+        self.next
+    }
+
+    /// The next recording, or `None` after the last: each uploads some features or runs one layer.
+    ///
+    /// # Errors
+    /// Those of leasing and recording. The run can be continued when the cause is gone.
+    pub fn next_recording(&mut self) -> Result<Option<Recorder>> {
+        let (num_chunks, num_layers) = (self.chunks.len(), self.encoder.config.num_layers);
+        let recorder = match self.next {
+            step if step < num_chunks => self.upload(self.chunks[step])?,
+            step if step < num_chunks + num_layers => self.layer(step - num_chunks)?,
+            step if step == num_chunks + num_layers => self.last()?,
+            _ => return Ok(None),
+        };
+        self.next += 1;
+        Ok(Some(recorder))
+    }
+
+    /// The results, when all recordings were submitted.
+    ///
+    /// # Errors
+    /// [`Error::InvalidShape`] when recordings are left, and those of [`Download`].
+    pub async fn finish(self) -> Result<SlideOutput> {
+        if self.next < self.num_recordings() {
+            return Err(Error::InvalidShape {
+                what: "number of recordings submitted",
+                given: self.next.to_string(),
+                need: format!("all {}", self.num_recordings()),
+            });
+        }
+        let (slides, width) = (self.slides.len(), self.encoder.config.width());
+        let attention = &self.encoder.config.attention;
+        let (branches, heads) = (attention.branches().len(), attention.num_heads() as usize);
+        let mut embeddings = match self.downloads.embeddings {
+            Some(download) => download.await?,
+            None => Vec::new(),
+        }
+        .chunks(slides * width)
+        .map(<[f32]>::to_vec)
+        .collect::<Vec<_>>()
+        .into_iter();
+        // The last recording downloads two for the slide and two for each state.
+        let mut pair = || Some((embeddings.next()?, embeddings.next()?));
+        let (cls, pool) = pair().unwrap_or_default();
+        let layers = std::iter::from_fn(pair).map(|(cls, pool)| LayerEmbedding { cls, pool });
+        let layers = layers.collect();
+        let mut states = Vec::new();
+        for (state, download) in self.downloads.states {
+            let values = download.values().await?;
+            states.push(SlideStates { state, values });
+        }
+        let encoded = match self.downloads.encoded {
+            Some(download) => Some(download.values().await?),
+            None => None,
+        };
+        let mut attention = Vec::new();
+        for (layer, download) in self.downloads.attention {
+            attention.push(SlideAttention {
+                layer,
+                branches,
+                heads,
+                tokens: self.tokens,
+                weights: download.await?,
+            });
+        }
+        Ok(SlideOutput {
+            slides,
+            tokens: self.tokens,
+            width,
+            cls,
+            pool,
+            layers,
+            states,
+            encoded,
+            attention,
+        })
+    }
+
+    /// The state that the next recording starts from.
+    fn current(&self) -> Result<Tensor> {
+        self.state.clone().ok_or(Error::InvalidShape {
+            what: "state of the run",
+            given: "none".to_owned(),
+            need: "that of the recording before".to_owned(),
+        })
+    }
+
+    fn upload(&mut self, chunk: Chunk) -> Result<Recorder> {
+        let mut recorder = self.context.recorder("slide features");
+        let recorder_ref = &mut recorder;
+        let config = &self.encoder.config;
+        let (dtype, width) = (config.activations, config.width());
+        if self.state.is_none() {
+            let dims = [self.slides.len(), self.tokens, width];
+            let ragged = self.cells.iter().any(|cells| cells.len() + 1 < self.tokens);
+            // Rows behind a slide's tokens are computed, too: of zeros, which stay finite.
+            let state = match ragged {
+                true => recorder_ref.zeros("activations", &dims, dtype)?,
+                false => recorder_ref.empty("activations", &dims, dtype)?,
+            };
+            let rows = config.grid_cells as usize;
+            let table = config.position_table();
+            let table = recorder_ref.upload("positions", &[rows, width / 2], &table)?;
+            let num_states = if self.outputs.layers {
+                config.num_layers + 1
+            } else {
+                0
+            };
+            let dims = [2 + 2 * num_states, self.slides.len(), width];
+            self.embeddings = Some(recorder_ref.empty("embeddings", &dims, DType::F32)?);
+            self.positions = Some(table);
+            self.state = Some(state);
+        }
+        let state = self.current()?;
+        let Chunk { slide, begin, end } = chunk;
+        let dim = config.feature_dim;
+        let values = &self.slides[slide].features[begin * dim..end * dim];
+        let shape = [end - begin, dim];
+        let features = match dtype {
+            DType::F16 => {
+                let values: Vec<f16> = values.iter().copied().map(f16::from_f32).collect();
+                recorder.upload("features", &shape, &values)?
+            }
+            DType::Bf16 => {
+                let values: Vec<bf16> = values.iter().copied().map(bf16::from_f32).collect();
+                recorder.upload("features", &shape, &values)?
+            }
+            _ => recorder.upload("features", &shape, values)?,
+        };
+        let first = (slide * self.tokens) as u64;
+        if begin == 0 {
+            let cls = TokenIds::upload(&mut recorder, &[0], 1)?;
+            let table = self.weights.get(self.encoder.cls_token).matrix();
+            let row = state.matrix().slice(first, first + 1)?;
+            embedding(&mut recorder, &cls, table, 1.0, (row, false))?;
+        }
+        let rows = state
+            .matrix()
+            .slice(first + 1 + begin as u64, first + 1 + end as u64)?;
+        self.encoder
+            .patch_embed
+            .forward(&mut recorder, self.weights, features.matrix(), rows)?;
+        if let Some(table) = &self.positions {
+            // A row is two halves: that of y, then that of x.
+            let halves = self.cells[slide][begin..end]
+                .iter()
+                .flat_map(|cell| [cell.y, cell.x]);
+            let halves: Vec<u32> = halves.collect();
+            let ids = TokenIds::upload(&mut recorder, &halves, config.grid_cells)?;
+            let rows = rows.reshape(width as u64 / 2)?;
+            embedding(&mut recorder, &ids, table.matrix(), 1.0, (rows, true))?;
+        }
+        Ok(recorder)
+    }
+
+    fn layer(&mut self, index: usize) -> Result<Recorder> {
+        let mut recorder = self.context.recorder("slide encoder layer");
+        let state = self.current()?;
+        if index == 0 {
+            self.positions = None;
+            self.keep(&mut recorder, 0, &state)?;
+        }
+        let watched = self.outputs.attention.contains(&index).then_some(0);
+        let encoder = &self.encoder.encoder;
+        let (state, attention) = encoder.layer(
+            &mut recorder,
+            self.weights,
+            &self.call,
+            index,
+            state,
+            watched,
+        )?;
+        self.keep(&mut recorder, index + 1, &state)?;
+        if let Some(attention) = attention {
+            let download = recorder.download(&attention)?;
+            self.downloads.attention.push((index, download));
+        }
+        self.state = Some(state);
+        Ok(recorder)
+    }
+
+    /// Records what is wanted of a state.
+    fn keep(&mut self, recorder: &mut Recorder, index: usize, state: &Tensor) -> Result<()> {
+        if self.outputs.states.contains(&index) {
+            let download = Activations::start(recorder, state)?;
+            self.downloads.states.push((index, download));
+        }
+        match self.outputs.layers {
+            true => self.embed(recorder, 1 + index, state),
+            false => Ok(()),
+        }
+    }
+
+    /// Records the norms of CLS and of the mean of the tiles of each slide, as the embeddings of number `place`.
+    fn embed(&self, recorder: &mut Recorder, place: usize, state: &Tensor) -> Result<()> {
+        let Some(embeddings) = &self.embeddings else {
+            return Ok(());
+        };
+        let slides = self.slides.len();
+        for (slide, cells) in self.cells.iter().enumerate() {
+            let first = (slide * self.tokens) as u64;
+            let tiles = cells.len() as u64;
+            for (kind, begin, end) in [(0, first, first + 1), (1, first + 1, first + 1 + tiles)] {
+                let mean = mean_of_rows(recorder, state.matrix().slice(begin, end)?)?;
+                let row = ((2 * place + kind) * slides + slide) as u64;
+                let to: Matrix<'_> = embeddings.matrix().slice(row, row + 1)?;
+                self.encoder
+                    .norm
+                    .forward(recorder, self.weights, mean.matrix(), to)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn last(&mut self) -> Result<Recorder> {
+        let mut recorder = self.context.recorder("slide embedding");
+        let state = self.current()?;
+        let encoded = recorder.empty("encoded", state.shape(), state.dtype())?;
+        if let Some(norm) = self.encoder.encoder.final_norm() {
+            norm.forward(
+                &mut recorder,
+                self.weights,
+                state.matrix(),
+                encoded.matrix(),
+            )?;
+        }
+        self.embed(&mut recorder, 0, &encoded)?;
+        if self.outputs.encoded {
+            self.downloads.encoded = Some(Activations::start(&mut recorder, &encoded)?);
+        }
+        if let Some(embeddings) = self.embeddings.take() {
+            self.downloads.embeddings = Some(recorder.download(&embeddings)?);
+        }
+        self.state = None;
+        Ok(recorder)
+    }
+}

@@ -1,0 +1,115 @@
+//! Slides as they are given, and where tiles lie.
+
+use super::SlideEncoderConfig;
+use crate::error::{Error, Result};
+
+/// One slide. Tiles may come in any order, and twice: nothing but their cell and their place in the sequence tells them apart.
+/// The order matters, as upstream: segments are runs of tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct Slide<'a> {
+    /// Features, (tiles, feature_dim), row-major.
+    pub features: &'a [f32],
+    /// Where each tile begins, (x, y), in pixels of level 0.
+    pub coords: &'a [[f32; 2]],
+}
+
+/// A cell of the grid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Cell {
+    /// Column.
+    pub x: u32,
+    /// Row.
+    pub y: u32,
+}
+
+impl SlideEncoderConfig {
+    /// The cells of a slide's tiles.
+    ///
+    /// # Errors
+    /// [`Error::TileOutOfGrid`] names the first tile whose coordinates are no numbers, negative, or beyond the grid.
+    pub fn cells(&self, coords: &[[f32; 2]]) -> Result<Vec<Cell>> {
+        let size = f64::from(self.tile_size);
+        let cell = |coordinate: f32| {
+            let cell = (f64::from(coordinate) / size).floor();
+            // False for NaN, too.
+            (0.0..f64::from(self.grid_cells))
+                .contains(&cell)
+                .then_some(cell as u32)
+        };
+        let cells = coords.iter().enumerate().map(|(tile, &[x, y])| {
+            cell(x)
+                .zip(cell(y))
+                .map(|(x, y)| Cell { x, y })
+                .ok_or(Error::TileOutOfGrid {
+                    tile: tile as u64,
+                    x,
+                    y,
+                    limit: u64::from(self.tile_size) * u64::from(self.grid_cells),
+                })
+        });
+        cells.collect()
+    }
+
+    /// The position vector of a cell, `[sin(y w), cos(y w), sin(x w), cos(x w)]`.
+    pub fn position_vector(&self, cell: Cell) -> Vec<f32> {
+        [self.position_half(cell.y), self.position_half(cell.x)].concat()
+    }
+
+    /// The half of a position vector that one coordinate has.
+    fn position_half(&self, coordinate: u32) -> Vec<f32> {
+        let count = self.width() / 4;
+        let angles = (0..count).map(|i| {
+            let frequency = 10_000f64.powf(-(i as f64) / count as f64);
+            f64::from(coordinate) * frequency
+        });
+        let (sines, cosines): (Vec<f32>, Vec<f32>) = angles
+            .map(|angle| (angle.sin() as f32, angle.cos() as f32))
+            .unzip();
+        [sines, cosines].concat()
+    }
+
+    /// All halves of position vectors, (grid_cells, width / 2).
+    pub(super) fn position_table(&self) -> Vec<f32> {
+        (0..self.grid_cells)
+            .flat_map(|coordinate| self.position_half(coordinate))
+            .collect()
+    }
+
+    /// The cells of all slides, whose lengths fit.
+    ///
+    /// # Errors
+    /// [`Error::InvalidShape`] for no slide, a slide without tiles, and features of another number or width;
+    /// [`Error::InSlide`] around [`Error::TileOutOfGrid`].
+    pub(super) fn check_slides(&self, slides: &[Slide<'_>]) -> Result<Vec<Vec<Cell>>> {
+        let invalid = |what, given: String, need: String| Error::InvalidShape { what, given, need };
+        if slides.is_empty() {
+            let need = "at least one".to_owned();
+            return Err(invalid("number of slides", "0".to_owned(), need));
+        }
+        let check = |slide: &Slide<'_>| {
+            let tiles = slide.coords.len();
+            if tiles == 0 {
+                let need = "at least one".to_owned();
+                return Err(invalid("number of tiles", "0".to_owned(), need));
+            }
+            if Some(slide.features.len()) != tiles.checked_mul(self.feature_dim) {
+                let need = format!("{tiles} tiles of {} features", self.feature_dim);
+                let given = format!("{} elements", slide.features.len());
+                return Err(invalid("features of a slide", given, need));
+            }
+            self.cells(slide.coords)
+        };
+        let in_slide = |(slide, error)| match slides.len() {
+            1 => error,
+            _ => Error::InSlide {
+                slide,
+                error: Box::new(error),
+            },
+        };
+        slides
+            .iter()
+            .enumerate()
+            .map(|(index, slide)| check(slide).map_err(|error| in_slide((index, error))))
+            .collect()
+    }
+}

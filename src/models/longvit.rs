@@ -1,0 +1,336 @@
+//! LongViT, a vision transformer over long sequences of patches (Wang et al. 2023; torchscale, `examples/longvit`).
+//!
+//! ```text
+//! image (3, height, width) -> patches -> linear -> + learned positions -> LongNet encoder -> mean -> norm -> head
+//! ```
+//! For images of another size than the model's the table of positions is stretched bicubically, as torch's `interpolate` does it:
+//! first along the rows, then along the columns, each a small product on the device.
+
+use std::sync::Arc;
+
+use crate::config::{AttentionShape, DilatedAttentionConfig};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::longnet::{Call, Input, LongNet, LongNetConfig, Output};
+use crate::nn::{Init, LayerNorm, Linear, ParameterId, ParameterList, Parameters};
+use crate::ops::{Blend, Matmul, mean_of_rows};
+use crate::recorder::Recorder;
+use crate::tensor::{DType, Tensor};
+
+/// Options of a [`LongVit`].
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct LongVitConfig {
+    /// Heads, branches and semantics.
+    pub attention: DilatedAttentionConfig,
+    /// Number of layers.
+    pub num_layers: usize,
+    /// Elements of a row inside the feed-forward networks.
+    pub ffn_dim: usize,
+    /// Edge of the square images that positions were learned of, in pixels.
+    pub image_size: usize,
+    /// Edge of a patch in pixels.
+    pub patch_size: usize,
+    /// Number of colours.
+    pub channels: usize,
+    /// Number of classes of the head.
+    pub num_classes: usize,
+    /// Epsilon of the layer norms in the encoder.
+    pub encoder_eps: f32,
+    /// Epsilon of the norm before the head.
+    pub norm_eps: f32,
+}
+
+impl LongVitConfig {
+    /// The published sizes: 12 layers, 16 heads of 24, images of 1024 pixels in patches of 32, branches of 64 to 1024 patches.
+    ///
+    /// # Errors
+    /// Never; [`Error::InvalidConfig`] is that of [`DilatedAttentionConfig::new`].
+    pub fn published(num_classes: usize) -> Result<Self> {
+        let lengths = [64, 128, 256, 512, 1024];
+        let attention = DilatedAttentionConfig::new(16, 24, &lengths, &[1, 2, 4, 8, 16])?;
+        Ok(Self {
+            attention: attention.torchscale(),
+            num_layers: 12,
+            ffn_dim: 1536,
+            image_size: 1024,
+            patch_size: 32,
+            channels: 3,
+            num_classes,
+            encoder_eps: 1e-5,
+            norm_eps: 1e-5,
+        })
+    }
+
+    /// Patches along the edge of the model's images.
+    fn grid(&self) -> usize {
+        self.image_size / self.patch_size.max(1)
+    }
+
+    fn width(&self) -> usize {
+        self.attention.embed_dim() as usize
+    }
+
+    fn patch_elements(&self) -> usize {
+        self.channels * self.patch_size * self.patch_size
+    }
+
+    fn check(&self) -> Result<()> {
+        let sizes = [self.image_size, self.patch_size, self.channels];
+        let whole = self.patch_size > 0 && self.image_size.is_multiple_of(self.patch_size);
+        if sizes.contains(&0) || self.num_classes == 0 || !whole {
+            return Err(Error::InvalidConfig {
+                what: "image, patch, channels and classes",
+                given: format!("{sizes:?} and {}", self.num_classes),
+                need: "at least 1 each, the image whole patches wide",
+            });
+        }
+        Ok(())
+    }
+}
+
+/// LongViT with a head for classification.
+#[derive(Clone, Debug)]
+pub struct LongVit {
+    config: LongVitConfig,
+    list: Arc<ParameterList>,
+    patch_weight: ParameterId,
+    patch_bias: ParameterId,
+    positions: ParameterId,
+    encoder: LongNet,
+    norm: LayerNorm,
+    head: Linear,
+}
+
+/// What a [`LongVit`] returns, f32.
+#[derive(Clone, Debug)]
+pub struct LongVitOutput {
+    /// Position vectors as they were added, (1, patches, width).
+    pub positions: Tensor,
+    /// Of the encoder; its features and its last state are the same.
+    pub encoder: Output,
+    /// Norm of the mean of all patches, (batch, width).
+    pub features: Tensor,
+    /// The head of that, (batch, classes).
+    pub logits: Tensor,
+}
+
+impl LongVit {
+    /// Declares the parameters, under torchscale's names, and chooses kernels.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] for options that contradict each other.
+    pub fn new(context: &Context, config: LongVitConfig) -> Result<Self> {
+        config.check()?;
+        let (width, patch) = (config.width(), config.patch_size);
+        let mut list = ParameterList::new();
+        let normal = Init::Normal { std: 0.02 };
+        let table = [1, config.grid() * config.grid(), width];
+        let positions = list.add("model.pos_embed".to_owned(), &table, normal);
+        let kernel = [width, config.channels, patch, patch];
+        let init = Init::xavier_uniform(config.patch_elements(), width, 1.0);
+        let patch_weight = list.add("model.patch_embed.proj.weight".to_owned(), &kernel, init);
+        let name = "model.patch_embed.proj.bias".to_owned();
+        let patch_bias = list.add(name, &[width], Init::Zeros);
+        let mut inner =
+            LongNetConfig::encoder(config.attention.clone(), config.num_layers, config.ffn_dim);
+        inner.norm_eps = config.encoder_eps;
+        inner.final_norm = false;
+        let mut encoder = LongNet::declare(context, &mut list, "model.encoder.", inner, 0)?;
+        let norm = LayerNorm::new(&mut list, "fc_norm", width, config.norm_eps);
+        let sizes = [width, config.num_classes];
+        let head = Linear::new(&mut list, "head", sizes, normal, Some(Init::Zeros));
+        let list = Arc::new(list);
+        encoder.join(&list);
+        Ok(Self {
+            config,
+            list,
+            patch_weight,
+            patch_bias,
+            positions,
+            encoder,
+            norm,
+            head,
+        })
+    }
+
+    /// The options.
+    pub fn config(&self) -> &LongVitConfig {
+        &self.config
+    }
+
+    /// The parameters' names and shapes.
+    pub fn parameters(&self) -> &Arc<ParameterList> {
+        &self.list
+    }
+
+    /// Records the model over `images`, (batch, channels, height, width) row-major on the host, all of one size. `keep_states`
+    /// keeps the states of all layers.
+    ///
+    /// # Errors
+    /// [`Error::OtherModel`] for weights that do not fit; [`Error::InvalidShape`] for images that do not, or are not whole
+    /// patches; the errors of leasing and recording.
+    pub fn forward(
+        &self,
+        recorder: &mut Recorder,
+        weights: &Parameters,
+        images: &[f32],
+        [batch, height, width]: [usize; 3],
+        keep_states: bool,
+    ) -> Result<LongVitOutput> {
+        weights.expect_list("weights", &self.list)?;
+        let patches = self.patches(images, [batch, height, width])?;
+        let patch = self.config.patch_size;
+        let grid = [height / patch, width / patch];
+        let (tokens, elements) = (grid[0] * grid[1], self.config.patch_elements());
+        let patches = recorder.upload("patches", &[batch * tokens, elements], &patches)?;
+        let dims = [batch, tokens, self.config.width()];
+        let x = recorder.empty("activations", &dims, DType::F32)?;
+        let kernel = weights.get(self.patch_weight).matrix();
+        Matmul::new(patches.matrix(), kernel.reshape(elements as u64)?)
+            .transpose_b()
+            .bias(Some(weights.get(self.patch_bias).vector()))
+            .write(recorder, x.matrix())?;
+        let positions = self.stretched(recorder, weights, grid)?;
+        for item in 0..batch {
+            let rows = ((item * tokens) as u64, ((item + 1) * tokens) as u64);
+            Blend::new(positions.matrix(), 1.0).add(
+                recorder,
+                x.matrix().slice(rows.0, rows.1)?,
+                1.0,
+            )?;
+        }
+        let size = |what, size: usize| {
+            u32::try_from(size).map_err(|_| Error::SizeOverflow {
+                what,
+                given: size.to_string(),
+            })
+        };
+        let shape = AttentionShape::new(size("batch", batch)?, size("patches", tokens)?)?;
+        let call = Call::new(shape);
+        let input = Input::Embedded(&x);
+        let encoder = self
+            .encoder
+            .forward(recorder, weights, input, &call, keep_states)?;
+        let features = recorder.empty("features", &[batch, self.config.width()], DType::F32)?;
+        for item in 0..batch as u64 {
+            let rows = (item * tokens as u64, (item + 1) * tokens as u64);
+            let mean = mean_of_rows(recorder, encoder.features.matrix().slice(rows.0, rows.1)?)?;
+            let to = features.matrix().slice(item, item + 1)?;
+            self.norm.forward(recorder, weights, mean.matrix(), to)?;
+        }
+        let logits = recorder.empty("logits", &[batch, self.config.num_classes], DType::F32)?;
+        self.head
+            .forward(recorder, weights, features.matrix(), logits.matrix())?;
+        Ok(LongVitOutput {
+            positions,
+            encoder,
+            features,
+            logits,
+        })
+    }
+
+    /// Images as rows of patches, each (channel, row, column).
+    fn patches(&self, images: &[f32], [batch, height, width]: [usize; 3]) -> Result<Vec<f32>> {
+        let (patch, channels) = (self.config.patch_size, self.config.channels);
+        let whole = |size: usize| size > 0 && size.is_multiple_of(patch);
+        let elements = [batch, channels, height, width]
+            .iter()
+            .try_fold(1usize, |product, size| product.checked_mul(*size));
+        if batch == 0 || !whole(height) || !whole(width) || elements != Some(images.len()) {
+            return Err(Error::InvalidShape {
+                what: "images",
+                given: format!(
+                    "{} elements for {batch} of {height} x {width}",
+                    images.len()
+                ),
+                need: format!(
+                    "at least one image of {channels} channels, whole patches of {patch}"
+                ),
+            });
+        }
+        let mut patches = Vec::with_capacity(images.len());
+        for image in images.chunks(channels * height * width) {
+            for (y, x) in (0..height)
+                .step_by(patch)
+                .flat_map(|y| (0..width).step_by(patch).map(move |x| (y, x)))
+            {
+                for plane in image.chunks(height * width) {
+                    for row in plane.chunks(width).skip(y).take(patch) {
+                        patches.extend_from_slice(&row[x..x + patch]);
+                    }
+                }
+            }
+        }
+        Ok(patches)
+    }
+
+    /// The table of positions of a grid of patches, (1, patches, width).
+    fn stretched(
+        &self,
+        recorder: &mut Recorder,
+        weights: &Parameters,
+        [rows, columns]: [usize; 2],
+    ) -> Result<Tensor> {
+        let table = weights.get(self.positions);
+        let (from, width) = (self.config.grid(), self.config.width());
+        if [rows, columns] == [from, from] {
+            return Ok(table.clone());
+        }
+        // Along the rows: a row of patches is one row of a matrix.
+        let along = recorder.upload("stretch", &[rows, from], &bicubic(from, rows))?;
+        let tall = recorder.empty("positions", &[rows * from, width], DType::F32)?;
+        let row_elements = (from * width) as u64;
+        Matmul::new(along.matrix(), table.matrix().reshape(row_elements)?)
+            .write(recorder, tall.matrix().reshape(row_elements)?)?;
+        // Along the columns, in each row.
+        let across = recorder.upload("stretch", &[columns, from], &bicubic(from, columns))?;
+        let positions = recorder.empty("positions", &[1, rows * columns, width], DType::F32)?;
+        for row in 0..rows {
+            let before = ((row * from) as u64, ((row + 1) * from) as u64);
+            let after = ((row * columns) as u64, ((row + 1) * columns) as u64);
+            Matmul::new(across.matrix(), tall.matrix().slice(before.0, before.1)?)
+                .write(recorder, positions.matrix().slice(after.0, after.1)?)?;
+        }
+        Ok(positions)
+    }
+}
+
+/// Weights, (to, from), of torch's bicubic interpolation (Keys 1981 with a = -0.75, `align_corners` false) by the scale
+/// `(to + 0.1) / from`, which LongViT passes so that rounding cannot lose a patch; edges are repeated.
+fn bicubic(from: usize, to: usize) -> Vec<f32> {
+    const A: f64 = -0.75;
+    let scale = from as f64 / (to as f64 + 0.1);
+    let kernel = |distance: f64| match distance.abs() {
+        x if x <= 1.0 => ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0,
+        x if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * A,
+        _ => 0.0,
+    };
+    let mut weights = vec![0.0; to * from];
+    for (place, row) in weights.chunks_mut(from).enumerate() {
+        let centre = (place as f64 + 0.5) * scale - 0.5;
+        for tap in -1..=2 {
+            let at = centre.floor() + f64::from(tap);
+            let index = at.clamp(0.0, (from - 1) as f64) as usize;
+            row[index] += kernel(centre - at);
+        }
+    }
+    weights.into_iter().map(|weight| weight as f32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bicubic;
+
+    /// Every row of weights adds up to 1, and a table as large as wanted is nearly the identity.
+    #[test]
+    fn bicubic_weights_are_a_partition_of_one() {
+        for (from, to) in [(8, 13), (8, 9), (64, 40), (5, 5), (1, 4)] {
+            for row in bicubic(from, to).chunks(from) {
+                assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+            }
+        }
+        let same = bicubic(50, 50);
+        assert!((0..50).all(|i| same[i * 50 + i] > 0.9));
+    }
+}

@@ -1,0 +1,11 @@
+//! Models of others, from their published weights.
+//!
+//! ```text
+//! gigapath::SlideEncoder   prov-gigapath's slide encoder: features of tiles and where they lie -> embeddings of the slide
+//! longvit::LongVit         torchscale's LongViT: pixels -> features, logits
+//! ```
+//! Both are a [`LongNet`](crate::longnet::LongNet) between an embedding and a pooling of their own. Parameters have the names
+//! of the checkpoints, and loading is strict.
+
+pub mod gigapath;
+pub mod longvit;
