@@ -222,6 +222,7 @@ fn kernels() -> Vec<(Kernel, DeviceFacts)> {
                 }
             }
             kernels.push((Kernel::Delta { head_dim, storage }, facts.clone()));
+            kernels.push((Kernel::TokenWeights { head_dim, storage }, facts.clone()));
         }
     }
     let mut seen = std::collections::HashSet::new();

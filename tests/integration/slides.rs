@@ -1,0 +1,475 @@
+//! GigaPath's slide encoder: attention of the CLS token against double precision, batches, memory, bad input. What its results
+//! are is compared with golden files, in `golden`.
+
+use dilated_attention::models::gigapath::{
+    Slide, SlideEncoder, SlideEncoderConfig, SlideOutput, SlideOutputs, SlideRun,
+};
+use dilated_attention::nn::Parameters;
+use dilated_attention::{
+    AttentionShape, Context, DType, DeviceFacts, DilatedAttention, DilatedAttentionConfig, Error,
+    Mask, WeightFile, WeightWriter, reference,
+};
+
+use crate::support::contexts::contexts;
+use crate::support::kernel_contexts::{TestContext, kernel_contexts, tiny_bindings};
+use crate::support::models::{assert_within, draw, upload};
+use crate::support::numbers::uniform;
+
+fn small() -> SlideEncoderConfig {
+    let mut config = SlideEncoderConfig::base();
+    config.attention = DilatedAttentionConfig::new(2, 16, &[8, 20, 64], &[1, 2, 4])
+        .unwrap()
+        .torchscale();
+    config.feature_dim = 12;
+    config.num_layers = 2;
+    config.ffn_dim = 64;
+    config
+}
+
+fn with_weights(context: &Context, config: SlideEncoderConfig) -> (SlideEncoder, Parameters) {
+    let encoder = SlideEncoder::new(context, config).unwrap();
+    let mut recorder = context.recorder("weights");
+    let values = draw(encoder.parameters(), 3);
+    let weights = upload(&mut recorder, encoder.parameters(), &values).unwrap();
+    recorder.submit().unwrap();
+    (encoder, weights)
+}
+
+/// Features and coordinates of so many tiles, two of them in one cell.
+fn tiles(seed: u64, count: usize, dim: usize) -> (Vec<f32>, Vec<[f32; 2]>) {
+    let place = |i: usize| [(i % 7 * 256) as f32 + 3.0, (i / 8 * 256) as f32];
+    (uniform(seed, count * dim), (0..count).map(place).collect())
+}
+
+fn slides(parts: &[(Vec<f32>, Vec<[f32; 2]>)]) -> Vec<Slide<'_>> {
+    parts
+        .iter()
+        .map(|(features, coords)| Slide { features, coords })
+        .collect()
+}
+
+fn everything() -> SlideOutputs {
+    SlideOutputs {
+        layers: true,
+        states: vec![0, 2],
+        encoded: true,
+        attention: vec![0, 1],
+    }
+}
+
+fn encode(
+    context: &Context,
+    (encoder, weights): &(SlideEncoder, Parameters),
+    parts: &[(Vec<f32>, Vec<[f32; 2]>)],
+) -> SlideOutput {
+    encoder
+        .encode_blocking(context, weights, &slides(parts), &everything())
+        .unwrap()
+}
+
+fn all_contexts() -> Vec<&'static TestContext> {
+    let mut all: Vec<_> = kernel_contexts().iter().collect();
+    all.push(tiny_bindings());
+    all
+}
+
+/// Values that are 1 for one key each make an output of attention weights: the oracle, asked for them in parts.
+#[test]
+fn weights_of_a_token_are_what_the_reference_mixes_values_with() {
+    let base = || DilatedAttentionConfig::new(3, 16, &[8, 21, 64], &[1, 2, 4]).unwrap();
+    let configs = [
+        base(),
+        base().torchscale(),
+        base().mask(Mask::Causal),
+        base().torchscale().mask(Mask::Causal),
+    ];
+    let lens = [50u32, 37];
+    let shape = AttentionShape::new(2, 50)
+        .unwrap()
+        .with_valid_lens(&lens)
+        .unwrap();
+    let dims = [2usize, 50, 3, 16];
+    let [q, k] = [1, 2].map(|seed| uniform(seed, dims.iter().product()));
+    for on in all_contexts() {
+        for config in &configs {
+            let attention = DilatedAttention::new(&on.context, config.clone()).unwrap();
+            for token in [0u32, 1, 22, 36, 49] {
+                let mut recorder = on.context.recorder("weights of a token");
+                let q_tensor = recorder.upload("q", &dims, &q).unwrap();
+                let k_tensor = recorder.upload("k", &dims, &k).unwrap();
+                let forward = attention
+                    .forward(&mut recorder, &shape, &q_tensor, &k_tensor, &k_tensor)
+                    .unwrap();
+                let pair = [&q_tensor, &k_tensor];
+                let weights = attention
+                    .token_weights(&mut recorder, &shape, pair, &forward.softmax_lse, token)
+                    .unwrap();
+                assert_eq!(weights.shape(), [2, 3, 3, 50]);
+                let download = recorder.download::<f32>(&weights).unwrap();
+                recorder.submit().unwrap();
+                let weights = download.wait().unwrap();
+                for item in 0..2usize {
+                    let mut summed = vec![0f32; 3 * 50];
+                    for plane in weights[item * 450..(item + 1) * 450].chunks(150) {
+                        summed
+                            .iter_mut()
+                            .zip(plane)
+                            .for_each(|(sum, value)| *sum += value);
+                    }
+                    let mut expected = vec![0f64; 3 * 50];
+                    if token < lens[item] {
+                        for first in (0..50).step_by(16) {
+                            let v: Vec<f32> = (0..2 * 50 * 3 * 16)
+                                .map(|i| f32::from(u8::from(i / 48 % 50 == first + i % 16)))
+                                .collect();
+                            let rows = [(item as u32, token)];
+                            let out =
+                                reference::forward_rows(config, &shape, &q, &k, &v, &rows).unwrap();
+                            for (i, value) in out.out.iter().enumerate() {
+                                if first + i % 16 < 50 {
+                                    expected[i / 16 * 50 + first + i % 16] = *value;
+                                }
+                            }
+                        }
+                    }
+                    let what = format!("{} {config} token {token} item {item}", on.name);
+                    assert_within(&what, &summed, &expected, 1e-5);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn slides_of_a_batch_are_what_they_are_alone() {
+    let parts = [tiles(1, 60, 12), tiles(2, 7, 12), tiles(3, 1, 12)];
+    for on in all_contexts() {
+        let model = with_weights(&on.context, small());
+        let batch = encode(&on.context, &model, &parts);
+        assert_eq!((batch.slides, batch.tokens, batch.width), (3, 61, 32));
+        for (slide, part) in parts.iter().enumerate() {
+            let alone = encode(&on.context, &model, std::slice::from_ref(part));
+            let own = |values: &[f32], size: usize, count: usize| {
+                values[slide * size..slide * size + count].to_vec()
+            };
+            let compare = |what: &str, batch: Vec<f32>, alone: &[f32]| {
+                let expected: Vec<f64> = alone.iter().map(|x| f64::from(*x)).collect();
+                assert_within(
+                    &format!("{} {what} {slide}", on.name),
+                    &batch,
+                    &expected,
+                    1e-5,
+                );
+            };
+            compare("cls", own(&batch.cls, 32, 32), &alone.cls);
+            compare("pool", own(&batch.pool, 32, 32), &alone.pool);
+            let rows = alone.tokens * 32;
+            for (of_batch, of_one) in batch.layers.iter().zip(&alone.layers) {
+                compare("layer's cls", own(&of_batch.cls, 32, 32), &of_one.cls);
+                compare("layer's pool", own(&of_batch.pool, 32, 32), &of_one.pool);
+            }
+            for (of_batch, of_one) in batch.states.iter().zip(&alone.states) {
+                compare(
+                    "state",
+                    own(&of_batch.values, 61 * 32, rows),
+                    &of_one.values,
+                );
+            }
+            let encoded = batch.encoded.as_deref().unwrap();
+            let of_one = alone.encoded.as_deref().unwrap();
+            compare("encoded", own(encoded, 61 * 32, rows), of_one);
+            for (of_batch, of_one) in batch.attention.iter().zip(&alone.attention) {
+                let map = of_batch.map(slide).unwrap();
+                compare(
+                    "attention",
+                    map[..alone.tokens].to_vec(),
+                    &of_one.map(0).unwrap(),
+                );
+            }
+        }
+    }
+}
+
+/// Without zero keys the attention of a token adds up to 1.
+#[test]
+fn attention_of_the_cls_token_adds_up() {
+    for on in kernel_contexts() {
+        let model = with_weights(&on.context, small().masked());
+        let output = encode(&on.context, &model, &[tiles(1, 60, 12)]);
+        for attention in &output.attention {
+            let map = attention.map(0).unwrap();
+            assert_eq!(map.len(), 61);
+            assert!((map.iter().sum::<f32>() - 1.0).abs() < 1e-5, "{map:?}");
+            assert_eq!(attention.map(1), None);
+        }
+    }
+}
+
+/// Half precision against f32: each of about 20 roundings a layer is by at most 2^-11 (f16) or 2^-8 (bf16) of a value.
+#[test]
+fn half_precision_is_near_single_precision() {
+    let parts = [tiles(1, 60, 12), tiles(2, 20, 12)];
+    for on in kernel_contexts() {
+        let single = encode(&on.context, &with_weights(&on.context, small()), &parts);
+        for (dtype, roundoff) in [(DType::F16, 2f64.powi(-11)), (DType::Bf16, 2f64.powi(-8))] {
+            let mut config = small();
+            config.activations = dtype;
+            let half = encode(&on.context, &with_weights(&on.context, config), &parts);
+            for (half, single) in [(&half.cls, &single.cls), (&half.pool, &single.pool)] {
+                assert_ne!(half, single);
+                let expected: Vec<f64> = single.iter().map(|x| f64::from(*x)).collect();
+                assert_within(
+                    &format!("{} {dtype}", on.name),
+                    half,
+                    &expected,
+                    20.0 * roundoff,
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_run_asks_for_what_its_plan_says_and_gives_all_back() {
+    for (limits, context) in contexts() {
+        for dtype in [DType::F32, DType::F16] {
+            let mut config = small();
+            config.activations = dtype;
+            let parts = [tiles(1, 90, 12)];
+            let before = context.pool().stats().requested_bytes.current;
+            let model = with_weights(&context, config.clone());
+            let outputs = SlideOutputs::default();
+            let facts = context.facts().clone();
+            let plan = SlideEncoder::plan(&config, &[90], &outputs, facts).unwrap();
+            context.wait();
+            context.pool().trim();
+            context.pool().reset_peaks();
+            let slides = slides(&parts);
+            let mut run = SlideRun::new(&context, &model.0, &model.1, &slides, &outputs).unwrap();
+            let mut dispatches = 0;
+            while let Some(recorder) = run.next_recording().unwrap() {
+                dispatches += recorder.num_dispatches();
+                recorder.submit().unwrap().wait().unwrap();
+                context.poll();
+            }
+            pollster::block_on(run.finish()).unwrap();
+            context.wait();
+            let stats = context.pool().stats();
+            let peak = stats.requested_bytes.peak - before;
+            assert_eq!(
+                peak, plan.requested_bytes,
+                "{limits} {dtype}\n{plan}\n{stats}"
+            );
+            assert_eq!(dispatches, plan.num_dispatches);
+            drop(model);
+            assert_eq!(context.pool().stats().requested_bytes.current, before);
+            assert!(context.pool().stats().identities_hold());
+            plan.check_budget(plan.held_bytes).unwrap();
+            let refused = plan.check_budget(plan.held_bytes - 1).unwrap_err();
+            let budget_bytes = plan.held_bytes - 1;
+            assert!(
+                matches!(refused, Error::PlanOverBudget { budget_bytes: given, .. } if given == budget_bytes)
+            );
+        }
+    }
+}
+
+/// The bounds of a large slide at the published sizes, on WebGPU's default limits.
+#[test]
+fn a_large_slide_fits_where_it_should() {
+    let mut config = SlideEncoderConfig::base();
+    let facts = DeviceFacts::webgpu_defaults();
+    let outputs = SlideOutputs {
+        layers: true,
+        ..Default::default()
+    };
+    let tiles = [45_680];
+    let single = SlideEncoder::plan(&config, &tiles, &outputs, facts.clone()).unwrap();
+    assert!(single.held_bytes <= 1536 << 20, "{single}");
+    config.activations = DType::F16;
+    let half = SlideEncoder::plan(&config, &tiles, &outputs, facts.clone()).unwrap();
+    assert!(half.held_bytes <= 900 << 20, "{half}");
+    println!("{single}\n{half}");
+    // One activation of the slide would exceed what a buffer may be.
+    let too_large = SlideEncoder::plan(&config, &[200_000], &outputs, facts).unwrap_err();
+    assert!(
+        matches!(too_large, Error::BufferTooLarge { .. }),
+        "{too_large}"
+    );
+}
+
+#[test]
+fn a_run_that_is_dropped_gives_everything_back() {
+    // Of its own: what other tests lease does not count.
+    let [(_, context), _] = &contexts();
+    let model = with_weights(context, small());
+    let parts = [tiles(1, 40, 12), tiles(2, 30, 12)];
+    let slides = slides(&parts);
+    context.wait();
+    let before = context.pool().stats().requested_bytes.current;
+    for stop in 0..=5 {
+        let mut run = SlideRun::new(context, &model.0, &model.1, &slides, &everything()).unwrap();
+        assert_eq!(run.num_recordings(), 5);
+        for _ in 0..stop {
+            run.next_recording().unwrap().unwrap().submit().unwrap();
+        }
+        match stop < 5 {
+            // A recording that is dropped unsubmitted, too.
+            true => drop(run.next_recording().unwrap()),
+            false => assert!(run.next_recording().unwrap().is_none()),
+        }
+        drop(run);
+        context.wait();
+        context.poll();
+        assert_eq!(
+            context.pool().stats().requested_bytes.current,
+            before,
+            "after {stop}"
+        );
+    }
+}
+
+#[test]
+fn parameters_are_those_of_the_checkpoint() {
+    let planner = Context::planner(DeviceFacts::webgpu_defaults());
+    let encoder = SlideEncoder::new(&planner, SlideEncoderConfig::base()).unwrap();
+    let list = encoder.parameters();
+    assert_eq!((list.specs().len(), list.num_elements()), (247, 86_330_880));
+    for name in [
+        "cls_token",
+        "patch_embed.proj.bias",
+        "encoder.layers.11.self_attn.inner_attn_ln.weight",
+        "encoder.layers.0.ffn.ffn_layernorm.bias",
+        "encoder.layers.3.final_layer_norm.weight",
+        "encoder.layer_norm.bias",
+        "norm.weight",
+    ] {
+        assert!(list.find(name).is_some(), "{name}");
+    }
+    for config in [SlideEncoderConfig::large(), SlideEncoderConfig::wide()] {
+        SlideEncoder::new(&planner, config).unwrap();
+    }
+}
+
+#[test]
+fn checkpoints_load_strictly() {
+    let context = &kernel_contexts()[0].context;
+    let (encoder, weights) = with_weights(context, small());
+    let folder = std::env::temp_dir().join(format!("slide-encoder-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("slide.safetensors");
+    let writer = WeightWriter::new().part("", &weights);
+    writer.save(context, &path).unwrap();
+    let file = WeightFile::open(&path).unwrap();
+    let parts = [tiles(1, 20, 12)];
+    let loaded = encoder.load(context, &file).unwrap();
+    let first = encode(context, &(encoder, weights), &parts);
+    let encoder = SlideEncoder::new(context, small()).unwrap();
+    assert_eq!(encode(context, &(encoder, loaded), &parts), first);
+    let mut larger = small();
+    larger.num_layers = 3;
+    let larger = SlideEncoder::new(context, larger).unwrap();
+    let error = larger.load(context, &file).unwrap_err();
+    assert!(error.to_string().contains("encoder.layers.2."), "{error}");
+    let mut smaller = small();
+    smaller.num_layers = 1;
+    let smaller = SlideEncoder::new(context, smaller).unwrap();
+    let error = smaller.load(context, &file).unwrap_err();
+    assert!(error.to_string().contains("encoder.layers.1."), "{error}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn bad_slides_are_errors_that_name_what_is_wrong() {
+    let context = &kernel_contexts()[0].context;
+    let (encoder, weights) = with_weights(context, small());
+    let (features, coords) = tiles(1, 4, 12);
+    let good = Slide {
+        features: &features,
+        coords: &coords,
+    };
+    let error = |slides: &[Slide<'_>], outputs: &SlideOutputs| {
+        SlideRun::new(context, &encoder, &weights, slides, outputs)
+            .err()
+            .unwrap()
+    };
+    let none = SlideOutputs::default();
+    for place in [
+        [f32::NAN, 0.0],
+        [0.0, -1.0],
+        [256_000.0, 0.0],
+        [0.0, f32::INFINITY],
+    ] {
+        let mut moved = coords.clone();
+        moved[2] = place;
+        let slide = Slide {
+            coords: &moved,
+            ..good
+        };
+        let alone = error(&[slide], &none);
+        assert!(
+            matches!(
+                alone,
+                Error::TileOutOfGrid {
+                    tile: 2,
+                    limit: 256_000,
+                    ..
+                }
+            ),
+            "{alone}"
+        );
+        let second = error(&[good, slide], &none);
+        assert!(
+            matches!(second, Error::InSlide { slide: 1, .. }),
+            "{second}"
+        );
+        assert!(second.to_string().contains("slide 1: tile 2"), "{second}");
+    }
+    let empty = Slide {
+        features: &[],
+        coords: &[],
+    };
+    for slides in [
+        &[][..],
+        &[empty],
+        &[good, empty],
+        &[Slide {
+            coords: &coords[..3],
+            ..good
+        }],
+        &[Slide {
+            features: &features[..47],
+            ..good
+        }],
+    ] {
+        let error = error(slides, &none);
+        let inner = match error {
+            Error::InSlide { error, .. } => *error,
+            other => other,
+        };
+        assert!(matches!(inner, Error::InvalidShape { .. }), "{inner}");
+    }
+    let outputs = SlideOutputs {
+        states: vec![3],
+        ..Default::default()
+    };
+    assert!(matches!(
+        error(&[good], &outputs),
+        Error::InvalidShape { .. }
+    ));
+    let outputs = SlideOutputs {
+        attention: vec![2],
+        ..Default::default()
+    };
+    assert!(matches!(
+        error(&[good], &outputs),
+        Error::InvalidShape { .. }
+    ));
+    let mut other = small();
+    other.num_layers = 1;
+    let other = SlideEncoder::new(context, other).unwrap();
+    let foreign = SlideRun::new(context, &other, &weights, &[good], &none)
+        .err()
+        .unwrap();
+    assert!(matches!(foreign, Error::OtherModel { .. }), "{foreign}");
+}
