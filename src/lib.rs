@@ -55,6 +55,7 @@ pub mod weights;
 
 // beside: errors, and the f64 oracle
 pub mod error;
+mod poller;
 pub mod reference;
 mod scope;
 

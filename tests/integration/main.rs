@@ -30,6 +30,7 @@ mod recorder;
 mod shaders;
 #[path = "../../benches/simulated.rs"]
 mod simulated;
+mod slices;
 mod support;
 mod telemetry;
 #[path = "../../benches/traces.rs"]
