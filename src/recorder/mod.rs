@@ -16,7 +16,7 @@
 
 mod encode;
 mod pace;
-mod slices;
+pub mod slices;
 mod submission;
 
 pub(crate) use pace::Pace;
