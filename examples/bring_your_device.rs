@@ -2,9 +2,14 @@
 //!
 //! The application below stands for a renderer: it asks for a device with WebGPU's default limits, draws "frames" (here it
 //! clears a texture) and never blocks. Attention goes into the encoder of one frame; its result is there some frames later.
+//! Longer work is submitted in slices between frames, and given up when nobody wants it any more.
 
 use std::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+use dilated_attention::recorder::SliceOptions;
 use dilated_attention::{
     AttentionShape, Context, DType, DilatedAttention, DilatedAttentionConfig, wgpu,
 };
@@ -75,10 +80,55 @@ fn main() -> Result<(), Box<dyn Error>> {
             );
             break;
         }
-        std::thread::sleep(std::time::Duration::from_millis(4));
+        std::thread::sleep(Duration::from_millis(4));
     }
     drop(download);
-    context.poll();
+
+    for give_up_at in [1.0, 0.3] {
+        let mut recorder = context.recorder("between frames");
+        let mut x = recorder.upload("x", &dims, &data)?;
+        for _ in 0..4 {
+            x = attention.forward(&mut recorder, &shape, &x, &x, &x)?.out;
+        }
+        let out = recorder.download::<f32>(&x)?;
+        let mut sliced = recorder.submit_in_slices(SliceOptions::default());
+        let mut frame_times = Vec::new();
+        loop {
+            // A slice at most is on the queue before the frame.
+            let progress = sliced.advance()?;
+            if progress.is_done() || progress.fraction() > give_up_at {
+                break;
+            }
+            let begin = Instant::now();
+            let mut encoder = device.create_command_encoder(&Default::default());
+            draw(&mut encoder, &view);
+            let drawn = Arc::new(AtomicBool::new(false));
+            let shown = drawn.clone();
+            encoder.on_submitted_work_done(move || shown.store(true, Ordering::Relaxed));
+            queue.submit([encoder.finish()]);
+            // Where a renderer waits for its frame to be shown.
+            while !drawn.load(Ordering::Relaxed) {
+                context.poll();
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            frame_times.push(begin.elapsed());
+        }
+        frame_times.sort();
+        println!(
+            "{:.0} % in {} slices; of {} frames 95 % took at most {:?}",
+            100.0 * sliced.progress().fraction(),
+            sliced.num_slices(),
+            frame_times.len(),
+            frame_times[frame_times.len() * 95 / 100],
+        );
+        // What is left never happens.
+        sliced.cancel();
+        match pollster::block_on(out) {
+            Ok(out) => println!("first value {}", out[0]),
+            Err(error) => println!("{error}"),
+        }
+    }
+    context.wait();
     println!("{}", context.pool().stats());
     Ok(())
 }

@@ -4,7 +4,8 @@ struct FillParams {
     first_word: u32,   // in the binding
     num_words: u32,
     value: u32,
-    grid_width: u32,   // workgroups along x; workgroup number = x + y * grid_width
+    first_workgroup: u32,
+    grid_width: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: FillParams;
@@ -15,7 +16,7 @@ const WORDS_PER_INVOCATION: u32 = 16u;
 
 @compute @workgroup_size(WORKGROUP_SIZE)
 fn fill(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
-    let number = group.x + group.y * params.grid_width;
+    let number = workgroup_number(group);
     let begin = number * WORKGROUP_SIZE * WORDS_PER_INVOCATION + lane;
     for (var i = 0u; i < WORDS_PER_INVOCATION; i++) {
         let word = begin + i * WORKGROUP_SIZE;

@@ -8,7 +8,8 @@
 //!   -> ForwardPlan, BackwardPlan             how: dispatches, windows, bytes, work; plain data, made without a device
 //!   -> Context, Pool, Tensor                 where: a device, its buffers, arrays in them
 //!   -> Recorder                              commands in order: uploads, forwards, backwards, downloads
-//!   -> Submission, Download                  done; results on the host
+//!   -> Submission, SlicedSubmission          submitted at once, or in slices between an application's frames
+//!   -> Download                              results on the host
 //! ```
 //!
 //! What is built of that, each on the one before:
@@ -57,6 +58,7 @@ pub mod weights;
 
 // beside: errors, and the f64 oracle
 pub mod error;
+mod poller;
 pub mod reference;
 mod scope;
 

@@ -7,13 +7,14 @@
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::poller::Poller;
 use crate::pool::Lease;
+use crate::scope;
 use crate::tensor::Element;
 
 /// How long a callback may take that another thread's poll has found to be due.
@@ -21,6 +22,9 @@ const CALLBACK_GRACE: Duration = Duration::from_millis(20);
 
 /// How often an idle device may fail to call back before it counts as lost: two seconds of grace.
 const IDLE_ROUNDS: u32 = 100;
+
+/// How often a device is polled for a download that is awaited.
+const POLL_PERIOD: Duration = Duration::from_millis(1);
 
 /// Where the bytes of a download are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,15 +53,17 @@ struct Progress {
 #[derive(Debug)]
 pub(crate) struct Readback {
     lease: Lease,
+    device: wgpu::Device,
     progress: Mutex<Progress>,
     /// Signalled when the stage changes.
     changed: Condvar,
 }
 
 impl Readback {
-    pub fn new(lease: Lease) -> Arc<Self> {
+    pub fn new(lease: Lease, device: wgpu::Device) -> Arc<Self> {
         Arc::new(Self {
             lease,
+            device,
             progress: Mutex::new(Progress {
                 stage: Stage::Recorded,
                 waker: None,
@@ -115,9 +121,9 @@ impl Readback {
 
 impl Drop for Readback {
     fn drop(&mut self) {
-        // Buffers wait unmapped in the pool.
+        // Buffers wait unmapped in the pool. One of a lost device has been destroyed, which wgpu reports.
         if self.lock().stage == Stage::Ready {
-            self.lease.buffer().unmap();
+            let _ = scope::catch(&self.device, || self.lease.buffer().unmap());
         }
     }
 }
@@ -153,17 +159,15 @@ impl Drop for MapCallback {
 #[must_use = "nothing is read from a download that nobody waits for"]
 pub struct Download<T: Element> {
     readback: Arc<Readback>,
-    device: wgpu::Device,
     num_elements: usize,
     poller: Option<Poller>,
     element: PhantomData<T>,
 }
 
 impl<T: Element> Download<T> {
-    pub(crate) fn new(readback: Arc<Readback>, device: wgpu::Device, num_elements: usize) -> Self {
+    pub(crate) fn new(readback: Arc<Readback>, num_elements: usize) -> Self {
         Self {
             readback,
-            device,
             num_elements,
             poller: None,
             element: PhantomData,
@@ -182,7 +186,10 @@ impl<T: Element> Download<T> {
                 return result;
             }
             // A lost device fails the mapping, too.
-            let _ = self.device.poll(wgpu::PollType::wait_indefinitely());
+            let _ = self
+                .readback
+                .device
+                .poll(wgpu::PollType::wait_indefinitely());
             // Another thread's poll may be the one that is about to call back.
             let progress = self.readback.lock();
             let before = progress.stage;
@@ -248,7 +255,7 @@ impl<T: Element> Future for Download<T> {
     type Output = Result<Vec<T>>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Self::Output> {
-        let _ = self.device.poll(wgpu::PollType::Poll);
+        let _ = self.readback.device.poll(wgpu::PollType::Poll);
         {
             let mut progress = self.readback.lock();
             match progress.stage {
@@ -266,46 +273,10 @@ impl<T: Element> Future for Download<T> {
             return Poll::Ready(result);
         }
         if self.poller.is_none() {
-            self.poller = Poller::start(self.device.clone());
+            self.poller = Poller::start(self.readback.device.clone(), POLL_PERIOD);
         }
         Poll::Pending
     }
 }
 
 impl<T: Element> Unpin for Download<T> {}
-
-/// A thread that polls a device without blocking it, so that `.await` works on executors that know nothing of wgpu. (A
-/// blocking poll would hold the lock that a submission from another thread needs.) Browsers poll by themselves.
-#[derive(Debug)]
-struct Poller {
-    stop: Arc<AtomicBool>,
-}
-
-impl Poller {
-    #[cfg(not(target_arch = "wasm32"))]
-    fn start(device: wgpu::Device) -> Option<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
-        let run = move || {
-            while !stopped.load(Ordering::Relaxed) {
-                let _ = device.poll(wgpu::PollType::Poll);
-                std::thread::sleep(std::time::Duration::from_millis(1));
-            }
-        };
-        // Without a thread to be had, the application's own polling still finishes the download.
-        let name = "dilated-attention poll".to_owned();
-        std::thread::Builder::new().name(name).spawn(run).ok()?;
-        Some(Self { stop })
-    }
-
-    #[cfg(target_arch = "wasm32")]
-    fn start(_: wgpu::Device) -> Option<Self> {
-        None
-    }
-}
-
-impl Drop for Poller {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
-}

@@ -6,6 +6,7 @@ struct DeltaParams {
     out_skip: u32, // elements of the bindings before the first of them: vec4 of out and dout
     lse_skip: u32,
     terms_skip: u32,
+    first_workgroup: u32,
     grid_width: u32,
 }
 
@@ -17,7 +18,7 @@ struct DeltaParams {
 
 @compute @workgroup_size(64)
 fn delta(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
-    let place = (group.x + group.y * params.grid_width) * 64u + lane;
+    let place = workgroup_number(group) * 64u + lane;
     if (place < params.num_places) {
         let first = params.out_skip + place * HEAD_DIM_VEC4;
         var sum = 0.0;

@@ -14,6 +14,7 @@ struct TokenWeightsParams {
     out_skip: u32, // elements before the weight of head 0 and the first key
     out_stride: u32, // elements from head to head of the weights
     scale: f32,
+    first_workgroup: u32,
     grid_width: u32,
 }
 
@@ -25,7 +26,7 @@ struct TokenWeightsParams {
 
 @compute @workgroup_size(64)
 fn token_weights(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
-    let number = group.x + group.y * params.grid_width;
+    let number = workgroup_number(group);
     let head = params.head_begin + number % params.head_count;
     let key = number / params.head_count * 64u + lane;
     if (key < params.num_keys) {

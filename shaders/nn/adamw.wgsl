@@ -13,6 +13,7 @@ struct AdamWParams {
     correction_2: f32,
     max_norm: f32, // 0: not clipped
     gradient_scale: f32, // before clipping
+    first_workgroup: u32,
     grid_width: u32,
 }
 
@@ -26,7 +27,7 @@ struct AdamWParams {
 
 @compute @workgroup_size(64)
 fn adamw(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let i = (group.x + group.y * params.grid_width) * 64u + lane;
+    let i = workgroup_number(group) * 64u + lane;
     // By its bits: a compiler may take for granted that a comparison never meets an infinity.
     let finite = (bitcast<u32>(norm_squared[0]) & 0x7f800000u) != 0x7f800000u;
     if (i < params.count && finite) {

@@ -14,6 +14,7 @@ struct BlendParams {
     seed_high: u32,
     first_low: u32, // number of element 0 among all that are drawn with the seed
     first_high: u32,
+    first_workgroup: u32,
     grid_width: u32,
 }
 
@@ -46,7 +47,7 @@ fn draw(i: u32) -> u32 {
 
 @compute @workgroup_size(64)
 fn blend(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let i = (group.x + group.y * params.grid_width) * 64u + lane;
+    let i = workgroup_number(group) * 64u + lane;
     if (i < params.count) {
         let at = params.out_skip + i;
         var result = params.x_scale * widen(x[params.x_skip + i]);

@@ -11,6 +11,7 @@ struct ColumnSumsParams {
     partials_skip: u32,
     block: u32, // rows of one workgroup
     tiles_x: u32, // tiles of 64 columns
+    first_workgroup: u32,
     grid_width: u32,
 }
 
@@ -23,7 +24,7 @@ struct ColumnSumsParams {
 
 @compute @workgroup_size(64)
 fn column_sums(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let number = group.x + group.y * params.grid_width;
+    let number = workgroup_number(group);
     let column = number % params.tiles_x * 64u + lane;
     let block = number / params.tiles_x;
     let begin = block * params.block;

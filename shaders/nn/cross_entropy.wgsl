@@ -7,6 +7,7 @@ struct CrossEntropyParams {
     labels_skip: u32,
     losses_skip: u32,
     gradient_scale: f32,
+    first_workgroup: u32,
     grid_width: u32,
 }
 
@@ -32,7 +33,7 @@ fn row_top(index: u32, value: f32) -> f32 {
 
 @compute @workgroup_size(64)
 fn cross_entropy(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    let row = (group.x + group.y * params.grid_width) * ROWS + index / LANES;
+    let row = workgroup_number(group) * ROWS + index / LANES;
     let lane = index % LANES;
     let exists = row < params.rows;
     let first = params.logits_skip + row * params.width;

@@ -11,6 +11,7 @@ struct EmbeddingParams {
     accumulate: u32,
     scale: f32,
     tiles_x: u32, // tiles of 64 cells
+    first_workgroup: u32,
     grid_width: u32,
 }
 
@@ -21,7 +22,7 @@ struct EmbeddingParams {
 
 @compute @workgroup_size(64)
 fn embedding(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let number = group.x + group.y * params.grid_width;
+    let number = workgroup_number(group);
     let column = number % params.tiles_x * 64u + lane;
     let row = number / params.tiles_x;
     if (row < params.rows && column < params.width) {

@@ -12,6 +12,7 @@ struct EmbeddingBackwardParams {
     table_skip: u32,
     scale: f32,
     tiles_x: u32, // tiles of 64 columns
+    first_workgroup: u32,
     grid_width: u32,
 }
 
@@ -30,7 +31,7 @@ struct Run {
 
 @compute @workgroup_size(64)
 fn embedding_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let number = group.x + group.y * params.grid_width;
+    let number = workgroup_number(group);
     let column = number % params.tiles_x * 64u + lane;
     let which = number / params.tiles_x;
     if (which < params.num_runs && column < params.width) {

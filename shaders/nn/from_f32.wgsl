@@ -5,6 +5,7 @@ struct ElementwiseParams {
     x_skip: u32,
     y_skip: u32,
     out_skip: u32,
+    first_workgroup: u32,
     grid_width: u32,
 }
 
@@ -14,7 +15,7 @@ struct ElementwiseParams {
 
 @compute @workgroup_size(64)
 fn from_f32(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let i = (group.x + group.y * params.grid_width) * 64u + lane;
+    let i = workgroup_number(group) * 64u + lane;
     if (i < params.count) {
         out[params.out_skip + i] = narrow(x[params.x_skip + i]);
     }

@@ -10,7 +10,7 @@
 
 @compute @workgroup_size(64)
 fn layer_norm_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    let row = (group.x + group.y * params.grid_width) * ROWS + index / LANES;
+    let row = workgroup_number(group) * ROWS + index / LANES;
     let lane = index % LANES;
     let exists = row < params.rows;
     let cells = params.width / CELL;

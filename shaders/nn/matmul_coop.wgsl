@@ -116,7 +116,7 @@ fn write_block(i: u32) {
 
 @compute @workgroup_size(THREADS)
 fn matmul_coop(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    let number = workgroup.x + workgroup.y * params.grid_width;
+    let number = workgroup_number(workgroup);
     first_column = number % params.tiles_x * TILE_COLUMNS;
     first_row = number / params.tiles_x % params.tiles_y * TILE_ROWS;
     let split = number / (params.tiles_x * params.tiles_y);

@@ -58,7 +58,7 @@ fn add_row(r: u32) {
 
 @compute @workgroup_size(THREADS)
 fn matmul_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let number = workgroup.x + workgroup.y * params.grid_width;
+    let number = workgroup_number(workgroup);
     first_row = number / params.tiles_x % params.tiles_y * ROWS;
     let column = number % params.tiles_x * (4u * THREADS) + lane / LANES * (4u * LANES) + lane % LANES * CELL;
     let columns = vec4<u32>(column) + COLUMN_STEP * vec4<u32>(0u, 1u, 2u, 3u);

@@ -59,7 +59,7 @@ fn store_block(row: u32, column: u32, offset: u32, block: mat4x4<f32>) {
 
 @compute @workgroup_size(64)
 fn matmul_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    let number = workgroup.x + workgroup.y * params.grid_width;
+    let number = workgroup_number(workgroup);
     let first_column = number % params.tiles_x * SIDE;
     let first_row = number / params.tiles_x % params.tiles_y * SIDE;
     let split = number / (params.tiles_x * params.tiles_y);

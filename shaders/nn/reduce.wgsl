@@ -4,6 +4,7 @@ struct ReduceParams {
     count: u32,
     x_skip: u32,
     out_skip: u32,
+    first_workgroup: u32,
     grid_width: u32,
 }
 
@@ -17,7 +18,7 @@ var<workgroup> partial: array<f32, 64>;
 
 @compute @workgroup_size(64)
 fn reduce(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let number = group.x + group.y * params.grid_width;
+    let number = workgroup_number(group);
     let first = number * 64u * PER_THREAD + lane;
     var sum = 0.0;
     for (var i = 0u; i < PER_THREAD; i++) {

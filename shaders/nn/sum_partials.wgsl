@@ -7,6 +7,7 @@ struct SumPartialsParams {
     stride: u32, // elements from one partial result to the next
     out_skip: u32,
     accumulate: u32,
+    first_workgroup: u32,
     grid_width: u32,
 }
 
@@ -16,7 +17,7 @@ struct SumPartialsParams {
 
 @compute @workgroup_size(64)
 fn sum_partials(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let i = (group.x + group.y * params.grid_width) * 64u + lane;
+    let i = workgroup_number(group) * 64u + lane;
     if (i < params.count) {
         var sum = 0.0;
         for (var s = 0u; s < params.num_partials; s++) {

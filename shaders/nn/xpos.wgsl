@@ -19,6 +19,7 @@ struct XposParams {
     scale_per_position: f32, // 1 / base: queries; negative: keys; 0: no scale
     inverse: u32, // rotate back
     tiles_x: u32, // tiles of 64 quads
+    first_workgroup: u32,
     grid_width: u32,
 }
 
@@ -29,7 +30,7 @@ struct XposParams {
 
 @compute @workgroup_size(64)
 fn xpos(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let number = group.x + group.y * params.grid_width;
+    let number = workgroup_number(group);
     let item = number * 64u + lane;
     let place = item / params.quads;
     let quad = item % params.quads;

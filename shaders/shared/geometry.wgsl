@@ -1,4 +1,4 @@
-// Parameters and index arithmetic of one attention dispatch, forward or backward. The host fills `AttentionParams` (34
+// Parameters and index arithmetic of one attention dispatch, forward or backward. The host fills `AttentionParams` (35
 // words, same order in Rust); every kernel in attention/ is assembled as prelude + shared fragments + kernel.
 
 const FLAG_CAUSAL: u32 = 1u;
@@ -40,6 +40,7 @@ struct AttentionParams {
     out_skip: u32,
     lse_skip: u32,
     terms_skip: u32,
+    first_workgroup: u32,
     grid_width: u32,
     num_workgroups: u32,
 }
@@ -76,7 +77,7 @@ struct Tile {
 // them, in row_begin.
 fn locate_segment(workgroup: vec3<u32>, begin: u32, end: u32, size: u32) -> Tile {
     var tile: Tile;
-    let number = workgroup.x + workgroup.y * params.grid_width;
+    let number = workgroup_number(workgroup);
     let tiles = (end - begin + size - 1u) / size;
     var rest = number / tiles;
     tile.row_begin = begin + (number % tiles) * size;

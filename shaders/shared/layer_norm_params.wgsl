@@ -11,6 +11,7 @@ struct LayerNormParams {
     bias_skip: u32,
     accumulate: u32,
     eps: f32,
+    first_workgroup: u32,
     grid_width: u32,
 }
 

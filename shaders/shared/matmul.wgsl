@@ -22,6 +22,7 @@ struct MatmulParams {
     split_stride: u32,
     tiles_x: u32, // tiles along the columns, and along the rows
     tiles_y: u32,
+    first_workgroup: u32,
     grid_width: u32,
 }
 

@@ -174,6 +174,7 @@ impl DilatedAttention {
                 out_skip: delta.out.skip,
                 lse_skip: delta.lse.skip,
                 terms_skip: delta.terms.skip,
+                first_workgroup: 0,
                 grid_width: delta.grid[0],
             };
             let kernel = Kernel::Delta {

@@ -130,6 +130,7 @@ impl DilatedAttention {
                             out_skip: out_window.skip + place(begin) as u32,
                             out_stride: key_len,
                             scale: config.get_softmax_scale(),
+                            first_workgroup: 0,
                             grid_width: grid[0],
                         };
                         let bindings = [

@@ -1,7 +1,7 @@
 //! Cooperative matrices of a context's device: asked for, tried before the first use, refused where they are wrong.
 
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::{Context, Inner, trial};
 use crate::kernel::{Pipelines, Storage};
@@ -80,6 +80,7 @@ impl Context {
                 pipelines: Pipelines::default(),
                 check_finite: AtomicBool::new(false),
                 tried_facts: OnceLock::new(),
+                pace: Mutex::default(),
                 plans_only: false,
                 pipelines_file: None,
                 tuner: tuner.clone(),

@@ -17,7 +17,7 @@ pub use warm_up::{WarmUp, WarmedKernel};
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use adapter::{choose_adapter, new_instance};
 
@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::kernel::{Kernel, Pipeline, Pipelines};
 use crate::plan::{CooperativeMatrix, DeviceFacts};
 use crate::pool::{Pool, PoolOptions};
-use crate::recorder::Recorder;
+use crate::recorder::{Pace, Recorder};
 use crate::tuning::{KernelOptions, Tuner};
 
 /// What an own device is asked for.
@@ -74,6 +74,8 @@ struct Inner {
     /// Where the driver's cache of compiled kernels is kept.
     pipelines_file: Option<PathBuf>,
     tuner: Arc<Tuner>,
+    /// What sliced submissions have learned of the kernels.
+    pace: Mutex<Pace>,
     check_finite: AtomicBool,
     /// Recordings are counted, not run.
     plans_only: bool,
@@ -218,6 +220,7 @@ impl Context {
                 info,
                 facts,
                 tried_facts: OnceLock::new(),
+                pace: Mutex::default(),
                 pool,
                 check_finite: AtomicBool::new(false),
                 plans_only: false,
@@ -298,6 +301,11 @@ impl Context {
 
     pub(crate) fn tuner(&self) -> &Tuner {
         &self.inner.tuner
+    }
+
+    pub(crate) fn pace(&self) -> MutexGuard<'_, Pace> {
+        let pace = self.inner.pace.lock();
+        pace.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opt-in check: with `true`, uploads of floats that hold a NaN or an infinity are [`Error::NotFinite`]. Costs a pass

@@ -49,6 +49,7 @@ impl Context {
                 info: device.adapter_info(),
                 facts,
                 tried_facts: std::sync::OnceLock::new(),
+                pace: std::sync::Mutex::default(),
                 pool: Pool::with_source(source, PoolOptions::default()),
                 pipelines: Pipelines::default(),
                 pipelines_file: None,

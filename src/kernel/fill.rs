@@ -31,6 +31,7 @@ pub(crate) fn record(
             first_word: skip,
             num_words,
             value,
+            first_workgroup: 0,
             grid_width: grid[0],
         };
         recorder.dispatch(Kernel::Fill, &[(tensor, window)], &params, grid)?;

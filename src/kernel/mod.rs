@@ -14,6 +14,7 @@ mod params;
 mod pipeline;
 mod source;
 mod storage;
+mod work;
 
 pub use nn::{Activation, Cell};
 pub use params::*;
@@ -261,6 +262,13 @@ impl Kernel {
     /// Bytes of the parameter struct.
     pub fn params_bytes(&self) -> u64 {
         self.params().bytes
+    }
+
+    /// Where its parameters hold the number of the first workgroup.
+    pub(crate) fn first_workgroup_offset(&self) -> Option<usize> {
+        let fields = self.params().fields.iter();
+        let mut numbers = fields.filter(|(name, _)| *name == "first_workgroup");
+        numbers.next().map(|(_, offset)| *offset)
     }
 
     /// The complete WGSL source: constants, shared fragments, kernel.

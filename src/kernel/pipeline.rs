@@ -20,6 +20,10 @@ impl Pipeline {
         self.kernel.name()
     }
 
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
     pub fn compute(&self) -> &wgpu::ComputePipeline {
         &self.compute
     }

@@ -33,6 +33,7 @@ pub(super) fn assemble(kernel: &Kernel) -> String {
     for file in join(&matrix.map_or(Vec::new(), matrix_files), &files(kernel)) {
         source.push_str(file);
     }
+    source.push_str(shader!("shared/workgroup.wgsl"));
     for Unrolled {
         name,
         count,

@@ -79,6 +79,7 @@ pub fn adamw(
             correction_2: correction(step.beta_2),
             max_norm: step.max_norm.unwrap_or(0.0),
             gradient_scale: step.gradient_scale,
+            first_workgroup: 0,
             grid_width: grid[0],
         };
         let bindings = [

@@ -62,6 +62,7 @@ pub(super) fn elementwise(
             count: size("elements", end - begin)?,
             x_skip: x.skip,
             out_skip: out.skip,
+            first_workgroup: 0,
             grid_width: grid[0],
             ..Default::default()
         };
@@ -221,6 +222,7 @@ impl<'a> Blend<'a> {
                 seed_high,
                 first_low,
                 first_high,
+                first_workgroup: 0,
                 grid_width: grid[0],
             };
             let bindings = [x.binding, y.binding, out.binding];

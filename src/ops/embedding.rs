@@ -138,6 +138,7 @@ pub fn embedding(
                 accumulate: u32::from(accumulate),
                 scale,
                 tiles_x: size("tiles", tiles_x)?,
+                first_workgroup: 0,
                 grid_width: grid[0],
             };
             let bindings = [ids.binding, table.binding, out.binding];
@@ -183,6 +184,7 @@ pub fn embedding_backward(
                 table_skip: table.skip,
                 scale,
                 tiles_x: size("tiles", tiles_x)?,
+                first_workgroup: 0,
                 grid_width: grid[0],
             };
             let bindings = [

@@ -44,6 +44,7 @@ pub fn layer_norm<'a>(
             gain_skip: gain.skip,
             bias_skip: bias.skip,
             eps,
+            first_workgroup: 0,
             grid_width: grid[0],
             ..Default::default()
         };
@@ -98,6 +99,7 @@ pub fn layer_norm_backward<'a>(
             gain_skip: gain.skip,
             accumulate: u32::from(accumulate),
             eps,
+            first_workgroup: 0,
             grid_width: grid[0],
             ..Default::default()
         };

@@ -107,6 +107,7 @@ pub fn cross_entropy(
             labels_skip: labels.skip,
             losses_skip: losses.skip,
             gradient_scale,
+            first_workgroup: 0,
             grid_width: grid[0],
         };
         let bindings = [labels.binding, logits.binding, losses.binding];

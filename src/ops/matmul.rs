@@ -337,6 +337,7 @@ impl<'a> Matmul<'a> {
             split_stride: size("partials", num_rows * num_columns)?,
             tiles_x: size("tiles", tiles_x)?,
             tiles_y: size("tiles", tiles_y)?,
+            first_workgroup: 0,
             grid_width: grid[0],
         };
         let kernel = Kernel::Matmul {
@@ -429,6 +430,7 @@ pub(super) fn column_sums(
             partials_skip: bound.skip,
             block: size("block", block)?,
             tiles_x: size("tiles", tiles_x)?,
+            first_workgroup: 0,
             grid_width: grid[0],
         };
         let kernel = Kernel::ColumnSums {

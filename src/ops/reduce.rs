@@ -103,6 +103,7 @@ fn reduce(recorder: &mut Recorder, tensors: &[&Tensor], squares: bool) -> Result
             count: size("elements", end - begin)?,
             x_skip: bound.skip,
             out_skip: out.skip,
+            first_workgroup: 0,
             grid_width: grid[0],
         };
         let kernel = Kernel::Reduce { squares };
@@ -151,6 +152,7 @@ pub(super) fn add_strided(
         stride: size("partials", stride)?,
         out_skip: to.skip,
         accumulate: u32::from(accumulate),
+        first_workgroup: 0,
         grid_width: grid[0],
     };
     recorder.dispatch(

@@ -158,6 +158,7 @@ pub fn xpos(
             },
             inverse: u32::from(inverse),
             tiles_x: 0,
+            first_workgroup: 0,
             grid_width: grid[0],
         };
         let rotations = table.bind(0, table.rows(), &facts)?;

@@ -130,6 +130,7 @@ impl AttentionDispatch {
             out_skip: self.out.skip,
             lse_skip: self.lse.skip,
             terms_skip: self.terms.skip,
+            first_workgroup: 0,
             grid_width: self.grid[0],
             num_workgroups: self.num_workgroups,
         }

@@ -1,8 +1,186 @@
 //! Turns the list of commands into those of an encoder.
 
-use super::{Command, Held, Recorder};
-use crate::error::Result;
+use super::{Command, Held, Recorder, StagingChunk};
+use crate::context::Context;
+use crate::error::{Error, Result};
 use crate::pool::{Lease, PARAMS_USAGE};
+use crate::scope::{self, Caught};
+
+/// What the numbers in commands stand for.
+pub(super) struct Buffers<'a> {
+    pub held: &'a dyn Fn(Held) -> Option<&'a Lease>,
+    pub staging: &'a dyn Fn(usize) -> Option<&'a StagingChunk>,
+    pub params: Option<&'a Lease>,
+}
+
+impl<'a> Buffers<'a> {
+    fn held(&self, held: Held) -> Option<&'a wgpu::Buffer> {
+        Some((self.held)(held)?.buffer())
+    }
+
+    fn staging(&self, chunk: usize) -> Option<&'a wgpu::Buffer> {
+        Some((self.staging)(chunk)?.lease.buffer())
+    }
+}
+
+/// Records and submits one encoder on the context's queue, and counts it.
+///
+/// # Errors
+/// Those of `record`, and as [`Recorder::submit`].
+pub(super) fn submit(
+    context: &Context,
+    label: &'static str,
+    record: impl FnOnce(&mut wgpu::CommandEncoder) -> Result<()>,
+) -> Result<wgpu::SubmissionIndex> {
+    let device = context.device();
+    let submitted = scope::catch(device, || {
+        let mut encoder =
+            device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(label) });
+        record(&mut encoder)?;
+        Ok(context.queue().submit([encoder.finish()]))
+    });
+    let index = submitted.map_err(|caught| match caught {
+        Caught::OutOfMemory => Error::SubmissionOutOfMemory {
+            label,
+            report: Box::new(context.pool().report()),
+        },
+        Caught::Refused(reason) => Error::Validation {
+            label: label.to_owned(),
+            reason,
+        },
+    })??;
+    // Counted before the recording's leases go back, so that the pool knows what may still use them.
+    let pool = context.pool().clone();
+    let number = pool.submitted();
+    context
+        .queue()
+        .on_submitted_work_done(move || pool.completed(number));
+    Ok(index)
+}
+
+/// Appends `commands` to `encoder`.
+pub(super) fn record(
+    context: &Context,
+    label: &'static str,
+    encoder: &mut wgpu::CommandEncoder,
+    commands: &[Command],
+    buffers: &Buffers<'_>,
+) {
+    let mut commands = commands.iter().peekable();
+    while let Some(command) = commands.next() {
+        if let Command::Dispatch { .. } = command {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                label: Some(label),
+                timestamp_writes: None,
+            });
+            record_dispatch(context, &mut pass, command, buffers);
+            // Dispatches that follow each other share the pass.
+            while let Some(next @ Command::Dispatch { .. }) = commands.peek() {
+                record_dispatch(context, &mut pass, next, buffers);
+                commands.next();
+            }
+        } else {
+            record_copy(encoder, command, buffers);
+        }
+    }
+}
+
+/// Uploads, copies and clears. A buffer that is missing was given back after its last command, so none is.
+fn record_copy(
+    encoder: &mut wgpu::CommandEncoder,
+    command: &Command,
+    buffers: &Buffers<'_>,
+) -> Option<()> {
+    match command {
+        &Command::Upload {
+            chunk,
+            chunk_offset,
+            to,
+            offset,
+            bytes,
+        } => {
+            let (from, to) = (buffers.staging(chunk)?, buffers.held(to)?);
+            encoder.copy_buffer_to_buffer(from, chunk_offset, to, offset, bytes);
+        }
+        &Command::Copy {
+            from,
+            from_offset,
+            to,
+            to_offset,
+            bytes,
+        } => {
+            let (from, to) = (buffers.held(from)?, buffers.held(to)?);
+            encoder.copy_buffer_to_buffer(from, from_offset, to, to_offset, bytes);
+        }
+        Command::Clear { to, range } => {
+            encoder.clear_buffer(buffers.held(*to)?, range.offset, Some(range.size));
+        }
+        Command::Dispatch { .. } => {}
+    }
+    Some(())
+}
+
+fn record_dispatch(
+    context: &Context,
+    pass: &mut wgpu::ComputePass<'_>,
+    command: &Command,
+    buffers: &Buffers<'_>,
+) -> Option<()> {
+    let Command::Dispatch {
+        pipeline,
+        bindings,
+        params_offset,
+        grid,
+    } = command
+    else {
+        return None;
+    };
+    let binding = |buffer, offset, size| {
+        wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            buffer,
+            offset,
+            size: wgpu::BufferSize::new(size),
+        })
+    };
+    let mut entries = vec![wgpu::BindGroupEntry {
+        binding: 0,
+        resource: binding(buffers.params?.buffer(), 0, pipeline.params_bytes()),
+    }];
+    for (number, &(held, range)) in (1..).zip(bindings) {
+        entries.push(wgpu::BindGroupEntry {
+            binding: number,
+            resource: binding(buffers.held(held)?, range.offset, range.size),
+        });
+    }
+    let group = context
+        .device()
+        .create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(pipeline.label()),
+            layout: pipeline.bind_group_layout(),
+            entries: &entries,
+        });
+    pass.set_pipeline(pipeline.compute());
+    pass.set_bind_group(0, &group, &[*params_offset]);
+    pass.dispatch_workgroups(grid[0], grid[1], 1);
+    Some(())
+}
+
+/// The staging chunk returns to the pool once the device is done with it and it is mapped again; `then` hears whether it is.
+pub(super) fn map_again_on_submit(
+    lease: Lease,
+    encoder: &wgpu::CommandEncoder,
+    then: impl FnOnce(bool) + Send + 'static,
+) {
+    let buffer = lease.buffer().clone();
+    // Only the recording ever held the chunk, so this cannot fail; a shared one would simply not be reused.
+    let Ok(pending) = lease.suspend() else { return };
+    encoder.map_buffer_on_submit(&buffer, wgpu::MapMode::Write, .., move |result| {
+        if result.is_ok() {
+            pending.ready();
+        }
+        then(result.is_ok());
+    });
+}
 
 impl Recorder {
     /// Appends everything to `encoder`. Nothing of this recording was there before, or is after a failure.
@@ -11,56 +189,16 @@ impl Recorder {
         for chunk in &self.staging {
             chunk.lease.buffer().unmap();
         }
-        let mut commands = self.commands.iter().peekable();
-        while let Some(command) = commands.next() {
-            match command {
-                &Command::Upload {
-                    chunk,
-                    chunk_offset,
-                    to,
-                    offset,
-                    bytes,
-                } => encoder.copy_buffer_to_buffer(
-                    self.staging[chunk].lease.buffer(),
-                    chunk_offset,
-                    self.held[to].buffer(),
-                    offset,
-                    bytes,
-                ),
-                &Command::Copy {
-                    from,
-                    from_offset,
-                    to,
-                    to_offset,
-                    bytes,
-                } => encoder.copy_buffer_to_buffer(
-                    self.held[from].buffer(),
-                    from_offset,
-                    self.held[to].buffer(),
-                    to_offset,
-                    bytes,
-                ),
-                Command::Clear { to, range } => {
-                    encoder.clear_buffer(self.held[*to].buffer(), range.offset, Some(range.size))
-                }
-                Command::Dispatch { .. } => {
-                    let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-                        label: Some(self.label),
-                        timestamp_writes: None,
-                    });
-                    self.record_dispatch(&mut pass, command, params);
-                    // Dispatches that follow each other share the pass.
-                    while let Some(next @ Command::Dispatch { .. }) = commands.peek() {
-                        self.record_dispatch(&mut pass, next, params);
-                        commands.next();
-                    }
-                }
-            }
-        }
+        let buffers = Buffers {
+            held: &|held| self.held.get(held),
+            staging: &|chunk| self.staging.get(chunk),
+            params: params.map(|params| &self.held[params]),
+        };
+        record(&self.context, self.label, encoder, &self.commands, &buffers);
         for chunk in self.staging.drain(..) {
-            map_again_on_submit(chunk.lease, encoder);
+            map_again_on_submit(chunk.lease, encoder, |_| ());
         }
-        for readback in &self.readbacks {
+        for (readback, _) in &self.readbacks {
             readback.map_on_submit(encoder);
         }
         Ok(())
@@ -83,64 +221,4 @@ impl Recorder {
         self.commands.rotate_right(staged);
         Ok(Some(held))
     }
-
-    fn record_dispatch(
-        &self,
-        pass: &mut wgpu::ComputePass<'_>,
-        command: &Command,
-        params: Option<Held>,
-    ) {
-        let (
-            Command::Dispatch {
-                pipeline,
-                bindings,
-                params_offset,
-                grid,
-            },
-            Some(params),
-        ) = (command, params)
-        else {
-            return;
-        };
-        let binding = |buffer, offset, size| {
-            wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                buffer,
-                offset,
-                size: wgpu::BufferSize::new(size),
-            })
-        };
-        let mut entries = vec![wgpu::BindGroupEntry {
-            binding: 0,
-            resource: binding(self.held[params].buffer(), 0, pipeline.params_bytes()),
-        }];
-        for (number, &(held, range)) in (1..).zip(bindings) {
-            entries.push(wgpu::BindGroupEntry {
-                binding: number,
-                resource: binding(self.held[held].buffer(), range.offset, range.size),
-            });
-        }
-        let group = self
-            .context
-            .device()
-            .create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some(pipeline.label()),
-                layout: pipeline.bind_group_layout(),
-                entries: &entries,
-            });
-        pass.set_pipeline(pipeline.compute());
-        pass.set_bind_group(0, &group, &[*params_offset]);
-        pass.dispatch_workgroups(grid[0], grid[1], 1);
-    }
-}
-
-/// The staging chunk returns to the pool once the device is done with it and it is mapped again.
-fn map_again_on_submit(lease: Lease, encoder: &wgpu::CommandEncoder) {
-    let buffer = lease.buffer().clone();
-    // Only the recording ever held the chunk, so this cannot fail; a shared one would simply not be reused.
-    let Ok(pending) = lease.suspend() else { return };
-    encoder.map_buffer_on_submit(&buffer, wgpu::MapMode::Write, .., move |result| {
-        if result.is_ok() {
-            pending.ready();
-        }
-    });
 }

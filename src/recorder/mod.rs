@@ -15,8 +15,12 @@
 //! ownership by the callback needs none and cannot release too early.
 
 mod encode;
+mod pace;
+pub mod slices;
 mod submission;
 
+pub(crate) use pace::Pace;
+pub use slices::{Progress, SliceOptions, SlicedSubmission};
 pub use submission::Submission;
 
 use std::collections::HashMap;
@@ -28,12 +32,12 @@ use crate::kernel::{Kernel, KernelParams, Pipeline, fill};
 use crate::plan::{ByteRange, staging_bytes};
 use crate::pool::{Lease, READBACK_USAGE, STAGING_USAGE, STORAGE_USAGE};
 use crate::readback::{Download, Readback};
-use crate::scope::{self, Caught};
 use crate::tensor::{DType, Element, Tensor, check_finite, num_bytes, padded_bytes};
 
 /// Index of a lease in the recording's list.
 type Held = usize;
 
+#[derive(Clone)]
 enum Command {
     Upload {
         chunk: usize,
@@ -76,7 +80,8 @@ pub struct Recorder {
     /// By number of the buffer, which nobody else is lent while the recording holds it.
     held_index: HashMap<u64, Held>,
     staging: Vec<StagingChunk>,
-    readbacks: Vec<Arc<Readback>>,
+    /// With the number of commands before each is complete.
+    readbacks: Vec<(Arc<Readback>, usize)>,
     /// Parameters of all dispatches, each at an offset that a dynamic uniform binding may have.
     params: Vec<u8>,
     num_dispatches: u64,
@@ -278,15 +283,10 @@ impl Recorder {
                 bytes: range.size,
             });
         }
-        let readback = Readback::new(lease);
-        self.readbacks.push(readback.clone());
-        let device = self.context.device().clone();
+        let readback = Readback::new(lease, self.context.device().clone());
+        self.readbacks.push((readback.clone(), self.commands.len()));
         // The lease holds the elements, so their number fits in memory.
-        Ok(Download::new(
-            readback,
-            device,
-            tensor.num_elements() as usize,
-        ))
+        Ok(Download::new(readback, tensor.num_elements() as usize))
     }
 
     /// A buffer for kernels: the smallest that fits of those that only this recording still holds, else one of the pool's. (The
@@ -465,33 +465,18 @@ impl Recorder {
             self.stage_params()?;
             return Ok(Submission::new(device, self.context.queue().submit([])));
         }
-        let submitted = scope::catch(&device, || {
-            let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
-                label: Some(self.label),
-            });
-            self.record_into(&mut encoder)?;
-            Ok(self.context.queue().submit([encoder.finish()]))
-        });
-        let index = submitted.map_err(|caught| match caught {
-            Caught::OutOfMemory => Error::SubmissionOutOfMemory {
-                label: self.label,
-                report: Box::new(self.context.pool().report()),
-            },
-            Caught::Refused(reason) => Error::Validation {
-                label: self.label.to_owned(),
-                reason,
-            },
-        })??;
-        // Counted before this recording's leases go back, so that the pool knows what may still use them.
-        let pool = self.context.pool().clone();
-        let number = pool.submitted();
-        self.context
-            .queue()
-            .on_submitted_work_done(move || pool.completed(number));
-        for readback in &self.readbacks {
+        let (context, label) = (self.context.clone(), self.label);
+        let index = encode::submit(&context, label, |encoder| self.record_into(encoder))?;
+        for (readback, _) in &self.readbacks {
             readback.submitted();
         }
         Ok(Submission::new(device, index))
+    }
+
+    /// Submits the work little by little, each slice in so little time that others may use the queue, too; see
+    /// [`SlicedSubmission`]. Nothing is submitted yet.
+    pub fn submit_in_slices(self, options: SliceOptions) -> SlicedSubmission {
+        SlicedSubmission::new(self, options)
     }
 
     /// Appends the work to an encoder of the caller's, who submits it to the context's queue and polls the device
@@ -515,7 +500,7 @@ impl Recorder {
 
 impl Drop for Recorder {
     fn drop(&mut self) {
-        for readback in &self.readbacks {
+        for (readback, _) in &self.readbacks {
             readback.abandon();
         }
     }

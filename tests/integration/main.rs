@@ -31,6 +31,7 @@ mod shaders;
 #[path = "../../benches/simulated.rs"]
 mod simulated;
 mod slides;
+mod slices;
 mod support;
 mod telemetry;
 #[path = "../../benches/traces.rs"]

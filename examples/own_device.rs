@@ -1,0 +1,84 @@
+//! A long computation beside a program that goes on: an own device, slices submitted from a thread, progress, a new target under
+//! way, and a run that is cancelled.
+//!
+//! The thread blocks on a future here; a task of any executor would do. The device is polled without ever blocking it.
+
+use std::error::Error;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use dilated_attention::readback::Download;
+use dilated_attention::recorder::{Progress, SliceOptions, SlicedSubmission};
+use dilated_attention::{
+    AttentionShape, Context, DType, DilatedAttention, DilatedAttentionConfig, Result,
+};
+
+const TOKENS: u32 = 4096;
+
+/// Records attention over attention, a few times.
+fn record(
+    context: &Context,
+    attention: &DilatedAttention,
+) -> Result<(SlicedSubmission, Download<f32>)> {
+    let shape = AttentionShape::new(1, TOKENS)?;
+    let dims = [1, TOKENS as usize, 4, 32];
+    let data: Vec<f32> = (0..dims.iter().product())
+        .map(|i: usize| ((i * 31) % 97) as f32 / 48.0 - 1.0)
+        .collect();
+    let mut recorder = context.recorder("layers");
+    let mut x = recorder.upload("x", &dims, &data)?;
+    for _ in 0..3 {
+        x = attention.forward(&mut recorder, &shape, &x, &x, &x)?.out;
+    }
+    let result = recorder.download(&x)?;
+    Ok((recorder.submit_in_slices(SliceOptions::default()), result))
+}
+
+fn main() -> std::result::Result<(), Box<dyn Error>> {
+    let context = Context::headless()?;
+    println!("adapter: {}", context.adapter_info().name);
+    let config = DilatedAttentionConfig::new(4, 32, &[256, 1024], &[1, 4])?;
+    let attention = DilatedAttention::new(&context, config)?;
+    attention.warm_up(DType::F32)?;
+
+    let (mut sliced, result) = record(&context, &attention)?;
+    let (sender, receiver) = mpsc::channel::<Progress>();
+    let begin = Instant::now();
+    let worker = std::thread::spawn(move || {
+        pollster::block_on(async move {
+            sliced
+                .run(|progress| {
+                    // That nobody listens any more is no reason to stop.
+                    let _ = sender.send(progress);
+                })
+                .await?;
+            println!("{} slices", sliced.num_slices());
+            result.await
+        })
+    });
+    // The program's own thread shows how far it is.
+    let mut shown = 0;
+    for progress in receiver {
+        let quarters = (4.0 * progress.fraction()) as u32;
+        if quarters > shown {
+            println!("{:3} % after {:?}", 25 * quarters, begin.elapsed());
+            shown = quarters;
+        }
+    }
+    let out = worker.join().map_err(|_| "the worker panicked")??;
+    println!("first value {}", out[0]);
+
+    // Again, in shorter slices, and given up half way: its memory serves the next.
+    let (mut sliced, result) = record(&context, &attention)?;
+    sliced.set_target(Duration::from_millis(4));
+    while pollster::block_on(sliced.step())?.fraction() < 0.5 {}
+    println!("given up after {} slices", sliced.num_slices());
+    sliced.cancel();
+    if let Err(error) = result.wait() {
+        println!("{error}");
+    }
+    drop(result);
+    context.wait();
+    println!("{}", context.pool().stats());
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! How much one workgroup of a dispatch has to do, about.
+
+use super::backward::BackwardVariant;
+use super::{
+    AttentionParams, ColumnSumsParams, CrossEntropyParams, Kernel, LayerNormParams, MatmulParams,
+    SumPartialsParams,
+};
+
+impl Kernel {
+    /// Work of one workgroup of a dispatch with the parameters `params`, in multiplications, roughly. What counts is that two
+    /// dispatches of one kernel compare: time divided by this is then a property of the kernel on its device, which is
+    /// learned.
+    pub(crate) fn workgroup_work(&self, params: &[u8]) -> f64 {
+        let work = match self {
+            Self::Matmul { variant, .. } => {
+                let params: MatmulParams = read(params);
+                let [rows, columns] = variant.tile();
+                rows * columns * u64::from(params.inner.min(params.split))
+            }
+            Self::Forward(variant) => {
+                let rows = variant.rows_per_workgroup();
+                2 * pairs(rows, variant.head_dim, Self::keys(params))
+            }
+            Self::BackwardMeans(variant) => 2 * Self::tile_pairs(variant, Self::keys(params)),
+            Self::BackwardDq(variant) => 3 * Self::tile_pairs(variant, Self::keys(params)),
+            Self::BackwardDkDv(variant) => {
+                let params: AttentionParams = read(params);
+                let rows = params.row_end.saturating_sub(params.row_begin);
+                4 * Self::tile_pairs(variant, rows.min(params.rows_per_segment))
+            }
+            Self::Delta { head_dim, .. } | Self::TokenWeights { head_dim, .. } => 64 * u64::from(*head_dim),
+            Self::LayerNorm(_) | Self::LayerNormBackward(_) => {
+                32 * u64::from(read::<LayerNormParams>(params).width)
+            }
+            Self::CrossEntropy => 64 * u64::from(read::<CrossEntropyParams>(params).width),
+            Self::ColumnSums { .. } => 64 * u64::from(read::<ColumnSumsParams>(params).block),
+            Self::SumPartials => 64 * u64::from(read::<SumPartialsParams>(params).num_partials),
+            Self::Fill => 1024,
+            Self::Reduce { .. } => 4096,
+            Self::Activation { .. }
+            | Self::ActivationBackward(_)
+            | Self::Blend(_)
+            | Self::Embedding(_)
+            | Self::EmbeddingBackward
+            | Self::Xpos(_)
+            | Self::FromF32(_)
+            | Self::ToF32(_)
+            | Self::AdamW => 64 * 8,
+        };
+        work.max(64) as f64
+    }
+
+    fn keys(params: &[u8]) -> u32 {
+        let params: AttentionParams = read(params);
+        let keys = params.key_row_end.saturating_sub(params.key_row_begin);
+        keys.min(params.rows_per_segment)
+    }
+
+    fn tile_pairs(variant: &BackwardVariant, others: u32) -> u64 {
+        pairs(variant.tile(), variant.head_dim, others)
+    }
+}
+
+fn pairs(rows: u32, head_dim: u32, others: u32) -> u64 {
+    u64::from(rows) * u64::from(head_dim) * u64::from(others)
+}
+
+/// The parameters, which a recording holds at any offset; a recording of nothing has none.
+fn read<P: bytemuck::Pod>(params: &[u8]) -> P {
+    bytemuck::try_pod_read_unaligned(params).unwrap_or_else(|_| P::zeroed())
+}

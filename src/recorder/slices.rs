@@ -1,0 +1,703 @@
+//! A recording submitted little by little.
+//!
+//! An application that draws on the same queue waits for whatever was submitted before its frame, and a model on a software
+//! adapter computes for seconds. So a [`SlicedSubmission`] submits the commands of a recording in slices that take about a given
+//! time, one at a time: the application's own submissions go between them.
+//!
+//! **What is cut.** Any command: copies and clears at bytes, dispatches at workgroups. Kernels number their workgroups from
+//! `params.first_workgroup` on, and WebGPU lets workgroups of a dispatch neither wait for each other nor see each other's
+//! results, so a dispatch in parts computes the same bits. A slice is one submission with a parameter buffer of its own,
+//! leased and returned like that of any recording.
+//!
+//! **How much is in a slice.** As much as is expected to take the target time. What is expected is learned: seconds for a unit of
+//! work of each kernel, from submission (or the end of the application's work before it) until the device is done. An unknown
+//! kernel begins with little; slices at most double from one to the next, and shrink at once when one took longer. The
+//! [`Context`] keeps what is learned, so that the next recording begins with it. No timestamp queries: they are an optional
+//! feature, and software adapters, which need slices most, tell the same by their queue.
+//!
+//! **Who keeps what alive.** As with any recording, a lease goes back once the last command that uses it is submitted, here slice
+//! by slice. Dropping the `SlicedSubmission` cancels the rest: nothing more is submitted, its downloads fail with
+//! [`Error::DownloadAbandoned`], its leases go back, and staging chunks that were in use are mapped again first. Tensors that
+//! the recording writes then hold whatever the slices before left in them.
+//!
+//! What is not cut: a shader that is compiled at its first dispatch (warm up before), and the clearing of a new buffer at its
+//! first use, which wgpu does by itself: a run before leaves buffers in the pool that are used already.
+//!
+//! Frames of nothing else between slices of 8 ms, one slice a frame, each waited for: one encoder layer of width 768 (12 heads of
+//! 64, segments of 1024 and 4096, feed-forward of 3072) over 4096 tokens, lavapipe on 2 shared and busy cores, wall time,
+//! 2026-11-24:
+//!
+//! | Mesa | slices | time of a frame: median | 95th percentile | longest |
+//! |---|---|---|---|---|
+//! | 25.0.7, first and second run | 1985, 1879 | 7.1, 6.9 ms | 21.8, 19.3 ms | 49, 50 ms |
+//! | 26.2.6, first and second run | 330, 269 | 7.5, 7.8 ms | 25.6, 25.6 ms | 50, 156 ms |
+//!
+//! The fraction of progress was at most 0.14 off the fraction of time in the first runs, 0.05 to 0.08 in later ones, 0.29 in one
+//! that other processes disturbed. On 26.2.6 the same recording took 3.9 to 4.2 s at once, 3.1 to 3.5 s in slices: what slicing
+//! costs is less than this noise.
+//!
+//! Rejected: cutting only between dispatches (one matrix product is 300 ms on a software adapter); a buffer of parameters for
+//! all parts, written at first (how a dispatch is cut is not known then); two slices in flight (a frame waits for both).
+
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use super::encode::{self, Buffers};
+use super::pace::{Activity, Pace};
+use super::{Command, Recorder, StagingChunk};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::plan::ByteRange;
+use crate::poller::Poller;
+use crate::pool::Lease;
+use crate::readback::Readback;
+use crate::scope;
+
+/// Copies and clears are cut at multiples of this many bytes.
+const BLOCK_BYTES: u64 = 64 << 10;
+
+/// How often the device is polled while a slice is under way: what its time is measured with.
+const POLL_PERIOD: Duration = Duration::from_micros(250);
+
+/// How a recording is sliced.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct SliceOptions {
+    /// Time that a slice should take on the device. Zero makes slices of one workgroup each. Below 2 ms, submitting takes a
+    /// large part of it.
+    pub target: Duration,
+}
+
+impl Default for SliceOptions {
+    /// 8 ms: half a frame at 60 Hz.
+    fn default() -> Self {
+        Self {
+            target: Duration::from_millis(8),
+        }
+    }
+}
+
+impl SliceOptions {
+    /// With another target time.
+    pub fn target(self, target: Duration) -> Self {
+        Self { target }
+    }
+}
+
+/// How far a sliced submission is, in expected nanoseconds of the device, as they were expected when it began. The total does
+/// not change under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Work of the slices that are done.
+    pub done: u64,
+    /// All work, at least 1. When `done` reaches it, nothing is left.
+    pub total: u64,
+}
+
+impl Progress {
+    /// From 0 to 1.
+    pub fn fraction(&self) -> f64 {
+        self.done as f64 / self.total as f64
+    }
+
+    /// Whether nothing is left.
+    pub fn is_done(&self) -> bool {
+        self.done == self.total
+    }
+}
+
+/// What became of the slice under way.
+#[derive(Debug, Default)]
+struct FlightState {
+    /// When the device was done with what came before.
+    begun: Option<Instant>,
+    /// Whether its memory came back, and when.
+    ended: Option<(bool, Option<Instant>)>,
+    waker: Option<Waker>,
+}
+
+/// One slice under way.
+#[derive(Debug)]
+struct Flight {
+    state: Arc<Mutex<FlightState>>,
+    submitted: Option<Instant>,
+    parts: Vec<(Activity, f64)>,
+    /// Expected nanoseconds, as progress counts them.
+    nanoseconds: f64,
+    /// Kept for what it does.
+    _poller: Option<Poller>,
+}
+
+fn lock(state: &Mutex<FlightState>) -> MutexGuard<'_, FlightState> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Browsers have no clock here; there the slices stay as they are guessed.
+fn now() -> Option<Instant> {
+    (!cfg!(target_arch = "wasm32")).then(Instant::now)
+}
+
+impl Flight {
+    /// Seconds on the device.
+    fn seconds(&self) -> Option<f64> {
+        let state = lock(&self.state);
+        let (submitted, ended) = (self.submitted?, state.ended?.1?);
+        // When the end of the work before and that of the slice were seen at once, nobody polled between.
+        let begun = state.begun.filter(|begun| ended - *begun >= POLL_PERIOD);
+        Some((ended - begun.map_or(submitted, |begun| begun.max(submitted))).as_secs_f64())
+    }
+}
+
+/// Where a slice begins: a command and the units of it that were submitted.
+#[derive(Clone, Copy, Debug, Default)]
+struct Position {
+    command: usize,
+    unit: u64,
+}
+
+/// A staging chunk until its last upload is submitted.
+struct Chunk {
+    staged: StagingChunk,
+    unmapped: bool,
+    last_command: usize,
+}
+
+/// What one slice has.
+#[derive(Default)]
+struct Slice {
+    commands: Vec<Command>,
+    params: Vec<u8>,
+    parts: Vec<(Activity, f64)>,
+    nanoseconds: f64,
+}
+
+/// A recording that is submitted slice by slice; see the [module](self) documentation.
+///
+/// From a task of any executor, or a thread:
+///
+/// ```no_run
+/// # use dilated_attention::{Context, DType};
+/// use dilated_attention::recorder::SliceOptions;
+/// # let context = Context::headless()?;
+/// let mut recorder = context.recorder("long work");
+/// // ... record a model's forward ...
+/// let mut sliced = recorder.submit_in_slices(SliceOptions::default());
+/// # pollster::block_on(async {
+/// sliced.run(|progress| println!("{:.0} %", 100.0 * progress.fraction())).await
+/// # })?;
+/// # Ok::<(), dilated_attention::Error>(())
+/// ```
+///
+/// From a loop of frames, call [`advance`](Self::advance) once a frame; it never blocks. To cancel, drop it.
+///
+/// Other work may be submitted between slices. It must not touch tensors that the recording uses: they are half done.
+#[must_use = "nothing is submitted before it is advanced, and dropping it cancels the rest"]
+pub struct SlicedSubmission {
+    context: Context,
+    label: &'static str,
+    options: SliceOptions,
+    commands: Vec<Command>,
+    params: Vec<u8>,
+    /// With the last command that uses each.
+    held: Vec<Option<(Lease, usize)>>,
+    staging: Vec<Option<Chunk>>,
+    readbacks: Vec<(Arc<Readback>, usize)>,
+    position: Position,
+    /// Expected nanoseconds of a unit of each command, when this began.
+    unit_nanoseconds: Vec<f64>,
+    done_nanoseconds: f64,
+    total_nanoseconds: f64,
+    num_slices: u64,
+    flight: Option<Flight>,
+    failed: Option<Error>,
+}
+
+impl SlicedSubmission {
+    pub(super) fn new(mut recorder: Recorder, options: SliceOptions) -> Self {
+        let take = std::mem::take::<Vec<Command>>;
+        let commands = take(&mut recorder.commands);
+        let mut last_of_held = vec![0; recorder.held.len()];
+        let mut last_of_chunk = vec![0; recorder.staging.len()];
+        for (index, command) in commands.iter().enumerate() {
+            match command {
+                Command::Upload { chunk, to, .. } => {
+                    last_of_chunk[*chunk] = index;
+                    last_of_held[*to] = index;
+                }
+                Command::Copy { from, to, .. } => {
+                    last_of_held[*from] = index;
+                    last_of_held[*to] = index;
+                }
+                Command::Clear { to, .. } => last_of_held[*to] = index,
+                Command::Dispatch { bindings, .. } => {
+                    for (held, _) in bindings {
+                        last_of_held[*held] = index;
+                    }
+                }
+            }
+        }
+        let held = std::mem::take(&mut recorder.held);
+        let staging = std::mem::take(&mut recorder.staging);
+        let chunks = staging.into_iter().zip(last_of_chunk);
+        let mut this = Self {
+            context: recorder.context.clone(),
+            label: recorder.label,
+            options,
+            params: std::mem::take(&mut recorder.params),
+            held: held.into_iter().zip(last_of_held).map(Some).collect(),
+            staging: chunks
+                .map(|(staged, last_command)| {
+                    Some(Chunk {
+                        staged,
+                        unmapped: false,
+                        last_command,
+                    })
+                })
+                .collect(),
+            readbacks: std::mem::take(&mut recorder.readbacks),
+            position: Position::default(),
+            unit_nanoseconds: Vec::new(),
+            done_nanoseconds: 0.0,
+            total_nanoseconds: 0.0,
+            num_slices: 0,
+            flight: None,
+            failed: None,
+            commands,
+        };
+        {
+            let pace = this.context.pace();
+            for command in &this.commands {
+                let (activity, work) = this.unit(command);
+                let nanoseconds = pace.seconds(activity, work) * 1e9;
+                this.unit_nanoseconds.push(nanoseconds);
+                this.total_nanoseconds += nanoseconds * units(command) as f64;
+            }
+        }
+        this
+    }
+
+    /// Work of one unit of a command.
+    fn unit(&self, command: &Command) -> (Activity, f64) {
+        match command {
+            Command::Upload { .. } | Command::Copy { .. } => (Activity::Copy, BLOCK_BYTES as f64),
+            Command::Clear { .. } => (Activity::Clear, BLOCK_BYTES as f64),
+            Command::Dispatch {
+                pipeline,
+                params_offset,
+                ..
+            } => {
+                let params = self.params_of(*params_offset, pipeline.params_bytes());
+                let kernel = *pipeline.kernel();
+                (Activity::Kernel(kernel), kernel.workgroup_work(params))
+            }
+        }
+    }
+
+    fn params_of(&self, offset: u32, bytes: u64) -> &[u8] {
+        let begin = offset as usize;
+        let params = self.params.get(begin..begin + bytes as usize);
+        params.unwrap_or_default()
+    }
+
+    /// How far it is, as of the slices that were seen to be done.
+    pub fn progress(&self) -> Progress {
+        let total = (self.total_nanoseconds as u64).max(1);
+        let done = match self.is_done() {
+            true => total,
+            false => (self.done_nanoseconds as u64).min(total - 1),
+        };
+        Progress { done, total }
+    }
+
+    /// Whether all slices were seen to be done.
+    pub fn is_done(&self) -> bool {
+        self.failed.is_none() && self.all_submitted() && self.flight.is_none()
+    }
+
+    fn all_submitted(&self) -> bool {
+        self.num_slices > 0 && self.position.command >= self.commands.len()
+    }
+
+    /// Slices submitted so far.
+    pub fn num_slices(&self) -> u64 {
+        self.num_slices
+    }
+
+    /// Time that a slice should take.
+    pub fn target(&self) -> Duration {
+        self.options.target
+    }
+
+    /// Changes that time, from the next slice on.
+    pub fn set_target(&mut self, target: Duration) {
+        self.options.target = target;
+    }
+
+    /// Ends the work between slices, like dropping it: what was not submitted never happens.
+    pub fn cancel(self) {
+        drop(self);
+    }
+
+    /// Submits the next slice if the one before is done. Never blocks; what loops of frames call once a frame.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`], and as [`Recorder::submit`]. The rest is cancelled then, and the error is that of every later
+    /// call.
+    pub fn advance(&mut self) -> Result<Progress> {
+        let _ = self.context.device().poll(wgpu::PollType::Poll);
+        if self.settle(None)?.is_ready() && !self.all_submitted() {
+            self.submit_slice()?;
+        }
+        Ok(self.progress())
+    }
+
+    /// Submits the next slice and resolves when it is done. Dropping the future cancels nothing and loses nothing: the slice
+    /// under way is waited for by the next call.
+    ///
+    /// # Errors
+    /// As [`advance`](Self::advance).
+    pub async fn step(&mut self) -> Result<Progress> {
+        self.settled().await?;
+        if !self.all_submitted() {
+            self.submit_slice()?;
+            self.settled().await?;
+        }
+        Ok(self.progress())
+    }
+
+    /// Submits all slices, one after the other, and tells `progress` after each. May be dropped like [`step`](Self::step), and
+    /// called again to go on.
+    ///
+    /// # Errors
+    /// As [`advance`](Self::advance).
+    pub async fn run(&mut self, mut progress: impl FnMut(Progress)) -> Result<()> {
+        loop {
+            let now = self.step().await?;
+            progress(now);
+            if now.is_done() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn settled(&mut self) -> Result<()> {
+        poll_fn(|context| match self.settle(Some(context.waker())) {
+            Ok(settled) => settled.map(Ok),
+            Err(error) => Poll::Ready(Err(error)),
+        })
+        .await
+    }
+
+    /// Takes note of the slice under way if it is done; otherwise `waker` is woken when it is.
+    fn settle(&mut self, waker: Option<&Waker>) -> Result<Poll<()>> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let Some(flight) = &self.flight else {
+            return Ok(Poll::Ready(()));
+        };
+        let ended = {
+            let mut state = lock(&flight.state);
+            if state.ended.is_none() {
+                state.waker = waker.cloned();
+            }
+            state.ended
+        };
+        let Some((mapped, _)) = ended else {
+            return Ok(Poll::Pending);
+        };
+        if !mapped {
+            return Err(self.fail(Error::DeviceLost {
+                reason: "memory of a slice could not be mapped again".to_owned(),
+            }));
+        }
+        if let Some(flight) = self.flight.take() {
+            self.done_nanoseconds += flight.nanoseconds;
+            if let Some(seconds) = flight.seconds() {
+                self.context.pace().learn(&flight.parts, seconds);
+            }
+        }
+        Ok(Poll::Ready(()))
+    }
+
+    fn fail(&mut self, error: Error) -> Error {
+        self.release();
+        self.flight = None;
+        self.failed = Some(error.clone());
+        error
+    }
+
+    fn submit_slice(&mut self) -> Result<()> {
+        let submitted = match self.context.plans_only() {
+            true => {
+                self.position.command = self.commands.len();
+                Ok(())
+            }
+            false => self.try_submit_slice(),
+        };
+        self.num_slices += 1;
+        submitted.map_err(|error| self.fail(error))
+    }
+
+    fn try_submit_slice(&mut self) -> Result<()> {
+        let mut slice = self.next_slice();
+        // Also slices without kernels have a chunk that is mapped again: it tells what became of the slice.
+        slice.params.resize(slice.params.len().max(4), 0);
+        let mut own = Recorder::new(self.context.clone(), self.label);
+        own.params = std::mem::take(&mut slice.params);
+        let params = own.stage_params()?;
+        let state = Arc::new(Mutex::new(FlightState::default()));
+        let context = self.context.clone();
+        let before = state.clone();
+        context
+            .queue()
+            .on_submitted_work_done(move || lock(&before).begun = now());
+        let submitted = now();
+        let complete = self.position.command;
+        let (arriving, later) = std::mem::take(&mut self.readbacks)
+            .into_iter()
+            .partition(|(_, commands)| *commands <= complete);
+        self.readbacks = later;
+        let arriving = Arriving(arriving);
+        encode::submit(&context, self.label, |encoder| {
+            for command in &slice.commands {
+                if let Command::Upload { chunk, .. } = command
+                    && let Some(Some(chunk)) = self.staging.get_mut(*chunk)
+                    && !chunk.unmapped
+                {
+                    chunk.staged.lease.buffer().unmap();
+                    chunk.unmapped = true;
+                }
+            }
+            for chunk in &own.staging {
+                chunk.lease.buffer().unmap();
+            }
+            let copy_params = Buffers {
+                held: &|held| own.held.get(held),
+                staging: &|chunk| own.staging.get(chunk),
+                params: None,
+            };
+            encode::record(&context, self.label, encoder, &own.commands, &copy_params);
+            let buffers = Buffers {
+                held: &|held| Some(&self.held.get(held)?.as_ref()?.0),
+                staging: &|chunk| Some(&self.staging.get(chunk)?.as_ref()?.staged),
+                params: params.and_then(|params| own.held.get(params)),
+            };
+            encode::record(&context, self.label, encoder, &slice.commands, &buffers);
+            for (chunk, then) in own.staging.drain(..).zip(std::iter::repeat(state.clone())) {
+                encode::map_again_on_submit(chunk.lease, encoder, move |mapped| {
+                    end(&then, mapped);
+                });
+            }
+            for chunk in &mut self.staging {
+                if let Some(done) = chunk.take_if(|chunk| chunk.last_command < complete) {
+                    encode::map_again_on_submit(done.staged.lease, encoder, |_| ());
+                }
+            }
+            for (readback, _) in &arriving.0 {
+                readback.map_on_submit(encoder);
+            }
+            Ok(())
+        })?;
+        for (readback, _) in &arriving.0 {
+            readback.submitted();
+        }
+        for held in &mut self.held {
+            held.take_if(|(_, last_command)| *last_command < complete);
+        }
+        self.flight = Some(Flight {
+            state,
+            submitted,
+            parts: slice.parts,
+            nanoseconds: slice.nanoseconds,
+            _poller: Poller::start(context.device().clone(), POLL_PERIOD),
+        });
+        Ok(())
+    }
+
+    /// Takes what is expected to take the target time, at least one unit.
+    fn next_slice(&mut self) -> Slice {
+        let alignment = self.context.facts().uniform_offset_alignment as usize;
+        let most_workgroups = u64::from(self.context.facts().max_workgroups_per_dimension);
+        let context = self.context.clone();
+        let pace = context.pace();
+        let mut slice = Slice::default();
+        let mut left = self.options.target.as_secs_f64();
+        while let Some(command) = self.commands.get(self.position.command) {
+            let all = units(command);
+            let begin = self.position.unit;
+            let (activity, work) = self.unit(command);
+            let fitting = fitting(&pace, activity, work, left);
+            let at_least = u64::from(slice.parts.is_empty());
+            let mut count = fitting.max(at_least).min(all - begin);
+            if count == 0 && begin < all {
+                break;
+            }
+            let whole = count == all;
+            if !whole && matches!(command, Command::Dispatch { .. }) {
+                count = count.min(most_workgroups);
+            }
+            if count > 0 {
+                let part = match whole {
+                    true => command.clone(),
+                    false => part(command, begin, count),
+                };
+                let part = self.with_params(part, begin, &mut slice.params, alignment);
+                slice.commands.push(part);
+                slice.parts.push((activity, work * count as f64));
+                slice.nanoseconds += self.unit_nanoseconds[self.position.command] * count as f64;
+                left -= pace.seconds(activity, work * count as f64);
+            }
+            self.position.unit += count;
+            if self.position.unit >= all {
+                self.position = Position {
+                    command: self.position.command + 1,
+                    unit: 0,
+                };
+            }
+        }
+        slice
+    }
+
+    /// A dispatch with its parameters among those of the slice, its workgroups numbered from `first` on.
+    fn with_params(
+        &self,
+        mut command: Command,
+        first: u64,
+        params: &mut Vec<u8>,
+        alignment: usize,
+    ) -> Command {
+        if let Command::Dispatch {
+            pipeline,
+            params_offset,
+            ..
+        } = &mut command
+        {
+            let begin = params.len().next_multiple_of(alignment);
+            params.resize(begin, 0);
+            params.extend_from_slice(self.params_of(*params_offset, pipeline.params_bytes()));
+            if let Some(field) = pipeline.kernel().first_workgroup_offset()
+                && let Some(number) = params.get_mut(begin + field..begin + field + 4)
+            {
+                number.copy_from_slice(&(first as u32).to_le_bytes());
+            }
+            // No larger than in the whole recording, where it fits.
+            *params_offset = begin as u32;
+        }
+        command
+    }
+
+    /// Gives back what the rest would have used.
+    fn release(&mut self) {
+        self.held.clear();
+        for chunk in self.staging.drain(..).flatten() {
+            if chunk.unmapped {
+                let buffer = chunk.staged.lease.buffer().clone();
+                if let Ok(pending) = chunk.staged.lease.suspend() {
+                    // A lost device has destroyed it, and hands nothing back.
+                    let _ = scope::catch(self.context.device(), || {
+                        buffer.map_async(wgpu::MapMode::Write, .., move |result| {
+                            if result.is_ok() {
+                                pending.ready();
+                            }
+                        });
+                    });
+                }
+            }
+        }
+        for (readback, _) in self.readbacks.drain(..) {
+            readback.abandon();
+        }
+    }
+}
+
+impl Drop for SlicedSubmission {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+impl std::fmt::Debug for SlicedSubmission {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SlicedSubmission")
+            .field("label", &self.label)
+            .field("options", &self.options)
+            .field("position", &self.position)
+            .field("num_slices", &self.num_slices)
+            .field("failed", &self.failed)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Downloads of one slice, which fail if it is not submitted.
+struct Arriving(Vec<(Arc<Readback>, usize)>);
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        for (readback, _) in &self.0 {
+            readback.abandon();
+        }
+    }
+}
+
+/// The slice is done, or its device is lost.
+fn end(state: &Mutex<FlightState>, mapped: bool) {
+    let waker = {
+        let mut state = lock(state);
+        state.ended = Some((mapped, now()));
+        state.waker.take()
+    };
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+/// Units that are expected to take `left` seconds.
+fn fitting(pace: &Pace, activity: Activity, work: f64, left: f64) -> u64 {
+    // Saturates.
+    (pace.allowed(activity, left) / pace.seconds(activity, work)) as u64
+}
+
+/// Units that a command can be cut into.
+fn units(command: &Command) -> u64 {
+    match command {
+        Command::Upload { bytes, .. } | Command::Copy { bytes, .. } => bytes.div_ceil(BLOCK_BYTES),
+        Command::Clear { range, .. } => range.size.div_ceil(BLOCK_BYTES),
+        Command::Dispatch { grid, .. } => u64::from(grid[0]) * u64::from(grid[1]),
+    }
+}
+
+/// `count` units of a command from number `begin` on.
+fn part(command: &Command, begin: u64, count: u64) -> Command {
+    let mut part = command.clone();
+    let skip = begin * BLOCK_BYTES;
+    let size = |bytes: u64| (bytes - skip).min(count * BLOCK_BYTES);
+    match &mut part {
+        Command::Upload {
+            chunk_offset,
+            offset,
+            bytes,
+            ..
+        }
+        | Command::Copy {
+            from_offset: chunk_offset,
+            to_offset: offset,
+            bytes,
+            ..
+        } => {
+            *chunk_offset += skip;
+            *offset += skip;
+            *bytes = size(*bytes);
+        }
+        Command::Clear { range, .. } => {
+            *range = ByteRange {
+                offset: range.offset + skip,
+                size: size(range.size),
+            };
+        }
+        Command::Dispatch { grid, .. } => *grid = [count as u32, 1],
+    }
+    part
+}
