@@ -113,7 +113,7 @@ impl TestContext {
                 (
                     BackwardShape::Uniform | BackwardShape::Broadcast,
                     Processor::Cpu { uniform_loads, .. },
-                ) => uniform_loads || head_dim <= 8,
+                ) => uniform_loads || head_dim <= 4,
             };
             let variant = BackwardVariant::with_shape(shape, head_dim, Storage::F32, facts);
             if affordable && shape != chosen.shape && variant.check(head_dim, facts).is_ok() {
