@@ -19,7 +19,7 @@
 //! | what is there joined at the end: `own` is loaded anew for it | 49 % (78, 63) |
 //! | causal, N = 2048; N = 1024 | 43 %; 35 % |
 //! | causal, 8 and 4 groups, N = 2048; N = 1024 | 43, 36 %; 37, 34 % |
-//! | heads of 128, 2 vectors a lane (kept; N = 1024) | 48 % (73, 63) |
+//! | heads of 128, 2 vectors a lane (kept; N = 1024); on a busy machine | 48 % (73, 63); 33 % (49, 45) |
 //! | heads of 128, 1, 3 or 4 vectors a lane in 32, 8, 8 groups | 37, 37, 42 % |
 //!
 //! What is left, by leaving parts out: staging takes 6 % of dq and 9 % of dk and dv, looking for NaNs 1 to 3 %. The second
@@ -34,7 +34,7 @@
 //! | Mesa 25.0.7 (its `fma` is two operations, its loads are one a lane) | share | compiles for |
 //! |---|---|---|
 //! | tile: workgroup memory as on a GPU (the kernels before) | 5 % | 16 s |
-//! | subgroup broadcasts, 8 staged a step, 1 vector a lane (kept; N = 1024) | 17 % (25, 23) | 22 s: 5 and 17 |
+//! | subgroup broadcasts, 8 staged a step, 1 vector a lane (kept; N = 1024) | 15 to 17 % (21 to 25, 21 to 23) | 22 to 24 s: 5 and 17 |
 //! | 2 vectors a lane | 27 % (40, 36) | 54 s: 20 and 34 |
 //! | 2 vectors a lane, columns split by one more barrier | | 56 s: 11 and 45 |
 //! | 1 vector a lane, what is there not joined, dk and dv alone | | 7 s instead of 17 |
