@@ -15,60 +15,102 @@ fn load_b(i: u32) -> vec4<f32> {
     return widen(v[i]);
 }
 
-fn store(i: u32, of_a: vec4<f32>, of_b: vec4<f32>) {
-    var result_a = params.scale * of_a;
-    var result_b = params.out_scale * of_b;
-    if (has_flag(FLAG_MERGE)) {
-        result_a += widen(dk[i]);
-        result_b += widen(dv[i]);
-    }
-    dk[i] = narrow(result_a);
-    dv[i] = narrow(result_b);
+fn old_a(i: u32) -> vec4<f32> {
+    return widen(dk[i]);
 }
 
-fn weigh_rows(tile: Tile, key: u32, own: u32, of_rows: mat2x4<f32>, rows: vec4<u32>) {
-    let seen = seeing_rows(tile, key, rows);
-    p[own] = shares(s[own], of_rows[0], seen);
-    ds[own] = score_gradients(p[own], dp[own], of_rows[1], seen);
+fn old_b(i: u32) -> vec4<f32> {
+    return widen(dv[i]);
+}
+
+fn store(i: u32, of_a: vec4<f32>, of_b: vec4<f32>) {
+    dk[i] = narrow(of_a);
+    dv[i] = narrow(of_b);
+}
+
+// A step's rows from `first` on, zeros where there are none.
+fn stage_rows(tile: Tile, first: u32, lane: u32, number: u32) {
+    for (var i = lane; i < STAGED * HEAD_DIM_VEC4; i += THREADS) {
+        let row = first + i / HEAD_DIM_VEC4;
+        let column = i % HEAD_DIM_VEC4;
+        var query = vec4<f32>();
+        var gradient = vec4<f32>();
+        if (row < min(tile.row_end, tile.real_rows)) {
+            query = widen(q[query_index(tile, row) + column]);
+        }
+        if (row < tile.row_end) {
+            gradient = widen(dout[output_index(output_place(tile, row)) + column]);
+        }
+        stage_pair(i, query, gradient, number);
+    }
+    if (lane < STAGED) {
+        staged_terms[lane] = row_terms(tile, first + lane);
+    }
+}
+
+// s and dp of a key become p and ds, for four rows.
+fn weigh_rows(tile: Tile, r: u32, block: u32, key: u32, of_rows: mat2x4<f32>, rows: vec4<u32>, spoiled: vec4<f32>) {
+    if (r < VECTORS_PER_LANE) {
+        let seen = seeing_rows(tile, key, rows);
+        let share = shares(s[r][block], of_rows[0], seen) + select(vec4<f32>(), spoiled, seen);
+        s[r][block] = params.out_scale * share;
+        dp[r][block] = params.scale * score_gradients(share, dp[r][block], of_rows[1], seen);
+    }
+}
+
+fn weigh_four(tile: Tile, block: u32, keys: vec4<u32>, first: u32, number: u32) {
+    let rows = first + vec4<u32>(0u, 1u, 2u, 3u);
+    let at = 4u * block;
+    let of_rows = transpose(mat4x2<f32>(staged_terms[at], staged_terms[at + 1u], staged_terms[at + 2u], staged_terms[at + 3u]));
+    let spoiled = spoil(block, number);
+    weigh_rows(tile, 0u, block, keys.x, of_rows, rows, spoiled);
+    weigh_rows(tile, 1u, block, keys.y, of_rows, rows, spoiled);
+    weigh_rows(tile, 2u, block, keys.z, of_rows, rows, spoiled);
+    weigh_rows(tile, 3u, block, keys.w, of_rows, rows, spoiled);
+}
+
+fn end_key(tile: Tile, r: u32, key: u32) {
+    if (r < VECTORS_PER_LANE && key < tile.key_end) {
+        place = key_index(tile, key);
+        store_sums_each(r);
+    }
 }
 
 @compute @workgroup_size(THREADS)
-fn backward_dkdv_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn backward_dkdv_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let tile = locate_key_tile(workgroup, SIDE);
-    let keys = vec4<u32>(tile.key_begin + lane) + vec4<u32>(0u, THREADS, 2u * THREADS, 3u * THREADS);
-    find_keys(tile, keys);
-    load_own_a_each();
-    load_own_b_each();
+    let own = find_own(tile.key_begin, invocation);
+    begin_key(tile, 0u, own.x);
+    begin_key(tile, 1u, own.y);
+    begin_key(tile, 2u, own.z);
+    begin_key(tile, 3u, own.w);
+    begin_staging(invocation);
+    // A variable of the loop, as far as compilers can tell: else they compute the number anew after every barrier.
+    var lane = invocation;
     var number = 0u;
     for (var first = tile.row_begin; first < tile.row_end; first += STAGED) {
+        lane = select(lane, 0u, first == 0xffffffffu);
         number++;
         workgroupBarrier();
-        for (var i = lane; i < STAGED * HEAD_DIM_VEC4; i += THREADS) {
-            let place = i / HEAD_DIM_VEC4;
-            let column = i % HEAD_DIM_VEC4;
-            var query = vec4<f32>();
-            var gradient = vec4<f32>();
-            if (first + place < min(tile.row_end, tile.real_rows)) {
-                query = widen(q[query_index(tile, first + place) + column]);
-            }
-            if (first + place < tile.row_end) {
-                gradient = widen(dout[output_index(output_place(tile, first + place)) + column]);
-            }
-            stage_pair(place, column, query, gradient, number);
-        }
-        if (lane < STAGED) {
-            staged_terms[lane] = row_terms(tile, first + lane);
-        }
+        stage_rows(tile, first, lane, number);
         workgroupBarrier();
-        products();
-        let rows = vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u);
-        let of_rows = transpose(mat4x2<f32>(staged_terms[0], staged_terms[1], staged_terms[2], staged_terms[3]));
-        weigh_rows(tile, keys[0], 0u, of_rows, rows);
-        weigh_rows(tile, keys[1], 1u, of_rows, rows);
-        weigh_rows(tile, keys[2], 2u, of_rows, rows);
-        weigh_rows(tile, keys[3], 3u, of_rows, rows);
-        add_sums(number, true);
+        clear_products();
+        add_products_a_each();
+        // Between blocks of what is staged, or compilers hold on to all that was loaded, for the sums.
+        workgroupBarrier();
+        add_products_b_each();
+        workgroupBarrier();
+        let keys = find_own(tile.key_begin, lane);
+        weigh_four(tile, 0u, keys, first, number);
+        if (STAGED > 4u) {
+            weigh_four(tile, 1u, keys, first + 4u, number);
+        }
+        add_to_a_each();
+        workgroupBarrier();
+        add_to_b_each();
     }
-    find_keys(tile, keys);
-    store_sums_each();
+    end_key(tile, 0u, own.x);
+    end_key(tile, 1u, own.y);
+    end_key(tile, 2u, own.z);
+    end_key(tile, 3u, own.w);
 }

@@ -3,6 +3,8 @@
 @group(0) @binding(5) var<storage, read> terms: array<vec2<f32>>;
 @group(0) @binding(6) var<storage, read_write> dq: array<Stored4>;
 
+var<private> of_rows: mat2x4<f32>; // LSE and mean of each row
+
 fn load_a(i: u32) -> vec4<f32> {
     return widen(q[i]);
 }
@@ -11,57 +13,88 @@ fn load_b(i: u32) -> vec4<f32> {
     return widen(dout[i]);
 }
 
-fn store(i: u32, of_a: vec4<f32>, of_b: vec4<f32>) {
-    var result = params.scale * of_a;
-    if (has_flag(FLAG_MERGE)) {
-        result += widen(dq[i]);
-    }
-    dq[i] = narrow(result);
+fn old_a(i: u32) -> vec4<f32> {
+    return widen(dq[i]);
 }
 
-fn weigh_keys(tile: Tile, row: u32, own: u32, of_row: vec2<f32>, keys: vec4<u32>) {
-    let seen = seen_keys(tile, row, keys);
-    let share = shares(s[own], vec4<f32>(of_row.x), seen);
-    ds[own] = score_gradients(share, dp[own], vec4<f32>(of_row.y), seen);
+fn old_b(i: u32) -> vec4<f32> {
+    return vec4<f32>();
+}
+
+fn store(i: u32, of_a: vec4<f32>, of_b: vec4<f32>) {
+    dq[i] = narrow(of_a);
+}
+
+// s and dp of a row become p and ds, for four keys.
+fn weigh_keys(tile: Tile, r: u32, block: u32, row: u32, keys: vec4<u32>, spoiled: vec4<f32>) {
+    if (r < VECTORS_PER_LANE) {
+        let seen = seen_keys(tile, row, keys);
+        let share = shares(s[r][block], vec4<f32>(of_rows[0][r]), seen) + select(vec4<f32>(), spoiled, seen);
+        dp[r][block] = params.scale * score_gradients(share, dp[r][block], vec4<f32>(of_rows[1][r]), seen);
+    }
+}
+
+fn begin_sums(tile: Tile, r: u32, row: u32) {
+    if (r < VECTORS_PER_LANE && row < min(tile.row_end, tile.real_rows) && has_flag(FLAG_MERGE)) {
+        place = query_index(tile, row);
+        load_sums_each(r);
+    }
+}
+
+fn end_row(tile: Tile, r: u32, row: u32) {
+    if (r < VECTORS_PER_LANE && row < min(tile.row_end, tile.real_rows)) {
+        place = query_index(tile, row);
+        store_sums_each(r);
+    }
+}
+
+fn weigh_four(tile: Tile, block: u32, rows: vec4<u32>, first: u32, number: u32) {
+    let keys = first + vec4<u32>(0u, 1u, 2u, 3u);
+    let spoiled = spoil(block, number);
+    weigh_keys(tile, 0u, block, rows.x, keys, spoiled);
+    weigh_keys(tile, 1u, block, rows.y, keys, spoiled);
+    weigh_keys(tile, 2u, block, rows.z, keys, spoiled);
+    weigh_keys(tile, 3u, block, rows.w, keys, spoiled);
 }
 
 @compute @workgroup_size(THREADS)
-fn backward_dq_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn backward_dq_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let tile = locate_tile(workgroup, SIDE);
-    let rows = vec4<u32>(tile.row_begin + lane) + vec4<u32>(0u, THREADS, 2u * THREADS, 3u * THREADS);
-    find_queries(tile, rows);
-    load_own_a_each();
-    find_outputs(tile, rows);
-    load_own_b_each();
-    let terms_0 = row_terms(tile, rows[0]);
-    let terms_1 = row_terms(tile, rows[1]);
-    let terms_2 = row_terms(tile, rows[2]);
-    let terms_3 = row_terms(tile, rows[3]);
+    let own = find_own(tile.row_begin, invocation);
+    begin_row(tile, 0u, own.x);
+    begin_row(tile, 1u, own.y);
+    begin_row(tile, 2u, own.z);
+    begin_row(tile, 3u, own.w);
+    begin_sums(tile, 0u, own.x);
+    begin_sums(tile, 1u, own.y);
+    begin_sums(tile, 2u, own.z);
+    begin_sums(tile, 3u, own.w);
+    of_rows = transpose(mat4x2<f32>(row_terms(tile, own.x), row_terms(tile, own.y), row_terms(tile, own.z), row_terms(tile, own.w)));
+    begin_staging(invocation);
+    // A variable of the loop, as far as compilers can tell: else they compute the number anew after every barrier.
+    var lane = invocation;
     var number = 0u;
     for (var first = tile.key_begin; first < tile.key_end; first += STAGED) {
+        lane = select(lane, 0u, first == 0xffffffffu);
         number++;
         workgroupBarrier();
-        for (var i = lane; i < STAGED * HEAD_DIM_VEC4; i += THREADS) {
-            let place = i / HEAD_DIM_VEC4;
-            let column = i % HEAD_DIM_VEC4;
-            var key = vec4<f32>();
-            var value = vec4<f32>();
-            if (first + place < tile.key_end) {
-                let source = key_index(tile, first + place) + column;
-                key = widen(k[source]);
-                value = widen(v[source]);
-            }
-            stage_pair(place, column, key, value, number);
-        }
+        stage_keys(tile, first, lane, number);
         workgroupBarrier();
-        products();
-        let keys = vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u);
-        weigh_keys(tile, rows[0], 0u, terms_0, keys);
-        weigh_keys(tile, rows[1], 1u, terms_1, keys);
-        weigh_keys(tile, rows[2], 2u, terms_2, keys);
-        weigh_keys(tile, rows[3], 3u, terms_3, keys);
-        add_sums(number, false);
+        clear_products();
+        add_products_a_each();
+        // Between blocks of what is staged, or compilers hold on to all that was loaded, for the sums.
+        workgroupBarrier();
+        add_products_b_each();
+        workgroupBarrier();
+        let rows = find_own(tile.row_begin, lane);
+        weigh_four(tile, 0u, rows, first, number);
+        if (STAGED > 4u) {
+            weigh_four(tile, 1u, rows, first + 4u, number);
+        }
+        add_to_a_each();
     }
-    find_queries(tile, rows);
-    store_sums_each();
+    end_row(tile, 0u, own.x);
+    end_row(tile, 1u, own.y);
+    end_row(tile, 2u, own.z);
+    end_row(tile, 3u, own.w);
 }

@@ -4,6 +4,10 @@
 @group(0) @binding(5) var<storage, read> softmax_lse: array<f32>;
 @group(0) @binding(6) var<storage, read_write> terms: array<vec2<f32>>;
 
+var<private> lse: vec4<f32>; // of each row
+var<private> weight: array<vec4<f32>, 4>;
+var<private> weighted: array<vec4<f32>, 4>;
+
 fn load_a(i: u32) -> vec4<f32> {
     return widen(q[i]);
 }
@@ -12,48 +16,70 @@ fn load_b(i: u32) -> vec4<f32> {
     return widen(dout[i]);
 }
 
+fn old_a(i: u32) -> vec4<f32> {
+    return vec4<f32>();
+}
+
+fn old_b(i: u32) -> vec4<f32> {
+    return vec4<f32>();
+}
+
 fn store(i: u32, of_a: vec4<f32>, of_b: vec4<f32>) {
+}
+
+fn weigh_keys(tile: Tile, r: u32, block: u32, row: u32, keys: vec4<u32>, spoiled: vec4<f32>) {
+    if (r < VECTORS_PER_LANE) {
+        let seen = seen_keys(tile, row, keys);
+        let share = shares(s[r][block], vec4<f32>(lse[r]), seen) + select(vec4<f32>(), spoiled, seen);
+        weight[r] += share;
+        weighted[r] += score_gradients(share, dp[r][block], vec4<f32>(), seen);
+    }
+}
+
+fn weigh_four(tile: Tile, block: u32, rows: vec4<u32>, first: u32, number: u32) {
+    let keys = first + vec4<u32>(0u, 1u, 2u, 3u);
+    let spoiled = spoil(block, number);
+    weigh_keys(tile, 0u, block, rows.x, keys, spoiled);
+    weigh_keys(tile, 1u, block, rows.y, keys, spoiled);
+    weigh_keys(tile, 2u, block, rows.z, keys, spoiled);
+    weigh_keys(tile, 3u, block, rows.w, keys, spoiled);
+}
+
+fn end_row(tile: Tile, r: u32, row: u32) {
+    if (r < VECTORS_PER_LANE && row < tile.row_end) {
+        let ones = vec4<f32>(1.0);
+        store_mean(tile, row, vec2<f32>(dot(weighted[r], ones), dot(weight[r], ones)));
+    }
 }
 
 @compute @workgroup_size(THREADS)
 fn backward_means_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let tile = locate_tile(workgroup, SIDE);
-    let rows = vec4<u32>(tile.row_begin + lane) + vec4<u32>(0u, THREADS, 2u * THREADS, 3u * THREADS);
-    find_queries(tile, rows);
-    load_own_a_each();
-    find_outputs(tile, rows);
-    load_own_b_each();
-    let lse = vec4<f32>(row_lse(tile, rows.x), row_lse(tile, rows.y), row_lse(tile, rows.z), row_lse(tile, rows.w));
-    var weight: array<vec4<f32>, 4>;
-    var weighted: array<vec4<f32>, 4>;
+    let rows = find_own(tile.row_begin, lane);
+    begin_row(tile, 0u, rows.x);
+    begin_row(tile, 1u, rows.y);
+    begin_row(tile, 2u, rows.z);
+    begin_row(tile, 3u, rows.w);
+    lse = vec4<f32>(row_lse(tile, rows.x), row_lse(tile, rows.y), row_lse(tile, rows.z), row_lse(tile, rows.w));
+    begin_staging(lane);
+    var number = 0u;
     for (var first = tile.key_begin; first < tile.key_end; first += STAGED) {
+        number++;
         workgroupBarrier();
-        for (var i = lane; i < STAGED * HEAD_DIM_VEC4; i += THREADS) {
-            let place = i / HEAD_DIM_VEC4;
-            let column = i % HEAD_DIM_VEC4;
-            var key = vec4<f32>();
-            var value = vec4<f32>();
-            if (first + place < tile.key_end) {
-                let source = key_index(tile, first + place) + column;
-                key = widen(k[source]);
-                value = widen(v[source]);
-            }
-            stage_pair(place, column, key, value, 0u);
-        }
+        stage_keys(tile, first, lane, number);
         workgroupBarrier();
-        products();
-        let keys = vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u);
-        for (var own = 0u; own < 4u; own++) {
-            let seen = seen_keys(tile, rows[own], keys);
-            let share = shares(s[own], vec4<f32>(lse[own]), seen);
-            weight[own] += share;
-            weighted[own] += score_gradients(share, dp[own], vec4<f32>(), seen);
+        clear_products();
+        add_products_a_each();
+        workgroupBarrier();
+        add_products_b_each();
+        workgroupBarrier();
+        weigh_four(tile, 0u, rows, first, number);
+        if (STAGED > 4u) {
+            weigh_four(tile, 1u, rows, first + 4u, number);
         }
     }
-    let ones = vec4<f32>(1.0);
-    for (var own = 0u; own < 4u; own++) {
-        if (rows[own] < tile.row_end) {
-            store_mean(tile, rows[own], vec2<f32>(dot(weighted[own], ones), dot(weight[own], ones)));
-        }
-    }
+    end_row(tile, 0u, rows.x);
+    end_row(tile, 1u, rows.y);
+    end_row(tile, 2u, rows.z);
+    end_row(tile, 3u, rows.w);
 }

@@ -1,29 +1,47 @@
 //! The shapes of the backward kernels and which one suits a device.
 //!
-//! **What limits the software adapters** (lavapipe of Mesa 26.2.6 with LLVM 22.1.8 on 2 cores of an AMD EPYC, 2026-11-24;
-//! dense, d = 64, N = 1024, share of the adapter's own multiply-add ceiling, operations counted as 2.5 times the forward's; the
-//! two passes do 3.5 times, so that 71 % is the most there is):
+//! **What makes the software adapters fast** (lavapipe on 2 cores of an AMD EPYC with AVX-512, 8 lanes, 2026-11-24; dense,
+//! 1 head of 64, N = 2048, by processor time; share of the adapter's own multiply-add ceiling of 160 GFLOP/s on Mesa 26.2.6
+//! and 86 on 25.0.7, operations counted as 2.5 times the forward's). The two passes do 3.5 times, so that 71 % is the most
+//! there is; in brackets what dq and what dk and dv reach of the ceiling by the operations that they do.
 //!
-//! | shape | share | first call |
+//! | Mesa 26.2.6 | share |
+//! |---|---|
+//! | 4 vectors a lane, 4 staged a step, 16 groups; sums behind a branch on staged NaNs (the kernels before) | 44 % (69, 57) |
+//! | no branch around the sums | 46 % (75, 59) |
+//! | and a barrier between the two sums | 49 % (75, 64) |
+//! | and no branch at all, staged NaNs are zeros and spoil the weights of those that see them | 55 % (84, 75) |
+//! | and sums that start from what they join (kept) | 55 % (80, 74) |
+//! | groups of contiguous rows that skip what they do not see | 34 % (46, 48) |
+//! | the number of the lane not a variable of the loop | 50 % (77, 66) |
+//! | 4, 8, 12, 32 groups of lanes | 42, 51, 48, 52 % |
+//! | 3 vectors a lane; 2 with 8 staged ones a step in 16 or 32 groups | 50 %; 47, 51 % |
+//! | what is there joined at the end: `own` is loaded anew for it | 49 % (78, 63) |
+//! | causal, N = 2048; N = 1024 | 43 %; 35 % |
+//! | causal, 8 and 4 groups, N = 2048; N = 1024 | 43, 36 %; 37, 34 % |
+//! | heads of 128, 2 vectors a lane (kept; N = 1024); on a busy machine | 48 % (73, 63); 33 % (49, 45) |
+//! | heads of 128, 1, 3 or 4 vectors a lane in 32, 8, 8 groups | 37, 37, 42 % |
+//!
+//! What is left, by leaving parts out: staging takes 6 % of dq and 9 % of dk and dv, looking for NaNs 1 to 3 %. The second
+//! sum takes twice the time of its operations. A share of 60 % would need 84 % of the ceiling in both passes. A pass for dk
+//! and dv that left the gradients of the scores for dq would do 2.5 times the forward's operations, not 3.5; not built: it
+//! takes memory of rows times keys, and an eighth storage buffer where Metal leaves seven. The two kernels compile for 5 to
+//! 6 s at 64 elements, 5 to 8 s at 128.
+//!
+//! Conditions cost because compilers blend what a loop keeps with the lanes for which they hold. So causal calls compute what
+//! the diagonal drops of a workgroup's 512 rows.
+//!
+//! | Mesa 25.0.7 (its `fma` is two operations, its loads are one a lane) | share | compiles for |
 //! |---|---|---|
-//! | tile: workgroup memory as on a GPU (d = 128) | 5 % | 1 s |
-//! | rows: 2 vectors a lane, a loop over 32 staged ones in fours | 15 % | 2.6 s |
-//! | 2 vectors a lane, 8 staged ones a step, every index a constant, a barrier before the sums | 21 % | 8 s |
-//! | 4 vectors a lane, 4 staged ones a step; 4, 8, 16 groups of lanes | 24, 31, 37 to 40 % | 14 s |
-//! | the last with a barrier between the two products, unrolled in `source.rs` (kept) | 38 to 44 % | 5 s |
-//! | the same at d = 16, 32, 48, 128 | 36, 41, 40, 35 % | 1, 2, 4, 15 s |
+//! | tile: workgroup memory as on a GPU (the kernels before) | 5 % | 16 s |
+//! | subgroup broadcasts, 8 staged a step, 1 vector a lane (kept; N = 1024) | 15 to 17 % (21 to 25, 21 to 23) | 22 to 24 s: 5 and 17 |
+//! | 2 vectors a lane | 27 % (40, 36) | 54 s: 20 and 34 |
+//! | 2 vectors a lane, columns split by one more barrier | | 56 s: 11 and 45 |
+//! | 1 vector a lane, what is there not joined, dk and dv alone | | 7 s instead of 17 |
+//! | loads and stores outside of the loop as loops over columns | | 25 s: 8 and 17 |
 //!
-//! In the loop the driver computed the addresses of all that is staged, with their bounds checks, and kept them on the
-//! stack, and it kept what the products had loaded for the sums, again on the stack. What is left, by samples of the
-//! processor: products a quarter of the time, at nearly the ceiling's speed; sums half, two to three times slower, because
-//! each of their 512 vectors (and those of the other 15 groups, more than the nearest cache holds) is loaded, blended with
-//! the execution mask and stored for four fma; staging a sixth, in gathers and scatters of 8 lanes. Eight staged vectors a step
-//! would halve the traffic of the sums and double the code, which compiles more than twice as long.
-//! Causal calls run at 26 %: a tile of 512 rows computes what its diagonal drops. Groups of contiguous rows that skip what
-//! they do not see, as in the forward, brought no more there and cost a third of full calls (26 %, by processor time,
-//! against 37 %); the lane's number as a variable of the loop, as in the forward, changed nothing.
-//!
-//! On Mesa 25.0.7 with LLVM 15.0.6 the rows were not timed: tests with heads of 8 compiled for over 8 minutes. The tile runs.
+//! Each load and store becomes a loop over the lanes there, and from about 600 of them on compilation takes far longer. A
+//! second vector a lane is not kept for the time of a first call alone.
 
 use std::fmt;
 
@@ -33,13 +51,21 @@ use crate::kernel::Storage;
 use crate::kernel::coop::CoopTile;
 use crate::plan::{DeviceFacts, Pass, Processor};
 use crate::tuning::Choice;
-use crate::tuning::because::{GPU, LOADS_PER_LANE, MATRICES, UNIFORM_LOADS, WIDE_HEADS};
+use crate::tuning::because::{
+    BROADCASTS, GPU, LOADS_PER_LANE, MATRICES, UNIFORM_LOADS, WIDE_HEADS,
+};
 
-/// Groups of lanes that share the staged vectors in the [`Rows`](BackwardShape::Rows) shape, at most.
+/// Groups of lanes that share the staged vectors in the shapes for CPUs, at most.
 const MOST_LANE_GROUPS: u32 = 16;
 
 /// Largest heads that the kernels with cooperative matrices compute: two operands and up to two sums are kept in registers.
 const MOST_COOP_HEAD_DIM: u32 = 128;
+
+/// Largest heads of the [`Uniform`](BackwardShape::Uniform) shape, whose unrolled columns compile for long.
+const MOST_UNIFORM_HEAD_DIM: u32 = 128;
+
+/// The same of the [`Broadcast`](BackwardShape::Broadcast) shape.
+const MOST_BROADCAST_HEAD_DIM: u32 = 64;
 
 /// Vectors that a subgroup of these owns.
 const COOP_ROWS: u32 = 16;
@@ -47,28 +73,45 @@ const COOP_ROWS: u32 = 16;
 /// How the backward kernels lay their work out. All compute the same; see the shader files for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BackwardShape {
-    /// Tiles of 32 rows by 32 keys in workgroup memory: GPUs, older software drivers.
+    /// Tiles of 32 rows by 32 keys in workgroup memory: GPUs, other software drivers.
     Tile,
-    /// Four rows (or keys) a lane, what they meet in workgroup memory: CPUs whose driver loads shared addresses once.
-    Rows,
+    /// Lanes own rows (or keys) and load each staged vector that those meet together: CPUs whose driver loads shared
+    /// addresses once.
+    Uniform,
+    /// Lanes own rows (or keys); each loads another staged vector, and subgroup operations hand it on: CPUs whose driver
+    /// loads once per lane.
+    Broadcast,
     /// Cooperative matrices, for tensors stored as f16: GPUs that have them.
     Coop(CoopTile),
 }
 
 impl BackwardShape {
-    /// All shapes that need no feature of the device.
-    pub const ALL: [Self; 2] = [Self::Tile, Self::Rows];
+    /// All shapes but those with cooperative matrices.
+    pub const ALL: [Self; 3] = [Self::Tile, Self::Uniform, Self::Broadcast];
 
     /// Whether it multiplies cooperative matrices.
     pub fn is_cooperative(self) -> bool {
         matches!(self, Self::Coop(_))
     }
 
+    /// Whether lanes own rows, or keys.
+    pub fn is_rows(self) -> bool {
+        matches!(self, Self::Uniform | Self::Broadcast)
+    }
+
+    /// Staged vectors of a step of the shapes for CPUs.
+    fn staged(self) -> u32 {
+        match self {
+            Self::Broadcast => 8,
+            _ => 4,
+        }
+    }
+
     /// Name of the shader of [`Pass::Means`], which has no form with cooperative matrices.
     pub fn means_name(self) -> &'static str {
         match self {
             Self::Tile | Self::Coop(_) => "backward_means_tile",
-            Self::Rows => "backward_means_rows",
+            Self::Uniform | Self::Broadcast => "backward_means_rows",
         }
     }
 
@@ -76,7 +119,7 @@ impl BackwardShape {
     pub fn dq_name(self) -> &'static str {
         match self {
             Self::Tile => "backward_dq_tile",
-            Self::Rows => "backward_dq_rows",
+            Self::Uniform | Self::Broadcast => "backward_dq_rows",
             Self::Coop(_) => "backward_dq_coop",
         }
     }
@@ -85,7 +128,7 @@ impl BackwardShape {
     pub fn dkdv_name(self) -> &'static str {
         match self {
             Self::Tile => "backward_dkdv_tile",
-            Self::Rows => "backward_dkdv_rows",
+            Self::Uniform | Self::Broadcast => "backward_dkdv_rows",
             Self::Coop(_) => "backward_dkdv_coop",
         }
     }
@@ -98,9 +141,9 @@ pub struct BackwardVariant {
     pub shape: BackwardShape,
     /// Elements in one head.
     pub head_dim: u32,
-    /// Lanes of a group of the [`Rows`](BackwardShape::Rows) shape; the other has a fixed number.
+    /// Lanes of a group of the shapes for CPUs; the other has a fixed number.
     pub lanes: u32,
-    /// Groups of lanes that share what is staged, in the same shape.
+    /// Groups of lanes that share what is staged, in the same shapes.
     pub lane_groups: u32,
     /// How inputs and gradients are stored.
     pub storage: Storage,
@@ -127,11 +170,20 @@ impl BackwardVariant {
             Processor::Cpu {
                 uniform_loads: true,
                 ..
-            } if config.head_dim() <= 96 => (BackwardShape::Rows, UNIFORM_LOADS),
+            } if config.head_dim() <= MOST_UNIFORM_HEAD_DIM => {
+                (BackwardShape::Uniform, UNIFORM_LOADS)
+            }
             Processor::Cpu {
                 uniform_loads: true,
                 ..
             } => (BackwardShape::Tile, WIDE_HEADS),
+            Processor::Cpu {
+                lanes: 8,
+                broadcasts: true,
+                ..
+            } if config.head_dim() <= MOST_BROADCAST_HEAD_DIM => {
+                (BackwardShape::Broadcast, BROADCASTS)
+            }
             Processor::Cpu { .. } => (BackwardShape::Tile, LOADS_PER_LANE),
         };
         Choice::adapter(Self::fitting(shape, config, storage, facts), because)
@@ -145,9 +197,13 @@ impl BackwardVariant {
         facts: &DeviceFacts,
     ) -> Self {
         let largest = Self::with_shape(shape, config.head_dim(), storage, facts);
+        if shape == BackwardShape::Broadcast {
+            // Kernels for all segments, for they compile for many seconds.
+            return largest;
+        }
         let fitting = config
             .rows_of_shortest_segment()
-            .div_ceil(4 * largest.lanes);
+            .div_ceil(largest.vectors_per_lane() * largest.lanes);
         Self {
             lane_groups: fitting.min(largest.lane_groups).next_power_of_two(),
             ..largest
@@ -188,9 +244,10 @@ impl BackwardVariant {
         storage: Storage,
         facts: &DeviceFacts,
     ) -> Self {
-        let lanes = match facts.processor {
-            Processor::Cpu { lanes, .. } => lanes,
-            Processor::Gpu => 32,
+        let lanes = match (shape, facts.processor) {
+            (BackwardShape::Broadcast, _) => 8,
+            (_, Processor::Cpu { lanes, .. }) => lanes,
+            (_, Processor::Gpu) => 32,
         };
         Self {
             shape,
@@ -201,11 +258,23 @@ impl BackwardVariant {
         }
     }
 
+    /// Rows, or keys, of a lane, in the shapes for CPUs: what is compiled grows with the product of them and of elements.
+    fn vectors_per_lane(&self) -> u32 {
+        let most = match self.shape {
+            // What is compiled on older drivers takes ten seconds for each.
+            BackwardShape::Broadcast => 64,
+            _ => 256,
+        };
+        (most / self.head_dim).clamp(1, 4)
+    }
+
     /// Rows, or keys, that one workgroup computes.
     pub fn tile(&self) -> u32 {
         match self.shape {
             BackwardShape::Tile => 32,
-            BackwardShape::Rows => 4 * self.lanes * self.lane_groups,
+            BackwardShape::Uniform | BackwardShape::Broadcast => {
+                self.vectors_per_lane() * self.lanes * self.lane_groups
+            }
             BackwardShape::Coop(tile) => tile.vectors(),
         }
     }
@@ -225,10 +294,10 @@ impl BackwardVariant {
                 let sums = if pass == Pass::Means { 2 * 64 * 16 } else { 0 };
                 2 * 32 * 9 * 16 + sums
             }
-            // Four vectors of two operands; for keys also their rows' terms; a flag.
-            BackwardShape::Rows => {
-                let terms = if pass == Pass::DkDv { 4 * 8 } else { 0 };
-                2 * 4 * self.head_dim * 4 + terms + 16
+            // Vectors of two operands and a flag each; for keys also their rows' terms.
+            BackwardShape::Uniform | BackwardShape::Broadcast => {
+                let terms = if pass == Pass::DkDv { 8 } else { 0 };
+                self.shape.staged() * (2 * self.head_dim * 4 + 4 + terms)
             }
             // Two operands, one or two slabs of weights; two of products; a word for each staged vector; the rows' terms.
             BackwardShape::Coop(tile) => {
@@ -250,10 +319,13 @@ impl BackwardVariant {
     pub fn constants(&self) -> Vec<(&'static str, u32)> {
         match self.shape {
             BackwardShape::Coop(tile) => tile.constants(self.head_dim),
-            _ => vec![
+            BackwardShape::Tile => vec![("HEAD_DIM_VEC4", self.head_dim / 4)],
+            BackwardShape::Uniform | BackwardShape::Broadcast => vec![
                 ("HEAD_DIM_VEC4", self.head_dim / 4),
                 ("LANES", self.lanes),
                 ("LANE_GROUPS", self.lane_groups),
+                ("VECTORS_PER_LANE", self.vectors_per_lane()),
+                ("STAGED", self.shape.staged()),
             ],
         }
     }
@@ -295,6 +367,21 @@ impl BackwardVariant {
                 return invalid("rows of the kernel", tile.rows, "16");
             }
         }
+        let broadcasts = matches!(
+            facts.processor,
+            Processor::Cpu {
+                lanes: 8,
+                broadcasts: true,
+                ..
+            }
+        );
+        if self.shape == BackwardShape::Broadcast && !broadcasts {
+            return Err(Error::InvalidConfig {
+                what: "shape of the kernel",
+                given: self.to_string(),
+                need: "one for this device, which has no subgroups of 8 lanes with broadcasts",
+            });
+        }
         let bytes = self.most_workgroup_memory_bytes();
         if bytes > facts.max_workgroup_memory_bytes {
             return invalid(
@@ -311,7 +398,8 @@ impl fmt::Display for BackwardVariant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = match self.shape {
             BackwardShape::Tile => "backward_*_tile",
-            BackwardShape::Rows => "backward_*_rows",
+            BackwardShape::Uniform => "backward_*_rows, shared loads",
+            BackwardShape::Broadcast => "backward_*_rows, broadcasts",
             BackwardShape::Coop(_) => "backward_*_coop",
         };
         write!(

@@ -136,20 +136,19 @@ fn unrolled(kernel: &Kernel) -> Vec<Unrolled> {
         Kernel::BackwardMeans(variant)
         | Kernel::BackwardDq(variant)
         | Kernel::BackwardDkDv(variant)
-            if variant.shape == BackwardShape::Rows =>
+            if variant.shape.is_rows() =>
         {
-            let functions = [
-                "load_own_a",
-                "load_own_b",
-                "add_products_a",
-                "add_products_b",
-                "add_to_a",
-                "add_to_b",
-                "add_item_to_a",
-                "add_item_to_b",
-                "store_sums",
-            ];
-            each(&functions.map(|name| (name, variant.head_dim / 4)))
+            let count = variant.head_dim / 4;
+            let functions = ["add_products_a", "add_products_b", "add_to_a", "add_to_b"];
+            let mut unrolled = each(&functions.map(|name| (name, count)));
+            unrolled.extend(
+                ["load_own_a", "load_own_b", "load_sums", "store_sums"].map(|name| Unrolled {
+                    name,
+                    count,
+                    of_row: true,
+                }),
+            );
+            unrolled
         }
         Kernel::Matmul {
             variant: MatmulVariant::Rows { .. },
@@ -317,7 +316,9 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
                     BackwardShape::Tile | BackwardShape::Coop(_) => {
                         shader!("attention/backward_means_tile.wgsl")
                     }
-                    BackwardShape::Rows => shader!("attention/backward_means_rows.wgsl"),
+                    BackwardShape::Uniform | BackwardShape::Broadcast => {
+                        shader!("attention/backward_means_rows.wgsl")
+                    }
                 },
             ],
         ),
@@ -325,7 +326,9 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
             variant,
             &[match variant.shape {
                 BackwardShape::Tile => shader!("attention/backward_dq_tile.wgsl"),
-                BackwardShape::Rows => shader!("attention/backward_dq_rows.wgsl"),
+                BackwardShape::Uniform | BackwardShape::Broadcast => {
+                    shader!("attention/backward_dq_rows.wgsl")
+                }
                 BackwardShape::Coop(_) => shader!("attention/backward_dq_coop.wgsl"),
             }],
         ),
@@ -333,7 +336,9 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
             variant,
             &[match variant.shape {
                 BackwardShape::Tile => shader!("attention/backward_dkdv_tile.wgsl"),
-                BackwardShape::Rows => shader!("attention/backward_dkdv_rows.wgsl"),
+                BackwardShape::Uniform | BackwardShape::Broadcast => {
+                    shader!("attention/backward_dkdv_rows.wgsl")
+                }
                 BackwardShape::Coop(_) => shader!("attention/backward_dkdv_coop.wgsl"),
             }],
         ),
@@ -439,7 +444,14 @@ fn backward_files(variant: &BackwardVariant, own: &[&'static str]) -> Vec<&'stat
             shader!("shared/block.wgsl"),
             shader!("shared/backward_tile.wgsl"),
         ],
-        BackwardShape::Rows => vec![shader!("shared/backward_rows.wgsl")],
+        BackwardShape::Uniform => vec![
+            shader!("shared/backward_rows.wgsl"),
+            shader!("shared/backward_uniform.wgsl"),
+        ],
+        BackwardShape::Broadcast => vec![
+            shader!("shared/backward_rows.wgsl"),
+            shader!("shared/backward_broadcast.wgsl"),
+        ],
         BackwardShape::Coop(_) => vec![
             shader!("shared/coop_staged.wgsl"),
             shader!("shared/backward_coop.wgsl"),

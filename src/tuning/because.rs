@@ -19,4 +19,4 @@ pub(crate) const LOADS_PER_LANE: &str =
 
 /// Unrolled columns of such heads compile for longer than they save.
 pub(crate) const WIDE_HEADS: &str =
-    "heads wider than 96, whose columns compile for too long unrolled";
+    "heads wider than 128, whose columns compile for too long unrolled";

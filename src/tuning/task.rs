@@ -128,14 +128,17 @@ fn backward_compile_time(
 ) -> Option<Duration> {
     let seconds = match (facts.processor, shape) {
         (Processor::Gpu, BackwardShape::Tile) => 1,
-        (Processor::Gpu, BackwardShape::Rows) | (_, BackwardShape::Coop(_)) => return None,
+        (Processor::Gpu, BackwardShape::Uniform | BackwardShape::Broadcast)
+        | (_, BackwardShape::Coop(_)) => return None,
         (Processor::Cpu { uniform_loads, .. }, shape) => match (shape, uniform_loads) {
             (BackwardShape::Tile, true) => 5,
-            (BackwardShape::Rows, true) if head_dim <= 32 => 2,
-            (BackwardShape::Rows, true) if head_dim <= 96 => 8,
-            (BackwardShape::Rows, true) if head_dim <= 128 => 16,
+            (BackwardShape::Uniform, true) if head_dim <= 32 => 2,
+            (BackwardShape::Uniform, true) if head_dim <= 128 => 8,
             (BackwardShape::Tile, false) => 16,
-            (BackwardShape::Rows | BackwardShape::Coop(_), _) => return None,
+            (BackwardShape::Broadcast, false) if head_dim <= 64 => 25,
+            (BackwardShape::Uniform | BackwardShape::Broadcast | BackwardShape::Coop(_), _) => {
+                return None;
+            }
         },
     };
     Some(Duration::from_secs(seconds))
@@ -221,7 +224,7 @@ impl Task for BackwardTask {
         for shape in BackwardShape::ALL {
             let fitting = BackwardVariant::fitting(shape, &config, Storage::F32, facts);
             variants.push(fitting);
-            if shape == BackwardShape::Rows && fitting.lane_groups > 1 {
+            if shape == BackwardShape::Uniform && fitting.lane_groups > 1 {
                 variants.push(BackwardVariant {
                     lane_groups: fitting.lane_groups / 2,
                     ..fitting

@@ -212,6 +212,9 @@ fn kernels() -> Vec<(Kernel, DeviceFacts)> {
                 kernels.push((Kernel::Forward(variant), facts.clone()));
             }
             for shape in BackwardShape::ALL {
+                if shape == BackwardShape::Broadcast && !broadcasts(&facts) {
+                    continue;
+                }
                 let variant = BackwardVariant::with_shape(shape, head_dim, storage, &facts);
                 for kernel in [
                     Kernel::BackwardMeans(variant),
@@ -231,7 +234,13 @@ fn kernels() -> Vec<(Kernel, DeviceFacts)> {
 }
 
 fn uses_subgroups(kernel: &Kernel) -> bool {
-    matches!(kernel, Kernel::Forward(variant) if variant.shape == ForwardShape::Broadcast)
+    match kernel {
+        Kernel::Forward(variant) => variant.shape == ForwardShape::Broadcast,
+        Kernel::BackwardMeans(variant)
+        | Kernel::BackwardDq(variant)
+        | Kernel::BackwardDkDv(variant) => variant.shape == BackwardShape::Broadcast,
+        _ => false,
+    }
 }
 
 pub fn parse(kernel: Kernel) -> Module {

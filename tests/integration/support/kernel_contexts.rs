@@ -110,9 +110,10 @@ impl TestContext {
         for shape in BackwardShape::ALL {
             let affordable = match (shape, facts.processor) {
                 (BackwardShape::Tile | BackwardShape::Coop(_), _) | (_, Processor::Gpu) => true,
-                (BackwardShape::Rows, Processor::Cpu { uniform_loads, .. }) => {
-                    uniform_loads || head_dim <= 4
-                }
+                (
+                    BackwardShape::Uniform | BackwardShape::Broadcast,
+                    Processor::Cpu { uniform_loads, .. },
+                ) => uniform_loads || head_dim <= 4,
             };
             let variant = BackwardVariant::with_shape(shape, head_dim, Storage::F32, facts);
             if affordable && shape != chosen.shape && variant.check(head_dim, facts).is_ok() {
