@@ -41,7 +41,7 @@ impl Machine {
         let unchecked = context.with_kernel_options(&KernelOptions {
             trusted_shaders: true,
             ..Default::default()
-        });
+        })?;
         Ok(Self {
             context,
             unchecked,

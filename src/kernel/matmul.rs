@@ -30,8 +30,8 @@
 use std::fmt;
 
 use crate::error::{Error, Result};
-use crate::kernel::Storage;
 use crate::kernel::coop::CoopTile;
+use crate::kernel::{KernelTier, Storage};
 use crate::plan::{CooperativeMatrix, DeviceFacts, Processor};
 use crate::tuning::Choice;
 use crate::tuning::because::{GPU, LOADS_PER_LANE, MATRICES, UNIFORM_LOADS};
@@ -102,6 +102,12 @@ impl MatmulVariant {
 
     /// As [`choose`](Self::choose), with the reason.
     pub fn choice(columns: u64, factors: [Storage; 2], facts: &DeviceFacts) -> Choice<Self> {
+        let wanted = facts
+            .tier
+            .map(|tier| Self::of_tier(tier, columns, factors, facts));
+        if let Some(Ok(variant)) = wanted {
+            return variant.into();
+        }
         match facts.processor {
             // On CPUs they are slower than the rows.
             Processor::Gpu => match Self::cooperative(factors, facts) {
@@ -114,6 +120,29 @@ impl MatmulVariant {
                 ..
             } => Choice::adapter(Self::rows(columns, lanes), UNIFORM_LOADS),
             Processor::Cpu { .. } => Choice::adapter(Self::Tile, LOADS_PER_LANE),
+        }
+    }
+
+    /// The kernel of a tier.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] with the reason why there is none for such factors on such a device.
+    pub fn of_tier(
+        tier: KernelTier,
+        columns: u64,
+        factors: [Storage; 2],
+        facts: &DeviceFacts,
+    ) -> Result<Self> {
+        tier.check(facts)?;
+        match (tier, facts.processor) {
+            (KernelTier::Tile, _) => Ok(Self::Tile),
+            (KernelTier::Rows, Processor::Cpu { lanes, .. }) => Ok(Self::rows(columns, lanes)),
+            (KernelTier::Coop8 | KernelTier::Coop16, _) => Self::cooperative(factors, facts),
+            (KernelTier::Rows | KernelTier::Broadcast, _) => Err(Error::InvalidConfig {
+                what: "tier of a product's kernel",
+                given: tier.to_string(),
+                need: "another: it has no product",
+            }),
         }
     }
 

@@ -14,11 +14,13 @@ mod params;
 mod pipeline;
 mod source;
 mod storage;
+mod tier;
 
 pub use nn::{Activation, Cell};
 pub use params::*;
 pub(crate) use pipeline::{Compiler, Pipeline, Pipelines, pipeline_cache};
 pub use storage::Storage;
+pub use tier::KernelTier;
 
 use backward::BackwardVariant;
 use forward::ForwardVariant;

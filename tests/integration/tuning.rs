@@ -276,11 +276,13 @@ fn after_a_warm_up_nothing_is_left_to_compile() {
 #[test]
 fn trusted_shaders_compute_the_same() {
     let checked = context_with(&ContextOptions::default());
-    let trusted = checked.with_kernel_options(&KernelOptions {
-        cache: CacheFolder::Off,
-        trusted_shaders: true,
-        ..Default::default()
-    });
+    let trusted = checked
+        .with_kernel_options(&KernelOptions {
+            cache: CacheFolder::Off,
+            trusted_shaders: true,
+            ..Default::default()
+        })
+        .expect("no tier is asked for");
     let config = DilatedAttentionConfig::new(2, 4, &[16, 64], &[1, 4]).expect("valid");
     let shape = AttentionShape::new(1, 100).expect("valid");
     let data: Vec<f32> = (0..800)
