@@ -51,11 +51,16 @@ impl KernelTier {
     }
 
     /// The tier of kernels with such matrices.
-    pub(super) fn of_matrix(matrix: CooperativeMatrix) -> Self {
+    pub fn of_matrix(matrix: CooperativeMatrix) -> Self {
         match matrix.size {
             8 => Self::Coop8,
             _ => Self::Coop16,
         }
+    }
+
+    /// Whether it multiplies cooperative matrices.
+    pub fn is_cooperative(self) -> bool {
+        matches!(self, Self::Coop8 | Self::Coop16)
     }
 
     /// Whether a device with `facts` runs kernels of the tier.
