@@ -87,7 +87,10 @@ impl Product {
         let mut recorder = context.recorder("kernel");
         product.record(&mut recorder)?;
         let kernels = recorder.kernels();
-        product.kernel = kernels.first().map_or("none", |kernel| kernel.name());
+        product.kernel = kernels
+            .iter()
+            .find(|kernel| kernel.tier().is_some())
+            .map_or("none", |kernel| kernel.name());
         Ok(product)
     }
 

@@ -73,6 +73,8 @@ pub enum Kernel {
         /// How the result and the residual are stored.
         result: Cell,
     },
+    /// A matrix, transposed.
+    Transpose,
     /// Adds up partial results.
     SumPartials,
     /// Layer norm of rows.
@@ -127,6 +129,7 @@ impl Kernel {
             Self::BackwardDq(variant) => variant.shape.dq_name(),
             Self::BackwardDkDv(variant) => variant.shape.dkdv_name(),
             Self::Matmul { variant, .. } => variant.name(),
+            Self::Transpose => "transpose_matrix",
             Self::SumPartials => "sum_partials",
             Self::LayerNorm(_) => "layer_norm",
             Self::LayerNormBackward(_) => "layer_norm_backward",
@@ -162,8 +165,9 @@ impl Kernel {
             Self::BackwardDkDv(_) => &[Read, Read, Read, Read, Read, ReadWrite, ReadWrite],
             // a, b, bias, residual, c
             Self::Matmul { .. } => &[Read, Read, Read, Read, ReadWrite],
-            // partials, out; x, sums; x, out; x, gradient
-            Self::SumPartials
+            // x, out; partials, out; x, sums; x, out; x, gradient
+            Self::Transpose
+            | Self::SumPartials
             | Self::Reduce { .. }
             | Self::Activation { .. }
             | Self::ActivationBackward(_)
@@ -198,6 +202,7 @@ impl Kernel {
             | Self::BackwardDkDv(_) => ParamsInfo::of::<AttentionParams>("AttentionParams"),
             Self::Delta { .. } => ParamsInfo::of::<DeltaParams>("DeltaParams"),
             Self::Matmul { .. } => ParamsInfo::of::<MatmulParams>("MatmulParams"),
+            Self::Transpose => ParamsInfo::of::<TransposeParams>("TransposeParams"),
             Self::SumPartials => ParamsInfo::of::<SumPartialsParams>("SumPartialsParams"),
             Self::LayerNorm(_) | Self::LayerNormBackward(_) => {
                 ParamsInfo::of::<LayerNormParams>("LayerNormParams")
@@ -237,6 +242,7 @@ impl Kernel {
             | Self::Blend(cell)
             | Self::Embedding(cell) => [cell.storage(); 2],
             Self::Fill
+            | Self::Transpose
             | Self::SumPartials
             | Self::ColumnSums { .. }
             | Self::ActivationBackward(_)
