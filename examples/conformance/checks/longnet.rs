@@ -142,16 +142,7 @@ fn forward(
     let mut recorder = context.recorder("model");
     let weights = weights(file, &mut recorder, model.parameters(), &same)?;
     let (stored, call) = input(file, &mut recorder, 0..usize::MAX)?;
-    let embedded = zero_padding(
-        file,
-        context,
-        &mut recorder,
-        model,
-        &weights,
-        &stored,
-        &call,
-        report,
-    )?;
+    let embedded = zero_padding(file, &mut recorder, model, &weights, &stored, &call, report)?;
     let start = match &embedded {
         Some(embedded) => Input::Embedded(embedded),
         None => stored.input(),
@@ -189,7 +180,6 @@ fn forward(
 /// torchscale sets the embedding of padded tokens to 0 and attends to them all the same.
 fn zero_padding(
     file: &GoldenFile,
-    context: &Context,
     recorder: &mut Recorder,
     model: &LongNet,
     weights: &Parameters,
@@ -202,7 +192,8 @@ fn zero_padding(
     }
     let (batch, tokens) = (call.shape.batch() as usize, call.shape.seq_len() as usize);
     let mask = file.u8s("padding_mask", &[batch, tokens])?;
-    let before = std::mem::replace(recorder, context.recorder("model"));
+    let next = recorder.context().recorder("model");
+    let before = std::mem::replace(recorder, next);
     let mut before = before;
     let embedded = model
         .embed(&mut before, weights, stored.input(), call)
