@@ -17,9 +17,12 @@ const WANTED_WORKGROUPS: u64 = 256;
 /// Least elements of a sum that are worth a split of their own.
 const LEAST_SPLIT: u64 = 512;
 
-/// Rows from which on the shape for CPUs transposes a right factor that is stored transposed first: below, the product is not so
-/// much faster that it pays.
+/// Rows from which on the shape for CPUs transposes a right factor that is stored transposed first: with fewer, the copy takes a
+/// larger part of the time than it saves.
 const WORTH_TRANSPOSING: u64 = 256;
+
+/// Elements of a page: rows that are whole pages apart share one set of the cache.
+const PAGE: u64 = 1024;
 
 /// A product to be recorded: `c = activation(op(a) op(b) + bias) + scale * residual`, or added to `c`. The left factor is an
 /// activation; the right one, the weights, is f32 or of the left one's type; the bias is f32; the result is of the left
@@ -262,8 +265,7 @@ impl<'a> Matmul<'a> {
         })
     }
 
-    /// Whether the right factor is transposed before the product: where lanes would read each a row of it, which lie whole pages
-    /// apart. See [`kernel::matmul`](crate::kernel::matmul).
+    /// Whether the right factor is transposed before the product: where lanes would each read a row of it, whole pages apart. See [`kernel::matmul`](crate::kernel::matmul).
     fn wants_transposing(
         &self,
         (rows, inner, columns): (u64, u64, u64),
@@ -274,6 +276,7 @@ impl<'a> Matmul<'a> {
             && rows >= WORTH_TRANSPOSING
             && storages.1 == Storage::F32
             && inner > 0
+            && inner.is_multiple_of(PAGE)
             && inner * columns * 4 <= recorder.context().facts().max_binding_bytes
             && self.b.max_rows(recorder.context().facts()) >= columns
             && matches!(

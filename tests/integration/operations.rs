@@ -171,7 +171,7 @@ fn products_of_every_orientation() {
 /// Enough rows that CPUs transpose the right factor first; the sums of the same elements in the same order are the same bits.
 #[test]
 fn many_rows_meet_a_transposed_factor_as_few_do() {
-    let (rows, inner, columns) = (300, 37, 45);
+    let (rows, inner, columns) = (300, 1024, 45);
     let (a, b) = (uniform(11, rows * inner), uniform(12, columns * inner));
     on_all(|context| {
         let mut recorder = context.recorder("products");
