@@ -39,6 +39,12 @@ impl ProductCase {
         all
     }
 
+    /// As of attention.
+    #[allow(dead_code, reason = "only the harness multiplies matrices")]
+    pub fn is_in(&self, set: &str) -> bool {
+        self.sets.iter().any(|own| own == set)
+    }
+
     /// Rows, inner, columns.
     #[allow(dead_code, reason = "only the harness multiplies matrices")]
     pub fn dims(&self) -> [usize; 3] {
@@ -107,6 +113,12 @@ impl Case {
 
     pub fn shape(&self) -> Result<AttentionShape> {
         AttentionShape::new(1, self.tokens)
+    }
+
+    /// Whether it is one of the few that a software adapter runs in half precision, too.
+    #[allow(dead_code, reason = "only the harness has half precision")]
+    pub fn is_in(&self, set: &str) -> bool {
+        self.sets.iter().any(|own| own == set)
     }
 
     /// Dimensions of q, k, v and the output.

@@ -74,6 +74,14 @@ pub fn error_f32(results: impl IntoIterator<Item = f32>, expected: &[f64]) -> f6
     error / (largest * 1e-5)
 }
 
+/// As [`error_f32`] of results in half precision: over twice the error of `plain`, which stores that type and computes in f32,
+/// or 1e-5 of the largest value if that is more.
+#[allow(dead_code, reason = "only some benchmarks have half precision")]
+pub fn error_half(results: impl IntoIterator<Item = f32>, expected: &[f64], plain: &[f32]) -> f64 {
+    let of_plain = error_f32(plain.iter().copied(), expected);
+    error_f32(results, expected) / (2.0 * of_plain).max(1.0)
+}
+
 /// "median (min to max)".
 pub fn range(spread: Spread, digits: usize) -> String {
     let Spread { median, min, max } = spread;

@@ -2,13 +2,15 @@
 
 use dilated_attention::kernel::Storage;
 use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
+use dilated_attention::ops::convert;
+use dilated_attention::reference::plain;
 use dilated_attention::{
     AttentionShape, Context, DType, DilatedAttention, ForwardOutput, Recorder, Result, Tensor,
     reference,
 };
 
 use crate::cases::Case;
-use crate::measurement::{error_f32, random, sampled_rows};
+use crate::measurement::{error_f32, error_half, random, sampled_rows};
 use crate::timing::Timed;
 
 /// Which pass is timed.
@@ -25,6 +27,7 @@ pub struct Prepared {
     attention: DilatedAttention,
     shape: AttentionShape,
     inputs: [Tensor; 3],
+    dtype: DType,
     /// Of the forward and the gradient of its output.
     results: Option<(ForwardOutput, Tensor)>,
     flop: f64,
@@ -43,6 +46,7 @@ impl Prepared {
         case: &Case,
         kernel: Option<ForwardShape>,
         direction: Direction,
+        dtype: DType,
     ) -> Result<Self> {
         let config = case.config()?;
         let attention = match kernel {
@@ -57,31 +61,35 @@ impl Prepared {
         let dims = case.dims();
         let [q, k, v, dout] = elements(case);
         let mut recorder = context.recorder("inputs");
-        let inputs = [
-            recorder.upload("q", &dims, &q)?,
-            recorder.upload("k", &dims, &k)?,
-            recorder.upload("v", &dims, &v)?,
-        ];
-        let (results, flop) = match direction {
-            Direction::Forward => (None, attention.plan(&shape, DType::F32)?.flop),
-            Direction::Backward => {
-                let dout = recorder.upload("dout", &dims, &dout)?;
+        let mut upload = |label, values: &[f32]| {
+            let tensor = recorder.upload(label, &dims, values)?;
+            convert(&mut recorder, &tensor, dtype)
+        };
+        let inputs = [upload("q", &q)?, upload("k", &k)?, upload("v", &v)?];
+        let dout = match direction {
+            Direction::Forward => None,
+            Direction::Backward => Some(upload("dout", &dout)?),
+        };
+        let (results, flop) = match dout {
+            None => (None, attention.plan(&shape, dtype)?.flop),
+            Some(dout) => {
                 let [q, k, v] = &inputs;
                 let forward = attention.forward(&mut recorder, &shape, q, k, v)?;
-                let flop = attention.plan_backward(&shape, DType::F32)?.flop;
+                let flop = attention.plan_backward(&shape, dtype)?.flop;
                 (Some((forward, dout)), flop)
             }
         };
         recorder.submit()?.wait()?;
         let kernel = match direction {
-            Direction::Forward => attention.variant(DType::F32)?.shape.name(),
-            Direction::Backward => attention.backward_variant(DType::F32)?.shape.dkdv_name(),
+            Direction::Forward => attention.variant(dtype)?.shape.name(),
+            Direction::Backward => attention.backward_variant(dtype)?.shape.dkdv_name(),
         };
         Ok(Self {
             case: case.clone(),
             attention,
             shape,
             inputs,
+            dtype,
             results,
             flop: flop as f64,
             kernel,
@@ -93,12 +101,24 @@ impl Prepared {
         self.kernel
     }
 
+    /// Elements of q, k, v and dout as they are stored.
+    fn stored_elements(&self) -> [Vec<f32>; 4] {
+        elements(&self.case).map(|all| match self.dtype {
+            DType::F32 => all,
+            dtype => plain::rounded(dtype, &all),
+        })
+    }
+
+    fn tensor_bytes(&self) -> u64 {
+        self.case.elements() as u64 * self.dtype.bytes()
+    }
+
     fn lse_bytes(&self) -> u64 {
         u64::from(self.case.tokens) * u64::from(self.case.heads) * 4
     }
 
     fn forward_error(&self, results: &[Vec<f32>]) -> Result<f64> {
-        let [q, k, v, _] = elements(&self.case);
+        let [q, k, v, _] = self.stored_elements();
         let rows = sampled_rows(self.case.tokens);
         let config = self.case.config()?;
         let expected = reference::forward_rows(&config, &self.shape, &q, &k, &v, &rows)?;
@@ -107,21 +127,47 @@ impl Prepared {
             let row = |&(_, token): &(u32, u32)| &values[token as usize * width..][..width];
             rows.iter().flat_map(row).copied().collect()
         };
-        let out = error_f32(sampled(&results[0], width), &expected.out);
+        let out = sampled(&results[0], width);
         let lse = sampled(&results[1], self.case.heads as usize);
-        Ok(out
-            .max(error_f32(lse, &expected.softmax_lse))
-            .max(unwritten(&results[0], &self.case)))
+        let errors = match self.dtype {
+            DType::F32 => [
+                error_f32(out, &expected.out),
+                error_f32(lse, &expected.softmax_lse),
+            ],
+            dtype => {
+                let inputs = [&q[..], &k, &v];
+                let plain = plain::forward(&config, &self.shape, inputs, dtype, Some(&rows))?;
+                [
+                    error_half(out, &expected.out, &plain.out),
+                    error_half(lse, &expected.softmax_lse, &plain.softmax_lse),
+                ]
+            }
+        };
+        let unwritten = unwritten(&results[0], &self.case);
+        Ok(errors.into_iter().fold(unwritten, f64::max))
     }
 
     /// Head 0 in full, the others for being written.
     fn backward_error(&self, results: &[Vec<f32>]) -> Result<f64> {
-        let [q, k, v, dout] = elements(&self.case).map(|all| head_0(&all, &self.case));
+        let [q, k, v, dout] = self.stored_elements().map(|all| head_0(&all, &self.case));
         let config = self.case.config_of_heads(1)?;
         let expected = reference::backward(&config, &self.shape, &q, &k, &v, &dout)?;
         let expected = [expected.dq, expected.dk, expected.dv];
-        let errors = results.iter().zip(&expected).map(|(result, expected)| {
-            let error = error_f32(head_0(result, &self.case), expected);
+        let plain = match self.dtype {
+            DType::F32 => None,
+            dtype => {
+                let inputs = [&q[..], &k, &v];
+                let plain = plain::backward(&config, &self.shape, inputs, &dout, dtype)?;
+                Some(plain)
+            }
+        };
+        let errors = results.iter().zip(&expected).enumerate();
+        let errors = errors.map(|(i, (result, expected))| {
+            let head = head_0(result, &self.case);
+            let error = match &plain {
+                None => error_f32(head, expected),
+                Some(plain) => error_half(head, expected, &plain[i]),
+            };
             error.max(unwritten(result, &self.case))
         });
         Ok(errors.fold(0.0, f64::max))
@@ -178,7 +224,7 @@ impl Timed for Prepared {
     }
 
     fn held_bytes(&self) -> u64 {
-        let tensor = self.case.elements() as u64 * 4;
+        let tensor = self.tensor_bytes();
         match self.results {
             None => 3 * tensor,
             Some(_) => 5 * tensor + self.lse_bytes(),
@@ -187,7 +233,7 @@ impl Timed for Prepared {
 
     /// Forward: q, k, v, out, LSE. Backward: these, dout and the three gradients.
     fn floor_bytes(&self) -> u64 {
-        let tensor = self.case.elements() as u64 * 4;
+        let tensor = self.tensor_bytes();
         let tensors = if self.results.is_some() { 8 } else { 4 };
         tensors * tensor + self.lse_bytes()
     }

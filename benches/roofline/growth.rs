@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::rc::Rc;
 
+use dilated_attention::DType;
 use serde_json::json;
 
 use crate::attention::{Direction, Prepared};
@@ -36,7 +37,7 @@ pub fn run(
     let context = &machine.context;
     let prepared = lengths
         .iter()
-        .map(|&tokens| Prepared::new(context, &case(tokens), None, Direction::Forward))
+        .map(|&tokens| Prepared::new(context, &case(tokens), None, Direction::Forward, DType::F32))
         .collect::<dilated_attention::Result<Vec<_>>>()?;
     let start = |timed| {
         Series::start(Subject {

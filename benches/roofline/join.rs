@@ -5,11 +5,14 @@ use std::fs;
 
 use serde_json::Value;
 
-/// Name of the column of a row: the implementation, where it is not plain f32 the type, and unchecked shaders.
+/// Name of the column of a row: the implementation, where it is not plain f32 the type, a tier asked for, and unchecked shaders.
 fn column(row: &Value) -> String {
     let mut name = row["implementation"].as_str().unwrap_or("?").to_owned();
     if let Some(dtype) = row["dtype"].as_str().filter(|dtype| *dtype != "f32") {
         name = format!("{name} {dtype}");
+    }
+    if let Some(tier) = row["tier"].as_str() {
+        name = format!("{name} {tier}");
     }
     if row["checked"] == false {
         name.push_str(" unchecked");

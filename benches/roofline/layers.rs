@@ -1,11 +1,11 @@
 //! Products of matrices and layer norms.
 
-use dilated_attention::ops::{Matmul, layer_norm, layer_norm_backward};
-use dilated_attention::reference::layers;
+use dilated_attention::ops::{Matmul, convert, layer_norm, layer_norm_backward};
+use dilated_attention::reference::{layers, plain};
 use dilated_attention::{Context, DType, Recorder, Result, Tensor};
 
 use crate::cases::ProductCase;
-use crate::measurement::{error_f32, random, sampled_rows};
+use crate::measurement::{error_f32, error_half, random, sampled_rows};
 use crate::timing::Timed;
 
 /// Matrices with their elements, each with numbers of its own.
@@ -22,10 +22,22 @@ impl<'a> Matrices<'a> {
         Self { recorder, random }
     }
 
-    fn add(&mut self, label: &'static str, [rows, columns]: [usize; 2]) -> Result<Filled> {
-        let data: Vec<f32> = (0..rows * columns).map(|_| (self.random)()).collect();
+    fn add(&mut self, label: &'static str, shape: [usize; 2]) -> Result<Filled> {
+        self.add_stored(label, shape, DType::F32)
+    }
+
+    fn add_stored(
+        &mut self,
+        label: &'static str,
+        [rows, columns]: [usize; 2],
+        dtype: DType,
+    ) -> Result<Filled> {
+        let mut data: Vec<f32> = (0..rows * columns).map(|_| (self.random)()).collect();
+        if dtype != DType::F32 {
+            data = plain::rounded(dtype, &data);
+        }
         let tensor = self.recorder.upload(label, &[rows, columns], &data)?;
-        Ok((tensor, data))
+        Ok((convert(self.recorder, &tensor, dtype)?, data))
     }
 }
 
@@ -46,12 +58,15 @@ fn wide(values: &[f32]) -> Vec<f64> {
 /// A product with its matrices.
 pub struct Product {
     case: ProductCase,
+    dtype: DType,
+    kernel: &'static str,
     a: Filled,
     b: Filled,
 }
 
 impl Product {
-    pub fn new(context: &Context, case: &ProductCase) -> Result<Self> {
+    /// Both factors and the result are stored as `dtype`.
+    pub fn new(context: &Context, case: &ProductCase, dtype: DType) -> Result<Self> {
         let [rows, inner, columns] = case.dims();
         let stored = |transposed, rows, columns| match transposed {
             false => [rows, columns],
@@ -59,14 +74,29 @@ impl Product {
         };
         let mut recorder = context.recorder("inputs");
         let mut matrices = Matrices::new(&mut recorder);
-        let a = matrices.add("a", stored(case.transpose_a, rows, inner))?;
-        let b = matrices.add("b", stored(case.transpose_b, inner, columns))?;
+        let a = matrices.add_stored("a", stored(case.transpose_a, rows, inner), dtype)?;
+        let b = matrices.add_stored("b", stored(case.transpose_b, inner, columns), dtype)?;
         recorder.submit()?.wait()?;
-        Ok(Self {
+        let mut product = Self {
             case: case.clone(),
+            dtype,
+            kernel: "",
             a,
             b,
-        })
+        };
+        let mut recorder = context.recorder("kernel");
+        product.record(&mut recorder)?;
+        let kernels = recorder.kernels();
+        product.kernel = kernels
+            .iter()
+            .find(|kernel| kernel.tier().is_some())
+            .map_or("none", |kernel| kernel.name());
+        Ok(product)
+    }
+
+    /// Name of the kernel that is timed.
+    pub fn kernel(&self) -> &'static str {
+        self.kernel
     }
 
     /// One element of the product, in f64.
@@ -104,7 +134,7 @@ impl Timed for Product {
 
     fn record(&self, recorder: &mut Recorder) -> Result<Vec<Tensor>> {
         let [rows, _, columns] = self.case.dims();
-        let c = recorder.empty("c", &[rows, columns], DType::F32)?;
+        let c = recorder.empty("c", &[rows, columns], self.dtype)?;
         let mut product = Matmul::new(self.a.0.matrix(), self.b.0.matrix());
         if self.case.transpose_a {
             product = product.transpose_a();
@@ -122,16 +152,23 @@ impl Timed for Product {
             .into_iter()
             .flat_map(|(_, row)| (0..columns).map(move |column| self.element(row as usize, column)))
             .collect();
-        Ok(error_f32(rows_of(&results[0], columns), &expected))
+        let given = rows_of(&results[0], columns);
+        Ok(match self.dtype {
+            DType::F32 => error_f32(given, &expected),
+            dtype => {
+                let single: Vec<f32> = expected.iter().map(|value| *value as f32).collect();
+                error_half(given, &expected, &plain::rounded(dtype, &single))
+            }
+        })
     }
 
     fn held_bytes(&self) -> u64 {
         let [a, b, _] = self.elements();
-        4 * (a + b)
+        self.dtype.bytes() * (a + b)
     }
 
     fn floor_bytes(&self) -> u64 {
-        4 * self.elements().iter().sum::<u64>()
+        self.dtype.bytes() * self.elements().iter().sum::<u64>()
     }
 }
 

@@ -1,8 +1,9 @@
 //! The adapter with one device for everything: the library's contexts, ceilings, timestamps.
 
+use dilated_attention::kernel::KernelTier;
 use dilated_attention::plan::Processor;
 use dilated_attention::tuning::KernelOptions;
-use dilated_attention::{Context, wgpu};
+use dilated_attention::{Context, Result, wgpu};
 
 /// An adapter and what runs on it.
 pub struct Machine {
@@ -15,7 +16,7 @@ pub struct Machine {
 
 impl Machine {
     /// Opens a device with the library's own features and limits, and with what only this harness needs.
-    pub async fn open() -> Result<Self, Box<dyn std::error::Error>> {
+    pub async fn open() -> std::result::Result<Self, Box<dyn std::error::Error>> {
         let instance =
             wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
         let adapter = wgpu::util::initialize_adapter_from_env_or_default(&instance, None).await?;
@@ -41,12 +42,29 @@ impl Machine {
         let unchecked = context.with_kernel_options(&KernelOptions {
             trusted_shaders: true,
             ..Default::default()
-        });
+        })?;
         Ok(Self {
             context,
             unchecked,
             matrices,
         })
+    }
+
+    /// The tier of f16 beside the one that is chosen, where there are two: on a CPU the cooperative matrices, on a GPU that
+    /// chooses these the tiles.
+    pub fn other_tier(&self) -> Result<Option<(KernelTier, Context)>> {
+        let Ok(matrix) = self.context.cooperative_matrix() else {
+            return Ok(None);
+        };
+        let tier = match self.is_software() {
+            true => KernelTier::of_matrix(matrix),
+            false => KernelTier::Tile,
+        };
+        let options = KernelOptions {
+            tier: Some(tier),
+            ..Default::default()
+        };
+        Ok(Some((tier, self.context.with_kernel_options(&options)?)))
     }
 
     /// The contexts to measure on, and whether their shaders check indices and loops.

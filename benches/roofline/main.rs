@@ -3,7 +3,8 @@
 //! ```text
 //! cargo bench --bench roofline [-- OPTIONS]
 //!   --only GROUP     one of forward, backward, matmul, norm, layer, growth, start
-//!   --kernel NAME    tile, rows or micro, for the forward
+//!   --kernel NAME    tile, uniform or broadcast, for the forward
+//!   --storage TYPE   f32, f16 or bf16, of attention and products; all unless told
 //!   --json PATH      writes every row as an object, one a line
 //!   --repetitions N  10 unless told
 //!   --quick          few small cases: that everything works, not what it measures
@@ -16,6 +17,11 @@
 //! how many above inputs and outputs; the largest error over what is allowed. Medians with the smallest and largest. Rows
 //! share their device, inputs are random, outputs are overwritten before each repetition and checked after the last
 //! (see `timing.rs`). The backward counts 2.5 times the operations of the forward; layer norms count each matrix once.
+//!
+//! Attention and products are measured in half precision, too, on a software adapter a few of them. Kernels with cooperative
+//! matrices are compared with the ceiling of theirs; where an adapter has another tier than the one it chooses for f16 there
+//! are rows of that as well (on a software adapter of the quick cases, for its matrices are slow). Errors in half precision are
+//! shares of twice those of a plain implementation that stores the same type.
 //!
 //! The exit status tells whether all results were right.
 
@@ -42,9 +48,8 @@ use std::rc::Rc;
 use attention::{Direction, Prepared};
 use cases::{Case, ProductCase};
 use ceilings::Ceiling;
-use dilated_attention::kernel::Storage;
-use dilated_attention::kernel::matmul::MatmulVariant;
-use dilated_attention::{Context, Result as LibraryResult, wgpu};
+use dilated_attention::kernel::KernelTier;
+use dilated_attention::{Context, DType, Result as LibraryResult, wgpu};
 use encoder::EncoderLayer;
 use layers::{Norm, Product};
 use machine::Machine;
@@ -62,7 +67,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let machine = pollster::block_on(Machine::open())?;
     let clock = Rc::new(Clock::new(&machine.context));
     let report = Report::new(&machine, options.json.as_deref())?;
+    let tier = machine.other_tier()?;
     let mut run = Run {
+        matrices: matrices::ceilings(&machine, &clock),
+        tier,
         fma: Rc::new(ceilings::fma(&machine, &clock, "f32")),
         copy: Rc::new(ceilings::copy(&machine, &clock)),
         machine,
@@ -96,11 +104,19 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
+/// What tensors are stored as, and the tier asked for beside the one that is chosen.
+type Stored = (DType, Option<KernelTier>);
+
+const PLAIN: Stored = (DType::F32, None);
+
 struct Run {
     machine: Machine,
     clock: Rc<Clock>,
     fma: Rc<Ceiling>,
     copy: Rc<Ceiling>,
+    matrices: Vec<(String, Result<Rc<Ceiling>, &'static str>)>,
+    /// Beside the one that is chosen, for f16.
+    tier: Option<(KernelTier, Context)>,
     report: Report,
     options: Options,
     all_right: bool,
@@ -112,7 +128,6 @@ impl Run {
         let half = machine
             .has(wgpu::Features::SHADER_F16)
             .then(|| ceilings::fma(machine, clock, "f16"));
-        let matrices = matrices::ceilings(machine, clock);
         let repetitions = self.options.repetitions;
         let (fma, copy) = (self.fma.as_ref(), self.copy.as_ref());
         for ceiling in [fma].into_iter().chain(&half).chain([copy]) {
@@ -122,11 +137,11 @@ impl Run {
         if half.is_none() {
             self.report.no_ceiling("fma f16", "no SHADER_F16")?;
         }
-        if matrices.is_empty() {
+        if self.matrices.is_empty() {
             let reason = "the adapter lists none";
             self.report.no_ceiling("cooperative matrix", reason)?;
         }
-        for (name, ceiling) in &matrices {
+        for (name, ceiling) in &self.matrices {
             match ceiling {
                 Ok(ceiling) => {
                     let rates = ceiling.rates(repetitions);
@@ -142,18 +157,23 @@ impl Run {
     fn rows<T: Timed>(
         &mut self,
         (group, case, kernel): (&str, &str, impl Fn(&T) -> &'static str),
+        (dtype, tier): Stored,
         ceiling: &Ceiling,
         parameters: &Value,
         prepare: impl Fn(&Context) -> LibraryResult<T>,
     ) -> Result<(), Box<dyn Error>> {
-        let contexts = self.machine.contexts();
-        let wanted = |checked: bool| checked || self.options.compares_unchecked(group);
+        let [checked, unchecked] = self.machine.contexts();
+        let contexts = match (tier, &self.tier) {
+            (Some(_), Some((_, context))) => vec![(context, true)],
+            _ if dtype == DType::F32 && self.options.compares_unchecked(group) => {
+                vec![checked, unchecked]
+            }
+            _ => vec![checked],
+        };
         let rows = || {
             let mut prepared = Vec::new();
             for (context, checked) in contexts {
-                if wanted(checked) {
-                    prepared.push((prepare(context)?, context, checked));
-                }
+                prepared.push((prepare(context)?, context, checked));
             }
             let subjects = prepared.iter().map(|(timed, context, _)| Subject {
                 context,
@@ -174,6 +194,8 @@ impl Run {
                         group,
                         case,
                         kernel,
+                        dtype,
+                        tier,
                         checked,
                     };
                     let right = self.report.row(&key, ceiling, parameters, &measured)?;
@@ -181,7 +203,8 @@ impl Run {
                 }
             }
             Err(error) => {
-                self.report.failure(group, case, parameters, &error)?;
+                self.report
+                    .failure(group, case, dtype, parameters, &error)?;
                 self.all_right = false;
             }
         }
@@ -197,6 +220,43 @@ impl Run {
         }
     }
 
+    /// What tensors are stored as, with the tier asked for beside the one that is chosen.
+    fn stored(&self) -> Vec<Stored> {
+        let storages = self.options.storages.iter();
+        let mut stored: Vec<Stored> = storages.map(|dtype| (*dtype, None)).collect();
+        if let Some((tier, _)) = &self.tier
+            && self.options.storages.contains(&DType::F16)
+        {
+            stored.push((DType::F16, Some(*tier)));
+        }
+        stored
+    }
+
+    /// Whether a case, which is in sets as `is_in` says, is measured as `stored`.
+    fn measures(&self, stored: Stored, is_in: impl Fn(&str) -> bool) -> bool {
+        match stored {
+            _ if !self.machine.is_software() => true,
+            (DType::F32, _) => true,
+            (_, Some(_)) => is_in("half") && is_in("quick"),
+            (_, None) => is_in("half"),
+        }
+    }
+
+    /// What bounds kernels of a tier.
+    fn ceiling(&self, (dtype, tier): Stored) -> Rc<Ceiling> {
+        let chosen = match (self.machine.context.cooperative_matrix(), tier) {
+            (Ok(matrix), Some(tier)) => tier.is_cooperative().then_some(matrix),
+            (Ok(matrix), None) if !self.machine.is_software() => Some(matrix),
+            _ => None,
+        };
+        let of_matrix = chosen.filter(|_| dtype == DType::F16).and_then(|matrix| {
+            let name = matrices::name([matrix.size; 3], "F16", "F32");
+            let found = self.matrices.iter().find(|(own, _)| *own == name)?;
+            found.1.clone().ok()
+        });
+        of_matrix.unwrap_or_else(|| self.fma.clone())
+    }
+
     fn attention(&mut self) -> Result<(), Box<dyn Error>> {
         for (group, direction) in [
             ("forward", Direction::Forward),
@@ -207,10 +267,18 @@ impl Run {
             }
             self.report.header(group, "GFLOP/s");
             for case in Case::set(self.set()) {
-                let kernel = self.options.kernel;
-                let prepare = |context: &Context| Prepared::new(context, &case, kernel, direction);
-                let names = (group, case.name.as_str(), Prepared::kernel);
-                self.rows(names, &self.fma.clone(), &json!(case), prepare)?;
+                for stored in self.stored() {
+                    if !self.measures(stored, |set| case.is_in(set)) {
+                        continue;
+                    }
+                    let kernel = self.options.kernel.filter(|_| stored.1.is_none());
+                    let prepare = |context: &Context| {
+                        Prepared::new(context, &case, kernel, direction, stored.0)
+                    };
+                    let names = (group, case.name.as_str(), Prepared::kernel);
+                    let ceiling = self.ceiling(stored);
+                    self.rows(names, stored, &ceiling, &json!(case), prepare)?;
+                }
             }
         }
         Ok(())
@@ -221,12 +289,16 @@ impl Run {
             return Ok(());
         }
         self.report.header("matmul", "GFLOP/s");
-        let kernel =
-            MatmulVariant::choose(1024, [Storage::F32; 2], self.machine.context.facts()).name();
         for case in ProductCase::set(self.set()) {
-            let prepare = |context: &Context| Product::new(context, &case);
-            let names = ("matmul", case.name.as_str(), |_: &Product| kernel);
-            self.rows(names, &self.fma.clone(), &json!(case), prepare)?;
+            for stored in self.stored() {
+                if !self.measures(stored, |set| case.is_in(set)) {
+                    continue;
+                }
+                let prepare = |context: &Context| Product::new(context, &case, stored.0);
+                let names = ("matmul", case.name.as_str(), Product::kernel);
+                let ceiling = self.ceiling(stored);
+                self.rows(names, stored, &ceiling, &json!(case), prepare)?;
+            }
         }
         Ok(())
     }
@@ -241,7 +313,7 @@ impl Run {
             let prepare = |context: &Context| Norm::new(context, backward);
             let names = ("norm", case.as_str(), |_: &Norm| kernel);
             let parameters = json!({"rows": layers::ROWS, "width": layers::WIDTH});
-            self.rows(names, &self.copy.clone(), &parameters, prepare)?;
+            self.rows(names, PLAIN, &self.copy.clone(), &parameters, prepare)?;
         }
         Ok(())
     }
@@ -261,7 +333,7 @@ impl Run {
             let prepare = |context: &Context| EncoderLayer::new(context, tokens);
             let names = ("layer", case.as_str(), |_: &EncoderLayer| "all");
             let parameters = encoder::parameters(tokens);
-            self.rows(names, &self.fma.clone(), &parameters, prepare)?;
+            self.rows(names, PLAIN, &self.fma.clone(), &parameters, prepare)?;
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ const CHAINS: u32 = 4;
 pub fn ceilings(
     machine: &Machine,
     clock: &Rc<Clock>,
-) -> Vec<(String, Result<Ceiling, &'static str>)> {
+) -> Vec<(String, Result<Rc<Ceiling>, &'static str>)> {
     let ceiling = |properties: &CooperativeMatrixProperties| {
         let &CooperativeMatrixProperties {
             m_size: m,
@@ -25,16 +25,25 @@ pub fn ceilings(
             cr_type: cr,
             ..
         } = properties;
-        let name = format!("cooperative matrix {m}x{n}x{k} {ab:?} -> {cr:?}");
+        let name = name([m, n, k], &format!("{ab:?}"), &format!("{cr:?}"));
         let ceiling = match (m == n && n == k, float(ab), float(cr)) {
-            (true, Some(ab), Some(cr)) if m == 8 || m == 16 => {
-                Ok(multiply_add(machine, clock, name.clone(), m, [ab, cr]))
-            }
+            (true, Some(ab), Some(cr)) if m == 8 || m == 16 => Ok(Rc::new(multiply_add(
+                machine,
+                clock,
+                name.clone(),
+                m,
+                [ab, cr],
+            ))),
             _ => Err("not in WGSL"),
         };
         (name, ceiling)
     };
     machine.matrices.iter().map(ceiling).collect()
+}
+
+/// Name of a combination: rows, columns and inner elements, types of the factors and of the sums.
+pub fn name([m, n, k]: [u32; 3], factors: &str, sums: &str) -> String {
+    format!("cooperative matrix {m}x{n}x{k} {factors} -> {sums}")
 }
 
 fn float(scalar: CooperativeScalarType) -> Option<&'static str> {

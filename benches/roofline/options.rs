@@ -1,5 +1,6 @@
 //! Arguments of the command.
 
+use dilated_attention::DType;
 use dilated_attention::kernel::forward::ForwardShape;
 
 use crate::start;
@@ -22,6 +23,8 @@ pub struct Options {
     pub quick: bool,
     pub kernel: Option<ForwardShape>,
     pub json: Option<String>,
+    /// What tensors are stored as, of attention and products.
+    pub storages: Vec<DType>,
     pub repetitions: usize,
     only: Option<&'static str>,
 }
@@ -43,6 +46,7 @@ impl Command {
             quick: false,
             kernel: None,
             json: None,
+            storages: vec![DType::F32, DType::F16, DType::Bf16],
             repetitions: 0,
             only: None,
         };
@@ -55,6 +59,13 @@ impl Command {
             match argument.as_str() {
                 "--quick" => options.quick = true,
                 "--json" => options.json = Some(value()?),
+                "--storage" => {
+                    let name = value()?;
+                    options.storages.retain(|dtype| dtype.to_string() == name);
+                    if options.storages.is_empty() {
+                        return Err(format!("no storage {name}: f32, f16 or bf16"));
+                    }
+                }
                 "--repetitions" => {
                     let text = value()?;
                     let number = text.parse().ok().filter(|number| *number > 0);

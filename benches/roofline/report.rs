@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io::{self, Write};
 
+use dilated_attention::DType;
+use dilated_attention::kernel::KernelTier;
 use serde_json::{Map, Value, json};
 
 use crate::ceilings::Ceiling;
@@ -22,6 +24,10 @@ pub struct Key<'a> {
     pub group: &'a str,
     pub case: &'a str,
     pub kernel: &'a str,
+    /// What is stored.
+    pub dtype: DType,
+    /// The tier that was asked for instead of the one chosen.
+    pub tier: Option<KernelTier>,
     /// Whether shaders check their indices and loops.
     pub checked: bool,
 }
@@ -76,7 +82,7 @@ impl Report {
 
     pub fn header(&self, group: &str, unit: &str) {
         println!(
-            "\n{:<38} {:<20} {:>7} {:>22} {:>9} {:>22} {:>20} {:>5} {:>16} {:>6}",
+            "\n{:<38} {:<24} {:>7} {:>22} {:>9} {:>22} {:>20} {:>5} {:>16} {:>6}",
             group,
             "kernel",
             "first s",
@@ -95,12 +101,14 @@ impl Report {
         &mut self,
         group: &str,
         case: &str,
+        dtype: DType,
         parameters: &Value,
         error: &dyn std::fmt::Display,
     ) -> io::Result<()> {
-        println!("{case:<38} failed: {error}");
+        println!("{case:<38} {dtype} failed: {error}");
         self.object(json!({
-            "group": group, "case": case, "parameters": parameters, "failure": error.to_string(),
+            "group": group, "case": case, "dtype": dtype.to_string(), "parameters": parameters,
+            "failure": error.to_string(),
         }))
     }
 
@@ -116,12 +124,15 @@ impl Report {
         let rates = seconds.map(|seconds| measured.work / seconds / 1e9);
         let milliseconds = |spread: Spread| spread.map(|seconds| seconds * 1e3);
         let extra = measured.peak_bytes as f64 - measured.floor_bytes as f64;
-        let kernel = match key.checked {
-            true => key.kernel.to_owned(),
-            false => format!("{} unchecked", key.kernel),
-        };
+        let mut kernel = key.kernel.to_owned();
+        if key.dtype != DType::F32 {
+            kernel = format!("{kernel} {}", key.dtype);
+        }
+        if !key.checked {
+            kernel.push_str(" unchecked");
+        }
         println!(
-            "{:<38} {kernel:<20} {:>7.2} {:>22} {:>9} {:>22} {:>20} {:>5} {:>16} {:>6.2}",
+            "{:<38} {kernel:<24} {:>7.2} {:>22} {:>9} {:>22} {:>20} {:>5} {:>16} {:>6.2}",
             key.case,
             measured.first_seconds,
             range(milliseconds(measured.wall), 2),
@@ -151,6 +162,8 @@ impl Report {
             "case": key.case,
             "kernel": key.kernel,
             "checked": key.checked,
+            "dtype": key.dtype.to_string(),
+            "tier": key.tier.map(|tier| tier.to_string()),
             "parameters": parameters,
             "repetitions": measured.repetitions,
             "first_seconds": measured.first_seconds,

@@ -8,8 +8,8 @@ use std::fs;
 use std::process::Command;
 use std::time::Instant;
 
-use dilated_attention::Context;
 use dilated_attention::tuning::CACHE_VARIABLE;
+use dilated_attention::{Context, DType};
 use serde_json::json;
 
 use crate::attention::{Direction, Prepared};
@@ -27,7 +27,7 @@ pub fn child() -> Result<(), Box<dyn Error>> {
     let context = Context::headless()?;
     let open = started.elapsed().as_secs_f64();
     let case = &Case::set("quick")[0];
-    let prepared = Prepared::new(&context, case, None, Direction::Forward)?;
+    let prepared = Prepared::new(&context, case, None, Direction::Forward, DType::F32)?;
     let clock = Clock::new(&context);
     let subject = Subject {
         context: &context,

@@ -6,8 +6,9 @@
 
 use std::time::Instant;
 
+use dilated_attention::ops::convert;
 use dilated_attention::wgpu;
-use dilated_attention::{Context, Recorder, Result, Tensor};
+use dilated_attention::{Context, DType, Recorder, Result, Tensor, half};
 
 use crate::ceilings::Ceiling;
 use crate::measurement::Spread;
@@ -185,7 +186,12 @@ impl Subject<'_> {
     fn poison(&self, results: Vec<Tensor>) -> Result<()> {
         let mut recorder = self.context.recorder("poison");
         for tensor in &results {
-            recorder.write(tensor, &vec![f32::NAN; tensor.num_elements() as usize])?;
+            let count = tensor.num_elements() as usize;
+            match tensor.dtype() {
+                DType::F16 => recorder.write(tensor, &vec![half::f16::NAN; count])?,
+                DType::Bf16 => recorder.write(tensor, &vec![half::bf16::NAN; count])?,
+                _ => recorder.write(tensor, &vec![f32::NAN; count])?,
+            }
         }
         recorder.submit()?.wait()
     }
@@ -194,7 +200,10 @@ impl Subject<'_> {
         let mut recorder = self.context.recorder("results");
         let downloads = results
             .iter()
-            .map(|tensor| recorder.download::<f32>(tensor))
+            .map(|tensor| {
+                let tensor = convert(&mut recorder, tensor, DType::F32)?;
+                recorder.download::<f32>(&tensor)
+            })
             .collect::<Result<Vec<_>>>()?;
         recorder.submit()?.wait()?;
         downloads.iter().map(|download| download.wait()).collect()

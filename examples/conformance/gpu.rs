@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use dilated_attention::kernel::Kernel;
 use dilated_attention::ops::convert;
 use dilated_attention::{
     Context, DType, DilatedAttention, DilatedAttentionConfig, Download, Recorder, Result, Tensor,
@@ -15,9 +16,19 @@ pub struct Gpu {
     pub context: Context,
     /// What tensors are stored as.
     pub dtype: DType,
+    kernels: Vec<Kernel>,
 }
 
 impl Gpu {
+    /// On `context`, with tensors stored as `dtype`.
+    pub fn new(context: Context, dtype: DType) -> Self {
+        Self {
+            context,
+            dtype,
+            kernels: Vec::new(),
+        }
+    }
+
     fn upload(
         &self,
         recorder: &mut Recorder,
@@ -42,6 +53,10 @@ impl Engine for Gpu {
 
     fn context(&self) -> Option<&Context> {
         Some(&self.context)
+    }
+
+    fn take_kernels(&mut self) -> Vec<Kernel> {
+        std::mem::take(&mut self.kernels)
     }
 
     fn backward(
@@ -69,6 +84,7 @@ impl Engine for Gpu {
         let dq = download(&mut recorder, &gradients.dq)?;
         let dk = download(&mut recorder, &gradients.dk)?;
         let dv = download(&mut recorder, &gradients.dv)?;
+        self.kernels.extend(recorder.kernels());
         recorder.submit()?;
         Ok([dq.wait()?, dk.wait()?, dv.wait()?])
     }
@@ -99,6 +115,7 @@ impl Engine for Gpu {
             let result = attention.forward(&mut recorder, &inputs.shape, &q, &k, &v)?;
             let out = download(&mut recorder, &result.out)?;
             let softmax_lse = recorder.download::<f32>(&result.softmax_lse)?;
+            self.kernels.extend(recorder.kernels());
             recorder.submit()?;
             let (out, softmax_lse) = (out.wait()?, softmax_lse.wait()?);
             let output = match inputs.rows {

@@ -1,7 +1,7 @@
 //! Compares the library on this machine's GPU with golden files.
 //!
 //! ```text
-//! cargo run --release --example conformance -- [--f16 | --bf16] PATH...
+//! cargo run --release --example conformance -- [--f16 | --bf16] [--kernel TIER] PATH...
 //! ```
 //! Prints one line per compared tensor, `PASS|FAIL|SKIP file tensor max_abs_err tolerance [reason]`, and last
 //! `N passed, N failed, N skipped`; columns without a number hold `-`. Exits with 1 when anything failed. The adapter is
@@ -11,6 +11,10 @@
 //! oracle of the rounded inputs, and the tolerance is twice the error of a plain implementation that stores the same type and
 //! computes in f32 (or 1e-5 of the largest value, if that is more). The files' outputs are not compared then. Of multi-head
 //! attention, encoders and decoders, outputs are compared: their gradients exist in f32 only.
+//!
+//! `--kernel coop8` runs kernels of that tier wherever they can do what is asked; the reason of each line names the kernels that
+//! did, and stderr says in the end how many comparisons were of that tier alone. Weights of models are f32, so that with
+//! cooperative matrices their products are of another tier.
 
 mod checks;
 mod gpu;
@@ -22,14 +26,18 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use checks::{Line, Summary, check_file, failed_file};
-use dilated_attention::{Context, DType};
+use dilated_attention::kernel::KernelTier;
+use dilated_attention::{Context, DType, KernelOptions};
 
 const USAGE: &str = "\
-usage: conformance [--f16 | --bf16] PATH...
+usage: conformance [--f16 | --bf16] [--kernel TIER] PATH...
 
 Compares the library on this machine's GPU with golden files (.safetensors), or with all of them below a folder.
 
   --f16, --bf16 attention, its gradients and models in half precision, against the f64 reference
+  --kernel TIER the kernels of attention and products: tile, rows, broadcast, coop8 or coop16, instead of those that suit the
+                adapter; an error where it has none. Each line names those that ran: what a tier cannot do (another type
+                than f16 with cooperative matrices, heads above 128) others do
   -h, --help    print this
 
 Exit status: 0 when nothing failed, 1 when something did, 2 when it could not run.";
@@ -47,7 +55,9 @@ fn main() -> ExitCode {
 fn run() -> Result<ExitCode, Box<dyn Error>> {
     let mut paths = Vec::new();
     let mut dtype = DType::F32;
-    for argument in std::env::args_os().skip(1) {
+    let mut tier = None;
+    let mut arguments = std::env::args_os().skip(1);
+    while let Some(argument) = arguments.next() {
         match argument.to_str() {
             Some("-h" | "--help") => {
                 println!("{USAGE}");
@@ -55,6 +65,15 @@ fn run() -> Result<ExitCode, Box<dyn Error>> {
             }
             Some("--f16") => dtype = DType::F16,
             Some("--bf16") => dtype = DType::Bf16,
+            Some("--kernel") => {
+                let name = arguments.next().unwrap_or_default();
+                let named = name.to_str().and_then(KernelTier::named);
+                let unknown = || {
+                    let tiers = KernelTier::ALL.map(|tier| tier.to_string()).join(", ");
+                    format!("--kernel {} is none of {tiers}", name.display())
+                };
+                tier = Some(named.ok_or_else(unknown)?);
+            }
             Some(option) if option.starts_with('-') => {
                 return Err(format!("unknown option {option}\n\n{USAGE}").into());
             }
@@ -66,7 +85,11 @@ fn run() -> Result<ExitCode, Box<dyn Error>> {
     }
     let context = Context::headless()?;
     eprintln!("adapter: {}", context.adapter_info().name);
-    let mut gpu = gpu::Gpu { context, dtype };
+    let context = context.with_kernel_options(&KernelOptions {
+        tier,
+        ..Default::default()
+    })?;
+    let mut gpu = gpu::Gpu::new(context, dtype);
     let mut summary = Summary::default();
     let mut stdout = io::stdout().lock();
     let mut print = |lines: Vec<Line>| -> io::Result<()> {
@@ -92,6 +115,12 @@ fn run() -> Result<ExitCode, Box<dyn Error>> {
             }
             Err(error) => print(failed_file(&path.to_string_lossy(), &error.to_string()))?,
         }
+    }
+    if let Some(tier) = tier {
+        let [alone, partly, not] = summary.by_tier;
+        eprintln!(
+            "{tier}: {alone} comparisons of its kernels alone, {partly} of its and others, {not} of others or none"
+        );
     }
     writeln!(stdout, "{summary}")?;
     Ok(ExitCode::from(u8::from(summary.failed > 0)))

@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::{Context, Inner, trial};
-use crate::kernel::{Pipelines, Storage};
+use crate::kernel::{KernelTier, Pipelines, Storage};
 use crate::plan::{CooperativeMatrix, DeviceFacts, NoCooperativeMatrix};
 use crate::pool::{Pool, PoolOptions};
 
@@ -60,6 +60,14 @@ impl Context {
     pub(crate) fn facts_for(&self, storage: Storage) -> &DeviceFacts {
         match storage {
             Storage::F16 => self.tried_facts(),
+            _ => self.facts(),
+        }
+    }
+
+    /// What decides whether the device has kernels of a tier.
+    pub(super) fn tried_facts_of(&self, tier: KernelTier) -> &DeviceFacts {
+        match tier {
+            KernelTier::Coop8 | KernelTier::Coop16 => self.tried_facts(),
             _ => self.facts(),
         }
     }

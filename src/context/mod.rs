@@ -103,7 +103,8 @@ impl Context {
     ///
     /// # Errors
     /// [`Error::NoAdapter`] when no adapter matches, [`Error::NoDevice`] when it refuses the limits or features,
-    /// [`Error::DeviceTooSmall`] when they are below WebGPU's defaults in a way that kernels need.
+    /// [`Error::DeviceTooSmall`] when they are below WebGPU's defaults in a way that kernels need, [`Error::InvalidConfig`] when
+    /// the device has no kernels of the tier asked for.
     pub async fn with_options(options: &ContextOptions) -> Result<Self> {
         let instance = new_instance();
         let adapter = choose_adapter(&instance, &options.adapter).await?;
@@ -135,7 +136,7 @@ impl Context {
         let pool = Pool::new(&device, options.pool.clone());
         let matrices = adapter.cooperative_matrix_properties();
         let facts = facts_of(&device, &matrices)?;
-        let context = Self::assemble(device, queue, pool, facts, &options.kernels);
+        let context = Self::assemble(device, queue, pool, facts, &options.kernels)?;
         context.watch_own_device();
         Ok(context)
     }
@@ -192,12 +193,15 @@ impl Context {
         };
         let facts = facts_of(&device, &matrices)?;
         let options = KernelOptions::default();
-        Ok(Self::assemble(device, queue, pool, facts, &options))
+        Self::assemble(device, queue, pool, facts, &options)
     }
 
     /// The same device, queue and pool, with kernels of its own that are chosen and compiled as `options` say; for devices of
     /// an application's own. Tensors go from one context to the other.
-    pub fn with_kernel_options(&self, options: &KernelOptions) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] when the device has no kernels of the tier asked for.
+    pub fn with_kernel_options(&self, options: &KernelOptions) -> Result<Self> {
         let (device, queue) = (self.device().clone(), self.queue().clone());
         let (pool, facts) = (self.pool().clone(), self.facts().clone());
         Self::assemble(device, queue, pool, facts, options)
@@ -209,10 +213,14 @@ impl Context {
         pool: Pool,
         facts: DeviceFacts,
         options: &KernelOptions,
-    ) -> Self {
+    ) -> Result<Self> {
         let info = device.adapter_info();
         let pipelines_file = compiled::file(&info, options);
-        Self {
+        let facts = DeviceFacts {
+            tier: options.tier,
+            ..facts
+        };
+        let context = Self {
             inner: Arc::new(Inner {
                 tuner: Arc::new(Tuner::new(&info, options)),
                 pipelines: compiled::load(&device, options, pipelines_file.as_deref()),
@@ -227,7 +235,11 @@ impl Context {
                 device,
                 queue,
             }),
+        };
+        if let Some(tier) = options.tier {
+            tier.check(context.tried_facts_of(tier))?;
         }
+        Ok(context)
     }
 
     /// Features worth requesting from `adapter` for this library, those of them that it has: f16 in shaders

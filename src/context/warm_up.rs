@@ -96,7 +96,7 @@ impl Context {
         record: impl FnOnce(&Self) -> Result<Recorder>,
     ) -> Result<WarmUp> {
         let recorder = record(&self.own_planner())?;
-        self.warm_up(recorder.planned_kernels())
+        self.warm_up(&recorder.kernels())
     }
 
     /// Runs no workgroup of `kernel`: enough for a driver to compile it, and no parameter is read.

@@ -47,8 +47,8 @@ use std::fmt;
 
 use crate::config::{DilatedAttentionConfig, MAX_HEAD_DIM};
 use crate::error::{Error, Result};
-use crate::kernel::Storage;
 use crate::kernel::coop::CoopTile;
+use crate::kernel::{KernelTier, Storage};
 use crate::plan::{DeviceFacts, Pass, Processor};
 use crate::tuning::Choice;
 use crate::tuning::because::{
@@ -162,6 +162,12 @@ impl BackwardVariant {
         storage: Storage,
         facts: &DeviceFacts,
     ) -> Choice<Self> {
+        let wanted = facts
+            .tier
+            .map(|tier| Self::of_tier(tier, config, storage, facts));
+        if let Some(Ok(variant)) = wanted {
+            return variant.into();
+        }
         let (shape, because) = match facts.processor {
             Processor::Gpu => match Self::cooperative(config.head_dim(), storage, facts) {
                 Ok(variant) => return Choice::adapter(variant, MATRICES),
@@ -187,6 +193,30 @@ impl BackwardVariant {
             Processor::Cpu { .. } => (BackwardShape::Tile, LOADS_PER_LANE),
         };
         Choice::adapter(Self::fitting(shape, config, storage, facts), because)
+    }
+
+    /// The kernels of a tier.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] with the reason why there are none for such tensors on such a device.
+    pub fn of_tier(
+        tier: KernelTier,
+        config: &DilatedAttentionConfig,
+        storage: Storage,
+        facts: &DeviceFacts,
+    ) -> Result<Self> {
+        tier.check(facts)?;
+        let fitting = |shape| Self::fitting(shape, config, storage, facts);
+        let variant = match tier {
+            KernelTier::Tile => fitting(BackwardShape::Tile),
+            KernelTier::Rows => fitting(BackwardShape::Uniform),
+            KernelTier::Broadcast => fitting(BackwardShape::Broadcast),
+            KernelTier::Coop8 | KernelTier::Coop16 => {
+                Self::cooperative(config.head_dim(), storage, facts)?
+            }
+        };
+        variant.check(config.head_dim(), facts)?;
+        Ok(variant)
     }
 
     /// A given shape, with a tile that fits the segments of `config`.

@@ -38,8 +38,8 @@ use std::fmt;
 
 use crate::config::{DilatedAttentionConfig, MAX_HEAD_DIM};
 use crate::error::{Error, Result};
-use crate::kernel::Storage;
 use crate::kernel::coop::CoopTile;
+use crate::kernel::{KernelTier, Storage};
 use crate::plan::{DeviceFacts, Processor};
 use crate::tuning::Choice;
 use crate::tuning::because::{BROADCASTS, GPU, LOADS_PER_LANE, MATRICES, UNIFORM_LOADS};
@@ -126,6 +126,12 @@ impl ForwardVariant {
         storage: Storage,
         facts: &DeviceFacts,
     ) -> Choice<Self> {
+        let wanted = facts
+            .tier
+            .map(|tier| Self::of_tier(tier, config, storage, facts));
+        if let Some(Ok(variant)) = wanted {
+            return variant.into();
+        }
         let (shape, because) = match facts.processor {
             Processor::Gpu => match Self::cooperative(config.head_dim(), storage, facts) {
                 Ok(variant) => return Choice::adapter(variant, MATRICES),
@@ -148,6 +154,30 @@ impl ForwardVariant {
             Processor::Cpu { .. } => (ForwardShape::Tile, LOADS_PER_LANE),
         };
         Choice::adapter(Self::fitting(shape, config, storage, facts), because)
+    }
+
+    /// The kernel of a tier.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] with the reason why there is none for such tensors on such a device.
+    pub fn of_tier(
+        tier: KernelTier,
+        config: &DilatedAttentionConfig,
+        storage: Storage,
+        facts: &DeviceFacts,
+    ) -> Result<Self> {
+        tier.check(facts)?;
+        let fitting = |shape| Self::fitting(shape, config, storage, facts);
+        let variant = match tier {
+            KernelTier::Tile => fitting(ForwardShape::Tile),
+            KernelTier::Rows => fitting(ForwardShape::Uniform),
+            KernelTier::Broadcast => fitting(ForwardShape::Broadcast),
+            KernelTier::Coop8 | KernelTier::Coop16 => {
+                Self::cooperative(config.head_dim(), storage, facts)?
+            }
+        };
+        variant.check(config.head_dim(), facts)?;
+        Ok(variant)
     }
 
     /// A given shape, with a tile that fits the segments of `config`.

@@ -14,12 +14,14 @@ mod params;
 mod pipeline;
 mod source;
 mod storage;
+mod tier;
 mod work;
 
 pub use nn::{Activation, Cell};
 pub use params::*;
 pub(crate) use pipeline::{Compiler, Pipeline, Pipelines, pipeline_cache};
 pub use storage::Storage;
+pub use tier::KernelTier;
 
 use backward::BackwardVariant;
 use forward::ForwardVariant;
@@ -79,6 +81,8 @@ pub enum Kernel {
         /// How the result and the residual are stored.
         result: Cell,
     },
+    /// A matrix, transposed.
+    Transpose,
     /// Adds up partial results.
     SumPartials,
     /// Layer norm of rows.
@@ -134,6 +138,7 @@ impl Kernel {
             Self::BackwardDkDv(variant) => variant.shape.dkdv_name(),
             Self::TokenWeights { .. } => "token_weights",
             Self::Matmul { variant, .. } => variant.name(),
+            Self::Transpose => "transpose_matrix",
             Self::SumPartials => "sum_partials",
             Self::LayerNorm(_) => "layer_norm",
             Self::LayerNormBackward(_) => "layer_norm_backward",
@@ -171,8 +176,9 @@ impl Kernel {
             Self::TokenWeights { .. } => &[Read, Read, Read, ReadWrite],
             // a, b, bias, residual, c
             Self::Matmul { .. } => &[Read, Read, Read, Read, ReadWrite],
-            // partials, out; x, sums; x, out; x, gradient
-            Self::SumPartials
+            // x, out; partials, out; x, sums; x, out; x, gradient
+            Self::Transpose
+            | Self::SumPartials
             | Self::Reduce { .. }
             | Self::Activation { .. }
             | Self::ActivationBackward(_)
@@ -208,6 +214,7 @@ impl Kernel {
             Self::Delta { .. } => ParamsInfo::of::<DeltaParams>("DeltaParams"),
             Self::TokenWeights { .. } => ParamsInfo::of::<TokenWeightsParams>("TokenWeightsParams"),
             Self::Matmul { .. } => ParamsInfo::of::<MatmulParams>("MatmulParams"),
+            Self::Transpose => ParamsInfo::of::<TransposeParams>("TransposeParams"),
             Self::SumPartials => ParamsInfo::of::<SumPartialsParams>("SumPartialsParams"),
             Self::LayerNorm(_) | Self::LayerNormBackward(_) => {
                 ParamsInfo::of::<LayerNormParams>("LayerNormParams")
@@ -248,6 +255,7 @@ impl Kernel {
             | Self::Blend(cell)
             | Self::Embedding(cell) => [cell.storage(); 2],
             Self::Fill
+            | Self::Transpose
             | Self::SumPartials
             | Self::ColumnSums { .. }
             | Self::ActivationBackward(_)

@@ -20,16 +20,16 @@ impl Pipeline {
         self.kernel.name()
     }
 
-    pub fn kernel(&self) -> &Kernel {
-        &self.kernel
-    }
-
     pub fn compute(&self) -> &wgpu::ComputePipeline {
         &self.compute
     }
 
     pub fn bind_group_layout(&self) -> &wgpu::BindGroupLayout {
         &self.layout
+    }
+
+    pub fn kernel(&self) -> Kernel {
+        self.kernel
     }
 
     pub fn params_bytes(&self) -> u64 {

@@ -188,7 +188,8 @@ fn constants(kernel: &Kernel) -> Vec<(&'static str, u32)> {
         }
         Kernel::ColumnSums { normalised } => vec![("NORMALISED", u32::from(*normalised))],
         Kernel::Reduce { squares } => vec![("SQUARES", u32::from(*squares))],
-        Kernel::SumPartials
+        Kernel::Transpose
+        | Kernel::SumPartials
         | Kernel::LayerNorm(_)
         | Kernel::LayerNormBackward(_)
         | Kernel::Blend(_)
@@ -383,6 +384,7 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
             let common = join(&common, own);
             join(&cell_files(*result), &common)
         }
+        Kernel::Transpose => vec![shader!("nn/transpose_matrix.wgsl")],
         Kernel::SumPartials => vec![shader!("nn/sum_partials.wgsl")],
         Kernel::LayerNorm(cell) => layer_norm_files(*cell, shader!("nn/layer_norm.wgsl")),
         Kernel::LayerNormBackward(cell) => {

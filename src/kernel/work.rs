@@ -28,7 +28,9 @@ impl Kernel {
                 let rows = params.row_end.saturating_sub(params.row_begin);
                 4 * Self::tile_pairs(variant, rows.min(params.rows_per_segment))
             }
-            Self::Delta { head_dim, .. } | Self::TokenWeights { head_dim, .. } => 64 * u64::from(*head_dim),
+            Self::Delta { head_dim, .. } | Self::TokenWeights { head_dim, .. } => {
+                64 * u64::from(*head_dim)
+            }
             Self::LayerNorm(_) | Self::LayerNormBackward(_) => {
                 32 * u64::from(read::<LayerNormParams>(params).width)
             }
@@ -37,6 +39,7 @@ impl Kernel {
             Self::SumPartials => 64 * u64::from(read::<SumPartialsParams>(params).num_partials),
             Self::Fill => 1024,
             Self::Reduce { .. } => 4096,
+            Self::Transpose => 1024,
             Self::Activation { .. }
             | Self::ActivationBackward(_)
             | Self::Blend(_)

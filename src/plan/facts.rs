@@ -2,6 +2,7 @@
 
 use super::cooperative::{CooperativeMatrix, NoCooperativeMatrix};
 use crate::error::{Error, Result};
+use crate::kernel::KernelTier;
 
 /// Limits and traits of a device.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -25,6 +26,8 @@ pub struct DeviceFacts {
     pub cooperative_matrix: std::result::Result<CooperativeMatrix, NoCooperativeMatrix>,
     /// What executes the shaders.
     pub processor: Processor,
+    /// The kernels that the caller wants, wherever they can do what is asked ([`KernelOptions::tier`](crate::KernelOptions::tier)).
+    pub tier: Option<KernelTier>,
 }
 
 /// What executes the shaders, as far as the choice of a kernel depends on it.
@@ -58,6 +61,7 @@ impl DeviceFacts {
             shader_f16: false,
             cooperative_matrix: Err(NoCooperativeMatrix::FeatureOff),
             processor: Processor::Gpu,
+            tier: None,
         }
     }
 
@@ -114,6 +118,7 @@ impl DeviceFacts {
             shader_f16: features.contains(wgpu::Features::SHADER_F16),
             cooperative_matrix: CooperativeMatrix::of(info, features, matrices),
             processor: processor(info, features),
+            tier: None,
         })
     }
 }

@@ -115,9 +115,17 @@ impl Recorder {
         self.num_dispatches
     }
 
-    /// Kernels of a recording that is only counted, each once.
-    pub(crate) fn planned_kernels(&self) -> &[Kernel] {
-        &self.planned_kernels
+    /// The kernels recorded so far, each once, in order of first use.
+    pub fn kernels(&self) -> Vec<Kernel> {
+        let mut kernels = self.planned_kernels.clone();
+        for command in &self.commands {
+            if let Command::Dispatch { pipeline, .. } = command
+                && !kernels.contains(&pipeline.kernel())
+            {
+                kernels.push(pipeline.kernel());
+            }
+        }
+        kernels
     }
 
     /// A tensor whose contents are unspecified until something recorded writes it. `shape` counts elements, the last

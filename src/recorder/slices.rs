@@ -289,7 +289,7 @@ impl SlicedSubmission {
                 ..
             } => {
                 let params = self.params_of(*params_offset, pipeline.params_bytes());
-                let kernel = *pipeline.kernel();
+                let kernel = pipeline.kernel();
                 (Activity::Kernel(kernel), kernel.workgroup_work(params))
             }
         }

@@ -34,6 +34,7 @@ use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::kernel::KernelTier;
 use crate::plan::DeviceFacts;
 use winners::{Winner, Winners};
 
@@ -52,6 +53,11 @@ pub struct KernelOptions {
     /// Direct3D's) remain. Off by default: no adapter measured so far gains from it (lavapipe of Mesa 25.0 and 26.2: forward,
     /// backward and products within the noise, heads of 64 on the newer one slower). Without effect in browsers.
     pub trusted_shaders: bool,
+    /// Kernels of this tier wherever they can do what is asked, instead of those that suit the device: to test them, or to
+    /// compare. What a tier cannot do (another type than f16 with cooperative matrices, wide heads) is done by the kernels
+    /// that suit the device; [`Recorder::kernels`](crate::Recorder::kernels) tells which ones a recording runs. What a call
+    /// chooses for itself goes first; what was measured comes after.
+    pub tier: Option<KernelTier>,
 }
 
 /// What is remembered of one adapter.
@@ -133,8 +139,12 @@ impl Tuner {
 
     /// The remembered kernel of a task, else what the adapter's facts suggest.
     pub fn choose<T: Task>(&self, task: &T, facts: &DeviceFacts) -> Choice<T::Variant> {
-        self.remembered(task, facts)
-            .unwrap_or_else(|| task.suggested(facts))
+        let suggested = task.suggested(facts);
+        match suggested.reason {
+            // By a tier.
+            Reason::Caller => suggested,
+            _ => self.remembered(task, facts).unwrap_or(suggested),
+        }
     }
 }
 

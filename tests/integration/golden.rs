@@ -113,8 +113,7 @@ fn reference_equals_the_golden_files() {
 fn kernels_equal_the_golden_files() {
     for on in kernel_contexts() {
         println!("{}", on.name);
-        let (context, dtype) = (on.context.clone(), DType::F32);
-        check_golden_files(&mut Gpu { context, dtype }, 720);
+        check_golden_files(&mut Gpu::new(on.context.clone(), DType::F32), 720);
     }
 }
 
@@ -142,7 +141,7 @@ fn kernels_in_half_precision_lose_what_a_plain_implementation_does() {
     let kinds = [(DType::F16, f16), (DType::Bf16, bf16)];
     for (dtype, kinds) in kinds {
         let context = kernel_contexts()[0].context.clone();
-        let mut gpu = Gpu { context, dtype };
+        let mut gpu = Gpu::new(context, dtype);
         let mut summary = Summary::default();
         for file in golden_files() {
             let name = file.file_name().unwrap().to_string_lossy().into_owned();

@@ -30,8 +30,8 @@ mod recorder;
 mod shaders;
 #[path = "../../benches/simulated.rs"]
 mod simulated;
-mod slides;
 mod slices;
+mod slides;
 mod support;
 mod telemetry;
 #[path = "../../benches/traces.rs"]

@@ -126,6 +126,7 @@ fn matmul_variants() -> std::collections::HashSet<MatmulVariant> {
 fn layer_kernels() -> Vec<Kernel> {
     let mut kernels = vec![
         Kernel::Fill,
+        Kernel::Transpose,
         Kernel::SumPartials,
         Kernel::LayerNormBackward(Cell::Scalar),
         Kernel::LayerNormBackward(Cell::Vec4(Storage::F32)),

@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use dilated_attention::kernel::Storage;
 use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
+use dilated_attention::kernel::matmul::MatmulVariant;
+use dilated_attention::kernel::{Kernel, KernelTier, Storage};
 use dilated_attention::longnet::{Call, Input, LongNet, LongNetConfig, OutputProjection};
 use dilated_attention::ops::TokenIds;
+use dilated_attention::plan::Processor;
 use dilated_attention::training::{Batch, LearningRate, Trainer, TrainingOptions};
 use dilated_attention::tuning::{Reason, TuneOptions};
 use dilated_attention::{
@@ -273,14 +275,75 @@ fn after_a_warm_up_nothing_is_left_to_compile() {
     }
 }
 
+/// What a tier can do it does, forward, backward and products; what the device has not is refused.
+#[test]
+fn kernels_of_one_tier_run_where_they_can() {
+    let context = context_with(&ContextOptions::default());
+    for tier in KernelTier::ALL {
+        let forced = context.with_kernel_options(&KernelOptions {
+            cache: CacheFolder::Off,
+            tier: Some(tier),
+            ..Default::default()
+        });
+        let matrix = context.cooperative_matrix().map(KernelTier::of_matrix);
+        let offered = match (tier, context.facts().processor) {
+            (KernelTier::Tile, _) | (KernelTier::Rows, Processor::Cpu { .. }) => true,
+            (
+                KernelTier::Broadcast,
+                Processor::Cpu {
+                    lanes, broadcasts, ..
+                },
+            ) => lanes == 8 && broadcasts,
+            _ => matrix == Ok(tier),
+        };
+        let forced = match forced {
+            Ok(forced) => forced,
+            Err(error) => {
+                assert!(!offered, "{error}");
+                assert!(error.to_string().contains(&tier.to_string()), "{error}");
+                continue;
+            }
+        };
+        assert!(offered, "{tier}");
+        let attention = DilatedAttention::new(&forced, config()).expect("fits");
+        for dtype in [DType::F32, DType::F16] {
+            let of_all_types = !tier.is_cooperative();
+            let kernel = Kernel::Forward(attention.variant(dtype).unwrap());
+            assert_eq!(
+                kernel.tier() == Some(tier),
+                of_all_types || dtype == DType::F16,
+                "{tier} {dtype}"
+            );
+            let kernel = Kernel::BackwardDq(attention.backward_variant(dtype).unwrap());
+            assert_eq!(
+                kernel.tier() == Some(tier),
+                tier != KernelTier::Broadcast && (of_all_types || dtype == DType::F16),
+                "{tier} {dtype}"
+            );
+        }
+        let factors = [Storage::F16; 2];
+        let product = MatmulVariant::of_tier(tier, 64, factors, forced.facts());
+        assert_eq!(
+            product.is_ok(),
+            tier != KernelTier::Broadcast,
+            "{product:?}"
+        );
+        if let Ok(product) = product {
+            assert_eq!(MatmulVariant::choose(64, factors, forced.facts()), product);
+        }
+    }
+}
+
 #[test]
 fn trusted_shaders_compute_the_same() {
     let checked = context_with(&ContextOptions::default());
-    let trusted = checked.with_kernel_options(&KernelOptions {
-        cache: CacheFolder::Off,
-        trusted_shaders: true,
-        ..Default::default()
-    });
+    let trusted = checked
+        .with_kernel_options(&KernelOptions {
+            cache: CacheFolder::Off,
+            trusted_shaders: true,
+            ..Default::default()
+        })
+        .expect("no tier is asked for");
     let config = DilatedAttentionConfig::new(2, 4, &[16, 64], &[1, 4]).expect("valid");
     let shape = AttentionShape::new(1, 100).expect("valid");
     let data: Vec<f32> = (0..800)

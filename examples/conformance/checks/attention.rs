@@ -1,5 +1,6 @@
 //! Outputs and log-sum-exps of dilated attention.
 
+use dilated_attention::kernel::Kernel;
 use dilated_attention::{AttentionShape, Context, DType, DilatedAttentionConfig};
 
 use super::compare::Comparison;
@@ -16,6 +17,11 @@ pub trait Engine {
 
     /// The device on which modules run; none for an engine that only knows attention itself.
     fn context(&self) -> Option<&Context>;
+
+    /// The kernels that ran since the last call of this.
+    fn take_kernels(&mut self) -> Vec<Kernel> {
+        Vec::new()
+    }
 
     /// The gradients of queries, keys and values, given that of the output.
     fn backward(
@@ -143,6 +149,7 @@ pub fn check(
             }
         }
     });
+    report.ran(engine.take_kernels());
     for ((tensor, _, _, comparison), failed) in comparisons.into_iter().zip(failed) {
         match (failed, &result) {
             (Some(reason), _) => report.fail(tensor, reason),

@@ -213,7 +213,7 @@ fn weights(
         let rule = serde_json::json!({
             "name": format!("{salt}:{key}"), "base": rule[1], "scale": rule[2],
         });
-        let quiet = &mut Report::new("");
+        let quiet = &mut Report::new("", None);
         let report = if prefix.is_empty() {
             &mut *report
         } else {
@@ -268,7 +268,7 @@ fn run(
 ) -> Result<(), String> {
     let encoder = SlideEncoder::new(context, config.clone()).map_err(told)?;
     let mut recorder = context.recorder("weights");
-    let quiet = &mut Report::new("");
+    let quiet = &mut Report::new("", None);
     let of_weights = if prefix.is_empty() {
         &mut *report
     } else {
@@ -383,10 +383,10 @@ fn mixed_heads(
         &config.attention,
         config.encoder_eps,
         &mut recorder,
-        &mut |recorder, list| weights(file, recorder, list, prefix, &mut Report::new("")),
+        &mut |recorder, list| weights(file, recorder, list, prefix, &mut Report::new("", None)),
     )?;
     let shape = file.shape::<3>("hidden.0")?;
-    let values = read(recorder, &[&mixed])?.swap_remove(0);
+    let values = read(recorder, &[&mixed], report)?.swap_remove(0);
     compare(file, "l0.attn", &shape, &values, report);
     Ok(())
 }

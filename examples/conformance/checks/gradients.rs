@@ -104,6 +104,7 @@ pub fn check(
                 })
         }
     };
+    report.ran(engine.take_kernels());
     let given = given.map_err(|error| error.to_string())?;
     for (name, given) in names.iter().zip(&given) {
         if file.has(name) {

@@ -159,6 +159,7 @@ pub fn check(
             failed.get_or_insert(reason);
         }
     });
+    report.ran(engine.take_kernels());
     let failed = failed.or(result.err().map(|error| error.to_string()));
     for ((tensor, _), errors) in tensors.iter().zip(&errors) {
         match &failed {
@@ -186,6 +187,7 @@ pub fn check_gradients(
     let exact = reference::backward(config, shape, q, k, v, &dout).map_err(told)?;
     let plain = plain::backward(config, shape, [q, k, v], &dout, dtype).map_err(told)?;
     let given = engine.backward(&rounded_inputs.inputs(), &dout, config);
+    report.ran(engine.take_kernels());
     let given = given.map_err(|error| error.to_string())?;
     let exact = [exact.dq, exact.dk, exact.dv];
     for (((name, exact), plain), given) in names.iter().zip(exact).zip(plain).zip(given) {

@@ -142,15 +142,7 @@ fn forward(
     let mut recorder = context.recorder("model");
     let weights = weights(file, &mut recorder, model.parameters(), &same)?;
     let (stored, call) = input(file, &mut recorder, 0..usize::MAX)?;
-    let embedded = zero_padding(
-        file,
-        context,
-        &mut recorder,
-        model,
-        &weights,
-        &stored,
-        &call,
-    )?;
+    let embedded = zero_padding(file, &mut recorder, model, &weights, &stored, &call, report)?;
     let start = match &embedded {
         Some(embedded) => Input::Embedded(embedded),
         None => stored.input(),
@@ -174,7 +166,7 @@ fn forward(
         .iter()
         .map(|tensor| tensor.shape().to_vec())
         .collect();
-    let values = read(recorder, &tensors)?;
+    let values = read(recorder, &tensors, report)?;
     compare(file, "features", &shapes[0], &values[0], report);
     for name in ["logits", "out"] {
         compare(file, name, &shapes[1], &values[1], report);
@@ -188,25 +180,26 @@ fn forward(
 /// torchscale sets the embedding of padded tokens to 0 and attends to them all the same.
 fn zero_padding(
     file: &GoldenFile,
-    context: &Context,
     recorder: &mut Recorder,
     model: &LongNet,
     weights: &Parameters,
     stored: &Stored,
     call: &Call,
+    report: &mut Report,
 ) -> Result<Option<Tensor>, String> {
     if !file.has("padding_mask") {
         return Ok(None);
     }
     let (batch, tokens) = (call.shape.batch() as usize, call.shape.seq_len() as usize);
     let mask = file.u8s("padding_mask", &[batch, tokens])?;
-    let before = std::mem::replace(recorder, context.recorder("model"));
+    let next = recorder.context().recorder("model");
+    let before = std::mem::replace(recorder, next);
     let mut before = before;
     let embedded = model
         .embed(&mut before, weights, stored.input(), call)
         .map_err(told)?;
     let shape = embedded.shape().to_vec();
-    let mut values = read(before, &[&embedded])?.swap_remove(0);
+    let mut values = read(before, &[&embedded], report)?.swap_remove(0);
     let width = shape.last().copied().unwrap_or(0);
     for (row, padded) in values.chunks_mut(width.max(1)).zip(mask) {
         if *padded != 0 {
@@ -257,7 +250,7 @@ fn gradients(
     let shape = gradient.shape().to_vec();
     let mut tensors = vec![&gradient];
     tensors.extend(sums.iter().map(|(_, tensor)| tensor));
-    let values = read(recorder, &tensors)?;
+    let values = read(recorder, &tensors, report)?;
     compare(file, dx, &shape, &values[0], report);
     compare_gradients(file, prefix, &sums, &values[1..], &same, report);
     Ok(())
@@ -291,7 +284,7 @@ fn decode(
         let step = model
             .logits(&mut recorder, &weights, &features)
             .map_err(told)?;
-        let values = read(recorder, &[&step])?.swap_remove(0);
+        let values = read(recorder, &[&step], report)?.swap_remove(0);
         for (item, values) in values.chunks((end - begin) * vocab).enumerate() {
             logits[(item * steps + begin) * vocab..][..values.len()].copy_from_slice(values);
         }
@@ -335,7 +328,7 @@ fn caches(
         return Err("a cache has four dimensions".to_owned());
     };
     let tokens = cache.len() as usize;
-    let values = read(recorder, &[k, v])?;
+    let values = read(recorder, &[k, v], report)?;
     for (name, values) in ["cache_k", "cache_v"].into_iter().zip(&values) {
         let mut ordered = Vec::new();
         for (item, head) in (0..batch).flat_map(|item| (0..heads).map(move |head| (item, head))) {
@@ -397,7 +390,7 @@ pub fn check_encoder_decoder(
     tensors.extend(&encoded.states[1..]);
     tensors.extend(&decoded.states[1..]);
     let shape = decoded.features.shape().to_vec();
-    let values = read(recorder, &tensors)?;
+    let values = read(recorder, &tensors, report)?;
     compare(file, "out", &shape, &values[0], report);
     let layers = encoded.states.len() - 1;
     for (index, values) in values[1..].iter().enumerate() {
@@ -483,7 +476,7 @@ pub fn check_embedded(
         Ok(x)
     };
     let x = embedded().map_err(told)?;
-    let values = read(recorder, &[&x])?;
+    let values = read(recorder, &[&x], report)?;
     compare(file, "embedded", &shape, &values[0], report);
     Ok(())
 }

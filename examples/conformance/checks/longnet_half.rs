@@ -42,7 +42,7 @@ pub fn check(
         let logits = model.logits(&mut recorder, &weights, &features);
         tensors.push(logits.map_err(told)?);
     }
-    let given = read(recorder, &tensors.iter().collect::<Vec<_>>())?;
+    let given = read(recorder, &tensors.iter().collect::<Vec<_>>(), report)?;
 
     let values = half::values(file, model.parameters(), &same)?;
     let (x, ids);

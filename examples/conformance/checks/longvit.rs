@@ -47,7 +47,7 @@ pub fn check(
         },
     )?;
     let shape = file.shape::<3>("hidden.0")?;
-    let values = read(recorder, &[&mixed])?.swap_remove(0);
+    let values = read(recorder, &[&mixed], report)?.swap_remove(0);
     compare(file, "l0.attn", &shape, &values, report);
     Ok(())
 }
@@ -90,7 +90,7 @@ fn run(
     let states = output.encoder.states.iter().enumerate();
     named.extend(states.map(|(index, state)| (format!("hidden.{index}"), state)));
     let tensors: Vec<_> = named.iter().map(|(_, tensor)| *tensor).collect();
-    let values = read(recorder, &tensors)?;
+    let values = read(recorder, &tensors, report)?;
     for ((name, tensor), values) in named.iter().zip(&values) {
         compare(
             file,

@@ -58,7 +58,7 @@ pub fn check_file(path: &Path, engine: &mut dyn Engine) -> Vec<Line> {
 
 /// The report on a file that nothing of could be checked.
 pub fn failed_file(name: &str, reason: &str) -> Vec<Line> {
-    let mut report = Report::new(name);
+    let mut report = Report::new(name, None);
     report.fail("-", reason);
     report.into_lines()
 }
@@ -69,7 +69,8 @@ pub fn check_bytes(name: &str, bytes: &[u8], engine: &mut dyn Engine) -> Vec<Lin
         Ok(file) => file,
         Err(reason) => return failed_file(name, &reason),
     };
-    let mut report = Report::new(name);
+    let tier = engine.context().and_then(|context| context.facts().tier);
+    let mut report = Report::new(name, tier);
     let kind = |prefix: &str| name.starts_with(prefix);
     let checked = if kind("ts_core_") || kind("quirk_ts_misaligned") {
         torchscale::check(&file, engine, &mut report)

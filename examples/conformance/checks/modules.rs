@@ -144,7 +144,16 @@ pub fn compare_gradients(
 }
 
 /// Reads tensors after everything recorded.
-pub fn read(mut recorder: Recorder, tensors: &[&Tensor]) -> Result<Vec<Vec<f32>>, String> {
+pub fn read(
+    recorder: Recorder,
+    tensors: &[&Tensor],
+    report: &mut Report,
+) -> Result<Vec<Vec<f32>>, String> {
+    report.ran(recorder.kernels());
+    download(recorder, tensors)
+}
+
+fn download(mut recorder: Recorder, tensors: &[&Tensor]) -> Result<Vec<Vec<f32>>, String> {
     let downloads: Result<Vec<_>, _> = tensors
         .iter()
         .map(|tensor| recorder.download::<f32>(tensor))
@@ -189,5 +198,5 @@ pub fn xpos(
         Ok(tensor)
     };
     let tensor = turned().map_err(told)?;
-    Ok(read(recorder, &[&tensor])?.swap_remove(0))
+    Ok(download(recorder, &[&tensor])?.swap_remove(0))
 }

@@ -87,7 +87,7 @@ fn run_half(
         ops::convert(&mut recorder, &y, DType::F32)
     };
     let y = record().map_err(told)?;
-    let given = read(recorder, &[&y])?.swap_remove(0);
+    let given = read(recorder, &[&y], report)?.swap_remove(0);
     let values = half::values(file, &list, &rename)?;
     let x = half::wide(&x);
     let base = float(file, &["xpos_scale_base"], 512.0);
@@ -184,7 +184,7 @@ fn run(
         .map_err(told)?;
     let mut tensors = vec![&y, saved.attended(), &gradient];
     tensors.extend(sums.iter().map(|(_, tensor)| tensor));
-    let values = read(recorder, &tensors)?;
+    let values = read(recorder, &tensors, report)?;
     compare(file, out, &[batch, tokens, width], &values[0], report);
     compare(file, attn, &[batch, tokens, width], &values[1], report);
     compare(file, dx, &[batch, tokens, width], &values[2], report);

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use dilated_attention::kernel::{Kernel, KernelTier};
+
 use super::compare::Comparison;
 use super::golden_file::GoldenFile;
 
@@ -26,6 +28,8 @@ pub struct Line {
     /// Largest absolute error, and its tolerance.
     pub error_and_tolerance: Option<(f64, f64)>,
     reason: String,
+    /// Of a comparison, how many of the kernels that ran for it are of the tier asked for, and how many of any.
+    of_tier: Option<(usize, usize)>,
 }
 
 impl fmt::Display for Line {
@@ -61,6 +65,8 @@ pub struct Summary {
     /// Comparisons that failed.
     pub failed: usize,
     skipped: usize,
+    /// Comparisons of what kernels of the tier asked for computed: alone, with others, not.
+    pub by_tier: [usize; 3],
 }
 
 impl Summary {
@@ -71,6 +77,14 @@ impl Summary {
             Outcome::Fail => &mut self.failed,
             Outcome::Skip => &mut self.skipped,
         } += 1;
+        if let Some((of_tier, all)) = line.of_tier {
+            let share = match of_tier {
+                0 => 2,
+                _ if of_tier < all => 1,
+                _ => 0,
+            };
+            self.by_tier[share] += 1;
+        }
     }
 }
 
@@ -80,6 +94,7 @@ impl fmt::Display for Summary {
             passed,
             failed,
             skipped,
+            ..
         } = self;
         write!(f, "{passed} passed, {failed} failed, {skipped} skipped")
     }
@@ -94,15 +109,32 @@ fn one_word(name: &str) -> String {
 pub struct Report {
     file: String,
     lines: Vec<Line>,
+    /// The tier asked for; lines name the kernels then.
+    tier: Option<KernelTier>,
+    /// What ran since the comparisons before.
+    kernels: Vec<Kernel>,
+    /// Whether something was compared since.
+    compared: bool,
 }
 
 impl Report {
-    /// An empty report on `file`.
-    pub fn new(file: &str) -> Self {
+    /// An empty report on `file`, with kernels of `tier` where one was asked for.
+    pub fn new(file: &str, tier: Option<KernelTier>) -> Self {
         Self {
             file: file.to_owned(),
             lines: Vec::new(),
+            tier,
+            kernels: Vec::new(),
+            compared: false,
         }
+    }
+
+    /// Notes which kernels computed what is compared next.
+    pub fn ran(&mut self, kernels: Vec<Kernel>) {
+        if std::mem::take(&mut self.compared) {
+            self.kernels.clear();
+        }
+        self.kernels.extend(kernels);
     }
 
     /// Adds a comparison; `tolerance` is the largest error that passes.
@@ -115,6 +147,20 @@ impl Report {
         };
         let numbers = Some((comparison.max_abs_err, tolerance));
         self.add(outcome, tensor, numbers, String::new());
+        self.compared = true;
+        if let (Some(tier), Some(line)) = (self.tier, self.lines.last_mut()) {
+            let of_a_tier = self.kernels.iter().filter(|kernel| kernel.tier().is_some());
+            let names: BTreeSet<_> = of_a_tier.clone().map(Kernel::name).collect();
+            let names: Vec<_> = names.into_iter().collect();
+            line.reason = match names.is_empty() {
+                true => "by no kernel that has tiers".to_owned(),
+                false => format!("by {}", names.join(" ")),
+            };
+            let of_tier = of_a_tier
+                .clone()
+                .filter(|kernel| kernel.tier() == Some(tier));
+            line.of_tier = Some((of_tier.count(), of_a_tier.count()));
+        }
     }
 
     /// Adds a failure that is not one of numbers.
@@ -140,6 +186,7 @@ impl Report {
             tensor: tensor.to_owned(),
             error_and_tolerance,
             reason,
+            of_tier: None,
         });
     }
 
