@@ -1,10 +1,13 @@
 //! GigaPath's slide encoder: attention of the CLS token against double precision, batches, memory, bad input. What its results
 //! are is compared with golden files, in `golden`.
 
+use std::future::Future;
+
 use dilated_attention::models::gigapath::{
     Slide, SlideEncoder, SlideEncoderConfig, SlideOutput, SlideOutputs, SlideRun,
 };
 use dilated_attention::nn::Parameters;
+use dilated_attention::recorder::SliceOptions;
 use dilated_attention::{
     AttentionShape, Context, DType, DeviceFacts, DilatedAttention, DilatedAttentionConfig, Error,
     Mask, WeightFile, WeightWriter, reference,
@@ -326,6 +329,45 @@ fn a_run_that_is_dropped_gives_everything_back() {
             before,
             "after {stop}"
         );
+    }
+}
+
+/// In slices, with progress, the same to the bit; given up anywhere, nothing stays.
+#[test]
+fn encoding_in_slices_is_the_same_and_can_be_given_up() {
+    // Of its own: what other tests lease does not count.
+    let [(_, context), _] = &contexts();
+    let (encoder, weights) = with_weights(context, small());
+    let parts = [tiles(1, 40, 12), tiles(2, 30, 12)];
+    let slides = slides(&parts);
+    let outputs = everything();
+    let at_once = encoder
+        .encode_blocking(context, &weights, &slides, &outputs)
+        .unwrap();
+    context.wait();
+    let before = context.pool().stats().requested_bytes.current;
+    let mut told = Vec::new();
+    let options = SliceOptions::default();
+    let encode = encoder.encode(context, &weights, &slides, &outputs, options, |part| {
+        told.push(part);
+    });
+    assert_eq!(pollster::block_on(encode).unwrap(), at_once);
+    assert!(told.is_sorted() && told.len() >= 5, "{told:?}");
+    assert_eq!(told.last(), Some(&1.0));
+    for polls in [0, 1, 2, 5, 20, 100] {
+        let options = SliceOptions::default().target(std::time::Duration::ZERO);
+        let mut encode =
+            Box::pin(encoder.encode(context, &weights, &slides, &outputs, options, |_| ()));
+        let mut waker = std::task::Context::from_waker(std::task::Waker::noop());
+        for _ in 0..polls {
+            assert!(encode.as_mut().poll(&mut waker).is_pending());
+            std::thread::sleep(std::time::Duration::from_micros(300));
+        }
+        drop(encode);
+        context.wait();
+        context.poll();
+        let now = context.pool().stats().requested_bytes.current;
+        assert_eq!(now, before, "after {polls} polls");
     }
 }
 

@@ -38,6 +38,9 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::longnet::LongNet;
 use crate::nn::{Init, LayerNorm, Linear, ParameterId, ParameterList, Parameters};
+#[cfg(doc)]
+use crate::recorder::SlicedSubmission;
+use crate::recorder::{SliceOptions, Submission};
 use crate::weights::WeightFile;
 
 /// The slide encoder.
@@ -120,29 +123,35 @@ impl SlideEncoder {
         file.part("").load(context, &self.list)
     }
 
-    /// Encodes `slides` and waits for the results without blocking; for progress, cancellation and results of single layers
-    /// on the device, see [`SlideRun`].
+    /// Encodes `slides`, in slices of the device's time so that others who use the device are not kept waiting; `progress` is
+    /// told after each which part of the work is done, from 0 to 1. Nothing blocks, any executor will do, and dropping the future
+    /// ends the work after the slice under way. What it keeps on the device, [`SlideRun`] says.
     ///
     /// # Errors
-    /// As [`SlideRun::new`], [`SlideRun::next_recording`] and [`SlideRun::finish`].
+    /// As [`SlideRun::new`], [`SlideRun::next_recording`], [`SlideRun::finish`] and [`SlicedSubmission::advance`].
     pub async fn encode(
         &self,
         context: &Context,
         weights: &Parameters,
         slides: &[Slide<'_>],
         outputs: &SlideOutputs,
+        slices: SliceOptions,
+        mut progress: impl FnMut(f64),
     ) -> Result<SlideOutput> {
         let mut run = SlideRun::new(context, self, weights, slides, outputs)?;
         while let Some(recorder) = run.next_recording()? {
-            recorder.submit()?;
+            recorder
+                .submit_in_slices(slices.clone())
+                .run(|within| progress(run.fraction_done(within.fraction())))
+                .await?;
         }
         run.finish().await
     }
 
-    /// As [`encode`](Self::encode), blocking (not in browsers). Staging memory is bounded by two recordings.
+    /// As [`encode`](Self::encode), at once and blocking (not in browsers).
     ///
     /// # Errors
-    /// The same.
+    /// As [`SlideRun::new`], [`SlideRun::next_recording`], [`SlideRun::finish`] and [`Recorder::submit`](crate::Recorder::submit).
     pub fn encode_blocking(
         &self,
         context: &Context,
@@ -151,7 +160,8 @@ impl SlideEncoder {
         outputs: &SlideOutputs,
     ) -> Result<SlideOutput> {
         let mut run = SlideRun::new(context, self, weights, slides, outputs)?;
-        let mut before: Option<crate::recorder::Submission> = None;
+        // The staging memory of two recordings at most is in use.
+        let mut before: Option<Submission> = None;
         while let Some(recorder) = run.next_recording()? {
             if let Some(before) = before.replace(recorder.submit()?) {
                 before.wait()?;

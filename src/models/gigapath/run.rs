@@ -178,6 +178,33 @@ impl<'a> SlideRun<'a> {
         self.next
     }
 
+    /// Which part of the operations is done, from 0 to 1, when all recordings handed out but the last are done and of that the
+    /// part `within`: for progress bars.
+    pub fn fraction_done(&self, within: f64) -> f64 {
+        let steps = 0..self.num_recordings();
+        let total: f64 = steps.clone().map(|step| self.operations(step)).sum();
+        let last = self.next.saturating_sub(1);
+        let before: f64 = steps.take(last).map(|step| self.operations(step)).sum();
+        match self.next {
+            0 => 0.0,
+            _ => (before + within * self.operations(last)) / total,
+        }
+    }
+
+    /// Operations of a recording, roughly: those of its products.
+    fn operations(&self, step: usize) -> f64 {
+        let config = &self.encoder.config;
+        let width = config.width() as f64;
+        let rows = (self.slides.len() * self.tokens) as f64;
+        match self.chunks.get(step) {
+            Some(chunk) => (chunk.end - chunk.begin) as f64 * config.feature_dim as f64 * width,
+            None if step + 1 < self.num_recordings() => {
+                rows * width * (4.0 * width + 2.0 * config.ffn_dim as f64)
+            }
+            None => rows * width,
+        }
+    }
+
     /// The next recording, or `None` after the last: each uploads some features or runs one layer.
     ///
     /// # Errors
