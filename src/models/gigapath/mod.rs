@@ -40,7 +40,7 @@ use crate::longnet::LongNet;
 use crate::nn::{Init, LayerNorm, Linear, ParameterId, ParameterList, Parameters};
 #[cfg(doc)]
 use crate::recorder::SlicedSubmission;
-use crate::recorder::{SliceOptions, Submission};
+use crate::recorder::{Recorder, SliceOptions, Submission};
 use crate::weights::WeightFile;
 
 /// The slide encoder.
@@ -123,6 +123,14 @@ impl SlideEncoder {
         file.part("").load(context, &self.list)
     }
 
+    /// Weights drawn at random, for tests and measurements; `seed` decides the draws.
+    ///
+    /// # Errors
+    /// Those of leasing and uploading.
+    pub fn initial_weights(&self, recorder: &mut Recorder, seed: u64) -> Result<Parameters> {
+        Parameters::initial(recorder, &self.list, seed)
+    }
+
     /// Encodes `slides`, in slices of the device's time so that others who use the device are not kept waiting; `progress` is
     /// told after each which part of the work is done, from 0 to 1. Nothing blocks, any executor will do, and dropping the future
     /// ends the work after the slice under way. What it keeps on the device, [`SlideRun`] says.
@@ -151,7 +159,7 @@ impl SlideEncoder {
     /// As [`encode`](Self::encode), at once and blocking (not in browsers).
     ///
     /// # Errors
-    /// As [`SlideRun::new`], [`SlideRun::next_recording`], [`SlideRun::finish`] and [`Recorder::submit`](crate::Recorder::submit).
+    /// As [`SlideRun::new`], [`SlideRun::next_recording`], [`SlideRun::finish`] and [`Recorder::submit`].
     pub fn encode_blocking(
         &self,
         context: &Context,
