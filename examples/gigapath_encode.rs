@@ -107,8 +107,11 @@ fn settings() -> Result<Settings, Box<dyn Error>> {
     Ok(settings)
 }
 
-/// Features and coordinates of a slide, from a file or drawn.
-fn slide(settings: &Settings) -> Result<(Vec<f32>, Vec<[f32; 2]>), Box<dyn Error>> {
+/// Features and coordinates of a slide.
+type Tiles = (Vec<f32>, Vec<[f32; 2]>);
+
+/// From a file or drawn.
+fn slide(settings: &Settings) -> Result<Tiles, Box<dyn Error>> {
     let dim = settings.config.feature_dim;
     if let Some(tiles) = settings.random_tiles {
         let count = tiles.checked_mul(dim).ok_or("too many tiles")?;
@@ -187,7 +190,7 @@ fn run() -> Result<(), Box<dyn Error>> {
             let _ = std::io::stdout().flush();
         }
     };
-    let slices = settings.slices.clone();
+    let slices = settings.slices;
     let outputs = &settings.outputs;
     let output =
         pollster::block_on(encoder.encode(&context, &weights, &slides, outputs, slices, show))?;

@@ -29,6 +29,8 @@
 //!
 //! Tensors are row-major, (batch B, token N, head H, element D), f32.
 
+// rustdoc asks of every type whether it is Sync, down to the depths of wgpu.
+#![recursion_limit = "256"]
 #![warn(missing_docs)]
 #![deny(unsafe_code)]
 

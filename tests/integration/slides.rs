@@ -38,13 +38,16 @@ fn with_weights(context: &Context, config: SlideEncoderConfig) -> (SlideEncoder,
     (encoder, weights)
 }
 
-/// Features and coordinates of so many tiles, two of them in one cell.
-fn tiles(seed: u64, count: usize, dim: usize) -> (Vec<f32>, Vec<[f32; 2]>) {
+/// Features and coordinates.
+type Tiles = (Vec<f32>, Vec<[f32; 2]>);
+
+/// So many tiles, two of them in one cell.
+fn tiles(seed: u64, count: usize, dim: usize) -> Tiles {
     let place = |i: usize| [(i % 7 * 256) as f32 + 3.0, (i / 8 * 256) as f32];
     (uniform(seed, count * dim), (0..count).map(place).collect())
 }
 
-fn slides(parts: &[(Vec<f32>, Vec<[f32; 2]>)]) -> Vec<Slide<'_>> {
+fn slides(parts: &[Tiles]) -> Vec<Slide<'_>> {
     parts
         .iter()
         .map(|(features, coords)| Slide { features, coords })
@@ -63,7 +66,7 @@ fn everything() -> SlideOutputs {
 fn encode(
     context: &Context,
     (encoder, weights): &(SlideEncoder, Parameters),
-    parts: &[(Vec<f32>, Vec<[f32; 2]>)],
+    parts: &[Tiles],
 ) -> SlideOutput {
     encoder
         .encode_blocking(context, weights, &slides(parts), &everything())

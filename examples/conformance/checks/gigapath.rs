@@ -9,7 +9,7 @@ use dilated_attention::nn::{
     LayerNorm, Multihead, MultiheadConfig, MultiheadInput, ParameterList, Parameters,
     ProjectionNorm,
 };
-use dilated_attention::{AttentionShape, Context};
+use dilated_attention::{AttentionShape, Context, DType, DilatedAttentionConfig, Recorder};
 use serde_json::Value;
 
 use super::attention::{Engine, size};
@@ -178,7 +178,7 @@ fn generated_coords(file: &GoldenFile, tiles: usize) -> Result<Vec<[f32; 2]>, St
 
 fn weights(
     file: &GoldenFile,
-    recorder: &mut dilated_attention::Recorder,
+    recorder: &mut Recorder,
     list: &Arc<ParameterList>,
     prefix: &str,
     report: &mut Report,
@@ -372,64 +372,86 @@ fn mixed_heads(
     config: &SlideEncoderConfig,
     report: &mut Report,
 ) -> Result<(), String> {
-    if !file.has("l0.attn") || !file.has("hidden.0") {
+    let Some(layer) = FirstLayer::of(file, context, &config.attention, config.encoder_eps)? else {
         return Ok(());
-    }
+    };
     let mut recorder = context.recorder("first layer");
-    let prefix = "encoder.layers.0.";
-    let mixed = first_mixed_heads(
-        file,
-        context,
-        &config.attention,
-        config.encoder_eps,
-        &mut recorder,
-        &mut |recorder, list| weights(file, recorder, list, prefix, &mut Report::new("", None)),
-    )?;
-    let shape = file.shape::<3>("hidden.0")?;
-    let values = read(recorder, &[&mixed], report)?.swap_remove(0);
-    compare(file, "l0.attn", &shape, &values, report);
-    Ok(())
+    let (list, prefix) = (&layer.list, "encoder.layers.0.");
+    let quiet = &mut Report::new("", None);
+    let weights = weights(file, &mut recorder, list, prefix, quiet)?;
+    layer.compare(file, recorder, &weights, report)
 }
 
-/// Records the mixed heads of a pre-norm layer whose input is the file's `hidden.0`.
-pub fn first_mixed_heads(
-    file: &GoldenFile,
-    context: &Context,
-    attention: &dilated_attention::DilatedAttentionConfig,
-    eps: f32,
-    recorder: &mut dilated_attention::Recorder,
-    weights: &mut dyn FnMut(
-        &mut dilated_attention::Recorder,
-        &Arc<ParameterList>,
-    ) -> Result<Parameters, String>,
-) -> Result<dilated_attention::Tensor, String> {
-    let shape @ [batch, tokens, width] = file.shape::<3>("hidden.0")?;
-    let x = file.f32s("hidden.0", &shape)?;
-    let mut list = ParameterList::new();
-    let norm = LayerNorm::new(&mut list, "self_attn_layer_norm", width, eps);
-    let options = MultiheadConfig {
-        attention: attention.clone(),
-        norm: ProjectionNorm::Inner,
-        norm_eps: eps,
-        xpos: false,
-        gain: 1.0,
-    };
-    let module = Multihead::new(context, &mut list, "self_attn", &options).map_err(told)?;
-    let weights = weights(recorder, &Arc::new(list))?;
-    let mut mixed = || {
-        let x = recorder.upload("x", &shape, &x)?;
-        let normal = recorder.empty("normal", &shape, dilated_attention::DType::F32)?;
-        norm.forward(recorder, &weights, x.matrix(), normal.matrix())?;
-        let call = AttentionShape::new(batch as u32, tokens as u32)?;
-        let input = MultiheadInput {
-            shape: &call,
-            x: normal.matrix(),
-            memory: normal.matrix(),
-            positions: None,
+/// Norm and attention of the first layer of a pre-norm encoder, whose input is the file's `hidden.0` and whose mixed heads are
+/// its `l0.attn`.
+pub struct FirstLayer {
+    norm: LayerNorm,
+    attention: Multihead,
+    /// Names begin with those of the layer's parts.
+    pub list: Arc<ParameterList>,
+}
+
+impl FirstLayer {
+    /// The layer, if the file has both.
+    pub fn of(
+        file: &GoldenFile,
+        context: &Context,
+        attention: &DilatedAttentionConfig,
+        eps: f32,
+    ) -> Result<Option<Self>, String> {
+        if !file.has("l0.attn") || !file.has("hidden.0") {
+            return Ok(None);
+        }
+        let mut list = ParameterList::new();
+        let width = attention.embed_dim() as usize;
+        let norm = LayerNorm::new(&mut list, "self_attn_layer_norm", width, eps);
+        let options = MultiheadConfig {
+            attention: attention.clone(),
+            norm: ProjectionNorm::Inner,
+            norm_eps: eps,
+            xpos: false,
+            gain: 1.0,
         };
-        let y = recorder.empty("y", &shape, dilated_attention::DType::F32)?;
-        let saved = module.forward(recorder, &weights, &input, None, y.matrix())?;
-        Ok(saved.attended().clone())
-    };
-    mixed().map_err(told)
+        let attention = Multihead::new(context, &mut list, "self_attn", &options).map_err(told)?;
+        Ok(Some(Self {
+            norm,
+            attention,
+            list: Arc::new(list),
+        }))
+    }
+
+    /// Compares the mixed heads.
+    pub fn compare(
+        &self,
+        file: &GoldenFile,
+        mut recorder: Recorder,
+        weights: &Parameters,
+        report: &mut Report,
+    ) -> Result<(), String> {
+        let shape @ [batch, tokens, _] = file.shape::<3>("hidden.0")?;
+        let x = file.f32s("hidden.0", &shape)?;
+        let call = AttentionShape::new(size(batch)?, size(tokens)?).map_err(told)?;
+        let mut mixed = || {
+            let x = recorder.upload("x", &shape, &x)?;
+            let normal = recorder.empty("normal", &shape, DType::F32)?;
+            let to = normal.matrix();
+            self.norm.forward(&mut recorder, weights, x.matrix(), to)?;
+            let input = MultiheadInput {
+                shape: &call,
+                x: normal.matrix(),
+                memory: normal.matrix(),
+                positions: None,
+            };
+            let y = recorder.empty("y", &shape, DType::F32)?;
+            let to = y.matrix();
+            let saved = self
+                .attention
+                .forward(&mut recorder, weights, &input, None, to)?;
+            Ok(saved.attended().clone())
+        };
+        let mixed = mixed().map_err(told)?;
+        let values = read(recorder, &[&mixed], report)?.swap_remove(0);
+        compare(file, "l0.attn", &shape, &values, report);
+        Ok(())
+    }
 }

@@ -4,7 +4,7 @@ use dilated_attention::models::longvit::{LongVit, LongVitConfig};
 use dilated_attention::{Context, HeadOffsets, OutputRows, Padding};
 
 use super::attention::Engine;
-use super::gigapath::first_mixed_heads;
+use super::gigapath::FirstLayer;
 use super::golden_file::GoldenFile;
 use super::modules::{self, compare, float, number, read, same, told};
 use super::report::Report;
@@ -29,27 +29,14 @@ pub fn check(
             .output_rows(OutputRows::Aligned);
         run(file, &context, &clean, "clean_", report)?;
     }
-    if !file.has("l0.attn") || !file.has("hidden.0") {
+    let first = FirstLayer::of(file, &context, &config.attention, config.encoder_eps)?;
+    let Some(layer) = first else {
         return Ok(());
-    }
+    };
     let mut recorder = context.recorder("first layer");
-    let (attention, eps) = (&config.attention, config.encoder_eps);
-    let mixed = first_mixed_heads(
-        file,
-        &context,
-        attention,
-        eps,
-        &mut recorder,
-        &mut |recorder, list| {
-            modules::some_weights(file, recorder, list, &|name| {
-                format!("model.encoder.layers.0.{name}")
-            })
-        },
-    )?;
-    let shape = file.shape::<3>("hidden.0")?;
-    let values = read(recorder, &[&mixed], report)?.swap_remove(0);
-    compare(file, "l0.attn", &shape, &values, report);
-    Ok(())
+    let rename = |name: &str| format!("model.encoder.layers.0.{name}");
+    let weights = modules::some_weights(file, &mut recorder, &layer.list, &rename)?;
+    layer.compare(file, recorder, &weights, report)
 }
 
 fn config(file: &GoldenFile) -> Result<LongVitConfig, String> {

@@ -149,7 +149,7 @@ impl SlideEncoder {
         let mut run = SlideRun::new(context, self, weights, slides, outputs)?;
         while let Some(recorder) = run.next_recording()? {
             recorder
-                .submit_in_slices(slices.clone())
+                .submit_in_slices(slices)
                 .run(|within| progress(run.fraction_done(within.fraction())))
                 .await?;
         }
