@@ -317,7 +317,7 @@ fn kernels_of_one_tier_run_where_they_can() {
             let kernel = Kernel::BackwardDq(attention.backward_variant(dtype).unwrap());
             assert_eq!(
                 kernel.tier() == Some(tier),
-                tier != KernelTier::Broadcast && (of_all_types || dtype == DType::F16),
+                of_all_types || dtype == DType::F16,
                 "{tier} {dtype}"
             );
         }
