@@ -374,6 +374,45 @@ fn encoding_in_slices_is_the_same_and_can_be_given_up() {
     }
 }
 
+/// Memory that runs out at any recording is an error after which the run goes on as if nothing had been.
+#[test]
+fn a_run_goes_on_after_memory_ran_out() {
+    // Of its own: it has a budget.
+    let [(_, context), _] = &contexts();
+    let (encoder, weights) = with_weights(context, small());
+    let parts = [tiles(1, 40, 12), tiles(2, 30, 12)];
+    let slides = slides(&parts);
+    let outputs = everything();
+    let expected = encoder
+        .encode_blocking(context, &weights, &slides, &outputs)
+        .unwrap();
+    let mut run = SlideRun::new(context, &encoder, &weights, &slides, &outputs).unwrap();
+    let mut refused = 0;
+    // Refused at the first lease, then at ever later ones, until there is room.
+    let mut room = 0;
+    while run.num_recorded() < run.num_recordings() {
+        context.wait();
+        context.poll();
+        context.pool().force_trim();
+        let held = context.pool().stats().held_bytes.current;
+        context.pool().set_budget_bytes(Some(held + room));
+        match run.next_recording() {
+            Err(error) => {
+                assert!(matches!(error, Error::BudgetExceeded { .. }), "{error}");
+                refused += 1;
+                room += 4 << 10;
+            }
+            Ok(recorder) => {
+                context.pool().set_budget_bytes(None);
+                recorder.unwrap().submit().unwrap();
+                room = 0;
+            }
+        }
+    }
+    assert!(refused >= 2 * run.num_recordings(), "only {refused}");
+    assert_eq!(pollster::block_on(run.finish()).unwrap(), expected);
+}
+
 #[test]
 fn parameters_are_those_of_the_checkpoint() {
     let planner = Context::planner(DeviceFacts::webgpu_defaults());

@@ -29,11 +29,11 @@ pub struct SlideOutput {
     pub pool: Vec<f32>,
     /// Embeddings of each state, where they were asked for; without the encoder's last norm, as upstream.
     pub layers: Vec<LayerEmbedding>,
-    /// States, in the order in which they were asked for.
+    /// The states that were asked for, in their own order.
     pub states: Vec<SlideStates>,
     /// Tokens after the encoder's norm, (slides, tokens, width), where they were asked for.
     pub encoded: Option<Vec<f32>>,
-    /// Attention of the CLS token, in the order in which it was asked for.
+    /// Attention of the CLS token in the layers that were asked for, in their order.
     pub attention: Vec<SlideAttention>,
 }
 

@@ -290,38 +290,23 @@ impl<'a> SlideRun<'a> {
         })
     }
 
+    /// Nothing of the run changes unless all of the chunk was recorded.
     fn upload(&mut self, chunk: Chunk) -> Result<Recorder> {
         let mut recorder = self.context.recorder("slide features");
-        let recorder_ref = &mut recorder;
+        let started = match (&self.state, &self.positions) {
+            (Some(state), Some(positions)) => (state.clone(), positions.clone(), None),
+            _ => {
+                let (state, positions, embeddings) = self.start(&mut recorder)?;
+                (state, positions, Some(embeddings))
+            }
+        };
+        let (state, positions, embeddings) = started;
         let config = &self.encoder.config;
-        let (dtype, width) = (config.activations, config.width());
-        if self.state.is_none() {
-            let dims = [self.slides.len(), self.tokens, width];
-            let ragged = self.cells.iter().any(|cells| cells.len() + 1 < self.tokens);
-            // Rows behind a slide's tokens are computed, too: of zeros, which stay finite.
-            let state = match ragged {
-                true => recorder_ref.zeros("activations", &dims, dtype)?,
-                false => recorder_ref.empty("activations", &dims, dtype)?,
-            };
-            let rows = config.grid_cells as usize;
-            let table = config.position_table();
-            let table = recorder_ref.upload("positions", &[rows, width / 2], &table)?;
-            let num_states = if self.outputs.layers {
-                config.num_layers + 1
-            } else {
-                0
-            };
-            let dims = [2 + 2 * num_states, self.slides.len(), width];
-            self.embeddings = Some(recorder_ref.empty("embeddings", &dims, DType::F32)?);
-            self.positions = Some(table);
-            self.state = Some(state);
-        }
-        let state = self.current()?;
         let Chunk { slide, begin, end } = chunk;
         let dim = config.feature_dim;
         let values = &self.slides[slide].features[begin * dim..end * dim];
         let shape = [end - begin, dim];
-        let features = match dtype {
+        let features = match config.activations {
             DType::F16 => {
                 let values: Vec<f16> = values.iter().copied().map(f16::from_f32).collect();
                 recorder.upload("features", &shape, &values)?
@@ -345,26 +330,48 @@ impl<'a> SlideRun<'a> {
         self.encoder
             .patch_embed
             .forward(&mut recorder, self.weights, features.matrix(), rows)?;
-        if let Some(table) = &self.positions {
-            // A row is two halves: that of y, then that of x.
-            let halves = self.cells[slide][begin..end]
-                .iter()
-                .flat_map(|cell| [cell.y, cell.x]);
-            let halves: Vec<u32> = halves.collect();
-            let ids = TokenIds::upload(&mut recorder, &halves, config.grid_cells)?;
-            let rows = rows.reshape(width as u64 / 2)?;
-            embedding(&mut recorder, &ids, table.matrix(), 1.0, (rows, true))?;
-        }
+        // A row is two halves: that of y, then that of x.
+        let cells = self.cells[slide][begin..end].iter();
+        let halves: Vec<u32> = cells.flat_map(|cell| [cell.y, cell.x]).collect();
+        let ids = TokenIds::upload(&mut recorder, &halves, config.grid_cells)?;
+        let rows = rows.reshape(config.width() as u64 / 2)?;
+        embedding(&mut recorder, &ids, positions.matrix(), 1.0, (rows, true))?;
+        self.state = Some(state);
+        self.positions = Some(positions);
+        self.embeddings = embeddings.or(self.embeddings.take());
         Ok(recorder)
     }
 
+    /// What lives through the run: the state, the halves of position vectors, the embeddings.
+    fn start(&self, recorder: &mut Recorder) -> Result<(Tensor, Tensor, Tensor)> {
+        let config = &self.encoder.config;
+        let (slides, width) = (self.slides.len(), config.width());
+        let dims = [slides, self.tokens, width];
+        let ragged = self.cells.iter().any(|cells| cells.len() + 1 < self.tokens);
+        // Rows behind a slide's tokens are computed, too: of zeros, which stay finite.
+        let state = match ragged {
+            true => recorder.zeros("activations", &dims, config.activations)?,
+            false => recorder.empty("activations", &dims, config.activations)?,
+        };
+        let dims = [config.grid_cells as usize, width / 2];
+        let positions = recorder.upload("positions", &dims, &config.position_table())?;
+        let num_states = match self.outputs.layers {
+            true => config.num_layers + 1,
+            false => 0,
+        };
+        let dims = [2 + 2 * num_states, slides, width];
+        let embeddings = recorder.empty("embeddings", &dims, DType::F32)?;
+        Ok((state, positions, embeddings))
+    }
+
+    /// Nothing of the run changes unless all of the layer was recorded.
     fn layer(&mut self, index: usize) -> Result<Recorder> {
         let mut recorder = self.context.recorder("slide encoder layer");
         let state = self.current()?;
-        if index == 0 {
-            self.positions = None;
-            self.keep(&mut recorder, 0, &state)?;
-        }
+        let first = match index {
+            0 => self.keep(&mut recorder, 0, &state)?,
+            _ => None,
+        };
         let watched = self.outputs.attention.contains(&index).then_some(0);
         let encoder = &self.encoder.encoder;
         let (state, attention) = encoder.layer(
@@ -375,24 +382,30 @@ impl<'a> SlideRun<'a> {
             state,
             watched,
         )?;
-        self.keep(&mut recorder, index + 1, &state)?;
+        let next = self.keep(&mut recorder, index + 1, &state)?;
         if let Some(attention) = attention {
             let download = recorder.download(&attention)?;
             self.downloads.attention.push((index, download));
         }
+        self.downloads.states.extend(first.into_iter().chain(next));
+        self.positions = None;
         self.state = Some(state);
         Ok(recorder)
     }
 
-    /// Records what is wanted of a state.
-    fn keep(&mut self, recorder: &mut Recorder, index: usize, state: &Tensor) -> Result<()> {
-        if self.outputs.states.contains(&index) {
-            let download = Activations::start(recorder, state)?;
-            self.downloads.states.push((index, download));
+    /// Records what is wanted of a state; its download, if that is wanted.
+    fn keep(
+        &self,
+        recorder: &mut Recorder,
+        index: usize,
+        state: &Tensor,
+    ) -> Result<Option<(usize, Activations)>> {
+        if self.outputs.layers {
+            self.embed(recorder, 1 + index, state)?;
         }
-        match self.outputs.layers {
-            true => self.embed(recorder, 1 + index, state),
-            false => Ok(()),
+        match self.outputs.states.contains(&index) {
+            true => Ok(Some((index, Activations::start(recorder, state)?))),
+            false => Ok(None),
         }
     }
 
@@ -430,12 +443,15 @@ impl<'a> SlideRun<'a> {
             )?;
         }
         self.embed(&mut recorder, 0, &encoded)?;
-        if self.outputs.encoded {
-            self.downloads.encoded = Some(Activations::start(&mut recorder, &encoded)?);
+        let of_encoded = match self.outputs.encoded {
+            true => Some(Activations::start(&mut recorder, &encoded)?),
+            false => None,
+        };
+        if let Some(embeddings) = &self.embeddings {
+            self.downloads.embeddings = Some(recorder.download(embeddings)?);
         }
-        if let Some(embeddings) = self.embeddings.take() {
-            self.downloads.embeddings = Some(recorder.download(&embeddings)?);
-        }
+        self.downloads.encoded = of_encoded;
+        self.embeddings = None;
         self.state = None;
         Ok(recorder)
     }
