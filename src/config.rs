@@ -195,6 +195,23 @@ impl DilatedAttentionConfig {
         })
     }
 
+    /// The same options over other branches.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_branches(self, segment_lengths: &[u32], dilation_rates: &[u32]) -> Result<Self> {
+        let other = Self::new(
+            self.num_heads,
+            self.head_dim,
+            segment_lengths,
+            dilation_rates,
+        )?;
+        Ok(Self {
+            branches: other.branches,
+            ..self
+        })
+    }
+
     /// Ordinary attention over whole sequences: one branch of rate 1 that spans the longest sequence there can be.
     ///
     /// # Errors

@@ -446,6 +446,28 @@ fn parameters_are_those_of_the_checkpoint() {
     }
 }
 
+/// Other branches leave every other option as it was.
+#[test]
+fn other_branches_keep_the_options() {
+    let mut config = small();
+    config.attention = config
+        .attention
+        .mask(Mask::Causal)
+        .softmax_scale(0.5)
+        .unwrap();
+    let changed = config.clone().segments(&[16], &[2]).unwrap();
+    let expected = DilatedAttentionConfig::new(2, 16, &[16], &[2])
+        .unwrap()
+        .torchscale()
+        .mask(Mask::Causal)
+        .softmax_scale(0.5)
+        .unwrap();
+    assert_eq!(changed.attention, expected);
+    assert!(config.clone().segments(&[16], &[]).is_err());
+    let fine_tuned = config.max_wsi_size(250_000).unwrap();
+    assert_eq!(fine_tuned.attention.branches()[4].segment_length, 524_288);
+}
+
 #[test]
 fn checkpoints_load_strictly() {
     let context = &kernel_contexts()[0].context;

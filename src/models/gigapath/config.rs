@@ -88,14 +88,7 @@ impl SlideEncoderConfig {
     /// # Errors
     /// As [`DilatedAttentionConfig::new`].
     pub fn segments(self, lengths: &[u32], rates: &[u32]) -> Result<Self> {
-        let before = &self.attention;
-        let (heads, head_dim) = (before.num_heads(), before.head_dim());
-        let attention = DilatedAttentionConfig::new(heads, head_dim, lengths, rates)?
-            .mask(before.get_mask())
-            .head_offsets(before.get_head_offsets())
-            .padding(before.get_padding())
-            .output_rows(before.get_output_rows())
-            .gradient(before.get_gradient());
+        let attention = self.attention.with_branches(lengths, rates)?;
         Ok(Self { attention, ..self })
     }
 
