@@ -43,13 +43,11 @@ pub struct LongVitConfig {
 
 impl LongVitConfig {
     /// The published sizes: 12 layers, 16 heads of 24, images of 1024 pixels in patches of 32, branches of 64 to 1024 patches.
-    ///
-    /// # Errors
-    /// Never; [`Error::InvalidConfig`] is that of [`DilatedAttentionConfig::new`].
-    pub fn published(num_classes: usize) -> Result<Self> {
+    pub fn published(num_classes: usize) -> Self {
         let lengths = [64, 128, 256, 512, 1024];
-        let attention = DilatedAttentionConfig::new(16, 24, &lengths, &[1, 2, 4, 8, 16])?;
-        Ok(Self {
+        let attention = DilatedAttentionConfig::new(16, 24, &lengths, &[1, 2, 4, 8, 16])
+            .expect("the sizes of the published model are valid");
+        Self {
             attention: attention.torchscale(),
             num_layers: 12,
             ffn_dim: 1536,
@@ -59,7 +57,7 @@ impl LongVitConfig {
             num_classes,
             encoder_eps: 1e-5,
             norm_eps: 1e-5,
-        })
+        }
     }
 
     /// Patches along the edge of the model's images.
