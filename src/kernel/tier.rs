@@ -17,7 +17,7 @@ pub enum KernelTier {
     Tile,
     /// Rows in registers, for CPUs whose driver loads an address that all lanes share once.
     Rows,
-    /// Rows in registers and subgroup broadcasts, for other CPUs; of the forward alone.
+    /// Rows in registers and subgroup broadcasts, for other CPUs; of attention alone.
     Broadcast,
     /// Cooperative matrices of 8 x 8 x 8, for f16.
     Coop8,
