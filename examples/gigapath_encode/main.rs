@@ -43,7 +43,7 @@ mod results;
 mod settings;
 
 use std::error::Error;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -110,10 +110,10 @@ fn run(start: Instant) -> Result<(), Box<dyn Error>> {
     context.pool().reset_peaks();
 
     let begin = Instant::now();
-    let mut shown = -1;
+    let (mut shown, is_terminal) = (-1, std::io::stdout().is_terminal());
     let show = |part: f64| {
         let percent = (100.0 * part) as i32;
-        if percent > shown {
+        if percent > shown && is_terminal {
             shown = percent;
             let bar = "#".repeat(percent as usize / 4);
             print!("\r[{bar:<25}] {percent:3} %");
@@ -127,8 +127,11 @@ fn run(start: Instant) -> Result<(), Box<dyn Error>> {
     let seconds = begin.elapsed().as_secs_f64();
     let stats = context.pool().stats();
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    if is_terminal {
+        println!();
+    }
     println!(
-        "\rencoded     {seconds:.2} s, {:.1} GFLOP/s; pool at most {:.1} MiB asked for, {:.1} MiB held",
+        "encoded     {seconds:.2} s, {:.1} GFLOP/s; pool at most {:.1} MiB asked for, {:.1} MiB held",
         plan.flop as f64 / 1e9 / seconds,
         mib(stats.requested_bytes.peak),
         mib(stats.held_bytes.peak),

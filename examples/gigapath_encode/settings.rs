@@ -116,7 +116,7 @@ impl Settings {
                     let target = Duration::from_millis(parse(option, &value()?)?);
                     settings.slices = SliceOptions::default().target(target);
                 }
-                "--depth" => depth = Some(parse(option, &value()?)?),
+                "--depth" => depth = Some(parse::<u16>(option, &value()?)?),
                 "--size" => {
                     size = Some(match value()?.as_str() {
                         "base" => SlideEncoderConfig::base(),
@@ -137,7 +137,7 @@ impl Settings {
             }
         }
         settings.drawn = size.clone().unwrap_or(settings.drawn);
-        settings.drawn.num_layers = depth.unwrap_or(settings.drawn.num_layers);
+        settings.drawn.num_layers = depth.map_or(settings.drawn.num_layers, usize::from);
         let mut files = files.into_iter();
         settings.weights = files.next();
         settings.tiles = files.collect();
