@@ -63,6 +63,14 @@ fn main() -> ExitCode {
 }
 
 fn run(start: Instant) -> Result<(), Box<dyn Error>> {
+    if std::env::args().any(|argument| argument == "--help") {
+        // What stands above.
+        let lines = include_str!("main.rs").lines();
+        lines
+            .map_while(|line| line.strip_prefix("//!"))
+            .for_each(|line| println!("{}", line.strip_prefix(' ').unwrap_or(line)));
+        return Ok(());
+    }
     let settings = Settings::from_arguments(std::env::args().skip(1))?;
     let checkpoint = match &settings.weights {
         Some(path) => Some(WeightFile::open(path)?),

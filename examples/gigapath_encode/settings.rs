@@ -130,8 +130,7 @@ impl Settings {
                     });
                 }
                 _ if option.starts_with('-') => {
-                    let hint = "the options are in the first lines of main.rs";
-                    return Err(format!("unknown option {option}; {hint}").into());
+                    return Err(format!("unknown option {option}; --help lists them").into());
                 }
                 _ => files.push(PathBuf::from(argument)),
             }
@@ -216,7 +215,11 @@ impl Settings {
         let mut rows = tiles.features.chunks(feature_dim.max(1));
         // One of them would make the whole embedding no number.
         match rows.position(|row| row.iter().any(|value| !value.is_finite())) {
-            Some(tile) => Err(format!("features of tile {tile} are not all finite").into()),
+            Some(tile) => {
+                let file = self.tiles.first().map(|path| path.display().to_string());
+                let file = file.unwrap_or_default();
+                Err(format!("{file}: features of tile {tile} are not all finite").into())
+            }
             None => Ok(tiles),
         }
     }
