@@ -10,7 +10,7 @@
     checkpoint.py compare A B [--tolerance 1e-4]                     largest differences of the tensors that A and B share
     checkpoint.py check GOLDEN.safetensors...                        this file's encoder against recorded results
 
-Python 3.9 or newer with torch, numpy and safetensors. The encoder is written from the specification of the model: torchscale's
+Python 3.9 or newer with torch (tried: 2.5), numpy and safetensors. The encoder is written from the specification of the model: torchscale's
 dilated attention, in which the zeros that pad a segment are keys like others, and rows of a segment whose length the rate
 does not divide are written further apart than they were read.
 """
