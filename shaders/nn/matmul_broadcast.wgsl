@@ -1,20 +1,19 @@
 // c = op(a) op(b), with a bias, an activation and a scaled residual in the same pass, on CPU adapters that load once per lane,
 // whether the address is shared or not (lavapipe before Mesa 26).
 //
-// A workgroup is one subgroup of eight lanes. Each lane owns four rows of c, in CELLS cells of columns that all lanes have in
-// common. For four elements of the sum a lane loads those of its own rows, in four loads, and an eighth of those of the
+// A workgroup is one subgroup of eight lanes. Each lane owns ROWS rows of c, in CELLS cells of columns that all lanes have in
+// common. For four elements of the sum a lane loads those of its own rows, in as many loads, and an eighth of those of the
 // columns; subgroup operations hand these to the other seven lanes. A step takes DEPTH elements. Factors are read in fours, so
 // strides and windows are multiples of 4, and the length of the sum is one of DEPTH; src/ops/matmul.rs takes another kernel else.
 // Functions of a number have a form `..._each()` that calls them for all numbers, written by src/kernel/source.rs: an array
 // stays in registers only while all its indices are constants. src/kernel/matmul.rs says why these numbers.
-// Prelude: CELLS (even), DEPTH (4 or 8).
+// Prelude: ROWS (4 or 8), CELLS (even), DEPTH (4 or 8).
 
 const LANES: u32 = 8u;
-const ROWS: u32 = 4u; // of a lane
 
 var<private> sums: array<vec4<f32>, ROWS * CELLS>;
-var<private> left: mat4x4<f32>; // of each row of the lane, four elements
-var<private> left_at: vec4<u32>;
+var<private> left: array<vec4<f32>, 8>; // of each row of the lane, the first ROWS of these, four elements
+var<private> left_at: array<vec4<u32>, ROWS / 4u>; // of each four rows; of a transposed one, of each of four k
 var<private> left_offset: u32; // of the step
 // Of each pair of cells, what the lane loads of b: as stored, one of the cells at one of four k; transposed, four k of one of
 // the eight columns.
@@ -36,12 +35,26 @@ fn find_right(pair: u32) {
     }
 }
 
-fn load_left() {
-    let at = left_at + left_offset;
-    left = mat4x4<f32>(four_a(at.x), four_a(at.y), four_a(at.z), four_a(at.w));
+// Rows outside c repeat the last one, and so do columns: their sums are not stored.
+fn find_left(four: u32) {
+    let rows = min(vec4<u32>(first_row + 4u * four) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(params.rows - 1u));
     if (TRANSPOSE_A == 1u) {
-        left = transpose(left);
+        left_at[four] = (params.a_skip + vec4<u32>(0u, 1u, 2u, 3u) * params.a_stride + rows.x) / 4u;
+    } else {
+        left_at[four] = (params.a_skip + rows * params.a_stride) / 4u;
     }
+}
+
+fn load_left(four: u32) {
+    let at = left_at[four] + left_offset;
+    var rows = mat4x4<f32>(four_a(at.x), four_a(at.y), four_a(at.z), four_a(at.w));
+    if (TRANSPOSE_A == 1u) {
+        rows = transpose(rows);
+    }
+    left[4u * four] = rows[0];
+    left[4u * four + 1u] = rows[1];
+    left[4u * four + 2u] = rows[2];
+    left[4u * four + 3u] = rows[3];
 }
 
 // Loads the lane's part of two cells of columns, and adds products with them. Columns go one by one, so that what lanes hand
@@ -115,10 +128,20 @@ fn handed_7(own: vec4<f32>) -> vec4<f32> {
 }
 
 fn add_column(cell: u32, column: u32, four: vec4<f32>) {
-    sums[cell][column] = dot_add(left[0], four, sums[cell][column]);
-    sums[CELLS + cell][column] = dot_add(left[1], four, sums[CELLS + cell][column]);
-    sums[2u * CELLS + cell][column] = dot_add(left[2], four, sums[2u * CELLS + cell][column]);
-    sums[3u * CELLS + cell][column] = dot_add(left[3], four, sums[3u * CELLS + cell][column]);
+    add_element(cell, column, 0u, four);
+    add_element(cell, column, 1u, four);
+    add_element(cell, column, 2u, four);
+    add_element(cell, column, 3u, four);
+    if (ROWS > 4u) {
+        add_element(cell, column, 4u, four);
+        add_element(cell, column, 5u, four);
+        add_element(cell, column, 6u, four);
+        add_element(cell, column, 7u, four);
+    }
+}
+
+fn add_element(cell: u32, column: u32, row: u32, four: vec4<f32>) {
+    sums[row * CELLS + cell][column] = dot_add(left[row], four, sums[row * CELLS + cell][column]);
 }
 
 fn dot_add(a: vec4<f32>, b: vec4<f32>, sum: f32) -> f32 {
@@ -128,17 +151,13 @@ fn dot_add(a: vec4<f32>, b: vec4<f32>, sum: f32) -> f32 {
 fn add_four(k: u32) {
     left_offset = k / 4u * select(1u, params.a_stride, TRANSPOSE_A == 1u);
     right_offset = k / 4u * select(params.b_stride, 1u, TRANSPOSE_B == 1u);
-    load_left();
+    load_left_each();
     add_pair_each();
 }
 
 // Sums begin at the bias, so that it is added before they are rounded.
-fn start_cell(cell: u32) {
-    let bias = biased(vec4<f32>(), min(first_cell + cell, params.columns / 4u - 1u));
-    sums[cell] = bias;
-    sums[CELLS + cell] = bias;
-    sums[2u * CELLS + cell] = bias;
-    sums[3u * CELLS + cell] = bias;
+fn start_sum(i: u32) {
+    sums[i] = biased(vec4<f32>(), min(first_cell + i % CELLS, params.columns / 4u - 1u));
 }
 
 fn exists(i: u32) -> bool {
@@ -163,15 +182,9 @@ fn matmul_broadcast(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgro
     let number = workgroup_number(workgroup);
     first_row = number / params.tiles_x * (ROWS * LANES) + ROWS * lane;
     first_cell = number % params.tiles_x * CELLS;
-    // Rows and columns outside c repeat the last one: their sums are not stored.
-    let rows = min(vec4<u32>(first_row) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(params.rows - 1u));
-    if (TRANSPOSE_A == 1u) {
-        left_at = (params.a_skip + vec4<u32>(0u, 1u, 2u, 3u) * params.a_stride + rows.x) / 4u;
-    } else {
-        left_at = (params.a_skip + rows * params.a_stride) / 4u;
-    }
+    find_left_each();
     find_right_each();
-    start_cell_each();
+    start_sum_each();
     for (var k = 0u; k < params.inner; k += DEPTH) {
         add_four(k);
         if (DEPTH > 4u) {

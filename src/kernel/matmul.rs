@@ -35,8 +35,11 @@
 //! | 4 rows, 24 columns, 4 a step, loads in fours (kept on 25.0.7) | 41 % | 50 % | 2.6 s |
 //! | 4 rows, 32, 40, 48 columns, 4 a step | 43, 47, 47 % | 48, 41 % | 3.2, 5.4 s |
 //! | 2, 3, 5, 6, 8 rows, 32 columns, 4 a step | -, 40, 45, 43, 46 % | 41, -, 48, 46, 48 % | 1.2 to 13 s |
-//! | 4 rows, 24, 32, 40, 48 columns, 8 a step (40 kept on 26.2.6) | 48, 50, 53, 51 % | 32 columns 34 % | 5.8 s |
-//! | 8 rows, 32 columns, 8 a step; 4 rows, 32 columns, 16 a step | 52; 44 % | | |
+//! | 4 rows, 24, 32, 40, 48 columns, 8 a step | 48, 50, 55, 51 % | 32 columns 34 % | 5.8 s |
+//! | 6 rows, 40, 48, 64 columns, 8 a step | 55, 57, 55 % | | |
+//! | 8 rows, 32, 40, 48, 64, 80, 96 columns, 8 a step (48 kept on 26.2.6) | 52, 57, 58, 61, 47, 46 % | | |
+//! | 10, 12, 16 rows, 64 columns, 8 a step | 42, 44, 44 % | | |
+//! | 8 rows, 64 columns, 4, 12, 16 a step | 52, 48, 45 % | | |
 //! | both factors staged in workgroup memory, 8 rows, 32 columns | | 31 % | 2.6 s |
 //! | only b staged, 8 rows, 32; 64 columns | | 40; 40 % | 4; 14 s |
 //!
@@ -44,16 +47,19 @@
 //!
 //! | product (rows x columns x sum) | 26.2.6 broadcast | rows | 25.0.7 broadcast | tile |
 //! |---|---|---|---|---|
-//! | 1024 x 1024 x 1024, b transposed as a layer's weights are | 102 | 96 (with a transposed copy of b) | 54 | 10.5 |
-//! | 1024 x 768 x 768, the same | 108 | 88 | 54 | 10.9 |
-//! | 1024 x 3072 x 768, the same | 108 | 89 | 55 | 11.1 |
-//! | 1024 x 768 x 3072, the same | 102 | 95 | 56 | 10.3 |
-//! | 1024 x 1024 x 1024, nothing transposed; a transposed | 89; 69 | 102; 102 | 54; 48 | 10.8; 9.5 |
+//! | 1024 x 1024 x 1024, b transposed as a layer's weights are | 116 | 96 (with a transposed copy of b) | 51 to 54 | 10.5 |
+//! | 1024 x 768 x 768, the same | 123 | 88 | 54 | 10.9 |
+//! | 1024 x 3072 x 768, the same | 120 | 89 | 55 | 11.1 |
+//! | 1024 x 768 x 3072, the same | 119 | 95 | 56 | 10.3 |
+//! | 1024 x 1024 x 1024, nothing transposed | 103 | 103 | 50 to 54 | 10.8 |
+//! | 1024 x 1024 x 1024, a transposed | 85 | 104 | 48 | 9.5 |
 //!
-//! The tile compiles for 10 to 20 s on 25.0.7, the broadcasts for 2 s. What lanes hand over has to stay in registers, so columns
-//! go one by one: a cell of four columns at a time measured 95 to 100 instead of 102 to 108. By samples of the processor two
-//! fifths of the time on 26.2.6 are gathers, 72 for 1280 fma; on 25.0.7 three fifths are loads, each of which is a chain of
-//! branches. Rows that are whole pages apart share one set of the cache, which takes a tenth.
+//! The tile compiles for 10 to 20 s on 25.0.7, the broadcasts for 2 to 3 s. What lanes hand over has to stay in registers, so
+//! columns go one by one: with 40 columns in 4 rows, cells of four columns at a time measured 95 to 100 instead of 102 to 108.
+//! By samples of the processor two fifths of the time on 26.2.6 were gathers there, 72 for 1280 fma; the kept shape has 112 for
+//! 3072. One of 64 columns is as fast or slower in the whole kernel, and near where the code no longer fits the cache. On
+//! 25.0.7 three fifths are loads, each of which is a chain of branches. Rows that are whole pages apart share one set of the
+//! cache, which takes a tenth.
 //!
 //! Until 2026-11-28 the rows copied a transposed b of page-wide rows first (1024 x 1024 x 1024 96 instead of 70 GFLOP/s); now
 //! they only meet such a factor where there are no broadcasts, and the copy is gone.
@@ -81,9 +87,11 @@ pub enum MatmulVariant {
         /// Groups of lanes beside each other.
         lane_groups: u32,
     },
-    /// Four rows a lane in registers, whose columns are handed from lane to lane: CPUs whose driver loads once per lane. For
+    /// Rows of a lane in registers, whose columns are handed from lane to lane: CPUs whose driver loads once per lane. For
     /// factors and results of rows in fours.
     Broadcast {
+        /// Rows of a lane, 4 or 8.
+        rows: u32,
         /// Fours of columns in each row.
         cells: u32,
         /// Elements of the sum in a step, 4 or 8, which the length of the sum is a multiple of.
@@ -257,10 +265,15 @@ impl MatmulVariant {
                 uniform_loads: true,
                 ..
             } => Self::Broadcast {
-                cells: 10,
+                rows: 8,
+                cells: 12,
                 depth: 8,
             },
-            _ => Self::Broadcast { cells: 6, depth: 4 },
+            _ => Self::Broadcast {
+                rows: 4,
+                cells: 6,
+                depth: 4,
+            },
         }
     }
 
@@ -283,8 +296,12 @@ impl MatmulVariant {
                     _ => Self::Tile,
                 }
             }
-            Self::Broadcast { cells, depth } if !inner.is_multiple_of(u64::from(depth)) => {
-                Self::Broadcast { cells, depth: 4 }
+            Self::Broadcast { rows, cells, depth } if !inner.is_multiple_of(u64::from(depth)) => {
+                Self::Broadcast {
+                    rows,
+                    cells,
+                    depth: 4,
+                }
             }
             _ => self,
         }
@@ -304,7 +321,7 @@ impl MatmulVariant {
     pub fn tile(self) -> [u64; 2] {
         match self {
             Self::Tile => [64, 64],
-            Self::Broadcast { cells, .. } => [32, u64::from(4 * cells)],
+            Self::Broadcast { rows, cells, .. } => [8 * rows, 4 * cells].map(u64::from),
             Self::Rows { lanes, lane_groups } => [64, u64::from(4 * lanes * lane_groups)],
             Self::Coop(product) => product.tile().map(u64::from),
         }
@@ -323,7 +340,9 @@ impl MatmulVariant {
     pub fn constants(self) -> Vec<(&'static str, u32)> {
         match self {
             Self::Tile => Vec::new(),
-            Self::Broadcast { cells, depth } => vec![("CELLS", cells), ("DEPTH", depth)],
+            Self::Broadcast { rows, cells, depth } => {
+                vec![("ROWS", rows), ("CELLS", cells), ("DEPTH", depth)]
+            }
             Self::Rows { lanes, lane_groups } => {
                 vec![("LANES", lanes), ("LANE_GROUPS", lane_groups)]
             }

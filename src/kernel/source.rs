@@ -155,14 +155,16 @@ fn unrolled(kernel: &Kernel) -> Vec<Unrolled> {
             ..
         } => each(&["add_row", "add_stored", "store_row"].map(|name| (name, 64))),
         Kernel::Matmul {
-            variant: MatmulVariant::Broadcast { cells, .. },
+            variant: MatmulVariant::Broadcast { rows, cells, .. },
             ..
         } => each(&[
+            ("find_left", rows / 4),
             ("find_right", cells / 2),
-            ("start_cell", *cells),
+            ("load_left", rows / 4),
             ("add_pair", cells / 2),
-            ("add_stored", 4 * cells),
-            ("store_sum", 4 * cells),
+            ("start_sum", rows * cells),
+            ("add_stored", rows * cells),
+            ("store_sum", rows * cells),
         ]),
         _ => Vec::new(),
     }
