@@ -4,14 +4,6 @@
 
 var<private> own_key: u32; // the staged key that this lane loads
 
-fn first_four(own: vec4<f32>) -> mat4x4<f32> {
-    return mat4x4<f32>(subgroupBroadcast(own, 0u), subgroupBroadcast(own, 1u), subgroupBroadcast(own, 2u), subgroupBroadcast(own, 3u));
-}
-
-fn last_four(own: vec4<f32>) -> mat4x4<f32> {
-    return mat4x4<f32>(subgroupBroadcast(own, 4u), subgroupBroadcast(own, 5u), subgroupBroadcast(own, 6u), subgroupBroadcast(own, 7u));
-}
-
 fn add_scores(c: u32) {
     let own = keys[own_key * HEAD_DIM_VEC4 + c];
     add_products(0u, c, first_four(own));

@@ -7,14 +7,6 @@ fn begin_sharing() {
     own_staged = subgroupExclusiveAdd(1u);
 }
 
-fn first_four(own: vec4<f32>) -> mat4x4<f32> {
-    return mat4x4<f32>(subgroupBroadcast(own, 0u), subgroupBroadcast(own, 1u), subgroupBroadcast(own, 2u), subgroupBroadcast(own, 3u));
-}
-
-fn last_four(own: vec4<f32>) -> mat4x4<f32> {
-    return mat4x4<f32>(subgroupBroadcast(own, 4u), subgroupBroadcast(own, 5u), subgroupBroadcast(own, 6u), subgroupBroadcast(own, 7u));
-}
-
 fn add_products_a(c: u32) {
     let own = staged_a[own_staged * HEAD_DIM_VEC4 + c];
     add_four_products_a(0u, c, first_four(own));

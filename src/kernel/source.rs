@@ -304,7 +304,10 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
             let own: &[_] = match variant.shape {
                 ForwardShape::Tile => &[shader!("attention/forward_tile.wgsl")],
                 ForwardShape::Uniform => &[shader!("attention/forward_uniform.wgsl")],
-                ForwardShape::Broadcast => &[shader!("attention/forward_broadcast.wgsl")],
+                ForwardShape::Broadcast => &[
+                    shader!("shared/broadcast.wgsl"),
+                    shader!("attention/forward_broadcast.wgsl"),
+                ],
                 ForwardShape::Coop(_) => &[
                     shader!("shared/coop_staged.wgsl"),
                     shader!("attention/forward_coop.wgsl"),
@@ -478,6 +481,7 @@ fn backward_files(variant: &BackwardVariant, own: &[&'static str]) -> Vec<&'stat
         ],
         BackwardShape::Broadcast => vec![
             shader!("shared/backward_rows.wgsl"),
+            shader!("shared/broadcast.wgsl"),
             shader!("shared/backward_broadcast.wgsl"),
         ],
         BackwardShape::Coop(_) => vec![
