@@ -57,7 +57,8 @@ pub struct Viewer {
     slide: Option<(Ready, Grid)>,
     /// Attention of the last run, by layer.
     attention: Vec<Vec<f32>>,
-    /// What became of the last run.
+    /// How far the last run came, and what became of it.
+    fraction: f32,
     outcome: String,
     error: Option<String>,
     by_similarity: bool,
@@ -114,6 +115,7 @@ impl Viewer {
             stage: Stage::Preparing("starting"),
             slide: None,
             attention: Vec::new(),
+            fraction: 0.0,
             outcome: String::new(),
             error: None,
             by_similarity: false,
@@ -173,18 +175,32 @@ impl Viewer {
             }
             Message::Progress(progress) => {
                 self.trace.say(|| {
-                    let Progress { done, total, fraction } = progress;
+                    let Progress {
+                        done,
+                        total,
+                        fraction,
+                    } = progress;
                     format!("progress {done} {total} {fraction:.4}")
                 });
+                self.fraction = progress.fraction;
                 self.stage = Stage::Encoding(progress);
             }
             Message::Encoded(encoded) => {
                 self.attention = encoded.attention;
                 (self.painted, self.asked) = (None, None);
-                self.ended(&format!("encoded in {:.1} s", encoded.took.as_secs_f64()));
+                let how = format!("encoded in {:.1} s", encoded.took.as_secs_f64());
+                self.trace.say(|| how.clone());
+                self.ended(how);
             }
-            Message::Cancelled => self.ended("cancelled"),
-            Message::Similarity { state, tile, values } => {
+            Message::Cancelled => {
+                self.trace.say(|| "cancelled".to_owned());
+                self.ended("cancelled".to_owned());
+            }
+            Message::Similarity {
+                state,
+                tile,
+                values,
+            } => {
                 let view = View::Similarity { layer: state, tile };
                 if self.asked == Some(view) {
                     self.asked = None;
@@ -192,21 +208,25 @@ impl Viewer {
                 }
             }
             Message::Failed(error) => {
-                self.ended("failed");
                 self.trace.say(|| format!("failed {error}"));
+                self.ended("failed".to_owned());
                 self.error = Some(error);
             }
         }
     }
 
     /// A run ended in whatever way.
-    fn ended(&mut self, how: &str) {
+    fn ended(&mut self, how: String) {
         self.stage = Stage::Idle;
-        self.outcome = how.to_owned();
+        self.outcome = how;
         let leased = self.leased_bytes();
-        self.trace.say(|| format!("{how}"));
         self.trace.say(|| format!("leased {leased}"));
-        let Figures { count, median, percentile_95, longest } = self.frames.all_intervals();
+        let Figures {
+            count,
+            median,
+            percentile_95,
+            longest,
+        } = self.frames.all_intervals();
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         self.trace.say(|| {
             let (median, most, longest) = (ms(median), ms(percentile_95), ms(longest));
@@ -235,7 +255,11 @@ impl Viewer {
             Some(tile) => View::Similarity { layer, tile },
             None => View::Attention { layer },
         };
-        if self.painted.as_ref().is_some_and(|painted| painted.view == view) {
+        if self
+            .painted
+            .as_ref()
+            .is_some_and(|painted| painted.view == view)
+        {
             return;
         }
         match view {
@@ -258,7 +282,7 @@ impl Viewer {
 
     fn encode(&mut self) {
         self.error = None;
-        self.outcome.clear();
+        (self.fraction, self.outcome) = (0.0, String::new());
         self.frames = FrameTimes::default();
         self.pool.reset_peaks();
         self.stage = Stage::Encoding(Progress {
@@ -317,11 +341,12 @@ impl Viewer {
         });
         let (fraction, text) = match &self.stage {
             Stage::Preparing(what) => (0.0, format!("{what} …")),
-            Stage::Encoding(Progress { done, total, fraction }) => {
-                let percent = 100.0 * fraction;
-                (*fraction, format!("{percent:.0} %, recording {done} of {total}"))
+            Stage::Encoding(Progress { done, total, .. }) => {
+                let percent = 100.0 * self.fraction;
+                let text = format!("{percent:.0} %, {done} of {total} recordings");
+                (self.fraction, text)
             }
-            Stage::Idle | Stage::Ended => (0.0, self.outcome.clone()),
+            Stage::Idle | Stage::Ended => (self.fraction, self.outcome.clone()),
         };
         ui.add(egui::ProgressBar::new(fraction).text(text));
         ui.horizontal(|ui| {
@@ -375,7 +400,9 @@ impl Viewer {
             painter.rect_filled(part, 0.0, colour::ramp(step as f32 / (STEPS - 1) as f32));
         }
         let [low, high] = match &self.painted {
-            Some(Painted { scale: [low, high], .. }) => [*low, *high].map(short),
+            Some(Painted {
+                scale: [low, high], ..
+            }) => [*low, *high].map(short),
             None => ["–".to_owned(), "–".to_owned()],
         };
         ui.horizontal(|ui| {
@@ -414,14 +441,19 @@ impl Viewer {
                 ("pending", stats.pending_bytes.current, timeline::PENDING),
                 ("cached", stats.free_bytes.current, timeline::CACHED),
             ] {
-                ui.label(RichText::new("■").color(colour));
+                let (rect, _) = ui.allocate_exact_size(vec2(9.0, 9.0), egui::Sense::hover());
+                ui.painter().rect_filled(rect, 1.0, colour);
                 ui.label(format!("{name} {}", mib(bytes)));
             }
         });
         let (held, peak) = (stats.held_bytes.current, stats.held_bytes.peak);
         let planned = self.slide.as_ref().map(|(ready, _)| ready.plan.held_bytes);
         let planned = planned.map_or_else(String::new, |bytes| format!(", planned {}", mib(bytes)));
-        ui.label(format!("held {}, peak {}{planned} MiB", mib(held), mib(peak)));
+        ui.label(format!(
+            "held {}, peak {}{planned} MiB",
+            mib(held),
+            mib(peak)
+        ));
         let rect = self.timeline.show(ui);
         self.trace.widget(ui, "timeline", rect);
         ui.label(RichText::new("the last minute").small().weak());
@@ -478,15 +510,19 @@ impl eframe::App for Viewer {
 )]
 fn watch(context: &Context, ctx: &egui::Context, fatal: &Fatal) {
     let (fatal, ctx) = (fatal.clone(), ctx.clone());
-    context.device().set_device_lost_callback(move |reason, message| {
-        // A device that is dropped with the window is no loss.
-        if reason == dilated_attention::wgpu::DeviceLostReason::Unknown {
-            let text = format!("the device is lost: {message}");
-            *fatal.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
-            ctx.request_repaint();
-        }
-    });
-    context.device().on_uncaptured_error(Arc::new(|error| eprintln!("{error}")));
+    context
+        .device()
+        .set_device_lost_callback(move |reason, message| {
+            // A device that is dropped with the window is no loss.
+            if reason == dilated_attention::wgpu::DeviceLostReason::Unknown {
+                let text = format!("the device is lost: {message}");
+                *fatal.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+                ctx.request_repaint();
+            }
+        });
+    context
+        .device()
+        .on_uncaptured_error(Arc::new(|error| eprintln!("{error}")));
 }
 
 fn section(ui: &mut Ui, title: &str) {

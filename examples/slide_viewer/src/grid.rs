@@ -86,8 +86,7 @@ impl Grid {
     /// Draws the slide over the rest of `ui`: dragged it moves, the wheel zooms, a double click shows all of it again. Returns
     /// where it is and a tile that was clicked.
     pub fn show(&mut self, ui: &mut Ui, selected: Option<u32>) -> (Rect, Option<u32>) {
-        let (response, painter) =
-            ui.allocate_painter(ui.available_size(), Sense::click_and_drag());
+        let (response, painter) = ui.allocate_painter(ui.available_size(), Sense::click_and_drag());
         let view = response.rect;
         let size = self.texture.size_vec2();
         let fit = (view.width() / size.x).min(view.height() / size.y) * 0.97;
@@ -117,7 +116,9 @@ impl Grid {
                 painter.rect_stroke(outline, 1.0, stroke, egui::StrokeKind::Middle);
             }
         }
-        let clicked = response.interact_pointer_pos().filter(|_| response.clicked());
+        let clicked = response
+            .interact_pointer_pos()
+            .filter(|_| response.clicked());
         let tile = clicked.and_then(|at| {
             let at = (at - picture.min) / cell;
             let inside = at.x >= 0.0 && at.y >= 0.0 && (at.x as usize) < self.columns;

@@ -20,7 +20,12 @@ pub fn draw(count: usize, feature_dim: usize, tile_size: u32) -> Result<Tiles, S
     // What lies inside a wavy edge, and not in one of its holes, comes first.
     let mut cells: Vec<(f64, [usize; 2])> = (0..edge * edge)
         .map(|i| [i % edge, i / edge])
-        .map(|cell| (depth(cell.map(|at| 2.0 * at as f64 / edge as f64 - 1.0)), cell))
+        .map(|cell| {
+            (
+                depth(cell.map(|at| 2.0 * at as f64 / edge as f64 - 1.0)),
+                cell,
+            )
+        })
         .collect();
     cells.sort_by(|a, b| a.0.total_cmp(&b.0));
     cells.truncate(count);
@@ -34,7 +39,11 @@ pub fn draw(count: usize, feature_dim: usize, tile_size: u32) -> Result<Tiles, S
         let shares = shares(cell.map(|at| 2.0 * at as f64 / edge as f64 - 1.0));
         features.extend((0..feature_dim).map(|i| {
             let kinds = kinds.iter().skip(i).step_by(feature_dim);
-            let mixed: f32 = shares.iter().zip(kinds).map(|(share, kind)| share * kind).sum();
+            let mixed: f32 = shares
+                .iter()
+                .zip(kinds)
+                .map(|(share, kind)| share * kind)
+                .sum();
             mixed + 0.3 * random.signed()
         }));
     }
@@ -54,13 +63,19 @@ fn depth([x, y]: [f64; 2]) -> f64 {
         + 0.05 * (7.0 * angle).sin();
     let radius = x.hypot(y) / edge;
     let hole = |[cx, cy]: [f64; 2], size: f64| (1.0 - (x - cx).hypot(y - cy) / size).max(0.0);
-    radius + 3.0 * hole([0.24, -0.2], 0.13) + 3.0 * hole([-0.3, 0.22], 0.09)
+    radius + 3.0 * hole([0.19, -0.16], 0.08) + 3.0 * hole([-0.22, 0.14], 0.06)
 }
 
 /// How much of each kind there is at a point.
 fn shares([x, y]: [f64; 2]) -> [f32; KINDS] {
     let (u, v) = (x + 0.12 * (7.0 * y).sin(), y + 0.12 * (6.0 * x).cos());
-    let centres = [[-0.35, -0.3], [0.4, -0.25], [0.05, 0.1], [-0.3, 0.4], [0.4, 0.4]];
+    let centres = [
+        [-0.35, -0.3],
+        [0.4, -0.25],
+        [0.05, 0.1],
+        [-0.3, 0.4],
+        [0.4, 0.4],
+    ];
     let weights = centres.map(|[cx, cy]| (-14.0 * ((u - cx).powi(2) + (v - cy).powi(2))).exp());
     let sum: f64 = weights.iter().sum();
     weights.map(|weight| (weight / sum.max(1e-30)) as f32)
@@ -71,7 +86,10 @@ struct Random(u64);
 
 impl Random {
     fn signed(&mut self) -> f32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
         (self.0 >> 40) as f32 / (1 << 23) as f32 - 1.0
     }
 }

@@ -72,7 +72,12 @@ impl Timeline {
         let (rect, _) = ui.allocate_exact_size(size, Sense::hover());
         let painter = ui.painter_at(rect);
         painter.rect_filled(rect, 3.0, ui.visuals().extreme_bg_color);
-        let most = self.columns.iter().map(|bytes| bytes.held).max().unwrap_or(0);
+        let most = self
+            .columns
+            .iter()
+            .map(|bytes| bytes.held)
+            .max()
+            .unwrap_or(0);
         let top = (most as f32 * 1.1).max(1.0);
         let width = rect.width() / COLUMNS as f32;
         let left = rect.right() - width * self.columns.len() as f32;

@@ -237,8 +237,7 @@ impl Model {
         let (context, outputs) = (&self.context, &self.outputs);
         let mut run = SlideRun::new(context, &self.encoder, &self.weights, &slides, outputs)?;
         while let Some(recorder) = run.next_recording()? {
-            let mut sliced =
-                recorder.submit_in_slices(SliceOptions::default().target(kept.slice));
+            let mut sliced = recorder.submit_in_slices(SliceOptions::default().target(kept.slice));
             loop {
                 let progress = pollster::block_on(sliced.step())?;
                 report(Message::Progress(Progress {
@@ -308,7 +307,8 @@ impl UnitRows {
         values.drain(..width.min(values.len()));
         for row in values.chunks_mut(width.max(1)) {
             let length = row.iter().map(|x| x * x).sum::<f32>().sqrt();
-            row.iter_mut().for_each(|x| *x /= length.max(f32::MIN_POSITIVE));
+            row.iter_mut()
+                .for_each(|x| *x /= length.max(f32::MIN_POSITIVE));
         }
         Self { width, values }
     }
@@ -328,7 +328,9 @@ impl UnitRows {
 /// among them.
 fn states_that_fit(config: &SlideEncoderConfig, tiles: usize, bytes: usize) -> Vec<usize> {
     let layers = config.num_layers;
-    let of_one = 4usize.saturating_mul(config.width()).saturating_mul(tiles + 1);
+    let of_one = 4usize
+        .saturating_mul(config.width())
+        .saturating_mul(tiles + 1);
     let count = layers.min(bytes / of_one.max(1));
     (layers + 1 - count..=layers).collect()
 }
