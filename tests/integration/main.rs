@@ -15,6 +15,7 @@ mod golden;
 mod half_models;
 mod half_precision;
 mod hazard;
+mod hostile_checkpoints;
 mod layers;
 mod memory;
 mod model_errors;

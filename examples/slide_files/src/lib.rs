@@ -12,6 +12,9 @@
 //! A file may come from anywhere. What it says of its arrays is compared with what is needed and with the file's own size
 //! before anything of that size is allocated; what is wrong is an [`Error`] that names file and array.
 
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
 mod array;
 mod element;
 mod error;

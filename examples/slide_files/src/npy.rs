@@ -202,9 +202,15 @@ pub fn write_npy(path: impl AsRef<Path>, shape: &[usize], values: &[f32]) -> Res
             need: format!("one of {} elements", values.len()),
         });
     }
-    let dims: String = shape.iter().map(|dim| format!("{dim}, ")).collect();
-    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({dims}), }}")
-        .replace(", )", ",)");
+    // As Python writes a tuple.
+    let dims = match shape {
+        [one] => format!("{one},"),
+        _ => {
+            let dims: Vec<_> = shape.iter().map(usize::to_string).collect();
+            dims.join(", ")
+        }
+    };
+    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({dims}), }}");
     // Data begins at a multiple of 64 bytes, behind a newline.
     let start = b"\x93NUMPY\x01\x00";
     let unpadded = start.len() + 2 + header.len() + 1;

@@ -1,5 +1,6 @@
 //! What several test modules use.
 
+pub mod checkpoint_loading;
 pub mod contexts;
 pub mod failing_source;
 pub mod gradients;
