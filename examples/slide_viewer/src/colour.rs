@@ -14,7 +14,11 @@ const RAMP: [[f32; 3]; 6] = [
 
 /// The colour of a part from 0 to 1 of the ramp; of what is no number, the lowest.
 pub fn ramp(part: f32) -> Color32 {
-    let part = if part.is_nan() { 0.0 } else { part.clamp(0.0, 1.0) };
+    let part = if part.is_nan() {
+        0.0
+    } else {
+        part.clamp(0.0, 1.0)
+    };
     let at = part * (RAMP.len() - 1) as f32;
     let first = (at as usize).min(RAMP.len() - 2);
     let between = at - first as f32;

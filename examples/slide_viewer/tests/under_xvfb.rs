@@ -198,6 +198,7 @@ impl Viewer {
             .args(arguments)
             .arg("--trace")
             .env("DISPLAY", &display.name)
+            .env("DILATED_ATTENTION_CACHE", "off")
             .stdout(Stdio::piped())
             .spawn();
         let mut process = Process(process.expect("starts"));
