@@ -4,11 +4,13 @@
 //! cargo run --release -p slide_viewer -- WEIGHTS.safetensors TILES [OPTIONS]
 //! cargo run --release -p slide_viewer -- --random 2000 [OPTIONS]
 //! ```
-//! TILES is any file that `gigapath_encode` reads. With `--random N`, weights and a slide of N tiles are drawn.
+//! TILES is a `.safetensors` or `.npz` file of `features` and `coords`, or with `--features slide-files/h5` an `.h5` file. With
+//! `--random N`, weights and a slide of N tiles are drawn.
 //!
 //! ```text
-//! --layers N          layers of the model (default 12)
-//! --heads N           heads of 48 elements (default 16)
+//! --size NAME         of the model: base (default), large or wide
+//! --layers N          with another number of layers
+//! --heads N           with another number of heads, of 48 elements
 //! --max-wsi-size N    segment lengths for slides of this edge (default 262144)
 //! --f16               activations in half precision
 //! --slice MS          time of the device that a submission may take (default 8)

@@ -35,8 +35,7 @@ impl Settings {
     /// Reads the arguments after the program's name.
     pub fn from_arguments(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut config = SlideEncoderConfig::base();
-        let mut heads = config.attention.num_heads();
-        let mut max_wsi_size = None;
+        let (mut layers, mut heads, mut max_wsi_size, mut f16) = (None, None, None, false);
         let mut slice = SliceOptions::default().target;
         let (mut keep_mib, mut trace) = (1024, false);
         let (mut files, mut drawn) = (Vec::new(), None);
@@ -48,10 +47,19 @@ impl Settings {
             };
             match argument.as_str() {
                 "--random" => drawn = Some(number()? as usize),
-                "--layers" => config.num_layers = number()? as usize,
-                "--heads" => heads = number()?,
+                "--size" => {
+                    let name = arguments.next().unwrap_or_default();
+                    config = match name.as_str() {
+                        "base" => SlideEncoderConfig::base(),
+                        "large" => SlideEncoderConfig::large(),
+                        "wide" => SlideEncoderConfig::wide(),
+                        _ => return Err(format!("--size is base, large or wide, not \"{name}\"")),
+                    };
+                }
+                "--layers" => layers = Some(number()? as usize),
+                "--heads" => heads = Some(number()?),
                 "--max-wsi-size" => max_wsi_size = Some(number()?),
-                "--f16" => config.activations = DType::F16,
+                "--f16" => f16 = true,
                 "--slice" => slice = Duration::from_millis(number()?.into()),
                 "--keep" => keep_mib = number()?,
                 "--trace" => trace = true,
@@ -68,8 +76,12 @@ impl Settings {
             (Err(files), Some(tiles)) if files.is_empty() => Source::Drawn(tiles),
             _ => return Err("WEIGHTS.safetensors and TILES, or --random N, are needed".to_owned()),
         };
+        config.num_layers = layers.unwrap_or(config.num_layers);
+        if f16 {
+            config.activations = DType::F16;
+        }
         let of_model = |error: dilated_attention::Error| error.to_string();
-        if heads != config.attention.num_heads() {
+        if let Some(heads) = heads {
             let (lengths, rates): (Vec<_>, Vec<_>) = (config.attention.branches().iter())
                 .map(|branch| (branch.segment_length, branch.dilation_rate))
                 .unzip();

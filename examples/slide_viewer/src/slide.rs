@@ -76,7 +76,7 @@ fn shares([x, y]: [f64; 2]) -> [f32; KINDS] {
         [-0.3, 0.4],
         [0.4, 0.4],
     ];
-    let weights = centres.map(|[cx, cy]| (-14.0 * ((u - cx).powi(2) + (v - cy).powi(2))).exp());
+    let weights = centres.map(|[cx, cy]| (-28.0 * ((u - cx).powi(2) + (v - cy).powi(2))).exp());
     let sum: f64 = weights.iter().sum();
     weights.map(|weight| (weight / sum.max(1e-30)) as f32)
 }
