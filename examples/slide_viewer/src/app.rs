@@ -85,6 +85,10 @@ impl Viewer {
         let context = Context::from_device(state.device.clone(), state.queue.clone())?;
         watch(&context, &creation.egui_ctx, &fatal);
         creation.egui_ctx.set_theme(egui::Theme::Dark);
+        // A click is one however long a busy processor took for the frames in between.
+        creation.egui_ctx.options_mut(|options| {
+            options.input_options.max_click_duration = f64::INFINITY;
+        });
         let (sender, messages) = mpsc::channel();
         let info = context.adapter_info();
         let adapter = match info.driver_info.as_str() {
