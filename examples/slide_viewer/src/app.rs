@@ -1,7 +1,7 @@
 //! The window: what is known, and how a frame shows it.
 
 use std::sync::mpsc::{self, Receiver, TryRecvError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dilated_attention::{Context, Pool};
@@ -20,7 +20,7 @@ const FRAME: Duration = Duration::from_micros(16_667);
 
 const PANEL_WIDTH: f32 = 330.0;
 
-/// What ends the window, for whoever opened it.
+/// Why the window ended by itself, for whoever opened it: the loss of its device.
 pub type Fatal = Arc<Mutex<Option<String>>>;
 
 /// What the thread is doing, as far as its messages tell.
@@ -140,6 +140,10 @@ impl Viewer {
         }
     }
 
+    fn lost(&self) -> MutexGuard<'_, Option<String>> {
+        self.fatal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn leased_bytes(&self) -> u64 {
         self.pool.stats().leased_bytes.current
     }
@@ -215,6 +219,10 @@ impl Viewer {
                 self.trace.say(|| format!("failed {error}"));
                 self.ended("failed".to_owned());
                 self.error = Some(error);
+            }
+            Message::DeviceLost(error) => {
+                self.ended("failed".to_owned());
+                self.lost().get_or_insert(error);
             }
         }
     }
@@ -472,10 +480,11 @@ impl eframe::App for Viewer {
         }
         let ctx = ui.ctx().clone();
         self.receive(&ctx);
-        if let Some(reason) = &*self.fatal.lock().unwrap_or_else(PoisonError::into_inner) {
-            // Without its device the window shows nothing any more.
+        if let Some(reason) = &*self.lost() {
+            // Nothing can be drawn without a device, and egui panics where it tries.
             self.pool.device_lost(reason);
             ctx.send_viewport_cmd(egui::ViewportCommand::Close);
+            return;
         }
         egui::Panel::right("panel")
             .exact_size(PANEL_WIDTH)

@@ -73,7 +73,6 @@ fn run(settings: Settings) -> Result<(), String> {
         ..Default::default()
     };
     options.wgpu_options.wgpu_setup = WgpuSetup::CreateNew(setup);
-    // What ends the window from outside: the loss of its device.
     let fatal = Arc::new(Mutex::new(None));
     let app_fatal = fatal.clone();
     eframe::run_native(

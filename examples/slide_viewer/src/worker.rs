@@ -14,7 +14,7 @@ use dilated_attention::models::gigapath::{
 };
 use dilated_attention::nn::Parameters;
 use dilated_attention::recorder::SliceOptions;
-use dilated_attention::{Context, WeightFile};
+use dilated_attention::{Context, Error, WeightFile};
 use slide_files::Tiles;
 
 use crate::settings::{Settings, Source};
@@ -54,6 +54,8 @@ pub enum Message {
     },
     /// Why there is nothing, or no more.
     Failed(String),
+    /// So is what the window is drawn with.
+    DeviceLost(String),
 }
 
 /// What is known before a run.
@@ -148,6 +150,7 @@ fn work(
             Command::Encode => report(match model.encode(&mut kept, commands, report) {
                 Ok(Some(encoded)) => Message::Encoded(encoded),
                 Ok(None) => Message::Cancelled,
+                Err(error @ Error::DeviceLost { .. }) => Message::DeviceLost(error.to_string()),
                 Err(error) => Message::Failed(error.to_string()),
             }),
             Command::Cancel => {}
