@@ -9,8 +9,9 @@
 //!
 //! With `--f16` or `--bf16`, attention and its gradients run in half precision: inputs are rounded to it, the reference is the f64
 //! oracle of the rounded inputs, and the tolerance is twice the error of a plain implementation that stores the same type and
-//! computes in f32 (or 1e-5 of the largest value, if that is more). The files' outputs are not compared then. Of multi-head
-//! attention, encoders and decoders, outputs are compared: their gradients exist in f32 only.
+//! computes in f32; or, if that is more, one unit in the last place of the largest value, which is twice what storing it may
+//! cost, and 1e-5 of it for log-sum-exps. The files' outputs are not compared then. Of multi-head attention, encoders and
+//! decoders, outputs are compared: their gradients exist in f32 only.
 //!
 //! `--kernel coop8` runs kernels of that tier wherever they can do what is asked; the reason of each line names the kernels that
 //! did, and stderr says in the end how many comparisons were of that tier alone. Weights of models are f32, so that with

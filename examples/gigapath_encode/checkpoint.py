@@ -10,9 +10,9 @@
     checkpoint.py compare A B [--tolerance 1e-4]                     largest differences of the tensors that A and B share
     checkpoint.py check GOLDEN.safetensors...                        this file's encoder against recorded results
 
-Python 3.9 or newer with torch (tried: 2.5), numpy and safetensors. The encoder is written from the specification of the model: torchscale's
-dilated attention, in which the zeros that pad a segment are keys like others, and rows of a segment whose length the rate
-does not divide are written further apart than they were read.
+Python 3.9 or newer with torch (tried: 2.5), numpy and safetensors. The encoder is written from the specification of the model:
+torchscale's dilated attention, in which the zeros that pad a segment are keys like others, and rows of a segment whose length
+the rate does not divide are written further apart than they were read.
 """
 
 import argparse
@@ -94,10 +94,8 @@ def tiles(arguments):
         sys.exit(f"error: {count} tiles do not have a cell each in a grid of {cells} x {cells}")
     # Some cells of a square hold no tissue; the others come row by row, as a scan of the slide meets them.
     width = min(cells, math.isqrt(2 * count) + 1)
-    chosen = torch.randperm(width * min(cells, -(-3 * count // (2 * width)) + 1), generator=draws)[:count].sort().values
-    if len(chosen) < count:
-        chosen = torch.arange(count)
-        width = cells
+    height = min(cells, -(-3 * count // (2 * width)) + 1)
+    chosen = torch.randperm(width * height, generator=draws)[:count].sort().values
     coords = torch.stack((chosen % width, chosen // width), dim=1) * 256
     features = torch.randn(count, arguments.features, generator=draws)
     save_file({"features": features, "coords": coords.float()}, arguments.out)

@@ -1,6 +1,6 @@
 //! The shapes of the kernel of products of matrices and which one suits a device.
 //!
-//! **What limits the software adapters** (lavapipe of Mesa 26.2.6 with LLVM 22.1.8 on 2 cores of an AMD EPYC with AVX-512 but
+//! **Rows: what limits them** (lavapipe of Mesa 26.2.6 with LLVM 22.1.8 on 2 cores of an AMD EPYC with AVX-512 but
 //! 8 lanes, 2026-11-24; 1024 x 1024 x 1024, share of the adapter's own multiply-add ceiling in the same processor time):
 //!
 //! | structure | share |
@@ -15,14 +15,9 @@
 //! | 6 columns in 64 rows, 4 a step | 52 % |
 //! | two steps between barriers, by a loop; unrolled | 32 to 50 %; 36 % |
 //!
-//! The shares are of kernels for this one shape, some with 768 columns or 960 rows. With the tests that real shapes need the kept one measures 55 to 58 %; where b is transposed 48 % at rows of 768 elements
-//! and 32 to 36 % at 1024 and 3072: the lanes' columns then lie a row apart, and whole multiples of 4096 bytes share
-//! one set of the cache.
-//!
-//! So from 256 rows on a b whose stored rows are whole pages is transposed into a copy first (f32, in one binding), which needs
-//! the bytes of b once more while the product runs. The whole call without and with it, processor time over 2 cores, by ticks of
-//! 10 ms: 1024 x 1024 x 1024 55 and 40 ms (35 untransposed), 4096 x 3072 x 768 465 and 330 ms. Where rows are no whole pages it
-//! gains nothing and is left out: 4096 x 768 x 3072 315 and 320 ms, 4096 x 768 x 768 70 and 90 ms.
+//! The shares are of kernels for this one shape, some with 768 columns or 960 rows. With the tests that real shapes need the
+//! kept one measures 55 to 58 %; where b is transposed 48 % at rows of 768 elements and 32 to 36 % at 1024 and 3072: the
+//! lanes' columns then lie a row apart, and whole multiples of 4096 bytes share one set of the cache.
 //!
 //! What the compiled code does: a load at a shared address from workgroup memory is a broadcast, with a compare
 //! and a conditional move for its bounds; a load at addresses of the lanes' own is a hardware gather, which takes the
@@ -30,7 +25,44 @@
 //! passes through the stack. Every step blends each sum with the execution mask and stores it. More than about 24 vectors
 //! of b spill. With 4 a step and no gathers (wrong results) it ran at 76 %.
 //!
-//! On Mesa 25.0.7 with LLVM 15.0.6 the tile runs at 10 % and the rows at 13 %, but these compile for 25 s.
+//! **Broadcasts** (2 cores of an Intel Xeon with AVX-512 but 8 lanes, 2026-11-28, processor time beside other work; share of
+//! the ceiling there, 221 to 226 GFLOP/s on Mesa 26.2.6 and 111 on 25.0.7; trial kernels of 1024 rows and columns, sums along
+//! the stored rows of both factors, 768 elements on 26.2.6 and 1040 on 25.0.7):
+//!
+//! | structure | Mesa 26.2.6 | Mesa 25.0.7 | compiles there for |
+//! |---|---|---|---|
+//! | 4 rows a lane, 16 columns, 4 elements a step, scalar loads | | 36 % | 1.8 s |
+//! | 4 rows, 24 columns, 4 a step, loads in fours (kept on 25.0.7) | 41 % | 50 % | 2.6 s |
+//! | 4 rows, 32, 40, 48 columns, 4 a step | 43, 47, 47 % | 48, 41 % | 3.2, 5.4 s |
+//! | 2, 3, 5, 6, 8 rows, 32 columns, 4 a step | -, 40, 45, 43, 46 % | 41, -, 48, 46, 48 % | 1.2 to 13 s |
+//! | 4 rows, 24, 32, 40, 48 columns, 8 a step | 48, 50, 55, 51 % | 32 columns 34 % | 5.8 s |
+//! | 6 rows, 40, 48, 64 columns, 8 a step | 55, 57, 55 % | | |
+//! | 8 rows, 32, 40, 48, 64, 80, 96 columns, 8 a step (48 kept on 26.2.6) | 52, 57, 58, 61, 47, 46 % | | |
+//! | 10, 12, 16 rows, 64 columns, 8 a step | 42, 44, 44 % | | |
+//! | 8 rows, 64 columns, 4, 12, 16 a step | 52, 48, 45 % | | |
+//! | both factors staged in workgroup memory, 8 rows, 32 columns | | 31 % | 2.6 s |
+//! | only b staged, 8 rows, 32; 64 columns | | 40; 40 % | 4; 14 s |
+//!
+//! The kernel itself, in GFLOP/s, beside the others on the same adapter in the same run:
+//!
+//! | product (rows x columns x sum) | 26.2.6 broadcast | rows | 25.0.7 broadcast | tile |
+//! |---|---|---|---|---|
+//! | 1024 x 1024 x 1024, b transposed as a layer's weights are | 116 | 96 (with a transposed copy of b) | 51 to 54 | 10.5 |
+//! | 1024 x 768 x 768, the same | 123 | 88 | 54 | 10.9 |
+//! | 1024 x 3072 x 768, the same | 120 | 89 | 55 | 11.1 |
+//! | 1024 x 768 x 3072, the same | 119 | 95 | 56 | 10.3 |
+//! | 1024 x 1024 x 1024, nothing transposed | 103 | 103 | 50 to 54 | 10.8 |
+//! | 1024 x 1024 x 1024, a transposed | 85 | 104 | 48 | 9.5 |
+//!
+//! The tile compiles for 10 to 20 s on 25.0.7, the broadcasts for 2 to 3 s. What lanes hand over has to stay in registers, so
+//! columns go one by one: with 40 columns in 4 rows, cells of four columns at a time measured 95 to 100 instead of 102 to 108.
+//! By samples of the processor two fifths of the time on 26.2.6 were gathers there, 72 for 1280 fma; the kept shape has 112 for
+//! 3072. One of 64 columns is as fast or slower in the whole kernel, and near where the code no longer fits the cache. On
+//! 25.0.7 three fifths are loads, each of which is a chain of branches. Rows that are whole pages apart share one set of the
+//! cache, which takes a tenth.
+//!
+//! Until 2026-11-28 the rows copied a transposed b of page-wide rows first (1024 x 1024 x 1024 96 instead of 70 GFLOP/s); now
+//! they only meet such a factor where there are no broadcasts, and the copy is gone.
 
 use std::fmt;
 
@@ -39,7 +71,9 @@ use crate::kernel::coop::CoopTile;
 use crate::kernel::{KernelTier, Storage};
 use crate::plan::{CooperativeMatrix, DeviceFacts, Processor};
 use crate::tuning::Choice;
-use crate::tuning::because::{GPU, LOADS_PER_LANE, MATRICES, UNIFORM_LOADS};
+use crate::tuning::because::{
+    BROADCASTS, BROADCASTS_OF_FOURS, GPU, LOADS_PER_LANE, MATRICES, UNIFORM_LOADS,
+};
 
 /// How the kernel lays its work out. All compute the same; see the shader files for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,6 +86,16 @@ pub enum MatmulVariant {
         lanes: u32,
         /// Groups of lanes beside each other.
         lane_groups: u32,
+    },
+    /// Rows of a lane in registers, whose columns are handed from lane to lane: CPUs whose driver loads once per lane. For
+    /// factors and results of rows in fours.
+    Broadcast {
+        /// Rows of a lane, 4 or 8.
+        rows: u32,
+        /// Fours of columns in each row.
+        cells: u32,
+        /// Elements of the sum in a step, 4 or 8, which the length of the sum is a multiple of.
+        depth: u32,
     },
     /// Cooperative matrices, for factors stored as f16: GPUs that have them.
     Coop(CoopProduct),
@@ -100,19 +144,31 @@ impl CoopProduct {
 }
 
 impl MatmulVariant {
-    /// The shape that measured best on such a device, for factors that are stored so and a result with so many columns.
-    pub fn choose(columns: u64, factors: [Storage; 2], facts: &DeviceFacts) -> Self {
-        Self::choice(columns, factors, facts).variant
+    /// The shape that measured best on such a device, for factors that are stored so, transposed or not, and a result with so
+    /// many columns.
+    pub fn choose(
+        columns: u64,
+        factors: [Storage; 2],
+        transposed: [bool; 2],
+        facts: &DeviceFacts,
+    ) -> Self {
+        Self::choice(columns, factors, transposed, facts).variant
     }
 
     /// As [`choose`](Self::choose), with the reason.
-    pub fn choice(columns: u64, factors: [Storage; 2], facts: &DeviceFacts) -> Choice<Self> {
+    pub fn choice(
+        columns: u64,
+        factors: [Storage; 2],
+        transposed: [bool; 2],
+        facts: &DeviceFacts,
+    ) -> Choice<Self> {
         let wanted = facts
             .tier
             .map(|tier| Self::of_tier(tier, columns, factors, facts));
         if let Some(Ok(variant)) = wanted {
             return variant.into();
         }
+        let broadcasts = KernelTier::Broadcast.check(facts).is_ok();
         match facts.processor {
             // On CPUs they are slower than the rows.
             Processor::Gpu => match Self::cooperative(factors, facts) {
@@ -123,7 +179,13 @@ impl MatmulVariant {
                 uniform_loads: true,
                 lanes,
                 ..
-            } => Choice::adapter(Self::rows(columns, lanes), UNIFORM_LOADS),
+            } => match broadcasts && transposed == [false, true] {
+                true => Choice::adapter(Self::broadcast(facts), BROADCASTS_OF_FOURS),
+                false => Choice::adapter(Self::rows(columns, lanes), UNIFORM_LOADS),
+            },
+            Processor::Cpu { .. } if broadcasts => {
+                Choice::adapter(Self::broadcast(facts), BROADCASTS)
+            }
             Processor::Cpu { .. } => Choice::adapter(Self::Tile, LOADS_PER_LANE),
         }
     }
@@ -142,8 +204,9 @@ impl MatmulVariant {
         match (tier, facts.processor) {
             (KernelTier::Tile, _) => Ok(Self::Tile),
             (KernelTier::Rows, Processor::Cpu { lanes, .. }) => Ok(Self::rows(columns, lanes)),
+            (KernelTier::Broadcast, _) => Ok(Self::broadcast(facts)),
             (KernelTier::Coop8 | KernelTier::Coop16, _) => Self::cooperative(factors, facts),
-            (KernelTier::Rows | KernelTier::Broadcast, _) => Err(Error::InvalidConfig {
+            (KernelTier::Rows, _) => Err(Error::InvalidConfig {
                 what: "tier of a product's kernel",
                 given: tier.to_string(),
                 need: "another: it has no product",
@@ -183,6 +246,7 @@ impl MatmulVariant {
     /// [`Error::InvalidConfig`] when it does not.
     pub fn check(self, factors: [Storage; 2], facts: &DeviceFacts) -> Result<()> {
         match self {
+            Self::Broadcast { .. } => KernelTier::Broadcast.check(facts),
             Self::Coop(_) if Self::cooperative(factors, facts)? != self => {
                 Err(Error::InvalidConfig {
                     what: "kernel of a product",
@@ -194,10 +258,60 @@ impl MatmulVariant {
         }
     }
 
+    /// The shape [`Broadcast`](Self::Broadcast) that is fast on such a device and compiles in a second or two.
+    pub(crate) fn broadcast(facts: &DeviceFacts) -> Self {
+        match facts.processor {
+            Processor::Cpu {
+                uniform_loads: true,
+                ..
+            } => Self::Broadcast {
+                rows: 8,
+                cells: 12,
+                depth: 8,
+            },
+            _ => Self::Broadcast {
+                rows: 4,
+                cells: 6,
+                depth: 4,
+            },
+        }
+    }
+
+    /// The kernel for sums of `inner` elements, whose rows and windows are (`in_fours`) or are not multiples of 4 long: this
+    /// one wherever it can be.
+    pub(crate) fn for_lengths(
+        self,
+        [inner, columns]: [u64; 2],
+        in_fours: bool,
+        facts: &DeviceFacts,
+    ) -> Self {
+        match self {
+            Self::Broadcast { .. } if !in_fours || !inner.is_multiple_of(4) => {
+                match facts.processor {
+                    Processor::Cpu {
+                        uniform_loads: true,
+                        lanes,
+                        ..
+                    } => Self::rows(columns, lanes),
+                    _ => Self::Tile,
+                }
+            }
+            Self::Broadcast { rows, cells, depth } if !inner.is_multiple_of(u64::from(depth)) => {
+                Self::Broadcast {
+                    rows,
+                    cells,
+                    depth: 4,
+                }
+            }
+            _ => self,
+        }
+    }
+
     /// Name of the shader.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tile => "matmul_tile",
+            Self::Broadcast { .. } => "matmul_broadcast",
             Self::Rows { .. } => "matmul_rows",
             Self::Coop(_) => "matmul_coop",
         }
@@ -207,6 +321,7 @@ impl MatmulVariant {
     pub fn tile(self) -> [u64; 2] {
         match self {
             Self::Tile => [64, 64],
+            Self::Broadcast { rows, cells, .. } => [8 * rows, 4 * cells].map(u64::from),
             Self::Rows { lanes, lane_groups } => [64, u64::from(4 * lanes * lane_groups)],
             Self::Coop(product) => product.tile().map(u64::from),
         }
@@ -215,7 +330,7 @@ impl MatmulVariant {
     /// Long sums over few tiles are split until there are about this many workgroups.
     pub fn wanted_workgroups(self) -> u64 {
         match self {
-            Self::Tile | Self::Coop(_) => 256,
+            Self::Tile | Self::Broadcast { .. } | Self::Coop(_) => 256,
             // As each is large, enough to even out a few cores.
             Self::Rows { .. } => 16,
         }
@@ -225,6 +340,9 @@ impl MatmulVariant {
     pub fn constants(self) -> Vec<(&'static str, u32)> {
         match self {
             Self::Tile => Vec::new(),
+            Self::Broadcast { rows, cells, depth } => {
+                vec![("ROWS", rows), ("CELLS", cells), ("DEPTH", depth)]
+            }
             Self::Rows { lanes, lane_groups } => {
                 vec![("LANES", lanes), ("LANE_GROUPS", lane_groups)]
             }

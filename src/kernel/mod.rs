@@ -81,8 +81,6 @@ pub enum Kernel {
         /// How the result and the residual are stored.
         result: Cell,
     },
-    /// A matrix, transposed.
-    Transpose,
     /// Adds up partial results.
     SumPartials,
     /// Layer norm of rows.
@@ -138,7 +136,6 @@ impl Kernel {
             Self::BackwardDkDv(variant) => variant.shape.dkdv_name(),
             Self::TokenWeights { .. } => "token_weights",
             Self::Matmul { variant, .. } => variant.name(),
-            Self::Transpose => "transpose_matrix",
             Self::SumPartials => "sum_partials",
             Self::LayerNorm(_) => "layer_norm",
             Self::LayerNormBackward(_) => "layer_norm_backward",
@@ -177,8 +174,7 @@ impl Kernel {
             // a, b, bias, residual, c
             Self::Matmul { .. } => &[Read, Read, Read, Read, ReadWrite],
             // x, out; partials, out; x, sums; x, out; x, gradient
-            Self::Transpose
-            | Self::SumPartials
+            Self::SumPartials
             | Self::Reduce { .. }
             | Self::Activation { .. }
             | Self::ActivationBackward(_)
@@ -214,7 +210,6 @@ impl Kernel {
             Self::Delta { .. } => ParamsInfo::of::<DeltaParams>("DeltaParams"),
             Self::TokenWeights { .. } => ParamsInfo::of::<TokenWeightsParams>("TokenWeightsParams"),
             Self::Matmul { .. } => ParamsInfo::of::<MatmulParams>("MatmulParams"),
-            Self::Transpose => ParamsInfo::of::<TransposeParams>("TransposeParams"),
             Self::SumPartials => ParamsInfo::of::<SumPartialsParams>("SumPartialsParams"),
             Self::LayerNorm(_) | Self::LayerNormBackward(_) => {
                 ParamsInfo::of::<LayerNormParams>("LayerNormParams")
@@ -255,7 +250,6 @@ impl Kernel {
             | Self::Blend(cell)
             | Self::Embedding(cell) => [cell.storage(); 2],
             Self::Fill
-            | Self::Transpose
             | Self::SumPartials
             | Self::ColumnSums { .. }
             | Self::ActivationBackward(_)

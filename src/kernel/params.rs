@@ -63,11 +63,6 @@ params! {
 }
 
 params! {
-    /// Parameters of `nn/transpose_matrix.wgsl`, which says what each means.
-    TransposeParams { rows: u32, columns: u32, x_skip: u32, x_stride: u32, out_skip: u32, tiles_x: u32, first_workgroup: u32, grid_width: u32 }
-}
-
-params! {
     /// Parameters of `nn/sum_partials.wgsl`, which says what each means.
     SumPartialsParams { count: u32, num_partials: u32, partials_skip: u32, stride: u32, out_skip: u32, accumulate: u32, first_workgroup: u32, grid_width: u32 }
 }

@@ -154,6 +154,18 @@ fn unrolled(kernel: &Kernel) -> Vec<Unrolled> {
             variant: MatmulVariant::Rows { .. },
             ..
         } => each(&["add_row", "add_stored", "store_row"].map(|name| (name, 64))),
+        Kernel::Matmul {
+            variant: MatmulVariant::Broadcast { rows, cells, .. },
+            ..
+        } => each(&[
+            ("find_left", rows / 4),
+            ("find_right", cells / 2),
+            ("load_left", rows / 4),
+            ("add_pair", cells / 2),
+            ("start_sum", rows * cells),
+            ("add_stored", rows * cells),
+            ("store_sum", rows * cells),
+        ]),
         _ => Vec::new(),
     }
 }
@@ -188,8 +200,7 @@ fn constants(kernel: &Kernel) -> Vec<(&'static str, u32)> {
         }
         Kernel::ColumnSums { normalised } => vec![("NORMALISED", u32::from(*normalised))],
         Kernel::Reduce { squares } => vec![("SQUARES", u32::from(*squares))],
-        Kernel::Transpose
-        | Kernel::SumPartials
+        Kernel::SumPartials
         | Kernel::LayerNorm(_)
         | Kernel::LayerNormBackward(_)
         | Kernel::Blend(_)
@@ -258,6 +269,16 @@ fn words_file(storage: Storage) -> &'static str {
         Storage::F16 => shader!("shared/words_f16.wgsl"),
         Storage::F16Packed => shader!("shared/words_f16_packed.wgsl"),
         Storage::Bf16Packed => shader!("shared/words_bf16_packed.wgsl"),
+    }
+}
+
+/// The stored type of elements that are read in fours.
+fn fours_file(storage: Storage) -> &'static str {
+    match storage {
+        Storage::F32 => shader!("shared/fours_f32.wgsl"),
+        Storage::F16 => shader!("shared/fours_f16.wgsl"),
+        Storage::F16Packed => shader!("shared/fours_f16_packed.wgsl"),
+        Storage::Bf16Packed => shader!("shared/fours_bf16_packed.wgsl"),
     }
 }
 
@@ -351,14 +372,16 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
             ..
         } => {
             let scalar = *result == Cell::Scalar;
-            let stores = match (variant, scalar) {
-                (MatmulVariant::Rows { .. }, true) => shader!("shared/matmul_rows_scalar.wgsl"),
-                (MatmulVariant::Rows { .. }, false) => shader!("shared/matmul_rows_vec4.wgsl"),
-                (_, true) => shader!("shared/matmul_tile_scalar.wgsl"),
-                (_, false) => shader!("shared/matmul_tile_vec4.wgsl"),
+            let stores: &[_] = match (variant, scalar) {
+                (MatmulVariant::Broadcast { .. }, _) => &[],
+                (MatmulVariant::Rows { .. }, true) => &[shader!("shared/matmul_rows_scalar.wgsl")],
+                (MatmulVariant::Rows { .. }, false) => &[shader!("shared/matmul_rows_vec4.wgsl")],
+                (_, true) => &[shader!("shared/matmul_tile_scalar.wgsl")],
+                (_, false) => &[shader!("shared/matmul_tile_vec4.wgsl")],
             };
             let own: &[_] = match variant {
                 MatmulVariant::Rows { .. } => &[shader!("nn/matmul_rows.wgsl")],
+                MatmulVariant::Broadcast { .. } => &[shader!("nn/matmul_broadcast.wgsl")],
                 MatmulVariant::Tile => &[
                     shader!("shared/matmul_cells.wgsl"),
                     shader!("nn/matmul_tile.wgsl"),
@@ -368,23 +391,26 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
                     shader!("nn/matmul_coop.wgsl"),
                 ],
             };
+            let mixed = *right == Storage::F32 && *left != Storage::F32;
             let common = [
                 match variant {
-                    MatmulVariant::Coop(_) => shader!("shared/words_f16_vec4.wgsl"),
+                    MatmulVariant::Coop(_) | MatmulVariant::Broadcast { .. } => fours_file(*left),
                     _ => words_file(*left),
                 },
                 shader!("shared/activation.wgsl"),
                 shader!("shared/matmul.wgsl"),
-                match right {
-                    Storage::F32 if *left != Storage::F32 => shader!("shared/right_f32.wgsl"),
-                    _ => shader!("shared/right_words.wgsl"),
+                match (variant, mixed) {
+                    (MatmulVariant::Broadcast { .. }, true) => {
+                        shader!("shared/right_fours_f32.wgsl")
+                    }
+                    (MatmulVariant::Broadcast { .. }, false) => shader!("shared/right_fours.wgsl"),
+                    (_, true) => shader!("shared/right_f32.wgsl"),
+                    (_, false) => shader!("shared/right_words.wgsl"),
                 },
-                stores,
             ];
-            let common = join(&common, own);
+            let common = join(&join(&common, stores), own);
             join(&cell_files(*result), &common)
         }
-        Kernel::Transpose => vec![shader!("nn/transpose_matrix.wgsl")],
         Kernel::SumPartials => vec![shader!("nn/sum_partials.wgsl")],
         Kernel::LayerNorm(cell) => layer_norm_files(*cell, shader!("nn/layer_norm.wgsl")),
         Kernel::LayerNormBackward(cell) => {

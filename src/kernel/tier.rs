@@ -17,7 +17,7 @@ pub enum KernelTier {
     Tile,
     /// Rows in registers, for CPUs whose driver loads an address that all lanes share once.
     Rows,
-    /// Rows in registers and subgroup broadcasts, for other CPUs; of the forward alone.
+    /// Rows in registers and subgroup broadcasts, for other CPUs.
     Broadcast,
     /// Cooperative matrices of 8 x 8 x 8, for f16.
     Coop8,
@@ -141,6 +141,7 @@ impl Kernel {
             Self::Matmul { variant, .. } => Some(match variant {
                 MatmulVariant::Tile => KernelTier::Tile,
                 MatmulVariant::Rows { .. } => KernelTier::Rows,
+                MatmulVariant::Broadcast { .. } => KernelTier::Broadcast,
                 MatmulVariant::Coop(product) => KernelTier::of_matrix(product.matrix),
             }),
             _ => None,

@@ -39,7 +39,6 @@ impl Kernel {
             Self::SumPartials => 64 * u64::from(read::<SumPartialsParams>(params).num_partials),
             Self::Fill => 1024,
             Self::Reduce { .. } => 4096,
-            Self::Transpose => 1024,
             Self::Activation { .. }
             | Self::ActivationBackward(_)
             | Self::Blend(_)

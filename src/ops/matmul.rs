@@ -3,12 +3,10 @@
 use super::{Matrix, grid, size, windows_of};
 use crate::error::{Error, Result};
 use crate::kernel::matmul::MatmulVariant;
-use crate::kernel::{
-    Activation, Cell, ColumnSumsParams, Kernel, MatmulParams, Storage, TransposeParams,
-};
+use crate::kernel::{Activation, Cell, ColumnSumsParams, Kernel, MatmulParams, Storage};
 use crate::ops::reduce::add_partials;
 use crate::recorder::Recorder;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::DType;
 use crate::tuning::ProductTask;
 
 /// Sums of columns are cut into blocks until there are about this many workgroups.
@@ -16,13 +14,6 @@ const WANTED_WORKGROUPS: u64 = 256;
 
 /// Least elements of a sum that are worth a split of their own.
 const LEAST_SPLIT: u64 = 512;
-
-/// Rows from which on the shape for CPUs transposes a right factor that is stored transposed first: with fewer, the copy takes a
-/// larger part of the time than it saves.
-const WORTH_TRANSPOSING: u64 = 256;
-
-/// Elements of a page: rows that are whole pages apart share one set of the cache.
-const PAGE: u64 = 1024;
 
 /// A product to be recorded: `c = activation(op(a) op(b) + bias) + scale * residual`, or added to `c`. The left factor is an
 /// activation; the right one, the weights, is f32 or of the left one's type; the bias is f32; the result is of the left
@@ -181,15 +172,6 @@ impl<'a> Matmul<'a> {
         if rows == 0 || columns == 0 {
             return Ok(());
         }
-        if self.wants_transposing((rows, inner, columns), (left, right), recorder) {
-            let transposed = transposed(recorder, self.b)?;
-            let product = Matmul {
-                b: transposed.matrix(),
-                transpose_b: false,
-                ..self
-            };
-            return product.record(recorder, c, accumulate);
-        }
         // Windows of the rows that each matrix is stored in.
         let [max_a, max_b, max_c] = [&self.a, &self.b, &c].map(|matrix| matrix.max_rows(&facts));
         let (mut max_rows, mut max_inner, mut max_columns) = (max_c, u64::MAX, u64::MAX);
@@ -222,7 +204,7 @@ impl<'a> Matmul<'a> {
                 limit_bytes: facts.max_binding_bytes,
             });
         }
-        let storages = (left, right, Cell::smallest(result));
+        let storages = (left, right, result);
         for (row_begin, row_end) in windows_of("c", rows, max_rows, &facts)? {
             for (column_begin, column_end) in windows_of("b", columns, max_columns, &facts)? {
                 for &(inner_begin, inner_end) in &inner_windows {
@@ -255,46 +237,27 @@ impl<'a> Matmul<'a> {
         self.variant.unwrap_or_else(|| {
             let context = recorder.context();
             let facts = context.facts_for(right);
-            match MatmulVariant::choose(columns, [left, right], facts) {
+            let transposed = [self.transpose_a, self.transpose_b];
+            let task = ProductTask { columns };
+            match MatmulVariant::choose(columns, [left, right], transposed, facts) {
                 matrices @ MatmulVariant::Coop(_) => matrices,
-                _ => {
-                    let task = ProductTask { columns };
+                _ if transposed == ProductTask::TRANSPOSED => {
                     context.tuner().choose(&task, facts).variant
                 }
+                variant => variant,
             }
         })
-    }
-
-    /// Whether the right factor is transposed before the product: where lanes would each read a row of it, whole pages apart. See [`kernel::matmul`](crate::kernel::matmul).
-    fn wants_transposing(
-        &self,
-        (rows, inner, columns): (u64, u64, u64),
-        storages: (Storage, Storage),
-        recorder: &Recorder,
-    ) -> bool {
-        self.transpose_b
-            && rows >= WORTH_TRANSPOSING
-            && storages.1 == Storage::F32
-            && inner > 0
-            && inner.is_multiple_of(PAGE)
-            && inner * columns * 4 <= recorder.context().facts().max_binding_bytes
-            && self.b.max_rows(recorder.context().facts()) >= columns
-            && matches!(
-                self.chosen(columns, storages, recorder),
-                MatmulVariant::Rows { .. }
-            )
     }
 
     fn record_block(
         &self,
         recorder: &mut Recorder,
         c: Matrix<'_>,
-        (left, right, cell): (Storage, Storage, Cell),
+        (left, right, result): (Storage, Storage, Storage),
         block: &Block,
         (accumulate, first): (bool, bool),
     ) -> Result<()> {
         let facts = recorder.context().facts().clone();
-        let cell_elements = cell.elements();
         let Block {
             rows,
             columns,
@@ -314,7 +277,24 @@ impl<'a> Matmul<'a> {
             if self.transpose_b { inner.0 } else { columns.0 },
         ];
         let [num_rows, num_columns, num_inner] = [rows, columns, inner].map(|(b, e)| e - b);
-        let variant = self.chosen(num_columns, (left, right), recorder);
+        let lengths = [
+            u64::from(a.skip) + a_offset,
+            u64::from(b.skip) + b_offset,
+            self.a.width(),
+            self.b.width(),
+            columns.0,
+            num_columns,
+            c.width(),
+        ];
+        let in_fours = lengths.iter().all(|length| length.is_multiple_of(4));
+        let variant = self
+            .chosen(num_columns, (left, right), recorder)
+            .for_lengths([num_inner, num_columns], in_fours, &facts);
+        let cell = match variant {
+            MatmulVariant::Broadcast { .. } => Cell::Vec4(result),
+            _ => Cell::smallest(result),
+        };
+        let cell_elements = cell.elements();
         let [tile_rows, tile_columns] = variant.tile();
         let (tiles_x, tiles_y) = (
             num_columns.div_ceil(tile_columns),
@@ -409,30 +389,6 @@ impl<'a> Matmul<'a> {
         }
         Ok(())
     }
-}
-
-/// Records the transposed copy of a matrix that one binding covers.
-fn transposed(recorder: &mut Recorder, x: Matrix<'_>) -> Result<Tensor> {
-    let facts = recorder.context().facts().clone();
-    let (rows, columns) = (x.rows(), x.width());
-    let out = recorder.empty("transposed", &[columns as usize, rows as usize], DType::F32)?;
-    let from = x.bind(0, rows, &facts)?;
-    let to = out.matrix().bind(0, columns, &facts)?;
-    let tiles_x = columns.div_ceil(32);
-    let grid = grid("transpose", tiles_x * rows.div_ceil(32), &facts)?;
-    let params = TransposeParams {
-        rows: size("rows", rows)?,
-        columns: size("columns", columns)?,
-        x_skip: from.skip,
-        x_stride: size("x", x.width())?,
-        out_skip: to.skip,
-        tiles_x: size("tiles", tiles_x)?,
-        first_workgroup: 0,
-        grid_width: grid[0],
-    };
-    let bindings = [from.binding, to.binding];
-    recorder.dispatch(Kernel::Transpose, &bindings, &params, grid)?;
-    Ok(out)
 }
 
 /// What one dispatch computes.

@@ -13,6 +13,10 @@ pub(crate) const UNIFORM_LOADS: &str =
 /// A software driver without, with `broadcasts`.
 pub(crate) const BROADCASTS: &str = "a CPU whose driver loads shared addresses once a lane, and has subgroups of 8 lanes (lavapipe before Mesa 26)";
 
+/// A software driver with both, a linear layer's product.
+pub(crate) const BROADCASTS_OF_FOURS: &str =
+    "a CPU with subgroups of 8 lanes, factors whose sums run along the stored rows";
+
 /// A software driver with neither.
 pub(crate) const LOADS_PER_LANE: &str =
     "a CPU whose driver loads shared addresses once a lane (lavapipe before Mesa 26, others)";

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::choice::Choice;
 use crate::config::{DilatedAttentionConfig, Mask};
 use crate::error::Result;
+use crate::kernel::KernelTier;
 use crate::kernel::Storage;
 use crate::kernel::backward::{BackwardShape, BackwardVariant};
 use crate::kernel::forward::{ForwardShape, ForwardVariant};
@@ -57,6 +58,11 @@ pub(crate) struct Segments {
     /// Rows of the shortest segment, rounded up to a power of two, at most [`MOST_ROWS`](Self::MOST_ROWS).
     pub rows: u32,
     pub mask: Mask,
+}
+
+impl ProductTask {
+    /// Which factors of a linear layer's product are stored transposed: the weights.
+    pub const TRANSPOSED: [bool; 2] = [false, true];
 }
 
 impl Segments {
@@ -148,10 +154,13 @@ fn backward_compile_time(
 fn product_compile_time(variant: MatmulVariant, facts: &DeviceFacts) -> Option<Duration> {
     let seconds = match (facts.processor, variant) {
         (Processor::Gpu, MatmulVariant::Tile) => 1,
-        (Processor::Gpu, MatmulVariant::Rows { .. }) | (_, MatmulVariant::Coop(_)) => return None,
+        (Processor::Gpu, MatmulVariant::Rows { .. } | MatmulVariant::Broadcast { .. })
+        | (_, MatmulVariant::Coop(_)) => return None,
         (Processor::Cpu { uniform_loads, .. }, variant) => match (variant, uniform_loads) {
             (MatmulVariant::Tile, true) => 1,
             (MatmulVariant::Rows { .. }, true) => 2,
+            (MatmulVariant::Broadcast { .. }, true) => 1,
+            (MatmulVariant::Broadcast { .. }, false) => 4,
             (MatmulVariant::Tile, false) => 15,
             (MatmulVariant::Rows { .. }, false) => 25,
             (MatmulVariant::Coop(_), _) => return None,
@@ -250,7 +259,7 @@ impl Task for ProductTask {
     }
 
     fn suggested(&self, facts: &DeviceFacts) -> Choice<MatmulVariant> {
-        MatmulVariant::choice(self.columns, [Storage::F32; 2], facts)
+        MatmulVariant::choice(self.columns, [Storage::F32; 2], Self::TRANSPOSED, facts)
     }
 
     fn candidates(&self, facts: &DeviceFacts) -> Vec<Candidate<MatmulVariant>> {
@@ -267,6 +276,9 @@ impl Task for ProductTask {
                     lanes,
                     lane_groups: groups / 2,
                 });
+            }
+            if KernelTier::Broadcast.check(facts).is_ok() {
+                variants.push(MatmulVariant::broadcast(facts));
             }
         }
         variants

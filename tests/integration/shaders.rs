@@ -116,9 +116,11 @@ fn all_kernels() -> Vec<(Kernel, DeviceFacts)> {
 fn matmul_variants() -> std::collections::HashSet<MatmulVariant> {
     facts_of_every_kind()
         .iter()
-        .flat_map(|facts| {
-            [1, 64, 256, 768, 1024, 3072]
-                .map(|columns| MatmulVariant::choose(columns, [Storage::F32; 2], facts))
+        .flat_map(|facts| [1, 64, 256, 768, 1024, 3072].map(|columns| (columns, facts)))
+        .flat_map(|(columns, facts)| {
+            [false, true].map(|transpose_b| {
+                MatmulVariant::choose(columns, [Storage::F32; 2], [false, transpose_b], facts)
+            })
         })
         .collect()
 }
@@ -126,7 +128,6 @@ fn matmul_variants() -> std::collections::HashSet<MatmulVariant> {
 fn layer_kernels() -> Vec<Kernel> {
     let mut kernels = vec![
         Kernel::Fill,
-        Kernel::Transpose,
         Kernel::SumPartials,
         Kernel::LayerNormBackward(Cell::Scalar),
         Kernel::LayerNormBackward(Cell::Vec4(Storage::F32)),
@@ -167,6 +168,10 @@ fn layer_kernels() -> Vec<Kernel> {
         {
             for variant in matmul_variants() {
                 for &(left, right, result) in &stored {
+                    let result = match (variant, result) {
+                        (MatmulVariant::Broadcast { .. }, Cell::Scalar) => Cell::Vec4(Storage::F32),
+                        _ => result,
+                    };
                     kernels.push(Kernel::Matmul {
                         variant,
                         transpose_a,
@@ -240,6 +245,7 @@ fn uses_subgroups(kernel: &Kernel) -> bool {
         Kernel::BackwardMeans(variant)
         | Kernel::BackwardDq(variant)
         | Kernel::BackwardDkDv(variant) => variant.shape == BackwardShape::Broadcast,
+        Kernel::Matmul { variant, .. } => matches!(variant, MatmulVariant::Broadcast { .. }),
         _ => false,
     }
 }

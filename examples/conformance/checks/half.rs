@@ -1,7 +1,9 @@
-//! Attention and models with tensors in half precision. Files hold results of other inputs: the comparison is with the f64 reference of the
-//! inputs rounded to that type, and what a plain implementation loses that stores the same type and computes in f32 decides
-//! how much is allowed. Of models, the plain implementation is the f64 one with every result rounded as it is stored.
+//! Attention and models with tensors in half precision. Files hold results of other inputs: the comparison is with the f64
+//! reference of the inputs rounded to that type, and what a plain implementation loses that stores the same type and computes
+//! in f32 decides how much is allowed. Of models, the plain implementation is the f64 one with every result rounded as it is
+//! stored.
 
+use ::half::{bf16, f16};
 use dilated_attention::nn::ParameterList;
 use dilated_attention::reference::model::Values;
 use dilated_attention::reference::plain::{self, PlainOutput, rounded};
@@ -21,10 +23,18 @@ struct Errors {
 }
 
 impl Errors {
-    /// Twice the error of the plain implementation. Where that has next to none, in a log-sum-exp of few terms for instance,
-    /// the 1e-5 of the largest value that single precision is allowed.
-    fn tolerance(&self) -> f64 {
-        (2.0 * self.plain.max_abs_err).max(1e-5 * self.given.max_abs_reference)
+    /// Twice the error of the plain implementation, but no less than what any may lose. That is twice half a unit in the last
+    /// place of the largest value, for tensors stored as `stored`: among few values as large, the plain implementation may
+    /// meet none that lies halfway between two numbers, and another one that lies there rounds either way. And for
+    /// log-sum-exps of few terms, f32 in any case, it is the 1e-5 of the largest value that single precision is allowed.
+    fn tolerance(&self, stored: DType) -> f64 {
+        let largest = self.given.max_abs_reference;
+        let floor = match stored {
+            DType::F16 => unit_in_last_place(largest, f16::MANTISSA_DIGITS),
+            DType::Bf16 => unit_in_last_place(largest, bf16::MANTISSA_DIGITS),
+            _ => 1e-5 * largest,
+        };
+        floor.max(2.0 * self.plain.max_abs_err)
     }
 
     fn add(
@@ -45,22 +55,34 @@ impl Errors {
         Ok(())
     }
 
-    fn report(&self, tensor: &str, report: &mut Report) {
-        report.compared(tensor, self.given, self.tolerance());
+    fn report(&self, tensor: &str, stored: DType, report: &mut Report) {
+        report.compared(tensor, self.given, self.tolerance(stored));
     }
 }
 
-/// Compares a result with the exact one, given that of a plain implementation.
-pub fn compare(name: &str, exact: &[f64], plain: &[f64], given: &[f32], report: &mut Report) {
+/// Compares a result with the exact one, given that of a plain implementation. It is stored as `stored`.
+pub fn compare(
+    name: &str,
+    stored: DType,
+    [exact, plain]: [&[f64]; 2],
+    given: &[f32],
+    report: &mut Report,
+) {
     let single: Vec<f32> = plain.iter().map(|value| *value as f32).collect();
     let errors = Comparison::of_reference(exact, given).and_then(|given| {
         let plain = Comparison::of_reference(exact, &single)?;
         Ok(Errors { given, plain })
     });
     match errors {
-        Ok(errors) => errors.report(name, report),
+        Ok(errors) => errors.report(name, stored, report),
         Err(reason) => report.fail(name, reason),
     }
+}
+
+/// The distance of neighbouring numbers with `digits` significant bits, at `value` or at the smallest normal f16.
+fn unit_in_last_place(value: f64, digits: u32) -> f64 {
+    let value = value.max(f64::from(f16::MIN_POSITIVE));
+    2f64.powi(value.log2().floor() as i32 + 1 - digits as i32)
 }
 
 /// The file's weights in double precision, by the names of `list`; `rename` says what they are called in the file.
@@ -161,10 +183,14 @@ pub fn check(
     });
     report.ran(engine.take_kernels());
     let failed = failed.or(result.err().map(|error| error.to_string()));
-    for ((tensor, _), errors) in tensors.iter().zip(&errors) {
+    for ((tensor, quantity), errors) in tensors.iter().zip(&errors) {
+        let stored = match quantity {
+            Quantity::Out => engine.dtype(),
+            Quantity::BranchLse | Quantity::TotalLse => DType::F32,
+        };
         match &failed {
             Some(reason) => report.fail(tensor, reason),
-            None => errors.report(tensor, report),
+            None => errors.report(tensor, stored, report),
         }
     }
 }
@@ -195,7 +221,7 @@ pub fn check_gradients(
             given: Comparison::of_reference(&exact, &given)?,
             plain: Comparison::of_reference(&exact, &plain)?,
         };
-        errors.report(name, report);
+        errors.report(name, dtype, report);
     }
     Ok(())
 }

@@ -76,7 +76,13 @@ pub fn check(
     let last = given.len() - 1;
     for (name, index) in [("features", 0), ("logits", last), ("out", last)] {
         if file.has(name) {
-            half::compare(name, &exact[index], &plain[index], &given[index], report);
+            half::compare(
+                name,
+                dtype,
+                [&exact[index], &plain[index]],
+                &given[index],
+                report,
+            );
         }
     }
     Ok(())

@@ -102,7 +102,7 @@ fn run_half(
         model.forward(&values, "", &lengths, &x, &x).map_err(told)
     };
     let (exact, plain) = (model(DType::F32)?, model(dtype)?);
-    half::compare("out", &exact, &plain, &given, report);
+    half::compare("out", dtype, [&exact, &plain], &given, report);
     Ok(())
 }
 

@@ -47,7 +47,8 @@ impl Tiles {
     pub fn read(path: impl AsRef<Path>, feature_dim: usize) -> Result<Self, Error> {
         let path = path.as_ref();
         let extension = path.extension().and_then(|extension| extension.to_str());
-        let read: fn(&Wanted<'_>) -> Result<Vec<f32>, Error> = match extension {
+        let extension = extension.map(str::to_ascii_lowercase);
+        let read: fn(&Wanted<'_>) -> Result<Vec<f32>, Error> = match extension.as_deref() {
             Some("safetensors") => safetensors::read,
             Some("npz") => npz::read,
             #[cfg(feature = "h5")]

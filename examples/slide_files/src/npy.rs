@@ -1,7 +1,8 @@
 //! NumPy's .npy files.
 //!
 //! ```text
-//! \x93NUMPY | version, 2 bytes | length of the header, 2 or 4 bytes | {'descr': '<f4', 'fortran_order': False, 'shape': (3, 2), } | data
+//! \x93NUMPY | version, 2 bytes | length of the header, 2 or 4 bytes | header | data
+//! header: {'descr': '<f4', 'fortran_order': False, 'shape': (3, 2), }
 //! ```
 //! The header is read here: the crates for it multiply a file's shape unchecked, which a hostile one makes a panic where
 //! overflow checks are on, and bring a parser of all of Python's literals, of which a header needs four.

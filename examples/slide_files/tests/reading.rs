@@ -431,6 +431,8 @@ fn what_is_wrong_is_told_with_file_and_array() {
             assert!(told.contains(needle), "{name}: {told}");
         }
     }
+    let upper = folder.write("TILES.SAFETENSORS", &plain_safetensors());
+    assert_eq!(Tiles::read(upper, DIM).expect("readable"), expected());
     let told = |path: &Path| Tiles::read(path, DIM).expect_err("no file").to_string();
     assert!(told(&folder.0.join("none.npz")).contains("none.npz could not be opened"));
     std::fs::create_dir_all(folder.0.join("folder.npz")).expect("a folder");
