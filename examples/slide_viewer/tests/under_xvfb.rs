@@ -79,8 +79,8 @@ impl Display {
             .expect("sends")
             .check()
             .expect("the server has XTEST");
-        // Each input in a frame of its own, as from a hand.
-        std::thread::sleep(Duration::from_millis(60));
+        // Each input in a frame of its own, as from a slow hand.
+        std::thread::sleep(Duration::from_millis(150));
     }
 
     fn click(&self, at: [i32; 2]) {
@@ -299,7 +299,7 @@ fn changed(a: &[[u8; 3]], b: &[[u8; 3]]) -> f64 {
 fn a_slide_is_encoded_cancelled_looked_at_and_left() {
     let display = Display::start();
     let begin = Instant::now();
-    let mut viewer = Viewer::start(&display, &["--random", "500", "--layers", "3"]);
+    let mut viewer = Viewer::start(&display, &["--random", "500", "--layers", "8"]);
     let ready = viewer.until("ready").pop().expect("ends with it");
     let leased = number(&ready, "leased");
     viewer.until("widget slide");
@@ -334,19 +334,19 @@ fn a_slide_is_encoded_cancelled_looked_at_and_left() {
     let frames = viewer.until("frames").pop().expect("ends with it");
     println!("{}; {frames}", lines.last().expect("ends with it"));
     assert!(number(&frames, "frames") > 10.0, "{frames}");
-    viewer.until("painted attention 3");
+    viewer.until("painted attention 8");
     let attention = display.until(slide, "attention", |picture| {
         num_colours(picture) > 100 && changed(picture, &empty) > 0.2
     });
 
     // A click on a tile colours by similarity to it; another layer attends otherwise.
     display.click(slide.middle());
-    viewer.until("painted similarity 3");
+    viewer.until("painted similarity 8");
     display.until(slide, "similarity", |picture| {
         changed(picture, &attention) > 0.2
     });
     display.click(viewer.widget("attention").middle());
-    viewer.until("painted attention 3");
+    viewer.until("painted attention 8");
     display.click(viewer.widget("layer").at(0.02, 0.5));
     viewer.until("painted attention 1");
     display.until(slide, "another layer", |picture| {
