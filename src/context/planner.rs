@@ -34,7 +34,7 @@ impl Context {
     }
 
     /// A planner for this context's device, which chooses the same kernels.
-    pub(super) fn own_planner(&self) -> Self {
+    pub(crate) fn own_planner(&self) -> Self {
         Self::planner_with(self.facts().clone(), self.inner.tuner.clone())
     }
 

@@ -7,6 +7,7 @@ use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
 use dilated_attention::kernel::matmul::MatmulVariant;
 use dilated_attention::kernel::{Kernel, KernelTier, Storage};
 use dilated_attention::longnet::{Call, Input, LongNet, LongNetConfig, OutputProjection};
+use dilated_attention::models::gigapath::{Slide, SlideEncoder, SlideEncoderConfig, SlideOutputs};
 use dilated_attention::ops::TokenIds;
 use dilated_attention::plan::Processor;
 use dilated_attention::training::{Batch, LearningRate, Trainer, TrainingOptions};
@@ -270,6 +271,39 @@ fn after_a_warm_up_nothing_is_left_to_compile() {
         trainer
             .step(&[batch])
             .and_then(|step| step.wait())
+            .expect("runs");
+        assert_eq!(pipelines(&context), before, "{limits}");
+    }
+}
+
+#[test]
+fn after_a_warm_up_a_slide_is_encoded_without_compiling() {
+    const TILES: usize = 30;
+    for (limits, context) in contexts() {
+        let mut config = SlideEncoderConfig::base();
+        config.attention = DilatedAttentionConfig::new(2, 16, &[8, 20], &[1, 2])
+            .expect("valid")
+            .torchscale();
+        (config.feature_dim, config.num_layers, config.ffn_dim) = (12, 2, 64);
+        let encoder = SlideEncoder::new(&context, config).expect("valid");
+        let mut recorder = context.recorder("weights");
+        let weights = encoder.initial_weights(&mut recorder, 1).expect("draws");
+        recorder.submit().expect("submits");
+        let outputs = SlideOutputs {
+            layers: true,
+            states: vec![1],
+            encoded: true,
+            attention: vec![0, 1],
+        };
+        let report = encoder.warm_up(&context, &[TILES], &outputs);
+        assert!(!report.expect("compiles").kernels.is_empty());
+        let before = pipelines(&context);
+        let slide = Slide {
+            features: &[0.5; 12 * TILES],
+            coords: &[[0.0; 2]; TILES],
+        };
+        encoder
+            .encode_blocking(&context, &weights, &[slide], &outputs)
             .expect("runs");
         assert_eq!(pipelines(&context), before, "{limits}");
     }

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use super::{Slide, SlideEncoder, SlideEncoderConfig, SlideOutputs, SlideRun};
 use crate::config::AttentionShape;
-use crate::context::Context;
+use crate::context::{Context, WarmUp};
 use crate::error::{Error, Result};
 use crate::nn::Parameters;
 use crate::plan::DeviceFacts;
+use crate::recorder::Recorder;
 
 /// What encoding a batch of slides will need, known before it runs; made by [`SlideEncoder::plan`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -77,16 +78,73 @@ impl SlideEncoder {
         facts: DeviceFacts,
     ) -> Result<SlidePlan> {
         let planner = Context::planner(facts.clone());
-        let encoder = Self::new(&planner, config.clone())?;
-        let mut recorder = planner.recorder("weights");
-        let weights = Parameters::zeros(&mut recorder, encoder.parameters(), "weights")?;
-        recorder.submit()?;
+        let (encoder, weights) = Self::planned(&planner, config)?;
         planner.pool().trim();
         planner.pool().reset_peaks();
         let weight_bytes = planner.pool().stats().requested_bytes.current;
+        let (mut num_recordings, mut num_dispatches) = (0, 0);
+        encoder.rehearse(&planner, &weights, tiles, outputs, |recorder| {
+            num_recordings += 1;
+            num_dispatches += recorder.num_dispatches();
+        })?;
+        let longest = tiles.iter().copied().max().unwrap_or(0);
+        let stats = planner.pool().stats();
+        Ok(SlidePlan {
+            num_tokens: (longest as u64 + 1) * tiles.len() as u64,
+            weight_bytes,
+            requested_bytes: stats.requested_bytes.peak,
+            held_bytes: stats.held_bytes.peak,
+            num_recordings,
+            num_dispatches,
+            flop: flop(config, tiles, longest, facts)?,
+        })
+    }
+
+    /// Compiles the kernels of encoding slides of so many tiles now; see [`Context::warm_up`].
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan) and [`Context::warm_up`].
+    pub fn warm_up(
+        &self,
+        context: &Context,
+        tiles: &[usize],
+        outputs: &SlideOutputs,
+    ) -> Result<WarmUp> {
+        let planner = context.own_planner();
+        let (encoder, weights) = Self::planned(&planner, &self.config)?;
+        let mut kernels = Vec::new();
+        encoder.rehearse(&planner, &weights, tiles, outputs, |recorder| {
+            for kernel in recorder.kernels() {
+                if !kernels.contains(&kernel) {
+                    kernels.push(kernel);
+                }
+            }
+        })?;
+        context.warm_up(&kernels)
+    }
+
+    /// An encoder and weights on a planner.
+    fn planned(planner: &Context, config: &SlideEncoderConfig) -> Result<(Self, Parameters)> {
+        let encoder = Self::new(planner, config.clone())?;
+        let mut recorder = planner.recorder("weights");
+        let weights = Parameters::zeros(&mut recorder, encoder.parameters(), "weights")?;
+        recorder.submit()?;
+        Ok((encoder, weights))
+    }
+
+    /// Records a run on a planner, each recording shown to `seen`.
+    fn rehearse(
+        &self,
+        planner: &Context,
+        weights: &Parameters,
+        tiles: &[usize],
+        outputs: &SlideOutputs,
+        mut seen: impl FnMut(&Recorder),
+    ) -> Result<()> {
+        let dim = self.config.feature_dim;
         let longest = tiles.iter().copied().max().unwrap_or(0);
         let elements = longest
-            .checked_mul(config.feature_dim)
+            .checked_mul(dim)
             .filter(|elements| {
                 elements
                     .checked_mul(4)
@@ -101,26 +159,16 @@ impl SlideEncoder {
         let slides: Vec<_> = tiles
             .iter()
             .map(|&tiles| Slide {
-                features: &features[..tiles * config.feature_dim],
+                features: &features[..tiles * dim],
                 coords: &coords[..tiles],
             })
             .collect();
-        let mut run = SlideRun::new(&planner, &encoder, &weights, &slides, outputs)?;
-        let mut num_dispatches = 0;
+        let mut run = SlideRun::new(planner, self, weights, &slides, outputs)?;
         while let Some(recorder) = run.next_recording()? {
-            num_dispatches += recorder.num_dispatches();
+            seen(&recorder);
             recorder.submit()?;
         }
-        let stats = planner.pool().stats();
-        Ok(SlidePlan {
-            num_tokens: (longest as u64 + 1) * tiles.len() as u64,
-            weight_bytes,
-            requested_bytes: stats.requested_bytes.peak,
-            held_bytes: stats.held_bytes.peak,
-            num_recordings: run.num_recordings() as u64,
-            num_dispatches,
-            flop: flop(config, tiles, longest, facts)?,
-        })
+        Ok(())
     }
 }
 

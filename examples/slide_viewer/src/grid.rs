@@ -1,0 +1,139 @@
+//! The slide as a picture: a pixel of a texture for each cell, however many tiles there are.
+
+use dilated_attention::models::gigapath::Cell;
+use eframe::egui::{
+    self, Color32, ColorImage, Rect, Sense, Stroke, TextureFilter, TextureHandle, TextureOptions,
+    Ui, Vec2, pos2, vec2,
+};
+
+use crate::colour;
+
+/// Cells without a tile.
+const NONE: u32 = u32::MAX;
+
+/// Tiles that have no number yet.
+const UNKNOWN: Color32 = Color32::from_rgb(0x5b, 0x62, 0x6b);
+
+/// The picture, and which part of it is in sight.
+pub struct Grid {
+    columns: usize,
+    /// The tile of each cell of the slide's bounding box, row by row.
+    tile_of_cell: Vec<u32>,
+    /// The cell of each tile, within the box.
+    cell_of_tile: Vec<[u32; 2]>,
+    texture: TextureHandle,
+    /// 1 where all of the slide fits.
+    zoom: f32,
+    /// From the middle of the view to that of the slide, in points.
+    offset: Vec2,
+}
+
+impl Grid {
+    /// Of tiles in these cells, without colours. Of tiles that share a cell, the last is shown.
+    pub fn new(ctx: &egui::Context, cells: &[Cell]) -> Self {
+        let bounds = |of: fn(&Cell) -> u32| {
+            let first = cells.iter().map(of).min().unwrap_or(0);
+            let last = cells.iter().map(of).max().unwrap_or(0);
+            (first, (last - first) as usize + 1)
+        };
+        let ((left, columns), (top, rows)) = (bounds(|cell| cell.x), bounds(|cell| cell.y));
+        let cell_of_tile: Vec<[u32; 2]> = cells
+            .iter()
+            .map(|cell| [cell.x - left, cell.y - top])
+            .collect();
+        let mut tile_of_cell = vec![NONE; columns * rows];
+        for (tile, [x, y]) in (0..).zip(&cell_of_tile) {
+            tile_of_cell[*y as usize * columns + *x as usize] = tile;
+        }
+        let image = image(columns, &tile_of_cell, |_| UNKNOWN);
+        let options = TextureOptions {
+            magnification: TextureFilter::Nearest,
+            ..TextureOptions::LINEAR
+        };
+        Self {
+            columns,
+            tile_of_cell,
+            cell_of_tile,
+            texture: ctx.load_texture("slide", image, options),
+            zoom: 1.0,
+            offset: Vec2::ZERO,
+        }
+    }
+
+    /// Columns and rows of cells.
+    pub fn size(&self) -> [usize; 2] {
+        self.texture.size()
+    }
+
+    /// Colours each tile by its number; returns the ends of the scale.
+    pub fn colour(&mut self, values: &[f32]) -> [f32; 2] {
+        let [low, high] = colour::scale(values);
+        let range = (high - low).max(f32::MIN_POSITIVE);
+        let image = image(self.columns, &self.tile_of_cell, |tile| {
+            match values.get(tile as usize) {
+                Some(value) => colour::ramp((value - low) / range),
+                None => UNKNOWN,
+            }
+        });
+        let options = TextureOptions {
+            magnification: TextureFilter::Nearest,
+            ..TextureOptions::LINEAR
+        };
+        self.texture.set(image, options);
+        [low, high]
+    }
+
+    /// Draws the slide over the rest of `ui`: dragged it moves, the wheel zooms, a double click shows all of it again. Returns
+    /// where it is and a tile that was clicked.
+    pub fn show(&mut self, ui: &mut Ui, selected: Option<u32>) -> (Rect, Option<u32>) {
+        let (response, painter) = ui.allocate_painter(ui.available_size(), Sense::click_and_drag());
+        let view = response.rect;
+        let size = self.texture.size_vec2();
+        let fit = (view.width() / size.x).min(view.height() / size.y) * 0.97;
+        if response.dragged() {
+            self.offset += response.drag_delta();
+        }
+        if let Some(pointer) = response.hover_pos() {
+            let scrolled = ui.input(|input| input.smooth_scroll_delta().y);
+            let zoom = (self.zoom * (scrolled / 200.0).exp()).clamp(1.0, 64.0);
+            // What is under the pointer stays there.
+            let from_middle = pointer - view.center() - self.offset;
+            self.offset -= from_middle * (zoom / self.zoom - 1.0);
+            self.zoom = zoom;
+        }
+        if response.double_clicked() || self.zoom == 1.0 {
+            (self.zoom, self.offset) = (1.0, Vec2::ZERO);
+        }
+        let cell = fit * self.zoom;
+        let picture = Rect::from_center_size(view.center() + self.offset, size * cell);
+        let whole = Rect::from_min_max(pos2(0.0, 0.0), pos2(1.0, 1.0));
+        painter.image(self.texture.id(), picture, whole, Color32::WHITE);
+        if let Some([x, y]) = selected.and_then(|tile| self.cell_of_tile.get(tile as usize)) {
+            let corner = picture.min + vec2(*x as f32, *y as f32) * cell;
+            let outline = Rect::from_min_size(corner, Vec2::splat(cell)).expand(1.5);
+            for (width, colour) in [(4.0, Color32::BLACK), (2.0, Color32::WHITE)] {
+                let stroke = Stroke::new(width, colour);
+                painter.rect_stroke(outline, 1.0, stroke, egui::StrokeKind::Middle);
+            }
+        }
+        let clicked = response
+            .interact_pointer_pos()
+            .filter(|_| response.clicked());
+        let tile = clicked.and_then(|at| {
+            let at = (at - picture.min) / cell;
+            let inside = at.x >= 0.0 && at.y >= 0.0 && (at.x as usize) < self.columns;
+            let place = at.y as usize * self.columns + at.x as usize;
+            let tile = *self.tile_of_cell.get(place).filter(|_| inside)?;
+            (tile != NONE).then_some(tile)
+        });
+        (picture, tile)
+    }
+}
+
+fn image(columns: usize, tiles: &[u32], colour: impl Fn(u32) -> Color32) -> ColorImage {
+    let pixels = tiles.iter().map(|&tile| match tile {
+        NONE => Color32::TRANSPARENT,
+        tile => colour(tile),
+    });
+    ColorImage::new([columns, tiles.len() / columns.max(1)], pixels.collect())
+}
