@@ -10,7 +10,7 @@ use dilated_attention::nn::Parameters;
 use dilated_attention::recorder::SliceOptions;
 use dilated_attention::{
     AttentionShape, Context, DType, DeviceFacts, DilatedAttention, DilatedAttentionConfig, Error,
-    Mask, WeightFile, WeightWriter, reference,
+    Mask, PoolStats, WeightFile, WeightWriter, reference,
 };
 
 use crate::support::contexts::contexts;
@@ -73,18 +73,23 @@ fn encode(
         .unwrap()
 }
 
-/// Requested bytes once the device is done. What was under way is given back by callbacks, which another polling thread may be
-/// running: they get two seconds to arrive at `expected`.
+/// Requested bytes once the device is done, which should be `expected`.
 fn settled(context: &Context, expected: u64) -> u64 {
+    until(context, |stats| stats.requested_bytes.current == expected);
+    context.pool().stats().requested_bytes.current
+}
+
+/// Waits for the device. What was under way is given back by callbacks, which another polling thread may be running: they
+/// get two seconds to arrive where `done` holds.
+fn until(context: &Context, done: impl Fn(&PoolStats) -> bool) {
     context.wait();
     for _ in 0..100 {
         context.poll();
-        if context.pool().stats().requested_bytes.current == expected {
+        if done(&context.pool().stats()) {
             break;
         }
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
-    context.pool().stats().requested_bytes.current
 }
 
 fn all_contexts() -> Vec<&'static TestContext> {
@@ -361,7 +366,10 @@ fn encoding_in_slices_is_the_same_and_can_be_given_up() {
     let at_once = encoder
         .encode_blocking(context, &weights, &slides, &outputs)
         .unwrap();
-    context.wait();
+    // Of the weights alone: callbacks give the rest back, and others may be running them.
+    until(context, |stats| {
+        stats.leases.current == encoder.parameters().specs().len() as u64
+    });
     let before = context.pool().stats().requested_bytes.current;
     let mut told = Vec::new();
     let options = SliceOptions::default();
