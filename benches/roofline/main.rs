@@ -7,6 +7,7 @@
 //!   --storage TYPE   f32, f16 or bf16, of attention and products; all unless told
 //!   --json PATH      writes every row as an object, one a line
 //!   --repetitions N  10 unless told
+//!   --processor-time instead of time on the device that of all processors, whatever else runs there; software adapters, Linux
 //!   --quick          few small cases: that everything works, not what it measures
 //!   --join PATH...   prints one table of such files, of other implementations, too (benches/peers); measures nothing
 //! ```
@@ -38,6 +39,7 @@ mod matrices;
 #[path = "../measurement.rs"]
 mod measurement;
 mod options;
+mod processor;
 mod report;
 mod start;
 mod timing;
@@ -65,7 +67,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         Command::FirstCall => return start::child(),
     };
     let machine = pollster::block_on(Machine::open())?;
-    let clock = Rc::new(Clock::new(&machine.context));
+    if options.processor_time {
+        if !machine.is_software() {
+            return Err("--processor-time is for software adapters: others run elsewhere".into());
+        }
+        processor::seconds()?;
+    }
+    let clock = Rc::new(Clock::new(&machine.context, options.processor_time));
     let report = Report::new(&machine, options.json.as_deref())?;
     let tier = machine.other_tier()?;
     let mut run = Run {

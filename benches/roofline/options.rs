@@ -26,6 +26,8 @@ pub struct Options {
     /// What tensors are stored as, of attention and products.
     pub storages: Vec<DType>,
     pub repetitions: usize,
+    /// Times are of the processor.
+    pub processor_time: bool,
     only: Option<&'static str>,
 }
 
@@ -48,6 +50,7 @@ impl Command {
             json: None,
             storages: vec![DType::F32, DType::F16, DType::Bf16],
             repetitions: 0,
+            processor_time: false,
             only: None,
         };
         let mut repetitions = None;
@@ -58,6 +61,7 @@ impl Command {
             };
             match argument.as_str() {
                 "--quick" => options.quick = true,
+                "--processor-time" => options.processor_time = true,
                 "--json" => options.json = Some(value()?),
                 "--storage" => {
                     let name = value()?;

@@ -28,7 +28,7 @@ pub fn child() -> Result<(), Box<dyn Error>> {
     let open = started.elapsed().as_secs_f64();
     let case = &Case::set("quick")[0];
     let prepared = Prepared::new(&context, case, None, Direction::Forward, DType::F32)?;
-    let clock = Clock::new(&context);
+    let clock = Clock::new(&context, false);
     let subject = Subject {
         context: &context,
         clock: &clock,

@@ -12,6 +12,7 @@ use dilated_attention::{Context, DType, Recorder, Result, Tensor, half};
 
 use crate::ceilings::Ceiling;
 use crate::measurement::Spread;
+use crate::processor;
 
 /// Work that can be recorded again and again.
 pub trait Timed {
@@ -36,7 +37,7 @@ pub trait Timed {
 pub struct Seconds {
     /// From recording to completion.
     pub wall: f64,
-    /// On the device, where it has timestamps.
+    /// On the device, where it has timestamps; or of the processor, where that is asked for.
     pub device: Option<f64>,
 }
 
@@ -51,7 +52,16 @@ impl Seconds {
 pub struct Clock {
     device: wgpu::Device,
     queue: wgpu::Queue,
-    stamps: Option<Stamps>,
+    time: Time,
+}
+
+/// How time on the device is told.
+enum Time {
+    Stamps(Stamps),
+    /// The processor's, which is the device.
+    Processor,
+    /// Not.
+    Wall,
 }
 
 struct Stamps {
@@ -65,7 +75,7 @@ impl Clock {
         clippy::disallowed_methods,
         reason = "16 bytes that have nothing to do with the pool"
     )]
-    pub fn new(context: &Context) -> Self {
+    pub fn new(context: &Context, processor_time: bool) -> Self {
         let device = context.device().clone();
         let features =
             wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
@@ -77,7 +87,7 @@ impl Clock {
                 mapped_at_creation: false,
             })
         };
-        let stamps = device.features().contains(features).then(|| Stamps {
+        let stamps = || Stamps {
             set: device.create_query_set(&wgpu::QuerySetDescriptor {
                 label: Some("timestamps"),
                 ty: wgpu::QueryType::Timestamp,
@@ -85,11 +95,16 @@ impl Clock {
             }),
             resolved: buffer(wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC),
             mapped: buffer(wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST),
-        });
+        };
+        let time = match (processor_time, device.features().contains(features)) {
+            (true, _) => Time::Processor,
+            (false, true) => Time::Stamps(stamps()),
+            (false, false) => Time::Wall,
+        };
         Self {
             queue: context.queue().clone(),
             device,
-            stamps,
+            time,
         }
     }
 
@@ -99,12 +114,13 @@ impl Clock {
         encode: impl FnOnce(&mut wgpu::CommandEncoder) -> std::result::Result<(), E>,
     ) -> std::result::Result<Seconds, E> {
         let started = Instant::now();
+        let used = processor::seconds().unwrap_or(0.0);
         let mut encoder = self.device.create_command_encoder(&Default::default());
-        if let Some(stamps) = &self.stamps {
+        if let Time::Stamps(stamps) = &self.time {
             encoder.write_timestamp(&stamps.set, 0);
         }
         encode(&mut encoder)?;
-        if let Some(stamps) = &self.stamps {
+        if let Time::Stamps(stamps) = &self.time {
             encoder.write_timestamp(&stamps.set, 1);
             encoder.resolve_query_set(&stamps.set, 0..2, &stamps.resolved, 0);
             encoder.copy_buffer_to_buffer(&stamps.resolved, 0, &stamps.mapped, 0, 16);
@@ -112,7 +128,11 @@ impl Clock {
         self.queue.submit([encoder.finish()]);
         self.wait();
         let wall = started.elapsed().as_secs_f64();
-        let device = self.stamps.as_ref().map(|stamps| self.read(stamps));
+        let device = match &self.time {
+            Time::Stamps(stamps) => Some(self.read(stamps)),
+            Time::Processor => Some(processor::seconds().unwrap_or(0.0) - used),
+            Time::Wall => None,
+        };
         Ok(Seconds { wall, device })
     }
 
