@@ -1,5 +1,5 @@
-// c = op(a) op(b), with a bias, an activation and a scaled residual in the same pass, on CPU adapters that load once per lane,
-// whether the address is shared or not (lavapipe before Mesa 26).
+// c = op(a) op(b), with a bias, an activation and a scaled residual in the same pass, on CPU adapters with subgroups of
+// eight lanes (lavapipe).
 //
 // A workgroup is one subgroup of eight lanes. Each lane owns ROWS rows of c, in CELLS cells of columns that all lanes have in
 // common. For four elements of the sum a lane loads those of its own rows, in as many loads, and an eighth of those of the

@@ -78,17 +78,18 @@ use crate::tuning::because::{
 /// How the kernel lays its work out. All compute the same; see the shader files for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MatmulVariant {
-    /// Tiles of both factors in workgroup memory: GPUs, older software drivers.
+    /// Tiles of both factors in workgroup memory: GPUs, older software drivers without subgroups of 8 lanes.
     Tile,
-    /// Four columns a lane in registers: CPUs whose driver loads shared addresses once.
+    /// Four columns a lane in registers: CPUs whose driver loads shared addresses once, where [`Broadcast`](Self::Broadcast)
+    /// is slower or does not run.
     Rows {
         /// The adapter's vector width in floats.
         lanes: u32,
         /// Groups of lanes beside each other.
         lane_groups: u32,
     },
-    /// Rows of a lane in registers, whose columns are handed from lane to lane: CPUs whose driver loads once per lane. For
-    /// factors and results of rows in fours.
+    /// Rows of a lane in registers, whose columns are handed from lane to lane: CPUs with subgroups of 8 lanes, for
+    /// factors and results of rows in fours; newer drivers for those of a linear layer, whose sums run along stored rows.
     Broadcast {
         /// Rows of a lane, 4 or 8.
         rows: u32,
