@@ -27,7 +27,7 @@ pub(super) fn load(
     options: &KernelOptions,
     file: Option<&Path>,
 ) -> Pipelines {
-    let data = file.and_then(read);
+    let data = file.and_then(|file| unpack(&read_file(file, MAX_FILE_BYTES)?).map(<[u8]>::to_vec));
     let cache = file.and_then(|_| pipeline_cache(device, data.as_deref()));
     Pipelines::new(Compiler {
         trusted: options.trusted_shaders,
@@ -35,13 +35,14 @@ pub(super) fn load(
     })
 }
 
-fn read(file: &Path) -> Option<Vec<u8>> {
+/// All of a file that is no larger than that.
+pub(super) fn read_file(file: &Path, max_bytes: u64) -> Option<Vec<u8>> {
     let metadata = std::fs::metadata(file).ok()?;
     // Asked before it is opened: to open a pipe would wait for its other end.
-    if !metadata.is_file() || metadata.len() > MAX_FILE_BYTES {
+    if !metadata.is_file() || metadata.len() > max_bytes {
         return None;
     }
-    unpack(&std::fs::read(file).ok()?).map(<[u8]>::to_vec)
+    std::fs::read(file).ok()
 }
 
 /// The data in a file, if the file is whole.
@@ -55,7 +56,7 @@ fn pack(data: &[u8]) -> Vec<u8> {
 }
 
 /// FNV-1a (Fowler, Noll, Vo), 64 bits: against damage, not against malice.
-fn checksum(data: &[u8]) -> u64 {
+pub(super) fn checksum(data: &[u8]) -> u64 {
     data.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     })
@@ -75,12 +76,12 @@ impl Context {
 }
 
 #[cfg(not(target_arch = "wasm32"))]
-fn replace(file: &Path, bytes: &[u8]) -> bool {
+pub(super) fn replace(file: &Path, bytes: &[u8]) -> bool {
     crate::tuning::replace(file, bytes).is_ok()
 }
 
 #[cfg(target_arch = "wasm32")]
-fn replace(_: &Path, _: &[u8]) -> bool {
+pub(super) fn replace(_: &Path, _: &[u8]) -> bool {
     false
 }
 

@@ -8,6 +8,7 @@
 mod adapter;
 mod compiled;
 mod cooperative;
+mod pace;
 mod planner;
 mod trial;
 mod warm_up;
@@ -220,15 +221,16 @@ impl Context {
             tier: options.tier,
             ..facts
         };
+        let tuner = Arc::new(Tuner::new(&info, options));
         let context = Self {
             inner: Arc::new(Inner {
-                tuner: Arc::new(Tuner::new(&info, options)),
                 pipelines: compiled::load(&device, options, pipelines_file.as_deref()),
                 pipelines_file,
                 info,
                 facts,
                 tried_facts: OnceLock::new(),
-                pace: Mutex::default(),
+                pace: Mutex::new(pace::load(pace::file(&tuner).as_deref())),
+                tuner,
                 pool,
                 check_finite: AtomicBool::new(false),
                 plans_only: false,

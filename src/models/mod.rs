@@ -5,7 +5,12 @@
 //! longvit::LongVit         torchscale's LongViT: pixels -> features, logits
 //! ```
 //! Both are a [`LongNet`](crate::longnet::LongNet) between an embedding and a pooling of their own. Parameters have the names
-//! of the checkpoints, and loading is strict.
+//! of the checkpoints, and loading is strict. Both run at once, in slices with progress, or recording by recording, and both
+//! are planned without a device ([`ModelPlan`]).
 
 pub mod gigapath;
 pub mod longvit;
+mod plan;
+mod recordings;
+
+pub use plan::ModelPlan;

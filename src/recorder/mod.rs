@@ -85,8 +85,8 @@ pub struct Recorder {
     /// Parameters of all dispatches, each at an offset that a dynamic uniform binding may have.
     params: Vec<u8>,
     num_dispatches: u64,
-    /// Where recordings are only counted: the kernels, each once, in order of first use.
-    planned_kernels: Vec<Kernel>,
+    /// Where recordings are only counted: the kernels, each once, in order of first use, with all of their work.
+    planned_kernels: Vec<(Kernel, f64)>,
 }
 
 impl Recorder {
@@ -117,15 +117,27 @@ impl Recorder {
 
     /// The kernels recorded so far, each once, in order of first use.
     pub fn kernels(&self) -> Vec<Kernel> {
-        let mut kernels = self.planned_kernels.clone();
+        self.work().into_iter().map(|(kernel, _)| kernel).collect()
+    }
+
+    /// The same, with the work of all dispatches of each ([`Kernel::workgroup_work`]).
+    pub(crate) fn work(&self) -> Vec<(Kernel, f64)> {
+        let mut work = self.planned_kernels.clone();
         for command in &self.commands {
-            if let Command::Dispatch { pipeline, .. } = command
-                && !kernels.contains(&pipeline.kernel())
+            if let Command::Dispatch {
+                pipeline,
+                params_offset,
+                grid,
+                ..
+            } = command
             {
-                kernels.push(pipeline.kernel());
+                let begin = *params_offset as usize;
+                let end = begin + pipeline.params_bytes() as usize;
+                let params = self.params.get(begin..end).unwrap_or_default();
+                add_work(&mut work, pipeline.kernel(), params, *grid);
             }
         }
-        kernels
+        work
     }
 
     /// A tensor whose contents are unspecified until something recorded writes it. `shape` counts elements, the last
@@ -448,9 +460,7 @@ impl Recorder {
             .collect();
         self.num_dispatches += 1;
         let Some(pipeline) = pipeline else {
-            if !self.planned_kernels.contains(&kernel) {
-                self.planned_kernels.push(kernel);
-            }
+            add_work(&mut self.planned_kernels, kernel, params, grid);
             return Ok(());
         };
         self.commands.push(Command::Dispatch {
@@ -521,6 +531,15 @@ impl std::fmt::Debug for Recorder {
             .field("commands", &self.commands.len())
             .field("held", &self.held)
             .finish_non_exhaustive()
+    }
+}
+
+/// Adds the work of one dispatch.
+fn add_work(work: &mut Vec<(Kernel, f64)>, kernel: Kernel, params: &[u8], [x, y]: [u32; 2]) {
+    let more = kernel.workgroup_work(params) * f64::from(x) * f64::from(y);
+    match work.iter_mut().find(|(other, _)| *other == kernel) {
+        Some((_, sum)) => *sum += more,
+        None => work.push((kernel, more)),
     }
 }
 

@@ -1,6 +1,6 @@
 //! How long the device takes for what it is given, learned while it works.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::kernel::Kernel;
 
@@ -24,15 +24,69 @@ const UNMEASURED_SHARE: f64 = 0.25;
 /// Seconds below which a measured time says little: submitting and polling take as long.
 const RESOLUTION: f64 = 2e-3;
 
+/// Seconds for a unit of work that are believed when a file says so: from far beyond the fastest device to [`GUESS`] of a
+/// device that is a million times slower.
+const CREDIBLE: std::ops::RangeInclusive<f64> = 1e-18..=2e-3;
+
 /// Seconds for a unit of work of each activity.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
     seconds: HashMap<Activity, f64>,
+    /// Of kernels, by their description, from a process before: better than a guess, but the first slice is as short.
+    remembered: BTreeMap<String, f64>,
 }
 
 impl Pace {
+    /// With what [`to_json`](Self::to_json) wrote in another process; what cannot be read counts as nothing.
+    pub fn from_json(json: &[u8]) -> Self {
+        let remembered: BTreeMap<String, f64> = serde_json::from_slice(json).unwrap_or_default();
+        Self {
+            seconds: HashMap::new(),
+            remembered: remembered
+                .into_iter()
+                .filter(|(_, seconds)| CREDIBLE.contains(seconds))
+                .collect(),
+        }
+    }
+
+    /// All that is known of kernels.
+    pub fn to_json(&self) -> Vec<u8> {
+        let measured = self.seconds.iter().filter_map(|(activity, seconds)| {
+            let Activity::Kernel(kernel) = activity else {
+                return None;
+            };
+            Some((described(kernel), *seconds))
+        });
+        let mut known = self.remembered.clone();
+        known.extend(measured);
+        // Names and numbers, which every map of JSON may have.
+        serde_json::to_vec_pretty(&known).unwrap_or_default()
+    }
+
+    /// Seconds for so much work of each kernel, unless one of them is not known.
+    pub fn expected(&self, work: &[(Kernel, f64)]) -> Option<f64> {
+        let seconds = |&(kernel, work): &(Kernel, f64)| {
+            let measured = self.seconds.get(&Activity::Kernel(kernel));
+            let known = measured.or_else(|| self.remembered.get(&described(&kernel)));
+            known.map(|seconds| work * seconds)
+        };
+        work.iter().map(seconds).sum()
+    }
+
     pub(super) fn seconds(&self, activity: Activity, work: f64) -> f64 {
-        work * self.seconds.get(&activity).copied().unwrap_or(GUESS)
+        let measured = self.seconds.get(&activity).copied();
+        work * measured.unwrap_or_else(|| self.before(activity))
+    }
+
+    /// Seconds for a unit of work of what has not been measured in this process.
+    fn before(&self, activity: Activity) -> f64 {
+        let remembered = match activity {
+            Activity::Kernel(kernel) if !self.remembered.is_empty() => {
+                self.remembered.get(&described(&kernel))
+            }
+            _ => None,
+        };
+        remembered.copied().unwrap_or(GUESS)
     }
 
     /// What of `left` seconds this activity may have.
@@ -59,10 +113,16 @@ impl Pace {
             *shares.entry(activity).or_default() += self.seconds(activity, work) / expected;
         }
         for (activity, share) in shares {
-            let seconds = self.seconds.entry(activity).or_insert(GUESS);
+            let before = self.before(activity);
+            let seconds = self.seconds.entry(activity).or_insert(before);
             *seconds *= 1.0 + share * (ratio - 1.0);
         }
     }
+}
+
+/// What a kernel is remembered as: every number of its shape.
+fn described(kernel: &Kernel) -> String {
+    format!("{kernel:?}")
 }
 
 #[cfg(test)]
@@ -101,5 +161,41 @@ mod tests {
         let before = pace.seconds(kernel, 1.0);
         pace.learn(&[(kernel, 1.0)], 1e-3);
         assert_eq!(pace.seconds(kernel, 1.0), before);
+    }
+
+    #[test]
+    fn what_is_remembered_is_a_better_guess_and_nothing_else_is_expected() {
+        let (fill, known) = (Kernel::Fill, Activity::Kernel(Kernel::Fill));
+        let mut pace = Pace::default();
+        assert_eq!(pace.expected(&[(fill, 1.0)]), None);
+        pace.learn(&[(known, 1e6)], 2.0);
+        let near = |given: f64, expected: f64| assert!((given - expected).abs() < 1e-9 * expected);
+        near(pace.expected(&[(fill, 3e6)]).unwrap(), 6.0);
+        assert_eq!(pace.expected(&[(fill, 1.0), (Kernel::AdamW, 1.0)]), None);
+        let mut later = Pace::from_json(&pace.to_json());
+        near(later.expected(&[(fill, 3e6)]).unwrap(), 6.0);
+        // The first slice stays short.
+        near(fitting(&later, known, 8.0), 1e6);
+        assert_eq!(later.to_json(), pace.to_json());
+        later.learn(&[(known, 1e6)], 3.0);
+        near(later.expected(&[(fill, 1e6)]).unwrap(), 3.0);
+        assert_ne!(later.to_json(), pace.to_json());
+    }
+
+    #[test]
+    fn files_that_make_no_sense_count_as_nothing() {
+        let entry = |seconds: &str| format!("{{\"Fill\": {seconds}}}").into_bytes();
+        let expected = |json: &[u8]| Pace::from_json(json).expected(&[(Kernel::Fill, 1.0)]);
+        assert_eq!(expected(&entry("1e-9")), Some(1e-9));
+        for seconds in ["0", "-1e-9", "1e9", "1e-300", "null", "[]", "\"1\""] {
+            assert_eq!(expected(&entry(seconds)), None, "{seconds}");
+        }
+        for text in ["", "{", "[]", "null", "\u{0}"] {
+            assert_eq!(expected(text.as_bytes()), None);
+        }
+        let whole = entry("1e-9");
+        for len in 0..whole.len() {
+            assert_eq!(expected(&whole[..len]), None);
+        }
     }
 }

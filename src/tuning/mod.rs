@@ -105,6 +105,11 @@ impl Tuner {
         self.file.as_ref()
     }
 
+    /// What tells the adapter, its driver, their versions and this library's from others.
+    pub fn adapter(&self) -> &str {
+        &self.adapter
+    }
+
     fn winners(&self) -> MutexGuard<'_, Winners> {
         self.winners.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -37,10 +37,11 @@ use std::sync::Arc;
 use crate::context::Context;
 use crate::error::Result;
 use crate::longnet::LongNet;
+use crate::models::recordings;
 use crate::nn::{Init, LayerNorm, Linear, ParameterId, ParameterList, Parameters};
 #[cfg(doc)]
 use crate::recorder::SlicedSubmission;
-use crate::recorder::{Recorder, SliceOptions, Submission};
+use crate::recorder::{Recorder, SliceOptions};
 use crate::weights::WeightFile;
 
 /// The slide encoder.
@@ -144,15 +145,10 @@ impl SlideEncoder {
         slides: &[Slide<'_>],
         outputs: &SlideOutputs,
         slices: SliceOptions,
-        mut progress: impl FnMut(f64),
+        progress: impl FnMut(f64),
     ) -> Result<SlideOutput> {
         let mut run = SlideRun::new(context, self, weights, slides, outputs)?;
-        while let Some(recorder) = run.next_recording()? {
-            recorder
-                .submit_in_slices(slices)
-                .run(|within| progress(run.fraction_done(within.fraction())))
-                .await?;
-        }
+        recordings::in_slices(&mut run, slices, progress).await?;
         run.finish().await
     }
 
@@ -168,13 +164,7 @@ impl SlideEncoder {
         outputs: &SlideOutputs,
     ) -> Result<SlideOutput> {
         let mut run = SlideRun::new(context, self, weights, slides, outputs)?;
-        // The staging memory of two recordings at most is in use.
-        let mut before: Option<Submission> = None;
-        while let Some(recorder) = run.next_recording()? {
-            if let Some(before) = before.replace(recorder.submit()?) {
-                before.wait()?;
-            }
-        }
+        recordings::at_once(&mut run)?;
         pollster::block_on(run.finish())
     }
 }

@@ -1,58 +1,13 @@
 //! What encoding a batch of slides will need.
 
-use std::fmt;
-use std::time::Duration;
-
 use super::{Slide, SlideEncoder, SlideEncoderConfig, SlideOutputs, SlideRun};
-use crate::config::AttentionShape;
 use crate::context::{Context, WarmUp};
 use crate::error::{Error, Result};
-use crate::nn::Parameters;
+use crate::models::plan::{self, ModelPlan};
 use crate::plan::DeviceFacts;
-use crate::recorder::Recorder;
 
-/// What encoding a batch of slides will need, known before it runs; made by [`SlideEncoder::plan`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct SlidePlan {
-    /// Tokens of all slides, a batch being as long as its longest.
-    pub num_tokens: u64,
-    /// Bytes of the weights.
-    pub weight_bytes: u64,
-    /// Most bytes that are asked for at one moment, weights and staging included.
-    pub requested_bytes: u64,
-    /// Most bytes that the pool holds, as far as it lends no buffers from before.
-    pub held_bytes: u64,
-    /// Recordings, each one submission or more.
-    pub num_recordings: u64,
-    /// Dispatches of all of them.
-    pub num_dispatches: u64,
-    /// Floating point operations of products and attention.
-    pub flop: u64,
-}
-
-impl SlidePlan {
-    /// Time on an adapter that does so many floating point operations a second in a layer.
-    pub fn time_at(&self, flop_per_second: f64) -> Duration {
-        let seconds = self.flop as f64 / flop_per_second;
-        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
-    }
-
-    /// Whether the pool stays within `budget_bytes`.
-    ///
-    /// # Errors
-    /// [`Error::PlanOverBudget`] with both numbers.
-    pub fn check_budget(&self, budget_bytes: u64) -> Result<()> {
-        match self.held_bytes <= budget_bytes {
-            true => Ok(()),
-            false => Err(Error::PlanOverBudget {
-                what: "encoding the slides",
-                requested_bytes: self.held_bytes,
-                budget_bytes,
-            }),
-        }
-    }
-}
+/// What encoding a batch of slides will need; made by [`SlideEncoder::plan`].
+pub type SlidePlan = ModelPlan;
 
 impl SlideEncoder {
     /// Plans encoding slides of so many tiles on a device with `facts`: the run is recorded on a
@@ -77,27 +32,27 @@ impl SlideEncoder {
         outputs: &SlideOutputs,
         facts: DeviceFacts,
     ) -> Result<SlidePlan> {
-        let planner = Context::planner(facts.clone());
-        let (encoder, weights) = Self::planned(&planner, config)?;
-        planner.pool().trim();
-        planner.pool().reset_peaks();
-        let weight_bytes = planner.pool().stats().requested_bytes.current;
-        let (mut num_recordings, mut num_dispatches) = (0, 0);
-        encoder.rehearse(&planner, &weights, tiles, outputs, |recorder| {
-            num_recordings += 1;
-            num_dispatches += recorder.num_dispatches();
-        })?;
-        let longest = tiles.iter().copied().max().unwrap_or(0);
-        let stats = planner.pool().stats();
-        Ok(SlidePlan {
-            num_tokens: (longest as u64 + 1) * tiles.len() as u64,
-            weight_bytes,
-            requested_bytes: stats.requested_bytes.peak,
-            held_bytes: stats.held_bytes.peak,
-            num_recordings,
-            num_dispatches,
-            flop: flop(config, tiles, longest, facts)?,
-        })
+        plan_on(&Context::planner(facts), None, config, tiles, outputs)
+    }
+
+    /// As [`plan`](Self::plan), for a context: with the kernels that it has tuned, and with the
+    /// [time](ModelPlan::expected_time) where their pace is known. The device does nothing.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan).
+    pub fn plan_for(
+        context: &Context,
+        config: &SlideEncoderConfig,
+        tiles: &[usize],
+        outputs: &SlideOutputs,
+    ) -> Result<SlidePlan> {
+        plan_on(
+            &context.own_planner(),
+            Some(context),
+            config,
+            tiles,
+            outputs,
+        )
     }
 
     /// Compiles the kernels of encoding slides of so many tiles now; see [`Context::warm_up`].
@@ -111,104 +66,62 @@ impl SlideEncoder {
         outputs: &SlideOutputs,
     ) -> Result<WarmUp> {
         let planner = context.own_planner();
-        let (encoder, weights) = Self::planned(&planner, &self.config)?;
-        let mut kernels = Vec::new();
-        encoder.rehearse(&planner, &weights, tiles, outputs, |recorder| {
-            for kernel in recorder.kernels() {
-                if !kernels.contains(&kernel) {
-                    kernels.push(kernel);
-                }
-            }
+        let kernels = rehearse(&planner, &self.config, tiles, outputs, |run| {
+            plan::kernels(run)
         })?;
         context.warm_up(&kernels)
     }
-
-    /// An encoder and weights on a planner.
-    fn planned(planner: &Context, config: &SlideEncoderConfig) -> Result<(Self, Parameters)> {
-        let encoder = Self::new(planner, config.clone())?;
-        let mut recorder = planner.recorder("weights");
-        let weights = Parameters::zeros(&mut recorder, encoder.parameters(), "weights")?;
-        recorder.submit()?;
-        Ok((encoder, weights))
-    }
-
-    /// Records a run on a planner, each recording shown to `seen`.
-    fn rehearse(
-        &self,
-        planner: &Context,
-        weights: &Parameters,
-        tiles: &[usize],
-        outputs: &SlideOutputs,
-        mut seen: impl FnMut(&Recorder),
-    ) -> Result<()> {
-        let dim = self.config.feature_dim;
-        let longest = tiles.iter().copied().max().unwrap_or(0);
-        let elements = longest
-            .checked_mul(dim)
-            .filter(|elements| {
-                elements
-                    .checked_mul(4)
-                    .is_some_and(|bytes| bytes < isize::MAX as usize)
-            })
-            .ok_or_else(|| Error::SizeOverflow {
-                what: "features of a slide",
-                given: format!("{longest} tiles"),
-            })?;
-        // Stand-ins, never read but for half precision: the memory is not touched.
-        let (features, coords) = (vec![0.0; elements], vec![[0.0; 2]; longest]);
-        let slides: Vec<_> = tiles
-            .iter()
-            .map(|&tiles| Slide {
-                features: &features[..tiles * dim],
-                coords: &coords[..tiles],
-            })
-            .collect();
-        let mut run = SlideRun::new(planner, self, weights, &slides, outputs)?;
-        while let Some(recorder) = run.next_recording()? {
-            seen(&recorder);
-            recorder.submit()?;
-        }
-        Ok(())
-    }
 }
 
-fn flop(
+fn plan_on(
+    planner: &Context,
+    measured: Option<&Context>,
     config: &SlideEncoderConfig,
     tiles: &[usize],
-    longest: usize,
-    facts: DeviceFacts,
-) -> Result<u64> {
-    let width = config.width() as u64;
-    let lens: Vec<u32> = tiles.iter().map(|tiles| *tiles as u32 + 1).collect();
-    let shape = AttentionShape::new(tiles.len() as u32, longest as u32 + 1)?;
-    let shape = shape.with_valid_lens(&lens)?;
-    let attention = config
-        .attention
-        .plan_forward(&shape, config.activations, &facts)?
-        .flop;
-    let rows = (longest as u64 + 1) * tiles.len() as u64;
-    let embedding = 2 * tiles.iter().sum::<usize>() as u64 * config.feature_dim as u64 * width;
-    let products = 2 * rows * (4 * width * width + 2 * width * config.ffn_dim as u64);
-    Ok(embedding + config.num_layers as u64 * (attention + products))
+    outputs: &SlideOutputs,
+) -> Result<SlidePlan> {
+    rehearse(planner, config, tiles, outputs, |run| {
+        let longest = tiles.iter().copied().max().unwrap_or(0) as u64;
+        let num_tiles = tiles.iter().sum::<usize>() as u64;
+        let embedding = 2 * num_tiles * config.feature_dim as u64 * config.width() as u64;
+        let flop = embedding + plan::encoder_flop(planner, &config.encoder(), run.shape())?;
+        let num_tokens = (longest + 1) * tiles.len() as u64;
+        ModelPlan::of_run(planner, measured, run, [num_tokens, flop])
+    })
 }
 
-impl fmt::Display for SlidePlan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-        writeln!(f, "tokens      {}", self.num_tokens)?;
-        writeln!(
-            f,
-            "memory      {:.1} MiB asked for at most, in buffers of {:.1} MiB; {:.1} of them weights",
-            mib(self.requested_bytes),
-            mib(self.held_bytes),
-            mib(self.weight_bytes)
-        )?;
-        writeln!(
-            f,
-            "work        {:.1} GFLOP in {} dispatches, {} recordings",
-            self.flop as f64 / 1e9,
-            self.num_dispatches,
-            self.num_recordings
-        )
-    }
+/// What `with` makes of a run on a planner, with stand-ins for weights and tiles.
+fn rehearse<T>(
+    planner: &Context,
+    config: &SlideEncoderConfig,
+    tiles: &[usize],
+    outputs: &SlideOutputs,
+    with: impl FnOnce(SlideRun<'_>) -> Result<T>,
+) -> Result<T> {
+    let encoder = SlideEncoder::new(planner, config.clone())?;
+    let weights = plan::stand_ins(planner, encoder.parameters())?;
+    let longest = tiles.iter().copied().max().unwrap_or(0);
+    let elements = longest
+        .checked_mul(config.feature_dim)
+        .filter(|elements| {
+            elements
+                .checked_mul(4)
+                .is_some_and(|bytes| bytes < isize::MAX as usize)
+        })
+        .ok_or_else(|| Error::SizeOverflow {
+            what: "features of a slide",
+            given: format!("{longest} tiles"),
+        })?;
+    // Never read but for half precision: the memory is not touched.
+    let (features, coords) = (vec![0.0; elements], vec![[0.0; 2]; longest]);
+    let slides: Vec<_> = tiles
+        .iter()
+        .map(|&tiles| Slide {
+            features: &features[..tiles * config.feature_dim],
+            coords: &coords[..tiles],
+        })
+        .collect();
+    with(SlideRun::new(
+        planner, &encoder, &weights, &slides, outputs,
+    )?)
 }

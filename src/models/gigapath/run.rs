@@ -10,14 +10,12 @@ use crate::config::AttentionShape;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::longnet::Call;
+use crate::models::recordings::{Recordings, UPLOAD_BYTES};
 use crate::nn::Parameters;
 use crate::ops::{Matrix, TokenIds, embedding, mean_of_rows};
 use crate::readback::Download;
 use crate::recorder::Recorder;
 use crate::tensor::{DType, Tensor};
-
-/// Bytes of features that one recording uploads, about.
-const CHUNK_BYTES: usize = 16 << 20;
 
 /// Tiles of a slide whose features one recording uploads.
 #[derive(Clone, Copy, Debug)]
@@ -141,7 +139,7 @@ impl<'a> SlideRun<'a> {
         let longest = lens.iter().copied().max().unwrap_or(0);
         let batch = u32::try_from(slides.len()).map_err(|_| overflow(slides.len()))?;
         let shape = AttentionShape::new(batch, longest)?.with_valid_lens(&lens)?;
-        let step = (CHUNK_BYTES / (4 * config.feature_dim)).max(1);
+        let step = (UPLOAD_BYTES / (4 * config.feature_dim)).max(1);
         let chunks = cells.iter().enumerate().flat_map(|(slide, cells)| {
             let tiles = cells.len();
             (0..tiles).step_by(step).map(move |begin| Chunk {
@@ -170,39 +168,18 @@ impl<'a> SlideRun<'a> {
 
     /// Number of recordings of the whole run.
     pub fn num_recordings(&self) -> usize {
-        self.chunks.len() + self.encoder.config.num_layers + 1
+        self.count()
     }
 
     /// Number of recordings handed out so far.
     pub fn num_recorded(&self) -> usize {
-        self.next
+        self.handed_out()
     }
 
     /// Which part of the operations is done, from 0 to 1, when all recordings handed out but the last are done and of that the
     /// part `within`: for progress bars.
     pub fn fraction_done(&self, within: f64) -> f64 {
-        let steps = 0..self.num_recordings();
-        let total: f64 = steps.clone().map(|step| self.operations(step)).sum();
-        let last = self.next.saturating_sub(1);
-        let before: f64 = steps.take(last).map(|step| self.operations(step)).sum();
-        match self.next {
-            0 => 0.0,
-            _ => (before + within * self.operations(last)) / total,
-        }
-    }
-
-    /// Operations of a recording, roughly: those of its products.
-    fn operations(&self, step: usize) -> f64 {
-        let config = &self.encoder.config;
-        let width = config.width() as f64;
-        let rows = (self.slides.len() * self.tokens) as f64;
-        match self.chunks.get(step) {
-            Some(chunk) => (chunk.end - chunk.begin) as f64 * config.feature_dim as f64 * width,
-            None if step + 1 < self.num_recordings() => {
-                rows * width * (4.0 * width + 2.0 * config.ffn_dim as f64)
-            }
-            None => rows * width,
-        }
+        self.fraction(within)
     }
 
     /// The next recording, or `None` after the last: each uploads some features or runs one layer.
@@ -210,15 +187,11 @@ impl<'a> SlideRun<'a> {
     /// # Errors
     /// Those of leasing and recording. The run can be continued when the cause is gone.
     pub fn next_recording(&mut self) -> Result<Option<Recorder>> {
-        let (num_chunks, num_layers) = (self.chunks.len(), self.encoder.config.num_layers);
-        let recorder = match self.next {
-            step if step < num_chunks => self.upload(self.chunks[step])?,
-            step if step < num_chunks + num_layers => self.layer(step - num_chunks)?,
-            step if step == num_chunks + num_layers => self.last()?,
-            _ => return Ok(None),
-        };
-        self.next += 1;
-        Ok(Some(recorder))
+        self.next()
+    }
+
+    pub(super) fn shape(&self) -> &AttentionShape {
+        &self.call.shape
     }
 
     /// The results, when all recordings were submitted.
@@ -454,5 +427,40 @@ impl<'a> SlideRun<'a> {
         self.embeddings = None;
         self.state = None;
         Ok(recorder)
+    }
+}
+
+impl Recordings for SlideRun<'_> {
+    fn next(&mut self) -> Result<Option<Recorder>> {
+        let (num_chunks, num_layers) = (self.chunks.len(), self.encoder.config.num_layers);
+        let recorder = match self.next {
+            step if step < num_chunks => self.upload(self.chunks[step])?,
+            step if step < num_chunks + num_layers => self.layer(step - num_chunks)?,
+            step if step == num_chunks + num_layers => self.last()?,
+            _ => return Ok(None),
+        };
+        self.next += 1;
+        Ok(Some(recorder))
+    }
+
+    fn count(&self) -> usize {
+        self.chunks.len() + self.encoder.config.num_layers + 1
+    }
+
+    fn handed_out(&self) -> usize {
+        self.next
+    }
+
+    fn operations(&self, step: usize) -> f64 {
+        let config = &self.encoder.config;
+        let width = config.width() as f64;
+        let rows = (self.slides.len() * self.tokens) as f64;
+        match self.chunks.get(step) {
+            Some(chunk) => (chunk.end - chunk.begin) as f64 * config.feature_dim as f64 * width,
+            None if step + 1 < self.count() => {
+                rows * width * (4.0 * width + 2.0 * config.ffn_dim as f64)
+            }
+            None => rows * width,
+        }
     }
 }

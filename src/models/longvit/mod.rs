@@ -5,17 +5,34 @@
 //! ```
 //! For images of another size than the model's the table of positions is stretched bicubically, as torch's `interpolate` does it:
 //! first along the rows, then along the columns, each a small product on the device.
+//!
+//! [`LongVit::forward`] is one recording, its results tensors. [`LongVit::encode`] does everything in slices, with progress,
+//! its results on the host; a [`LongVitRun`] hands out the recordings of that one by one: patches go up in chunks, and layers
+//! run one after the other.
 
+mod images;
+mod plan;
+mod run;
+
+pub use run::{LongVitResult, LongVitRun};
+
+use std::ops::Range;
 use std::sync::Arc;
 
-use crate::config::{AttentionShape, DilatedAttentionConfig};
+use crate::config::DilatedAttentionConfig;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::longnet::{Call, Input, LongNet, LongNetConfig, Output};
+use crate::longnet::{Input, LongNet, LongNetConfig, Output};
+use crate::models::recordings;
 use crate::nn::{Init, LayerNorm, Linear, ParameterId, ParameterList, Parameters};
 use crate::ops::{Blend, Matmul, mean_of_rows};
-use crate::recorder::Recorder;
+#[cfg(doc)]
+use crate::recorder::SlicedSubmission;
+use crate::recorder::{Recorder, SliceOptions};
 use crate::tensor::{DType, Tensor};
+use crate::weights::WeightFile;
+
+use images::Images;
 
 /// Options of a [`LongVit`].
 #[derive(Clone, Debug, PartialEq)]
@@ -73,6 +90,14 @@ impl LongVitConfig {
         self.channels * self.patch_size * self.patch_size
     }
 
+    fn encoder(&self) -> LongNetConfig {
+        let mut config =
+            LongNetConfig::encoder(self.attention.clone(), self.num_layers, self.ffn_dim);
+        config.norm_eps = self.encoder_eps;
+        config.final_norm = false;
+        config
+    }
+
     fn check(&self) -> Result<()> {
         let sizes = [self.image_size, self.patch_size, self.channels];
         let whole = self.patch_size > 0 && self.image_size.is_multiple_of(self.patch_size);
@@ -88,6 +113,22 @@ impl LongVitConfig {
 }
 
 /// LongViT with a head for classification.
+///
+/// ```no_run
+/// use dilated_attention::models::longvit::{LongVit, LongVitConfig};
+/// use dilated_attention::recorder::SliceOptions;
+/// use dilated_attention::{Context, WeightFile};
+/// # async fn classify(image: &[f32]) -> dilated_attention::Result<()> {
+/// let context = Context::new().await?;
+/// let model = LongVit::new(&context, LongVitConfig::published(2))?;
+/// let weights = model.load(&context, &WeightFile::open("longvit.safetensors")?)?;
+/// let show = |part: f64| println!("{:.0} %", 100.0 * part);
+/// let (size, slices) = ([1, 1024, 1024], SliceOptions::default());
+/// let result = model.encode(&context, &weights, image, size, &[], slices, show).await?;
+/// assert_eq!((result.features.len(), result.logits.len()), (384, 2));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct LongVit {
     config: LongVitConfig,
@@ -130,10 +171,7 @@ impl LongVit {
         let patch_weight = list.add("model.patch_embed.proj.weight".to_owned(), &kernel, init);
         let name = "model.patch_embed.proj.bias".to_owned();
         let patch_bias = list.add(name, &[width], Init::Zeros);
-        let mut inner =
-            LongNetConfig::encoder(config.attention.clone(), config.num_layers, config.ffn_dim);
-        inner.norm_eps = config.encoder_eps;
-        inner.final_norm = false;
+        let inner = config.encoder();
         let mut encoder = LongNet::declare(context, &mut list, "model.encoder.", inner, 0)?;
         let norm = LayerNorm::new(&mut list, "fc_norm", width, config.norm_eps);
         let sizes = [width, config.num_classes];
@@ -162,6 +200,15 @@ impl LongVit {
         &self.list
     }
 
+    /// The weights of a checkpoint, f32, f16 or bf16, strictly: a missing, unknown or misshapen tensor is an error that names
+    /// it.
+    ///
+    /// # Errors
+    /// As [`WeightSource::load`](crate::WeightSource::load).
+    pub fn load(&self, context: &Context, file: &WeightFile) -> Result<Parameters> {
+        file.part("").load(context, &self.list)
+    }
+
     /// Records the model over `images`, (batch, channels, height, width) row-major on the host, all of one size. `keep_states`
     /// keeps the states of all layers.
     ///
@@ -177,49 +224,15 @@ impl LongVit {
         keep_states: bool,
     ) -> Result<LongVitOutput> {
         weights.expect_list("weights", &self.list)?;
-        let patches = self.patches(images, [batch, height, width])?;
-        let patch = self.config.patch_size;
-        let grid = [height / patch, width / patch];
-        let (tokens, elements) = (grid[0] * grid[1], self.config.patch_elements());
-        let patches = recorder.upload("patches", &[batch * tokens, elements], &patches)?;
-        let dims = [batch, tokens, self.config.width()];
-        let x = recorder.empty("activations", &dims, DType::F32)?;
-        let kernel = weights.get(self.patch_weight).matrix();
-        Matmul::new(patches.matrix(), kernel.reshape(elements as u64)?)
-            .transpose_b()
-            .bias(Some(weights.get(self.patch_bias).vector()))
-            .write(recorder, x.matrix())?;
-        let positions = self.stretched(recorder, weights, grid)?;
-        for item in 0..batch {
-            let rows = ((item * tokens) as u64, ((item + 1) * tokens) as u64);
-            Blend::new(positions.matrix(), 1.0).add(
-                recorder,
-                x.matrix().slice(rows.0, rows.1)?,
-                1.0,
-            )?;
-        }
-        let size = |what, size: usize| {
-            u32::try_from(size).map_err(|_| Error::SizeOverflow {
-                what,
-                given: size.to_string(),
-            })
-        };
-        let shape = AttentionShape::new(size("batch", batch)?, size("patches", tokens)?)?;
-        let call = Call::new(shape);
-        let input = Input::Embedded(&x);
+        let images = Images::new(&self.config, images, [batch, height, width])?;
+        let x = self.empty_state(recorder, &images)?;
+        self.embed_patches(recorder, weights, &images, 0..images.num_rows(), &x)?;
+        let positions = self.add_positions(recorder, weights, &images, &x)?;
+        let (input, call) = (Input::Embedded(&x), images.call()?);
         let encoder = self
             .encoder
             .forward(recorder, weights, input, &call, keep_states)?;
-        let features = recorder.empty("features", &[batch, self.config.width()], DType::F32)?;
-        for item in 0..batch as u64 {
-            let rows = (item * tokens as u64, (item + 1) * tokens as u64);
-            let mean = mean_of_rows(recorder, encoder.features.matrix().slice(rows.0, rows.1)?)?;
-            let to = features.matrix().slice(item, item + 1)?;
-            self.norm.forward(recorder, weights, mean.matrix(), to)?;
-        }
-        let logits = recorder.empty("logits", &[batch, self.config.num_classes], DType::F32)?;
-        self.head
-            .forward(recorder, weights, features.matrix(), logits.matrix())?;
+        let (features, logits) = self.classify(recorder, weights, &images, &encoder.features)?;
         Ok(LongVitOutput {
             positions,
             encoder,
@@ -228,39 +241,109 @@ impl LongVit {
         })
     }
 
-    /// Images as rows of patches, each (channel, row, column).
-    fn patches(&self, images: &[f32], [batch, height, width]: [usize; 3]) -> Result<Vec<f32>> {
-        let (patch, channels) = (self.config.patch_size, self.config.channels);
-        let whole = |size: usize| size > 0 && size.is_multiple_of(patch);
-        let elements = [batch, channels, height, width]
-            .iter()
-            .try_fold(1usize, |product, size| product.checked_mul(*size));
-        if batch == 0 || !whole(height) || !whole(width) || elements != Some(images.len()) {
-            return Err(Error::InvalidShape {
-                what: "images",
-                given: format!(
-                    "{} elements for {batch} of {height} x {width}",
-                    images.len()
-                ),
-                need: format!(
-                    "at least one image of {channels} channels, whole patches of {patch}"
-                ),
-            });
+    /// Runs the model over `images`, as [`forward`](Self::forward) takes them, in slices of the device's time so that others who
+    /// use the device are not kept waiting; `progress` is told after each which part of the work is done, from 0 to 1. Nothing
+    /// blocks, any executor will do, and dropping the future ends the work after the slice under way. `states` are the states
+    /// of patches that are wanted, see [`LongVitResult::states`].
+    ///
+    /// # Errors
+    /// As [`LongVitRun::new`], [`LongVitRun::next_recording`], [`LongVitRun::finish`] and [`SlicedSubmission::advance`].
+    #[expect(clippy::too_many_arguments, reason = "the input is two of them")]
+    pub async fn encode(
+        &self,
+        context: &Context,
+        weights: &Parameters,
+        images: &[f32],
+        size: [usize; 3],
+        states: &[usize],
+        slices: SliceOptions,
+        progress: impl FnMut(f64),
+    ) -> Result<LongVitResult> {
+        let mut run = LongVitRun::new(context, self, weights, images, size, states)?;
+        recordings::in_slices(&mut run, slices, progress).await?;
+        run.finish().await
+    }
+
+    /// As [`encode`](Self::encode), at once and blocking (not in browsers).
+    ///
+    /// # Errors
+    /// As [`LongVitRun::new`], [`LongVitRun::next_recording`], [`LongVitRun::finish`] and [`Recorder::submit`].
+    pub fn encode_blocking(
+        &self,
+        context: &Context,
+        weights: &Parameters,
+        images: &[f32],
+        size: [usize; 3],
+        states: &[usize],
+    ) -> Result<LongVitResult> {
+        let mut run = LongVitRun::new(context, self, weights, images, size, states)?;
+        recordings::at_once(&mut run)?;
+        pollster::block_on(run.finish())
+    }
+
+    /// What the first layer is given, to be written.
+    fn empty_state(&self, recorder: &mut Recorder, images: &Images<'_>) -> Result<Tensor> {
+        let dims = [images.batch(), images.tokens(), self.config.width()];
+        recorder.empty("activations", &dims, DType::F32)
+    }
+
+    /// Records the embeddings of patches to the same `rows` of `x`, still without positions.
+    fn embed_patches(
+        &self,
+        recorder: &mut Recorder,
+        weights: &Parameters,
+        images: &Images<'_>,
+        rows: Range<usize>,
+        x: &Tensor,
+    ) -> Result<()> {
+        let elements = self.config.patch_elements();
+        let patches = images.patches(rows.clone());
+        let patches = recorder.upload("patches", &[rows.len(), elements], &patches)?;
+        let kernel = weights.get(self.patch_weight).matrix();
+        let to = x.matrix().slice(rows.start as u64, rows.end as u64)?;
+        Matmul::new(patches.matrix(), kernel.reshape(elements as u64)?)
+            .transpose_b()
+            .bias(Some(weights.get(self.patch_bias).vector()))
+            .write(recorder, to)
+    }
+
+    /// Records that positions are added to all patches; the position vectors.
+    fn add_positions(
+        &self,
+        recorder: &mut Recorder,
+        weights: &Parameters,
+        images: &Images<'_>,
+        x: &Tensor,
+    ) -> Result<Tensor> {
+        let positions = self.stretched(recorder, weights, images.grid())?;
+        for item in 0..images.batch() {
+            let (begin, end) = images.rows_of(item);
+            let to = x.matrix().slice(begin, end)?;
+            Blend::new(positions.matrix(), 1.0).add(recorder, to, 1.0)?;
         }
-        let mut patches = Vec::with_capacity(images.len());
-        for image in images.chunks(channels * height * width) {
-            for (y, x) in (0..height)
-                .step_by(patch)
-                .flat_map(|y| (0..width).step_by(patch).map(move |x| (y, x)))
-            {
-                for plane in image.chunks(height * width) {
-                    for row in plane.chunks(width).skip(y).take(patch) {
-                        patches.extend_from_slice(&row[x..x + patch]);
-                    }
-                }
-            }
+        Ok(positions)
+    }
+
+    /// Records features and logits of the encoder's output.
+    fn classify(
+        &self,
+        recorder: &mut Recorder,
+        weights: &Parameters,
+        images: &Images<'_>,
+        encoded: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
+        let batch = images.batch();
+        let features = recorder.empty("features", &[batch, self.config.width()], DType::F32)?;
+        for item in 0..batch {
+            let (begin, end) = images.rows_of(item);
+            let mean = mean_of_rows(recorder, encoded.matrix().slice(begin, end)?)?;
+            let to = features.matrix().slice(item as u64, item as u64 + 1)?;
+            self.norm.forward(recorder, weights, mean.matrix(), to)?;
         }
-        Ok(patches)
+        let logits = recorder.empty("logits", &[batch, self.config.num_classes], DType::F32)?;
+        self.head
+            .forward(recorder, weights, features.matrix(), logits.matrix())?;
+        Ok((features, logits))
     }
 
     /// The table of positions of a grid of patches, (1, patches, width).

@@ -1,0 +1,115 @@
+//! Images as they are given, and their patches.
+
+use std::ops::Range;
+
+use super::LongVitConfig;
+use crate::config::AttentionShape;
+use crate::error::{Error, Result};
+use crate::longnet::Call;
+
+/// Images of one size, whole patches each; a row stands for a patch, image by image.
+#[derive(Clone, Debug)]
+pub(super) struct Images<'a> {
+    /// (batch, channels, height, width), row-major.
+    values: &'a [f32],
+    batch: usize,
+    channels: usize,
+    height: usize,
+    width: usize,
+    patch: usize,
+}
+
+impl<'a> Images<'a> {
+    /// # Errors
+    /// [`Error::InvalidShape`] for images that are not there, not whole patches, or not as large as `values`.
+    pub fn new(
+        config: &LongVitConfig,
+        values: &'a [f32],
+        [batch, height, width]: [usize; 3],
+    ) -> Result<Self> {
+        let (patch, channels) = (config.patch_size, config.channels);
+        let whole = |size: usize| size > 0 && size.is_multiple_of(patch);
+        let elements = [batch, channels, height, width]
+            .iter()
+            .try_fold(1usize, |product, size| product.checked_mul(*size));
+        if batch == 0 || !whole(height) || !whole(width) || elements != Some(values.len()) {
+            return Err(Error::InvalidShape {
+                what: "images",
+                given: format!(
+                    "{} elements for {batch} of {height} x {width}",
+                    values.len()
+                ),
+                need: format!(
+                    "at least one image of {channels} channels, whole patches of {patch}"
+                ),
+            });
+        }
+        Ok(Self {
+            values,
+            batch,
+            channels,
+            height,
+            width,
+            patch,
+        })
+    }
+
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Patches along an image's height and width.
+    pub fn grid(&self) -> [usize; 2] {
+        [self.height / self.patch, self.width / self.patch]
+    }
+
+    /// Patches of one image.
+    pub fn tokens(&self) -> usize {
+        self.grid().iter().product()
+    }
+
+    /// Patches of all images.
+    pub fn num_rows(&self) -> usize {
+        self.batch * self.tokens()
+    }
+
+    /// The first row of an image, and the one behind its last.
+    pub fn rows_of(&self, item: usize) -> (u64, u64) {
+        let tokens = self.tokens();
+        ((item * tokens) as u64, ((item + 1) * tokens) as u64)
+    }
+
+    /// Batch and number of patches.
+    ///
+    /// # Errors
+    /// [`Error::SizeOverflow`] and those of [`AttentionShape::new`].
+    pub fn call(&self) -> Result<Call> {
+        let size = |what, size: usize| {
+            u32::try_from(size).map_err(|_| Error::SizeOverflow {
+                what,
+                given: size.to_string(),
+            })
+        };
+        let (batch, tokens) = (size("batch", self.batch)?, size("patches", self.tokens())?);
+        Ok(Call::new(AttentionShape::new(batch, tokens)?))
+    }
+
+    /// Patches, each (channel, row, column).
+    pub fn patches(&self, rows: Range<usize>) -> Vec<f32> {
+        let (patch, [_, columns]) = (self.patch, self.grid());
+        let plane = self.height * self.width;
+        let mut patches = Vec::with_capacity(rows.len() * self.channels * patch * patch);
+        for row in rows {
+            let (item, token) = (row / self.tokens(), row % self.tokens());
+            let (y, x) = (token / columns * patch, token % columns * patch);
+            for channel in 0..self.channels {
+                let begin = (item * self.channels + channel) * plane + x;
+                for line in y..y + patch {
+                    let begin = begin + line * self.width;
+                    patches.extend_from_slice(&self.values[begin..begin + patch]);
+                }
+            }
+        }
+        patches
+    }
+}

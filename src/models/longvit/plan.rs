@@ -1,0 +1,98 @@
+//! What running LongViT will need.
+
+use super::{LongVit, LongVitConfig, LongVitRun};
+use crate::context::{Context, WarmUp};
+use crate::error::{Error, Result};
+use crate::models::plan::{self, ModelPlan};
+use crate::plan::DeviceFacts;
+
+impl LongVit {
+    /// Plans a run over images of `size`, (batch, height, width), on a device with `facts`: the run is recorded on a
+    /// [planner](Context::planner), without a device.
+    ///
+    /// ```
+    /// use dilated_attention::DeviceFacts;
+    /// use dilated_attention::models::longvit::{LongVit, LongVitConfig};
+    /// let config = LongVitConfig::published(2);
+    /// let plan = LongVit::plan(&config, [1, 4096, 4096], &[], DeviceFacts::webgpu_defaults())?;
+    /// println!("{plan}");
+    /// # Ok::<(), dilated_attention::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`LongVitRun::new`] and [`LongVitRun::next_recording`].
+    pub fn plan(
+        config: &LongVitConfig,
+        size: [usize; 3],
+        states: &[usize],
+        facts: DeviceFacts,
+    ) -> Result<ModelPlan> {
+        plan_on(&Context::planner(facts), None, config, size, states)
+    }
+
+    /// As [`plan`](Self::plan), for a context: with the kernels that it has tuned, and with the
+    /// [time](ModelPlan::expected_time) where their pace is known. The device does nothing.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan).
+    pub fn plan_for(
+        context: &Context,
+        config: &LongVitConfig,
+        size: [usize; 3],
+        states: &[usize],
+    ) -> Result<ModelPlan> {
+        plan_on(&context.own_planner(), Some(context), config, size, states)
+    }
+
+    /// Compiles the kernels of a run over images of `size` now; see [`Context::warm_up`].
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan) and [`Context::warm_up`].
+    pub fn warm_up(&self, context: &Context, size: [usize; 3], states: &[usize]) -> Result<WarmUp> {
+        let planner = context.own_planner();
+        let kernels = rehearse(&planner, &self.config, size, states, |run| {
+            plan::kernels(run)
+        })?;
+        context.warm_up(&kernels)
+    }
+}
+
+fn plan_on(
+    planner: &Context,
+    measured: Option<&Context>,
+    config: &LongVitConfig,
+    size: [usize; 3],
+    states: &[usize],
+) -> Result<ModelPlan> {
+    rehearse(planner, config, size, states, |run| {
+        let shape = run.shape();
+        let rows = u64::from(shape.batch()) * u64::from(shape.seq_len());
+        let embedding = 2 * rows * (config.patch_elements() * config.width()) as u64;
+        let flop = embedding + plan::encoder_flop(planner, &config.encoder(), shape)?;
+        ModelPlan::of_run(planner, measured, run, [rows, flop])
+    })
+}
+
+/// What `with` makes of a run on a planner, with stand-ins for weights and images.
+fn rehearse<T>(
+    planner: &Context,
+    config: &LongVitConfig,
+    size @ [batch, height, width]: [usize; 3],
+    states: &[usize],
+    with: impl FnOnce(LongVitRun<'_>) -> Result<T>,
+) -> Result<T> {
+    let model = LongVit::new(planner, config.clone())?;
+    let weights = plan::stand_ins(planner, model.parameters())?;
+    let elements = [batch, config.channels, height, width]
+        .iter()
+        .try_fold(1usize, |product, size| product.checked_mul(*size))
+        .filter(|elements| *elements <= isize::MAX as usize / 4)
+        .ok_or_else(|| Error::SizeOverflow {
+            what: "images",
+            given: format!("{batch} of {height} x {width}"),
+        })?;
+    let images = vec![0.0; elements];
+    with(LongVitRun::new(
+        planner, &model, &weights, &images, size, states,
+    )?)
+}

@@ -1,0 +1,169 @@
+//! What a model's work over one input will need.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::recordings::Recordings;
+use crate::config::AttentionShape;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::kernel::Kernel;
+use crate::longnet::LongNetConfig;
+use crate::nn::{ParameterList, Parameters};
+use crate::recorder::Recorder;
+
+/// What a model's work over one input will need, known before it runs; made by
+/// [`SlideEncoder::plan`](super::gigapath::SlideEncoder::plan) and [`LongVit::plan`](super::longvit::LongVit::plan).
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ModelPlan {
+    /// Tokens of all items, a batch being as long as its longest.
+    pub num_tokens: u64,
+    /// Bytes of the weights.
+    pub weight_bytes: u64,
+    /// Most bytes that are asked for at one moment, weights and staging included.
+    pub requested_bytes: u64,
+    /// Most bytes that the pool holds, as far as it lends no buffers from before.
+    pub held_bytes: u64,
+    /// Recordings, each one submission or, in slices, more.
+    pub num_recordings: u64,
+    /// Dispatches of all of them.
+    pub num_dispatches: u64,
+    /// Floating point operations of products and attention.
+    pub flop: u64,
+    /// Time of all dispatches at the pace that sliced submissions have measured on this adapter, now or in a process before
+    /// ([`Context::save_pace`]); `None` without a context, and where one of the kernels has not been measured.
+    pub expected_time: Option<Duration>,
+}
+
+impl ModelPlan {
+    /// Time on an adapter that does so many floating point operations a second in a layer.
+    pub fn time_at(&self, flop_per_second: f64) -> Duration {
+        let seconds = self.flop as f64 / flop_per_second;
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+    }
+
+    /// Whether the pool stays within `budget_bytes`.
+    ///
+    /// # Errors
+    /// [`Error::PlanOverBudget`] with both numbers.
+    pub fn check_budget(&self, budget_bytes: u64) -> Result<()> {
+        match self.held_bytes <= budget_bytes {
+            true => Ok(()),
+            false => Err(Error::PlanOverBudget {
+                what: "the model over this input",
+                requested_bytes: self.held_bytes,
+                budget_bytes,
+            }),
+        }
+    }
+
+    /// The plan of a run on `planner`, which holds nothing but the model's weights; times are those of `measured`.
+    pub(super) fn of_run(
+        planner: &Context,
+        measured: Option<&Context>,
+        mut run: impl Recordings,
+        [num_tokens, flop]: [u64; 2],
+    ) -> Result<Self> {
+        let pool = planner.pool();
+        pool.trim();
+        pool.reset_peaks();
+        let weight_bytes = pool.stats().requested_bytes.current;
+        let mut num_dispatches = 0;
+        let mut expected_time = measured.map(|_| Duration::ZERO);
+        rehearse(&mut run, |recorder| {
+            num_dispatches += recorder.num_dispatches();
+            let of_recording = measured.and_then(|context| context.expected_time(recorder));
+            expected_time = expected_time
+                .zip(of_recording)
+                .and_then(|(sum, time)| sum.checked_add(time));
+        })?;
+        let stats = pool.stats();
+        Ok(Self {
+            num_tokens,
+            weight_bytes,
+            requested_bytes: stats.requested_bytes.peak,
+            held_bytes: stats.held_bytes.peak,
+            num_recordings: run.count() as u64,
+            num_dispatches,
+            flop,
+            expected_time,
+        })
+    }
+}
+
+/// The kernels of a run on a planner, each once.
+pub(super) fn kernels(mut run: impl Recordings) -> Result<Vec<Kernel>> {
+    let mut kernels = Vec::new();
+    rehearse(&mut run, |recorder| {
+        for kernel in recorder.kernels() {
+            if !kernels.contains(&kernel) {
+                kernels.push(kernel);
+            }
+        }
+    })?;
+    Ok(kernels)
+}
+
+/// Goes through a run on a planner, each recording shown to `seen`.
+fn rehearse(run: &mut impl Recordings, mut seen: impl FnMut(&Recorder)) -> Result<()> {
+    while let Some(recorder) = run.next()? {
+        seen(&recorder);
+        recorder.submit()?;
+    }
+    Ok(())
+}
+
+/// Weights that stand for those of a model.
+pub(super) fn stand_ins(planner: &Context, list: &Arc<ParameterList>) -> Result<Parameters> {
+    let mut recorder = planner.recorder("weights");
+    let weights = Parameters::zeros(&mut recorder, list, "weights")?;
+    recorder.submit()?;
+    Ok(weights)
+}
+
+/// Floating point operations of products and attention in all layers of an encoder.
+pub(super) fn encoder_flop(
+    planner: &Context,
+    config: &LongNetConfig,
+    shape: &AttentionShape,
+) -> Result<u64> {
+    let attention = config
+        .attention
+        .plan_forward(shape, config.activations, planner.facts())?
+        .flop;
+    let width = u64::from(config.attention.embed_dim());
+    let rows = u64::from(shape.batch()) * u64::from(shape.seq_len());
+    let products = 2 * rows * (4 * width * width + 2 * width * config.ffn_dim as u64);
+    Ok(config.num_layers as u64 * (attention + products))
+}
+
+impl fmt::Display for ModelPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        writeln!(f, "tokens      {}", self.num_tokens)?;
+        writeln!(
+            f,
+            "memory      {:.1} MiB asked for at most, in buffers of {:.1} MiB; {:.1} of them weights",
+            mib(self.requested_bytes),
+            mib(self.held_bytes),
+            mib(self.weight_bytes)
+        )?;
+        writeln!(
+            f,
+            "work        {:.1} GFLOP in {} dispatches, {} recordings",
+            self.flop as f64 / 1e9,
+            self.num_dispatches,
+            self.num_recordings
+        )?;
+        match self.expected_time {
+            Some(time) => writeln!(
+                f,
+                "time        about {:.1} s, at the pace measured here before",
+                time.as_secs_f64()
+            ),
+            None => Ok(()),
+        }
+    }
+}
