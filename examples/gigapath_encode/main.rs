@@ -30,6 +30,9 @@
 //! **Results.** `.npy` holds the embedding, (width). `.safetensors` holds `embedding`, both embeddings as `cls` and `pool`, and
 //! where asked for `layers_cls` and `layers_pool` (states, width), `tiles` (tiles, width), and `attention.LAYER` (tiles).
 //!
+//! **Time.** The plan that is printed first tells the time where a run before has measured the kernels on this adapter; that is
+//! kept in the user's folder for caches (`DILATED_ATTENTION_CACHE=off`, or a path).
+//!
 //! **`--compat`** is for what reads results of prov-gigapath. Its `forward` returns a list of (1, width): one element, or with
 //! `all_layer_embed` (here `--layers all`) one for each state; its `global_pool` is `--pool mean` here. `.npy` holds that list
 //! stacked, (1, 1, width) or (states, 1, width). `.safetensors` holds `embedding`, (1, width), or under the names that upstream's
@@ -83,13 +86,12 @@ fn run(start: Instant) -> Result<(), Box<dyn Error>> {
         "adapter     {}, {} {}",
         adapter.name, adapter.driver, adapter.driver_info
     );
-    let tiles = settings.tiles(config.feature_dim)?;
+    let tiles = settings.tiles(&config)?;
     let slides = [Slide {
         features: &tiles.features,
         coords: &tiles.coords,
     }];
-    let facts = context.facts().clone();
-    let plan = SlideEncoder::plan(&config, &[tiles.count()], &settings.outputs, facts)?;
+    let plan = SlideEncoder::plan_for(&context, &config, &[tiles.count()], &settings.outputs)?;
     print!("{plan}");
     if let Some(budget_bytes) = settings.budget_bytes {
         plan.check_budget(budget_bytes)?;
@@ -144,6 +146,8 @@ fn run(start: Instant) -> Result<(), Box<dyn Error>> {
         mib(stats.requested_bytes.peak),
         mib(stats.held_bytes.peak),
     );
+    // The next run's plan tells the time. Without a folder for that it does not.
+    context.save_pace();
     results::save(&output, &settings)?;
     println!("saved       {}", settings.out.display());
     Ok(())

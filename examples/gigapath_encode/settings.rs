@@ -2,7 +2,8 @@
 
 use std::error::Error;
 use std::fmt::Display;
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -179,7 +180,8 @@ impl Settings {
             let hint = "--out FILE.safetensors takes the others, too";
             return Err(format!("an .npy holds one array; {hint}").into());
         }
-        Ok(())
+        can_be_written(&self.out)
+            .map_err(|error| format!("--out {}: {error}", self.out.display()).into())
     }
 
     /// Options of the encoder: sizes of the checkpoint, the others as told.
@@ -205,22 +207,41 @@ impl Settings {
     }
 
     /// Read or drawn.
-    pub fn tiles(&self, feature_dim: usize) -> Result<Tiles, Box<dyn Error>> {
+    pub fn tiles(&self, config: &SlideEncoderConfig) -> Result<Tiles, Box<dyn Error>> {
+        let feature_dim = config.feature_dim;
         let tiles = match (self.random_tiles, self.tiles.as_slice()) {
             (Some(count), _) => Tiles::drawn(count, feature_dim)?,
             (None, [features, coords]) => Tiles::read_pair(features, coords, feature_dim)?,
             (None, [path, ..]) => Tiles::read(path, feature_dim)?,
             (None, []) => return Err("TILES is needed, or --random TILES".into()),
         };
+        let file = |path: Option<&PathBuf>| match path {
+            Some(path) => path.display().to_string(),
+            None => "drawn tiles".to_owned(),
+        };
         let mut rows = tiles.features.chunks(feature_dim.max(1));
         // One of them would make the whole embedding no number.
-        match rows.position(|row| row.iter().any(|value| !value.is_finite())) {
-            Some(tile) => {
-                let file = self.tiles.first().map(|path| path.display().to_string());
-                let file = file.unwrap_or_default();
-                Err(format!("{file}: features of tile {tile} are not all finite").into())
-            }
-            None => Ok(tiles),
+        if let Some(tile) = rows.position(|row| row.iter().any(|value| !value.is_finite())) {
+            let file = file(self.tiles.first());
+            return Err(format!("{file}: features of tile {tile} are not all finite").into());
         }
+        config
+            .cells(&tiles.coords)
+            .map_err(|error| format!("{}: {error}", file(self.tiles.last())))?;
+        Ok(tiles)
+    }
+}
+
+/// Whether a file can be written, without changing anything: found after the encoding, it would be too late.
+fn can_be_written(path: &Path) -> std::io::Result<()> {
+    let is_there = path.exists();
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)?;
+    match is_there {
+        true => Ok(()),
+        false => std::fs::remove_file(path),
     }
 }

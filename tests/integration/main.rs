@@ -17,6 +17,7 @@ mod half_precision;
 mod hazard;
 mod hostile_checkpoints;
 mod layers;
+mod longvit;
 mod memory;
 mod model_errors;
 mod models;

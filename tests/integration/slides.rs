@@ -1,19 +1,18 @@
 //! GigaPath's slide encoder: attention of the CLS token against double precision, batches, memory, bad input. What its results
 //! are is compared with golden files, in `golden`.
 
-use std::future::Future;
-
 use dilated_attention::models::gigapath::{
     Slide, SlideEncoder, SlideEncoderConfig, SlideOutput, SlideOutputs, SlideRun,
 };
 use dilated_attention::nn::Parameters;
 use dilated_attention::recorder::SliceOptions;
 use dilated_attention::{
-    AttentionShape, Context, DType, DeviceFacts, DilatedAttention, DilatedAttentionConfig, Error,
-    Mask, PoolStats, WeightFile, WeightWriter, reference,
+    AttentionShape, CacheFolder, Context, ContextOptions, DType, DeviceFacts, DilatedAttention,
+    DilatedAttentionConfig, Error, Mask, WeightFile, WeightWriter, reference,
 };
 
-use crate::support::contexts::contexts;
+use crate::support::contexts::{context_with, contexts};
+use crate::support::giving_up::{give_up_everywhere, is_send, settled};
 use crate::support::kernel_contexts::{TestContext, kernel_contexts, tiny_bindings};
 use crate::support::models::{assert_within, draw, upload};
 use crate::support::numbers::uniform;
@@ -71,25 +70,6 @@ fn encode(
     encoder
         .encode_blocking(context, weights, &slides(parts), &everything())
         .unwrap()
-}
-
-/// Requested bytes once the device is done, which should be `expected`.
-fn settled(context: &Context, expected: u64) -> u64 {
-    until(context, |stats| stats.requested_bytes.current == expected);
-    context.pool().stats().requested_bytes.current
-}
-
-/// Waits for the device. What was under way is given back by callbacks, which another polling thread may be running: they
-/// get two seconds to arrive where `done` holds.
-fn until(context: &Context, done: impl Fn(&PoolStats) -> bool) {
-    context.wait();
-    for _ in 0..100 {
-        context.poll();
-        if done(&context.pool().stats()) {
-            break;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
 }
 
 fn all_contexts() -> Vec<&'static TestContext> {
@@ -366,31 +346,96 @@ fn encoding_in_slices_is_the_same_and_can_be_given_up() {
     let at_once = encoder
         .encode_blocking(context, &weights, &slides, &outputs)
         .unwrap();
-    // Of the weights alone: callbacks give the rest back, and others may be running them.
-    until(context, |stats| {
-        stats.leases.current == encoder.parameters().specs().len() as u64
-    });
+    context.wait();
     let before = context.pool().stats().requested_bytes.current;
     let mut told = Vec::new();
     let options = SliceOptions::default();
     let encode = encoder.encode(context, &weights, &slides, &outputs, options, |part| {
         told.push(part);
     });
+    is_send(&encode);
     assert_eq!(pollster::block_on(encode).unwrap(), at_once);
     assert!(told.is_sorted() && told.len() >= 5, "{told:?}");
     assert_eq!(told.last(), Some(&1.0));
-    for polls in [0, 1, 2, 5, 20, 100] {
-        let options = SliceOptions::default().target(std::time::Duration::ZERO);
-        let mut encode =
-            Box::pin(encoder.encode(context, &weights, &slides, &outputs, options, |_| ()));
-        let mut waker = std::task::Context::from_waker(std::task::Waker::noop());
-        for _ in 0..polls {
-            assert!(encode.as_mut().poll(&mut waker).is_pending());
-            std::thread::sleep(std::time::Duration::from_micros(300));
-        }
-        drop(encode);
-        assert_eq!(settled(context, before), before, "after {polls} polls");
+    let (output, polls) = give_up_everywhere(context, || {
+        Box::pin(encoder.encode(context, &weights, &slides, &outputs, options, |_| ()))
+    });
+    // At least once a recording.
+    assert!(polls > 5, "{polls}");
+    assert_eq!(output, at_once);
+    assert_eq!(settled(context, before), before);
+    drop(weights);
+    assert_eq!(settled(context, 0), 0);
+}
+
+/// Before anything was measured nothing is expected; then about what it takes, in later contexts of the same adapter, too.
+#[test]
+fn a_plan_tells_the_time_where_the_pace_was_measured() {
+    let folder = std::env::temp_dir().join(format!("slide-pace-{}", std::process::id()));
+    let open = || {
+        let mut options = ContextOptions::default();
+        options.kernels.cache = CacheFolder::At(folder.clone());
+        context_with(&options)
+    };
+    let context = open();
+    let outputs = SlideOutputs::default();
+    let plan = |context: &Context, tiles: usize| {
+        SlideEncoder::plan_for(context, &small(), &[tiles], &outputs).unwrap()
+    };
+    let facts = context.facts().clone();
+    let without = SlideEncoder::plan(&small(), &[300], &outputs, facts).unwrap();
+    assert_eq!(without.expected_time, None);
+    assert_eq!(plan(&context, 300), without);
+    let (encoder, weights) = with_weights(&context, small());
+    let parts = [tiles(1, 300, 12)];
+    let slides = slides(&parts);
+    let options = SliceOptions::default();
+    let encode = || encoder.encode(&context, &weights, &slides, &outputs, options, |_| ());
+    // Compiles.
+    pollster::block_on(encode()).unwrap();
+    let mut slowest = std::time::Duration::ZERO;
+    for _ in 0..5 {
+        let begin = std::time::Instant::now();
+        pollster::block_on(encode()).unwrap();
+        slowest = slowest.max(begin.elapsed());
     }
+    let expected = plan(&context, 300).expected_time.unwrap();
+    // What is between slices, and uploads, come on top; a slow slice is believed at once.
+    println!("expected {expected:?}, took at most {slowest:?}");
+    assert!(
+        expected > std::time::Duration::ZERO && expected < 4 * slowest,
+        "{expected:?} {slowest:?}"
+    );
+    let longer = plan(&context, 600).expected_time.unwrap();
+    assert!(longer > expected, "{longer:?} {expected:?}");
+    // Other kernels were never measured.
+    let mut half = small();
+    half.activations = DType::F16;
+    let half = SlideEncoder::plan_for(&context, &half, &[300], &outputs).unwrap();
+    assert_eq!(half.expected_time, None);
+    // A recording itself is expected to take its part of that.
+    let mut run = SlideRun::new(&context, &encoder, &weights, &slides, &outputs).unwrap();
+    let first = run.next_recording().unwrap().unwrap();
+    let first = context.expected_time(&first).unwrap();
+    assert!(first > std::time::Duration::ZERO && first < expected);
+
+    assert!(context.save_pace());
+    let expected = plan(&context, 300);
+    assert_eq!(plan(&open(), 300), expected);
+    for file in std::fs::read_dir(&folder).unwrap() {
+        let path = file.unwrap().path();
+        if path
+            .file_name()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .starts_with("pace-")
+        {
+            std::fs::write(path, "{\"damaged\"").unwrap();
+        }
+    }
+    assert_eq!(plan(&open(), 300), without);
+    std::fs::remove_dir_all(folder).unwrap();
 }
 
 /// Memory that runs out at any recording is an error after which the run goes on as if nothing had been.

@@ -3,6 +3,7 @@
 pub mod checkpoint_loading;
 pub mod contexts;
 pub mod failing_source;
+pub mod giving_up;
 pub mod gradients;
 pub mod kernel_contexts;
 pub mod models;
