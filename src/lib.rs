@@ -25,7 +25,8 @@
 //!
 //! [`DilatedAttention`] and [`training::Trainer`] have examples to start from. [`config`] defines the options,
 //! [`reference`](mod@reference) the results in f64, [`pool`] says when a buffer is used again, [`recorder`] what is kept alive
-//! until when, [`context`] how to bring a device or plan without one.
+//! until when, [`context`] how to bring a device or plan without one. The [`guide`] goes from a PyTorch checkpoint to a
+//! desktop application.
 //!
 //! Tensors are row-major, (batch B, token N, head H, element D), f32.
 
@@ -57,6 +58,9 @@ pub mod nn;
 pub mod ops;
 pub mod training;
 pub mod weights;
+
+#[doc = include_str!("../docs/from_checkpoint_to_desktop_app.md")]
+pub mod guide {}
 
 // beside: errors, and the f64 oracle
 pub mod error;

@@ -257,6 +257,11 @@ impl<B> Core<B> {
         drop(evicted);
     }
 
+    /// Why the device is lost, if it is.
+    pub fn lost(&self) -> Option<String> {
+        lock(&self.ledger.0).lost.clone()
+    }
+
     /// Nothing can be lent any more.
     pub fn device_lost(&self, reason: String) {
         #[cfg(feature = "tracing")]

@@ -456,6 +456,11 @@ impl<B> Pool<B> {
         self.core().device_lost(reason.to_owned());
     }
 
+    /// Why the device is lost, if it is.
+    pub(crate) fn lost(&self) -> Option<String> {
+        self.core().lost()
+    }
+
     /// What to call when the device is lost. It does not keep the pool.
     pub(crate) fn on_device_lost(&self) -> impl Fn(String) + Send + Sync + 'static
     where

@@ -44,10 +44,7 @@ pub(super) fn submit(
             label,
             report: Box::new(context.pool().report()),
         },
-        Caught::Refused(reason) => Error::Validation {
-            label: label.to_owned(),
-            reason,
-        },
+        Caught::Refused(reason) => refused(context, label, reason),
     })??;
     // Counted before the recording's leases go back, so that the pool knows what may still use them.
     let pool = context.pool().clone();
@@ -56,6 +53,19 @@ pub(super) fn submit(
         .queue()
         .on_submitted_work_done(move || pool.completed(number));
     Ok(index)
+}
+
+/// What wgpu refuses of a lost device, it calls invalid.
+fn refused(context: &Context, label: &'static str, reason: String) -> Error {
+    // The device's owner is told of the loss by a poll, and tells the pool.
+    context.poll();
+    match context.pool().lost() {
+        Some(reason) => Error::DeviceLost { reason },
+        None => Error::Validation {
+            label: label.to_owned(),
+            reason,
+        },
+    }
 }
 
 /// Appends `commands` to `encoder`.

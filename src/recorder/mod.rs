@@ -475,8 +475,9 @@ impl Recorder {
     /// Submits the work. Its leases may be lent again from now on: what uses them then is submitted later.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::BudgetExceeded`] for the parameters' own buffers, [`Error::Validation`] when wgpu
-    /// refuses the commands (also for want of memory). Nothing was submitted then, and the recording is gone.
+    /// [`Error::OutOfMemory`], [`Error::BudgetExceeded`] for the parameters' own buffers, [`Error::DeviceLost`],
+    /// [`Error::Validation`] when wgpu refuses the commands (also for want of memory). Nothing was submitted then, and the
+    /// recording is gone.
     pub fn submit(mut self) -> Result<Submission> {
         let device = self.context.device().clone();
         if self.context.plans_only() {

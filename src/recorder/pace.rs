@@ -28,10 +28,29 @@ const RESOLUTION: f64 = 2e-3;
 /// device that is a million times slower.
 const CREDIBLE: std::ops::RangeInclusive<f64> = 1e-18..=2e-3;
 
+/// What was measured of an activity.
+#[derive(Clone, Copy, Debug, Default)]
+struct Measured {
+    /// Seconds for a unit of work as of the last slice: what the next one must reckon with.
+    seconds: f64,
+    /// Seconds and work of all slices but the first, in which some drivers compile.
+    sum: (f64, f64),
+}
+
+impl Measured {
+    /// Seconds for a unit of work in the mean: what long work must reckon with.
+    fn mean(&self) -> f64 {
+        match self.sum {
+            (seconds, work) if work > 0.0 => seconds / work,
+            _ => self.seconds,
+        }
+    }
+}
+
 /// Seconds for a unit of work of each activity.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
-    seconds: HashMap<Activity, f64>,
+    measured: HashMap<Activity, Measured>,
     /// Of kernels, by their description, from a process before: better than a guess, but the first slice is as short.
     remembered: BTreeMap<String, f64>,
 }
@@ -41,7 +60,7 @@ impl Pace {
     pub fn from_json(json: &[u8]) -> Self {
         let remembered: BTreeMap<String, f64> = serde_json::from_slice(json).unwrap_or_default();
         Self {
-            seconds: HashMap::new(),
+            measured: HashMap::new(),
             remembered: remembered
                 .into_iter()
                 .filter(|(_, seconds)| CREDIBLE.contains(seconds))
@@ -51,11 +70,11 @@ impl Pace {
 
     /// All that is known of kernels.
     pub fn to_json(&self) -> Vec<u8> {
-        let measured = self.seconds.iter().filter_map(|(activity, seconds)| {
+        let measured = self.measured.iter().filter_map(|(activity, measured)| {
             let Activity::Kernel(kernel) = activity else {
                 return None;
             };
-            Some((described(kernel), *seconds))
+            Some((described(kernel), measured.mean()))
         });
         let mut known = self.remembered.clone();
         known.extend(measured);
@@ -66,16 +85,18 @@ impl Pace {
     /// Seconds for so much work of each kernel, unless one of them is not known.
     pub fn expected(&self, work: &[(Kernel, f64)]) -> Option<f64> {
         let seconds = |&(kernel, work): &(Kernel, f64)| {
-            let measured = self.seconds.get(&Activity::Kernel(kernel));
-            let known = measured.or_else(|| self.remembered.get(&described(&kernel)));
+            let measured = self.measured.get(&Activity::Kernel(kernel));
+            let known = measured
+                .map(Measured::mean)
+                .or_else(|| self.remembered.get(&described(&kernel)).copied());
             known.map(|seconds| work * seconds)
         };
         work.iter().map(seconds).sum()
     }
 
     pub(super) fn seconds(&self, activity: Activity, work: f64) -> f64 {
-        let measured = self.seconds.get(&activity).copied();
-        work * measured.unwrap_or_else(|| self.before(activity))
+        let measured = self.measured.get(&activity);
+        work * measured.map_or_else(|| self.before(activity), |measured| measured.seconds)
     }
 
     /// Seconds for a unit of work of what has not been measured in this process.
@@ -91,7 +112,7 @@ impl Pace {
 
     /// What of `left` seconds this activity may have.
     pub(super) fn allowed(&self, activity: Activity, left: f64) -> f64 {
-        match self.seconds.contains_key(&activity) {
+        match self.measured.contains_key(&activity) {
             true => left,
             false => left * UNMEASURED_SHARE,
         }
@@ -108,14 +129,28 @@ impl Pace {
         if measured < RESOLUTION {
             ratio = ratio.min(1.0);
         }
-        let mut shares: HashMap<Activity, f64> = HashMap::new();
+        let mut shares: HashMap<Activity, (f64, f64)> = HashMap::new();
         for &(activity, work) in parts {
-            *shares.entry(activity).or_default() += self.seconds(activity, work) / expected;
+            let (share, sum) = shares.entry(activity).or_default();
+            *share += self.seconds(activity, work) / expected;
+            *sum += work;
         }
-        for (activity, share) in shares {
-            let before = self.before(activity);
-            let seconds = self.seconds.entry(activity).or_insert(before);
-            *seconds *= 1.0 + share * (ratio - 1.0);
+        for (activity, (share, work)) in shares {
+            let change = 1.0 + share * (ratio - 1.0);
+            match self.measured.get_mut(&activity) {
+                Some(before) => {
+                    before.seconds *= change;
+                    before.sum.0 += share * measured;
+                    before.sum.1 += work;
+                }
+                None => {
+                    let first = Measured {
+                        seconds: self.before(activity) * change,
+                        sum: (0.0, 0.0),
+                    };
+                    self.measured.insert(activity, first);
+                }
+            }
         }
     }
 }
@@ -179,6 +214,10 @@ mod tests {
         assert_eq!(later.to_json(), pace.to_json());
         later.learn(&[(known, 1e6)], 3.0);
         near(later.expected(&[(fill, 1e6)]).unwrap(), 3.0);
+        // In the mean, without the first.
+        later.learn(&[(known, 1e6)], 1.0);
+        later.learn(&[(known, 3e6)], 5.0);
+        near(later.expected(&[(fill, 2e6)]).unwrap(), 3.0);
         assert_ne!(later.to_json(), pace.to_json());
     }
 

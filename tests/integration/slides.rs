@@ -1,6 +1,8 @@
 //! GigaPath's slide encoder: attention of the CLS token against double precision, batches, memory, bad input. What its results
 //! are is compared with golden files, in `golden`.
 
+use std::future::Future;
+
 use dilated_attention::models::gigapath::{
     Slide, SlideEncoder, SlideEncoderConfig, SlideOutput, SlideOutputs, SlideRun,
 };
@@ -12,7 +14,7 @@ use dilated_attention::{
 };
 
 use crate::support::contexts::{context_with, contexts};
-use crate::support::giving_up::{give_up_everywhere, is_send, settled};
+use crate::support::giving_up::{give_up_everywhere, idle, is_send, settled};
 use crate::support::kernel_contexts::{TestContext, kernel_contexts, tiny_bindings};
 use crate::support::models::{assert_within, draw, upload};
 use crate::support::numbers::uniform;
@@ -340,14 +342,13 @@ fn encoding_in_slices_is_the_same_and_can_be_given_up() {
     // Of its own: what other tests lease does not count.
     let [(_, context), _] = &contexts();
     let (encoder, weights) = with_weights(context, small());
-    let parts = [tiles(1, 40, 12), tiles(2, 30, 12)];
-    let slides = slides(&parts);
+    let (parts, few) = ([tiles(1, 40, 12), tiles(2, 30, 12)], [tiles(1, 5, 12)]);
+    let (slides, few) = (slides(&parts), slides(&few));
     let outputs = everything();
     let at_once = encoder
         .encode_blocking(context, &weights, &slides, &outputs)
         .unwrap();
-    context.wait();
-    let before = context.pool().stats().requested_bytes.current;
+    let before = idle(context);
     let mut told = Vec::new();
     let options = SliceOptions::default();
     let encode = encoder.encode(context, &weights, &slides, &outputs, options, |part| {
@@ -362,10 +363,61 @@ fn encoding_in_slices_is_the_same_and_can_be_given_up() {
     });
     // At least once a recording.
     assert!(polls > 5, "{polls}");
+    // In the smallest slices there are many more.
+    let none = SlideOutputs::default();
+    let smallest = SliceOptions::default().target(std::time::Duration::ZERO);
+    let (output_of_few, polls) = give_up_everywhere(context, || {
+        Box::pin(encoder.encode(context, &weights, &few, &none, smallest, |_| ()))
+    });
+    println!("given up at {polls} points");
+    assert!(polls > 50, "{polls}");
+    let expected = encoder.encode_blocking(context, &weights, &few, &none);
+    assert_eq!(output_of_few, expected.unwrap());
     assert_eq!(output, at_once);
     assert_eq!(settled(context, before), before);
     drop(weights);
     assert_eq!(settled(context, 0), 0);
+}
+
+/// Whenever the device is lost, the future says so, and a new context goes on from the file.
+#[test]
+fn a_lost_device_is_an_error_and_a_new_context_goes_on() {
+    let parts = [tiles(1, 40, 12)];
+    let (slides, outputs) = (slides(&parts), SlideOutputs::default());
+    let open = || {
+        let [(_, context), _] = contexts();
+        context
+    };
+    let context = open();
+    let (encoder, weights) = with_weights(&context, small());
+    let file = pollster::block_on(WeightWriter::new().part("", &weights).to_bytes(&context));
+    let file = WeightFile::from_bytes(file.unwrap()).unwrap();
+    let expected = encoder
+        .encode_blocking(&context, &weights, &slides, &outputs)
+        .unwrap();
+    for polls in [0, 1, 2, 4] {
+        let context = open();
+        let encoder = SlideEncoder::new(&context, small()).unwrap();
+        let weights = encoder.load(&context, &file).unwrap();
+        let options = SliceOptions::default();
+        let mut encode =
+            Box::pin(encoder.encode(&context, &weights, &slides, &outputs, options, |_| ()));
+        let mut waker = std::task::Context::from_waker(std::task::Waker::noop());
+        for _ in 0..polls {
+            assert!(encode.as_mut().poll(&mut waker).is_pending());
+            context.wait();
+        }
+        context.device().destroy();
+        let error = pollster::block_on(encode).unwrap_err();
+        assert!(matches!(error, Error::DeviceLost { .. }), "{error}");
+    }
+    let context = open();
+    let encoder = SlideEncoder::new(&context, small()).unwrap();
+    let weights = encoder.load(&context, &file).unwrap();
+    let again = encoder
+        .encode_blocking(&context, &weights, &slides, &outputs)
+        .unwrap();
+    assert_eq!(again, expected);
 }
 
 /// Before anything was measured nothing is expected; then about what it takes, in later contexts of the same adapter, too.

@@ -24,6 +24,19 @@ pub fn settled(context: &Context, expected: u64) -> u64 {
     context.pool().stats().requested_bytes.current
 }
 
+/// Requested bytes when nothing is on its way back.
+pub fn idle(context: &Context) -> u64 {
+    context.wait();
+    for _ in 0..100 {
+        context.poll();
+        if context.pool().stats().pending.current == 0 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    context.pool().stats().requested_bytes.current
+}
+
 /// Polls a new future of `begin` once, then twice, and so on, and drops it, until one is ready; its result, and how often it had
 /// to be polled. The device is done before each poll, so that each goes on to the next point where the future waits. Every
 /// other time the device is done before the drop, too. What is requested is the same again after each.
@@ -33,8 +46,7 @@ pub fn give_up_everywhere<'a, T>(
     context: &Context,
     begin: impl Fn() -> Pin<Box<dyn Future<Output = Result<T>> + 'a>>,
 ) -> (T, usize) {
-    context.wait();
-    let before = context.pool().stats().requested_bytes.current;
+    let before = idle(context);
     let mut waker = TaskContext::from_waker(Waker::noop());
     for polls in 0.. {
         for done_first in [false, true] {
