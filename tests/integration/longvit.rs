@@ -152,7 +152,7 @@ fn encoding_in_slices_is_the_same_and_can_be_given_up() {
     assert_eq!(pollster::block_on(encode).unwrap(), at_once);
     assert!(told.is_sorted() && told.len() >= 4, "{told:?}");
     assert_eq!(told.last(), Some(&1.0));
-    let (result, polls) = give_up_everywhere(context, || {
+    let (result, polls) = give_up_everywhere(context, weights, || {
         Box::pin(model.encode(context, weights, &images, SIZE, &STATES, options, |_| ()))
     });
     assert!(polls > 4, "{polls}");

@@ -14,7 +14,7 @@ use dilated_attention::{
 };
 
 use crate::support::contexts::{context_with, contexts};
-use crate::support::giving_up::{give_up_everywhere, idle, is_send, settled};
+use crate::support::giving_up::{give_up_everywhere, is_send, requested_by, settled};
 use crate::support::kernel_contexts::{TestContext, kernel_contexts, tiny_bindings};
 use crate::support::models::{assert_within, draw, upload};
 use crate::support::numbers::uniform;
@@ -348,7 +348,7 @@ fn encoding_in_slices_is_the_same_and_can_be_given_up() {
     let at_once = encoder
         .encode_blocking(context, &weights, &slides, &outputs)
         .unwrap();
-    let before = idle(context);
+    let before = requested_by(context, &weights);
     let mut told = Vec::new();
     let options = SliceOptions::default();
     let encode = encoder.encode(context, &weights, &slides, &outputs, options, |part| {
@@ -358,7 +358,7 @@ fn encoding_in_slices_is_the_same_and_can_be_given_up() {
     assert_eq!(pollster::block_on(encode).unwrap(), at_once);
     assert!(told.is_sorted() && told.len() >= 5, "{told:?}");
     assert_eq!(told.last(), Some(&1.0));
-    let (output, polls) = give_up_everywhere(context, || {
+    let (output, polls) = give_up_everywhere(context, &weights, || {
         Box::pin(encoder.encode(context, &weights, &slides, &outputs, options, |_| ()))
     });
     // At least once a recording.
@@ -366,7 +366,7 @@ fn encoding_in_slices_is_the_same_and_can_be_given_up() {
     // In the smallest slices there are many more.
     let none = SlideOutputs::default();
     let smallest = SliceOptions::default().target(std::time::Duration::ZERO);
-    let (output_of_few, polls) = give_up_everywhere(context, || {
+    let (output_of_few, polls) = give_up_everywhere(context, &weights, || {
         Box::pin(encoder.encode(context, &weights, &few, &none, smallest, |_| ()))
     });
     println!("given up at {polls} points");
