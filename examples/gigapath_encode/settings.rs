@@ -180,6 +180,14 @@ impl Settings {
             let hint = "--out FILE.safetensors takes the others, too";
             return Err(format!("an .npy holds one array; {hint}").into());
         }
+        let mut inputs = self.weights.iter().chain(&self.tiles);
+        let is_out = |path: &&PathBuf| match (path.canonicalize(), self.out.canonicalize()) {
+            (Ok(path), Ok(out)) => path == out,
+            _ => false,
+        };
+        if let Some(input) = inputs.find(is_out) {
+            return Err(format!("--out would overwrite {}, which is read", input.display()).into());
+        }
         can_be_written(&self.out)
             .map_err(|error| format!("--out {}: {error}", self.out.display()).into())
     }

@@ -132,8 +132,10 @@ fn a_large_image_goes_up_in_chunks() {
         (plan.num_tokens, plan.num_recordings),
         (128 * 128, 13 + 12 + 1)
     );
-    let error = LongVit::plan(&config, [usize::MAX, 32, 32], &[], facts).unwrap_err();
-    assert!(matches!(error, Error::SizeOverflow { .. }), "{error}");
+    for size in [[usize::MAX, 32, 32], [1, 1 << 40, 32], [1 << 50, 32, 32]] {
+        let error = LongVit::plan(&config, size, &[], facts.clone()).unwrap_err();
+        assert!(matches!(error, Error::InvalidShape { .. }), "{error}");
+    }
 }
 
 #[test]
@@ -186,6 +188,29 @@ fn checkpoints_load_strictly() {
         assert!(error.contains(key), "{error}");
     }
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn sizes_that_mean_nothing_are_errors() {
+    let context = &kernel_contexts()[0].context;
+    let wrong: [fn(&mut LongVitConfig); 7] = [
+        |config| config.image_size = 0,
+        |config| config.image_size = 18,
+        |config| config.patch_size = 0,
+        |config| config.channels = 0,
+        |config| config.num_classes = 0,
+        |config| (config.image_size, config.patch_size) = (1 << 40, 1 << 40),
+        |config| config.image_size = 1 << 40,
+    ];
+    for (index, wrong) in wrong.iter().enumerate() {
+        let mut config = small();
+        wrong(&mut config);
+        let error = LongVit::new(context, config).unwrap_err();
+        assert!(
+            matches!(error, Error::InvalidConfig { .. }),
+            "{index}: {error}"
+        );
+    }
 }
 
 #[test]

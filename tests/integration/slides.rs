@@ -601,6 +601,29 @@ fn checkpoints_load_strictly() {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
+/// Numbers of tiles that no machine holds, and none at all, before anything is allocated.
+#[test]
+fn plans_of_impossible_slides_are_errors() {
+    let plan = |config: &SlideEncoderConfig, tiles: &[usize]| {
+        let facts = DeviceFacts::webgpu_defaults();
+        SlideEncoder::plan(config, tiles, &SlideOutputs::default(), facts).unwrap_err()
+    };
+    let mut narrow = small();
+    narrow.feature_dim = 1;
+    for config in [SlideEncoderConfig::base(), narrow] {
+        for tiles in [&[][..], &[0], &[usize::MAX], &[1 << 60], &[1 << 50, 3]] {
+            let error = plan(&config, tiles);
+            assert!(matches!(error, Error::InvalidShape { .. }), "{error}");
+        }
+    }
+    let error = plan(&SlideEncoderConfig::base(), &[90_000]);
+    assert!(matches!(error, Error::BufferTooLarge { .. }), "{error}");
+    let mut wide = small();
+    wide.grid_cells = u32::MAX;
+    let error = plan(&wide, &[1]);
+    assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
+}
+
 #[test]
 fn bad_slides_are_errors_that_name_what_is_wrong() {
     let context = &kernel_contexts()[0].context;

@@ -8,6 +8,9 @@ use crate::tensor::DType;
 /// Dilation rates of all published models.
 const RATES: [u32; 5] = [1, 2, 4, 8, 16];
 
+/// Half position vectors of so many cells are in one table.
+const MAX_GRID_CELLS: u32 = 1 << 16;
+
 /// Options of a [`SlideEncoder`](super::SlideEncoder); those of [`base`](Self::base), then changed.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -22,7 +25,7 @@ pub struct SlideEncoderConfig {
     pub ffn_dim: usize,
     /// Edge of a tile, in the unit of coordinates: pixels of level 0.
     pub tile_size: u32,
-    /// Cells of the grid along each direction.
+    /// Cells of the grid along each direction, at most 65 536.
     pub grid_cells: u32,
     /// Epsilon of the layer norms in the encoder.
     pub encoder_eps: f32,
@@ -129,6 +132,10 @@ impl SlideEncoderConfig {
             if size == 0 {
                 return invalid(what, size.to_string(), "at least 1, in 32 bits");
             }
+        }
+        if self.grid_cells > MAX_GRID_CELLS {
+            let need = "at most 65536: there is a table of them";
+            return invalid("grid_cells", self.grid_cells.to_string(), need);
         }
         if self.activations != DType::F32
             && (!self.feature_dim.is_multiple_of(4) || !self.width().is_multiple_of(8))

@@ -2,7 +2,7 @@
 
 use super::{Slide, SlideEncoder, SlideEncoderConfig, SlideOutputs, SlideRun};
 use crate::context::{Context, WarmUp};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::models::plan::{self, ModelPlan};
 use crate::plan::DeviceFacts;
 
@@ -25,7 +25,8 @@ impl SlideEncoder {
     /// ```
     ///
     /// # Errors
-    /// As [`SlideRun::new`] and [`SlideRun::next_recording`].
+    /// As [`SlideRun::new`] and [`SlideRun::next_recording`]; [`Error::InvalidShape`](crate::Error::InvalidShape) for more tiles
+    /// than this machine could hold features of.
     pub fn plan(
         config: &SlideEncoderConfig,
         tiles: &[usize],
@@ -101,19 +102,10 @@ fn rehearse<T>(
     let encoder = SlideEncoder::new(planner, config.clone())?;
     let weights = plan::stand_ins(planner, encoder.parameters())?;
     let longest = tiles.iter().copied().max().unwrap_or(0);
-    let elements = longest
-        .checked_mul(config.feature_dim)
-        .filter(|elements| {
-            elements
-                .checked_mul(4)
-                .is_some_and(|bytes| bytes < isize::MAX as usize)
-        })
-        .ok_or_else(|| Error::SizeOverflow {
-            what: "features of a slide",
-            given: format!("{longest} tiles"),
-        })?;
-    // Never read but for half precision: the memory is not touched.
-    let (features, coords) = (vec![0.0; elements], vec![[0.0; 2]; longest]);
+    // Never read but for half precision.
+    let (what, elements) = ("number of tiles", longest.checked_mul(config.feature_dim));
+    let features = plan::zeros(what, longest, elements)?;
+    let coords = plan::zeros(what, longest, Some(longest))?;
     let slides: Vec<_> = tiles
         .iter()
         .map(|&tiles| Slide {

@@ -108,6 +108,20 @@ impl LongVitConfig {
                 need: "at least 1 each, the image whole patches wide",
             });
         }
+        let fits = |sizes: [usize; 3]| {
+            let product = sizes.iter().try_fold(1u32, |product, size| {
+                product.checked_mul(u32::try_from(*size).ok()?)
+            });
+            product.is_some()
+        };
+        let (patch, grid) = (self.patch_size, self.grid());
+        if !fits([self.channels, patch, patch]) || !fits([grid, grid, self.width()]) {
+            return Err(Error::InvalidConfig {
+                what: "image, patch and channels",
+                given: format!("{sizes:?}"),
+                need: "small enough that patches and positions have less than 2^32 elements",
+            });
+        }
         Ok(())
     }
 }

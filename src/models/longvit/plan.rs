@@ -2,7 +2,7 @@
 
 use super::{LongVit, LongVitConfig, LongVitRun};
 use crate::context::{Context, WarmUp};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::models::plan::{self, ModelPlan};
 use crate::plan::DeviceFacts;
 
@@ -20,7 +20,8 @@ impl LongVit {
     /// ```
     ///
     /// # Errors
-    /// As [`LongVitRun::new`] and [`LongVitRun::next_recording`].
+    /// As [`LongVitRun::new`] and [`LongVitRun::next_recording`]; [`Error::InvalidShape`](crate::Error::InvalidShape) for images
+    /// that this machine could not hold.
     pub fn plan(
         config: &LongVitConfig,
         size: [usize; 3],
@@ -85,13 +86,9 @@ fn rehearse<T>(
     let weights = plan::stand_ins(planner, model.parameters())?;
     let elements = [batch, config.channels, height, width]
         .iter()
-        .try_fold(1usize, |product, size| product.checked_mul(*size))
-        .filter(|elements| *elements <= isize::MAX as usize / 4)
-        .ok_or_else(|| Error::SizeOverflow {
-            what: "images",
-            given: format!("{batch} of {height} x {width}"),
-        })?;
-    let images = vec![0.0; elements];
+        .try_fold(1usize, |product, size| product.checked_mul(*size));
+    let given = format!("{batch} of {height} x {width}");
+    let images = plan::zeros("images", given, elements)?;
     with(LongVitRun::new(
         planner, &model, &weights, &images, size, states,
     )?)
