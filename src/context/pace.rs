@@ -30,7 +30,8 @@ impl Context {
     /// of a process before that [saved](Self::save_pace) it. `None` where one of their kernels has never been measured: nothing
     /// is guessed. A recording of a [planner](Self::planner) for the same device will do.
     ///
-    /// The pace is that of the whole machine, with whatever else it did. What is not cut into slices teaches nothing.
+    /// The pace is that of the whole machine, with whatever else it did. What is not cut into slices teaches nothing. What passes
+    /// between slices comes on top: the application's own work, threads that wait for their turn.
     pub fn expected_time(&self, recorder: &Recorder) -> Option<Duration> {
         let seconds = self.pace().expected(&recorder.work())?;
         Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))

@@ -159,6 +159,13 @@ fn encoding_in_slices_is_the_same_and_can_be_given_up() {
     });
     assert!(polls > 4, "{polls}");
     assert_eq!(result, at_once);
+    assert!(
+        !model
+            .warm_up(context, SIZE, &STATES)
+            .unwrap()
+            .kernels
+            .is_empty()
+    );
     // The pace is known now.
     let plan = LongVit::plan_for(context, &small(), SIZE, &STATES).unwrap();
     assert!(plan.expected_time.is_some());
