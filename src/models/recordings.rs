@@ -1,7 +1,7 @@
 //! Work that comes as recordings, one after the other, and how it is submitted.
 
 use crate::error::Result;
-use crate::recorder::{Recorder, SliceOptions, Submission};
+use crate::recorder::{Recorder, SliceOptions};
 
 /// Bytes that one recording uploads, about: staging memory is as large.
 pub(super) const UPLOAD_BYTES: usize = 16 << 20;
@@ -52,8 +52,9 @@ pub(super) async fn in_slices(
 }
 
 /// Submits everything at once, but for the staging memory: that of two recordings at most is in use.
+#[cfg(not(target_arch = "wasm32"))]
 pub(super) fn at_once(run: &mut impl Recordings) -> Result<()> {
-    let mut before: Option<Submission> = None;
+    let mut before: Option<crate::Submission> = None;
     while let Some(recorder) = run.next()? {
         if let Some(before) = before.replace(recorder.submit()?) {
             before.wait()?;

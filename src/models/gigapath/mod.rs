@@ -156,6 +156,7 @@ impl SlideEncoder {
     ///
     /// # Errors
     /// As [`SlideRun::new`], [`SlideRun::next_recording`], [`SlideRun::finish`] and [`Recorder::submit`].
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn encode_blocking(
         &self,
         context: &Context,

@@ -282,6 +282,7 @@ impl LongVit {
     ///
     /// # Errors
     /// As [`LongVitRun::new`], [`LongVitRun::next_recording`], [`LongVitRun::finish`] and [`Recorder::submit`].
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn encode_blocking(
         &self,
         context: &Context,
