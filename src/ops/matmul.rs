@@ -145,6 +145,10 @@ impl<'a> Matmul<'a> {
         let right = self
             .b
             .expect_activations("b", b_shape.0, b_shape.1, recorder)?;
+        let (left, right) = match self.variant {
+            Some(MatmulVariant::Coop(_)) => (left.of_matrices(&facts), right.of_matrices(&facts)),
+            _ => (left, right),
+        };
         if ![DType::F32, self.a.dtype()].contains(&self.b.dtype()) {
             return Err(Error::WrongDType {
                 what: "b",

@@ -49,6 +49,13 @@ pub enum Processor {
 }
 
 impl DeviceFacts {
+    /// Whether kernels see f16 as such, not as words of two: where shaders may store it, but on CPUs for cooperative matrices
+    /// alone, for their drivers load halves one by one.
+    pub(crate) fn reads_halves(&self) -> bool {
+        let for_matrices = || self.tier.is_some_and(KernelTier::is_cooperative);
+        self.shader_f16 && (self.processor == Processor::Gpu || for_matrices())
+    }
+
     /// WebGPU's default limits on a GPU: what every browser and `wgpu::Limits::default()` grant.
     pub fn webgpu_defaults() -> Self {
         Self {

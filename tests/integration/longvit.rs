@@ -157,7 +157,7 @@ fn encoding_in_slices_is_the_same_and_can_be_given_up() {
     let (result, polls) = give_up_everywhere(context, weights, || {
         Box::pin(model.encode(context, weights, &images, SIZE, &STATES, options, |_| ()))
     });
-    assert!(polls > 4, "{polls}");
+    assert!(polls > 1, "{polls}");
     assert_eq!(result, at_once);
     assert!(
         !model

@@ -361,8 +361,8 @@ fn encoding_in_slices_is_the_same_and_can_be_given_up() {
     let (output, polls) = give_up_everywhere(context, &weights, || {
         Box::pin(encoder.encode(context, &weights, &slides, &outputs, options, |_| ()))
     });
-    // At least once a recording.
-    assert!(polls > 5, "{polls}");
+    // Once a recording, unless the device is done with one before it is asked.
+    assert!(polls > 1, "{polls}");
     // In the smallest slices there are many more.
     let none = SlideOutputs::default();
     let smallest = SliceOptions::default().target(std::time::Duration::ZERO);
@@ -370,7 +370,7 @@ fn encoding_in_slices_is_the_same_and_can_be_given_up() {
         Box::pin(encoder.encode(context, &weights, &few, &none, smallest, |_| ()))
     });
     println!("given up at {polls} points");
-    assert!(polls > 30, "{polls}");
+    assert!(polls > 10, "{polls}");
     let expected = encoder.encode_blocking(context, &weights, &few, &none);
     assert_eq!(output_of_few, expected.unwrap());
     assert_eq!(output, at_once);
