@@ -1,13 +1,7 @@
 // Elements of rows whose widths are multiples of 4, read in fours: f32.
 
 alias Word = vec4<f32>;
-const PER_WORD: u32 = 4u;
 
 fn four(word: Word) -> vec4<f32> {
     return word;
-}
-
-// Element i of an array, given its word i / PER_WORD.
-fn element(word: Word, i: u32) -> f32 {
-    return word[i % 4u];
 }

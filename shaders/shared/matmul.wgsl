@@ -1,6 +1,6 @@
-// Parameters, bindings, loads and stores of the products of matrices. Matrices are row-major with any number of columns,
-// at any element of their bindings, so elements are loaded one by one (shared/words_*.wgsl; the right
-// factor is in shared/right_*.wgsl). The result, the bias and the
+// Parameters and bindings of the products of matrices. Matrices are row-major with any number of columns, at any element of
+// their bindings, so elements are loaded one by one (shared/words_*.wgsl, shared/matmul_elements.wgsl), or in fours where all
+// of that is a multiple of 4 (shared/fours_*.wgsl); the right factor is in shared/right_*.wgsl. The result, the bias and the
 // residual are cells (shared/cells_*.wgsl).
 // Prelude: TRANSPOSE_A, TRANSPOSE_B (0 or 1), ACTIVATION.
 
@@ -42,11 +42,6 @@ fn has_flag(flag: u32) -> bool {
 
 fn index_a(row: u32, k: u32) -> u32 {
     return params.a_skip + select(row * params.a_stride + k, k * params.a_stride + row, TRANSPOSE_A == 1u);
-}
-
-fn load_a(row: u32, k: u32) -> f32 {
-    let i = index_a(row, k);
-    return element(a[i / PER_WORD], i);
 }
 
 fn index_b(k: u32, column: u32) -> u32 {

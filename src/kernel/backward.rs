@@ -183,11 +183,10 @@ impl BackwardVariant {
                 uniform_loads: true,
                 ..
             } => (BackwardShape::Tile, WIDE_HEADS),
-            Processor::Cpu {
-                lanes: 8,
-                broadcasts: true,
-                ..
-            } if config.head_dim() <= MOST_BROADCAST_HEAD_DIM => {
+            Processor::Cpu { .. }
+                if facts.processor.has_broadcasts()
+                    && config.head_dim() <= MOST_BROADCAST_HEAD_DIM =>
+            {
                 (BackwardShape::Broadcast, BROADCASTS)
             }
             Processor::Cpu { .. } => (BackwardShape::Tile, LOADS_PER_LANE),
@@ -397,15 +396,7 @@ impl BackwardVariant {
                 return invalid("rows of the kernel", tile.rows, "16");
             }
         }
-        let broadcasts = matches!(
-            facts.processor,
-            Processor::Cpu {
-                lanes: 8,
-                broadcasts: true,
-                ..
-            }
-        );
-        if self.shape == BackwardShape::Broadcast && !broadcasts {
+        if self.shape == BackwardShape::Broadcast && !facts.processor.has_broadcasts() {
             return Err(Error::InvalidConfig {
                 what: "shape of the kernel",
                 given: self.to_string(),

@@ -146,13 +146,16 @@ impl ForwardVariant {
                 uniform_loads: true,
                 ..
             } => (ForwardShape::Uniform, UNIFORM_LOADS),
-            Processor::Cpu {
-                lanes: 8,
-                broadcasts: true,
-                ..
-            } if Self::with_shape(ForwardShape::Broadcast, config.head_dim(), storage, facts)
-                .workgroup_memory_bytes()
-                <= facts.max_workgroup_memory_bytes =>
+            Processor::Cpu { .. }
+                if facts.processor.has_broadcasts()
+                    && Self::with_shape(
+                        ForwardShape::Broadcast,
+                        config.head_dim(),
+                        storage,
+                        facts,
+                    )
+                    .workgroup_memory_bytes()
+                        <= facts.max_workgroup_memory_bytes =>
             {
                 (ForwardShape::Broadcast, BROADCASTS)
             }
@@ -344,15 +347,7 @@ impl ForwardVariant {
                 "at least 1, and not above 256 lanes together",
             );
         }
-        let broadcasts = matches!(
-            facts.processor,
-            Processor::Cpu {
-                lanes: 8,
-                broadcasts: true,
-                ..
-            }
-        );
-        if self.shape == ForwardShape::Broadcast && !broadcasts {
+        if self.shape == ForwardShape::Broadcast && !facts.processor.has_broadcasts() {
             return Err(Error::InvalidConfig {
                 what: "shape of the kernel",
                 given: self.shape.name().to_owned(),

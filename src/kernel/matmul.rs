@@ -145,6 +145,9 @@ impl CoopProduct {
 }
 
 impl MatmulVariant {
+    /// Most cells of a row in the [`Broadcast`](Self::Broadcast) shape: beyond, kernels are slower and compile for long.
+    const MOST_CELLS: u32 = 32;
+
     /// The shape that measured best on such a device, for factors that are stored so, transposed or not, and a result with so
     /// many columns.
     pub fn choose(
@@ -169,7 +172,7 @@ impl MatmulVariant {
         if let Some(Ok(variant)) = wanted {
             return variant.into();
         }
-        let broadcasts = KernelTier::Broadcast.check(facts).is_ok();
+        let broadcasts = facts.processor.has_broadcasts();
         match facts.processor {
             // On CPUs they are slower than the rows.
             Processor::Gpu => match Self::cooperative(factors, facts) {
@@ -247,16 +250,36 @@ impl MatmulVariant {
     /// [`Error::InvalidConfig`] when it does not.
     pub fn check(self, factors: [Storage; 2], facts: &DeviceFacts) -> Result<()> {
         match self {
-            Self::Broadcast { .. } => KernelTier::Broadcast.check(facts),
+            Self::Rows { lanes, lane_groups } => {
+                let threads = lanes.checked_mul(lane_groups);
+                match threads.is_some_and(|threads| (1..=256).contains(&threads)) {
+                    true => Ok(()),
+                    false => self.refused("1 to 256 lanes in all groups together"),
+                }
+            }
+            Self::Broadcast { rows, cells, depth } => {
+                KernelTier::Broadcast.check(facts)?;
+                let even = (2..=Self::MOST_CELLS).contains(&cells) && cells.is_multiple_of(2);
+                match even && [rows, depth].iter().all(|number| [4, 8].contains(number)) {
+                    true => Ok(()),
+                    false => {
+                        self.refused("4 or 8 rows and elements a step, 2 to 32 cells in pairs")
+                    }
+                }
+            }
             Self::Coop(_) if Self::cooperative(factors, facts)? != self => {
-                Err(Error::InvalidConfig {
-                    what: "kernel of a product",
-                    given: format!("{self:?}"),
-                    need: "the one that MatmulVariant::cooperative has for the device",
-                })
+                self.refused("the one that MatmulVariant::cooperative has for the device")
             }
             _ => Ok(()),
         }
+    }
+
+    fn refused(self, need: &'static str) -> Result<()> {
+        Err(Error::InvalidConfig {
+            what: "kernel of a product",
+            given: format!("{self:?}"),
+            need,
+        })
     }
 
     /// The shape [`Broadcast`](Self::Broadcast) that is fast on such a device and compiles in a second or two.
@@ -278,8 +301,8 @@ impl MatmulVariant {
         }
     }
 
-    /// The kernel for sums of `inner` elements, whose rows and windows are (`in_fours`) or are not multiples of 4 long: this
-    /// one wherever it can be.
+    /// The kernel for sums of `inner` elements, which, like rows and windows, are (`in_fours`) or are not multiples of 4 long:
+    /// this one wherever it can be.
     pub(crate) fn for_lengths(
         self,
         [inner, columns]: [u64; 2],
@@ -287,16 +310,14 @@ impl MatmulVariant {
         facts: &DeviceFacts,
     ) -> Self {
         match self {
-            Self::Broadcast { .. } if !in_fours || !inner.is_multiple_of(4) => {
-                match facts.processor {
-                    Processor::Cpu {
-                        uniform_loads: true,
-                        lanes,
-                        ..
-                    } => Self::rows(columns, lanes),
-                    _ => Self::Tile,
-                }
-            }
+            Self::Broadcast { .. } if !in_fours => match facts.processor {
+                Processor::Cpu {
+                    uniform_loads: true,
+                    lanes,
+                    ..
+                } => Self::rows(columns, lanes),
+                _ => Self::Tile,
+            },
             Self::Broadcast { rows, cells, depth } if !inner.is_multiple_of(u64::from(depth)) => {
                 Self::Broadcast {
                     rows,

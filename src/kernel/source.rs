@@ -395,22 +395,29 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
                 ],
             };
             let mixed = *right == Storage::F32 && *left != Storage::F32;
+            let factors: &[_] = match (variant, mixed) {
+                (MatmulVariant::Coop(_) | MatmulVariant::Broadcast { .. }, true) => {
+                    &[fours_file(*left), shader!("shared/right_fours_f32.wgsl")]
+                }
+                (MatmulVariant::Coop(_) | MatmulVariant::Broadcast { .. }, false) => {
+                    &[fours_file(*left), shader!("shared/right_fours.wgsl")]
+                }
+                (_, true) => &[
+                    words_file(*left),
+                    shader!("shared/matmul_elements.wgsl"),
+                    shader!("shared/right_f32.wgsl"),
+                ],
+                (_, false) => &[
+                    words_file(*left),
+                    shader!("shared/matmul_elements.wgsl"),
+                    shader!("shared/right_words.wgsl"),
+                ],
+            };
             let common = [
-                match variant {
-                    MatmulVariant::Coop(_) | MatmulVariant::Broadcast { .. } => fours_file(*left),
-                    _ => words_file(*left),
-                },
                 shader!("shared/activation.wgsl"),
                 shader!("shared/matmul.wgsl"),
-                match (variant, mixed) {
-                    (MatmulVariant::Broadcast { .. }, true) => {
-                        shader!("shared/right_fours_f32.wgsl")
-                    }
-                    (MatmulVariant::Broadcast { .. }, false) => shader!("shared/right_fours.wgsl"),
-                    (_, true) => shader!("shared/right_f32.wgsl"),
-                    (_, false) => shader!("shared/right_words.wgsl"),
-                },
             ];
+            let common = join(factors, &common);
             let common = join(&join(&common, stores), own);
             join(&cell_files(*result), &common)
         }

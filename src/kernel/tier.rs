@@ -81,15 +81,7 @@ impl KernelTier {
                 "the device is a GPU".to_owned(),
                 "tile, coop8 or coop16 on a GPU",
             ),
-            (
-                Self::Broadcast,
-                _,
-                Processor::Cpu {
-                    lanes: 8,
-                    broadcasts: true,
-                    ..
-                },
-            ) => Ok(()),
+            (Self::Broadcast, _, processor) if processor.has_broadcasts() => Ok(()),
             (Self::Broadcast, ..) => refused(
                 "the device is no CPU with subgroups of 8 lanes".to_owned(),
                 "a tier that the device has",

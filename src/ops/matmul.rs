@@ -286,6 +286,7 @@ impl<'a> Matmul<'a> {
             u64::from(b.skip) + b_offset,
             self.a.width(),
             self.b.width(),
+            num_inner,
             columns.0,
             num_columns,
             c.width(),

@@ -48,6 +48,20 @@ pub enum Processor {
     },
 }
 
+impl Processor {
+    /// Whether it has what kernels with broadcasts are written for: a CPU whose subgroups of eight lanes hand values over.
+    pub fn has_broadcasts(self) -> bool {
+        matches!(
+            self,
+            Self::Cpu {
+                lanes: 8,
+                broadcasts: true,
+                ..
+            }
+        )
+    }
+}
+
 impl DeviceFacts {
     /// Whether kernels see f16 as such, not as words of two: where shaders may store it, but on CPUs for cooperative matrices
     /// alone, for their drivers load halves one by one.

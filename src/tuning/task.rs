@@ -6,7 +6,6 @@ use std::time::Duration;
 use super::choice::Choice;
 use crate::config::{DilatedAttentionConfig, Mask};
 use crate::error::Result;
-use crate::kernel::KernelTier;
 use crate::kernel::Storage;
 use crate::kernel::backward::{BackwardShape, BackwardVariant};
 use crate::kernel::forward::{ForwardShape, ForwardVariant};
@@ -277,7 +276,7 @@ impl Task for ProductTask {
                     lane_groups: groups / 2,
                 });
             }
-            if KernelTier::Broadcast.check(facts).is_ok() {
+            if facts.processor.has_broadcasts() {
                 variants.push(MatmulVariant::broadcast(facts));
             }
         }

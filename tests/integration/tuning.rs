@@ -8,7 +8,7 @@ use dilated_attention::kernel::matmul::MatmulVariant;
 use dilated_attention::kernel::{Kernel, KernelTier, Storage};
 use dilated_attention::longnet::{Call, Input, LongNet, LongNetConfig, OutputProjection};
 use dilated_attention::models::gigapath::{Slide, SlideEncoder, SlideEncoderConfig, SlideOutputs};
-use dilated_attention::ops::TokenIds;
+use dilated_attention::ops::{Matmul, TokenIds};
 use dilated_attention::plan::Processor;
 use dilated_attention::training::{Batch, LearningRate, Trainer, TrainingOptions};
 use dilated_attention::tuning::{Reason, TuneOptions};
@@ -362,6 +362,36 @@ fn kernels_of_one_tier_run_where_they_can() {
             let chosen = MatmulVariant::choose(64, factors, transposed, forced.facts());
             assert_eq!(chosen, product);
         }
+    }
+}
+
+/// Shapes of a product that no kernel is written for.
+#[test]
+fn impossible_shapes_of_products_are_errors() {
+    let context = context_with(&ContextOptions::default());
+    let broadcast = |rows, cells, depth| MatmulVariant::Broadcast { rows, cells, depth };
+    let rows = |lanes, lane_groups| MatmulVariant::Rows { lanes, lane_groups };
+    let shapes = [
+        broadcast(5, 6, 4),
+        broadcast(0, 6, 4),
+        broadcast(4, 7, 4),
+        broadcast(4, 0, 4),
+        broadcast(4, u32::MAX - 1, 4),
+        broadcast(4, 6, 3),
+        rows(0, 4),
+        rows(8, 0),
+        rows(8, u32::MAX),
+    ];
+    for shape in shapes {
+        let mut recorder = context.recorder("product");
+        let x = recorder.zeros("x", &[8, 8], DType::F32).unwrap();
+        let y = recorder.empty("y", &[8, 8], DType::F32).unwrap();
+        let product = Matmul::new(x.matrix(), x.matrix()).variant(shape);
+        let result = product.write(&mut recorder, y.matrix());
+        assert!(
+            matches!(result, Err(Error::InvalidConfig { .. })),
+            "{shape:?}"
+        );
     }
 }
 
