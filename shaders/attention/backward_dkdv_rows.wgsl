@@ -49,24 +49,23 @@ fn stage_rows(tile: Tile, first: u32, lane: u32, number: u32) {
 }
 
 // s and dp of a key become p and ds, for four rows.
-fn weigh_rows(tile: Tile, r: u32, block: u32, key: u32, of_rows: mat2x4<f32>, rows: vec4<u32>, spoiled: vec4<f32>) {
+fn weigh_rows(tile: Tile, r: u32, key: u32, of_rows: mat2x4<f32>, rows: vec4<u32>, spoiled: vec4<f32>) {
     if (r < VECTORS_PER_LANE) {
         let seen = seeing_rows(tile, key, rows);
-        let share = shares(s[r][block], of_rows[0], seen) + select(vec4<f32>(), spoiled, seen);
-        s[r][block] = params.out_scale * share;
-        dp[r][block] = params.scale * score_gradients(share, dp[r][block], of_rows[1], seen);
+        let share = shares(s[r], of_rows[0], seen) + select(vec4<f32>(), spoiled, seen);
+        s[r] = params.out_scale * share;
+        dp[r] = params.scale * score_gradients(share, dp[r], of_rows[1], seen);
     }
 }
 
-fn weigh_four(tile: Tile, block: u32, keys: vec4<u32>, first: u32, number: u32) {
+fn weigh_four(tile: Tile, keys: vec4<u32>, first: u32, number: u32) {
     let rows = first + vec4<u32>(0u, 1u, 2u, 3u);
-    let at = 4u * block;
-    let of_rows = transpose(mat4x2<f32>(staged_terms[at], staged_terms[at + 1u], staged_terms[at + 2u], staged_terms[at + 3u]));
-    let spoiled = spoil(block, number);
-    weigh_rows(tile, 0u, block, keys.x, of_rows, rows, spoiled);
-    weigh_rows(tile, 1u, block, keys.y, of_rows, rows, spoiled);
-    weigh_rows(tile, 2u, block, keys.z, of_rows, rows, spoiled);
-    weigh_rows(tile, 3u, block, keys.w, of_rows, rows, spoiled);
+    let of_rows = transpose(mat4x2<f32>(staged_terms[0], staged_terms[1], staged_terms[2], staged_terms[3]));
+    let spoiled = spoil(number);
+    weigh_rows(tile, 0u, keys.x, of_rows, rows, spoiled);
+    weigh_rows(tile, 1u, keys.y, of_rows, rows, spoiled);
+    weigh_rows(tile, 2u, keys.z, of_rows, rows, spoiled);
+    weigh_rows(tile, 3u, keys.w, of_rows, rows, spoiled);
 }
 
 fn end_key(tile: Tile, r: u32, key: u32) {
@@ -101,10 +100,7 @@ fn backward_dkdv_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(loca
         add_products_b_each();
         workgroupBarrier();
         let keys = find_own(tile.key_begin, lane);
-        weigh_four(tile, 0u, keys, first, number);
-        if (STAGED > 4u) {
-            weigh_four(tile, 1u, keys, first + 4u, number);
-        }
+        weigh_four(tile, keys, first, number);
         add_to_a_each();
         workgroupBarrier();
         add_to_b_each();

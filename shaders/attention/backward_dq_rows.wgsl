@@ -26,11 +26,11 @@ fn store(i: u32, of_a: vec4<f32>, of_b: vec4<f32>) {
 }
 
 // s and dp of a row become p and ds, for four keys.
-fn weigh_keys(tile: Tile, r: u32, block: u32, row: u32, keys: vec4<u32>, spoiled: vec4<f32>) {
+fn weigh_keys(tile: Tile, r: u32, row: u32, keys: vec4<u32>, spoiled: vec4<f32>) {
     if (r < VECTORS_PER_LANE) {
         let seen = seen_keys(tile, row, keys);
-        let share = shares(s[r][block], vec4<f32>(of_rows[0][r]), seen) + select(vec4<f32>(), spoiled, seen);
-        dp[r][block] = params.scale * score_gradients(share, dp[r][block], vec4<f32>(of_rows[1][r]), seen);
+        let share = shares(s[r], vec4<f32>(of_rows[0][r]), seen) + select(vec4<f32>(), spoiled, seen);
+        dp[r] = params.scale * score_gradients(share, dp[r], vec4<f32>(of_rows[1][r]), seen);
     }
 }
 
@@ -48,13 +48,13 @@ fn end_row(tile: Tile, r: u32, row: u32) {
     }
 }
 
-fn weigh_four(tile: Tile, block: u32, rows: vec4<u32>, first: u32, number: u32) {
+fn weigh_four(tile: Tile, rows: vec4<u32>, first: u32, number: u32) {
     let keys = first + vec4<u32>(0u, 1u, 2u, 3u);
-    let spoiled = spoil(block, number);
-    weigh_keys(tile, 0u, block, rows.x, keys, spoiled);
-    weigh_keys(tile, 1u, block, rows.y, keys, spoiled);
-    weigh_keys(tile, 2u, block, rows.z, keys, spoiled);
-    weigh_keys(tile, 3u, block, rows.w, keys, spoiled);
+    let spoiled = spoil(number);
+    weigh_keys(tile, 0u, rows.x, keys, spoiled);
+    weigh_keys(tile, 1u, rows.y, keys, spoiled);
+    weigh_keys(tile, 2u, rows.z, keys, spoiled);
+    weigh_keys(tile, 3u, rows.w, keys, spoiled);
 }
 
 @compute @workgroup_size(THREADS)
@@ -87,10 +87,7 @@ fn backward_dq_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_
         add_products_b_each();
         workgroupBarrier();
         let rows = find_own(tile.row_begin, lane);
-        weigh_four(tile, 0u, rows, first, number);
-        if (STAGED > 4u) {
-            weigh_four(tile, 1u, rows, first + 4u, number);
-        }
+        weigh_four(tile, rows, first, number);
         add_to_a_each();
     }
     end_row(tile, 0u, own.x);

@@ -6,16 +6,17 @@
 //
 // A step is straight-line code in which every index is a constant: functions of a column c have a form `..._each()` that
 // calls them for all columns, written by src/kernel/source.rs. Nothing in it depends on a condition, or compilers blend every
-// sum with the lanes for which it holds. How a staged vector reaches all lanes differs:
-// shared/backward_uniform.wgsl and shared/backward_broadcast.wgsl. src/kernel/backward.rs says what else was tried.
+// sum with the lanes for which it holds. Each lane loads the staged vectors itself, for drivers that turn a load at an address
+// all lanes share into one scalar load and a broadcast (lavapipe of Mesa 26 and later). src/kernel/backward.rs says what else
+// was tried.
 // Prelude: HEAD_DIM_VEC4, LANES (the adapter's vector width in f32), LANE_GROUPS (groups of lanes that share the staged),
-// VECTORS_PER_LANE (1 to 4), STAGED (4 or 8).
+// VECTORS_PER_LANE (1 to 4).
 
+const STAGED: u32 = 4u;
 const THREADS: u32 = LANES * LANE_GROUPS;
 const SIDE: u32 = VECTORS_PER_LANE * THREADS; // rows, or keys, of a workgroup: a lane's are THREADS apart
 
 alias Vector = array<vec4<f32>, HEAD_DIM_VEC4>;
-alias OfStaged = array<vec4<f32>, 2>; // a number for each staged vector, in fours
 
 // Zeros in the place of what is not finite, because a vector that does not see a staged one would take up 0 * NaN.
 var<workgroup> staged_a: array<vec4<f32>, STAGED * HEAD_DIM_VEC4>;
@@ -28,8 +29,8 @@ var<private> own_a: array<Vector, 4>;
 var<private> own_b: array<Vector, 4>;
 var<private> sum_a: array<Vector, 4>;
 var<private> sum_b: array<Vector, 4>;
-var<private> s: array<OfStaged, 4>; // then p
-var<private> dp: array<OfStaged, 4>; // then ds
+var<private> s: array<vec4<f32>, 4>; // with each staged vector; then p
+var<private> dp: array<vec4<f32>, 4>; // then ds
 var<private> place: u32; // of the vector that is loaded or stored: its first element in its binding
 
 fn dots(own: vec4<f32>, four: mat4x4<f32>, sum: vec4<f32>) -> vec4<f32> {
@@ -45,34 +46,45 @@ fn weigh(w: vec4<f32>, four: mat4x4<f32>, sum: vec4<f32>) -> vec4<f32> {
     return fma(vec4<f32>(w.w), four[3], fma(vec4<f32>(w.z), four[2], two));
 }
 
-// The products with column c of four staged vectors.
-fn add_four_products_a(block: u32, c: u32, four: mat4x4<f32>) {
-    s[0][block] = dots(own_a[0][c], four, s[0][block]);
-    if (VECTORS_PER_LANE > 1u) { s[1][block] = dots(own_a[1][c], four, s[1][block]); }
-    if (VECTORS_PER_LANE > 2u) { s[2][block] = dots(own_a[2][c], four, s[2][block]); }
-    if (VECTORS_PER_LANE > 3u) { s[3][block] = dots(own_a[3][c], four, s[3][block]); }
+// Column c of the staged vectors.
+fn four_a(c: u32) -> mat4x4<f32> {
+    return mat4x4<f32>(staged_a[c], staged_a[HEAD_DIM_VEC4 + c], staged_a[2u * HEAD_DIM_VEC4 + c], staged_a[3u * HEAD_DIM_VEC4 + c]);
 }
 
-fn add_four_products_b(block: u32, c: u32, four: mat4x4<f32>) {
-    dp[0][block] = dots(own_b[0][c], four, dp[0][block]);
-    if (VECTORS_PER_LANE > 1u) { dp[1][block] = dots(own_b[1][c], four, dp[1][block]); }
-    if (VECTORS_PER_LANE > 2u) { dp[2][block] = dots(own_b[2][c], four, dp[2][block]); }
-    if (VECTORS_PER_LANE > 3u) { dp[3][block] = dots(own_b[3][c], four, dp[3][block]); }
+fn four_b(c: u32) -> mat4x4<f32> {
+    return mat4x4<f32>(staged_b[c], staged_b[HEAD_DIM_VEC4 + c], staged_b[2u * HEAD_DIM_VEC4 + c], staged_b[3u * HEAD_DIM_VEC4 + c]);
 }
 
-// Column c of four staged vectors, weighed.
-fn add_four_to_a(block: u32, c: u32, four: mat4x4<f32>) {
-    sum_a[0][c] = weigh(dp[0][block], four, sum_a[0][c]);
-    if (VECTORS_PER_LANE > 1u) { sum_a[1][c] = weigh(dp[1][block], four, sum_a[1][c]); }
-    if (VECTORS_PER_LANE > 2u) { sum_a[2][c] = weigh(dp[2][block], four, sum_a[2][c]); }
-    if (VECTORS_PER_LANE > 3u) { sum_a[3][c] = weigh(dp[3][block], four, sum_a[3][c]); }
+fn add_products_a(c: u32) {
+    let four = four_a(c);
+    s[0] = dots(own_a[0][c], four, s[0]);
+    if (VECTORS_PER_LANE > 1u) { s[1] = dots(own_a[1][c], four, s[1]); }
+    if (VECTORS_PER_LANE > 2u) { s[2] = dots(own_a[2][c], four, s[2]); }
+    if (VECTORS_PER_LANE > 3u) { s[3] = dots(own_a[3][c], four, s[3]); }
 }
 
-fn add_four_to_b(block: u32, c: u32, four: mat4x4<f32>) {
-    sum_b[0][c] = weigh(s[0][block], four, sum_b[0][c]);
-    if (VECTORS_PER_LANE > 1u) { sum_b[1][c] = weigh(s[1][block], four, sum_b[1][c]); }
-    if (VECTORS_PER_LANE > 2u) { sum_b[2][c] = weigh(s[2][block], four, sum_b[2][c]); }
-    if (VECTORS_PER_LANE > 3u) { sum_b[3][c] = weigh(s[3][block], four, sum_b[3][c]); }
+fn add_products_b(c: u32) {
+    let four = four_b(c);
+    dp[0] = dots(own_b[0][c], four, dp[0]);
+    if (VECTORS_PER_LANE > 1u) { dp[1] = dots(own_b[1][c], four, dp[1]); }
+    if (VECTORS_PER_LANE > 2u) { dp[2] = dots(own_b[2][c], four, dp[2]); }
+    if (VECTORS_PER_LANE > 3u) { dp[3] = dots(own_b[3][c], four, dp[3]); }
+}
+
+fn add_to_a(c: u32) {
+    let four = four_a(c);
+    sum_a[0][c] = weigh(dp[0], four, sum_a[0][c]);
+    if (VECTORS_PER_LANE > 1u) { sum_a[1][c] = weigh(dp[1], four, sum_a[1][c]); }
+    if (VECTORS_PER_LANE > 2u) { sum_a[2][c] = weigh(dp[2], four, sum_a[2][c]); }
+    if (VECTORS_PER_LANE > 3u) { sum_a[3][c] = weigh(dp[3], four, sum_a[3][c]); }
+}
+
+fn add_to_b(c: u32) {
+    let four = four_b(c);
+    sum_b[0][c] = weigh(s[0], four, sum_b[0][c]);
+    if (VECTORS_PER_LANE > 1u) { sum_b[1][c] = weigh(s[1], four, sum_b[1][c]); }
+    if (VECTORS_PER_LANE > 2u) { sum_b[2][c] = weigh(s[2], four, sum_b[2][c]); }
+    if (VECTORS_PER_LANE > 3u) { sum_b[3][c] = weigh(s[3], four, sum_b[3][c]); }
 }
 
 fn load_own_a(r: u32, c: u32) {
@@ -123,14 +135,9 @@ fn find_own(begin: u32, lane: u32) -> vec4<u32> {
 
 // Before the first barrier.
 fn begin_staging(lane: u32) {
-    begin_sharing();
     if (lane < STAGED) {
         atomicStore(&not_finite[lane], 0u);
     }
-}
-
-fn is_finite(value: vec4<f32>) -> vec4<bool> {
-    return (bitcast<vec4<u32>>(value) & vec4<u32>(0x7f800000u)) != vec4<u32>(0x7f800000u);
 }
 
 fn stage_pair(i: u32, a: vec4<f32>, b: vec4<f32>, number: u32) {
@@ -154,14 +161,13 @@ fn stage_keys(tile: Tile, first: u32, lane: u32, number: u32) {
     }
 }
 
-// Four staged from `block` fours on that are not finite, as NaN; 0 for those that are.
-fn spoil(block: u32, number: u32) -> vec4<f32> {
-    let first = 4u * block;
-    let last = vec4<u32>(atomicLoad(&not_finite[first]), atomicLoad(&not_finite[first + 1u]), atomicLoad(&not_finite[first + 2u]), atomicLoad(&not_finite[first + 3u]));
+// Staged vectors that are not finite, as NaN; 0 for those that are.
+fn spoil(number: u32) -> vec4<f32> {
+    let last = vec4<u32>(atomicLoad(&not_finite[0]), atomicLoad(&not_finite[1]), atomicLoad(&not_finite[2]), atomicLoad(&not_finite[3]));
     return bitcast<vec4<f32>>(select(vec4<u32>(), vec4<u32>(number | 0x7fc00000u), last == vec4<u32>(number)));
 }
 
 fn clear_products() {
-    s = array<OfStaged, 4>();
-    dp = array<OfStaged, 4>();
+    s = array<vec4<f32>, 4>();
+    dp = array<vec4<f32>, 4>();
 }

@@ -19,10 +19,14 @@ fn score_gradients(share: vec4<f32>, dp: vec4<f32>, mean: vec4<f32>, seen: vec4<
     return select(vec4<f32>(), share * (params.out_scale * dp - mean), seen);
 }
 
-// Keys that a row sees.
-fn seen_keys(tile: Tile, row: u32, keys: vec4<u32>) -> vec4<bool> {
+// The end of the keys that a row sees.
+fn end_of_seen(tile: Tile, row: u32) -> u32 {
     let last = select(tile.key_end, min(tile.key_end, row + 1u), has_flag(FLAG_CAUSAL));
-    return keys < vec4<u32>(select(0u, last, row < tile.row_end));
+    return select(0u, last, row < tile.row_end);
+}
+
+fn seen_keys(tile: Tile, row: u32, keys: vec4<u32>) -> vec4<bool> {
+    return keys < vec4<u32>(end_of_seen(tile, row));
 }
 
 // Rows that see a key.

@@ -129,10 +129,6 @@ fn stage_values(tile: Tile, first: u32, lane: u32) {
     }
 }
 
-fn is_finite(value: vec4<f32>) -> vec4<bool> {
-    return (bitcast<vec4<u32>>(value) & vec4<u32>(0x7f800000u)) != vec4<u32>(0x7f800000u);
-}
-
 fn clear_scores(r: u32) {
     scores[r] = array<vec4<f32>, 2>();
 }

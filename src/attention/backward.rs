@@ -84,7 +84,7 @@ impl DilatedAttention {
         self.context.warm_up(&self.backward_kernels(variant))
     }
 
-    fn backward_kernels(&self, variant: BackwardVariant) -> [Kernel; 3] {
+    fn backward_kernels(&self, variant: BackwardVariant) -> Vec<Kernel> {
         let terms = match self.config.get_gradient() {
             MixGradient::Exact => Kernel::Delta {
                 head_dim: self.config.head_dim(),
@@ -92,11 +92,9 @@ impl DilatedAttention {
             },
             MixGradient::DetachedMix => Kernel::BackwardMeans(variant.of_pass(Pass::Means)),
         };
-        [
-            terms,
-            Kernel::BackwardDq(variant),
-            Kernel::BackwardDkDv(variant),
-        ]
+        let gradients = variant.passes().iter();
+        let gradients = gradients.filter_map(|pass| variant.kernel(*pass));
+        [terms].into_iter().chain(gradients).collect()
     }
 
     /// Records the gradients of `q`, `k` and `v`, given what [`forward`](Self::forward) made of them and `dout`, the
@@ -150,6 +148,11 @@ impl DilatedAttention {
         let dq = recorder.empty("dq", &query_shape, dtype)?;
         let dk = recorder.empty("dk", &key_shape, dtype)?;
         let dv = recorder.empty("dv", &key_shape, dtype)?;
+        let weights_bytes = plan.weights_bytes;
+        // Below what one binding covers.
+        let weights = (weights_bytes > 0)
+            .then(|| recorder.empty("weights", &[weights_bytes as usize / 4], DType::F32))
+            .transpose()?;
         let width = u64::from(self.config.embed_dim()) * dtype.bytes();
         let rows = |&(begin, end): &(u64, u64)| ByteRange {
             offset: begin * width,
@@ -183,6 +186,10 @@ impl DilatedAttention {
             };
             recorder.dispatch(kernel, &bindings, &params, delta.grid)?;
         }
+        let all_weights = ByteRange {
+            offset: 0,
+            size: weights_bytes,
+        };
         for dispatch in &plan.dispatches {
             let params = dispatch.params(&self.config, shape);
             let inputs = [
@@ -193,23 +200,24 @@ impl DilatedAttention {
             ];
             let terms = (&terms, dispatch.terms.bytes);
             let lse = (softmax_lse, dispatch.lse.bytes);
-            let (kernel, own) = match dispatch.pass {
-                Pass::Means => {
-                    let variant = plan.variant.of_pass(Pass::Means);
-                    (Kernel::BackwardMeans(variant), vec![lse, terms])
-                }
-                Pass::Dq => {
-                    let dq = (&dq, dispatch.q.bytes);
-                    (Kernel::BackwardDq(plan.variant), vec![terms, dq])
-                }
-                Pass::DkDv => {
-                    let (dk, dv) = ((&dk, dispatch.kv.bytes), (&dv, dispatch.kv.bytes));
-                    (Kernel::BackwardDkDv(plan.variant), vec![terms, dk, dv])
-                }
+            let weights = weights.as_ref().map(|weights| (weights, all_weights));
+            let dq = (&dq, dispatch.q.bytes);
+            let [dk, dv] = [&dk, &dv].map(|gradient| (gradient, dispatch.kv.bytes));
+            let [q, k, _, dout] = inputs;
+            let bindings = match (dispatch.pass, weights) {
+                (Pass::Means, _) => [&inputs[..], &[lse, terms]].concat(),
+                (Pass::Weights, Some(weights)) => [&inputs[..], &[terms, weights]].concat(),
+                (Pass::Dq, Some(weights)) => vec![weights, k, dq],
+                (Pass::Dk, Some(weights)) => vec![weights, q, dk],
+                (Pass::Dv, Some(weights)) => vec![weights, dout, dv],
+                (Pass::Dq, None) => [&inputs[..], &[terms, dq]].concat(),
+                (Pass::DkDv, _) => [&inputs[..], &[terms, dk, dv]].concat(),
                 // A backward plan has none.
-                Pass::Forward => continue,
+                (Pass::Forward | Pass::Weights | Pass::Dk | Pass::Dv, _) => continue,
             };
-            let bindings = [&inputs[..], &own].concat();
+            let Some(kernel) = plan.variant.kernel(dispatch.pass) else {
+                continue;
+            };
             recorder.dispatch(kernel, &bindings, &params, dispatch.grid)?;
         }
         Ok(Gradients { dq, dk, dv })

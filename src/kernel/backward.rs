@@ -48,7 +48,8 @@ use std::fmt;
 use crate::config::{DilatedAttentionConfig, MAX_HEAD_DIM};
 use crate::error::{Error, Result};
 use crate::kernel::coop::CoopTile;
-use crate::kernel::{KernelTier, Storage};
+use crate::kernel::products::ProductTile;
+use crate::kernel::{Kernel, KernelTier, Storage};
 use crate::plan::{DeviceFacts, Pass, Processor};
 use crate::tuning::Choice;
 use crate::tuning::because::{
@@ -64,8 +65,8 @@ const MOST_COOP_HEAD_DIM: u32 = 128;
 /// Largest heads of the [`Uniform`](BackwardShape::Uniform) shape, whose unrolled columns compile for long.
 const MOST_UNIFORM_HEAD_DIM: u32 = 128;
 
-/// The same of the [`Broadcast`](BackwardShape::Broadcast) shape.
-const MOST_BROADCAST_HEAD_DIM: u32 = 64;
+/// Name of the shader of the gradients in the [`Products`](BackwardShape::Products) shape.
+pub(super) const GRADIENT: &str = "backward_gradient";
 
 /// Vectors that a subgroup of these owns.
 const COOP_ROWS: u32 = 16;
@@ -78,40 +79,39 @@ pub enum BackwardShape {
     /// Lanes own rows (or keys) and load each staged vector that those meet together: CPUs whose driver loads shared
     /// addresses once.
     Uniform,
-    /// Lanes own rows (or keys); each loads another staged vector, and subgroup operations hand it on: CPUs whose driver
+    /// Products of matrices, by way of the weights of a window of rows and keys: CPUs with subgroups of eight lanes whose driver
     /// loads once per lane.
-    Broadcast,
+    Products(ProductTile),
     /// Cooperative matrices, for tensors stored as f16: GPUs that have them.
     Coop(CoopTile),
 }
 
 impl BackwardShape {
-    /// All shapes but those with cooperative matrices.
-    pub const ALL: [Self; 3] = [Self::Tile, Self::Uniform, Self::Broadcast];
+    /// All shapes but those with cooperative matrices, for heads of `head_dim` on a device with `facts`.
+    pub fn all(head_dim: u32, facts: &DeviceFacts) -> [Self; 3] {
+        let products = Self::Products(ProductTile::choose(head_dim, facts));
+        [Self::Tile, Self::Uniform, products]
+    }
+
+    /// How weights are laid out, where they are kept in memory.
+    pub(crate) fn product_tile(self) -> Option<ProductTile> {
+        match self {
+            Self::Products(tile) => Some(tile),
+            _ => None,
+        }
+    }
 
     /// Whether it multiplies cooperative matrices.
     pub fn is_cooperative(self) -> bool {
         matches!(self, Self::Coop(_))
     }
 
-    /// Whether lanes own rows, or keys.
-    pub fn is_rows(self) -> bool {
-        matches!(self, Self::Uniform | Self::Broadcast)
-    }
-
-    /// Staged vectors of a step of the shapes for CPUs.
-    fn staged(self) -> u32 {
-        match self {
-            Self::Broadcast => 8,
-            _ => 4,
-        }
-    }
-
     /// Name of the shader of [`Pass::Means`], which has no form with cooperative matrices.
     pub fn means_name(self) -> &'static str {
         match self {
             Self::Tile | Self::Coop(_) => "backward_means_tile",
-            Self::Uniform | Self::Broadcast => "backward_means_rows",
+            Self::Uniform => "backward_means_rows",
+            Self::Products(_) => "backward_means_products",
         }
     }
 
@@ -119,7 +119,8 @@ impl BackwardShape {
     pub fn dq_name(self) -> &'static str {
         match self {
             Self::Tile => "backward_dq_tile",
-            Self::Uniform | Self::Broadcast => "backward_dq_rows",
+            Self::Uniform => "backward_dq_rows",
+            Self::Products(_) => GRADIENT,
             Self::Coop(_) => "backward_dq_coop",
         }
     }
@@ -128,7 +129,8 @@ impl BackwardShape {
     pub fn dkdv_name(self) -> &'static str {
         match self {
             Self::Tile => "backward_dkdv_tile",
-            Self::Uniform | Self::Broadcast => "backward_dkdv_rows",
+            Self::Uniform => "backward_dkdv_rows",
+            Self::Products(_) => GRADIENT,
             Self::Coop(_) => "backward_dkdv_coop",
         }
     }
@@ -183,13 +185,10 @@ impl BackwardVariant {
                 uniform_loads: true,
                 ..
             } => (BackwardShape::Tile, WIDE_HEADS),
-            Processor::Cpu { .. }
-                if facts.processor.has_broadcasts()
-                    && config.head_dim() <= MOST_BROADCAST_HEAD_DIM =>
-            {
-                (BackwardShape::Broadcast, BROADCASTS)
-            }
-            Processor::Cpu { .. } => (BackwardShape::Tile, LOADS_PER_LANE),
+            Processor::Cpu { .. } => match Self::products(config.head_dim(), storage, facts) {
+                Ok(variant) => return Choice::adapter(variant, BROADCASTS),
+                Err(_) => (BackwardShape::Tile, LOADS_PER_LANE),
+            },
         };
         Choice::adapter(Self::fitting(shape, config, storage, facts), because)
     }
@@ -209,7 +208,7 @@ impl BackwardVariant {
         let variant = match tier {
             KernelTier::Tile => fitting(BackwardShape::Tile),
             KernelTier::Rows => fitting(BackwardShape::Uniform),
-            KernelTier::Broadcast => fitting(BackwardShape::Broadcast),
+            KernelTier::Broadcast => Self::products(config.head_dim(), storage, facts)?,
             KernelTier::Coop8 | KernelTier::Coop16 => {
                 Self::cooperative(config.head_dim(), storage, facts)?
             }
@@ -226,8 +225,7 @@ impl BackwardVariant {
         facts: &DeviceFacts,
     ) -> Self {
         let largest = Self::with_shape(shape, config.head_dim(), storage, facts);
-        if shape == BackwardShape::Broadcast {
-            // Kernels for all segments, for they compile for many seconds.
+        if shape != BackwardShape::Uniform {
             return largest;
         }
         let fitting = config
@@ -254,6 +252,17 @@ impl BackwardVariant {
             .ok_or_else(|| CoopTile::no_room(facts))
     }
 
+    /// The kernels that multiply matrices.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] or [`Error::BindingTooSmall`] with the reason why they do not run.
+    pub fn products(head_dim: u32, storage: Storage, facts: &DeviceFacts) -> Result<Self> {
+        let shape = BackwardShape::Products(ProductTile::choose(head_dim, facts));
+        let variant = Self::with_shape(shape, head_dim, storage, facts);
+        variant.check(head_dim, facts)?;
+        Ok(variant)
+    }
+
     /// The kernel of a pass: [`Pass::Means`] takes the tile where the others take cooperative matrices. It is the exception, and
     /// a third product for them.
     pub fn of_pass(self, pass: Pass) -> Self {
@@ -274,7 +283,7 @@ impl BackwardVariant {
         facts: &DeviceFacts,
     ) -> Self {
         let lanes = match (shape, facts.processor) {
-            (BackwardShape::Broadcast, _) => 8,
+            (BackwardShape::Products(_), _) => 8,
             (_, Processor::Cpu { lanes, .. }) => lanes,
             (_, Processor::Gpu) => 32,
         };
@@ -287,24 +296,50 @@ impl BackwardVariant {
         }
     }
 
-    /// Rows, or keys, of a lane, in the shapes for CPUs: what is compiled grows with the product of them and of elements.
+    /// Rows, or keys, of a lane: what is compiled grows with the product of them and of elements.
     fn vectors_per_lane(&self) -> u32 {
-        let most = match self.shape {
-            // What is compiled on older drivers takes ten seconds for each.
-            BackwardShape::Broadcast => 64,
-            _ => 256,
-        };
-        (most / self.head_dim).clamp(1, 4)
+        (256 / self.head_dim).clamp(1, 4)
     }
 
     /// Rows, or keys, that one workgroup computes.
     pub fn tile(&self) -> u32 {
         match self.shape {
             BackwardShape::Tile => 32,
-            BackwardShape::Uniform | BackwardShape::Broadcast => {
-                self.vectors_per_lane() * self.lanes * self.lane_groups
-            }
+            BackwardShape::Uniform => self.vectors_per_lane() * self.lanes * self.lane_groups,
+            BackwardShape::Products(tile) => tile.side(),
             BackwardShape::Coop(tile) => tile.vectors(),
+        }
+    }
+
+    /// What is computed of each part of a branch, in order, once the terms are known.
+    pub fn passes(&self) -> &'static [Pass] {
+        match self.shape {
+            BackwardShape::Products(_) => &[Pass::Weights, Pass::Dq, Pass::Dk, Pass::Dv],
+            _ => &[Pass::Dq, Pass::DkDv],
+        }
+    }
+
+    /// The kernel of a pass of the backward; none of the forward.
+    pub fn kernel(&self, pass: Pass) -> Option<Kernel> {
+        let variant = self.of_pass(pass);
+        Some(match pass {
+            Pass::Forward => return None,
+            Pass::Means => Kernel::BackwardMeans(variant),
+            Pass::Weights => Kernel::BackwardWeights(variant),
+            Pass::Dq => Kernel::BackwardDq(variant),
+            Pass::Dk => Kernel::BackwardDk(variant),
+            Pass::Dv => Kernel::BackwardDv(variant),
+            Pass::DkDv => Kernel::BackwardDkDv(variant),
+        })
+    }
+
+    /// Workgroups that share the columns of a tile in a pass.
+    pub(crate) fn column_tiles(&self, pass: Pass) -> u32 {
+        match (self.shape, pass) {
+            (BackwardShape::Products(tile), Pass::Dq | Pass::Dk | Pass::Dv) => {
+                tile.column_tiles(self.head_dim)
+            }
+            _ => 1,
         }
     }
 
@@ -324,10 +359,11 @@ impl BackwardVariant {
                 2 * 32 * 9 * 16 + sums
             }
             // Vectors of two operands and a flag each; for keys also their rows' terms.
-            BackwardShape::Uniform | BackwardShape::Broadcast => {
+            BackwardShape::Uniform => {
                 let terms = if pass == Pass::DkDv { 8 } else { 0 };
-                self.shape.staged() * (2 * self.head_dim * 4 + 4 + terms)
+                4 * (2 * self.head_dim * 4 + 4 + terms)
             }
+            BackwardShape::Products(_) => 0,
             // Two operands, one or two slabs of weights; two of products; a word for each staged vector; the rows' terms.
             BackwardShape::Coop(tile) => {
                 let columns = tile.column_blocks(self.head_dim) * tile.matrix.size;
@@ -344,18 +380,21 @@ impl BackwardVariant {
         }
     }
 
-    /// Constants of the shaders.
-    pub fn constants(&self) -> Vec<(&'static str, u32)> {
+    /// Constants of the shader of a pass.
+    pub fn constants(&self, pass: Pass) -> Vec<(&'static str, u32)> {
         match self.shape {
             BackwardShape::Coop(tile) => tile.constants(self.head_dim),
             BackwardShape::Tile => vec![("HEAD_DIM_VEC4", self.head_dim / 4)],
-            BackwardShape::Uniform | BackwardShape::Broadcast => vec![
+            BackwardShape::Uniform => vec![
                 ("HEAD_DIM_VEC4", self.head_dim / 4),
                 ("LANES", self.lanes),
                 ("LANE_GROUPS", self.lane_groups),
                 ("VECTORS_PER_LANE", self.vectors_per_lane()),
-                ("STAGED", self.shape.staged()),
             ],
+            BackwardShape::Products(tile) => match pass {
+                Pass::Dq | Pass::Dk | Pass::Dv => tile.constants_of_gradient(self.head_dim, pass),
+                _ => tile.constants_of_scores(self.head_dim),
+            },
         }
     }
 
@@ -396,12 +435,15 @@ impl BackwardVariant {
                 return invalid("rows of the kernel", tile.rows, "16");
             }
         }
-        if self.shape == BackwardShape::Broadcast && !facts.processor.has_broadcasts() {
-            return Err(Error::InvalidConfig {
-                what: "shape of the kernel",
-                given: self.to_string(),
-                need: "one for this device, which has no subgroups of 8 lanes with broadcasts",
-            });
+        if let BackwardShape::Products(tile) = self.shape {
+            if !facts.processor.has_broadcasts() {
+                return Err(Error::InvalidConfig {
+                    what: "shape of the kernel",
+                    given: self.to_string(),
+                    need: "one for this device, which has no subgroups of 8 lanes with broadcasts",
+                });
+            }
+            tile.check(head_dim, facts)?;
         }
         let bytes = self.most_workgroup_memory_bytes();
         if bytes > facts.max_workgroup_memory_bytes {
@@ -420,7 +462,7 @@ impl fmt::Display for BackwardVariant {
         let name = match self.shape {
             BackwardShape::Tile => "backward_*_tile",
             BackwardShape::Uniform => "backward_*_rows, shared loads",
-            BackwardShape::Broadcast => "backward_*_rows, broadcasts",
+            BackwardShape::Products(_) => "backward_weights, backward_gradient",
             BackwardShape::Coop(_) => "backward_*_coop",
         };
         write!(

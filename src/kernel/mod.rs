@@ -9,6 +9,7 @@ pub(crate) mod fill;
 pub mod forward;
 pub mod matmul;
 mod nn;
+pub mod products;
 
 mod params;
 mod pipeline;
@@ -23,7 +24,7 @@ pub(crate) use pipeline::{Compiler, Pipeline, Pipelines, pipeline_cache};
 pub use storage::Storage;
 pub use tier::KernelTier;
 
-use backward::BackwardVariant;
+use backward::{BackwardShape, BackwardVariant};
 use forward::ForwardVariant;
 use matmul::MatmulVariant;
 
@@ -53,8 +54,14 @@ pub enum Kernel {
     },
     /// Terms of the backward of one branch whose mixing weights are constants.
     BackwardMeans(BackwardVariant),
+    /// Weights of a window of one branch, of which the gradients are products.
+    BackwardWeights(BackwardVariant),
     /// Gradient of the queries of one branch.
     BackwardDq(BackwardVariant),
+    /// Gradient of the keys of one branch, from weights.
+    BackwardDk(BackwardVariant),
+    /// Gradient of the values of one branch, from weights.
+    BackwardDv(BackwardVariant),
     /// Gradients of the keys and values of one branch.
     BackwardDkDv(BackwardVariant),
     /// How much one query attends to each key of one branch, with heads of `head_dim` elements.
@@ -132,7 +139,9 @@ impl Kernel {
             Self::Forward(variant) => variant.shape.name(),
             Self::Delta { .. } => "delta",
             Self::BackwardMeans(variant) => variant.shape.means_name(),
+            Self::BackwardWeights(_) => "backward_weights",
             Self::BackwardDq(variant) => variant.shape.dq_name(),
+            Self::BackwardDk(_) | Self::BackwardDv(_) => backward::GRADIENT,
             Self::BackwardDkDv(variant) => variant.shape.dkdv_name(),
             Self::TokenWeights { .. } => "token_weights",
             Self::Matmul { variant, .. } => variant.name(),
@@ -165,6 +174,15 @@ impl Kernel {
             Self::Delta { .. } => &[Read, Read, Read, ReadWrite],
             // q, k, v, dout, softmax_lse, terms
             Self::BackwardMeans(_) => &[Read, Read, Read, Read, Read, ReadWrite],
+            // q, k, v, dout, terms, weights
+            Self::BackwardWeights(_) => &[Read, Read, Read, Read, Read, ReadWrite],
+            // weights, vectors, gradient
+            Self::BackwardDq(BackwardVariant {
+                shape: BackwardShape::Products(_),
+                ..
+            })
+            | Self::BackwardDk(_)
+            | Self::BackwardDv(_) => &[Read, Read, ReadWrite],
             // q, k, v, dout, terms, dq
             Self::BackwardDq(_) => &[Read, Read, Read, Read, Read, ReadWrite],
             // q, k, v, dout, terms, dk, dv
@@ -205,7 +223,10 @@ impl Kernel {
             Self::Fill => ParamsInfo::of::<FillParams>("FillParams"),
             Self::Forward(_)
             | Self::BackwardMeans(_)
+            | Self::BackwardWeights(_)
             | Self::BackwardDq(_)
+            | Self::BackwardDk(_)
+            | Self::BackwardDv(_)
             | Self::BackwardDkDv(_) => ParamsInfo::of::<AttentionParams>("AttentionParams"),
             Self::Delta { .. } => ParamsInfo::of::<DeltaParams>("DeltaParams"),
             Self::TokenWeights { .. } => ParamsInfo::of::<TokenWeightsParams>("TokenWeightsParams"),
@@ -236,7 +257,10 @@ impl Kernel {
         let storages = match self {
             Self::Forward(variant) => [variant.storage; 2],
             Self::BackwardMeans(variant)
+            | Self::BackwardWeights(variant)
             | Self::BackwardDq(variant)
+            | Self::BackwardDk(variant)
+            | Self::BackwardDv(variant)
             | Self::BackwardDkDv(variant) => [variant.storage; 2],
             Self::Delta { storage, .. }
             | Self::TokenWeights { storage, .. }

@@ -9,7 +9,7 @@ use super::backward::{BackwardShape, BackwardVariant};
 use super::forward::{ForwardShape, ForwardVariant};
 use super::matmul::MatmulVariant;
 use super::{Cell, Kernel, Storage};
-use crate::plan::CooperativeMatrix;
+use crate::plan::{CooperativeMatrix, Pass};
 
 macro_rules! shader {
     ($path:literal) => {
@@ -133,10 +133,63 @@ fn unrolled(kernel: &Kernel) -> Vec<Unrolled> {
             }));
             unrolled
         }
+        Kernel::BackwardMeans(BackwardVariant {
+            shape: BackwardShape::Products(tile),
+            ..
+        })
+        | Kernel::BackwardWeights(BackwardVariant {
+            shape: BackwardShape::Products(tile),
+            ..
+        }) => {
+            let [fours, pairs, rows, cells] = tile.counts_of_scores();
+            let mut functions = vec![
+                ("find_rows", fours),
+                ("load_queries", fours),
+                ("load_gradients", fours),
+                ("find_keys", pairs),
+                ("add_keys", pairs),
+                ("add_values", pairs),
+                ("find_seen", rows),
+                ("clear_sum", cells),
+                ("keep_score", cells),
+            ];
+            match kernel {
+                Kernel::BackwardMeans(_) => {
+                    functions.extend([("find_lse", rows), ("weigh", cells), ("end_row", rows)]);
+                }
+                _ => functions.extend([("find_terms", rows), ("write_weights", cells)]),
+            }
+            each(&functions)
+        }
+        Kernel::BackwardDq(BackwardVariant {
+            shape: BackwardShape::Products(tile),
+            head_dim,
+            ..
+        })
+        | Kernel::BackwardDk(BackwardVariant {
+            shape: BackwardShape::Products(tile),
+            head_dim,
+            ..
+        })
+        | Kernel::BackwardDv(BackwardVariant {
+            shape: BackwardShape::Products(tile),
+            head_dim,
+            ..
+        }) => {
+            let [fours, pairs, _, cells] = tile.counts_of_gradient(*head_dim);
+            each(&[
+                ("find_left", fours),
+                ("load_left", fours),
+                ("find_right", pairs),
+                ("add_pair", pairs),
+                ("load_sum", cells),
+                ("store_sum", cells),
+            ])
+        }
         Kernel::BackwardMeans(variant)
         | Kernel::BackwardDq(variant)
         | Kernel::BackwardDkDv(variant)
-            if variant.shape.is_rows() =>
+            if variant.shape == BackwardShape::Uniform =>
         {
             let count = variant.head_dim / 4;
             let functions = ["add_products_a", "add_products_b", "add_to_a", "add_to_b"];
@@ -177,9 +230,12 @@ fn constants(kernel: &Kernel) -> Vec<(&'static str, u32)> {
         Kernel::Delta { head_dim, .. } | Kernel::TokenWeights { head_dim, .. } => {
             vec![("HEAD_DIM_VEC4", head_dim / 4)]
         }
-        Kernel::BackwardMeans(variant)
-        | Kernel::BackwardDq(variant)
-        | Kernel::BackwardDkDv(variant) => variant.constants(),
+        Kernel::BackwardMeans(variant) => variant.constants(Pass::Means),
+        Kernel::BackwardWeights(variant) => variant.constants(Pass::Weights),
+        Kernel::BackwardDq(variant) => variant.constants(Pass::Dq),
+        Kernel::BackwardDk(variant) => variant.constants(Pass::Dk),
+        Kernel::BackwardDv(variant) => variant.constants(Pass::Dv),
+        Kernel::BackwardDkDv(variant) => variant.constants(Pass::DkDv),
         Kernel::Matmul {
             variant,
             transpose_a,
@@ -318,12 +374,17 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
                 shader!("shared/forward_bindings.wgsl"),
                 shader!("shared/merge.wgsl"),
                 shader!("shared/block.wgsl"),
-                if variant.shape == ForwardShape::Tile || variant.shape.is_cooperative() {
-                    shader!("shared/online_softmax.wgsl")
-                } else {
-                    shader!("shared/forward_rows.wgsl")
-                },
             ];
+            let softmax: &[_] = match variant.shape {
+                ForwardShape::Tile | ForwardShape::Coop(_) => {
+                    &[shader!("shared/online_softmax.wgsl")]
+                }
+                ForwardShape::Uniform | ForwardShape::Broadcast => &[
+                    shader!("shared/finite.wgsl"),
+                    shader!("shared/forward_rows.wgsl"),
+                ],
+            };
+            let common = join(&common, softmax);
             join(storage_files(variant.storage), &join(&common, own))
         }
         Kernel::Delta { storage, .. } => {
@@ -341,29 +402,37 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
                     BackwardShape::Tile | BackwardShape::Coop(_) => {
                         shader!("attention/backward_means_tile.wgsl")
                     }
-                    BackwardShape::Uniform | BackwardShape::Broadcast => {
-                        shader!("attention/backward_means_rows.wgsl")
+                    BackwardShape::Uniform => shader!("attention/backward_means_rows.wgsl"),
+                    BackwardShape::Products(_) => {
+                        shader!("attention/backward_means_products.wgsl")
                     }
                 },
             ],
         ),
-        Kernel::BackwardDq(variant) => backward_files(
+        Kernel::BackwardWeights(variant) => backward_files(
             variant,
-            &[match variant.shape {
-                BackwardShape::Tile => shader!("attention/backward_dq_tile.wgsl"),
-                BackwardShape::Uniform | BackwardShape::Broadcast => {
-                    shader!("attention/backward_dq_rows.wgsl")
-                }
-                BackwardShape::Coop(_) => shader!("attention/backward_dq_coop.wgsl"),
-            }],
+            &[
+                shader!("shared/backward_weights.wgsl"),
+                shader!("attention/backward_weights.wgsl"),
+            ],
         ),
+        Kernel::BackwardDk(variant) | Kernel::BackwardDv(variant) => gradient_files(variant),
+        Kernel::BackwardDq(variant) => {
+            let own = match variant.shape {
+                BackwardShape::Tile => shader!("attention/backward_dq_tile.wgsl"),
+                BackwardShape::Uniform => shader!("attention/backward_dq_rows.wgsl"),
+                BackwardShape::Products(_) => return gradient_files(variant),
+                BackwardShape::Coop(_) => shader!("attention/backward_dq_coop.wgsl"),
+            };
+            backward_files(variant, &[own])
+        }
         Kernel::BackwardDkDv(variant) => backward_files(
             variant,
             &[match variant.shape {
                 BackwardShape::Tile => shader!("attention/backward_dkdv_tile.wgsl"),
-                BackwardShape::Uniform | BackwardShape::Broadcast => {
-                    shader!("attention/backward_dkdv_rows.wgsl")
-                }
+                BackwardShape::Uniform => shader!("attention/backward_dkdv_rows.wgsl"),
+                // Two kernels, of weights; see above.
+                BackwardShape::Products(_) => return gradient_files(variant),
                 BackwardShape::Coop(_) => shader!("attention/backward_dkdv_coop.wgsl"),
             }],
         ),
@@ -384,7 +453,10 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
             };
             let own: &[_] = match variant {
                 MatmulVariant::Rows { .. } => &[shader!("nn/matmul_rows.wgsl")],
-                MatmulVariant::Broadcast { .. } => &[shader!("nn/matmul_broadcast.wgsl")],
+                MatmulVariant::Broadcast { .. } => &[
+                    shader!("shared/product_broadcast.wgsl"),
+                    shader!("nn/matmul_broadcast.wgsl"),
+                ],
                 MatmulVariant::Tile => &[
                     shader!("shared/matmul_cells.wgsl"),
                     shader!("nn/matmul_tile.wgsl"),
@@ -468,6 +540,20 @@ fn layer_norm_files(cell: Cell, own: &'static str) -> Vec<&'static str> {
     )
 }
 
+/// Of the kernel that multiplies weights.
+fn gradient_files(variant: &BackwardVariant) -> Vec<&'static str> {
+    join(
+        storage_files(variant.storage),
+        &[
+            shader!("shared/geometry.wgsl"),
+            shader!("shared/finite.wgsl"),
+            shader!("shared/product_broadcast.wgsl"),
+            shader!("shared/backward_weights.wgsl"),
+            shader!("attention/backward_gradient.wgsl"),
+        ],
+    )
+}
+
 fn backward_files(variant: &BackwardVariant, own: &[&'static str]) -> Vec<&'static str> {
     let mut files = join(
         storage_files(variant.storage),
@@ -483,13 +569,13 @@ fn backward_files(variant: &BackwardVariant, own: &[&'static str]) -> Vec<&'stat
             shader!("shared/backward_tile.wgsl"),
         ],
         BackwardShape::Uniform => vec![
+            shader!("shared/finite.wgsl"),
             shader!("shared/backward_rows.wgsl"),
-            shader!("shared/backward_uniform.wgsl"),
         ],
-        BackwardShape::Broadcast => vec![
-            shader!("shared/backward_rows.wgsl"),
-            shader!("shared/broadcast.wgsl"),
-            shader!("shared/backward_broadcast.wgsl"),
+        BackwardShape::Products(_) => vec![
+            shader!("shared/finite.wgsl"),
+            shader!("shared/product_broadcast.wgsl"),
+            shader!("shared/backward_scores.wgsl"),
         ],
         BackwardShape::Coop(_) => vec![
             shader!("shared/coop_staged.wgsl"),

@@ -112,7 +112,7 @@ impl Kernel {
         let backward = |shape| match shape {
             BackwardShape::Tile => KernelTier::Tile,
             BackwardShape::Uniform => KernelTier::Rows,
-            BackwardShape::Broadcast => KernelTier::Broadcast,
+            BackwardShape::Products(_) => KernelTier::Broadcast,
             BackwardShape::Coop(tile) => KernelTier::of_matrix(tile.matrix),
         };
         match self {
@@ -127,9 +127,11 @@ impl Kernel {
                 tier @ (KernelTier::Rows | KernelTier::Broadcast) => tier,
                 _ => KernelTier::Tile,
             }),
-            Self::BackwardDq(variant) | Self::BackwardDkDv(variant) => {
-                Some(backward(variant.shape))
-            }
+            Self::BackwardWeights(variant)
+            | Self::BackwardDq(variant)
+            | Self::BackwardDk(variant)
+            | Self::BackwardDv(variant)
+            | Self::BackwardDkDv(variant) => Some(backward(variant.shape)),
             Self::Matmul { variant, .. } => Some(match variant {
                 MatmulVariant::Tile => KernelTier::Tile,
                 MatmulVariant::Rows { .. } => KernelTier::Rows,

@@ -1,6 +1,7 @@
 //! How much one workgroup of a dispatch has to do, about.
 
-use super::backward::BackwardVariant;
+use super::backward::{BackwardShape, BackwardVariant};
+use super::products::ProductTile;
 use super::{
     AttentionParams, ColumnSumsParams, CrossEntropyParams, Kernel, LayerNormParams, MatmulParams,
     SumPartialsParams,
@@ -22,12 +23,20 @@ impl Kernel {
                 2 * pairs(rows, variant.head_dim, Self::keys(params))
             }
             Self::BackwardMeans(variant) => 2 * Self::tile_pairs(variant, Self::keys(params)),
-            Self::BackwardDq(variant) => 3 * Self::tile_pairs(variant, Self::keys(params)),
-            Self::BackwardDkDv(variant) => {
-                let params: AttentionParams = read(params);
-                let rows = params.row_end.saturating_sub(params.row_begin);
-                4 * Self::tile_pairs(variant, rows.min(params.rows_per_segment))
-            }
+            Self::BackwardWeights(variant) => 2 * Self::tile_pairs(variant, variant.tile()),
+            Self::BackwardDq(variant) => match variant.shape {
+                BackwardShape::Products(tile) => {
+                    Self::gradient_pairs(variant, tile, Self::keys(params))
+                }
+                _ => 3 * Self::tile_pairs(variant, Self::keys(params)),
+            },
+            Self::BackwardDk(variant) | Self::BackwardDv(variant) => match variant.shape {
+                BackwardShape::Products(tile) => {
+                    Self::gradient_pairs(variant, tile, Self::rows(params))
+                }
+                _ => 0,
+            },
+            Self::BackwardDkDv(variant) => 4 * Self::tile_pairs(variant, Self::rows(params)),
             Self::Delta { head_dim, .. } | Self::TokenWeights { head_dim, .. } => {
                 64 * u64::from(*head_dim)
             }
@@ -56,6 +65,17 @@ impl Kernel {
         let params: AttentionParams = read(params);
         let keys = params.key_row_end.saturating_sub(params.key_row_begin);
         keys.min(params.rows_per_segment)
+    }
+
+    fn rows(params: &[u8]) -> u32 {
+        let params: AttentionParams = read(params);
+        let rows = params.row_end.saturating_sub(params.row_begin);
+        rows.min(params.rows_per_segment)
+    }
+
+    /// Of a workgroup that computes some of a gradient's columns.
+    fn gradient_pairs(variant: &BackwardVariant, tile: ProductTile, others: u32) -> u64 {
+        Self::tile_pairs(variant, others) / u64::from(tile.column_tiles(variant.head_dim))
     }
 
     fn tile_pairs(variant: &BackwardVariant, others: u32) -> u64 {

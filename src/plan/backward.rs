@@ -7,13 +7,18 @@
 //! dq       for each branch, each tile of rows walks over its keys
 //! dk, dv   for each branch, each tile of keys walks over the rows that see it
 //! ```
+//! or, where gradients are products of matrices, for each window of rows and keys of a branch
+//! ```text
+//! weights  p and ds of each row with each key, in a buffer that all windows use in turn
+//! dq, dk, dv    products of these with keys, queries and the output's gradient
+//! ```
 //! A share of the softmax is `exp(score - LSE)`, so nothing but O and LSE is kept from the forward. Each gradient is
 //! written by one workgroup at a time, in an order that the plan fixes: no atomics, the same bits on every run.
 
 use super::dispatch::{AttentionDispatch, Pass};
 use super::facts::DeviceFacts;
 use super::forward::{clears, forward_flop, tensor_bytes};
-use super::planner::Planner;
+use super::planner::{PlannedPass, Planner};
 use super::window::{RowLayout, TokenWindow};
 use super::workspace::{BufferRole, ParamsLayout, PlannedBuffer};
 use crate::config::{AttentionShape, DilatedAttentionConfig, MixGradient};
@@ -59,10 +64,12 @@ pub struct BackwardPlan {
     pub deltas: Vec<DeltaDispatch>,
     /// The dispatches over branches, in order.
     pub dispatches: Vec<AttentionDispatch>,
+    /// Bytes of the weights of a window, which its gradients are products of; 0 for kernels that keep none.
+    pub weights_bytes: u64,
     /// Buffers leased by a backward that is recorded alone.
     pub buffers: Vec<PlannedBuffer>,
-    /// Floating point operations: 2.5 times those of the forward (5 products of matrices for 2). The kernels do more: each
-    /// of the two passes computes the scores again.
+    /// Floating point operations: 2.5 times those of the forward (5 products of matrices for 2). Kernels without weights in
+    /// memory do more: each of the two passes computes the scores again.
     pub flop: u64,
     /// Bytes that must be moved at least: q, k, v, out and dout read once, dq, dk and dv written once.
     pub byte_floor: u64,
@@ -97,11 +104,24 @@ impl DilatedAttentionConfig {
         let Choice { variant, reason } = choice.into();
         variant.check(self.head_dim(), facts)?;
         let tensor_bytes = tensor_bytes(self, shape, variant.storage, facts)?;
-        let passes = [Pass::Means, Pass::Dq, Pass::DkDv];
-        let passes = passes.map(|pass| (pass, variant.of_pass(pass).tile()));
         let exact = self.get_gradient() == MixGradient::Exact;
-        let passes = if exact { &passes[1..] } else { &passes[..] };
-        let dispatches = Planner::new(self, shape, facts, passes, variant.storage)?.plan()?;
+        let planned = |pass| PlannedPass {
+            pass,
+            tile: variant.of_pass(pass).tile(),
+            columns: variant.column_tiles(pass),
+        };
+        let means = [planned(Pass::Means)];
+        let gradients: Vec<PlannedPass> = variant.passes().iter().copied().map(planned).collect();
+        let stages = [&means[..], &gradients];
+        let stages = if exact { &stages[1..] } else { &stages[..] };
+        let tile = variant.shape.product_tile();
+        let planner = Planner::new(self, shape, facts, stages, tile, variant.storage)?;
+        let dispatches = planner.plan()?;
+        let weights_bytes = tile.map_or(0, |tile| {
+            let of_weights = dispatches.iter().filter(|d| d.pass == Pass::Weights);
+            let bytes = of_weights.map(|dispatch| dispatch.weights_bytes(tile));
+            bytes.max().unwrap_or(0)
+        });
         let deltas = if exact {
             deltas(self, shape, variant.storage, facts)?
         } else {
@@ -130,6 +150,9 @@ impl DilatedAttentionConfig {
             planned("dk", rows(shape.key_len()) * width),
             planned("dv", rows(shape.key_len()) * width),
         ];
+        if weights_bytes > 0 {
+            buffers.push(planned("weights", weights_bytes));
+        }
         buffers.extend(params.buffers());
         Ok(BackwardPlan {
             shape: shape.clone(),
@@ -141,6 +164,7 @@ impl DilatedAttentionConfig {
             key_clears: clears(self, batch, shape.key_len(), reached),
             deltas,
             dispatches,
+            weights_bytes,
             buffers,
             flop: (2.5 * forward_flop(self, shape)) as u64,
             byte_floor: tensor_bytes.saturating_mul(8),

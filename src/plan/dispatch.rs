@@ -4,6 +4,7 @@ use super::branch::BranchGeometry;
 use super::window::TokenWindow;
 use crate::config::{AttentionShape, DilatedAttentionConfig, Heads};
 use crate::kernel::AttentionParams;
+use crate::kernel::products::ProductTile;
 
 /// A half-open range of indices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,8 +28,14 @@ pub enum Pass {
     Forward,
     /// Backward, where mixing weights are constants: the mean of `dout . v` of each row over the branch's keys.
     Means,
+    /// Backward, where gradients are products of matrices: the weights of a window.
+    Weights,
     /// Backward: the gradient of the queries.
     Dq,
+    /// Backward: the gradient of the keys, from weights.
+    Dk,
+    /// Backward: the gradient of the values, from weights.
+    Dv,
     /// Backward: the gradients of the keys and values.
     DkDv,
 }
@@ -73,6 +80,12 @@ pub struct AttentionDispatch {
 }
 
 impl AttentionDispatch {
+    /// Bytes of the weights of all its items, segments and heads.
+    pub(crate) fn weights_bytes(&self, tile: ProductTile) -> u64 {
+        let units = [self.items, self.segments, self.heads].map(|range| u64::from(range.len()));
+        units.iter().product::<u64>() * tile.weights_bytes(self.rows.len(), self.key_rows.len())
+    }
+
     /// The parameters as the kernel reads them.
     pub fn params(
         &self,

@@ -85,7 +85,10 @@ fn write_dispatches(f: &mut fmt::Formatter<'_>, dispatches: &[AttentionDispatch]
             match dispatch.pass {
                 Pass::Forward => "forward",
                 Pass::Means => "means",
+                Pass::Weights => "weights",
                 Pass::Dq => "dq",
+                Pass::Dk => "dk",
+                Pass::Dv => "dv",
                 Pass::DkDv => "dk, dv",
             },
             dispatch.geometry.branch,

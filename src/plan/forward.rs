@@ -6,7 +6,7 @@
 
 use super::dispatch::{AttentionDispatch, Pass};
 use super::facts::DeviceFacts;
-use super::planner::Planner;
+use super::planner::{PlannedPass, Planner};
 use super::window::{ByteRange, RowLayout, word_windows};
 use super::workspace::{BufferRole, ParamsLayout, PlannedBuffer};
 use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, Mask};
@@ -82,8 +82,14 @@ impl DilatedAttentionConfig {
         let clears = clears(self, shape.batch(), shape.seq_len(), |item| {
             shape.valid_len(item)
         });
-        let passes = [(Pass::Forward, variant.rows_per_workgroup())];
-        let dispatches = Planner::new(self, shape, facts, &passes, variant.storage)?.plan()?;
+        let forward = [PlannedPass {
+            pass: Pass::Forward,
+            tile: variant.rows_per_workgroup(),
+            columns: 1,
+        }];
+        let stages = [&forward[..]];
+        let planner = Planner::new(self, shape, facts, &stages, None, variant.storage)?;
+        let dispatches = planner.plan()?;
         let buffers = buffers(self, num_rows, variant.storage, &clears, &dispatches, facts);
         Ok(ForwardPlan {
             shape: shape.clone(),

@@ -6,6 +6,9 @@
 //!   else segments      of one item, as many as a binding covers
 //!   else rows          of one segment: (query rows) x (key rows), joined by the same merge that joins branches
 //! ```
+//! Where the backward keeps weights of rows with keys between two kernels, a dispatch has no more of them than its buffer
+//! holds: rows and keys are cut into windows, heads, segments and items taken together as far as they fit. All passes of
+//! such a part follow each other before the next one begins.
 
 use super::branch::BranchGeometry;
 use super::dispatch::{AttentionDispatch, Pass, Range};
@@ -13,14 +16,18 @@ use super::facts::DeviceFacts;
 use super::window::RowLayout;
 use crate::config::{AttentionShape, DilatedAttentionConfig, Heads};
 use crate::error::{Error, Result};
+use crate::kernel::products::ProductTile;
 use crate::kernel::{Storage, fold_grid};
 
 pub(super) struct Planner<'a> {
     config: &'a DilatedAttentionConfig,
     shape: &'a AttentionShape,
     facts: &'a DeviceFacts,
-    /// What to compute for each branch, and how many rows (or keys) a workgroup takes.
-    passes: &'a [(Pass, u32)],
+    /// What to compute for each branch: stages, one after the other over the whole branch, of passes that follow each other over
+    /// each part of it.
+    stages: &'a [&'a [PlannedPass]],
+    /// How weights are laid out, where some are kept.
+    weights: Option<ProductTile>,
     tensor: RowLayout,
     lse: RowLayout,
     terms: RowLayout,
@@ -34,7 +41,8 @@ impl<'a> Planner<'a> {
         config: &'a DilatedAttentionConfig,
         shape: &'a AttentionShape,
         facts: &'a DeviceFacts,
-        passes: &'a [(Pass, u32)],
+        stages: &'a [&'a [PlannedPass]],
+        weights: Option<ProductTile>,
         storage: Storage,
     ) -> Result<Self> {
         shape.check_config(config)?;
@@ -50,7 +58,8 @@ impl<'a> Planner<'a> {
             config,
             shape,
             facts,
-            passes,
+            stages,
+            weights,
             tensor,
             lse: RowLayout::per_head(config, 4),
             terms: RowLayout::per_head(config, 8),
@@ -78,11 +87,10 @@ impl<'a> Planner<'a> {
         geometries.sort_by_key(|geometry| !geometry.covers_everything(self.config.num_heads()));
         let every_branch = self.config.get_heads() == Heads::EveryBranch;
         for (order, geometry) in geometries.iter().enumerate() {
-            for &(pass, tile) in self.passes {
+            for passes in self.stages {
                 let work = Work {
                     geometry,
-                    pass,
-                    tile,
+                    passes,
                     follows: every_branch && order > 0,
                 };
                 self.plan_branch(&work, items)?;
@@ -182,8 +190,56 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
+    /// What one binding of each tensor covers.
     fn push(&mut self, work: &Work<'_>, unit: Unit) -> Result<()> {
-        let geometry = work.geometry;
+        let keeps_weights = work.passes.iter().any(|pass| pass.pass == Pass::Weights);
+        let Some(tile) = self.weights.filter(|_| keeps_weights) else {
+            return self.push_passes(work, unit);
+        };
+        let side = tile.window_side(self.facts);
+        let [rows, key_rows] =
+            [unit.rows, unit.key_rows].map(|range| chunks(range, side).collect::<Vec<_>>());
+        let longest = |ranges: &[Range]| ranges.iter().map(|range| range.len()).max().unwrap_or(0);
+        let bytes = tile.weights_bytes(longest(&rows), longest(&key_rows));
+        // At least one: the window fits.
+        let at_once = (ProductTile::most_bytes(self.facts) / bytes.max(1)).max(1);
+        let at_once = u32::try_from(at_once).unwrap_or(u32::MAX);
+        let heads_at_once = at_once.min(unit.heads.len()).max(1);
+        let segments_at_once = (at_once / heads_at_once).min(unit.segments.len()).max(1);
+        let items_at_once = (at_once / heads_at_once / segments_at_once).max(1);
+        for items in chunks(unit.items, items_at_once) {
+            for segments in chunks(unit.segments, segments_at_once) {
+                for heads in chunks(unit.heads, heads_at_once) {
+                    for &rows in &rows {
+                        for &key_rows in &key_rows {
+                            if work.geometry.causal && key_rows.begin >= rows.end {
+                                continue;
+                            }
+                            let part = Unit {
+                                items,
+                                heads,
+                                segments,
+                                rows,
+                                key_rows,
+                            };
+                            self.push_passes(work, part)?;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn push_passes(&mut self, work: &Work<'_>, unit: Unit) -> Result<()> {
+        for pass in work.passes {
+            self.push_pass(work, *pass, unit)?;
+        }
+        Ok(())
+    }
+
+    fn push_pass(&mut self, work: &Work<'_>, planned: PlannedPass, unit: Unit) -> Result<()> {
+        let (geometry, pass) = (work.geometry, planned.pass);
         // Rows of this unit may lie behind the sequence for every head: then there is nothing to write.
         let out_tokens = token_span(
             geometry,
@@ -200,12 +256,12 @@ impl<'a> Planner<'a> {
         let q_tokens =
             token_span(geometry, &unit, unit.rows, stride, geometry.seq_len).unwrap_or(out_tokens);
         let kv_tokens = token_span(geometry, &unit, unit.key_rows, stride, geometry.key_len);
-        let kv_tokens = match (kv_tokens, work.pass) {
+        let kv_tokens = match (kv_tokens, pass) {
             (Some(tokens), _) => tokens,
-            (None, Pass::DkDv) => return Ok(()),
+            (None, Pass::DkDv | Pass::Dk | Pass::Dv) => return Ok(()),
             // Without keys, rows still get zero keys or become uncovered, and means are finished; of what is bound, the
             // first token, nothing is read.
-            (None, _) if unit.key_rows.begin == 0 || work.pass == Pass::Means => (0, 1),
+            (None, _) if unit.key_rows.begin == 0 || pass == Pass::Means => (0, 1),
             (None, _) => return Ok(()),
         };
         let window = |layout: &RowLayout, tokens: (u64, u64), len: u32| {
@@ -220,14 +276,19 @@ impl<'a> Planner<'a> {
                 })
         };
         let (seq_len, key_len) = (self.shape.seq_len(), self.shape.key_len());
-        let tiled = match work.pass {
-            Pass::DkDv => unit.key_rows,
-            Pass::Forward | Pass::Means | Pass::Dq => unit.rows,
+        let [row_tiles, key_tiles] =
+            [unit.rows, unit.key_rows].map(|range| range.len().div_ceil(planned.tile));
+        let tiles = match pass {
+            Pass::Forward | Pass::Means | Pass::Dq => row_tiles,
+            Pass::DkDv | Pass::Dk | Pass::Dv => key_tiles,
+            // Of a window.
+            Pass::Weights => row_tiles * key_tiles,
         };
-        let tiles = tiled.len().div_ceil(work.tile);
-        let num_workgroups = [unit.items, unit.segments, unit.heads]
+        let factors = [unit.items, unit.segments, unit.heads].map(Range::len);
+        let num_workgroups = [planned.columns]
             .iter()
-            .try_fold(tiles, |product, range| product.checked_mul(range.len()));
+            .chain(&factors)
+            .try_fold(tiles, |product, factor| product.checked_mul(*factor));
         let grid = num_workgroups
             .and_then(|n| Some((n, fold_grid(n, self.facts.max_workgroups_per_dimension)?)));
         let Some((num_workgroups, grid)) = grid else {
@@ -242,14 +303,14 @@ impl<'a> Planner<'a> {
             });
         };
         self.dispatches.push(AttentionDispatch {
-            pass: work.pass,
+            pass,
             geometry: geometry.clone(),
             items: unit.items,
             heads: unit.heads,
             segments: unit.segments,
             rows: unit.rows,
             key_rows: unit.key_rows,
-            merges: work.merges(&unit),
+            merges: work.merges(pass, &unit),
             last_keys: unit.key_rows.end >= rows_up_to(geometry, geometry.key_len).end
                 || geometry.causal && unit.key_rows.end >= unit.rows.end,
             q: window(&self.tensor, q_tokens, seq_len)?,
@@ -266,19 +327,27 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// One pass over one branch.
+/// A pass and what a workgroup of its kernel takes.
+#[derive(Clone, Copy)]
+pub(super) struct PlannedPass {
+    pub pass: Pass,
+    /// Rows, or keys.
+    pub tile: u32,
+    /// Workgroups that share the columns of these.
+    pub columns: u32,
+}
+
+/// One stage of one branch.
 struct Work<'a> {
     geometry: &'a BranchGeometry,
-    pass: Pass,
-    /// Rows, or keys, of a workgroup.
-    tile: u32,
+    passes: &'a [PlannedPass],
     /// Another branch has written the result before.
     follows: bool,
 }
 
 impl Work<'_> {
     /// Whether an earlier dispatch has written what the unit's dispatch writes.
-    fn merges(&self, unit: &Unit) -> bool {
+    fn merges(&self, pass: Pass, unit: &Unit) -> bool {
         let later_keys = unit.key_rows.begin > 0;
         // Under the causal mask the first rows that see a window of keys are those of the same window.
         let first_rows = if self.geometry.causal {
@@ -286,10 +355,12 @@ impl Work<'_> {
         } else {
             0
         };
-        match self.pass {
+        match pass {
             Pass::Forward | Pass::Dq => self.follows || later_keys,
             Pass::Means => later_keys,
-            Pass::DkDv => self.follows || unit.rows.begin > first_rows,
+            // Each window's are written anew.
+            Pass::Weights => false,
+            Pass::DkDv | Pass::Dk | Pass::Dv => self.follows || unit.rows.begin > first_rows,
         }
     }
 }

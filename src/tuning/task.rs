@@ -133,17 +133,16 @@ fn backward_compile_time(
 ) -> Option<Duration> {
     let seconds = match (facts.processor, shape) {
         (Processor::Gpu, BackwardShape::Tile) => 1,
-        (Processor::Gpu, BackwardShape::Uniform | BackwardShape::Broadcast)
+        (Processor::Gpu, BackwardShape::Uniform | BackwardShape::Products(_))
         | (_, BackwardShape::Coop(_)) => return None,
         (Processor::Cpu { uniform_loads, .. }, shape) => match (shape, uniform_loads) {
             (BackwardShape::Tile, true) => 5,
             (BackwardShape::Uniform, true) if head_dim <= 32 => 2,
             (BackwardShape::Uniform, true) if head_dim <= 128 => 8,
             (BackwardShape::Tile, false) => 16,
-            (BackwardShape::Broadcast, false) if head_dim <= 64 => 25,
-            (BackwardShape::Uniform | BackwardShape::Broadcast | BackwardShape::Coop(_), _) => {
-                return None;
-            }
+            (BackwardShape::Products(_), true) => 4,
+            (BackwardShape::Products(_), false) => 12,
+            (BackwardShape::Uniform | BackwardShape::Coop(_), _) => return None,
         },
     };
     Some(Duration::from_secs(seconds))
@@ -229,7 +228,7 @@ impl Task for BackwardTask {
             return Vec::new();
         };
         let mut variants = Vec::new();
-        for shape in BackwardShape::ALL {
+        for shape in BackwardShape::all(head_dim, facts) {
             let fitting = BackwardVariant::fitting(shape, &config, Storage::F32, facts);
             variants.push(fitting);
             if shape == BackwardShape::Uniform && fitting.lane_groups > 1 {

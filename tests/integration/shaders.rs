@@ -217,17 +217,16 @@ fn kernels() -> Vec<(Kernel, DeviceFacts)> {
                 let variant = ForwardVariant::with_shape(shape, head_dim, storage, &facts);
                 kernels.push((Kernel::Forward(variant), facts.clone()));
             }
-            for shape in BackwardShape::ALL {
-                if shape == BackwardShape::Broadcast && !broadcasts(&facts) {
+            for shape in BackwardShape::all(head_dim, &facts) {
+                if matches!(shape, BackwardShape::Products(_)) && !broadcasts(&facts) {
                     continue;
                 }
                 let variant = BackwardVariant::with_shape(shape, head_dim, storage, &facts);
-                for kernel in [
-                    Kernel::BackwardMeans(variant),
-                    Kernel::BackwardDq(variant),
-                    Kernel::BackwardDkDv(variant),
-                ] {
-                    kernels.push((kernel, facts.clone()));
+                for pass in [&[Pass::Means], variant.passes()].concat() {
+                    kernels.push((
+                        variant.kernel(pass).expect("of the backward"),
+                        facts.clone(),
+                    ));
                 }
             }
             kernels.push((Kernel::Delta { head_dim, storage }, facts.clone()));
@@ -243,8 +242,10 @@ fn uses_subgroups(kernel: &Kernel) -> bool {
     match kernel {
         Kernel::Forward(variant) => variant.shape == ForwardShape::Broadcast,
         Kernel::BackwardMeans(variant)
+        | Kernel::BackwardWeights(variant)
         | Kernel::BackwardDq(variant)
-        | Kernel::BackwardDkDv(variant) => variant.shape == BackwardShape::Broadcast,
+        | Kernel::BackwardDk(variant)
+        | Kernel::BackwardDv(variant) => matches!(variant.shape, BackwardShape::Products(_)),
         Kernel::Matmul { variant, .. } => matches!(variant, MatmulVariant::Broadcast { .. }),
         _ => false,
     }
@@ -351,7 +352,10 @@ fn workgroup_memory_is_what_the_plan_says_and_within_the_limit() {
                 continue;
             }
             Kernel::BackwardMeans(variant) => (variant, Pass::Means),
+            Kernel::BackwardWeights(variant) => (variant, Pass::Weights),
             Kernel::BackwardDq(variant) => (variant, Pass::Dq),
+            Kernel::BackwardDk(variant) => (variant, Pass::Dk),
+            Kernel::BackwardDv(variant) => (variant, Pass::Dv),
             Kernel::BackwardDkDv(variant) => (variant, Pass::DkDv),
             _ => continue,
         };

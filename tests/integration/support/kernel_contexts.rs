@@ -107,13 +107,13 @@ impl TestContext {
         let config = DilatedAttentionConfig::new(1, head_dim, &[4096], &[1]).expect("valid");
         let chosen = BackwardVariant::choose(&config, Storage::F32, facts);
         let mut variants = vec![chosen];
-        for shape in BackwardShape::ALL {
+        for shape in BackwardShape::all(head_dim, facts) {
             let affordable = match (shape, facts.processor) {
-                (BackwardShape::Tile | BackwardShape::Coop(_), _) | (_, Processor::Gpu) => true,
-                (
-                    BackwardShape::Uniform | BackwardShape::Broadcast,
-                    Processor::Cpu { uniform_loads, .. },
-                ) => uniform_loads || head_dim <= 4,
+                (BackwardShape::Tile | BackwardShape::Coop(_) | BackwardShape::Products(_), _)
+                | (_, Processor::Gpu) => true,
+                (BackwardShape::Uniform, Processor::Cpu { uniform_loads, .. }) => {
+                    uniform_loads || head_dim <= 4
+                }
             };
             let variant = BackwardVariant::with_shape(shape, head_dim, Storage::F32, facts);
             if affordable && shape != chosen.shape && variant.check(head_dim, facts).is_ok() {

@@ -1,0 +1,108 @@
+// Scores of a lane's rows with SIDE keys, and the products of the rows' gradients with the values: what weights follow from.
+// shared/product_broadcast.wgsl multiplies; keys are its columns.
+// Prelude: HEAD_DIM_VEC4, DEPTH, SIDE (keys; rows of a workgroup too).
+
+var<private> tile: Tile;
+var<private> first_row: u32; // of the lane
+var<private> first_key: u32; // of all lanes
+var<private> gradients_at: array<vec4<u32>, ROWS / 4u>; // as left_at, in dout
+var<private> seen_end: array<u32, 8>; // of each row, the end of the keys that it sees
+var<private> scores: array<vec4<f32>, ROWS * CELLS>; // the products with values are in `sums`
+
+// Of rows and keys that do not exist the first of the binding is loaded: nobody sees what comes of it.
+fn query_at(row: u32) -> u32 {
+    return select(params.q_skip, query_index(tile, row), row < min(tile.row_end, tile.real_rows));
+}
+
+fn gradient_at(row: u32) -> u32 {
+    return select(params.out_skip, output_index(output_place(tile, row)), row < tile.row_end);
+}
+
+fn find_rows(four: u32) {
+    let row = first_row + 4u * four;
+    left_at[four] = vec4<u32>(query_at(row), query_at(row + 1u), query_at(row + 2u), query_at(row + 3u));
+    gradients_at[four] = vec4<u32>(gradient_at(row), gradient_at(row + 1u), gradient_at(row + 2u), gradient_at(row + 3u));
+}
+
+fn find_seen(r: u32) {
+    seen_end[r] = end_of_seen(tile, first_row + r);
+}
+
+fn find_keys(pair: u32) {
+    let key = first_key + 8u * pair + lane;
+    right_at[pair] = select(params.kv_skip, key_index(tile, key), key < tile.key_end);
+}
+
+fn load_queries(four: u32) {
+    let at = left_at[four] + left_offset;
+    keep_left(four, mat4x4<f32>(widen(q[at.x]), widen(q[at.y]), widen(q[at.z]), widen(q[at.w])));
+}
+
+fn load_gradients(four: u32) {
+    let at = gradients_at[four] + left_offset;
+    keep_left(four, mat4x4<f32>(widen(dout[at.x]), widen(dout[at.y]), widen(dout[at.z]), widen(dout[at.w])));
+}
+
+fn add_keys(pair: u32) {
+    add_columns(pair, widen(k[right_at[pair] + right_offset]));
+}
+
+fn add_values(pair: u32) {
+    add_columns(pair, widen(v[right_at[pair] + right_offset]));
+}
+
+fn add_scores(column: u32) {
+    left_offset = column;
+    right_offset = column;
+    load_queries_each();
+    add_keys_each();
+}
+
+fn add_products(column: u32) {
+    left_offset = column;
+    right_offset = column;
+    load_gradients_each();
+    add_values_each();
+}
+
+fn keep_score(i: u32) {
+    scores[i] = sums[i];
+    sums[i] = vec4<f32>();
+}
+
+fn clear_sum(i: u32) {
+    sums[i] = vec4<f32>();
+}
+
+// Scores and products with the keys from first_key on, for rows that find_rows has found.
+fn score_keys() {
+    find_keys_each();
+    clear_sum_each();
+    for (var column = 0u; column < HEAD_DIM_VEC4; column += DEPTH / 4u) {
+        add_scores(column);
+        if (DEPTH > 4u) {
+            add_scores(column + 1u);
+        }
+    }
+    keep_score_each();
+    for (var column = 0u; column < HEAD_DIM_VEC4; column += DEPTH / 4u) {
+        add_products(column);
+        if (DEPTH > 4u) {
+            add_products(column + 1u);
+        }
+    }
+}
+
+fn seen_of(i: u32) -> vec4<bool> {
+    return vec4<u32>(first_key + 4u * (i % CELLS)) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(seen_end[i / CELLS]);
+}
+
+// Of four pairs, their shares of the softmax. A score or product that is not finite, because a vector is not, spoils what is
+// seen of it.
+fn shares_of(i: u32, lse: f32, seen: vec4<bool>) -> vec4<f32> {
+    // Rows without a query have scores of 0.
+    let score = select(vec4<f32>(), scores[i], first_row + i / CELLS < tile.real_rows);
+    let share = shares(score, vec4<f32>(lse), seen);
+    let spoiled = seen & !(is_finite(score) & is_finite(sums[i]));
+    return bitcast<vec4<f32>>(select(bitcast<vec4<u32>>(share), vec4<u32>(0x7fc00000u), spoiled));
+}
