@@ -24,8 +24,8 @@
 //!
 //! What is left, by leaving parts out: staging takes 6 % of dq and 9 % of dk and dv, looking for NaNs 1 to 3 %. The second
 //! sum takes twice the time of its operations. A share of 60 % would need 84 % of the ceiling in both passes. A pass for dk
-//! and dv that left the gradients of the scores for dq would do 2.5 times the forward's operations, not 3.5; not built: it
-//! takes memory of rows times keys, and an eighth storage buffer where Metal leaves seven. The two kernels compile for 5 to
+//! and dv that left the gradients of the scores for dq would do 2.5 times the forward's operations, not 3.5; it is not built for
+//! this shape. The two kernels compile for 5 to
 //! 6 s at 64 elements, 5 to 8 s at 128.
 //!
 //! Conditions cost because compilers blend what a loop keeps with the lanes for which they hold. So causal calls compute what
@@ -34,14 +34,23 @@
 //! | Mesa 25.0.7 (its `fma` is two operations, its loads are one a lane) | share | compiles for |
 //! |---|---|---|
 //! | tile: workgroup memory as on a GPU (the kernels before) | 5 % | 16 s |
-//! | subgroup broadcasts, 8 staged a step, 1 vector a lane (kept; N = 1024) | 15 to 17 % (21 to 25, 21 to 23) | 22 to 24 s: 5 and 17 |
+//! | subgroup broadcasts, 8 staged a step, 1 vector a lane (N = 1024) | 15 to 17 % (21 to 25, 21 to 23) | 22 to 24 s: 5 and 17 |
 //! | 2 vectors a lane | 27 % (40, 36) | 54 s: 20 and 34 |
 //! | 2 vectors a lane, columns split by one more barrier | | 56 s: 11 and 45 |
 //! | 1 vector a lane, what is there not joined, dk and dv alone | | 7 s instead of 17 |
 //! | loads and stores outside of the loop as loops over columns | | 25 s: 8 and 17 |
 //!
-//! Each load and store becomes a loop over the lanes there, and from about 600 of them on compilation takes far longer. A
-//! second vector a lane is not kept for the time of a first call alone.
+//! Each load and store becomes a loop over the lanes there, and from about 600 of them on compilation takes far longer.
+//! Broadcasts of staged vectors were kept until 2026-11-28, when on 2 cores of an Intel Xeon with AVX-512 (ceiling about
+//! 100 GFLOP/s) they measured 17 to 28 % by head size. There, by processor time:
+//!
+//! | Mesa 25.0.7, products by way of weights in memory (kept; src/kernel/products.rs) | share | first call |
+//! |---|---|---|
+//! | 1 head of 64, N = 1024, f32; f16; bf16 | 43; 48; 48 % | 8 s |
+//! | 4 heads of 64, N = 1024, f32 | 41 % | |
+//!
+//! Each score is computed once, and products are what compiles fast there. On 26.2.6 the same kernels run, as the `broadcast`
+//! tier, but were not measured; what lanes own stays the choice there.
 
 use std::fmt;
 
