@@ -47,7 +47,8 @@
 //! | Mesa 25.0.7, products by way of weights in memory (kept; src/kernel/products.rs) | share | first call |
 //! |---|---|---|
 //! | 1 head of 64, N = 1024, f32; f16; bf16 | 43; 48; 48 % | 8 s |
-//! | 4 heads of 64, N = 1024, f32 | 41 % | |
+//! | 4 heads of 64, N = 2048; causal, 8 of 64, N = 1024 | 43; 38 % | |
+//! | 8 heads of 16, 32, N = 1024 | 31, 38 % | 10 s, 14 s on a busy machine |
 //!
 //! Each score is computed once, and products are what compiles fast there. On 26.2.6 the same kernels run, as the `broadcast`
 //! tier, but were not measured; what lanes own stays the choice there.
