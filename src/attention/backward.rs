@@ -149,7 +149,7 @@ impl DilatedAttention {
         let dk = recorder.empty("dk", &key_shape, dtype)?;
         let dv = recorder.empty("dv", &key_shape, dtype)?;
         let weights_bytes = plan.weights_bytes;
-        // Below what one binding covers.
+        // At most what one binding covers.
         let weights = (weights_bytes > 0)
             .then(|| recorder.empty("weights", &[weights_bytes as usize / 4], DType::F32))
             .transpose()?;

@@ -25,8 +25,7 @@
 //! What is left, by leaving parts out: staging takes 6 % of dq and 9 % of dk and dv, looking for NaNs 1 to 3 %. The second
 //! sum takes twice the time of its operations. A share of 60 % would need 84 % of the ceiling in both passes. A pass for dk
 //! and dv that left the gradients of the scores for dq would do 2.5 times the forward's operations, not 3.5; it is not built for
-//! this shape. The two kernels compile for 5 to
-//! 6 s at 64 elements, 5 to 8 s at 128.
+//! this shape. The two kernels compile for 5 to 6 s at 64 elements, 5 to 8 s at 128.
 //!
 //! Conditions cost because compilers blend what a loop keeps with the lanes for which they hold. So causal calls compute what
 //! the diagonal drops of a workgroup's 512 rows.

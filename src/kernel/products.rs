@@ -10,7 +10,8 @@
 use crate::error::{Error, Result};
 use crate::plan::{DeviceFacts, Pass, Processor};
 
-/// Rows, and keys, of a window at most. Larger ones have fewer dispatches; the cache of a core holds none of them.
+/// Rows, and keys, of a window at most. Larger ones have fewer dispatches, smaller ones take less memory; other sides were not
+/// measured.
 const MOST_WINDOW_SIDE: u32 = 1024;
 
 /// Bytes of weights at most, of all items, segments and heads in a dispatch.
@@ -87,7 +88,7 @@ impl ProductTile {
     /// Whether it is a tile, for heads of `head_dim`, with weights that a binding covers.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] when it is not.
+    /// [`Error::InvalidConfig`] when it is not, [`Error::BindingTooSmall`] when no binding covers the weights of one tile.
     pub(crate) fn check(self, head_dim: u32, facts: &DeviceFacts) -> Result<()> {
         let invalid = |what, given: u32, need| {
             Err(Error::InvalidConfig {
