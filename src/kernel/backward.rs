@@ -23,9 +23,23 @@
 //! | heads of 128, 1, 3 or 4 vectors a lane in 32, 8, 8 groups | 37, 37, 42 % |
 //!
 //! What is left, by leaving parts out: staging takes 6 % of dq and 9 % of dk and dv, looking for NaNs 1 to 3 %. The second
-//! sum takes twice the time of its operations. A share of 60 % would need 84 % of the ceiling in both passes. A pass for dk
-//! and dv that left the gradients of the scores for dq would do 2.5 times the forward's operations, not 3.5; it is not built for
-//! this shape. The two kernels compile for 5 to 6 s at 64 elements, 5 to 8 s at 128.
+//! sum takes twice the time of its operations. A share of 60 % would need 84 % of the ceiling in both passes. The two kernels
+//! compile for 5 to 6 s at 64 elements, 5 to 8 s at 128.
+//!
+//! On 2 cores of an Intel Xeon with AVX-512 (2026-11-28, ceiling 170 to 206 GFLOP/s from hour to hour, each line with its own)
+//! the kept kernels measure 43 to 46 % (63, 55). What was tried there:
+//!
+//! | Mesa 26.2.6, 4 or 8 heads of 64 | share |
+//! |---|---|
+//! | products by way of weights in memory (below), N = 1024; 2048 | 35 to 38; 40 % |
+//! | the same, causal; heads of 48; 128 | 32, and more time on the clock; 45; 39 % |
+//! | dk and dv in rows that leave ds for one product: 2.5 times the forward's operations, not 3.5 | 44 to 46 % |
+//! | the same, heads of 16, 48, 128; causal | 34, 47, 45; 31 % |
+//! | 8 staged a step in dk and dv, the scores in two halves | no change |
+//!
+//! To leave ds costs dk and dv a tenth in lanes' stores that lie next to each other (a row for each key: a quarter), and a product
+//! of it runs at 41 to 50 %, so that what the fewer operations gain is lost. What limits all of them is how fast instructions
+//! arrive: see src/kernel/forward.rs.
 //!
 //! Conditions cost because compilers blend what a loop keeps with the lanes for which they hold. So causal calls compute what
 //! the diagonal drops of a workgroup's 512 rows.
@@ -49,8 +63,8 @@
 //! | 4 heads of 64, N = 2048; causal, 8 of 64, N = 1024 | 43; 38 % | |
 //! | 8 heads of 16, 32, N = 1024 | 31, 38 % | 10 s, 14 s on a busy machine |
 //!
-//! Each score is computed once, and products are what compiles fast there. On 26.2.6 the same kernels run, as the `broadcast`
-//! tier, but were not measured; what lanes own stays the choice there.
+//! Each score is computed once, and products are what compiles fast there. On 26.2.6 the same kernels run as the `broadcast`
+//! tier, and are slower than what lanes own.
 
 use std::fmt;
 
