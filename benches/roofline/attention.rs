@@ -82,7 +82,15 @@ impl Prepared {
         recorder.submit()?.wait()?;
         let kernel = match direction {
             Direction::Forward => attention.variant(dtype)?.shape.name(),
-            Direction::Backward => attention.backward_variant(dtype)?.shape.dkdv_name(),
+            Direction::Backward => {
+                // The last pass.
+                let variant = attention.backward_variant(dtype)?;
+                let mut kernels = variant
+                    .passes()
+                    .iter()
+                    .filter_map(|pass| variant.kernel(*pass));
+                kernels.next_back().map_or("none", |kernel| kernel.name())
+            }
         };
         Ok(Self {
             case: case.clone(),

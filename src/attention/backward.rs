@@ -86,15 +86,15 @@ impl DilatedAttention {
 
     fn backward_kernels(&self, variant: BackwardVariant) -> Vec<Kernel> {
         let terms = match self.config.get_gradient() {
-            MixGradient::Exact => Kernel::Delta {
+            MixGradient::Exact => Some(Kernel::Delta {
                 head_dim: self.config.head_dim(),
                 storage: variant.storage,
-            },
-            MixGradient::DetachedMix => Kernel::BackwardMeans(variant.of_pass(Pass::Means)),
+            }),
+            MixGradient::DetachedMix => variant.kernel(Pass::Means),
         };
         let gradients = variant.passes().iter();
         let gradients = gradients.filter_map(|pass| variant.kernel(*pass));
-        [terms].into_iter().chain(gradients).collect()
+        terms.into_iter().chain(gradients).collect()
     }
 
     /// Records the gradients of `q`, `k` and `v`, given what [`forward`](Self::forward) made of them and `dout`, the

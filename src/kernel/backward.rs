@@ -72,7 +72,7 @@ use crate::config::{DilatedAttentionConfig, MAX_HEAD_DIM};
 use crate::error::{Error, Result};
 use crate::kernel::coop::CoopTile;
 use crate::kernel::products::ProductTile;
-use crate::kernel::{Kernel, KernelTier, Storage};
+use crate::kernel::{Access, Kernel, KernelTier, Storage};
 use crate::plan::{DeviceFacts, Pass, Processor};
 use crate::tuning::Choice;
 use crate::tuning::because::{
@@ -87,9 +87,6 @@ const MOST_COOP_HEAD_DIM: u32 = 128;
 
 /// Largest heads of the [`Uniform`](BackwardShape::Uniform) shape, whose unrolled columns compile for long.
 const MOST_UNIFORM_HEAD_DIM: u32 = 128;
-
-/// Name of the shader of the gradients in the [`Products`](BackwardShape::Products) shape.
-pub(super) const GRADIENT: &str = "backward_gradient";
 
 /// Vectors that a subgroup of these owns.
 const COOP_ROWS: u32 = 16;
@@ -127,35 +124,6 @@ impl BackwardShape {
     /// Whether it multiplies cooperative matrices.
     pub fn is_cooperative(self) -> bool {
         matches!(self, Self::Coop(_))
-    }
-
-    /// Name of the shader of [`Pass::Means`], which has no form with cooperative matrices.
-    pub fn means_name(self) -> &'static str {
-        match self {
-            Self::Tile | Self::Coop(_) => "backward_means_tile",
-            Self::Uniform => "backward_means_rows",
-            Self::Products(_) => "backward_means_products",
-        }
-    }
-
-    /// Name of the shader of [`Pass::Dq`].
-    pub fn dq_name(self) -> &'static str {
-        match self {
-            Self::Tile => "backward_dq_tile",
-            Self::Uniform => "backward_dq_rows",
-            Self::Products(_) => GRADIENT,
-            Self::Coop(_) => "backward_dq_coop",
-        }
-    }
-
-    /// Name of the shader of [`Pass::DkDv`].
-    pub fn dkdv_name(self) -> &'static str {
-        match self {
-            Self::Tile => "backward_dkdv_tile",
-            Self::Uniform => "backward_dkdv_rows",
-            Self::Products(_) => GRADIENT,
-            Self::Coop(_) => "backward_dkdv_coop",
-        }
     }
 }
 
@@ -342,17 +310,14 @@ impl BackwardVariant {
         }
     }
 
-    /// The kernel of a pass of the backward; none of the forward.
+    /// The kernel of a pass: of [`Pass::Means`] and those of [`passes`](Self::passes), no other.
     pub fn kernel(&self, pass: Pass) -> Option<Kernel> {
-        let variant = self.of_pass(pass);
-        Some(match pass {
-            Pass::Forward => return None,
-            Pass::Means => Kernel::BackwardMeans(variant),
-            Pass::Weights => Kernel::BackwardWeights(variant),
-            Pass::Dq => Kernel::BackwardDq(variant),
-            Pass::Dk => Kernel::BackwardDk(variant),
-            Pass::Dv => Kernel::BackwardDv(variant),
-            Pass::DkDv => Kernel::BackwardDkDv(variant),
+        let computed = pass == Pass::Means || self.passes().contains(&pass);
+        computed.then(|| {
+            Kernel::Backward(BackwardKernel {
+                variant: self.of_pass(pass),
+                pass,
+            })
         })
     }
 
@@ -477,6 +442,61 @@ impl BackwardVariant {
             );
         }
         Ok(())
+    }
+}
+
+/// The kernel of one pass of the backward; see [`BackwardVariant::kernel`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BackwardKernel {
+    variant: BackwardVariant,
+    pass: Pass,
+}
+
+impl BackwardKernel {
+    /// How it lays its work out.
+    pub fn variant(&self) -> BackwardVariant {
+        self.variant
+    }
+
+    /// What it computes.
+    pub fn pass(&self) -> Pass {
+        self.pass
+    }
+
+    /// Name of the shader.
+    pub fn name(&self) -> &'static str {
+        match (self.variant.shape, self.pass) {
+            (BackwardShape::Tile, Pass::Means) => "backward_means_tile",
+            (BackwardShape::Tile, Pass::Dq) => "backward_dq_tile",
+            (BackwardShape::Tile, _) => "backward_dkdv_tile",
+            (BackwardShape::Uniform, Pass::Means) => "backward_means_rows",
+            (BackwardShape::Uniform, Pass::Dq) => "backward_dq_rows",
+            (BackwardShape::Uniform, _) => "backward_dkdv_rows",
+            (BackwardShape::Products(_), Pass::Means) => "backward_means_products",
+            (BackwardShape::Products(_), Pass::Weights) => "backward_weights",
+            (BackwardShape::Products(_), _) => "backward_gradient",
+            (BackwardShape::Coop(_), Pass::Dq) => "backward_dq_coop",
+            (BackwardShape::Coop(_), _) => "backward_dkdv_coop",
+        }
+    }
+
+    /// Storage bindings 1, 2, ... in order.
+    pub(super) fn bindings(&self) -> &'static [Access] {
+        use Access::{Read, ReadWrite};
+        match (self.variant.shape, self.pass) {
+            // q, k, v, dout, and softmax_lse, terms; terms, weights; terms, dq
+            (_, Pass::Means | Pass::Weights) => &[Read, Read, Read, Read, Read, ReadWrite],
+            // weights, vectors, gradient
+            (BackwardShape::Products(_), _) => &[Read, Read, ReadWrite],
+            (_, Pass::Dq) => &[Read, Read, Read, Read, Read, ReadWrite],
+            // q, k, v, dout, terms, dk, dv
+            _ => &[Read, Read, Read, Read, Read, ReadWrite, ReadWrite],
+        }
+    }
+
+    /// Constants of the shader.
+    pub(super) fn constants(&self) -> Vec<(&'static str, u32)> {
+        self.variant.constants(self.pass)
     }
 }
 

@@ -24,7 +24,7 @@ pub(crate) use pipeline::{Compiler, Pipeline, Pipelines, pipeline_cache};
 pub use storage::Storage;
 pub use tier::KernelTier;
 
-use backward::{BackwardShape, BackwardVariant};
+use backward::BackwardKernel;
 use forward::ForwardVariant;
 use matmul::MatmulVariant;
 
@@ -52,18 +52,8 @@ pub enum Kernel {
         /// How the output and its gradient are stored.
         storage: Storage,
     },
-    /// Terms of the backward of one branch whose mixing weights are constants.
-    BackwardMeans(BackwardVariant),
-    /// Weights of a window of one branch, of which the gradients are products.
-    BackwardWeights(BackwardVariant),
-    /// Gradient of the queries of one branch.
-    BackwardDq(BackwardVariant),
-    /// Gradient of the keys of one branch, from weights.
-    BackwardDk(BackwardVariant),
-    /// Gradient of the values of one branch, from weights.
-    BackwardDv(BackwardVariant),
-    /// Gradients of the keys and values of one branch.
-    BackwardDkDv(BackwardVariant),
+    /// One pass of the backward of one branch.
+    Backward(BackwardKernel),
     /// How much one query attends to each key of one branch, with heads of `head_dim` elements.
     TokenWeights {
         /// Elements in one head.
@@ -138,11 +128,7 @@ impl Kernel {
             Self::Fill => "fill",
             Self::Forward(variant) => variant.shape.name(),
             Self::Delta { .. } => "delta",
-            Self::BackwardMeans(variant) => variant.shape.means_name(),
-            Self::BackwardWeights(_) => "backward_weights",
-            Self::BackwardDq(variant) => variant.shape.dq_name(),
-            Self::BackwardDk(_) | Self::BackwardDv(_) => backward::GRADIENT,
-            Self::BackwardDkDv(variant) => variant.shape.dkdv_name(),
+            Self::Backward(kernel) => kernel.name(),
             Self::TokenWeights { .. } => "token_weights",
             Self::Matmul { variant, .. } => variant.name(),
             Self::SumPartials => "sum_partials",
@@ -172,21 +158,7 @@ impl Kernel {
             Self::Forward(_) => &[Read, Read, Read, ReadWrite, ReadWrite],
             // out, dout, softmax_lse, terms
             Self::Delta { .. } => &[Read, Read, Read, ReadWrite],
-            // q, k, v, dout, softmax_lse, terms
-            Self::BackwardMeans(_) => &[Read, Read, Read, Read, Read, ReadWrite],
-            // q, k, v, dout, terms, weights
-            Self::BackwardWeights(_) => &[Read, Read, Read, Read, Read, ReadWrite],
-            // weights, vectors, gradient
-            Self::BackwardDq(BackwardVariant {
-                shape: BackwardShape::Products(_),
-                ..
-            })
-            | Self::BackwardDk(_)
-            | Self::BackwardDv(_) => &[Read, Read, ReadWrite],
-            // q, k, v, dout, terms, dq
-            Self::BackwardDq(_) => &[Read, Read, Read, Read, Read, ReadWrite],
-            // q, k, v, dout, terms, dk, dv
-            Self::BackwardDkDv(_) => &[Read, Read, Read, Read, Read, ReadWrite, ReadWrite],
+            Self::Backward(kernel) => kernel.bindings(),
             // q, k, softmax_lse, weights
             Self::TokenWeights { .. } => &[Read, Read, Read, ReadWrite],
             // a, b, bias, residual, c
@@ -221,13 +193,9 @@ impl Kernel {
     pub fn params(&self) -> ParamsInfo {
         match self {
             Self::Fill => ParamsInfo::of::<FillParams>("FillParams"),
-            Self::Forward(_)
-            | Self::BackwardMeans(_)
-            | Self::BackwardWeights(_)
-            | Self::BackwardDq(_)
-            | Self::BackwardDk(_)
-            | Self::BackwardDv(_)
-            | Self::BackwardDkDv(_) => ParamsInfo::of::<AttentionParams>("AttentionParams"),
+            Self::Forward(_) | Self::Backward(_) => {
+                ParamsInfo::of::<AttentionParams>("AttentionParams")
+            }
             Self::Delta { .. } => ParamsInfo::of::<DeltaParams>("DeltaParams"),
             Self::TokenWeights { .. } => ParamsInfo::of::<TokenWeightsParams>("TokenWeightsParams"),
             Self::Matmul { .. } => ParamsInfo::of::<MatmulParams>("MatmulParams"),
@@ -256,12 +224,7 @@ impl Kernel {
     pub fn stores_f16(&self) -> bool {
         let storages = match self {
             Self::Forward(variant) => [variant.storage; 2],
-            Self::BackwardMeans(variant)
-            | Self::BackwardWeights(variant)
-            | Self::BackwardDq(variant)
-            | Self::BackwardDk(variant)
-            | Self::BackwardDv(variant)
-            | Self::BackwardDkDv(variant) => [variant.storage; 2],
+            Self::Backward(kernel) => [kernel.variant().storage; 2],
             Self::Delta { storage, .. }
             | Self::TokenWeights { storage, .. }
             | Self::Xpos(storage)

@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 
-use super::backward::{BackwardShape, BackwardVariant};
+use super::backward::{BackwardKernel, BackwardShape};
 use super::forward::{ForwardShape, ForwardVariant};
 use super::matmul::MatmulVariant;
 use super::{Cell, Kernel, Storage};
@@ -97,26 +97,6 @@ fn unrolled(kernel: &Kernel) -> Vec<Unrolled> {
             ("add_products", product.column_blocks),
             ("write_block", product.row_blocks * product.column_blocks),
         ]),
-        Kernel::BackwardDq(BackwardVariant {
-            shape: BackwardShape::Coop(tile),
-            head_dim,
-            ..
-        })
-        | Kernel::BackwardDkDv(BackwardVariant {
-            shape: BackwardShape::Coop(tile),
-            head_dim,
-            ..
-        }) => {
-            let columns = tile.column_blocks(*head_dim);
-            each(&[
-                ("load_own", columns),
-                ("clear_products", tile.row_blocks() * tile.staged_blocks()),
-                ("add_products", columns * tile.staged_blocks()),
-                ("store_products", tile.row_blocks() * tile.staged_blocks()),
-                ("add_sums", columns * tile.staged_blocks()),
-                ("write_sums", columns),
-            ])
-        }
         Kernel::Forward(variant)
             if matches!(
                 variant.shape,
@@ -133,76 +113,7 @@ fn unrolled(kernel: &Kernel) -> Vec<Unrolled> {
             }));
             unrolled
         }
-        Kernel::BackwardMeans(BackwardVariant {
-            shape: BackwardShape::Products(tile),
-            ..
-        })
-        | Kernel::BackwardWeights(BackwardVariant {
-            shape: BackwardShape::Products(tile),
-            ..
-        }) => {
-            let [fours, pairs, rows, cells] = tile.counts_of_scores();
-            let mut functions = vec![
-                ("find_rows", fours),
-                ("load_queries", fours),
-                ("load_gradients", fours),
-                ("find_keys", pairs),
-                ("add_keys", pairs),
-                ("add_values", pairs),
-                ("find_seen", rows),
-                ("clear_sum", cells),
-                ("keep_score", cells),
-            ];
-            match kernel {
-                Kernel::BackwardMeans(_) => {
-                    functions.extend([("find_lse", rows), ("weigh", cells), ("end_row", rows)]);
-                }
-                _ => functions.extend([("find_terms", rows), ("write_weights", cells)]),
-            }
-            each(&functions)
-        }
-        Kernel::BackwardDq(BackwardVariant {
-            shape: BackwardShape::Products(tile),
-            head_dim,
-            ..
-        })
-        | Kernel::BackwardDk(BackwardVariant {
-            shape: BackwardShape::Products(tile),
-            head_dim,
-            ..
-        })
-        | Kernel::BackwardDv(BackwardVariant {
-            shape: BackwardShape::Products(tile),
-            head_dim,
-            ..
-        }) => {
-            let [fours, pairs, _, cells] = tile.counts_of_gradient(*head_dim);
-            each(&[
-                ("find_left", fours),
-                ("load_left", fours),
-                ("find_right", pairs),
-                ("add_pair", pairs),
-                ("load_sum", cells),
-                ("store_sum", cells),
-            ])
-        }
-        Kernel::BackwardMeans(variant)
-        | Kernel::BackwardDq(variant)
-        | Kernel::BackwardDkDv(variant)
-            if variant.shape == BackwardShape::Uniform =>
-        {
-            let count = variant.head_dim / 4;
-            let functions = ["add_products_a", "add_products_b", "add_to_a", "add_to_b"];
-            let mut unrolled = each(&functions.map(|name| (name, count)));
-            unrolled.extend(
-                ["load_own_a", "load_own_b", "load_sums", "store_sums"].map(|name| Unrolled {
-                    name,
-                    count,
-                    of_row: true,
-                }),
-            );
-            unrolled
-        }
+        Kernel::Backward(kernel) => unrolled_backward(kernel),
         Kernel::Matmul {
             variant: MatmulVariant::Rows { .. },
             ..
@@ -223,6 +134,69 @@ fn unrolled(kernel: &Kernel) -> Vec<Unrolled> {
     }
 }
 
+fn unrolled_backward(kernel: &BackwardKernel) -> Vec<Unrolled> {
+    let (variant, pass) = (kernel.variant(), kernel.pass());
+    match variant.shape {
+        BackwardShape::Tile => Vec::new(),
+        BackwardShape::Uniform => {
+            let count = variant.head_dim / 4;
+            let functions = ["add_products_a", "add_products_b", "add_to_a", "add_to_b"];
+            let mut unrolled = each(&functions.map(|name| (name, count)));
+            unrolled.extend(
+                ["load_own_a", "load_own_b", "load_sums", "store_sums"].map(|name| Unrolled {
+                    name,
+                    count,
+                    of_row: true,
+                }),
+            );
+            unrolled
+        }
+        BackwardShape::Products(tile) if matches!(pass, Pass::Means | Pass::Weights) => {
+            let [fours, pairs, rows, cells] = tile.counts_of_scores();
+            let mut functions = vec![
+                ("find_rows", fours),
+                ("load_queries", fours),
+                ("load_gradients", fours),
+                ("find_keys", pairs),
+                ("add_keys", pairs),
+                ("add_values", pairs),
+                ("find_seen", rows),
+                ("clear_sum", cells),
+                ("keep_score", cells),
+            ];
+            match pass {
+                Pass::Means => {
+                    functions.extend([("find_lse", rows), ("weigh", cells), ("end_row", rows)]);
+                }
+                _ => functions.extend([("find_terms", rows), ("write_weights", cells)]),
+            }
+            each(&functions)
+        }
+        BackwardShape::Products(tile) => {
+            let [fours, pairs, _, cells] = tile.counts_of_gradient(variant.head_dim);
+            each(&[
+                ("find_left", fours),
+                ("load_left", fours),
+                ("find_right", pairs),
+                ("add_pair", pairs),
+                ("load_sum", cells),
+                ("store_sum", cells),
+            ])
+        }
+        BackwardShape::Coop(tile) => {
+            let columns = tile.column_blocks(variant.head_dim);
+            each(&[
+                ("load_own", columns),
+                ("clear_products", tile.row_blocks() * tile.staged_blocks()),
+                ("add_products", columns * tile.staged_blocks()),
+                ("store_products", tile.row_blocks() * tile.staged_blocks()),
+                ("add_sums", columns * tile.staged_blocks()),
+                ("write_sums", columns),
+            ])
+        }
+    }
+}
+
 fn constants(kernel: &Kernel) -> Vec<(&'static str, u32)> {
     match kernel {
         Kernel::Fill => Vec::new(),
@@ -230,12 +204,7 @@ fn constants(kernel: &Kernel) -> Vec<(&'static str, u32)> {
         Kernel::Delta { head_dim, .. } | Kernel::TokenWeights { head_dim, .. } => {
             vec![("HEAD_DIM_VEC4", head_dim / 4)]
         }
-        Kernel::BackwardMeans(variant) => variant.constants(Pass::Means),
-        Kernel::BackwardWeights(variant) => variant.constants(Pass::Weights),
-        Kernel::BackwardDq(variant) => variant.constants(Pass::Dq),
-        Kernel::BackwardDk(variant) => variant.constants(Pass::Dk),
-        Kernel::BackwardDv(variant) => variant.constants(Pass::Dv),
-        Kernel::BackwardDkDv(variant) => variant.constants(Pass::DkDv),
+        Kernel::Backward(kernel) => kernel.constants(),
         Kernel::Matmul {
             variant,
             transpose_a,
@@ -277,7 +246,7 @@ fn matrix(kernel: &Kernel) -> Option<CooperativeMatrix> {
             shape: ForwardShape::Coop(tile),
             ..
         }) => Some(tile.matrix),
-        Kernel::BackwardDq(variant) | Kernel::BackwardDkDv(variant) => match variant.shape {
+        Kernel::Backward(kernel) => match kernel.variant().shape {
             BackwardShape::Coop(tile) => Some(tile.matrix),
             _ => None,
         },
@@ -394,48 +363,7 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
             storage_files(*storage),
             &[shader!("attention/token_weights.wgsl")],
         ),
-        Kernel::BackwardMeans(variant) => backward_files(
-            variant,
-            &[
-                shader!("shared/backward_means.wgsl"),
-                match variant.shape {
-                    BackwardShape::Tile | BackwardShape::Coop(_) => {
-                        shader!("attention/backward_means_tile.wgsl")
-                    }
-                    BackwardShape::Uniform => shader!("attention/backward_means_rows.wgsl"),
-                    BackwardShape::Products(_) => {
-                        shader!("attention/backward_means_products.wgsl")
-                    }
-                },
-            ],
-        ),
-        Kernel::BackwardWeights(variant) => backward_files(
-            variant,
-            &[
-                shader!("shared/backward_weights.wgsl"),
-                shader!("attention/backward_weights.wgsl"),
-            ],
-        ),
-        Kernel::BackwardDk(variant) | Kernel::BackwardDv(variant) => gradient_files(variant),
-        Kernel::BackwardDq(variant) => {
-            let own = match variant.shape {
-                BackwardShape::Tile => shader!("attention/backward_dq_tile.wgsl"),
-                BackwardShape::Uniform => shader!("attention/backward_dq_rows.wgsl"),
-                BackwardShape::Products(_) => return gradient_files(variant),
-                BackwardShape::Coop(_) => shader!("attention/backward_dq_coop.wgsl"),
-            };
-            backward_files(variant, &[own])
-        }
-        Kernel::BackwardDkDv(variant) => backward_files(
-            variant,
-            &[match variant.shape {
-                BackwardShape::Tile => shader!("attention/backward_dkdv_tile.wgsl"),
-                BackwardShape::Uniform => shader!("attention/backward_dkdv_rows.wgsl"),
-                // Two kernels, of weights; see above.
-                BackwardShape::Products(_) => return gradient_files(variant),
-                BackwardShape::Coop(_) => shader!("attention/backward_dkdv_coop.wgsl"),
-            }],
-        ),
+        Kernel::Backward(kernel) => backward_files(kernel),
         Kernel::Matmul {
             variant,
             left,
@@ -540,48 +468,79 @@ fn layer_norm_files(cell: Cell, own: &'static str) -> Vec<&'static str> {
     )
 }
 
-/// Of the kernel that multiplies weights.
-fn gradient_files(variant: &BackwardVariant) -> Vec<&'static str> {
-    join(
+fn backward_files(kernel: &BackwardKernel) -> Vec<&'static str> {
+    let (variant, pass) = (kernel.variant(), kernel.pass());
+    let mut files = join(
         storage_files(variant.storage),
-        &[
-            shader!("shared/geometry.wgsl"),
+        &[shader!("shared/geometry.wgsl")],
+    );
+    if matches!(variant.shape, BackwardShape::Products(_))
+        && matches!(pass, Pass::Dq | Pass::Dk | Pass::Dv)
+    {
+        files.extend([
             shader!("shared/finite.wgsl"),
             shader!("shared/product_broadcast.wgsl"),
             shader!("shared/backward_weights.wgsl"),
             shader!("attention/backward_gradient.wgsl"),
+        ]);
+        return files;
+    }
+    files.extend([
+        shader!("shared/backward_bindings.wgsl"),
+        shader!("shared/backward_softmax.wgsl"),
+    ]);
+    if pass == Pass::Means {
+        files.push(shader!("shared/backward_means.wgsl"));
+    }
+    let [shared, own]: [&[_]; 2] = match variant.shape {
+        BackwardShape::Tile => [
+            &[
+                shader!("shared/block.wgsl"),
+                shader!("shared/backward_tile.wgsl"),
+            ],
+            match pass {
+                Pass::Means => &[shader!("attention/backward_means_tile.wgsl")],
+                Pass::Dq => &[shader!("attention/backward_dq_tile.wgsl")],
+                _ => &[shader!("attention/backward_dkdv_tile.wgsl")],
+            },
         ],
-    )
-}
-
-fn backward_files(variant: &BackwardVariant, own: &[&'static str]) -> Vec<&'static str> {
-    let mut files = join(
-        storage_files(variant.storage),
-        &[
-            shader!("shared/geometry.wgsl"),
-            shader!("shared/backward_bindings.wgsl"),
-            shader!("shared/backward_softmax.wgsl"),
+        BackwardShape::Uniform => [
+            &[
+                shader!("shared/finite.wgsl"),
+                shader!("shared/backward_rows.wgsl"),
+            ],
+            match pass {
+                Pass::Means => &[shader!("attention/backward_means_rows.wgsl")],
+                Pass::Dq => &[shader!("attention/backward_dq_rows.wgsl")],
+                _ => &[shader!("attention/backward_dkdv_rows.wgsl")],
+            },
         ],
-    );
-    files.extend(match variant.shape {
-        BackwardShape::Tile => vec![
-            shader!("shared/block.wgsl"),
-            shader!("shared/backward_tile.wgsl"),
+        BackwardShape::Products(_) => [
+            &[
+                shader!("shared/finite.wgsl"),
+                shader!("shared/product_broadcast.wgsl"),
+                shader!("shared/backward_scores.wgsl"),
+            ],
+            match pass {
+                Pass::Means => &[shader!("attention/backward_means_products.wgsl")],
+                _ => &[
+                    shader!("shared/backward_weights.wgsl"),
+                    shader!("attention/backward_weights.wgsl"),
+                ],
+            },
         ],
-        BackwardShape::Uniform => vec![
-            shader!("shared/finite.wgsl"),
-            shader!("shared/backward_rows.wgsl"),
+        BackwardShape::Coop(_) => [
+            &[
+                shader!("shared/coop_staged.wgsl"),
+                shader!("shared/backward_coop.wgsl"),
+            ],
+            match pass {
+                Pass::Dq => &[shader!("attention/backward_dq_coop.wgsl")],
+                _ => &[shader!("attention/backward_dkdv_coop.wgsl")],
+            },
         ],
-        BackwardShape::Products(_) => vec![
-            shader!("shared/finite.wgsl"),
-            shader!("shared/product_broadcast.wgsl"),
-            shader!("shared/backward_scores.wgsl"),
-        ],
-        BackwardShape::Coop(_) => vec![
-            shader!("shared/coop_staged.wgsl"),
-            shader!("shared/backward_coop.wgsl"),
-        ],
-    });
+    };
+    files.extend(shared);
     files.extend(own);
     files
 }

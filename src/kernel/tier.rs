@@ -109,12 +109,6 @@ impl fmt::Display for KernelTier {
 impl Kernel {
     /// The tier that the kernel is of; none where there is one kernel for all devices.
     pub fn tier(&self) -> Option<KernelTier> {
-        let backward = |shape| match shape {
-            BackwardShape::Tile => KernelTier::Tile,
-            BackwardShape::Uniform => KernelTier::Rows,
-            BackwardShape::Products(_) => KernelTier::Broadcast,
-            BackwardShape::Coop(tile) => KernelTier::of_matrix(tile.matrix),
-        };
         match self {
             Self::Forward(variant) => Some(match variant.shape {
                 ForwardShape::Tile => KernelTier::Tile,
@@ -122,16 +116,12 @@ impl Kernel {
                 ForwardShape::Broadcast => KernelTier::Broadcast,
                 ForwardShape::Coop(tile) => KernelTier::of_matrix(tile.matrix),
             }),
-            // The means have no form with matrices.
-            Self::BackwardMeans(variant) => Some(match backward(variant.shape) {
-                tier @ (KernelTier::Rows | KernelTier::Broadcast) => tier,
-                _ => KernelTier::Tile,
+            Self::Backward(kernel) => Some(match kernel.variant().shape {
+                BackwardShape::Tile => KernelTier::Tile,
+                BackwardShape::Uniform => KernelTier::Rows,
+                BackwardShape::Products(_) => KernelTier::Broadcast,
+                BackwardShape::Coop(tile) => KernelTier::of_matrix(tile.matrix),
             }),
-            Self::BackwardWeights(variant)
-            | Self::BackwardDq(variant)
-            | Self::BackwardDk(variant)
-            | Self::BackwardDv(variant)
-            | Self::BackwardDkDv(variant) => Some(backward(variant.shape)),
             Self::Matmul { variant, .. } => Some(match variant {
                 MatmulVariant::Tile => KernelTier::Tile,
                 MatmulVariant::Rows { .. } => KernelTier::Rows,

@@ -1,11 +1,11 @@
 //! How much one workgroup of a dispatch has to do, about.
 
-use super::backward::{BackwardShape, BackwardVariant};
-use super::products::ProductTile;
+use super::backward::{BackwardKernel, BackwardShape};
 use super::{
     AttentionParams, ColumnSumsParams, CrossEntropyParams, Kernel, LayerNormParams, MatmulParams,
     SumPartialsParams,
 };
+use crate::plan::Pass;
 
 impl Kernel {
     /// Work of one workgroup of a dispatch with the parameters `params`, in multiplications, roughly. What counts is that two
@@ -22,21 +22,7 @@ impl Kernel {
                 let rows = variant.rows_per_workgroup();
                 2 * pairs(rows, variant.head_dim, Self::keys(params))
             }
-            Self::BackwardMeans(variant) => 2 * Self::tile_pairs(variant, Self::keys(params)),
-            Self::BackwardWeights(variant) => 2 * Self::tile_pairs(variant, variant.tile()),
-            Self::BackwardDq(variant) => match variant.shape {
-                BackwardShape::Products(tile) => {
-                    Self::gradient_pairs(variant, tile, Self::keys(params))
-                }
-                _ => 3 * Self::tile_pairs(variant, Self::keys(params)),
-            },
-            Self::BackwardDk(variant) | Self::BackwardDv(variant) => match variant.shape {
-                BackwardShape::Products(tile) => {
-                    Self::gradient_pairs(variant, tile, Self::rows(params))
-                }
-                _ => 0,
-            },
-            Self::BackwardDkDv(variant) => 4 * Self::tile_pairs(variant, Self::rows(params)),
+            Self::Backward(kernel) => Self::backward_work(kernel, params),
             Self::Delta { head_dim, .. } | Self::TokenWeights { head_dim, .. } => {
                 64 * u64::from(*head_dim)
             }
@@ -73,13 +59,22 @@ impl Kernel {
         rows.min(params.rows_per_segment)
     }
 
-    /// Of a workgroup that computes some of a gradient's columns.
-    fn gradient_pairs(variant: &BackwardVariant, tile: ProductTile, others: u32) -> u64 {
-        Self::tile_pairs(variant, others) / u64::from(tile.column_tiles(variant.head_dim))
-    }
-
-    fn tile_pairs(variant: &BackwardVariant, others: u32) -> u64 {
-        pairs(variant.tile(), variant.head_dim, others)
+    fn backward_work(kernel: &BackwardKernel, params: &[u8]) -> u64 {
+        let (variant, pass) = (kernel.variant(), kernel.pass());
+        let (keys, rows) = (Self::keys(params), Self::rows(params));
+        let others = match pass {
+            Pass::Forward | Pass::Means | Pass::Dq => keys,
+            Pass::Weights => variant.tile(),
+            Pass::Dk | Pass::Dv | Pass::DkDv => rows,
+        };
+        let products = match (variant.shape, pass) {
+            (BackwardShape::Products(_), Pass::Dq | Pass::Dk | Pass::Dv) => 1,
+            (_, Pass::Dq) => 3,
+            (_, Pass::DkDv) => 4,
+            _ => 2,
+        };
+        let pairs = pairs(variant.tile(), variant.head_dim, others);
+        products * pairs / u64::from(variant.column_tiles(pass))
     }
 }
 

@@ -78,8 +78,12 @@ pub fn cooperative_kernels() -> Vec<(Kernel, DeviceFacts)> {
             kernels.push((Kernel::Forward(forward.expect("fits")), facts.clone()));
             let backward = BackwardVariant::cooperative(head_dim, Storage::F16, &facts);
             let backward = backward.expect("fits");
-            kernels.push((Kernel::BackwardDq(backward), facts.clone()));
-            kernels.push((Kernel::BackwardDkDv(backward), facts.clone()));
+            let passes = backward.passes().iter();
+            kernels.extend(
+                passes
+                    .filter_map(|pass| backward.kernel(*pass))
+                    .map(|kernel| (kernel, facts.clone())),
+            );
         }
         let variant = MatmulVariant::cooperative([Storage::F16; 2], &facts).expect("fits");
         for (transpose_a, transpose_b) in
@@ -241,11 +245,9 @@ fn kernels() -> Vec<(Kernel, DeviceFacts)> {
 fn uses_subgroups(kernel: &Kernel) -> bool {
     match kernel {
         Kernel::Forward(variant) => variant.shape == ForwardShape::Broadcast,
-        Kernel::BackwardMeans(variant)
-        | Kernel::BackwardWeights(variant)
-        | Kernel::BackwardDq(variant)
-        | Kernel::BackwardDk(variant)
-        | Kernel::BackwardDv(variant) => matches!(variant.shape, BackwardShape::Products(_)),
+        Kernel::Backward(kernel) => {
+            matches!(kernel.variant().shape, BackwardShape::Products(_))
+        }
         Kernel::Matmul { variant, .. } => matches!(variant, MatmulVariant::Broadcast { .. }),
         _ => false,
     }
@@ -351,12 +353,7 @@ fn workgroup_memory_is_what_the_plan_says_and_within_the_limit() {
                 assert!(bytes <= product.workgroup_memory_bytes(), "{kernel:?}");
                 continue;
             }
-            Kernel::BackwardMeans(variant) => (variant, Pass::Means),
-            Kernel::BackwardWeights(variant) => (variant, Pass::Weights),
-            Kernel::BackwardDq(variant) => (variant, Pass::Dq),
-            Kernel::BackwardDk(variant) => (variant, Pass::Dk),
-            Kernel::BackwardDv(variant) => (variant, Pass::Dv),
-            Kernel::BackwardDkDv(variant) => (variant, Pass::DkDv),
+            Kernel::Backward(kernel) => (kernel.variant(), kernel.pass()),
             _ => continue,
         };
         assert_eq!(bytes, variant.workgroup_memory_bytes(pass), "{kernel:?}");

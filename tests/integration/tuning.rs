@@ -9,7 +9,7 @@ use dilated_attention::kernel::{Kernel, KernelTier, Storage};
 use dilated_attention::longnet::{Call, Input, LongNet, LongNetConfig, OutputProjection};
 use dilated_attention::models::gigapath::{Slide, SlideEncoder, SlideEncoderConfig, SlideOutputs};
 use dilated_attention::ops::{Matmul, TokenIds};
-use dilated_attention::plan::Processor;
+use dilated_attention::plan::{Pass, Processor};
 use dilated_attention::training::{Batch, LearningRate, Trainer, TrainingOptions};
 use dilated_attention::tuning::{Reason, TuneOptions};
 use dilated_attention::{
@@ -348,7 +348,8 @@ fn kernels_of_one_tier_run_where_they_can() {
                 of_all_types || dtype == DType::F16,
                 "{tier} {dtype}"
             );
-            let kernel = Kernel::BackwardDq(attention.backward_variant(dtype).unwrap());
+            let backward = attention.backward_variant(dtype).unwrap();
+            let kernel = backward.kernel(Pass::Dq).expect("of every backward");
             assert_eq!(
                 kernel.tier() == Some(tier),
                 of_all_types || dtype == DType::F16,
