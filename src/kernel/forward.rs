@@ -25,12 +25,11 @@
 //!
 //! There instructions arrive no faster than at about 25 bytes of code a cycle, whatever they are, for a step is too long for the
 //! cache of decoded ones. A value that all lanes share is 24 bytes: an address, its comparison with the size of workgroup memory,
-//! a conditional move, a broadcast; a multiply-add is 6 to 9. The driver leaves such checks out of buffers of devices without
-//! robust buffer access, which wgpu always asks for. Going element by element through 8 keys a step, with a barrier between the
-//! halves of their scores (or compilers load them all first and spill them), has 16 bytes for a multiply-add instead of 18: it
-//! measured 5 % more (0 to 9 %), the same with heads of 128, and is not kept, because its 37 KiB between two barriers are more
-//! than the 32 KiB of instructions that most processors cache; with one barrier more half of the gain was left. 5 and 6 rows a
-//! lane added 4 %, 8 spilled; element by element with 4 keys lost a tenth.
+//! a conditional move, a broadcast; a multiply-add is 6 to 9. Going element by element through 8 keys a step, with a barrier
+//! between the halves of their scores (or compilers load them all first and spill them), has 16 bytes for a multiply-add instead
+//! of 18: it measured 5 % more (0 to 9 %), the same with heads of 128, and is not kept, because its 37 KiB between two barriers
+//! are more than the 32 KiB of instructions that most processors cache; with one barrier more half of the gain was left. 5 and 6
+//! rows a lane added 4 %, 8 spilled; element by element with 4 keys lost a tenth.
 //!
 //! By samples of the processor the products run at the ceiling; the sums take a quarter longer, for a loop's variables are
 //! blended with the execution mask, on the ports that multiply; the exponentials take a tenth, and staging in gathers and
