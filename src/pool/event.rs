@@ -1,7 +1,8 @@
 //! What a pool does, as it is told to a [trace](super::Trace).
 
 use std::borrow::Cow;
-use std::time::Instant;
+
+use web_time::Instant;
 
 use super::shard::{Fit, Place};
 

@@ -42,7 +42,9 @@
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use web_time::Instant;
 
 use super::encode::{self, Buffers};
 use super::pace::{Activity, Pace};
@@ -114,7 +116,7 @@ struct FlightState {
     /// When the device was done with what came before.
     begun: Option<Instant>,
     /// Whether its memory came back, and when.
-    ended: Option<(bool, Option<Instant>)>,
+    ended: Option<(bool, Instant)>,
     waker: Option<Waker>,
 }
 
@@ -122,7 +124,7 @@ struct FlightState {
 #[derive(Debug)]
 struct Flight {
     state: Arc<Mutex<FlightState>>,
-    submitted: Option<Instant>,
+    submitted: Instant,
     parts: Vec<(Activity, f64)>,
     /// Expected nanoseconds, as progress counts them.
     nanoseconds: f64,
@@ -134,16 +136,11 @@ fn lock(state: &Mutex<FlightState>) -> MutexGuard<'_, FlightState> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Browsers have no clock here; there the slices stay as they are guessed.
-fn now() -> Option<Instant> {
-    (!cfg!(target_arch = "wasm32")).then(Instant::now)
-}
-
 impl Flight {
     /// Seconds on the device.
     fn seconds(&self) -> Option<f64> {
         let state = lock(&self.state);
-        let (submitted, ended) = (self.submitted?, state.ended?.1?);
+        let (submitted, ended) = (self.submitted, state.ended?.1);
         // When the end of the work before and that of the slice were seen at once, nobody polled between.
         let begun = state.begun.filter(|begun| ended - *begun >= POLL_PERIOD);
         Some((ended - begun.map_or(submitted, |begun| begun.max(submitted))).as_secs_f64())
@@ -453,8 +450,8 @@ impl SlicedSubmission {
         let before = state.clone();
         context
             .queue()
-            .on_submitted_work_done(move || lock(&before).begun = now());
-        let submitted = now();
+            .on_submitted_work_done(move || lock(&before).begun = Some(Instant::now()));
+        let submitted = Instant::now();
         let complete = self.position.command;
         let (arriving, later) = std::mem::take(&mut self.readbacks)
             .into_iter()
@@ -646,7 +643,7 @@ impl Drop for Arriving {
 fn end(state: &Mutex<FlightState>, mapped: bool) {
     let waker = {
         let mut state = lock(state);
-        state.ended = Some((mapped, now()));
+        state.ended = Some((mapped, Instant::now()));
         state.waker.take()
     };
     if let Some(waker) = waker {

@@ -4,7 +4,9 @@ use super::{Optimizer, Trainer, TrainingOptions};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::longnet::LongNet;
-use crate::weights::{WeightFile, WeightWriter};
+use crate::weights::WeightFile;
+#[cfg(not(target_arch = "wasm32"))]
+use crate::weights::WeightWriter;
 
 const FORMAT: (&str, &str) = ("format", "dilated-attention training 1");
 const STEPS: &str = "steps";
