@@ -38,8 +38,8 @@
 //! | 8 staged a step in dk and dv, the scores in two halves | no change |
 //!
 //! To leave ds costs dk and dv a tenth in lanes' stores that lie next to each other (a row for each key: a quarter), and a product
-//! of it runs at 41 to 50 %, so that what the fewer operations gain is lost. What limits all of them is how fast instructions
-//! arrive: see src/kernel/forward.rs.
+//! of it runs at 41 to 50 %, so that what the fewer operations gain is lost; it also takes an eighth storage buffer, where Metal
+//! leaves seven. What limits all of them is how fast instructions arrive: see src/kernel/forward.rs.
 //!
 //! Conditions cost because compilers blend what a loop keeps with the lanes for which they hold. So causal calls compute what
 //! the diagonal drops of a workgroup's 512 rows.
@@ -483,15 +483,20 @@ impl BackwardKernel {
     /// Storage bindings 1, 2, ... in order.
     pub(super) fn bindings(&self) -> &'static [Access] {
         use Access::{Read, ReadWrite};
-        match (self.variant.shape, self.pass) {
-            // q, k, v, dout, and softmax_lse, terms; terms, weights; terms, dq
-            (_, Pass::Means | Pass::Weights) => &[Read, Read, Read, Read, Read, ReadWrite],
+        match self.pass {
             // weights, vectors, gradient
-            (BackwardShape::Products(_), _) => &[Read, Read, ReadWrite],
-            (_, Pass::Dq) => &[Read, Read, Read, Read, Read, ReadWrite],
+            _ if self.is_product() => &[Read, Read, ReadWrite],
             // q, k, v, dout, terms, dk, dv
-            _ => &[Read, Read, Read, Read, Read, ReadWrite, ReadWrite],
+            Pass::DkDv => &[Read, Read, Read, Read, Read, ReadWrite, ReadWrite],
+            // q, k, v, dout, and softmax_lse, terms; terms, weights; terms, dq
+            _ => &[Read, Read, Read, Read, Read, ReadWrite],
         }
+    }
+
+    /// Whether it multiplies the weights that an earlier pass has left in memory.
+    pub(super) fn is_product(&self) -> bool {
+        matches!(self.variant.shape, BackwardShape::Products(_))
+            && matches!(self.pass, Pass::Dq | Pass::Dk | Pass::Dv)
     }
 
     /// Constants of the shader.

@@ -151,7 +151,18 @@ fn unrolled_backward(kernel: &BackwardKernel) -> Vec<Unrolled> {
             );
             unrolled
         }
-        BackwardShape::Products(tile) if matches!(pass, Pass::Means | Pass::Weights) => {
+        BackwardShape::Products(tile) if kernel.is_product() => {
+            let [fours, pairs, _, cells] = tile.counts_of_gradient(variant.head_dim);
+            each(&[
+                ("find_left", fours),
+                ("load_left", fours),
+                ("find_right", pairs),
+                ("add_pair", pairs),
+                ("load_sum", cells),
+                ("store_sum", cells),
+            ])
+        }
+        BackwardShape::Products(tile) => {
             let [fours, pairs, rows, cells] = tile.counts_of_scores();
             let mut functions = vec![
                 ("find_rows", fours),
@@ -171,17 +182,6 @@ fn unrolled_backward(kernel: &BackwardKernel) -> Vec<Unrolled> {
                 _ => functions.extend([("find_terms", rows), ("write_weights", cells)]),
             }
             each(&functions)
-        }
-        BackwardShape::Products(tile) => {
-            let [fours, pairs, _, cells] = tile.counts_of_gradient(variant.head_dim);
-            each(&[
-                ("find_left", fours),
-                ("load_left", fours),
-                ("find_right", pairs),
-                ("add_pair", pairs),
-                ("load_sum", cells),
-                ("store_sum", cells),
-            ])
         }
         BackwardShape::Coop(tile) => {
             let columns = tile.column_blocks(variant.head_dim);
@@ -474,9 +474,7 @@ fn backward_files(kernel: &BackwardKernel) -> Vec<&'static str> {
         storage_files(variant.storage),
         &[shader!("shared/geometry.wgsl")],
     );
-    if matches!(variant.shape, BackwardShape::Products(_))
-        && matches!(pass, Pass::Dq | Pass::Dk | Pass::Dv)
-    {
+    if kernel.is_product() {
         files.extend([
             shader!("shared/finite.wgsl"),
             shader!("shared/product_broadcast.wgsl"),

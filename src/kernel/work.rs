@@ -1,6 +1,6 @@
 //! How much one workgroup of a dispatch has to do, about.
 
-use super::backward::{BackwardKernel, BackwardShape};
+use super::backward::BackwardKernel;
 use super::{
     AttentionParams, ColumnSumsParams, CrossEntropyParams, Kernel, LayerNormParams, MatmulParams,
     SumPartialsParams,
@@ -67,10 +67,10 @@ impl Kernel {
             Pass::Weights => variant.tile(),
             Pass::Dk | Pass::Dv | Pass::DkDv => rows,
         };
-        let products = match (variant.shape, pass) {
-            (BackwardShape::Products(_), Pass::Dq | Pass::Dk | Pass::Dv) => 1,
-            (_, Pass::Dq) => 3,
-            (_, Pass::DkDv) => 4,
+        let products = match pass {
+            _ if kernel.is_product() => 1,
+            Pass::Dq => 3,
+            Pass::DkDv => 4,
             _ => 2,
         };
         let pairs = pairs(variant.tile(), variant.head_dim, others);

@@ -15,6 +15,8 @@ use web_time::Instant;
 const NUM_HEADS: u32 = 4;
 const HEAD_DIM: u32 = 64;
 const SAMPLED_ROWS: u32 = 16;
+/// Tokens that a page has the memory for.
+const MOST_TOKENS: u32 = 1 << 20;
 /// Tokens of the gradients, all of which the oracle computes.
 const CHECKED_TOKENS: u32 = 192;
 /// Of the largest value; f32 sums in another order differ by less.
@@ -24,6 +26,11 @@ const TOLERANCE: f64 = 1e-5;
 /// is done. Resolves to a report; an error when a result is wrong or the device refuses.
 #[wasm_bindgen]
 pub async fn run(num_tokens: u32, progress: Function) -> Result<String, JsError> {
+    if !(SAMPLED_ROWS..=MOST_TOKENS).contains(&num_tokens) {
+        return Err(JsError::new(&format!(
+            "{num_tokens} tokens: give {SAMPLED_ROWS} to {MOST_TOKENS}"
+        )));
+    }
     let context = Context::new().await?;
     let info = context.adapter_info();
     let mut report = format!("adapter   {} ({:?})\n", info.name, info.backend);
@@ -58,7 +65,7 @@ async fn forward(
     let out = out.await?;
     let seconds = begin.elapsed().as_secs_f64();
     let rows: Vec<(u32, u32)> = (0..SAMPLED_ROWS)
-        .map(|row| (0, row * (num_tokens - 1) / (SAMPLED_ROWS - 1).max(1)))
+        .map(|row| (0, row * (num_tokens - 1) / (SAMPLED_ROWS - 1)))
         .collect();
     let [q, k, v] = &inputs;
     let expected = reference::forward_rows(&config, &shape, q, k, v, &rows)?.out;
