@@ -234,20 +234,35 @@ pub enum Error {
         /// The adapter's words.
         reason: String,
     },
-    /// A download was waited for before its recording was submitted.
-    #[error(
-        "'{label}' was recorded for download but not submitted: submit the recording (or the encoder it went to), then wait again"
-    )]
+    /// A recording was submitted that reads a tensor which holds no result. It has no effect then.
+    #[error("'{reader}' reads '{label}', but {}{reason}", match writer {
+        Some(writer) => format!("the recording '{writer}' that writes it "),
+        None => String::new(),
+    })]
+    NotWritten {
+        /// Label of the tensor.
+        label: &'static str,
+        /// Label of the recording that was submitted.
+        reader: &'static str,
+        /// Label of the recording that was to write the tensor, if there is one.
+        writer: Option<&'static str>,
+        /// What became of that, and the next step.
+        reason: &'static str,
+    },
+    /// A download was waited for before its recording was submitted, or submitted far enough.
+    #[error("'{label}' was recorded for download but not submitted: {next_step}, then wait again")]
     NotSubmitted {
         /// Label of the download.
         label: &'static str,
+        /// What to do: submit the recording or the encoder that it went to, or advance its slices.
+        next_step: &'static str,
     },
-    /// A download was waited for after its recording or encoder had been dropped unsubmitted.
-    #[error("'{label}' will never arrive: {reason}; record it again")]
+    /// A download was waited for that never comes: what it belongs to was dropped, cancelled or refused, or runs nowhere.
+    #[error("'{label}' will never arrive: {reason}")]
     DownloadAbandoned {
         /// Label of the download.
         label: &'static str,
-        /// What was dropped.
+        /// What became of that, and the next step.
         reason: &'static str,
     },
     /// The device is lost; nothing on it can be read any more.

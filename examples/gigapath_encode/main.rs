@@ -101,12 +101,7 @@ fn run(start: Instant) -> Result<(), Box<dyn Error>> {
     let encoder = SlideEncoder::new(&context, config)?;
     let weights = match &checkpoint {
         Some(file) => encoder.load(&context, file)?,
-        None => {
-            let mut recorder = context.recorder("weights");
-            let weights = encoder.initial_weights(&mut recorder, 1)?;
-            recorder.submit()?;
-            weights
-        }
+        None => encoder.initial_weights(&context, 1)?,
     };
     context.wait();
     println!(

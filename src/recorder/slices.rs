@@ -49,6 +49,7 @@ use web_time::Instant;
 use super::encode::{self, Buffers};
 use super::pace::{Activity, Pace};
 use super::{Command, Recorder, StagingChunk};
+use crate::contents::Tracker;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::ByteRange;
@@ -59,6 +60,9 @@ use crate::scope;
 
 /// Copies and clears are cut at multiples of this many bytes.
 const BLOCK_BYTES: u64 = 64 << 10;
+
+/// Why a download of a cancelled rest never arrives.
+const CANCELLED: &str = "its sliced submission was cancelled or failed before it: record it again";
 
 /// How often the device is polled while a slice is under way: what its time is measured with.
 const POLL_PERIOD: Duration = Duration::from_micros(250);
@@ -201,6 +205,7 @@ pub struct SlicedSubmission {
     held: Vec<Option<(Lease, usize)>>,
     staging: Vec<Option<Chunk>>,
     readbacks: Vec<(Arc<Readback>, usize)>,
+    tracker: Tracker,
     position: Position,
     /// Expected nanoseconds of a unit of each command, when this began.
     unit_nanoseconds: Vec<f64>,
@@ -254,6 +259,7 @@ impl SlicedSubmission {
                 })
                 .collect(),
             readbacks: std::mem::take(&mut recorder.readbacks),
+            tracker: std::mem::replace(&mut recorder.tracker, Tracker::new(recorder.label)),
             position: Position::default(),
             unit_nanoseconds: Vec::new(),
             done_nanoseconds: 0.0,
@@ -263,6 +269,9 @@ impl SlicedSubmission {
             failed: None,
             commands,
         };
+        for (readback, _) in &this.readbacks {
+            readback.in_slices();
+        }
         {
             let pace = this.context.pace();
             for command in &this.commands {
@@ -427,15 +436,33 @@ impl SlicedSubmission {
     }
 
     fn submit_slice(&mut self) -> Result<()> {
-        let submitted = match self.context.plans_only() {
+        let before = self.position;
+        let submitted = match self.num_slices {
+            0 => self.tracker.check(),
+            _ => Ok(()),
+        };
+        let submitted = submitted.and_then(|()| match self.context.plans_only() {
             true => {
                 self.position.command = self.commands.len();
                 Ok(())
             }
             false => self.try_submit_slice(),
-        };
+        });
         self.num_slices += 1;
-        submitted.map_err(|error| self.fail(error))
+        if let Err(error) = submitted {
+            self.position = before;
+            return Err(self.fail(error));
+        }
+        match self.all_submitted() {
+            true => self.tracker.submitted(),
+            false => self.tracker.submitted_up_to(self.reached()),
+        }
+        Ok(())
+    }
+
+    /// The command that is not submitted as a whole yet, and whether a part of it is.
+    fn reached(&self) -> (usize, bool) {
+        (self.position.command, self.position.unit > 0)
     }
 
     fn try_submit_slice(&mut self) -> Result<()> {
@@ -605,7 +632,10 @@ impl SlicedSubmission {
             }
         }
         for (readback, _) in self.readbacks.drain(..) {
-            readback.abandon();
+            readback.abandon(CANCELLED);
+        }
+        if !self.all_submitted() {
+            self.tracker.cancelled(self.reached());
         }
     }
 }
@@ -634,7 +664,7 @@ struct Arriving(Vec<(Arc<Readback>, usize)>);
 impl Drop for Arriving {
     fn drop(&mut self) {
         for (readback, _) in &self.0 {
-            readback.abandon();
+            readback.abandon(CANCELLED);
         }
     }
 }

@@ -100,8 +100,8 @@ impl Trainer {
 /// A trainer on a planner.
 fn planned(planner: &Context, config: &LongNetConfig, options: TrainingOptions) -> Result<Trainer> {
     let model = LongNet::new(planner, config.clone())?;
-    let mut recorder = planner.recorder("weights");
-    let weights = Parameters::zeros(&mut recorder, model.parameters(), "weights")?;
+    let weights = model.initial_weights(planner, options.seed)?;
+    let mut recorder = planner.recorder("optimizer");
     let optimizer = Optimizer::new(&mut recorder, weights)?;
     recorder.submit()?;
     Trainer::assemble(planner, model, options, optimizer, 0)
@@ -128,8 +128,6 @@ fn measure(
     let trainer = planned(&planner, config, options)?;
     let num_parameters = trainer.model.parameters().num_elements();
     let batches = batches(shapes)?;
-    planner.pool().trim();
-    planner.pool().reset_peaks();
     let kept_bytes = planner.pool().stats().requested_bytes.current;
     let mut recorder = planner.recorder("training step");
     let pending = trainer.record(&mut recorder, &batches)?;

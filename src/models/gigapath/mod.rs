@@ -124,12 +124,12 @@ impl SlideEncoder {
         file.part("").load(context, &self.list)
     }
 
-    /// Weights drawn at random, for tests and measurements; `seed` decides the draws.
+    /// Weights drawn at random, for tests and measurements, submitted; `seed` decides the draws.
     ///
     /// # Errors
-    /// Those of leasing and uploading.
-    pub fn initial_weights(&self, recorder: &mut Recorder, seed: u64) -> Result<Parameters> {
-        Parameters::initial(recorder, &self.list, seed)
+    /// Those of leasing, uploading and submitting.
+    pub fn initial_weights(&self, context: &Context, seed: u64) -> Result<Parameters> {
+        Parameters::initial(context, &self.list, seed)
     }
 
     /// Encodes `slides`, in slices of the device's time so that others who use the device are not kept waiting; `progress` is
