@@ -22,10 +22,10 @@ pub struct ModelPlan {
     pub num_tokens: u64,
     /// Bytes of the weights.
     pub weight_bytes: u64,
-    /// Most bytes that are asked for at one moment, weights and staging included, from the loading of the weights on.
+    /// Most bytes that are asked for at one moment of the run, weights and staging included.
     pub requested_bytes: u64,
-    /// Most bytes of the buffers that the pool lends for that, each rounded up to its size class: what a budget must allow for
-    /// loading and running, as far as the pool lends nothing else.
+    /// Most bytes of the pool's buffers, each rounded up to its size class, from the loading of the weights to the end: what a
+    /// [budget](crate::Pool::set_budget_bytes) must allow, as far as the pool lends nothing else.
     pub held_bytes: u64,
     /// Recordings, each one submission or, in slices, more.
     pub num_recordings: u64,
@@ -68,6 +68,8 @@ impl ModelPlan {
         [num_tokens, flop]: [u64; 2],
     ) -> Result<Self> {
         let pool = planner.pool();
+        let loading_bytes = pool.stats().held_bytes.peak;
+        pool.reset_peaks();
         let weight_bytes = pool.stats().requested_bytes.current;
         let mut num_dispatches = 0;
         let mut expected_time = measured.map(|_| Duration::ZERO);
@@ -83,7 +85,7 @@ impl ModelPlan {
             num_tokens,
             weight_bytes,
             requested_bytes: stats.requested_bytes.peak,
-            held_bytes: stats.held_bytes.peak,
+            held_bytes: stats.held_bytes.peak.max(loading_bytes),
             num_recordings: run.count() as u64,
             num_dispatches,
             flop,

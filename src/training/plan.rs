@@ -7,7 +7,6 @@ use crate::config::AttentionShape;
 use crate::context::{Context, WarmUp};
 use crate::error::Result;
 use crate::longnet::{LongNet, LongNetConfig, Recompute};
-use crate::nn::Parameters;
 use crate::plan::DeviceFacts;
 
 /// What a training step will need, known before it runs; made by [`Trainer::plan`].
@@ -126,6 +125,8 @@ fn measure(
     let planner = Context::planner(facts);
     let recompute = options.recompute;
     let trainer = planned(&planner, config, options)?;
+    let setting_up_bytes = planner.pool().stats().held_bytes.peak;
+    planner.pool().reset_peaks();
     let num_parameters = trainer.model.parameters().num_elements();
     let batches = batches(shapes)?;
     let kept_bytes = planner.pool().stats().requested_bytes.current;
@@ -140,7 +141,7 @@ fn measure(
         recompute,
         kept_bytes,
         requested_bytes: stats.requested_bytes.peak,
-        held_bytes: stats.held_bytes.peak,
+        held_bytes: stats.held_bytes.peak.max(setting_up_bytes),
         saved_by_recomputing_bytes: 0,
         num_dispatches,
     })

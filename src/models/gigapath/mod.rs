@@ -41,7 +41,7 @@ use crate::models::recordings;
 use crate::nn::{Init, LayerNorm, Linear, ParameterId, ParameterList, Parameters};
 #[cfg(doc)]
 use crate::recorder::SlicedSubmission;
-use crate::recorder::{Recorder, SliceOptions};
+use crate::recorder::SliceOptions;
 use crate::weights::WeightFile;
 
 /// The slide encoder.
