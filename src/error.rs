@@ -52,12 +52,12 @@ pub enum Error {
     },
     /// A plan needs more memory than it may.
     #[error(
-        "{what} needs {requested_bytes} bytes, the budget is {budget_bytes}: shorten the input, take activations in half precision or raise the budget"
+        "{what} needs {requested_bytes} bytes in buffers of the pool's sizes, the budget is {budget_bytes}: shorten the input, take activations in half precision or raise the budget"
     )]
     PlanOverBudget {
         /// What was planned.
         what: &'static str,
-        /// Bytes it needs.
+        /// Bytes of the buffers it needs, each rounded up to its size class: the smallest budget that suffices.
         requested_bytes: u64,
         /// The budget.
         budget_bytes: u64,
@@ -84,7 +84,7 @@ pub enum Error {
     },
     /// A slice does not have as many elements as the shape it comes with.
     #[error(
-        "{label}: {given} elements for a shape of {expected}; pass exactly as many as the shape has"
+        "{label}: {given} elements for a shape of {expected}; pass exactly as many as the shape has (items of different lengths are padded to the longest, and AttentionShape::with_valid_lens tells their own)"
     )]
     LengthMismatch {
         /// Label of the tensor.
@@ -106,10 +106,10 @@ pub enum Error {
     },
     /// A tensor or recording belongs to another [`Context`](crate::Context), that is, to one with another pool.
     #[error(
-        "{what} belongs to another context (device {given}, this is device {expected}): download it there and upload it here"
+        "{what} belongs to another context (to pool {given}, this call's is pool {expected}): use what this context has made; elements get here by a download there and an upload here"
     )]
     ForeignDevice {
-        /// Name of the tensor.
+        /// Name of the tensor, or the recorder.
         what: &'static str,
         /// Number of the pool it belongs to, unique in the process.
         given: u64,
@@ -178,7 +178,7 @@ pub enum Error {
     },
     /// The pool's hard budget does not allow another buffer, and nothing cached is left to give up.
     #[error(
-        "'{label}' needs {requested_bytes} bytes, but the pool's budget is {budget_bytes} bytes and {leased_bytes} are in use: raise the budget or drop tensors first\n{report}"
+        "'{label}' needs a buffer of {requested_bytes} bytes (what was asked for, rounded up to a size class), but the pool's budget is {budget_bytes} bytes and {leased_bytes} are in use: raise the budget or drop tensors first\n{report}"
     )]
     BudgetExceeded {
         /// Label of the request.
@@ -194,7 +194,7 @@ pub enum Error {
     },
     /// The device has no memory left, after everything cached was given up.
     #[error(
-        "the device has no memory for '{label}' of {requested_bytes} bytes, with {leased_bytes} in use: drop tensors or shorten the input\n{report}"
+        "the device has no memory for '{label}', a buffer of {requested_bytes} bytes (what was asked for, rounded up to a size class), with {leased_bytes} in use: drop tensors or shorten the input\n{report}"
     )]
     OutOfMemory {
         /// Label of the request.

@@ -571,7 +571,9 @@ impl Recorder {
     /// ([`Context::poll`] once a frame will do). Leases return when that submission is done or the encoder is dropped.
     ///
     /// Work of this library that is submitted before that encoder must not touch the same tensors: the order of submission
-    /// is the order of execution.
+    /// is the order of execution, and only the caller knows when the encoder is submitted. Recordings may read what it writes
+    /// as soon as this returned. Once the encoder was dropped, or wgpu refused to run it, they may not any more, and its
+    /// downloads are [`Error::DownloadAbandoned`].
     ///
     /// # Errors
     /// As [`submit`](Self::submit), except that what wgpu refuses shows in the caller's own error scope.

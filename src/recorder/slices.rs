@@ -18,7 +18,8 @@
 //! **Who keeps what alive.** As with any recording, a lease goes back once the last command that uses it is submitted, here slice
 //! by slice. Dropping the `SlicedSubmission` cancels the rest: nothing more is submitted, its downloads fail with
 //! [`Error::DownloadAbandoned`], its leases go back, and staging chunks that were in use are mapped again first. Tensors that
-//! the recording writes then hold whatever the slices before left in them.
+//! the recording writes then hold whatever the slices before left in them: recordings that read those which are neither complete
+//! nor untouched are refused with [`Error::NotWritten`], until they are written anew.
 //!
 //! What is not cut: a shader that is compiled at its first dispatch (warm up before), and the clearing of a new buffer at its
 //! first use, which wgpu does by itself: a run before leaves buffers in the pool that are used already.
@@ -193,7 +194,8 @@ struct Slice {
 ///
 /// From a loop of frames, call [`advance`](Self::advance) once a frame; it never blocks. To cancel, drop it.
 ///
-/// Other work may be submitted between slices. It must not touch tensors that the recording uses: they are half done.
+/// Other work may be submitted between slices. What is half done it cannot read ([`Error::NotWritten`]), and it must not write
+/// what the recording uses.
 #[must_use = "nothing is submitted before it is advanced, and dropping it cancels the rest"]
 pub struct SlicedSubmission {
     context: Context,

@@ -39,9 +39,9 @@ use crate::error::Result;
 use crate::longnet::LongNet;
 use crate::models::recordings;
 use crate::nn::{Init, LayerNorm, Linear, ParameterId, ParameterList, Parameters};
+use crate::recorder::SliceOptions;
 #[cfg(doc)]
 use crate::recorder::SlicedSubmission;
-use crate::recorder::SliceOptions;
 use crate::weights::WeightFile;
 
 /// The slide encoder.
