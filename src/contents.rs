@@ -228,7 +228,9 @@ impl Tracker {
             write.fills |= fills;
             return;
         }
-        if fills && !contents.are_held() {
+        // Whoever has read them before changes them in place: not the recording to wait for.
+        let changes = contents.last_reader.load(Ordering::Relaxed) == self.recording.id;
+        if fills && !changes && !contents.are_held() {
             let mut writer = lock(&contents.writer);
             // What an encoder will write, if it is submitted, is there whatever becomes of this recording.
             if writer

@@ -323,10 +323,12 @@ impl<T: Element> Download<T> {
 
     fn read(&self) -> Result<Vec<T>> {
         let mut elements = vec![T::zeroed(); self.num_elements];
-        let lease = &self.readback.lease;
-        let view = lease
-            .buffer()
-            .get_mapped_range(0..lease.requested_bytes())
+        if elements.is_empty() {
+            return Ok(elements);
+        }
+        let buffer = self.readback.lease.buffer();
+        let view = buffer
+            .get_mapped_range(0..self.readback.seal_offset())
             .map_err(|error| Error::DeviceLost {
                 reason: error.to_string(),
             })?;

@@ -7,6 +7,7 @@ use crate::config::AttentionShape;
 use crate::context::{Context, WarmUp};
 use crate::error::Result;
 use crate::longnet::{LongNet, LongNetConfig, Recompute};
+use crate::nn::Parameters;
 use crate::plan::DeviceFacts;
 
 /// What a training step will need, known before it runs; made by [`Trainer::plan`].
@@ -22,7 +23,8 @@ pub struct TrainingPlan {
     /// Most bytes that are asked for at one moment, `kept_bytes` included: the peak of
     /// [`requested_bytes`](crate::PoolStats::requested_bytes) of the pool.
     pub requested_bytes: u64,
-    /// Bytes of the size classes of these buffers: what the pool holds when it lends none larger.
+    /// Most bytes of the pool's buffers, each at its size class, from the drawing of the weights on: what a budget must allow, as
+    /// far as the pool lends nothing else.
     pub held_bytes: u64,
     /// By how much [`Recompute::Layers`] lowers `requested_bytes` (or has lowered it).
     pub saved_by_recomputing_bytes: u64,
@@ -99,7 +101,9 @@ impl Trainer {
 /// A trainer on a planner.
 fn planned(planner: &Context, config: &LongNetConfig, options: TrainingOptions) -> Result<Trainer> {
     let model = LongNet::new(planner, config.clone())?;
-    let weights = model.initial_weights(planner, options.seed)?;
+    // As they are drawn, but for the numbers.
+    let weights =
+        Parameters::submitted(planner, "initial weights", model.parameters(), |_, _, _| ())?;
     let mut recorder = planner.recorder("optimizer");
     let optimizer = Optimizer::new(&mut recorder, weights)?;
     recorder.submit()?;
