@@ -355,12 +355,19 @@ impl TileGeometry {
             Err(Error::Geometry { what, advice })
         };
         let force = format!("--force-tile-size {} keeps it", size.pixels);
-        let step = step(coords);
+        let distances = distances(coords);
+        let step = step(&distances);
         if let Some(step) = step {
             let expected = edge - f64::from(self.overlap.unwrap_or(0));
             // A file that says nothing of overlaps, but the size, may have them.
             let may_overlap = is_stated && self.overlap.is_none();
-            let right = same(step, expected) || (step < edge && may_overlap);
+            // Most tiles may lie further apart than neighbours, where some are neighbours.
+            let has_neighbours = share(&distances, expected) > share(&distances, step) + SAME;
+            let right = match step < expected {
+                true => may_overlap,
+                false => has_neighbours,
+            };
+            let right = right || same(step, expected);
             if !right {
                 let overlap = match self.overlap {
                     Some(overlap) if overlap > 0 => format!(", with an overlap of {overlap}"),
@@ -396,9 +403,8 @@ fn same(a: f64, b: f64) -> bool {
     (a - b).abs() <= SAME * a.abs().max(b.abs())
 }
 
-/// How far apart tiles lie: the largest distance of which nine in ten distances of neighbours, in rows and in columns, are
-/// multiples. `None` where there are few, or no such distance.
-fn step(coords: &[[f32; 2]]) -> Option<f64> {
+/// Distances of neighbours in rows and in columns, from small to large.
+fn distances(coords: &[[f32; 2]]) -> Vec<f64> {
     let mut distances = Vec::new();
     let mut places: Vec<[f32; 2]> = coords.to_vec();
     for (along, line) in [(0, 1), (1, 0)] {
@@ -411,28 +417,36 @@ fn step(coords: &[[f32; 2]]) -> Option<f64> {
         distances.extend(on_line.map(|(a, b)| f64::from(b[along]) - f64::from(a[along])));
     }
     distances.retain(|distance| distance.is_finite());
+    distances.sort_by(f64::total_cmp);
+    distances
+}
+
+/// How many of the distances are multiples of one, from 0 to 1. Places are rounded to pixels where a scale is not whole.
+fn share(distances: &[f64], of: f64) -> f64 {
+    let is_multiple = |distance: &&f64| {
+        let count = (**distance / of).round();
+        count >= 1.0 && (**distance - count * of).abs() <= (of / 64.0).min(2.0)
+    };
+    match of > 0.0 {
+        true => distances.iter().filter(is_multiple).count() as f64 / distances.len() as f64,
+        false => 0.0,
+    }
+}
+
+/// How far apart tiles lie: the largest distance of which nine in ten are multiples. `None` where there are few, or no such
+/// distance.
+fn step(distances: &[f64]) -> Option<f64> {
     if distances.len() < FEWEST {
         return None;
     }
-    distances.sort_by(f64::total_cmp);
     // The most frequent ones, and what divides all.
     let runs = distances.chunk_by(|a, b| a == b);
     let mut frequent: Vec<(usize, f64)> = runs.map(|run| (run.len(), run[0])).collect();
     frequent.sort_by(|a, b| b.0.cmp(&a.0).then(b.1.total_cmp(&a.1)));
     let divisor = distances.iter().copied().fold(0.0, divisor);
     let candidates = frequent.iter().take(16).map(|(_, distance)| *distance);
-    // Places are rounded to pixels where a scale is not whole.
-    let is_multiple = |distance: f64, of: f64| {
-        let count = (distance / of).round();
-        count >= 1.0 && (distance - count * of).abs() <= (of / 64.0).min(2.0)
-    };
-    let is_step = |step: &f64| {
-        let multiples = distances
-            .iter()
-            .filter(|distance| is_multiple(**distance, *step));
-        *step > 0.0 && multiples.count() * 10 >= distances.len() * 9
-    };
-    let steps = candidates.chain([divisor]).filter(is_step);
+    let candidates = candidates.chain([divisor]);
+    let steps = candidates.filter(|candidate| share(distances, *candidate) >= 0.9);
     steps.max_by(f64::total_cmp)
 }
 
@@ -450,13 +464,17 @@ fn divisor(a: f64, b: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{TileGeometry, TileSizeChoice, Value, step};
+    use super::{TileGeometry, TileSizeChoice, Value, distances};
 
     fn grid(columns: usize, rows: usize, apart: f32, from: [f32; 2]) -> Vec<[f32; 2]> {
         let places = (0..columns * rows).map(|i| [i % columns, i / columns]);
         places
             .map(|[x, y]| [from[0] + x as f32 * apart, from[1] + y as f32 * apart])
             .collect()
+    }
+
+    fn step(coords: &[[f32; 2]]) -> Option<f64> {
+        super::step(&distances(coords))
     }
 
     fn geometry(attributes: &[(&'static str, &str)]) -> Result<TileGeometry, String> {
@@ -563,6 +581,16 @@ mod tests {
         assert_eq!(said(&[], &coords, Given(512)), Ok(512));
         assert_eq!(said(&[], &grid(8, 8, 256.0, [3.0, 4.0]), OfFile), Ok(256));
         assert_eq!(said(&[], &coords[..3], OfFile), Ok(256), "nothing to see");
+        // One in twenty has a neighbour.
+        let some: Vec<[f32; 2]> = (0..400)
+            .map(|i| {
+                [
+                    (i % 20 * 512 + i % 20 / 19 * -256) as f32,
+                    (i / 20 * 512) as f32,
+                ]
+            })
+            .collect();
+        assert_eq!(said(&[], &some, OfFile), Ok(256));
         let overlapping = [("patch_size_level0", "512"), ("overlap", "256")];
         let denser = grid(8, 8, 256.0, [0.0, 0.0]);
         assert_eq!(said(&overlapping, &denser, OfFile), Ok(512));
