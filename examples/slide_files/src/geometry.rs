@@ -15,8 +15,8 @@ use std::fmt;
 
 use crate::error::Error;
 
-/// Names that are read; `encoder` is TRIDENT's for what computed the features, `unit` STAMP's for that of coordinates.
-const NAMES: [&str; 11] = [
+/// Names that are read. `encoder` is TRIDENT's for what computed the features; `unit` says that of coordinates.
+pub const NAMES: [&str; 12] = [
     "patch_size_level0",
     "patch_size",
     "patch_level",
@@ -28,6 +28,7 @@ const NAMES: [&str; 11] = [
     "level0_width",
     "level0_height",
     "unit",
+    ENCODER,
 ];
 
 /// The name of what computed the features.
@@ -44,8 +45,7 @@ const FEWEST: usize = 4;
 
 /// The name among those that are read, if it is one.
 pub fn known(name: &str) -> Option<&'static str> {
-    let mut names = NAMES.into_iter().chain([ENCODER]);
-    names.find(|known| *known == name)
+    NAMES.into_iter().find(|known| *known == name)
 }
 
 /// A value beside the arrays.
@@ -156,6 +156,7 @@ impl TileGeometry {
     pub(crate) fn of_attributes(attributes: &Attributes) -> Self {
         Self::understand(attributes).unwrap_or_else(|impossible| Self {
             impossible: Some(impossible),
+            encoder: text(attributes, ENCODER),
             ..Self::default()
         })
     }
@@ -171,10 +172,6 @@ impl TileGeometry {
             }
         }
         let value = |name| attributes.iter().find(|(given, _)| *given == name);
-        let text = |name| match value(name) {
-            Some((_, Value::Text(text))) => Some(text.clone()),
-            _ => None,
-        };
         // The larger of two directions, which must be the same; `least` and more are valid.
         let number = |name: &'static str, least: f64| -> Result<Option<f64>, String> {
             let Some((_, value)) = value(name) else {
@@ -205,11 +202,11 @@ impl TileGeometry {
         let scanned = magnification("level0_magnification")?;
         let target = magnification("target_magnification")?;
         let mut geometry = Self {
-            unit: text("unit").filter(|unit| {
+            unit: text(attributes, "unit").filter(|unit| {
                 let unit = unit.to_ascii_lowercase();
                 !["px", "pixel", "pixels"].contains(&unit.as_str())
             }),
-            encoder: text(ENCODER),
+            encoder: text(attributes, ENCODER),
             ..Self::default()
         };
         if let Some(pixels) = number("patch_size_level0", 1.0)? {
@@ -396,6 +393,15 @@ impl TileGeometry {
             );
         }
         Ok(())
+    }
+}
+
+/// The text of that name.
+fn text(attributes: &Attributes, name: &str) -> Option<String> {
+    let value = attributes.iter().find(|(given, _)| *given == name);
+    match value {
+        Some((_, Value::Text(text))) => Some(text.clone()),
+        _ => None,
     }
 }
 

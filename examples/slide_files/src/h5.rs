@@ -50,11 +50,9 @@ fn open(wanted: &Wanted<'_>) -> Result<(Hdf5File, u64), Error> {
     filters.register(
         LZF,
         Box::new(move |filter, stream, _| {
-            // h5py writes the bytes of a chunk as the third of its own values.
-            let of_chunk = filter
-                .client_data
-                .get(2)
-                .map_or(most, |bytes| *bytes as usize);
+            // h5py writes the bytes of a chunk as the third of its own values; a checksum may be among them.
+            let of_chunk = filter.client_data.get(2);
+            let of_chunk = of_chunk.map_or(most, |bytes| (*bytes as usize).saturating_add(4));
             let decoded = lzf::decode(stream, most.min(of_chunk));
             decoded.map_err(|reason| H5Error::DecompressionError(reason.to_owned()))
         }),

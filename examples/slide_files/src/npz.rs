@@ -7,7 +7,7 @@ use zip::ZipArchive;
 
 use crate::array::Wanted;
 use crate::error::Error;
-use crate::geometry::{Attributes, known};
+use crate::geometry::{Attributes, NAMES};
 use crate::npy;
 
 const FORMAT: &str = ".npz";
@@ -26,15 +26,16 @@ fn open(wanted: &Wanted<'_>) -> Result<(ZipArchive<BufReader<File>>, u64), Error
 pub fn attributes(wanted: &Wanted<'_>) -> Result<Attributes, Error> {
     let (mut archive, _) = open(wanted)?;
     let mut attributes = Attributes::new();
-    for index in 0..archive.len() {
-        let invalid = |error| wanted.invalid(FORMAT, error);
-        let mut entry = archive.by_index(index).map_err(invalid)?;
-        let name = entry.name().map_err(invalid)?.into_owned();
-        if let Some(name) = name.strip_suffix(".npy").and_then(known) {
-            let value = npy::value(&mut entry)
-                .map_err(|reason| wanted.invalid(FORMAT, format!("{name}: {reason}")))?;
-            attributes.push((name, value));
-        }
+    for name in NAMES {
+        let Some(index) = archive.index_for_name(&format!("{name}.npy")) else {
+            continue;
+        };
+        let mut entry = archive
+            .by_index(index)
+            .map_err(|error| wanted.invalid(FORMAT, error))?;
+        let value = npy::value(&mut entry)
+            .map_err(|reason| wanted.invalid(FORMAT, format!("{name}: {reason}")))?;
+        attributes.push((name, value));
     }
     Ok(attributes)
 }

@@ -58,7 +58,8 @@ pub struct SlideStates {
     pub values: Vec<f32>,
 }
 
-/// How much the CLS token attends to every token in one layer.
+/// How much the CLS token attends to every token in one layer. In the published weights CLS was not trained, so that a picture
+/// of this is no map of what matters there.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SlideAttention {
     /// Which, from 0 on.
