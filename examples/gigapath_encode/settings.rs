@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt::Display;
 use std::fs::OpenOptions;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -10,16 +11,16 @@ use std::time::Duration;
 use dilated_attention::models::gigapath::{SlideEncoderConfig, SlideOutputs};
 use dilated_attention::recorder::SliceOptions;
 use dilated_attention::{DType, WeightFile};
-use slide_files::Tiles;
+use slide_files::{TileSize, TileSizeChoice, Tiles};
 
 use crate::checkpoint;
 
 /// Which embedding is the result.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Pool {
-    /// That of the CLS token.
+    /// That of the CLS token, which the published weights were trained without.
     Cls,
-    /// That of the mean of all tiles.
+    /// That of the mean of all tiles, as its authors use the model.
     Mean,
 }
 
@@ -36,6 +37,9 @@ pub struct Settings {
     /// Features, and coordinates where they are in a file of their own.
     tiles: Vec<PathBuf>,
     random_tiles: Option<usize>,
+    tile_size: TileSizeChoice,
+    /// Whether the file may name another encoder than GigaPath's.
+    any_encoder: bool,
     /// Sizes of drawn weights.
     drawn: SlideEncoderConfig,
     max_wsi_size: Option<u32>,
@@ -64,12 +68,14 @@ impl Settings {
             weights: None,
             tiles: Vec::new(),
             random_tiles: None,
+            tile_size: TileSizeChoice::OfFile,
+            any_encoder: false,
             drawn: SlideEncoderConfig::base(),
             max_wsi_size: None,
             masked: false,
             half: false,
             outputs: SlideOutputs::default(),
-            pool: Pool::Cls,
+            pool: Pool::Mean,
             compat: false,
             budget_bytes: None,
             slices: SliceOptions::default(),
@@ -86,11 +92,20 @@ impl Settings {
             };
             match option {
                 "--random" => settings.random_tiles = Some(parse(option, &value()?)?),
+                "--tile-size" => {
+                    let pixels = parse::<NonZeroU32>(option, &value()?)?;
+                    settings.tile_size = TileSizeChoice::Given(pixels.get());
+                }
+                "--force-tile-size" => {
+                    let pixels = parse::<NonZeroU32>(option, &value()?)?;
+                    settings.tile_size = TileSizeChoice::Forced(pixels.get());
+                }
+                "--any-encoder" => settings.any_encoder = true,
                 "--pool" => {
                     settings.pool = match value()?.as_str() {
                         "cls" => Pool::Cls,
                         "mean" => Pool::Mean,
-                        other => return Err(format!("--pool is cls or mean, not {other}").into()),
+                        other => return Err(format!("--pool is mean or cls, not {other}").into()),
                     };
                 }
                 "--layers" => match value()?.as_str() {
@@ -214,8 +229,8 @@ impl Settings {
         Ok(config)
     }
 
-    /// Read or drawn.
-    pub fn tiles(&self, config: &SlideEncoderConfig) -> Result<Tiles, Box<dyn Error>> {
+    /// Read or drawn, and their size in the unit of their coordinates, which is to be the encoder's.
+    pub fn tiles(&self, config: &SlideEncoderConfig) -> Result<(Tiles, TileSize), Box<dyn Error>> {
         let feature_dim = config.feature_dim;
         let tiles = match (self.random_tiles, self.tiles.as_slice()) {
             (Some(count), _) => Tiles::drawn(count, feature_dim)?,
@@ -233,10 +248,19 @@ impl Settings {
             let file = file(self.tiles.first());
             return Err(format!("{file}: features of tile {tile} are not all finite").into());
         }
+        if !self.any_encoder {
+            let error = |error| format!("{}: {error}", file(self.tiles.first()));
+            tiles.expect_encoder("gigapath").map_err(error)?;
+        }
+        let tile_size = tiles
+            .tile_size(self.tile_size, config.tile_size)
+            .map_err(|error| format!("{}: {error}", file(self.tiles.last())))?;
+        let mut config = config.clone();
+        config.tile_size = tile_size.pixels;
         config
             .cells(&tiles.coords)
             .map_err(|error| format!("{}: {error}", file(self.tiles.last())))?;
-        Ok(tiles)
+        Ok((tiles, tile_size))
     }
 }
 

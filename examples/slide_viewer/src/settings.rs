@@ -1,17 +1,23 @@
 //! The command line.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use dilated_attention::models::gigapath::SlideEncoderConfig;
 use dilated_attention::recorder::SliceOptions;
 use dilated_attention::{DType, DilatedAttentionConfig};
+use slide_files::TileSizeChoice;
 
 /// What the command line says.
 #[derive(Debug)]
 pub struct Settings {
     /// Where weights and tiles come from.
     pub source: Source,
+    /// Where the size of tiles comes from.
+    pub tile_size: TileSizeChoice,
+    /// Whether the file may name another encoder than GigaPath's.
+    pub any_encoder: bool,
     /// The model.
     pub config: SlideEncoderConfig,
     /// Time of a slice at the start.
@@ -39,6 +45,7 @@ impl Settings {
         let mut slice = SliceOptions::default().target;
         let (mut keep_mib, mut trace) = (1024, false);
         let (mut files, mut drawn) = (Vec::new(), None);
+        let (mut tile_size, mut any_encoder) = (TileSizeChoice::OfFile, false);
         while let Some(argument) = arguments.next() {
             let mut number = || {
                 let value = arguments.next().unwrap_or_default();
@@ -56,6 +63,16 @@ impl Settings {
                         _ => return Err(format!("--size is base, large or wide, not \"{name}\"")),
                     };
                 }
+                "--tile-size" | "--force-tile-size" => {
+                    let pixels = number()?;
+                    let pixels = NonZeroU32::new(pixels).map(NonZeroU32::get);
+                    let pixels = pixels.ok_or_else(|| format!("{argument} needs at least 1"))?;
+                    tile_size = match argument.as_str() {
+                        "--tile-size" => TileSizeChoice::Given(pixels),
+                        _ => TileSizeChoice::Forced(pixels),
+                    };
+                }
+                "--any-encoder" => any_encoder = true,
                 "--layers" => layers = Some(number()? as usize),
                 "--heads" => heads = Some(number()?),
                 "--max-wsi-size" => max_wsi_size = Some(number()?),
@@ -95,6 +112,8 @@ impl Settings {
         }
         Ok(Self {
             source,
+            tile_size,
+            any_encoder,
             config,
             slice,
             keep_bytes: usize::try_from(u64::from(keep_mib) << 20).unwrap_or(usize::MAX),
