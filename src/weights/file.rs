@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::foreign;
 use super::header::Header;
 use super::load::WeightSource;
 use super::mapping::FileBytes;
@@ -55,7 +56,7 @@ impl WeightFile {
             }),
             Err(reason) => Err(Error::InvalidWeightFile {
                 file: label,
-                reason,
+                reason: foreign::recognise(&bytes).unwrap_or(reason),
             }),
         }
     }
@@ -97,8 +98,25 @@ impl WeightFile {
         WeightSource::new(self, prefix.into())
     }
 
+    /// What stands before `name` in the names of the file's tensors that end with it: `""` for a tensor of just that name, or a
+    /// prefix with its dot, which [`part`](Self::part) takes. A checkpoint that was saved from inside a wrapper has one
+    /// (`module.`, `_orig_mod.`), one with several sets of weights has several.
+    pub fn prefixes_of(&self, name: &str) -> Vec<&str> {
+        let prefixes = self.names().filter_map(|full| full.strip_suffix(name));
+        prefixes
+            .filter(|prefix| prefix.is_empty() || prefix.ends_with('.'))
+            .collect()
+    }
+
     pub(crate) fn label(&self) -> &str {
         &self.label
+    }
+}
+
+impl<'a> From<&'a WeightFile> for WeightSource<'a> {
+    /// [`WeightFile::all`].
+    fn from(file: &'a WeightFile) -> Self {
+        file.all()
     }
 }
 
