@@ -39,6 +39,11 @@ impl<'a> WeightSource<'a> {
         }
     }
 
+    /// What stands before the names of the part.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// The same under other names: `rename` is given a tensor's name (without the prefix of the part, after earlier renaming)
     /// and says which parameter it is for, or `None` for a tensor to leave out knowingly.
     pub fn rename(mut self, rename: impl Fn(&str) -> Option<String> + 'a) -> Self {

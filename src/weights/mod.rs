@@ -16,7 +16,7 @@
 //! holds the model twice. Saving reads about 64 MiB at a time. A tensor larger than that goes in pieces.
 //!
 //! **Which names.** A file may hold several sets of parameters under prefixes, as checkpoints of training do;
-//! [`WeightFile::part`] takes one, and [`WeightFile::prefixes_of`] finds it; a file whose names have a prefix that the model's
+//! [`WeightFile::part`] takes one, and [`WeightFile::part_with`] finds it; a file whose names have a prefix that the model's
 //! have not (`module.`, `_orig_mod.`) is an error that names it. [`WeightSource::rename`] is for files whose names are not those of the model, and for
 //! tensors to leave out *knowingly*: buffers that follow from the configuration, such as torchscale's scale of xPos.
 //!

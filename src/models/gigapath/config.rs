@@ -98,9 +98,10 @@ impl SlideEncoderConfig {
     /// # use dilated_attention::{Context, WeightFile};
     /// # let context = Context::headless()?;
     /// let file = WeightFile::open("flash.safetensors")?;
-    /// let config = SlideEncoderConfig::from_weights(&file.all(), None)?;
+    /// let part = SlideEncoder::weights_in(&file)?;
+    /// let config = SlideEncoderConfig::from_weights(&part, None)?;
     /// let encoder = SlideEncoder::new(&context, config)?;
-    /// let weights = encoder.load(&context, &file)?;
+    /// let weights = encoder.load(&context, part)?;
     /// # Ok::<(), dilated_attention::Error>(())
     /// ```
     ///

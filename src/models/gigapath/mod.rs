@@ -43,9 +43,7 @@ use crate::nn::{Init, LayerNorm, Linear, ParameterId, ParameterList, Parameters}
 #[cfg(doc)]
 use crate::recorder::SlicedSubmission;
 use crate::recorder::{Recorder, SliceOptions};
-#[cfg(doc)]
-use crate::weights::WeightFile;
-use crate::weights::WeightSource;
+use crate::weights::{WeightFile, WeightSource};
 
 /// The slide encoder.
 ///
@@ -129,6 +127,15 @@ impl SlideEncoder {
         weights: impl Into<WeightSource<'a>>,
     ) -> Result<Parameters> {
         weights.into().load(context, &self.list)
+    }
+
+    /// The slide encoder in a file, whatever prefix its names have there: to [make a configuration
+    /// of](SlideEncoderConfig::from_weights) and to [load](Self::load).
+    ///
+    /// # Errors
+    /// As [`WeightFile::part_with`](crate::WeightFile::part_with).
+    pub fn weights_in(file: &WeightFile) -> Result<WeightSource<'_>> {
+        file.part_with("patch_embed.proj.weight")
     }
 
     /// Weights drawn at random, for tests and measurements; `seed` decides the draws.

@@ -380,7 +380,7 @@ fn a_prefix_of_all_names_is_found_and_named() {
         "module._orig_mod.slide_encoder.",
     ] {
         let file = wrapped(&[prefix]);
-        assert_eq!(file.prefixes_of("b.bias"), [prefix]);
+        assert_eq!(file.part_with("b.bias").expect("is there").prefix(), prefix);
         let error = file.all().check(&parameters).expect_err("has a prefix");
         assert_eq!(
             error.to_string(),
@@ -402,7 +402,23 @@ fn a_prefix_of_all_names_is_found_and_named() {
         );
     }
     let several = wrapped(&["weights.", "moment_1."]);
-    assert_eq!(several.prefixes_of("a.bias"), ["weights.", "moment_1."]);
+    let told = several
+        .part_with("a.bias")
+        .expect_err("is there twice")
+        .to_string();
+    assert!(
+        told.contains("has a.bias under the prefix \"weights.\"")
+            && told.contains("part(\"moment_1.\")"),
+        "{told}"
+    );
+    let told = several
+        .part_with("c.bias")
+        .expect_err("is not there")
+        .to_string();
+    assert!(
+        told.contains("1 missing: c.bias") && told.contains("8 unknown: weights.a.weight"),
+        "{told}"
+    );
     let told = several
         .all()
         .check(&parameters)
