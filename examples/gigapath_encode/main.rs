@@ -98,7 +98,8 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     }
     let begin = Instant::now();
     let encoder = SlideEncoder::new(&context, config)?;
-    let weights = match part {
+    // Moved into it, so that the file can be closed after.
+    let weights = match { part } {
         Some(part) => encoder.load(&context, part)?,
         None => {
             let mut recorder = context.recorder("weights");

@@ -727,7 +727,8 @@ fn a_checkpoint_tells_its_architecture() {
     let file = |prefix: &str, shapes: &[(&str, [usize; 2])]| {
         let (mut entries, mut end) = (Vec::new(), 0);
         for (name, [rows, columns]) in shapes {
-            let begin = std::mem::replace(&mut end, end + rows * columns);
+            let begin = end;
+            end += rows * columns;
             entries.push(format!(
                 r#""{prefix}{name}":{{"dtype":"U8","shape":[{rows},{columns}],"data_offsets":[{begin},{end}]}}"#
             ));
