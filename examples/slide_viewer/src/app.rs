@@ -543,7 +543,7 @@ fn watch(context: &Context, ctx: &egui::Context, fatal: &Fatal) {
         });
     context
         .device()
-        .on_uncaptured_error(Arc::new(|error| eprintln!("{error}")));
+        .on_uncaptured_error(Arc::new(|error| program::note(format_args!("{error}"))));
 }
 
 fn section(ui: &mut Ui, title: &str) {
