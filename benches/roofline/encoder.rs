@@ -49,8 +49,8 @@ impl EncoderLayer {
         let mut config = LongNetConfig::encoder(attention()?, 1, FFN);
         config.final_norm = false;
         let model = LongNet::new(context, config.clone())?;
-        let mut recorder = context.recorder("weights and input");
-        let weights = model.initial_weights(&mut recorder, 1)?;
+        let weights = model.initial_weights(context, 1)?;
+        let mut recorder = context.recorder("input");
         let mut random = random();
         let elements: Vec<f32> = (0..tokens as usize * WIDTH).map(|_| random()).collect();
         let x = recorder.upload("x", &[1, tokens as usize, WIDTH], &elements)?;

@@ -154,12 +154,12 @@ impl LongNet {
         &self.list
     }
 
-    /// Weights to train from; `seed` decides the draws.
+    /// Weights to train from, submitted; `seed` decides the draws.
     ///
     /// # Errors
-    /// Those of leasing and uploading.
-    pub fn initial_weights(&self, recorder: &mut Recorder, seed: u64) -> Result<Parameters> {
-        Parameters::initial(recorder, &self.list, seed)
+    /// Those of leasing, uploading and submitting.
+    pub fn initial_weights(&self, context: &Context, seed: u64) -> Result<Parameters> {
+        Parameters::initial(context, &self.list, seed)
     }
 
     /// Gradients, all 0.

@@ -89,6 +89,9 @@ pub fn adamw(
             (moment_1, range),
             (moment_2, range),
         ];
+        for changed in [value, moment_1, moment_2] {
+            recorder.reads(changed);
+        }
         recorder.dispatch(Kernel::AdamW, &bindings, &params, grid)?;
         begin = end;
     }

@@ -1,6 +1,6 @@
 //! What a step learns from.
 
-use crate::config::AttentionShape;
+use crate::config::{AttentionShape, UNEQUAL_LENGTHS};
 use crate::error::{Error, Result};
 use crate::ops::IGNORED_LABEL;
 
@@ -55,7 +55,9 @@ impl Batch {
                     sequences.len(),
                     other.map_or(len, |other| other.len())
                 ),
-                need: "one or more, all of the same length, of two tokens or more".to_owned(),
+                need: format!(
+                    "one or more, all of the same length, of two tokens or more ({UNEQUAL_LENGTHS}: see Batch::new)"
+                ),
             });
         }
         let size = |size: usize| {

@@ -74,9 +74,7 @@ impl Trainer {
     /// [`Error::InvalidConfig`] for a model without tokens or output projection, or rates that mean nothing; those of leasing
     /// and uploading.
     pub fn new(context: &Context, model: LongNet, options: TrainingOptions) -> Result<Self> {
-        let mut recorder = context.recorder("initial weights");
-        let weights = model.initial_weights(&mut recorder, options.seed)?;
-        recorder.submit()?;
+        let weights = model.initial_weights(context, options.seed)?;
         Self::with_weights(context, model, weights, options)
     }
 

@@ -41,8 +41,9 @@ pub fn ids(recorder: &mut Recorder, count: usize) -> TokenIds {
 
 /// A model, its weights, its gradients.
 pub fn ready(recorder: &mut Recorder, config: LongNetConfig) -> (LongNet, Parameters, Parameters) {
-    let model = LongNet::new(&recorder.context().clone(), config).unwrap();
-    let weights = model.initial_weights(recorder, 1).unwrap();
+    let context = recorder.context().clone();
+    let model = LongNet::new(&context, config).unwrap();
+    let weights = model.initial_weights(&context, 1).unwrap();
     let gradients = model.zero_gradients(recorder).unwrap();
     (model, weights, gradients)
 }
@@ -223,7 +224,7 @@ fn wrong_memories_are_errors() {
         }
     );
     let both = EncoderDecoder::new(on, encoder, with_memory(decoder())).unwrap();
-    let weights = both.encoder().initial_weights(r, 1).unwrap();
+    let weights = both.encoder().initial_weights(on, 1).unwrap();
     let gradients = both.encoder().zero_gradients(r).unwrap();
     let ten = ids(r, 10);
     let tokens = Input::Tokens(&ten);

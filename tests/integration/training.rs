@@ -317,11 +317,7 @@ fn options_that_mean_nothing_are_refused() {
     // Weights of another model.
     let mut other = config();
     other.ffn_dim += 4;
-    let mut recorder = context.recorder("weights");
-    let weights = model(other)
-        .initial_weights(&mut recorder, 1)
-        .expect("leases");
-    recorder.submit().expect("submits");
+    let weights = model(other).initial_weights(&context, 1).expect("leases");
     let error = Trainer::with_weights(&context, model(config()), weights, options());
     assert!(matches!(error, Err(Error::OtherModel { what: "weights" })));
 }
