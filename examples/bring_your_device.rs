@@ -5,6 +5,7 @@
 //! Longer work is submitted in slices between frames, and given up when nobody wants it any more.
 
 use std::error::Error;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -13,17 +14,26 @@ use dilated_attention::recorder::SliceOptions;
 use dilated_attention::{
     AttentionShape, Context, DType, DilatedAttention, DilatedAttentionConfig, wgpu,
 };
+use program::{Arguments, say};
 
 /// What a renderer does at its start.
 async fn application_device() -> Result<(wgpu::Device, wgpu::Queue), Box<dyn Error>> {
     let instance =
         wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
     let adapter = instance.request_adapter(&Default::default()).await?;
-    println!("application's adapter: {}", adapter.get_info().name);
+    say!("application's adapter: {}", adapter.get_info().name);
     Ok(adapter.request_device(&Default::default()).await?)
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    program::run(include_str!("bring_your_device.rs"), run)
+}
+
+fn run(mut arguments: Arguments) -> Result<(), Box<dyn Error>> {
+    if arguments.next_argument()?.is_some() {
+        return Err("bring_your_device takes no arguments".into());
+    }
+
     let (device, queue) = pollster::block_on(application_device())?;
     // The library borrows handles: no error handler and no device-lost callback is installed on the device.
     let context = Context::from_device(device.clone(), queue.clone())?;
@@ -73,7 +83,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         context.poll();
         if let Some(out) = download.as_ref().filter(|out| out.is_ready()) {
             let out = out.wait()?;
-            println!(
+            program::expect_finite("attention", &out)?;
+            say!(
                 "frame {frame}: attention of {} tokens is here, first value {}",
                 shape.seq_len(),
                 out[0]
@@ -114,7 +125,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             frame_times.push(begin.elapsed());
         }
         frame_times.sort();
-        println!(
+        say!(
             "{:.0} % in {} slices; of {} frames 95 % took at most {:?}",
             100.0 * sliced.progress().fraction(),
             sliced.num_slices(),
@@ -124,12 +135,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         // What is left never happens.
         sliced.cancel();
         match pollster::block_on(out) {
-            Ok(out) => println!("first value {}", out[0]),
-            Err(error) => println!("{error}"),
+            Ok(out) => {
+                program::expect_finite("the result", &out)?;
+                say!("first value {}", out[0]);
+            }
+            Err(error) => say!("{error}"),
         }
     }
     context.wait();
-    println!("{}", context.pool().stats());
+    say!("{}", context.pool().stats());
     Ok(())
 }
 

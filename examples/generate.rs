@@ -12,7 +12,8 @@ mod generation;
 mod settings;
 
 use std::error::Error;
-use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -21,43 +22,29 @@ use dilated_attention::longnet::LongNet;
 use dilated_attention::weights::WeightFile;
 
 use generation::{Sampling, continue_text, printable};
-use settings::{Settings, parse};
+use program::{Arguments, say, say_part};
+use settings::Settings;
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    program::run(include_str!("generate.rs"), run)
 }
 
-fn run() -> Result<(), Box<dyn Error>> {
-    let mut path = "target/train_lm/checkpoint.safetensors".to_owned();
-    let (mut prompt, mut count) = ("fn ".to_owned(), 400usize);
+fn run(mut arguments: Arguments) -> Result<(), Box<dyn Error>> {
+    let mut path = PathBuf::from("target/train_lm/checkpoint.safetensors");
+    let (mut prompt, mut count) = (b"fn ".to_vec(), 400usize);
     let mut sampling = Sampling {
         temperature: 0.8,
         seed: 1,
     };
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        let mut value = || {
-            let missing = format!("{argument} needs a value");
-            arguments.next().ok_or(missing)
-        };
-        match argument.as_str() {
-            "--prompt" => prompt = value()?,
-            "--bytes" => count = parse(&value()?)?,
-            "--temperature" => sampling.temperature = parse(&value()?)?,
-            "--seed" => sampling.seed = parse(&value()?)?,
-            other if other.starts_with('-') => {
-                return Err(format!(
-                    "unknown option {other}; the options are in the file's first lines"
-                )
-                .into());
-            }
-            _ => path = argument,
+    while let Some(argument) = arguments.next_argument()? {
+        match argument.option() {
+            // Any bytes: they are the model's tokens.
+            Some("--prompt") => prompt = arguments.os_value()?.into_encoded_bytes(),
+            Some("--bytes") => count = arguments.value()?,
+            Some("--temperature") => sampling.temperature = arguments.value()?,
+            Some("--seed") => sampling.seed = arguments.value()?,
+            Some(_) => return Err(arguments.unknown()),
+            None => path = argument.into_path(),
         }
     }
     if prompt.is_empty() {
@@ -65,12 +52,12 @@ fn run() -> Result<(), Box<dyn Error>> {
     }
     let file = WeightFile::open(&path)?;
     let settings = Settings::from_metadata(file.metadata())?;
-    println!("model: {settings}\n");
+    say!("model: {settings}\n");
     let context = Context::headless()?;
     let model = LongNet::new(&context, settings.config()?)?;
     let weights = file.part("weights.").load(&context, model.parameters())?;
 
-    print!("{}", printable(prompt.as_bytes()));
+    say_part!("{}", printable(&prompt));
     let started = Instant::now();
     let mut first = None;
     // Bytes of a character that is not complete yet.
@@ -78,7 +65,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     continue_text(
         &context,
         (&model, &weights),
-        prompt.as_bytes(),
+        &prompt,
         count,
         sampling,
         |byte| {
@@ -87,17 +74,20 @@ fn run() -> Result<(), Box<dyn Error>> {
             let incomplete = std::str::from_utf8(&pending)
                 .is_err_and(|error| error.error_len().is_none() && pending.len() < 4);
             if !incomplete {
-                print!("{}", printable(&pending));
-                // A closed output is no reason to fail.
-                let _ = std::io::stdout().flush();
+                say_part!("{}", printable(&pending));
                 pending.clear();
+            }
+            // Text that nobody reads need not be written.
+            match program::is_heard() {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(()),
             }
         },
     )?;
     let (all, first) = (started.elapsed(), first.unwrap_or_default());
     let seconds = (all - first).as_secs_f64();
     let rest = count.saturating_sub(1);
-    println!(
+    say!(
         "\n\nfirst byte after {:.2} s, then {:.1} bytes per second on {}",
         first.as_secs_f64(),
         rest as f64 / seconds.max(1e-9),

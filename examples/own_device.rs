@@ -4,6 +4,7 @@
 //! The thread blocks on a future here; a task of any executor would do. The device is polled without ever blocking it.
 
 use std::error::Error;
+use std::process::ExitCode;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use dilated_attention::recorder::{Progress, SliceOptions, SlicedSubmission};
 use dilated_attention::{
     AttentionShape, Context, DType, DilatedAttention, DilatedAttentionConfig, Result,
 };
+use program::{Arguments, say};
 
 const TOKENS: u32 = 4096;
 
@@ -34,9 +36,17 @@ fn record(
     Ok((recorder.submit_in_slices(SliceOptions::default()), result))
 }
 
-fn main() -> std::result::Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    program::run(include_str!("own_device.rs"), run)
+}
+
+fn run(mut arguments: Arguments) -> std::result::Result<(), Box<dyn Error>> {
+    if arguments.next_argument()?.is_some() {
+        return Err("own_device takes no arguments".into());
+    }
+
     let context = Context::headless()?;
-    println!("adapter: {}", context.adapter_info().name);
+    say!("adapter: {}", context.adapter_info().name);
     let config = DilatedAttentionConfig::new(4, 32, &[256, 1024], &[1, 4])?;
     let attention = DilatedAttention::new(&context, config)?;
     attention.warm_up(DType::F32)?;
@@ -52,7 +62,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
                     let _ = sender.send(progress);
                 })
                 .await?;
-            println!("{} slices", sliced.num_slices());
+            say!("{} slices", sliced.num_slices());
             result.await
         })
     });
@@ -61,24 +71,25 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     for progress in receiver {
         let quarters = (4.0 * progress.fraction()) as u32;
         if quarters > shown {
-            println!("{:3} % after {:?}", 25 * quarters, begin.elapsed());
+            say!("{:3} % after {:?}", 25 * quarters, begin.elapsed());
             shown = quarters;
         }
     }
     let out = worker.join().map_err(|_| "the worker panicked")??;
-    println!("first value {}", out[0]);
+    program::expect_finite("the result", &out)?;
+    say!("first value {}", out[0]);
 
     // Again, in shorter slices, and given up half way: its memory serves the next.
     let (mut sliced, result) = record(&context, &attention)?;
     sliced.set_target(Duration::from_millis(4));
     while pollster::block_on(sliced.step())?.fraction() < 0.5 {}
-    println!("given up after {} slices", sliced.num_slices());
+    say!("given up after {} slices", sliced.num_slices());
     sliced.cancel();
     if let Err(error) = result.wait() {
-        println!("{error}");
+        say!("{error}");
     }
     drop(result);
     context.wait();
-    println!("{}", context.pool().stats());
+    say!("{}", context.pool().stats());
     Ok(())
 }

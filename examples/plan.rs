@@ -10,15 +10,20 @@
 //! measured on it; `--tune` measures them first and remembers what it finds.
 
 use std::error::Error;
-use std::str::FromStr;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use dilated_attention::tuning::TuneOptions;
 use dilated_attention::{
     AttentionShape, Context, DType, DeviceFacts, DilatedAttention, DilatedAttentionConfig, Mask,
 };
+use program::{Arguments, say};
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    program::run(include_str!("plan.rs"), run)
+}
+
+fn run(mut arguments: Arguments) -> Result<(), Box<dyn Error>> {
     let (mut batch, mut tokens, mut heads, mut head_dim) = (1u32, 65_536u32, 8u32, 64u32);
     let mut segments = vec![2048, 4096, 8192, 16_384, 32_768];
     let mut rates = vec![1, 2, 4, 6, 12];
@@ -26,32 +31,26 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut dtype = DType::F32;
     let (mut backward, mut here, mut tune) = (false, false, None);
     let mut facts = DeviceFacts::webgpu_defaults();
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        let mut value = || {
-            let missing = format!("{argument} needs a value");
-            arguments.next().ok_or(missing)
-        };
-        match argument.as_str() {
-            "--batch" => batch = parse(&value()?)?,
-            "--tokens" => tokens = parse(&value()?)?,
-            "--heads" => heads = parse(&value()?)?,
-            "--head-dim" => head_dim = parse(&value()?)?,
-            "--segments" => segments = list(&value()?)?,
-            "--rates" => rates = list(&value()?)?,
-            "--causal" => causal = true,
-            "--f16" => dtype = DType::F16,
-            "--torchscale" => torchscale = true,
-            "--backward" => backward = true,
-            "--here" => here = true,
-            "--tune" => (here, tune) = (true, Some(Duration::from_secs(parse(&value()?)?))),
-            "--binding-mib" => facts.max_binding_bytes = parse::<u64>(&value()?)? << 20,
-            "--buffer-mib" => facts.max_buffer_bytes = parse::<u64>(&value()?)? << 20,
-            other => {
-                return Err(format!(
-                    "unknown option {other}; the options are in the file's first lines"
-                )
-                .into());
+    while let Some(argument) = arguments.next_argument()? {
+        match argument.option() {
+            Some("--batch") => batch = arguments.value()?,
+            Some("--tokens") => tokens = arguments.value()?,
+            Some("--heads") => heads = arguments.value()?,
+            Some("--head-dim") => head_dim = arguments.value()?,
+            Some("--segments") => segments = arguments.list()?,
+            Some("--rates") => rates = arguments.list()?,
+            Some("--causal") => causal = true,
+            Some("--f16") => dtype = DType::F16,
+            Some("--torchscale") => torchscale = true,
+            Some("--backward") => backward = true,
+            Some("--here") => here = true,
+            Some("--tune") => (here, tune) = (true, Some(Duration::from_secs(arguments.value()?))),
+            Some("--binding-mib") => facts.max_binding_bytes = arguments.value::<u64>()? << 20,
+            Some("--buffer-mib") => facts.max_buffer_bytes = arguments.value::<u64>()? << 20,
+            Some(_) => return Err(arguments.unknown()),
+            None => {
+                let more = argument.into_path();
+                return Err(format!("plan takes options only, not {}", more.display()).into());
             }
         }
     }
@@ -63,7 +62,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         config = config.mask(Mask::Causal);
     }
     let shape = AttentionShape::new(batch, tokens)?;
-    println!("{config}");
+    say!("{config}");
     let (forward, of_backward) = if here {
         let context = Context::headless()?;
         if let Some(budget) = tune {
@@ -72,7 +71,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 backward,
                 again: true,
             };
-            println!("{}", context.tune(&config, &options)?);
+            say!("{}", context.tune(&config, &options)?);
         }
         let attention = DilatedAttention::new(&context, config)?;
         (
@@ -83,18 +82,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         let of_backward = config.plan_backward(&shape, dtype, &facts)?;
         (config.plan_forward(&shape, dtype, &facts)?, of_backward)
     };
-    println!("{forward}");
+    say!("{forward}");
     if backward {
-        println!("{of_backward}");
+        say!("{of_backward}");
     }
     Ok(())
-}
-
-fn parse<T: FromStr>(text: &str) -> Result<T, String> {
-    text.parse()
-        .map_err(|_| format!("'{text}' is not a number in range"))
-}
-
-fn list(text: &str) -> Result<Vec<u32>, String> {
-    text.split(',').map(parse).collect()
 }

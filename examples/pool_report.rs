@@ -9,11 +9,13 @@
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use dilated_attention::pool::{Balanced, Exact, Lean, NoPooling, PoolOptions, PoolReport, Speed};
 use dilated_attention::{
     AttentionShape, Context, ContextOptions, DType, DilatedAttention, DilatedAttentionConfig,
 };
+use program::{Arguments, say};
 
 const NUM_HEADS: usize = 4;
 const HEAD_DIM: usize = 32;
@@ -25,14 +27,28 @@ const TOKENS: [usize; 20] = [
     512, 2048, 1024,
 ];
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let mut arguments = std::env::args().skip(1);
-    let directory = arguments
-        .next()
-        .map_or(PathBuf::from("target/pool_report"), PathBuf::from);
-    if let Some(more) = arguments.next() {
-        return Err(format!("'{more}' is one argument too many: pool_report [DIRECTORY]").into());
+fn main() -> ExitCode {
+    program::run(include_str!("pool_report.rs"), run)
+}
+
+fn run(mut arguments: Arguments) -> Result<(), Box<dyn Error>> {
+    let mut directories = Vec::new();
+    while let Some(argument) = arguments.next_argument()? {
+        match argument.option() {
+            Some(_) => return Err(arguments.unknown()),
+            None => directories.push(argument.into_path()),
+        }
     }
+    let directory = match directories.as_slice() {
+        [] => PathBuf::from("target/pool_report"),
+        [directory] => directory.clone(),
+        [_, more, ..] => {
+            let more = more.display();
+            return Err(
+                format!("'{more}' is one argument too many: pool_report [DIRECTORY]").into(),
+            );
+        }
+    };
     // A small floor, so that what is held follows what is live at these sizes, too.
     let policy = Balanced {
         floor_bytes: 1 << 20,
@@ -43,7 +59,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ..Default::default()
     }))?;
     let info = context.adapter_info();
-    println!("adapter  {} ({})\n", info.name, info.driver_info);
+    say!("adapter  {} ({})\n", info.name, info.driver_info);
 
     let config =
         DilatedAttentionConfig::new(NUM_HEADS as u32, HEAD_DIM as u32, &[64, 256], &[1, 4])?;
@@ -55,16 +71,21 @@ fn main() -> Result<(), Box<dyn Error>> {
         let scope = context.pool().scope("request");
         request(&context, &attention, tokens)?;
         context.wait();
-        println!("{tokens:>5} tokens, {}", scope.report());
+        say!("{tokens:>5} tokens, {}", scope.report());
     }
     let report = context.pool().report();
     let trace = context.pool().take_trace();
-    println!("\n{report}\n\n{}", report.class_table());
+    say!("\n{report}\n\n{}", report.class_table());
 
-    println!("the same requests under each policy");
-    println!(
+    say!("the same requests under each policy");
+    say!(
         "{:<10} {:>8} {:>8} {:>14} {:>14} {:>8}",
-        "policy", "created", "hits %", "peak asked", "peak held", "ratio"
+        "policy",
+        "created",
+        "hits %",
+        "peak asked",
+        "peak held",
+        "ratio"
     );
     let options = PoolOptions::default;
     for (name, options) in [
@@ -91,7 +112,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     ] {
         let path = directory.join(name);
         std::fs::write(&path, text).map_err(|error| failed(&path, error))?;
-        println!("wrote {}", path.display());
+        say!("wrote {}", path.display());
     }
     Ok(())
 }
@@ -121,7 +142,7 @@ fn request(
 
 fn print_line(name: &str, report: &PoolReport) {
     let stats = &report.stats;
-    println!(
+    say!(
         "{name:<10} {:>8} {:>8.1} {:>14} {:>14} {:>8.2}",
         stats.creates,
         100.0 * stats.hit_rate(),

@@ -212,6 +212,24 @@ impl DilatedAttentionConfig {
         })
     }
 
+    /// The same options over `num_heads` heads of `head_dim` elements, with the softmax scale of that size.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_heads(self, num_heads: u32, head_dim: u32) -> Result<Self> {
+        let branches = self.branches.iter();
+        let (lengths, rates): (Vec<_>, Vec<_>) = branches
+            .map(|branch| (branch.segment_length, branch.dilation_rate))
+            .unzip();
+        let other = Self::new(num_heads, head_dim, &lengths, &rates)?;
+        Ok(Self {
+            num_heads,
+            head_dim,
+            softmax_scale: other.softmax_scale,
+            ..self
+        })
+    }
+
     /// Ordinary attention over whole sequences: one branch of rate 1 that spans the longest sequence there can be.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! The one error type. Variants carry the value given, the limit it met and the next step, where there are such.
 
+use crate::models::NonFiniteResult;
 use crate::pool::PoolReport;
 use crate::tensor::DType;
 use crate::weights::{StoredType, WeightsMismatch};
@@ -30,7 +31,8 @@ pub enum Error {
     },
     /// A tile of a slide does not lie in the grid of positions.
     #[error(
-        "tile {tile} at ({x}, {y}) lies outside of the grid: coordinates are pixels of level 0, at least 0 and below {limit}"
+        "tile {tile} at ({x}, {y}) lies outside of the grid: coordinates are pixels of level 0, at least 0 and below {limit}, \
+         which is the tile size times the cells of the grid: tiles of a slide scanned at 40x have twice the size of those at 20x"
     )]
     TileOutOfGrid {
         /// Its number in the slide, from 0.
@@ -272,20 +274,42 @@ pub enum Error {
         reason: String,
     },
     /// A value that is not finite was found where the caller asked for a check.
-    #[error("{what} holds {value} at item {item}, token {token}, head {head}, element {element}")]
+    #[error("{what} holds {value} at {}", place(index, axes))]
     NotFinite {
         /// Name of the tensor.
         what: &'static str,
         /// The value.
         value: f32,
-        /// Batch item.
-        item: u64,
-        /// Token in the item.
-        token: u64,
-        /// Head.
-        head: u64,
-        /// Element in the head.
-        element: u64,
+        /// Its index along each of the tensor's own dimensions.
+        index: Vec<usize>,
+        /// What these dimensions are; empty where that is not known.
+        axes: &'static [&'static str],
+    },
+    /// A feature of a tile is not finite, or would not be as the activations' type holds it.
+    #[error("features of tile {tile} hold {value} (element {element}){}", feature_advice(*value, *activations))]
+    FeatureNotFinite {
+        /// Number of the tile in its slide, from 0.
+        tile: usize,
+        /// Which of its features, from 0.
+        element: usize,
+        /// The value.
+        value: f32,
+        /// Type of the activations.
+        activations: DType,
+    },
+    /// A result has infinite elements or NaN. [`SlideOutputs::allow_nonfinite`](crate::models::gigapath::SlideOutputs) returns
+    /// it all the same.
+    #[error("{0}")]
+    NonFiniteResult(Box<NonFiniteResult>),
+    /// Loss or gradient of a training step, or the loss of an evaluation, is not finite.
+    #[error("{}", step_advice(*step, *loss, *gradient_norm))]
+    NonFiniteStep {
+        /// The step; of an evaluation, the last one done.
+        step: u64,
+        /// Mean cross-entropy, in nats.
+        loss: f32,
+        /// Norm of the gradient; `None` for an evaluation. Where it is not finite, the step has changed no weight.
+        gradient_norm: Option<f32>,
     },
     /// A saved trace of a pool cannot be read.
     #[error("line {line} of the trace is no event: {need} expected")]
@@ -343,6 +367,54 @@ pub enum Error {
         /// wgpu's words.
         reason: String,
     },
+}
+
+/// An index in words.
+fn place(index: &[usize], axes: &[&str]) -> String {
+    match axes.len() == index.len() {
+        true => {
+            let named = axes
+                .iter()
+                .zip(index)
+                .map(|(axis, index)| format!("{axis} {index}"));
+            named.collect::<Vec<_>>().join(", ")
+        }
+        false => format!("index {index:?}"),
+    }
+}
+
+fn feature_advice(value: f32, activations: DType) -> String {
+    match value.is_finite() {
+        true => format!(
+            ", more than half precision holds: activations are {activations}; take f32{} or leave that tile out",
+            if activations == DType::F16 {
+                ", or bf16,"
+            } else {
+                ""
+            }
+        ),
+        false => {
+            ": it would spread to all tiles; compute them again, or leave that tile out".to_owned()
+        }
+    }
+}
+
+fn step_advice(step: u64, loss: f32, gradient_norm: Option<f32>) -> String {
+    match gradient_norm {
+        None => format!(
+            "the loss of the weights after step {step} is {loss}: look at the batch, or go back to a checkpoint"
+        ),
+        Some(norm) => {
+            let done = match norm.is_finite() {
+                true => "the step was made all the same",
+                false => "no weight has changed",
+            };
+            format!(
+                "step {step} has the loss {loss} and a gradient of norm {norm}: {done}; lower the learning rate, or look at the \
+                 batch; when it stays so, go back to a checkpoint"
+            )
+        }
+    }
 }
 
 /// [`std::result::Result`] with this crate's [`Error`].

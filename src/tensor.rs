@@ -245,21 +245,22 @@ pub(crate) fn check_finite<T: Element>(
     let Some((index, value)) = found else {
         return Ok(());
     };
-    // Index the element as (item, token, head, element), missing leading dimensions being 1.
-    let mut position = [0u64; 4];
-    let mut rest = index as u64;
-    for (slot, dimension) in (0..4).rev().zip(shape.iter().rev()) {
-        let size = (*dimension).max(1) as u64;
-        position[slot] = if slot == 0 { rest } else { rest % size };
+    let mut rest = index;
+    let mut index = vec![0; shape.len()];
+    for (index, size) in index.iter_mut().zip(shape).rev() {
+        let size = (*size).max(1);
+        *index = rest % size;
         rest /= size;
     }
-    let [item, token, head, element] = position;
+    // Tensors of this rank are queries, keys, values and their like.
+    let axes: &[&str] = match shape.len() {
+        4 => &["item", "token", "head", "element"],
+        _ => &[],
+    };
     Err(Error::NotFinite {
         what: label,
         value,
-        item,
-        token,
-        head,
-        element,
+        index,
+        axes,
     })
 }

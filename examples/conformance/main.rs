@@ -4,8 +4,9 @@
 //! cargo run --release --example conformance -- [--f16 | --bf16] [--kernel TIER] PATH...
 //! ```
 //! Prints one line per compared tensor, `PASS|FAIL|SKIP file tensor max_abs_err tolerance [reason]`, and last
-//! `N passed, N failed, N skipped`; columns without a number hold `-`. Exits with 1 when anything failed. The adapter is
-//! named on stderr. `tests/golden` holds files to start with.
+//! `N passed, N failed, N skipped`; columns without a number hold `-`. PATH is a golden file (.safetensors), or a folder with
+//! some. Exits with 0 when nothing failed, 1 when something did, 2 when not everything could be checked. The adapter is named on
+//! stderr. `tests/golden` holds files to start with.
 //!
 //! With `--f16` or `--bf16`, attention and its gradients run in half precision: inputs are rounded to it, the reference is the f64
 //! oracle of the rounded inputs, and the tolerance is twice the error of a plain implementation that stores the same type and
@@ -13,7 +14,8 @@
 //! cost, and 1e-5 of it for log-sum-exps. The files' outputs are not compared then. Of multi-head attention, encoders and
 //! decoders, outputs are compared: their gradients exist in f32 only.
 //!
-//! `--kernel coop8` runs kernels of that tier wherever they can do what is asked; the reason of each line names the kernels that
+//! `--kernel TIER` runs kernels of that tier (tile, rows, broadcast, coop8 or coop16) wherever they can do what is asked, and is an
+//! error where the adapter has none; the reason of each line names the kernels that
 //! did, and stderr says in the end how many comparisons were of that tier alone. Weights of models are f32, so that with
 //! cooperative matrices their products are of another tier.
 
@@ -22,52 +24,29 @@ mod gpu;
 
 use std::error::Error;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use checks::{Line, Summary, check_file, failed_file};
 use dilated_attention::kernel::KernelTier;
 use dilated_attention::{Context, DType, KernelOptions};
-
-const USAGE: &str = "\
-usage: conformance [--f16 | --bf16] [--kernel TIER] PATH...
-
-Compares the library on this machine's GPU with golden files (.safetensors), or with all of them below a folder.
-
-  --f16, --bf16 attention, its gradients and models in half precision, against the f64 reference
-  --kernel TIER the kernels of attention and products: tile, rows, broadcast, coop8 or coop16, instead of those that suit the
-                adapter; an error where it has none. Each line names those that ran: what a tier cannot do (another type
-                than f16 with cooperative matrices, heads above 128) others do
-  -h, --help    print this
-
-Exit status: 0 when nothing failed, 1 when something did, 2 when it could not run.";
+use program::{Arguments, say};
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("conformance: {error}");
-            ExitCode::from(2)
-        }
-    }
+    program::run_or(2, include_str!("main.rs"), run)
 }
 
-fn run() -> Result<ExitCode, Box<dyn Error>> {
+fn run(mut arguments: Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let mut paths = Vec::new();
     let mut dtype = DType::F32;
     let mut tier = None;
-    let mut arguments = std::env::args_os().skip(1);
-    while let Some(argument) = arguments.next() {
-        match argument.to_str() {
-            Some("-h" | "--help") => {
-                println!("{USAGE}");
-                return Ok(ExitCode::SUCCESS);
-            }
+    while let Some(argument) = arguments.next_argument()? {
+        match argument.option() {
             Some("--f16") => dtype = DType::F16,
             Some("--bf16") => dtype = DType::Bf16,
             Some("--kernel") => {
-                let name = arguments.next().unwrap_or_default();
+                let name = arguments.os_value()?;
                 let named = name.to_str().and_then(KernelTier::named);
                 let unknown = || {
                     let tiers = KernelTier::ALL.map(|tier| tier.to_string()).join(", ");
@@ -75,31 +54,31 @@ fn run() -> Result<ExitCode, Box<dyn Error>> {
                 };
                 tier = Some(named.ok_or_else(unknown)?);
             }
-            Some(option) if option.starts_with('-') => {
-                return Err(format!("unknown option {option}\n\n{USAGE}").into());
-            }
-            _ => paths.push(PathBuf::from(argument)),
+            Some(_) => return Err(arguments.unknown()),
+            None => paths.push(argument.into_path()),
         }
     }
     if paths.is_empty() {
-        return Err(format!("no PATH given\n\n{USAGE}").into());
+        return Err("no PATH given; --help says what there is".into());
     }
     let context = Context::headless()?;
-    eprintln!("adapter: {}", context.adapter_info().name);
+    program::note(format_args!("adapter: {}", context.adapter_info().name));
     let context = context.with_kernel_options(&KernelOptions {
         tier,
         ..Default::default()
     })?;
     let mut gpu = gpu::Gpu::new(context, dtype);
     let mut summary = Summary::default();
-    let mut stdout = io::stdout().lock();
-    let mut print = |lines: Vec<Line>| -> io::Result<()> {
+    let mut print = |lines: Vec<Line>| -> Result<(), &'static str> {
         for line in lines {
             summary.add(&line);
-            writeln!(stdout, "{line}")?;
+            say!("{line}");
         }
-        // Long files take minutes: show what there is.
-        stdout.flush()
+        // The lines are all that there is to this program, and its status must not say that all was checked.
+        match program::is_heard() {
+            true => Ok(()),
+            false => Err("standard output was closed before everything was checked"),
+        }
     };
     for path in paths {
         match golden_files(&path) {
@@ -119,11 +98,11 @@ fn run() -> Result<ExitCode, Box<dyn Error>> {
     }
     if let Some(tier) = tier {
         let [alone, partly, not] = summary.by_tier;
-        eprintln!(
+        program::note(format_args!(
             "{tier}: {alone} comparisons of its kernels alone, {partly} of its and others, {not} of others or none"
-        );
+        ));
     }
-    writeln!(stdout, "{summary}")?;
+    say!("{summary}");
     Ok(ExitCode::from(u8::from(summary.failed > 0)))
 }
 

@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
 """Checkpoints for the example gigapath_encode, and the same slide encoder in plain PyTorch to compare with.
 
-    checkpoint.py convert SLIDE_ENCODER.pth WEIGHTS.safetensors      a checkpoint of PyTorch as safetensors
-    checkpoint.py generate WEIGHTS.safetensors [--seed N] [--depth 12] [--dim 768]
-                                                                     seeded weights of the whole architecture
+    checkpoint.py convert SLIDE_ENCODER.pth WEIGHTS.safetensors [--prefix P]
+                                                                     a checkpoint of PyTorch as safetensors, its names without
+                                                                     the prefix that a wrapper gave them (module.)
+    checkpoint.py generate WEIGHTS.safetensors [--seed N] [--depth 12] [--dim 768] [--features 1536]
+                                                                     seeded weights of the whole architecture; GigaPath-Flash has
+                                                                     --dim 384 --features 384
     checkpoint.py tiles TILES.safetensors [--seed N] [--count 1000]  seeded features, each tile in a cell of its own
     checkpoint.py encode WEIGHTS TILES OUT.safetensors [--double] [--threads N] [--heads 16] [--max-wsi-size 262144]
+                                                                     [--tile-size 256]
                                                                      the encoder in PyTorch, f32 or f64
     checkpoint.py compare A B [--tolerance 1e-4]                     largest differences of the tensors that A and B share
     checkpoint.py check GOLDEN.safetensors...                        this file's encoder against recorded results
@@ -34,12 +38,34 @@ RATES = (1, 2, 4, 8, 16)
 def convert(arguments):
     checkpoint = torch.load(arguments.checkpoint, map_location="cpu", weights_only=True)
     state = checkpoint.get("model", checkpoint)
+    state, prefix, others = without_prefix(state, arguments.prefix)
     strange = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
     if strange:
         sys.exit(f"error: {arguments.checkpoint}: {strange[0]} is no tensor, but {type(state[strange[0]]).__name__}")
     # Clones: a checkpoint's tensors may share memory, which the format does not allow.
     save_file({name: value.contiguous().clone() for name, value in state.items()}, arguments.out)
     print(f"{len(state)} tensors, {sum(value.numel() for value in state.values())} elements")
+    if prefix:
+        print(f"their names had the prefix {prefix}" + (f"; {others} tensors without it were left out" if others else ""))
+
+
+FIRST = "patch_embed.proj.weight"
+
+
+def without_prefix(state, prefix):
+    """What is below the prefix, told or found, its names without it; the prefix; the number of tensors beside it."""
+    if prefix is None:
+        found = [name[: -len(FIRST)] for name in state if name == FIRST or name.endswith("." + FIRST)]
+        if len(found) != 1:
+            what = f"{FIRST} is there under the prefixes {found}" if found else f"no tensor is called {FIRST}"
+            sys.exit(f"error: {what}: name the slide encoder's with --prefix; names begin with {list(state)[:4]}")
+        prefix = found[0]
+    elif prefix and not prefix.endswith("."):
+        prefix += "."
+    below = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+    if not below:
+        sys.exit(f"error: no name begins with {prefix}; names begin with {list(state)[:4]}")
+    return below, prefix, len(state) - len(below)
 
 
 def shapes(depth, dim, features):
@@ -218,14 +244,18 @@ def encode(arguments):
     slide = load_file(arguments.tiles)
     features, coords = slide["features"].to(dtype), slide["coords"]
     lengths = segment_lengths(arguments.max_wsi_size, 256)
-    encoder = Encoder(weights, arguments.heads, lengths)
+    encoder = Encoder(weights, arguments.heads, lengths, tile_size=arguments.tile_size)
     started = time.perf_counter()
     named, states, _ = encoder.encode(features, coords)
     seconds = time.perf_counter() - started
     largest = max(state.abs().max().item() for state in states)
+    lost = [name for name, value in named.items() if not value.isfinite().all()]
+    if lost:
+        sys.exit(f"error: not finite, and not saved: {', '.join(lost)}")
+    save_file({name: value.float().contiguous() for name, value in named.items()}, arguments.out)
+    # Saved first: whoever reads the lines may have gone.
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {dtype}: {seconds:.2f} s")
     print(f"largest element of a state {largest:.2f}, rms of the last {states[-1].square().mean().sqrt().item():.2f}")
-    save_file({name: value.float().contiguous() for name, value in named.items()}, arguments.out)
 
 
 # Comparisons.
@@ -300,7 +330,7 @@ def main():
             added.add_argument(name)
         return added
 
-    command(convert, "checkpoint", "out")
+    command(convert, "checkpoint", "out").add_argument("--prefix")
     added = command(generate, "out")
     added.add_argument("--seed", type=int, default=1)
     added.add_argument("--depth", type=int, default=12)
@@ -315,6 +345,8 @@ def main():
     added.add_argument("--threads", type=int)
     added.add_argument("--heads", type=int, default=16)
     added.add_argument("--max-wsi-size", type=int, default=262144)
+    # In pixels of level 0: 512 for tiles of 256 at 20x of a slide scanned at 40x.
+    added.add_argument("--tile-size", type=int, default=256)
     added = command(compare, "a", "b")
     added.add_argument("--tolerance", type=float, default=1e-4)
     command(check).add_argument("files", nargs="+")

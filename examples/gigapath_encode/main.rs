@@ -6,16 +6,22 @@
 //! ```
 //! as `cargo run --release --example gigapath_encode -- ...`, with `--features slide-files/h5` for HDF5.
 //!
-//! WEIGHTS is a checkpoint of the published architecture, 768, 1024 or 1536 wide, of any depth; `checkpoint.py` beside this
-//! file converts one of PyTorch, or makes one to try. TILES holds `features` (tiles, 1536) and `coords` (tiles, 2), the place of
+//! WEIGHTS is a checkpoint of GigaPath's slide encoder, GigaPath-Flash's or one like them: layers, width and features of a tile
+//! are what its shapes say; `checkpoint.py` beside this file converts one of PyTorch, or makes one to try. TILES holds `features` (tiles, 1536) and `coords` (tiles, 2), the place of
 //! each tile in pixels of level 0: `.safetensors`, `.npz`, `.h5` as CLAM and TRIDENT write it, or `.npy` with the coordinates
 //! in a second one. `--random` draws so many tiles, and weights where none are given: to see what a slide takes here.
 //!
 //! ```text
-//! --pool cls|mean     which embedding is the result: that of the CLS token (default) or of the tiles' mean
+//! --tile-size N       edge of a tile in pixels of level 0, where the file does not say it, see below
+//! --force-tile-size N the same, whatever file and coordinates say
+//! --any-encoder       take features that the file says another encoder than GigaPath's computed
+//! --pool mean|cls     which embedding is the result: that of the tiles' mean (default) or of the CLS token, see below
 //! --layers all        embeddings of every state, too: the first layer's input, then each layer's output
 //! --tiles             embeddings of all tiles, too
-//! --attention LAYER   attention of CLS to the tiles in this layer, from 0 on, too
+//! --attention LAYER   attention of CLS to the tiles in this layer, from 0 on, too; mind `--pool` below
+//! --prefix P          what stands before the names in WEIGHTS (`module.`), where there are several such prefixes
+//! --heads N           of the model; published ones have 16, and a width of their own (384, 768, 1024, 1536)
+//! --allow-nonfinite   save results that are infinite or NaN, too, instead of saying where they arise
 //! --compat            what upstream's forward returns, and no more, see below
 //! --out FILE          .npy for the result alone or .safetensors for all (default slide_embedding.safetensors)
 //! --f16               activations in half precision
@@ -24,8 +30,18 @@
 //! --budget MIB        refuse when the pool would hold more
 //! --slice MS          time of the device a submission may take (default 8)
 //! --depth N           layers of drawn weights (default 12)
-//! --size NAME         sizes of drawn weights: base (default), large or wide
+//! --size NAME         sizes of drawn weights: base (default), flash, large or wide
 //! ```
+//!
+//! **Coordinates** are pixels of level 0, the slide as it was scanned: tiles of 256 pixels at 20x lie 256 apart on a slide
+//! scanned at 20x and 512 on one scanned at 40x, and the position of a tile in the model is `floor(coordinate / tile size)`. The
+//! size comes from what the file says: TRIDENT's `patch_size_level0`, or CLAM's `patch_size`, `patch_level` and `downsample`, as
+//! attributes in `.h5`, metadata in `.safetensors`, arrays of one number in `.npz`. Where it says nothing it is 256. What
+//! contradicts the file or the coordinates is an error.
+//!
+//! **`--pool`.** The result is the norm of the mean of all tiles, which is how the model's authors use it: the CLS token was not
+//! trained in the published weights, as they say. `--pool cls` is for weights that were fine-tuned with it. The attention of an
+//! untrained CLS (`--attention`) says nothing of which tiles matter.
 //!
 //! **Results.** `.npy` holds the embedding, (width). `.safetensors` holds `embedding`, both embeddings as `cls` and `pool`, and
 //! where asked for `layers_cls` and `layers_pool` (states, width), `tiles` (tiles, width), and `attention.LAYER` (tiles).
@@ -34,77 +50,78 @@
 //! kept in the user's folder for caches (`DILATED_ATTENTION_CACHE=off`, or a path).
 //!
 //! **`--compat`** is for what reads results of prov-gigapath. Its `forward` returns a list of (1, width): one element, or with
-//! `all_layer_embed` (here `--layers all`) one for each state; its `global_pool` is `--pool mean` here. `.npy` holds that list
+//! `all_layer_embed` (here `--layers all`) one for each state; its `global_pool=True` is `--pool mean`, the default here, its
+//! own default `--pool cls`. `.npy` holds that list
 //! stacked, (1, 1, width) or (states, 1, width). `.safetensors` holds `embedding`, (1, width), or under the names that upstream's
 //! `run_inference_with_slide_encoder` gives them `layer_0_embed`, ... and `last_layer_embed`, which is the last state again.
 //! Mind that upstream's states lack the encoder's last norm: `last_layer_embed` is not the embedding of a call without
 //! `all_layer_embed`. Their computation is upstream's in either case, unless `--masked` says otherwise.
 
-mod checkpoint;
 mod resident;
 mod results;
 mod settings;
 
 use std::error::Error;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use dilated_attention::models::NonFiniteResult;
 use dilated_attention::models::gigapath::{Slide, SlideEncoder};
+use dilated_attention::nn::Parameters;
 use dilated_attention::{Context, WeightFile};
+use program::{Arguments, say, say_part};
 
 use settings::Settings;
 
 fn main() -> ExitCode {
-    match run(Instant::now()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    program::run(include_str!("main.rs"), run)
 }
 
-fn run(start: Instant) -> Result<(), Box<dyn Error>> {
-    if std::env::args().any(|argument| argument == "--help") {
-        // What stands above.
-        let lines = include_str!("main.rs").lines();
-        lines
-            .map_while(|line| line.strip_prefix("//!"))
-            .for_each(|line| println!("{}", line.strip_prefix(' ').unwrap_or(line)));
-        return Ok(());
-    }
-    let settings = Settings::from_arguments(std::env::args().skip(1))?;
+fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
+    let start = Instant::now();
+    let settings = Settings::from_arguments(arguments)?;
     let checkpoint = match &settings.weights {
         Some(path) => Some(WeightFile::open(path)?),
         None => None,
     };
-    let config = settings.config(checkpoint.as_ref())?;
+    let part = match &checkpoint {
+        Some(file) => Some(settings.part(file)?),
+        None => None,
+    };
+    let mut config = settings.config(part.as_ref())?;
+    settings.say_model(&config, part.as_ref());
     let context = Context::headless()?;
     let adapter = context.adapter_info();
-    println!(
+    say!(
         "adapter     {}, {} {}",
-        adapter.name, adapter.driver, adapter.driver_info
+        adapter.name,
+        adapter.driver,
+        adapter.driver_info
     );
-    let tiles = settings.tiles(&config)?;
+    let (tiles, tile_size) = settings.tiles(&config)?;
+    // Segment lengths stay those of the weights.
+    config.tile_size = tile_size.pixels;
+    say!("tile size   {tile_size}");
     let slides = [Slide {
         features: &tiles.features,
         coords: &tiles.coords,
     }];
     let plan = SlideEncoder::plan_for(&context, &config, &[tiles.count()], &settings.outputs)?;
-    print!("{plan}");
+    say_part!("{plan}");
     if let Some(budget_bytes) = settings.budget_bytes {
         plan.check_budget(budget_bytes)?;
         context.pool().set_budget_bytes(Some(budget_bytes));
     }
     let begin = Instant::now();
     let encoder = SlideEncoder::new(&context, config)?;
-    let weights = match &checkpoint {
-        Some(file) => encoder.load(&context, file)?,
+    // Moved into it, so that the file can be closed after.
+    let weights = match { part } {
+        Some(part) => encoder.load(&context, part)?,
         None => encoder.initial_weights(&context, 1)?,
     };
     context.wait();
-    println!(
+    say!(
         "weights     constructed and loaded in {:.2} s, {:.2} s after the start",
         begin.elapsed().as_secs_f64(),
         start.elapsed().as_secs_f64()
@@ -121,21 +138,29 @@ fn run(start: Instant) -> Result<(), Box<dyn Error>> {
         if percent > shown && is_terminal {
             shown = percent;
             let bar = "#".repeat(percent as usize / 4);
-            print!("\r[{bar:<25}] {percent:3} %");
-            // A progress bar that cannot be shown is no reason to stop.
-            let _ = std::io::stdout().flush();
+            say_part!("\r[{bar:<25}] {percent:3} %");
         }
     };
     let (slices, outputs) = (settings.slices, &settings.outputs);
-    let output =
-        pollster::block_on(encoder.encode(&context, &weights, &slides, outputs, slices, show))?;
+    let encoded = encoder.encode(&context, &weights, &slides, outputs, slices, show);
+    let output = match pollster::block_on(encoded) {
+        Err(dilated_attention::Error::NonFiniteResult(result)) => {
+            return Err(not_finite(
+                *result, &context, &encoder, &weights, &slides, &settings,
+            ));
+        }
+        Err(error @ dilated_attention::Error::FeatureNotFinite { .. }) => {
+            return Err(format!("{}: {error}", settings.tiles_name()).into());
+        }
+        output => output?,
+    };
     let seconds = begin.elapsed().as_secs_f64();
     let stats = context.pool().stats();
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     if is_terminal {
-        println!();
+        say!();
     }
-    println!(
+    say!(
         "encoded     {seconds:.2} s, {:.1} GFLOP/s; pool at most {:.1} MiB asked for, {:.1} MiB held",
         plan.flop as f64 / 1e9 / seconds,
         mib(stats.requested_bytes.peak),
@@ -143,7 +168,42 @@ fn run(start: Instant) -> Result<(), Box<dyn Error>> {
     );
     // The next run's plan tells the time. Without a folder for that it does not.
     context.save_pace();
+    let lost = output
+        .cls
+        .iter()
+        .chain(&output.pool)
+        .filter(|value| !value.is_finite())
+        .count();
+    if lost > 0 {
+        program::note(format_args!(
+            "warning: {lost} values of the two embeddings are not finite"
+        ));
+    }
     results::save(&output, &settings)?;
-    println!("saved       {}", settings.out.display());
+    say!("saved       {}", settings.out.display());
     Ok(())
+}
+
+/// The error about a result that is not finite, with where it arises: the slide is encoded once more to find that.
+fn not_finite(
+    result: NonFiniteResult,
+    context: &Context,
+    encoder: &SlideEncoder,
+    weights: &Parameters,
+    slides: &[Slide<'_>],
+    settings: &Settings,
+) -> Box<dyn Error> {
+    const NOTHING: &str = "Nothing was saved; with --allow-nonfinite it is saved as it is";
+    if result.origin.is_some_and(|origin| origin.token.is_some()) {
+        return format!("{result}. {NOTHING}").into();
+    }
+    say!("\nnot finite  encoding once more to find where");
+    let origin = encoder.find_nonfinite(context, weights, slides, settings.slices);
+    match pollster::block_on(origin) {
+        Ok(Some(origin)) => format!("{result}. It begins with {origin}. {NOTHING}").into(),
+        Ok(None) => {
+            format!("{result}. All states are finite: it is the last norm. {NOTHING}").into()
+        }
+        Err(error) => format!("{result}. Where is not known: {error}. {NOTHING}").into(),
+    }
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use dilated_attention::Context;
+use program::say;
 
 /// Prints the most bytes that were resident, and what they are, where the system tells (Linux).
 pub fn print(context: &Context, weights: Option<&Path>) {
@@ -21,7 +22,7 @@ pub fn print(context: &Context, weights: Option<&Path>) {
         false => 0,
     };
     let beyond_bytes = peak_bytes.saturating_sub(file_bytes + device_bytes);
-    println!(
+    say!(
         "resident    {:.1} MiB at most: {:.1} of the mapped file, {:.1} of a software adapter's buffers, {:.1} beyond",
         mib(peak_bytes),
         mib(file_bytes),

@@ -1,25 +1,22 @@
 //! What the command line says.
 
-use std::error::Error;
-use std::fmt::Display;
 use std::fs::OpenOptions;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
-use dilated_attention::models::gigapath::{SlideEncoderConfig, SlideOutputs};
+use dilated_attention::models::gigapath::{SlideEncoder, SlideEncoderConfig, SlideOutputs};
 use dilated_attention::recorder::SliceOptions;
-use dilated_attention::{DType, WeightFile};
-use slide_files::Tiles;
-
-use crate::checkpoint;
+use dilated_attention::{DType, Error, WeightFile, WeightSource};
+use program::{Arguments, say};
+use slide_files::{TileSize, TileSizeChoice, Tiles};
 
 /// Which embedding is the result.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Pool {
-    /// That of the CLS token.
+    /// That of the CLS token, which the published weights were trained without.
     Cls,
-    /// That of the mean of all tiles.
+    /// That of the mean of all tiles, as its authors use the model.
     Mean,
 }
 
@@ -36,9 +33,15 @@ pub struct Settings {
     /// Features, and coordinates where they are in a file of their own.
     tiles: Vec<PathBuf>,
     random_tiles: Option<usize>,
+    tile_size: TileSizeChoice,
+    /// Whether the file may name another encoder than GigaPath's.
+    any_encoder: bool,
     /// Sizes of drawn weights.
     drawn: SlideEncoderConfig,
     max_wsi_size: Option<u32>,
+    /// What stands before names in the checkpoint, where that was told.
+    prefix: Option<String>,
+    heads: Option<u32>,
     masked: bool,
     half: bool,
     pub outputs: SlideOutputs,
@@ -50,26 +53,22 @@ pub struct Settings {
     pub format: Format,
 }
 
-/// The value of an option.
-fn parse<T: FromStr<Err: Display>>(option: &str, value: &str) -> Result<T, Box<dyn Error>> {
-    let parsed = value.parse();
-    parsed.map_err(|error| format!("{option} {value}: {error}").into())
-}
-
 impl Settings {
-    pub fn from_arguments(
-        mut arguments: impl Iterator<Item = String>,
-    ) -> Result<Self, Box<dyn Error>> {
+    pub fn from_arguments(mut arguments: Arguments) -> program::Result<Self> {
         let mut settings = Self {
             weights: None,
             tiles: Vec::new(),
             random_tiles: None,
+            tile_size: TileSizeChoice::OfFile,
+            any_encoder: false,
             drawn: SlideEncoderConfig::base(),
             max_wsi_size: None,
+            prefix: None,
+            heads: None,
             masked: false,
             half: false,
             outputs: SlideOutputs::default(),
-            pool: Pool::Cls,
+            pool: Pool::Mean,
             compat: false,
             budget_bytes: None,
             slices: SliceOptions::default(),
@@ -78,62 +77,69 @@ impl Settings {
         };
         let mut files = Vec::new();
         let (mut depth, mut size) = (None, None);
-        while let Some(argument) = arguments.next() {
-            let option = argument.as_str();
-            let mut value = || {
-                let missing = format!("{option} needs a value");
-                arguments.next().ok_or(missing)
-            };
-            match option {
-                "--random" => settings.random_tiles = Some(parse(option, &value()?)?),
-                "--pool" => {
-                    settings.pool = match value()?.as_str() {
+        while let Some(argument) = arguments.next_argument()? {
+            match argument.option() {
+                Some("--random") => settings.random_tiles = Some(arguments.value()?),
+                Some("--tile-size") => {
+                    settings.tile_size =
+                        TileSizeChoice::Given(arguments.value::<NonZeroU32>()?.get());
+                }
+                Some("--force-tile-size") => {
+                    settings.tile_size =
+                        TileSizeChoice::Forced(arguments.value::<NonZeroU32>()?.get());
+                }
+                Some("--any-encoder") => settings.any_encoder = true,
+                Some("--pool") => {
+                    settings.pool = match arguments.value::<String>()?.as_str() {
                         "cls" => Pool::Cls,
                         "mean" => Pool::Mean,
-                        other => return Err(format!("--pool is cls or mean, not {other}").into()),
+                        other => return Err(format!("--pool is mean or cls, not {other}").into()),
                     };
                 }
-                "--layers" => match value()?.as_str() {
+                Some("--layers") => match arguments.value::<String>()?.as_str() {
                     "all" => settings.outputs.layers = true,
                     other => {
                         let hint = "the number of layers is the checkpoint's, or --depth";
                         return Err(format!("--layers is all, not {other}; {hint}").into());
                     }
                 },
-                "--tiles" => settings.outputs.encoded = true,
-                "--attention" => settings.outputs.attention.push(parse(option, &value()?)?),
-                "--compat" => settings.compat = true,
-                "--out" => settings.out = value()?.into(),
-                "--f16" => settings.half = true,
-                "--max-wsi-size" => settings.max_wsi_size = Some(parse(option, &value()?)?),
-                "--masked" => settings.masked = true,
-                "--budget" => {
-                    let mib: u64 = parse(option, &value()?)?;
+                Some("--tiles") => settings.outputs.encoded = true,
+                Some("--attention") => settings.outputs.attention.push(arguments.value()?),
+                Some("--prefix") => settings.prefix = Some(arguments.value()?),
+                Some("--heads") => settings.heads = Some(arguments.value()?),
+                Some("--allow-nonfinite") => settings.outputs.allow_nonfinite = true,
+                Some("--compat") => settings.compat = true,
+                Some("--out") => settings.out = arguments.os_value()?.into(),
+                Some("--f16") => settings.half = true,
+                Some("--max-wsi-size") => settings.max_wsi_size = Some(arguments.value()?),
+                Some("--masked") => settings.masked = true,
+                Some("--budget") => {
+                    let mib: u64 = arguments.value()?;
                     let bytes = mib.checked_mul(1 << 20);
                     let too_large = || format!("--budget {mib}: more than there can be");
                     settings.budget_bytes = Some(bytes.ok_or_else(too_large)?);
                 }
-                "--slice" => {
-                    let target = Duration::from_millis(parse(option, &value()?)?);
+                Some("--slice") => {
+                    let target = Duration::from_millis(arguments.value()?);
                     settings.slices = SliceOptions::default().target(target);
                 }
-                "--depth" => depth = Some(parse::<u16>(option, &value()?)?),
-                "--size" => {
-                    size = Some(match value()?.as_str() {
+                Some("--depth") => depth = Some(arguments.value::<u16>()?),
+                Some("--size") => {
+                    size = Some(match arguments.value::<String>()?.as_str() {
                         "base" => SlideEncoderConfig::base(),
+                        "flash" => SlideEncoderConfig::flash(),
                         "large" => SlideEncoderConfig::large(),
                         "wide" => SlideEncoderConfig::wide(),
                         other => {
-                            return Err(
-                                format!("--size is base, large or wide, not {other}").into()
-                            );
+                            return Err(format!(
+                                "--size is base, flash, large or wide, not {other}"
+                            )
+                            .into());
                         }
                     });
                 }
-                _ if option.starts_with('-') => {
-                    return Err(format!("unknown option {option}; --help lists them").into());
-                }
-                _ => files.push(PathBuf::from(argument)),
+                Some(_) => return Err(arguments.unknown()),
+                None => files.push(argument.into_path()),
             }
         }
         settings.drawn = size.clone().unwrap_or(settings.drawn);
@@ -146,6 +152,9 @@ impl Settings {
                 "--depth and --size are for drawn weights; a checkpoint has its own".into(),
             );
         }
+        if settings.weights.is_none() && settings.prefix.is_some() {
+            return Err("--prefix is for a checkpoint; drawn weights have none".into());
+        }
         if settings.random_tiles.is_some() != settings.tiles.is_empty() || settings.tiles.len() > 2
         {
             return Err(
@@ -157,7 +166,7 @@ impl Settings {
     }
 
     /// Before any work: that all outputs can be written.
-    fn check_outputs(&mut self) -> Result<(), Box<dyn Error>> {
+    fn check_outputs(&mut self) -> program::Result<()> {
         let extension = self
             .out
             .extension()
@@ -192,15 +201,26 @@ impl Settings {
             .map_err(|error| format!("--out {}: {error}", self.out.display()).into())
     }
 
+    /// The slide encoder in the checkpoint: under the prefix that was told, or the one that is found.
+    pub fn part<'a>(&self, checkpoint: &'a WeightFile) -> program::Result<WeightSource<'a>> {
+        Ok(match self.prefix.as_deref() {
+            Some("") => checkpoint.all(),
+            Some(prefix) => checkpoint.part(format!("{}.", prefix.trim_end_matches('.'))),
+            None => SlideEncoder::weights_in(checkpoint).map_err(advised)?,
+        })
+    }
+
     /// Options of the encoder: sizes of the checkpoint, the others as told.
     pub fn config(
         &self,
-        checkpoint: Option<&WeightFile>,
-    ) -> Result<SlideEncoderConfig, Box<dyn Error>> {
-        let mut config = match (checkpoint, &self.weights) {
-            (Some(file), Some(path)) => checkpoint::config(file)
-                .map_err(|reason| format!("{}: {reason}", path.display()))?,
-            _ => self.drawn.clone(),
+        checkpoint: Option<&WeightSource<'_>>,
+    ) -> program::Result<SlideEncoderConfig> {
+        let mut config = match (checkpoint, self.heads) {
+            (Some(weights), heads) => {
+                SlideEncoderConfig::from_weights(weights, heads).map_err(advised)?
+            }
+            (None, Some(heads)) => self.drawn.clone().heads(heads)?,
+            (None, None) => self.drawn.clone(),
         };
         if let Some(max_wsi_size) = self.max_wsi_size {
             config = config.max_wsi_size(max_wsi_size)?;
@@ -214,8 +234,38 @@ impl Settings {
         Ok(config)
     }
 
-    /// Read or drawn.
-    pub fn tiles(&self, config: &SlideEncoderConfig) -> Result<Tiles, Box<dyn Error>> {
+    /// Says which model it is, and what of that is assumed.
+    pub fn say_model(&self, config: &SlideEncoderConfig, weights: Option<&WeightSource<'_>>) {
+        let (heads, head_dim) = (config.attention.num_heads(), config.attention.head_dim());
+        let assumed = match (&self.weights, self.heads) {
+            (Some(_), None) => ", as published models have (else --heads)",
+            _ => "",
+        };
+        say!(
+            "model       {} layers, {} wide, feed-forward {}, {heads} heads of {head_dim}{assumed}, {} features a tile",
+            config.num_layers,
+            config.width(),
+            config.ffn_dim,
+            config.feature_dim
+        );
+        if let Some(prefix) = weights
+            .map(WeightSource::prefix)
+            .filter(|prefix| !prefix.is_empty())
+        {
+            say!("prefix      {prefix}, which the names in the file have before the model's");
+        }
+    }
+
+    /// What errors call the features.
+    pub fn tiles_name(&self) -> String {
+        match self.tiles.first() {
+            Some(path) => path.display().to_string(),
+            None => "drawn tiles".to_owned(),
+        }
+    }
+
+    /// Read or drawn, and their size in the unit of their coordinates, which is to be the encoder's.
+    pub fn tiles(&self, config: &SlideEncoderConfig) -> program::Result<(Tiles, TileSize)> {
         let feature_dim = config.feature_dim;
         let tiles = match (self.random_tiles, self.tiles.as_slice()) {
             (Some(count), _) => Tiles::drawn(count, feature_dim)?,
@@ -227,16 +277,28 @@ impl Settings {
             Some(path) => path.display().to_string(),
             None => "drawn tiles".to_owned(),
         };
-        let mut rows = tiles.features.chunks(feature_dim.max(1));
-        // One of them would make the whole embedding no number.
-        if let Some(tile) = rows.position(|row| row.iter().any(|value| !value.is_finite())) {
-            let file = file(self.tiles.first());
-            return Err(format!("{file}: features of tile {tile} are not all finite").into());
+        if !self.any_encoder {
+            let error = |error| format!("{}: {error}", file(self.tiles.first()));
+            tiles.expect_encoder("gigapath").map_err(error)?;
         }
+        let tile_size = tiles
+            .tile_size(self.tile_size, config.tile_size)
+            .map_err(|error| format!("{}: {error}", file(self.tiles.last())))?;
+        let mut config = config.clone();
+        config.tile_size = tile_size.pixels;
         config
             .cells(&tiles.coords)
             .map_err(|error| format!("{}: {error}", file(self.tiles.last())))?;
-        Ok(tiles)
+        Ok((tiles, tile_size))
+    }
+}
+
+/// An error about a checkpoint, with the option that helps.
+fn advised(error: Error) -> String {
+    match error {
+        Error::InvalidConfig { .. } => format!("{error} (--heads says it)"),
+        Error::WeightsMismatch(_) => format!("{error} (--prefix says which part)"),
+        error => error.to_string(),
     }
 }
 

@@ -1,9 +1,12 @@
 //! Text from a model, byte by byte, through the incremental decoder.
 
+use std::error::Error;
+use std::ops::ControlFlow;
+
 use dilated_attention::longnet::{Call, Input, LongNet};
 use dilated_attention::nn::Parameters;
 use dilated_attention::ops::TokenIds;
-use dilated_attention::{AttentionShape, Context, Result};
+use dilated_attention::{AttentionShape, Context};
 
 /// How bytes are chosen.
 #[derive(Clone, Copy, Debug)]
@@ -13,22 +16,25 @@ pub struct Sampling {
     pub seed: u64,
 }
 
-/// Continues `prompt` by `count` bytes, each handed to `each` as soon as it is there.
+/// Continues `prompt` by `count` bytes, each handed to `each` as soon as it is there, until that breaks off.
+///
+/// # Errors
+/// Those of the library, and logits that are not finite.
 pub fn continue_text(
     context: &Context,
     (model, weights): (&LongNet, &Parameters),
     prompt: &[u8],
     count: usize,
     sampling: Sampling,
-    mut each: impl FnMut(u8),
-) -> Result<()> {
+    mut each: impl FnMut(u8) -> ControlFlow<()>,
+) -> Result<(), Box<dyn Error>> {
     let mut recorder = context.recorder("cache");
     let capacity = u32::try_from(prompt.len() + count).unwrap_or(u32::MAX);
     let mut cache = model.new_cache(&mut recorder, 1, capacity.min(4096))?;
     recorder.submit()?;
     let mut random = Random::new(sampling.seed);
     let mut next: Vec<u32> = prompt.iter().map(|byte| u32::from(*byte)).collect();
-    for _ in 0..count {
+    for index in 0..count {
         let mut recorder = context.recorder("token");
         let ids = TokenIds::upload(&mut recorder, &next, 256)?;
         let call = Call::new(AttentionShape::new(1, next.len() as u32)?);
@@ -38,12 +44,19 @@ pub fn continue_text(
         let logits = recorder.download::<f32>(&logits)?;
         recorder.submit()?;
         let logits = logits.wait()?;
-        let byte = choose(
-            &logits[logits.len() - 256..],
-            sampling.temperature,
-            &mut random,
-        );
-        each(byte);
+        let logits = &logits[logits.len() - 256..];
+        if let Some(likely) = logits.iter().position(|logit| !logit.is_finite()) {
+            let logit = logits[likely];
+            return Err(format!(
+                "the logit of byte {likely} is {logit} where byte {index} is to be chosen: the weights are not finite, or too large; \
+                 go back to an earlier checkpoint"
+            )
+            .into());
+        }
+        let byte = choose(logits, sampling.temperature, &mut random);
+        if each(byte).is_break() {
+            break;
+        }
         next = vec![u32::from(byte)];
     }
     Ok(())

@@ -21,7 +21,8 @@ mod generation;
 mod settings;
 
 use std::error::Error;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -34,7 +35,8 @@ use dilated_attention::{AttentionShape, Context};
 use curve::Curve;
 use data::Data;
 use generation::{Random, Sampling, continue_text, printable};
-use settings::{Settings, list, parse};
+use program::{Arguments, say, say_part};
+use settings::Settings;
 
 const BITS: f64 = std::f64::consts::LOG2_E;
 
@@ -60,23 +62,17 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    program::run(include_str!("main.rs"), run)
 }
 
-fn run() -> Result<(), Box<dyn Error>> {
-    let options = arguments()?;
+fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
+    let options = Options::read(arguments)?;
     let path = match &options.data {
         Some(path) => path.clone(),
         None => Data::default_path()?,
     };
     let data = Data::read(&path)?;
-    println!(
+    say!(
         "data        {}: {} bytes to learn from, {} to be judged by",
         data.name,
         data.training.len(),
@@ -84,15 +80,15 @@ fn run() -> Result<(), Box<dyn Error>> {
     );
     let order_0 = baselines::order_0(&data.training, &data.validation);
     let order_3 = baselines::order_3(&data.training, &data.validation);
-    println!(
-        "baselines   single bytes {order_0:.3}, three bytes before {order_3:.3} bits per byte"
-    );
+    say!("baselines   single bytes {order_0:.3}, three bytes before {order_3:.3} bits per byte");
 
     let context = Context::headless()?;
     let info = context.adapter_info();
-    println!(
+    say!(
         "adapter     {} ({:?}, {})",
-        info.name, info.backend, info.driver_info
+        info.name,
+        info.backend,
+        info.driver_info
     );
     let checkpoint = options.out.join("checkpoint.safetensors");
     let resumed = match options.resume {
@@ -104,7 +100,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         Some(file) => Settings::from_metadata(file.metadata())?,
         None => options.settings.clone(),
     };
-    println!("model       {settings}");
+    say!("model       {settings}");
     let mut config = settings.config()?;
     config.dropout = options.dropout;
     config.activation_dropout = options.dropout;
@@ -123,7 +119,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     };
     let shapes = options.shapes()?;
     let plan = Trainer::plan(&config, &shapes, &training, context.facts().clone())?;
-    println!("{plan}");
+    say!("{plan}");
 
     std::fs::create_dir_all(&options.out)
         .map_err(|error| format!("{}: {error}", options.out.display()))?;
@@ -175,12 +171,12 @@ fn run() -> Result<(), Box<dyn Error>> {
     }
     let seconds = started.elapsed().as_secs_f64();
     let stats = context.pool().stats();
-    println!("\n\npool\n{stats}");
+    say!("\n\npool\n{stats}");
     let title = format!("{}, {} parameters", data.name, plan.num_parameters);
     let picture = options.out.join("loss.svg");
     std::fs::write(&picture, curve.svg(&title))
         .map_err(|error| format!("{}: {error}", picture.display()))?;
-    println!(
+    say!(
         "wrote       {} and {}",
         checkpoint.display(),
         picture.display()
@@ -191,7 +187,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         .iter()
         .map(|s| (s.batch() * s.seq_len()) as usize)
         .sum();
-    println!(
+    say!(
         "\n{} steps of {bytes} bytes in {:.1} minutes: {bits:.3} bits per byte of validation;\n\
          single bytes {order_0:.3}, three bytes before {order_3:.3}",
         options.steps,
@@ -199,7 +195,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     );
     if options.generate > 0 {
         let prompt = b"fn ";
-        println!("\nand so it goes on after '{}':\n", printable(prompt));
+        say!("\nand so it goes on after '{}':\n", printable(prompt));
         let mut text = prompt.to_vec();
         let sampling = Sampling {
             temperature: 0.8,
@@ -214,17 +210,80 @@ fn run() -> Result<(), Box<dyn Error>> {
             sampling,
             |byte| {
                 text.push(byte);
+                ControlFlow::Continue(())
             },
         )?;
-        println!("{}", printable(&text));
+        say!("{}", printable(&text));
     }
-    if bits >= order_0 {
+    if !(bits < order_0) {
         return Err(format!("{bits:.3} bits per byte do not beat {order_0:.3}").into());
     }
     Ok(())
 }
 
 impl Options {
+    fn read(mut arguments: Arguments) -> Result<Self, Box<dyn Error>> {
+        let mut options = Self {
+            data: None,
+            settings: Settings::default(),
+            steps: 600,
+            batch: 4,
+            tokens: 512,
+            parts: 1,
+            rate: 3e-3,
+            dropout: 0.0,
+            recompute: false,
+            seed: 1,
+            out: PathBuf::from("target/train_lm"),
+            save_every: 100,
+            resume: false,
+            generate: 400,
+        };
+        while let Some(argument) = arguments.next_argument()? {
+            let settings = &mut options.settings;
+            match argument.option() {
+                Some("--data") => options.data = Some(arguments.os_value()?.into()),
+                Some("--steps") => options.steps = arguments.value()?,
+                Some("--batch") => options.batch = arguments.value()?,
+                Some("--tokens") => options.tokens = arguments.value()?,
+                Some("--parts") => options.parts = arguments.value()?,
+                Some("--layers") => settings.layers = arguments.value()?,
+                Some("--heads") => settings.heads = arguments.value()?,
+                Some("--head-dim") => settings.head_dim = arguments.value()?,
+                Some("--ffn") => settings.ffn_dim = arguments.value()?,
+                Some("--segments") => settings.segments = arguments.list()?,
+                Some("--rates") => settings.rates = arguments.list()?,
+                Some("--rate") => options.rate = arguments.value()?,
+                Some("--dropout") => options.dropout = arguments.value()?,
+                Some("--recompute") => options.recompute = true,
+                Some("--seed") => options.seed = arguments.value()?,
+                Some("--out") => options.out = arguments.os_value()?.into(),
+                Some("--save-every") => options.save_every = arguments.value()?,
+                Some("--resume") => options.resume = true,
+                Some("--generate") => options.generate = arguments.value()?,
+                Some(_) => return Err(arguments.unknown()),
+                None => {
+                    let more = argument.into_path();
+                    return Err(
+                        format!("train_lm takes options only, not {}", more.display()).into(),
+                    );
+                }
+            }
+        }
+        for (name, value) in [
+            ("--batch", options.batch),
+            ("--tokens", options.tokens),
+            ("--parts", options.parts),
+            ("--steps", options.steps as usize),
+            ("--save-every", options.save_every as usize),
+        ] {
+            if value == 0 || u32::try_from(value).is_err() {
+                return Err(format!("{name} {value}: at least 1, and a number of 32 bits").into());
+            }
+        }
+        Ok(options)
+    }
+
     /// Shapes of the parts of a step.
     fn shapes(&self) -> Result<Vec<AttentionShape>, Box<dyn Error>> {
         let sizes = self.part_sizes();
@@ -324,76 +383,8 @@ impl Bar {
             seconds
         );
         match self.terminal {
-            true => print!("\r{line}\x1b[K"),
-            false => println!("{line}"),
-        }
-        // A closed output is no reason to stop training.
-        let _ = std::io::stdout().flush();
-    }
-}
-
-fn arguments() -> Result<Options, Box<dyn Error>> {
-    let mut options = Options {
-        data: None,
-        settings: Settings::default(),
-        steps: 600,
-        batch: 4,
-        tokens: 512,
-        parts: 1,
-        rate: 3e-3,
-        dropout: 0.0,
-        recompute: false,
-        seed: 1,
-        out: PathBuf::from("target/train_lm"),
-        save_every: 100,
-        resume: false,
-        generate: 400,
-    };
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        let mut value = || {
-            let missing = format!("{argument} needs a value");
-            arguments.next().ok_or(missing)
-        };
-        let settings = &mut options.settings;
-        match argument.as_str() {
-            "--data" => options.data = Some(PathBuf::from(value()?)),
-            "--steps" => options.steps = parse(&value()?)?,
-            "--batch" => options.batch = parse(&value()?)?,
-            "--tokens" => options.tokens = parse(&value()?)?,
-            "--parts" => options.parts = parse(&value()?)?,
-            "--layers" => settings.layers = parse(&value()?)?,
-            "--heads" => settings.heads = parse(&value()?)?,
-            "--head-dim" => settings.head_dim = parse(&value()?)?,
-            "--ffn" => settings.ffn_dim = parse(&value()?)?,
-            "--segments" => settings.segments = list(&value()?)?,
-            "--rates" => settings.rates = list(&value()?)?,
-            "--rate" => options.rate = parse(&value()?)?,
-            "--dropout" => options.dropout = parse(&value()?)?,
-            "--recompute" => options.recompute = true,
-            "--seed" => options.seed = parse(&value()?)?,
-            "--out" => options.out = PathBuf::from(value()?),
-            "--save-every" => options.save_every = parse(&value()?)?,
-            "--resume" => options.resume = true,
-            "--generate" => options.generate = parse(&value()?)?,
-            other => {
-                return Err(format!(
-                    "unknown option {other}; the options are in the file's first lines"
-                )
-                .into());
-            }
+            true => say_part!("\r{line}\x1b[K"),
+            false => say!("{line}"),
         }
     }
-    for (name, value) in [
-        ("--batch", options.batch),
-        ("--tokens", options.tokens),
-        ("--parts", options.parts),
-        ("--steps", options.steps as usize),
-        ("--save-every", options.save_every as usize),
-    ] {
-        if value == 0 || u32::try_from(value).is_err() {
-            return Err(format!("{name} {value}: at least 1, and a number of 32 bits").into());
-        }
-    }
-    Ok(options)
 }

@@ -1,7 +1,7 @@
 //! The model's sizes, as they are written into its checkpoint.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Debug, Display};
+use std::fmt::{self, Display};
 use std::str::FromStr;
 
 use dilated_attention::DilatedAttentionConfig;
@@ -89,13 +89,13 @@ fn join(values: &[impl Display]) -> String {
     values.join(",")
 }
 
-/// A number of an option or of metadata.
-pub fn parse<T: FromStr<Err: Debug>>(text: &str) -> Result<T, String> {
+/// A number of the metadata.
+fn parse<T: FromStr<Err: Display>>(text: &str) -> Result<T, String> {
     text.parse()
-        .map_err(|_| format!("'{text}' is not a number in range"))
+        .map_err(|error| format!("the checkpoint says '{text}': {error}"))
 }
 
 /// Numbers with commas between them.
-pub fn list(text: &str) -> Result<Vec<u32>, String> {
+fn list(text: &str) -> Result<Vec<u32>, String> {
     text.split(',').map(parse).collect()
 }

@@ -6,11 +6,13 @@
 //! ```
 //! Both are a [`LongNet`](crate::longnet::LongNet) between an embedding and a pooling of their own. Parameters have the names
 //! of the checkpoints, and loading is strict. Both run at once, in slices with progress, or recording by recording, and both
-//! are planned without a device ([`ModelPlan`]).
+//! are planned without a device ([`ModelPlan`]). A result that is not finite is an error ([`NonFiniteResult`]).
 
+mod finite;
 pub mod gigapath;
 pub mod longvit;
 mod plan;
 mod recordings;
 
+pub use finite::{NonFiniteResult, Origin, Token};
 pub use plan::ModelPlan;

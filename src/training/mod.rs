@@ -9,7 +9,8 @@
 //! summed over labels and divided by the number of all labels at the end, so that any division of the same sequences into
 //! batches is the same step, up to the rounding of sums.
 //!
-//! A step whose gradients are not finite changes nothing but the number of steps; its [`StepReport`] shows the norm.
+//! A step whose gradients are not finite changes nothing but the number of steps; waiting for it is
+//! [`Error::NonFiniteStep`](crate::Error::NonFiniteStep), and training may go on.
 //!
 //! Everything random follows from the seed, the number of the step and the place in the model, and every sum has a fixed order:
 //! a run that is [saved](Trainer::save) and [resumed](Trainer::resume) ends with the same bits as one that never stopped.

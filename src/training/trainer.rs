@@ -297,7 +297,7 @@ pub struct StepReport {
     pub step: u64,
     /// Mean cross-entropy over all labels, in nats, before the step.
     pub loss: f32,
-    /// Norm of the gradient of that mean, before it is clipped; 0 for an evaluation. Not finite: the step changed nothing.
+    /// Norm of the gradient of that mean, before it is clipped; 0 for an evaluation.
     pub gradient_norm: f32,
     /// The learning rate; 0 for an evaluation.
     pub learning_rate: f32,
@@ -309,33 +309,34 @@ impl PendingStep {
     /// Blocks until it is done.
     ///
     /// # Errors
-    /// As [`Download::wait`].
+    /// [`Error::NonFiniteStep`] for a loss or gradient that is not finite, which says what became of the weights: training may
+    /// go on with the next step. As [`Download::wait`].
     #[cfg(not(target_arch = "wasm32"))]
     pub fn wait(self) -> Result<StepReport> {
         let loss = self.loss.wait()?;
         let norm_squared = self.norm_squared.as_ref().map(Download::wait).transpose()?;
-        Ok(StepReport::new(
+        StepReport::new(
             (self.step, self.learning_rate, self.labels),
             &loss,
             norm_squared.as_deref(),
-        ))
+        )
     }
 
     /// Awaits its end, on any executor.
     ///
     /// # Errors
-    /// As [`Download::wait`].
+    /// As [`wait`](Self::wait).
     pub async fn report(self) -> Result<StepReport> {
         let loss = self.loss.await?;
         let norm_squared = match self.norm_squared {
             None => None,
             Some(norm_squared) => Some(norm_squared.await?),
         };
-        Ok(StepReport::new(
+        StepReport::new(
             (self.step, self.learning_rate, self.labels),
             &loss,
             norm_squared.as_deref(),
-        ))
+        )
     }
 }
 
@@ -345,15 +346,24 @@ impl StepReport {
         (step, learning_rate, labels): (u64, f32, u64),
         loss: &[f32],
         norm_squared: Option<&[f32]>,
-    ) -> Self {
+    ) -> Result<Self> {
         let first = |values: &[f32]| values.first().copied().map_or(0.0, f64::from);
         let count = labels as f64;
-        Self {
+        let loss = (first(loss) / count) as f32;
+        let gradient_norm = norm_squared.map(|norm| (first(norm).sqrt() / count) as f32);
+        if !loss.is_finite() || gradient_norm.is_some_and(|norm| !norm.is_finite()) {
+            return Err(Error::NonFiniteStep {
+                step,
+                loss,
+                gradient_norm,
+            });
+        }
+        Ok(Self {
             step,
-            loss: (first(loss) / count) as f32,
-            gradient_norm: (norm_squared.map_or(0.0, first).sqrt() / count) as f32,
+            loss,
+            gradient_norm: gradient_norm.unwrap_or(0.0),
             learning_rate,
             labels,
-        }
+        })
     }
 }

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::foreign;
 use super::header::Header;
 use super::load::WeightSource;
 use super::mapping::FileBytes;
+use super::mismatch::{FoundPrefix, WeightsMismatch};
 use super::stored::StoredTensor;
 use crate::error::{Error, Result};
 
@@ -55,7 +57,7 @@ impl WeightFile {
             }),
             Err(reason) => Err(Error::InvalidWeightFile {
                 file: label,
-                reason,
+                reason: foreign::recognise(&bytes).unwrap_or(reason),
             }),
         }
     }
@@ -97,8 +99,42 @@ impl WeightFile {
         WeightSource::new(self, prefix.into())
     }
 
+    /// The part that has a tensor for the parameter called `name`, under whatever prefix: a checkpoint that was saved from inside
+    /// a wrapper has one (`module.`, `_orig_mod.`), which [`WeightSource::prefix`] then tells.
+    ///
+    /// # Errors
+    /// [`Error::WeightsMismatch`] when there is no such tensor, or there are several, with their prefixes.
+    pub fn part_with(&self, name: &str) -> Result<WeightSource<'_>> {
+        let prefixes = self.names().filter_map(|full| full.strip_suffix(name));
+        let prefixes: Vec<_> = prefixes
+            .filter(|prefix| prefix.is_empty() || prefix.ends_with('.'))
+            .collect();
+        if let &[prefix] = prefixes.as_slice() {
+            return Ok(self.part(prefix));
+        }
+        let found = prefixes.iter().map(|prefix| FoundPrefix {
+            prefix: (*prefix).to_owned(),
+            found: 1,
+            of: 1,
+        });
+        Err(Error::WeightsMismatch(Box::new(WeightsMismatch {
+            file: self.label.clone(),
+            missing: vec![name.to_owned()],
+            unknown: self.names().map(str::to_owned).collect(),
+            prefixes: found.collect(),
+            ..Default::default()
+        })))
+    }
+
     pub(crate) fn label(&self) -> &str {
         &self.label
+    }
+}
+
+impl<'a> From<&'a WeightFile> for WeightSource<'a> {
+    /// [`WeightFile::all`].
+    fn from(file: &'a WeightFile) -> Self {
+        file.all()
     }
 }
 

@@ -74,7 +74,7 @@ impl Header {
             .and_then(|length| rest.get(..length));
         let Some(json) = json else {
             return Err(format!(
-                "its header has {length} bytes, of which {} are here: it was cut off",
+                "its header has {length} bytes, of which {} are here: it was cut off, download or copy it again",
                 rest.len()
             ));
         };
@@ -93,6 +93,11 @@ impl Header {
         tensors.sort_by_key(|(_, tensor)| tensor.data_offsets);
         let mut entries = Vec::with_capacity(tensors.len());
         let mut end = data_start;
+        // The last byte that any tensor claims.
+        let need = tensors
+            .iter()
+            .flat_map(|(_, tensor)| tensor.data_offsets)
+            .max();
         for (name, tensor) in tensors {
             let [first, last] = tensor.data_offsets;
             let in_file = |offset: u64| {
@@ -101,9 +106,10 @@ impl Header {
             };
             let told = |reason: String| Err(format!("tensor {} {reason}", quoted(&name)));
             let (Some(from), Some(to)) = (in_file(first), in_file(last)) else {
-                let data_bytes = file_bytes - data_start;
+                let (need, data_bytes) = (need.unwrap_or(0), file_bytes - data_start);
                 return told(format!(
-                    "has bytes {first}..{last} of {data_bytes}: the file was cut off, or lies"
+                    "has bytes {first}..{last}, but of {need} bytes of data {data_bytes} are here: the file was cut off \
+                     (download or copy it again), or lies"
                 ));
             };
             if from != end {

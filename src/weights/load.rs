@@ -1,15 +1,19 @@
 //! From a file to parameters on the device.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
 use super::file::WeightFile;
-use super::mismatch::{Duplicate, Misshapen, Mistyped, WeightsMismatch};
+use super::mismatch::{Duplicate, FoundPrefix, Misshapen, Mistyped, WeightsMismatch};
 use super::stored::StoredTensor;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::nn::{PIECE_ELEMENTS, ParameterList, Parameters};
+
+/// Dots of a name that prefixes end at: those of wrappers are short, and names of hostile files are not.
+const PREFIX_DOTS: usize = 8;
 
 type Rename<'a> = Box<dyn Fn(&str) -> Option<String> + 'a>;
 
@@ -29,6 +33,11 @@ impl<'a> WeightSource<'a> {
         }
     }
 
+    /// What stands before the names of the part.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// The same under other names: `rename` is given a tensor's name (without the prefix of the part, after earlier renaming)
     /// and says which parameter it is for, or `None` for a tensor to leave out knowingly.
     pub fn rename(mut self, rename: impl Fn(&str) -> Option<String> + 'a) -> Self {
@@ -37,6 +46,61 @@ impl<'a> WeightSource<'a> {
             Some(earlier) => Box::new(move |name| rename(&earlier(name)?)),
         });
         self
+    }
+
+    /// The tensors of the part, each with the name that a parameter has: without the prefix, renamed.
+    pub fn tensors(&self) -> impl Iterator<Item = (Cow<'a, str>, StoredTensor<'a>)> {
+        self.file.tensors().filter_map(|tensor| {
+            let name = tensor.name().strip_prefix(&self.prefix)?;
+            Some((self.renamed(name)?, tensor))
+        })
+    }
+
+    fn renamed(&self, name: &'a str) -> Option<Cow<'a, str>> {
+        match &self.rename {
+            None => Some(Cow::Borrowed(name)),
+            Some(rename) => rename(name).map(Cow::Owned),
+        }
+    }
+
+    /// The tensor for the parameter called `name`.
+    ///
+    /// # Errors
+    /// [`Error::WeightsMismatch`] when there is none, with the prefixes that one is under.
+    pub(crate) fn tensor(&self, name: &str) -> Result<StoredTensor<'a>> {
+        let found = self.tensors().find(|(given, _)| given == name);
+        found.map(|(_, tensor)| tensor).ok_or_else(|| {
+            Error::WeightsMismatch(Box::new(WeightsMismatch {
+                file: self.file.label().to_owned(),
+                missing: vec![name.to_owned()],
+                prefixes: self.prefixes(&HashMap::from([(name, 0)]), 0),
+                ..Default::default()
+            }))
+        })
+    }
+
+    /// The prefixes under which the file has more parameters than `found`.
+    fn prefixes(&self, index_of: &HashMap<&str, usize>, found: usize) -> Vec<FoundPrefix> {
+        let mut counts = BTreeMap::<&str, usize>::new();
+        for name in self.file.names() {
+            let dots = name.match_indices('.').take(PREFIX_DOTS);
+            for begin in [0].into_iter().chain(dots.map(|(dot, _)| dot + 1)) {
+                let (prefix, rest) = name.split_at(begin);
+                let is_parameter = |rest: Cow<'_, str>| index_of.contains_key(&*rest);
+                if self.renamed(rest).is_some_and(is_parameter) {
+                    *counts.entry(prefix).or_default() += 1;
+                }
+            }
+        }
+        let prefix = |(prefix, found): (&str, usize)| FoundPrefix {
+            prefix: prefix.to_owned(),
+            found,
+            of: index_of.len(),
+        };
+        let more = counts.into_iter().filter(|(_, count)| *count > found);
+        let mut prefixes: Vec<_> = more.map(prefix).collect();
+        prefixes.sort_by_key(|prefix| std::cmp::Reverse(prefix.found));
+        prefixes
     }
 
     /// Compares with the list, by headers alone.
@@ -77,18 +141,8 @@ impl<'a> WeightSource<'a> {
             file: self.file.label().to_owned(),
             ..Default::default()
         };
-        for tensor in self.file.tensors() {
-            let Some(name) = tensor.name().strip_prefix(&self.prefix) else {
-                continue;
-            };
-            let name = match &self.rename {
-                None => name.to_owned(),
-                Some(rename) => match rename(name) {
-                    None => continue,
-                    Some(name) => name,
-                },
-            };
-            let Some(&index) = index_of.get(name.as_str()) else {
+        for (name, tensor) in self.tensors() {
+            let Some(&index) = index_of.get(&*name) else {
                 mismatch.unknown.push(tensor.name().to_owned());
                 continue;
             };
@@ -120,10 +174,14 @@ impl<'a> WeightSource<'a> {
                 }),
             }
         }
-        match mismatch.is_empty() {
-            true => Ok(tensors),
-            false => Err(Error::WeightsMismatch(Box::new(mismatch))),
+        if mismatch.is_empty() {
+            return Ok(tensors);
         }
+        let named = index_of.len().saturating_sub(mismatch.missing.len());
+        if 2 * named < index_of.len() {
+            mismatch.prefixes = self.prefixes(&index_of, named);
+        }
+        Err(Error::WeightsMismatch(Box::new(mismatch)))
     }
 }
 

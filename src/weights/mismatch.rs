@@ -23,6 +23,20 @@ pub struct WeightsMismatch {
     pub duplicate: Vec<Duplicate>,
     /// Tensors with infinite elements or NaN, where [`Context::set_check_finite`](crate::Context::set_check_finite) asks.
     pub not_finite: Vec<String>,
+    /// Prefixes under which the file has more of the parameters than as it was asked, most first; empty where it has half of
+    /// them or more as it was asked, since then a name is wrong and no prefix.
+    pub prefixes: Vec<FoundPrefix>,
+}
+
+/// What stands before parameters' names in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundPrefix {
+    /// For [`WeightFile::part`](super::WeightFile::part); empty where the names are the parameters' own.
+    pub prefix: String,
+    /// Parameters that the file has tensors for under it.
+    pub found: usize,
+    /// Parameters of the model.
+    pub of: usize,
 }
 
 /// A tensor of another shape than its parameter.
@@ -86,6 +100,27 @@ fn list<T: fmt::Display>(f: &mut fmt::Formatter<'_>, kind: &str, items: &[T]) ->
 
 impl fmt::Display for WeightsMismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(best) = self.prefixes.first() {
+            // What is missing without it says nothing.
+            let FoundPrefix { prefix, found, of } = best;
+            write!(
+                f,
+                "{} does not fit the model as asked, but it has ",
+                self.file
+            )?;
+            match self.missing.as_slice() {
+                [one] => write!(f, "{one}")?,
+                _ => write!(f, "{found} of {of} parameters")?,
+            }
+            match prefix.as_str() {
+                "" => write!(f, " without a prefix: load all()")?,
+                _ => write!(f, " under the prefix {prefix:?}: load part({prefix:?})")?,
+            }
+            for other in self.prefixes[1..].iter().take(SHOWN) {
+                write!(f, ", or part({:?}) with {}", other.prefix, other.found)?;
+            }
+            return Ok(());
+        }
         write!(f, "{} does not fit the model:", self.file)?;
         list(f, "missing", &self.missing)?;
         list(f, "unknown", &self.unknown)?;

@@ -16,7 +16,8 @@
 //! holds the model twice. Saving reads about 64 MiB at a time. A tensor larger than that goes in pieces.
 //!
 //! **Which names.** A file may hold several sets of parameters under prefixes, as checkpoints of training do;
-//! [`WeightFile::part`] takes one. [`WeightSource::rename`] is for files whose names are not those of the model, and for
+//! [`WeightFile::part`] takes one, and [`WeightFile::part_with`] finds it; a file whose names have a prefix that the model's
+//! have not (`module.`, `_orig_mod.`) is an error that names it. [`WeightSource::rename`] is for files whose names are not those of the model, and for
 //! tensors to leave out *knowingly*: buffers that follow from the configuration, such as torchscale's scale of xPos.
 //!
 //! ```no_run
@@ -43,6 +44,7 @@
 //! ```
 
 mod file;
+mod foreign;
 mod header;
 mod load;
 mod mapping;
@@ -54,7 +56,7 @@ mod stored;
 
 pub use file::WeightFile;
 pub use load::WeightSource;
-pub use mismatch::{Duplicate, Misshapen, Mistyped, WeightsMismatch};
+pub use mismatch::{Duplicate, FoundPrefix, Misshapen, Mistyped, WeightsMismatch};
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) use replacement::Replacement;
 pub use save::WeightWriter;

@@ -96,12 +96,22 @@ fn the_opt_in_check_names_tensor_and_token() {
         Error::NotFinite {
             what: "k",
             value: f32::NEG_INFINITY,
-            item: 1,
-            token: 3,
-            head: 2,
-            element: 1
+            index: vec![1, 3, 2, 1],
+            axes: &["item", "token", "head", "element"],
         }
     );
+    let told = error.to_string();
+    assert!(
+        told.ends_with("at item 1, token 3, head 2, element 1"),
+        "{told}"
+    );
+    // Of other ranks, the index is the tensor's own.
+    let mut rows = numbers(20 * 6, 4);
+    rows[17 * 6 + 5] = f32::NAN;
+    let error = recorder
+        .upload("rows", &[20, 6], &rows)
+        .expect_err("is refused");
+    assert_eq!(error.to_string(), "rows holds NaN at index [17, 5]");
 }
 
 #[test]

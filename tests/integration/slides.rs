@@ -3,6 +3,7 @@
 
 use std::future::Future;
 
+use dilated_attention::models::Token;
 use dilated_attention::models::gigapath::{
     Slide, SlideEncoder, SlideEncoderConfig, SlideOutput, SlideOutputs, SlideRun,
 };
@@ -61,6 +62,7 @@ fn everything() -> SlideOutputs {
         states: vec![0, 2],
         encoded: true,
         attention: vec![0, 1],
+        allow_nonfinite: false,
     }
 }
 
@@ -279,6 +281,62 @@ fn a_run_asks_for_what_its_plan_says_and_gives_all_back() {
             );
         }
     }
+}
+
+/// The same slide scanned at 20x and at 40x, with what TRIDENT says of its tiles, read from files: to the bit one embedding.
+#[test]
+fn scans_at_20x_and_40x_give_the_same_embedding() {
+    let folder = std::env::temp_dir().join(format!("scans-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let features = uniform(1, 24 * 12);
+    let bytes =
+        |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|x| x.to_le_bytes()).collect() };
+    let [(_, context), _] = &contexts();
+    let encode = |scale: usize, choice| {
+        let coords: Vec<f32> = (0..24)
+            .flat_map(|i| [3 + i % 6, 1 + i / 6].map(|cell| (cell * 256 * scale) as f32))
+            .collect();
+        let own = |name: &str, value: usize| (name.to_owned(), value.to_string());
+        let metadata = [
+            own("patch_size", 256),
+            own("patch_size_level0", 256 * scale),
+            own("level0_magnification", 20 * scale),
+            own("target_magnification", 20),
+            own("overlap", 0),
+        ];
+        let (features, coords) = (bytes(&features), bytes(&coords));
+        let view = |columns, bytes| {
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![24, columns], bytes)
+                .unwrap()
+        };
+        let views = [
+            ("features", view(12, &features)),
+            ("coords", view(2, &coords)),
+        ];
+        let path = folder.join("tiles.safetensors");
+        let metadata = Some(metadata.into());
+        std::fs::write(&path, safetensors::serialize(views, metadata).unwrap()).unwrap();
+        let tiles = slide_files::Tiles::read(&path, 12).unwrap();
+        let mut config = small();
+        config.tile_size = tiles.tile_size(choice, config.tile_size).unwrap().pixels;
+        let (encoder, weights) = with_weights(context, config);
+        let slide = Slide {
+            features: &tiles.features,
+            coords: &tiles.coords,
+        };
+        let output = encoder.encode_blocking(context, &weights, &[slide], &SlideOutputs::default());
+        output.unwrap().pool
+    };
+    let of_file = slide_files::TileSizeChoice::OfFile;
+    let expected = encode(1, of_file);
+    assert_eq!(encode(2, of_file), expected);
+    // What came of it while the size was always 256.
+    let misread = encode(2, slide_files::TileSizeChoice::Forced(256));
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    let lengths = (dot(&misread, &misread) * dot(&expected, &expected)).sqrt();
+    let cosine = dot(&misread, &expected) / lengths;
+    assert!(cosine < 0.999, "{cosine}");
+    std::fs::remove_dir_all(&folder).unwrap();
 }
 
 /// The bounds of a large slide at the published sizes, on WebGPU's default limits.
@@ -717,4 +775,202 @@ fn bad_slides_are_errors_that_name_what_is_wrong() {
         .err()
         .unwrap();
     assert!(matches!(foreign, Error::OtherModel { .. }), "{foreign}");
+}
+
+/// Layers, width, feed-forward width and features come from the shapes; heads from the published models, or from the caller.
+#[test]
+fn a_checkpoint_tells_its_architecture() {
+    let file = |prefix: &str, shapes: &[(&str, [usize; 2])]| {
+        let (mut entries, mut end) = (Vec::new(), 0);
+        for (name, [rows, columns]) in shapes {
+            let begin = end;
+            end += rows * columns;
+            entries.push(format!(
+                r#""{prefix}{name}":{{"dtype":"U8","shape":[{rows},{columns}],"data_offsets":[{begin},{end}]}}"#
+            ));
+        }
+        let json = format!("{{{}}}", entries.join(","));
+        let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(json.as_bytes());
+        bytes.resize(bytes.len() + end, 0);
+        WeightFile::from_bytes(bytes).unwrap()
+    };
+    let sizes = |width: usize, features: usize, ffn: usize| {
+        [
+            ("patch_embed.proj.weight", [width, features]),
+            ("encoder.layers.0.ffn.fc1.weight", [ffn, width]),
+            ("encoder.layers.1.ffn.fc1.weight", [ffn, width]),
+        ]
+    };
+    let of = |file: &WeightFile, heads| SlideEncoderConfig::from_weights(&file.all(), heads);
+    // GigaPath-Flash, cut to two layers.
+    let flash = file("", &sizes(384, 384, 1536));
+    let mut expected = SlideEncoderConfig::flash();
+    assert_eq!((expected.width(), expected.attention.head_dim()), (384, 24));
+    expected.num_layers = 2;
+    assert_eq!(of(&flash, None).unwrap(), expected);
+    let plan = SlideEncoder::plan(
+        &expected,
+        &[50],
+        &everything(),
+        DeviceFacts::webgpu_defaults(),
+    );
+    assert!(plan.unwrap().num_dispatches > 0);
+    for (published, width) in [
+        (SlideEncoderConfig::base(), 768),
+        (SlideEncoderConfig::wide(), 1536),
+    ] {
+        let config = of(&file("", &sizes(width, 1536, 40)), None).unwrap();
+        assert_eq!(config.attention, published.attention);
+        assert_eq!((config.num_layers, config.ffn_dim), (2, 40));
+    }
+    // A width of nobody's needs to be told its heads, and they must divide it.
+    let own = file("", &sizes(96, 12, 100));
+    let refused = |heads| of(&own, heads).unwrap_err().to_string();
+    assert!(
+        refused(None).contains("not known for a width of 96"),
+        "{}",
+        refused(None)
+    );
+    for heads in [0, 7, 16] {
+        assert!(
+            refused(Some(heads)).contains(&format!("{heads} for a width of 96")),
+            "{}",
+            refused(Some(heads))
+        );
+    }
+    let config = of(&own, Some(8)).unwrap();
+    assert_eq!(
+        (
+            config.width(),
+            config.attention.head_dim(),
+            config.feature_dim
+        ),
+        (96, 12, 12)
+    );
+    let scale = config.attention.get_softmax_scale();
+    assert_eq!(scale, 1.0 / 12f32.sqrt());
+    assert_eq!(config.heads(4).unwrap().attention.head_dim(), 24);
+    // Under a prefix, the error names it.
+    let wrapped = file("module.slide_encoder.", &sizes(384, 384, 1536));
+    let told = of(&wrapped, None).unwrap_err().to_string();
+    assert!(told.contains(r#"part("module.slide_encoder.")"#), "{told}");
+    let part = SlideEncoder::weights_in(&wrapped).unwrap();
+    assert_eq!(part.prefix(), "module.slide_encoder.");
+    assert_eq!(
+        SlideEncoderConfig::from_weights(&part, None).unwrap(),
+        expected
+    );
+}
+
+/// One tile that half precision cannot hold makes every value NaN: an error before the run where its features show it, else
+/// after the run, and where it arises can be asked.
+#[test]
+fn results_that_are_not_finite_are_an_error_that_names_the_tile() {
+    let [(_, context), _] = contexts();
+    let mut config = small();
+    config.activations = DType::F16;
+    let encoder = SlideEncoder::new(&context, config).unwrap();
+    let mut values = draw(encoder.parameters(), 3);
+    let mut names = encoder.parameters().specs().iter();
+    let embedding = names
+        .position(|spec| spec.name == "patch_embed.proj.weight")
+        .unwrap();
+    // The first element of a token is the sum of the tile's features.
+    values[embedding][..12].fill(1.0);
+    let mut recorder = context.recorder("weights");
+    let weights = upload(&mut recorder, encoder.parameters(), &values).unwrap();
+    recorder.submit().unwrap();
+    let mut parts = [tiles(1, 40, 12)];
+    let run = |parts: &[Tiles], outputs: &SlideOutputs| {
+        encoder.encode_blocking(&context, &weights, &slides(parts), outputs)
+    };
+    let place = |parts: &[Tiles]| {
+        let slides = slides(parts);
+        let find = encoder.find_nonfinite(&context, &weights, &slides, SliceOptions::default());
+        pollster::block_on(find).unwrap()
+    };
+    run(&parts, &everything()).unwrap();
+    assert_eq!(place(&parts), None);
+
+    // Each feature is finite in f16, their sum is not.
+    parts[0].0[17 * 12..18 * 12].fill(6e4);
+    let error = run(&parts, &SlideOutputs::default()).unwrap_err();
+    let Error::NonFiniteResult(result) = &error else {
+        panic!("{error}");
+    };
+    assert_eq!((result.result, result.count, result.of), ("cls", 32, 32));
+    assert_eq!(result.origin, None);
+    let told = error.to_string();
+    assert!(
+        told.contains("activations are f16, which holds at most 65504"),
+        "{told}"
+    );
+    let origin = place(&parts).unwrap();
+    assert_eq!(
+        (origin.state, origin.token, origin.tokens),
+        (0, Some(Token::Tile(17)), 1)
+    );
+    // Where states were asked for, the error says it by itself.
+    let told = run(&parts, &everything()).unwrap_err().to_string();
+    assert!(
+        told.contains("tile 17 in the input of the first layer"),
+        "{told}"
+    );
+    let layers = SlideOutputs {
+        layers: true,
+        ..SlideOutputs::default()
+    };
+    let told = run(&parts, &layers).unwrap_err().to_string();
+    assert!(
+        told.contains("the first are in the input of the first layer"),
+        "{told}"
+    );
+    let allowed = SlideOutputs {
+        allow_nonfinite: true,
+        ..SlideOutputs::default()
+    };
+    assert!(
+        run(&parts, &allowed)
+            .unwrap()
+            .cls
+            .iter()
+            .all(|value| value.is_nan())
+    );
+
+    // A feature that f16 cannot hold is found before anything runs.
+    parts[0].0[17 * 12 + 5] = 65520.0;
+    let error = run(&parts, &SlideOutputs::default()).unwrap_err();
+    let told = error.to_string();
+    assert!(
+        matches!(
+            error,
+            Error::FeatureNotFinite {
+                tile: 17,
+                element: 5,
+                ..
+            }
+        ),
+        "{told}"
+    );
+    assert!(
+        told.contains("tile 17 hold 65520 (element 5), more than half precision holds"),
+        "{told}"
+    );
+    parts[0].0[17 * 12 + 5] = f32::NAN;
+    let error = run(&parts, &SlideOutputs::default()).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::FeatureNotFinite {
+                tile: 17,
+                element: 5,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    drop(weights);
+    context.wait();
+    assert_eq!(context.pool().stats().leases.current, 0);
 }

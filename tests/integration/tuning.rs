@@ -292,6 +292,7 @@ fn after_a_warm_up_a_slide_is_encoded_without_compiling() {
             states: vec![1],
             encoded: true,
             attention: vec![0, 1],
+            ..SlideOutputs::default()
         };
         let report = encoder.warm_up(&context, &[TILES], &outputs);
         assert!(!report.expect("compiles").kernels.is_empty());

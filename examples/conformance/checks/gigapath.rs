@@ -285,7 +285,7 @@ fn run(
             .filter(|state| sampled || has(&format!("hidden.{state}")))
             .collect(),
         encoded: has("encoder_out") || has("encoder_out_rows"),
-        attention: Vec::new(),
+        ..SlideOutputs::default()
     };
     let output = encoder
         .encode_blocking(context, &weights, &inputs.slides(), &outputs)

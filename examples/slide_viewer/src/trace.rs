@@ -1,9 +1,9 @@
 //! Tells stdout what happens, a line each, for programs that drive the window.
 
 use std::collections::HashMap;
-use std::io::Write;
 
 use eframe::egui::{Rect, Ui};
+use program::say;
 
 /// Where to tell, if anywhere.
 #[derive(Debug)]
@@ -24,9 +24,7 @@ impl Trace {
     /// Tells a line.
     pub fn say(&self, line: impl FnOnce() -> String) {
         if self.on {
-            let mut stdout = std::io::stdout().lock();
-            // That nobody listens is no reason to stop.
-            let _ = writeln!(stdout, "{}", line()).and_then(|()| stdout.flush());
+            say!("{}", line());
         }
     }
 

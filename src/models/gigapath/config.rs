@@ -1,9 +1,21 @@
 //! Options of the slide encoder.
 
+use std::collections::HashSet;
+
 use crate::config::{DilatedAttentionConfig, HeadOffsets, OutputRows, Padding};
 use crate::error::{Error, Result};
 use crate::longnet::LongNetConfig;
 use crate::tensor::DType;
+use crate::weights::WeightSource;
+
+/// Heads of every published model.
+const HEADS: u32 = 16;
+
+/// Widths of the published models.
+const WIDTHS: [usize; 4] = [384, 768, 1024, 1536];
+
+/// Elements that a head may have; kernels take multiples of 4.
+const HEAD_DIMS: std::ops::RangeInclusive<u32> = 4..=256;
 
 /// Dilation rates of all published models.
 const RATES: [u32; 5] = [1, 2, 4, 8, 16];
@@ -23,7 +35,9 @@ pub struct SlideEncoderConfig {
     pub num_layers: usize,
     /// Elements of a row inside the feed-forward networks.
     pub ffn_dim: usize,
-    /// Edge of a tile, in the unit of coordinates: pixels of level 0.
+    /// Edge of a tile, in the unit of coordinates: pixels of level 0, the slide as it was scanned. A tile of 256 pixels at 20x
+    /// covers 256 of them on a slide scanned at 20x and 512 on one scanned at 40x. Segment lengths do not follow it: they are
+    /// those that the weights were trained with.
     pub tile_size: u32,
     /// Cells of the grid along each direction, at most 65 536.
     pub grid_cells: u32,
@@ -38,22 +52,30 @@ pub struct SlideEncoderConfig {
 impl SlideEncoderConfig {
     /// `gigapath_slide_enc12l768d`, the published model: 12 layers, 16 heads of 48.
     pub fn base() -> Self {
-        Self::published(12, 16, 48)
+        Self::published(12, 48)
+    }
+
+    /// `gigapath_slide_enc12l384d`, GigaPath-Flash: 12 layers, 16 heads of 24, for tiles of 384 features.
+    pub fn flash() -> Self {
+        Self {
+            feature_dim: 384,
+            ..Self::published(12, 24)
+        }
     }
 
     /// `gigapath_slide_enc24l1024d`: 24 layers, 16 heads of 64.
     pub fn large() -> Self {
-        Self::published(24, 16, 64)
+        Self::published(24, 64)
     }
 
     /// `gigapath_slide_enc12l1536d`: 12 layers, 16 heads of 96.
     pub fn wide() -> Self {
-        Self::published(12, 16, 96)
+        Self::published(12, 96)
     }
 
-    fn published(num_layers: usize, num_heads: u32, head_dim: u32) -> Self {
+    fn published(num_layers: usize, head_dim: u32) -> Self {
         let lengths = segment_lengths(262_144, 256);
-        let attention = DilatedAttentionConfig::new(num_heads, head_dim, &lengths, &RATES)
+        let attention = DilatedAttentionConfig::new(HEADS, head_dim, &lengths, &RATES)
             .expect("the sizes of published models are valid")
             .torchscale();
         Self {
@@ -69,8 +91,91 @@ impl SlideEncoderConfig {
         }
     }
 
+    /// The model that a checkpoint is of, as far as the shapes of its tensors tell: layers, width, feed-forward width, features
+    /// of a tile. What they do not tell is as in the published models: branches, tile size, norms, and 16 heads where the width
+    /// is that of one (384, 768, 1024 or 1536); `heads` says them for other widths, or where they differ.
+    ///
+    /// ```no_run
+    /// # use dilated_attention::models::gigapath::{SlideEncoder, SlideEncoderConfig};
+    /// # use dilated_attention::{Context, WeightFile};
+    /// # let context = Context::headless()?;
+    /// let file = WeightFile::open("flash.safetensors")?;
+    /// let part = SlideEncoder::weights_in(&file)?;
+    /// let config = SlideEncoderConfig::from_weights(&part, None)?;
+    /// let encoder = SlideEncoder::new(&context, config)?;
+    /// let weights = encoder.load(&context, part)?;
+    /// # Ok::<(), dilated_attention::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::WeightsMismatch`] for a file without the tensors of a slide encoder, with the prefix that they have in it;
+    /// [`Error::InvalidConfig`] for heads that are not known, or do not divide the width into what kernels have. What else does
+    /// not fit, loading finds.
+    pub fn from_weights(weights: &WeightSource<'_>, heads: Option<u32>) -> Result<Self> {
+        let sizes = |name: &'static str| match weights.tensor(name)?.shape() {
+            &[rows, columns] => Ok((rows, columns)),
+            shape => Err(Error::InvalidShape {
+                what: name,
+                given: format!("{shape:?}"),
+                need: "two sizes".to_owned(),
+            }),
+        };
+        let (width, feature_dim) = sizes("patch_embed.proj.weight")?;
+        let (ffn_dim, _) = sizes("encoder.layers.0.ffn.fc1.weight")?;
+        let names: HashSet<_> = weights.tensors().map(|(name, _)| name).collect();
+        let has = |layer: &usize| {
+            let name = format!("encoder.layers.{layer}.ffn.fc1.weight");
+            names.contains(name.as_str())
+        };
+        // No more than the file has tensors.
+        let num_layers = (0..).take_while(has).count();
+        let published = WIDTHS.contains(&width).then_some(HEADS);
+        let Some(heads) = heads.or(published) else {
+            return Err(Error::InvalidConfig {
+                what: "the number of heads",
+                given: format!("not known for a width of {width}"),
+                need: "told: no file has it, and no published slide encoder is that wide (384, 768, 1024 and 1536 have 16)",
+            });
+        };
+        let config = Self {
+            feature_dim,
+            num_layers,
+            ffn_dim,
+            ..Self::base()
+        };
+        config.divided(width, heads)
+    }
+
+    /// With another number of heads, into which the width is divided anew.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] when they do not divide it, or into heads of a size that kernels have not.
+    pub fn heads(self, heads: u32) -> Result<Self> {
+        let width = self.width();
+        self.divided(width, heads)
+    }
+
+    fn divided(self, width: usize, heads: u32) -> Result<Self> {
+        let head_dim = u32::try_from(width)
+            .ok()
+            .filter(|width| heads > 0 && width.is_multiple_of(heads));
+        let head_dim = head_dim.map(|width| width / heads);
+        let Some(head_dim) =
+            head_dim.filter(|dim| HEAD_DIMS.contains(dim) && dim.is_multiple_of(4))
+        else {
+            return Err(Error::InvalidConfig {
+                what: "the number of heads",
+                given: format!("{heads} for a width of {width}"),
+                need: "one that divides the width into heads of 4, 8, 12, ... or 256 elements",
+            });
+        };
+        let attention = self.attention.with_heads(heads, head_dim)?;
+        Ok(Self { attention, ..self })
+    }
+
     /// With the segment lengths that upstream derives from `max_wsi_size`, the longest edge of a slide in pixels: 262 144 by
-    /// default, 250 000 in its fine-tuning script.
+    /// default, 250 000 in its fine-tuning script. It is divided by [`tile_size`](Self::tile_size): of a slide scanned at 40x that is
+    /// changed after this, so that the lengths stay those that the weights were trained with.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when the slide has no whole tile.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! features (tiles, 1536) -> linear -> + position vector of (x, y) -> [CLS, tiles] -> LongNet encoder -> states
-//! states -> CLS or mean of tiles -> norm -> embedding of the slide
+//! states -> mean of tiles, or CLS -> norm -> embedding of the slide
 //! ```
 //! A [`SlideEncoder`] is plain data and pipelines; weights come from [`SlideEncoder::load`]. [`SlideEncoder::encode`] does
 //! everything at once; a [`SlideRun`] hands out the recordings of the work one by one, for applications that submit them when
@@ -11,6 +11,10 @@
 //! **Positions** are not in the checkpoint. A tile at (x, y) lies in cell `(floor(x / tile_size), floor(y / tile_size))` of a
 //! grid of 1000 x 1000, and its position vector is `[sin(y w), cos(y w), sin(x w), cos(x w)]` of the cell, `w_i = 10000^(-4i/D)`.
 //! The two halves are rows of one small table, computed in f64: upstream builds a table of all cells, 3 GB.
+//!
+//! **Which embedding.** Both are returned: of the mean of all tiles ([`SlideOutput::pool`]) and of the CLS token
+//! ([`SlideOutput::cls`]). The authors' own examples pool, with the note that the CLS token is not trained in the slide
+//! encoder's pretraining; their fine-tuning script trains and uses it.
 //!
 //! **Memory.** Features go up in chunks of rows, the encoder runs layer by layer, and of the states only what
 //! [`SlideOutputs`] asks for is kept, so that the peak is five activations of the slide and the weights.
@@ -37,12 +41,13 @@ use std::sync::Arc;
 use crate::context::Context;
 use crate::error::Result;
 use crate::longnet::LongNet;
+use crate::models::finite::Origin;
 use crate::models::recordings;
 use crate::nn::{Init, LayerNorm, Linear, ParameterId, ParameterList, Parameters};
 use crate::recorder::SliceOptions;
 #[cfg(doc)]
 use crate::recorder::SlicedSubmission;
-use crate::weights::WeightFile;
+use crate::weights::{WeightFile, WeightSource};
 
 /// The slide encoder.
 ///
@@ -54,7 +59,7 @@ use crate::weights::WeightFile;
 /// let weights = encoder.load(&context, &WeightFile::open("slide.safetensors")?)?;
 /// let slide = Slide { features: &vec![0.1; 3 * 1536], coords: &[[0.0, 0.0], [256.0, 0.0], [0.0, 256.0]] };
 /// let output = encoder.encode_blocking(&context, &weights, &[slide], &SlideOutputs::default())?;
-/// assert_eq!(output.cls.len(), 768);
+/// assert_eq!(output.pool.len(), 768);
 /// # Ok::<(), dilated_attention::Error>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -115,13 +120,26 @@ impl SlideEncoder {
     }
 
     /// The weights of a checkpoint, f32, f16 or bf16, strictly: a missing, unknown or misshapen tensor is an error that names
-    /// it. A checkpoint of PyTorch becomes such a file by
+    /// it. `weights` is a file, or a [part](WeightFile::part) of one, where names have a prefix. A checkpoint of PyTorch becomes such a file by
     /// `safetensors.torch.save_file(torch.load(path, map_location="cpu")["model"], "slide.safetensors")`.
     ///
     /// # Errors
-    /// As [`WeightSource::load`](crate::WeightSource::load).
-    pub fn load(&self, context: &Context, file: &WeightFile) -> Result<Parameters> {
-        file.part("").load(context, &self.list)
+    /// As [`WeightSource::load`].
+    pub fn load<'a>(
+        &self,
+        context: &Context,
+        weights: impl Into<WeightSource<'a>>,
+    ) -> Result<Parameters> {
+        weights.into().load(context, &self.list)
+    }
+
+    /// The slide encoder in a file, whatever prefix its names have there: to [make a configuration
+    /// of](SlideEncoderConfig::from_weights) and to [load](Self::load).
+    ///
+    /// # Errors
+    /// As [`WeightFile::part_with`](crate::WeightFile::part_with).
+    pub fn weights_in(file: &WeightFile) -> Result<WeightSource<'_>> {
+        file.part_with("patch_embed.proj.weight")
     }
 
     /// Weights drawn at random, for tests and measurements, submitted; `seed` decides the draws.
@@ -137,7 +155,8 @@ impl SlideEncoder {
     /// ends the work after the slice under way. What it keeps on the device, [`SlideRun`] says.
     ///
     /// # Errors
-    /// As [`SlideRun::new`], [`SlideRun::next_recording`], [`SlideRun::finish`] and [`SlicedSubmission::advance`].
+    /// As [`SlideRun::new`], [`SlideRun::next_recording`], [`SlideRun::finish`] and [`SlicedSubmission::advance`]. For a result
+    /// that is not finite, [`find_nonfinite`](Self::find_nonfinite) tells tile and layer.
     pub async fn encode(
         &self,
         context: &Context,
@@ -150,6 +169,33 @@ impl SlideEncoder {
         let mut run = SlideRun::new(context, self, weights, slides, outputs)?;
         recordings::in_slices(&mut run, slices, progress).await?;
         run.finish().await
+    }
+
+    /// Where values that are not finite arise: encodes `slides` once more, state by state, up to the first that holds some; `None`
+    /// when none does. Submitted in slices; one state at a time is on the host.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode), but for features and results that are not finite.
+    pub async fn find_nonfinite(
+        &self,
+        context: &Context,
+        weights: &Parameters,
+        slides: &[Slide<'_>],
+        slices: SliceOptions,
+    ) -> Result<Option<Origin>> {
+        let outputs = SlideOutputs {
+            states: (0..=self.config.num_layers).collect(),
+            allow_nonfinite: true,
+            ..SlideOutputs::default()
+        };
+        let mut run = SlideRun::new(context, self, weights, slides, &outputs)?;
+        while let Some(recorder) = run.next_recording()? {
+            recorder.submit_in_slices(slices).run(|_| ()).await?;
+            if let Some(origin) = run.origin().await? {
+                return Ok(Some(origin));
+            }
+        }
+        Ok(None)
     }
 
     /// As [`encode`](Self::encode), at once and blocking (not in browsers).

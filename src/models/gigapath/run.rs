@@ -2,6 +2,7 @@
 
 use half::{bf16, f16};
 
+use super::outputs::origin_in;
 use super::slide::Cell;
 use super::{
     LayerEmbedding, Slide, SlideAttention, SlideEncoder, SlideOutput, SlideOutputs, SlideStates,
@@ -10,6 +11,7 @@ use crate::config::AttentionShape;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::longnet::Call;
+use crate::models::finite::Origin;
 use crate::models::recordings::{Recordings, UPLOAD_BYTES};
 use crate::nn::Parameters;
 use crate::ops::{Matrix, TokenIds, embedding, mean_of_rows};
@@ -104,7 +106,8 @@ impl<'a> SlideRun<'a> {
     /// # Errors
     /// [`Error::OtherModel`] for weights that do not fit; [`Error::TileOutOfGrid`] for a tile outside of the grid and
     /// [`Error::InvalidShape`] for slides without tiles, features of another number or width and outputs of layers that the
-    /// encoder does not have, [`Error::InSlide`] around them when there are several slides.
+    /// encoder does not have, [`Error::FeatureNotFinite`] for features that are not finite as the activations' type holds them,
+    /// [`Error::InSlide`] around them when there are several slides.
     pub fn new(
         context: &Context,
         encoder: &'a SlideEncoder,
@@ -115,6 +118,9 @@ impl<'a> SlideRun<'a> {
         weights.expect_list("weights", &encoder.list)?;
         let config = &encoder.config;
         let cells = config.check_slides(slides)?;
+        if !outputs.allow_nonfinite {
+            config.check_features(slides)?;
+        }
         let last = config.num_layers;
         for (what, wanted, limit) in [
             ("state", &outputs.states, last + 1),
@@ -197,7 +203,8 @@ impl<'a> SlideRun<'a> {
     /// The results, when all recordings were submitted.
     ///
     /// # Errors
-    /// [`Error::InvalidShape`] when recordings are left, and those of [`Download`].
+    /// [`Error::InvalidShape`] when recordings are left, [`Error::NonFiniteResult`] for infinite values and NaN unless they are
+    /// [allowed](SlideOutputs::allow_nonfinite), and those of [`Download`].
     pub async fn finish(self) -> Result<SlideOutput> {
         if self.next < self.num_recordings() {
             return Err(Error::InvalidShape {
@@ -241,7 +248,7 @@ impl<'a> SlideRun<'a> {
                 weights: download.await?,
             });
         }
-        Ok(SlideOutput {
+        let output = SlideOutput {
             slides,
             tokens: self.tokens,
             width,
@@ -251,7 +258,26 @@ impl<'a> SlideRun<'a> {
             states,
             encoded,
             attention,
-        })
+        };
+        if !self.outputs.allow_nonfinite {
+            let tiles: Vec<usize> = self.cells.iter().map(Vec::len).collect();
+            output.check_finite(&tiles, self.encoder.config.activations)?;
+        }
+        Ok(output)
+    }
+
+    /// Where values that are not finite arise in the states that were recorded since the last call. What it waits for must be
+    /// submitted.
+    pub(super) async fn origin(&mut self) -> Result<Option<Origin>> {
+        let tiles: Vec<usize> = self.cells.iter().map(Vec::len).collect();
+        let size = [self.tokens, self.encoder.config.width()];
+        for (state, download) in std::mem::take(&mut self.downloads.states) {
+            let values = download.values().await?;
+            if let Some(origin) = origin_in(state, &values, size, &tiles) {
+                return Ok(Some(origin));
+            }
+        }
+        Ok(None)
     }
 
     /// The state that the next recording starts from.

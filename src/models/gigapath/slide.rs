@@ -1,7 +1,13 @@
 //! Slides as they are given, and where tiles lie.
 
+use half::bf16;
+
 use super::SlideEncoderConfig;
 use crate::error::{Error, Result};
+use crate::tensor::DType;
+
+/// From here on f16 rounds to infinity.
+const F16_OVERFLOW: f32 = 65520.0;
 
 /// One slide. Tiles may come in any order, and twice: nothing but their cell and their place in the sequence tells them apart.
 /// The order matters, as upstream: segments are runs of tokens.
@@ -99,17 +105,50 @@ impl SlideEncoderConfig {
             }
             self.cells(slide.coords)
         };
-        let in_slide = |(slide, error)| match slides.len() {
-            1 => error,
-            _ => Error::InSlide {
-                slide,
-                error: Box::new(error),
-            },
-        };
-        slides
-            .iter()
-            .enumerate()
-            .map(|(index, slide)| check(slide).map_err(|error| in_slide((index, error))))
+        let checked = slides.iter().enumerate();
+        checked
+            .map(|(index, slide)| {
+                check(slide).map_err(|error| in_slide(slides.len(), index, error))
+            })
             .collect()
+    }
+
+    /// That all features are finite, and stay so as activations.
+    ///
+    /// # Errors
+    /// [`Error::FeatureNotFinite`] about the first that is not, perhaps in [`Error::InSlide`].
+    pub(super) fn check_features(&self, slides: &[Slide<'_>]) -> Result<()> {
+        let stays_finite = |value: f32| match self.activations {
+            DType::F16 => value.abs() < F16_OVERFLOW,
+            DType::Bf16 => bf16::from_f32(value).is_finite(),
+            _ => value.is_finite(),
+        };
+        for (index, slide) in slides.iter().enumerate() {
+            let lost = slide
+                .features
+                .iter()
+                .position(|value| !stays_finite(*value));
+            if let Some(position) = lost {
+                let error = Error::FeatureNotFinite {
+                    tile: position / self.feature_dim,
+                    element: position % self.feature_dim,
+                    value: slide.features[position],
+                    activations: self.activations,
+                };
+                return Err(in_slide(slides.len(), index, error));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// With the slide's number, where there are several.
+fn in_slide(slides: usize, slide: usize, error: Error) -> Error {
+    match slides {
+        1 => error,
+        _ => Error::InSlide {
+            slide,
+            error: Box::new(error),
+        },
     }
 }

@@ -30,7 +30,7 @@ use crate::ops::{Blend, Matmul, mean_of_rows};
 use crate::recorder::SlicedSubmission;
 use crate::recorder::{Recorder, SliceOptions};
 use crate::tensor::{DType, Tensor};
-use crate::weights::WeightFile;
+use crate::weights::WeightSource;
 
 use images::Images;
 
@@ -215,12 +215,16 @@ impl LongVit {
     }
 
     /// The weights of a checkpoint, f32, f16 or bf16, strictly: a missing, unknown or misshapen tensor is an error that names
-    /// it.
+    /// it. `weights` is a [`WeightFile`](crate::WeightFile), or a [part](crate::WeightFile::part) of one.
     ///
     /// # Errors
     /// As [`WeightSource::load`](crate::WeightSource::load).
-    pub fn load(&self, context: &Context, file: &WeightFile) -> Result<Parameters> {
-        file.part("").load(context, &self.list)
+    pub fn load<'a>(
+        &self,
+        context: &Context,
+        weights: impl Into<WeightSource<'a>>,
+    ) -> Result<Parameters> {
+        weights.into().load(context, &self.list)
     }
 
     /// Records the model over `images`, (batch, channels, height, width) row-major on the host, all of one size. `keep_states`

@@ -8,11 +8,12 @@ use crate::config::AttentionShape;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::longnet::Call;
+use crate::models::finite::{self, Origin, Token};
 use crate::models::recordings::{Recordings, UPLOAD_BYTES};
 use crate::nn::Parameters;
 use crate::readback::Download;
 use crate::recorder::Recorder;
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 /// What a run returns.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +30,39 @@ pub struct LongVitResult {
     /// The states that were asked for, in their own order: which, 0 being the input of the first layer and the last what the
     /// encoder returns, and the patches in it, (batch, tokens, width).
     pub states: Vec<(usize, Vec<f32>)>,
+}
+
+impl LongVitResult {
+    /// Whether all of it is finite.
+    fn check_finite(&self, width: usize) -> Result<()> {
+        let of_head = [("features", &self.features), ("logits", &self.logits)];
+        let of_states = self.states.iter().map(|(_, values)| ("states", values));
+        let results = of_head
+            .into_iter()
+            .chain(of_states)
+            .flat_map(|(name, values)| {
+                // Of equal size for each image.
+                let size = (values.len() / self.batch.max(1)).max(1);
+                (0..)
+                    .zip(values.chunks(size))
+                    .map(move |(item, values)| (name, item, values))
+            });
+        let origin = || {
+            let bad = self.states.iter().filter_map(|(state, values)| {
+                let (first, tokens) = finite::rows(values, width)?;
+                let (item, patch) = (first / self.tokens, first % self.tokens);
+                let token = Some(Token::Patch(patch));
+                Some(Origin {
+                    item,
+                    state: *state,
+                    token,
+                    tokens,
+                })
+            });
+            bad.min_by_key(|origin| origin.state)
+        };
+        finite::check(results, origin, DType::F32)
+    }
 }
 
 /// The work over one batch of images as recordings, to be submitted in their order by whatever means: at once, in slices, in
@@ -120,7 +154,8 @@ impl<'a> LongVitRun<'a> {
     /// The results, when all recordings were submitted.
     ///
     /// # Errors
-    /// [`Error::InvalidShape`] when recordings are left, and those of [`Download`].
+    /// [`Error::InvalidShape`] when recordings are left, [`Error::NonFiniteResult`] for infinite values and NaN, and those of
+    /// [`Download`].
     pub async fn finish(self) -> Result<LongVitResult> {
         let Some([features, logits]) = self.of_head else {
             return Err(Error::InvalidShape {
@@ -133,13 +168,15 @@ impl<'a> LongVitRun<'a> {
         for (state, download) in self.of_states {
             states.push((state, download.await?));
         }
-        Ok(LongVitResult {
+        let result = LongVitResult {
             batch: self.images.batch(),
             tokens: self.images.tokens(),
             features: features.await?,
             logits: logits.await?,
             states,
-        })
+        };
+        result.check_finite(self.model.config.width())?;
+        Ok(result)
     }
 
     pub(super) fn shape(&self) -> &AttentionShape {

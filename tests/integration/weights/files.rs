@@ -31,6 +31,77 @@ fn small_file() -> Vec<u8> {
     file_of(&json, &(0..30).collect::<Vec<u8>>())
 }
 
+/// What people name by mistake is said, with what to do; a damaged file of safetensors stays one.
+#[test]
+fn what_is_another_kind_of_file_is_named() {
+    let zip = |name: &str| {
+        let mut bytes = b"PK\x03\x04".to_vec();
+        bytes.resize(26, 0);
+        bytes.extend((name.len() as u16).to_le_bytes());
+        bytes.extend([0, 0]);
+        bytes.extend(name.as_bytes());
+        bytes
+    };
+    let pointer =
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 346169432\n";
+    let cases: [(&[u8], &[&str]); 16] = [
+        (b"", &["empty"]),
+        (
+            pointer,
+            &["Git LFS pointer", "346169432 bytes", "git lfs pull"],
+        ),
+        (
+            b"\n<!DOCTYPE html>\n<html lang=\"en\">",
+            &["HTML", "log in"],
+        ),
+        (b"<html><body>", &["HTML"]),
+        (b"<?xml version=\"1.0\"?><Error>", &["XML"]),
+        (b"{\"error\":\"Access to model is restricted\"}", &["JSON"]),
+        (
+            b"{\"metadata\": {}, \"weight_map\": {}}",
+            &["index of a model in several files"],
+        ),
+        (
+            b"Invalid credentials in Authorization header",
+            &["text that begins with", "Invalid credentials"],
+        ),
+        (
+            &zip("archive/data.pkl"),
+            &["torch.save", "safetensors.torch.save_file"],
+        ),
+        (
+            &zip("features.npy"),
+            &[".npz", "safetensors.numpy.save_file"],
+        ),
+        (
+            b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19",
+            &["pickle", "safetensors.torch.save_file"],
+        ),
+        (b"\x80\x04\x95\x0f\0\0\0\0\0\0\0}", &["pickle"]),
+        (b"\x89HDF\r\n\x1a\n\0\0\0", &["HDF5"]),
+        (b"GGUF\x03\0\0\0\0\0", &["GGUF"]),
+        (b"\x93NUMPY\x01\0v\0{'descr'", &["NumPy"]),
+        // Its first eight bytes would be a length that a file could have.
+        (b"\x1f\x8b\x08\0\0\0\0\0\0\x03", &["gzip"]),
+    ];
+    for (bytes, words) in cases {
+        let told = refusal(bytes.to_vec());
+        for word in words {
+            assert!(told.contains(word), "{told}");
+        }
+    }
+    // A length of 0x0280 is how a pickle begins, too.
+    let told = refusal(file_of(&format!("{{{}", " ".repeat(0x0280 - 1)), &[]));
+    assert!(told.contains("EOF"), "{told}");
+    let mut cut_off = small_file();
+    cut_off.truncate(cut_off.len() - 10);
+    let told = refusal(cut_off);
+    assert!(
+        told.contains("of 30 bytes of data 20 are here") && told.contains("download"),
+        "{told}"
+    );
+}
+
 #[test]
 fn what_is_malformed_is_told() {
     let json = |text: &str, data_bytes: usize| file_of(text, &vec![0; data_bytes]);
@@ -54,7 +125,7 @@ fn what_is_malformed_is_told() {
         })
         .collect();
     let cases: Vec<(&str, Vec<u8>)> = vec![
-        ("it has 0 bytes", vec![]),
+        ("it is empty", vec![]),
         ("it has 7 bytes", vec![0; 7]),
         ("100000000 are allowed", [0xff; 64].to_vec()),
         (
@@ -127,9 +198,12 @@ fn what_is_malformed_is_told() {
             "which are not its 0 bytes",
             one("[4294967296,4294967296]", "F32", "[0,0]", 0),
         ),
-        ("of 4: the file was cut off", one("[2]", "F32", "[0,8]", 4)),
         (
-            "of 4: the file was cut off",
+            "data 4 are here: the file was cut off",
+            one("[2]", "F32", "[0,8]", 4),
+        ),
+        (
+            "data 4 are here: the file was cut off",
             one("[1]", "F32", &format!("[{},{max}]", max - 4), 4),
         ),
         ("the file was cut off", entries(&huge, 0)),

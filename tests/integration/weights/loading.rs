@@ -355,3 +355,92 @@ fn a_buffer_of_torchscale_is_left_out() {
     assert_eq!(given.unknown, ["w.layers.0.self_attn.xpos.scale"]);
     assert!(given.missing.is_empty());
 }
+
+/// A checkpoint from inside wrappers: its error names the part that fits, instead of every parameter.
+#[test]
+fn a_prefix_of_all_names_is_found_and_named() {
+    let one = f32_bytes(&[1.0]);
+    let names = ["a.weight", "a.bias", "b.weight", "b.bias"];
+    let parameters = list(&names.map(|name| (name, &[1usize][..])));
+    let wrapped = |prefixes: &[&str]| {
+        let full: Vec<String> = prefixes
+            .iter()
+            .flat_map(|prefix| names.map(|name| format!("{prefix}{name}")))
+            .collect();
+        let tensors: Vec<(&str, &str, &[usize], &[u8])> = (full.iter())
+            .map(|name| (name.as_str(), "F32", &[1usize][..], &one[..]))
+            .collect();
+        valid(file_with(&tensors))
+    };
+    for prefix in [
+        "module.",
+        "_orig_mod.",
+        "slide_encoder.",
+        "model.",
+        "module._orig_mod.slide_encoder.",
+    ] {
+        let file = wrapped(&[prefix]);
+        assert_eq!(file.part_with("b.bias").expect("is there").prefix(), prefix);
+        let error = file.all().check(&parameters).expect_err("has a prefix");
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "given bytes does not fit the model as asked, but it has 4 of 4 parameters under the prefix {prefix:?}: \
+                 load part({prefix:?})"
+            )
+        );
+        file.part(prefix).check(&parameters).expect("fits");
+        // Nor is a prefix that is not there a riddle.
+        let told = wrapped(&[""])
+            .part(prefix)
+            .check(&parameters)
+            .expect_err("has none")
+            .to_string();
+        assert!(
+            told.ends_with("4 of 4 parameters without a prefix: load all()"),
+            "{told}"
+        );
+    }
+    let several = wrapped(&["weights.", "moment_1."]);
+    let told = several
+        .part_with("a.bias")
+        .expect_err("is there twice")
+        .to_string();
+    assert!(
+        told.contains("has a.bias under the prefix \"weights.\"")
+            && told.contains("part(\"moment_1.\")"),
+        "{told}"
+    );
+    let told = several
+        .part_with("c.bias")
+        .expect_err("is not there")
+        .to_string();
+    assert!(
+        told.contains("1 missing: c.bias") && told.contains("8 unknown: weights.a.weight"),
+        "{told}"
+    );
+    let told = several
+        .all()
+        .check(&parameters)
+        .expect_err("has prefixes")
+        .to_string();
+    assert!(
+        told.ends_with("load part(\"moment_1.\"), or part(\"weights.\") with 4"),
+        "{told}"
+    );
+    // One name that is wrong is no wrong prefix, even where another prefix has it.
+    let mut tensors: Vec<(String, Vec<u8>)> = names[1..]
+        .iter()
+        .map(|name| (format!("weights.{name}"), one.clone()))
+        .collect();
+    tensors.extend(names.map(|name| (format!("moment_1.{name}"), one.clone())));
+    let tensors: Vec<(&str, &str, &[usize], &[u8])> = (tensors.iter())
+        .map(|(name, bytes)| (name.as_str(), "F32", &[1usize][..], &bytes[..]))
+        .collect();
+    let file = valid(file_with(&tensors));
+    let mismatch = mismatch(file.part("weights.").check(&parameters));
+    assert_eq!(
+        (mismatch.missing.as_slice(), mismatch.prefixes.len()),
+        (&["a.weight".to_owned()][..], 0)
+    );
+}

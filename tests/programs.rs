@@ -1,0 +1,362 @@
+//! The example programs as people run them: closed pipes, full disks, names that are not UTF-8, files of other kinds. `cargo test`
+//! builds them; alone, this target needs `cargo build --release --examples` before.
+
+#![cfg(unix)]
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use safetensors::tensor::{Dtype, TensorView};
+
+const PROGRAMS: [&str; 8] = [
+    "bring_your_device",
+    "conformance",
+    "generate",
+    "gigapath_encode",
+    "own_device",
+    "plan",
+    "pool_report",
+    "train_lm",
+];
+
+/// The example `name`, to be run.
+fn program(name: &str) -> Command {
+    // target/release/deps/programs-HASH is this test.
+    let mut path = std::env::current_exe().expect("is known");
+    path.pop();
+    path.pop();
+    path.extend(["examples", name]);
+    assert!(
+        path.exists(),
+        "{}: cargo test builds it, or cargo build --examples",
+        path.display()
+    );
+    let mut command = Command::new(path);
+    // No test tells another how fast kernels are.
+    command.env("DILATED_ATTENTION_CACHE", "off");
+    command
+}
+
+/// Runs it with a standard output whose reader has gone.
+fn unheard(mut command: Command) -> Output {
+    let (reader, writer) = std::io::pipe().expect("opens");
+    drop(reader);
+    command.stdout(writer).stderr(Stdio::piped());
+    command
+        .spawn()
+        .expect("starts")
+        .wait_with_output()
+        .expect("ends")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn is_quiet_success(name: &str, output: &Output) {
+    let told = stderr(output);
+    assert!(
+        output.status.success() && !told.contains("panicked") && !told.contains("error"),
+        "{name}: {:?} {told}",
+        output.status
+    );
+}
+
+/// A folder of a test's own, removed at its end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("programs-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("is made");
+        Self(path)
+    }
+
+    fn file(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What is left of it is the system's to remove.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn help_is_in_every_program_and_needs_no_reader() {
+    for name in PROGRAMS.into_iter().chain(["quickstart"]) {
+        let mut command = program(name);
+        command.arg("--help");
+        let output = command.output().expect("runs");
+        is_quiet_success(name, &output);
+        let text = String::from_utf8(output.stdout).expect("is UTF-8");
+        assert!(text.len() > 100, "{name}: {text}");
+        is_quiet_success(name, &unheard(command));
+    }
+    is_quiet_success("plan", &unheard(program("plan")));
+}
+
+/// No argument makes a program panic: names of files may be any bytes, and what must be text is an error.
+#[test]
+fn arguments_need_not_be_utf_8() {
+    let strange = OsStr::from_bytes(b"no-\xff\xfe-text");
+    for (name, arguments) in [
+        ("bring_your_device", [strange].as_slice()),
+        ("conformance", &[OsStr::new("--kernel"), strange]),
+        ("generate", &[strange]),
+        ("generate", &[OsStr::new("--seed"), strange]),
+        ("gigapath_encode", &[strange, strange]),
+        ("gigapath_encode", &[OsStr::new("--pool"), strange]),
+        ("own_device", &[strange]),
+        ("plan", &[strange]),
+        ("plan", &[OsStr::new("--segments"), strange]),
+        ("pool_report", &[OsStr::from_bytes(b"--\xff")]),
+        ("quickstart", &[strange]),
+        ("train_lm", &[OsStr::new("--data"), strange]),
+        ("train_lm", &[OsStr::new("--rate"), strange]),
+    ] {
+        let output = program(name).args(arguments).output().expect("runs");
+        let told = stderr(&output);
+        let code = output.status.code();
+        assert!(
+            matches!(code, Some(1 | 2)) && told.starts_with("error: "),
+            "{name}: {code:?} {told}"
+        );
+        assert!(!told.contains("panicked"), "{name}: {told}");
+    }
+    // Nor is such a name in the way of the work.
+    let folder = Folder::new("names");
+    let path = folder.file(strange);
+    std::fs::write(
+        &path,
+        "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n",
+    )
+    .expect("writes");
+    let told = stderr(&program("generate").arg(&path).output().expect("runs"));
+    assert!(
+        told.contains("Git LFS pointer to a file of 12 bytes"),
+        "{told}"
+    );
+}
+
+/// A checkpoint of one layer, 32 wide, for 8 features a tile, all names after `prefix`. The first element of a token is the sum
+/// of the tile's features.
+fn write_checkpoint(path: &Path, prefix: &str) {
+    let (width, ffn, features) = (32, 48, 8);
+    let layer = "encoder.layers.0.";
+    let mut shapes = vec![
+        ("cls_token".to_owned(), vec![1, 1, width]),
+        ("patch_embed.proj.weight".to_owned(), vec![width, features]),
+        ("patch_embed.proj.bias".to_owned(), vec![width]),
+    ];
+    let mut linear = |name: &str, rows: usize, columns: usize| {
+        shapes.push((format!("{layer}{name}.weight"), vec![rows, columns]));
+        shapes.push((format!("{layer}{name}.bias"), vec![rows]));
+    };
+    for name in ["k_proj", "v_proj", "q_proj", "out_proj"] {
+        linear(&format!("self_attn.{name}"), width, width);
+    }
+    linear("ffn.fc1", ffn, width);
+    linear("ffn.fc2", width, ffn);
+    let mut norm = |name: &str, width: usize| {
+        shapes.push((format!("{name}.weight"), vec![width]));
+        shapes.push((format!("{name}.bias"), vec![width]));
+    };
+    for (name, width) in [
+        ("self_attn.inner_attn_ln", width),
+        ("self_attn_layer_norm", width),
+        ("ffn.ffn_layernorm", ffn),
+        ("final_layer_norm", width),
+    ] {
+        norm(&format!("{layer}{name}"), width);
+    }
+    norm("encoder.layer_norm", width);
+    norm("norm", width);
+    let value = |name: &str, index: usize| match name {
+        "patch_embed.proj.weight" if index < features => 1.0,
+        _ if name.ends_with("norm.weight") || name.ends_with("ln.weight") => 1.0,
+        _ => ((index * 37 % 101) as f32 / 101.0 - 0.5) / 4.0,
+    };
+    let tensors: Vec<(String, Vec<usize>, Vec<f32>)> = shapes
+        .into_iter()
+        .map(|(name, shape)| {
+            let values = (0..shape.iter().product())
+                .map(|index| value(&name, index))
+                .collect();
+            (format!("{prefix}{name}"), shape, values)
+        })
+        .collect();
+    write(path, &tensors);
+}
+
+/// 40 tiles in a row; the features of tile 17 are this large.
+fn write_tiles(path: &Path, large: f32) {
+    let features = (0..40 * 8).map(|index| match index / 8 {
+        17 => large,
+        _ => (index % 13) as f32 / 13.0,
+    });
+    let coords = (0..40).flat_map(|tile| [tile as f32 * 256.0, 512.0]);
+    write(
+        path,
+        &[
+            ("features".to_owned(), vec![40, 8], features.collect()),
+            ("coords".to_owned(), vec![40, 2], coords.collect()),
+        ],
+    );
+}
+
+fn write(path: &Path, tensors: &[(String, Vec<usize>, Vec<f32>)]) {
+    let bytes: Vec<Vec<u8>> = tensors
+        .iter()
+        .map(|(_, _, values)| {
+            values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect()
+        })
+        .collect();
+    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
+        (
+            name,
+            TensorView::new(Dtype::F32, shape.clone(), bytes).expect("fits"),
+        )
+    });
+    safetensors::serialize_to_file(views, None, path).expect("writes");
+}
+
+fn encode(weights: &Path, tiles: &Path, out: &Path, options: &[&str]) -> Command {
+    let mut command = program("gigapath_encode");
+    command
+        .args([weights, tiles])
+        .args(["--heads", "2"])
+        .arg("--out")
+        .arg(out)
+        .args(options);
+    command
+}
+
+/// The embedding in a file of results, 32 wide.
+fn embedding(path: &Path) -> Vec<f32> {
+    let bytes = std::fs::read(path).expect("is saved");
+    let file = safetensors::SafeTensors::deserialize(&bytes).expect("is whole");
+    let tensor = file.tensor("embedding").expect("is there");
+    let (values, _) = tensor.data().as_chunks::<4>();
+    values
+        .iter()
+        .map(|value| f32::from_le_bytes(*value))
+        .collect()
+}
+
+/// A slide is encoded and saved whatever becomes of standard output, from a checkpoint under a prefix.
+#[test]
+fn what_was_computed_is_saved_whoever_reads() {
+    let folder = Folder::new("pipes");
+    let (weights, tiles) = (
+        folder.file("weights.safetensors"),
+        folder.file("tiles.safetensors"),
+    );
+    write_checkpoint(&weights, "module._orig_mod.slide_encoder.");
+    write_tiles(&tiles, 0.5);
+    let out = folder.file(OsStr::from_bytes(b"\xffout.safetensors"));
+    let output = encode(&weights, &tiles, &out, &[]).output().expect("runs");
+    is_quiet_success("heard", &output);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("module._orig_mod.slide_encoder."), "{said}");
+    assert!(
+        said.contains("1 layers, 32 wide, feed-forward 48, 2 heads of 16, 8 features a tile"),
+        "{said}"
+    );
+    let expected = embedding(&out);
+    assert!(expected.iter().all(|value| value.is_finite()));
+
+    let out = folder.file("closed.safetensors");
+    is_quiet_success(
+        "closed",
+        &unheard(encode(
+            &weights,
+            &tiles,
+            &out,
+            &["--prefix", "module._orig_mod.slide_encoder"],
+        )),
+    );
+    assert_eq!(embedding(&out), expected);
+
+    // A disk that is full, where the system has one.
+    if let Ok(full) = File::options().write(true).open("/dev/full") {
+        let out = folder.file("full.safetensors");
+        let output = encode(&weights, &tiles, &out, &[])
+            .stdout(full)
+            .output()
+            .expect("runs");
+        let told = stderr(&output);
+        assert!(
+            output.status.code() == Some(1) && told.starts_with("error: standard output failed"),
+            "{told}"
+        );
+        assert_eq!(embedding(&out), expected);
+    }
+
+    // The prefix of another wrapper is named with the one that is there; heads that do not fit with the width.
+    let refused = |options: &[&str]| {
+        let output = encode(&weights, &tiles, &folder.file("refused.npy"), options)
+            .output()
+            .expect("runs");
+        assert_eq!(output.status.code(), Some(1));
+        stderr(&output)
+    };
+    let told = refused(&["--prefix", "model."]);
+    assert!(
+        told.contains("under the prefix \"module._orig_mod.slide_encoder.\""),
+        "{told}"
+    );
+    let told = refused(&["--heads", "3"]);
+    assert!(told.contains("3 for a width of 32"), "{told}");
+}
+
+/// A tile that half precision cannot hold is named, before the run or after it, and nothing is saved but on request.
+#[test]
+fn what_is_not_finite_is_not_saved_unasked() {
+    let folder = Folder::new("finite");
+    let (weights, tiles) = (
+        folder.file("weights.safetensors"),
+        folder.file("tiles.safetensors"),
+    );
+    write_checkpoint(&weights, "");
+    let out = folder.file("out.safetensors");
+    let run = |options: &[&str]| {
+        encode(&weights, &tiles, &out, options)
+            .output()
+            .expect("runs")
+    };
+    for (large, words) in [
+        (7e4, ["tile 17", "more than half precision holds"]),
+        // Finite, but the sum of eight is not.
+        (
+            6e4,
+            [
+                "tile 17 in the input of the first layer",
+                "activations are f16",
+            ],
+        ),
+    ] {
+        write_tiles(&tiles, large);
+        let output = run(&["--f16"]);
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        assert!(words.iter().all(|word| told.contains(word)), "{told}");
+        assert!(!out.exists());
+    }
+    let output = run(&["--f16", "--allow-nonfinite"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("64 values of the two embeddings are not finite"),
+        "{}",
+        stderr(&output)
+    );
+    assert!(embedding(&out).iter().all(|value| value.is_nan()));
+}
