@@ -13,6 +13,7 @@ use dilated_attention::{
 };
 
 use crate::support::contexts::context_with;
+use crate::support::giving_up::settled;
 use crate::support::models::{draw, upload};
 use crate::support::numbers::uniform;
 use crate::support::training::{VOCAB, batch, config, options};
@@ -21,8 +22,16 @@ use crate::support::training::{VOCAB, batch, config, options};
 #[track_caller]
 fn within<T>(context: &Context, budget_bytes: u64, work: impl FnOnce() -> Result<T>) {
     let pool = context.pool();
-    context.wait();
-    pool.trim();
+    assert_eq!(settled(context, 0), 0, "{}", pool.report());
+    // Another thread may be about to tell that the device is done with the last of it.
+    for _ in 0..100 {
+        pool.trim();
+        if pool.stats().held_bytes.current == 0 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        context.wait();
+    }
     assert_eq!(pool.stats().held_bytes.current, 0, "{}", pool.report());
     pool.set_budget_bytes(Some(budget_bytes));
     pool.reset_peaks();

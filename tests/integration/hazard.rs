@@ -407,8 +407,8 @@ fn hazard_no_order_of_recording_submitting_and_dropping_clobbers() {
     let machines = [
         Machine::new("default", PoolOptions::default()),
         Machine::new("poisoned", PoolOptions::default().poison(true)),
-        // Staging alone takes 64 KiB a recording.
-        Machine::new("budget", PoolOptions::default().budget_bytes(200 << 10)),
+        // Staging alone takes 64 KiB a recording, of uploads or of the seals of downloads.
+        Machine::new("budget", PoolOptions::default().budget_bytes(400 << 10)),
     ];
     // Two threads work on the same devices.
     std::thread::scope(|scope| {
