@@ -29,7 +29,8 @@ mod schedule;
 mod trainer;
 
 pub use batch::Batch;
-pub use optimizer::{AdamWOptions, Optimizer};
+pub use crate::ops::AdamWOptions;
+pub use optimizer::Optimizer;
 pub use plan::TrainingPlan;
 pub use schedule::LearningRate;
 pub use trainer::{PendingStep, StepReport, Trainer, TrainingOptions};

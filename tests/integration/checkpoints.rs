@@ -6,7 +6,7 @@ use dilated_attention::training::{LearningRate, Trainer, TrainingOptions};
 use dilated_attention::weights::{WeightFile, WeightWriter};
 
 use crate::support::contexts::contexts;
-use crate::support::training::{batch, bits, config, options, step, trainer, weights};
+use crate::support::training::{batch, bits, config, options, step, trainer, weights, with_layers};
 
 /// A path of this test run's own, removed at the end.
 struct TestFile(std::path::PathBuf);
@@ -79,9 +79,7 @@ fn checkpoints_of_others_are_refused_whole() {
     let trainer = trainer(&context, config(), options());
     trainer.save(&file.0, &[]).expect("saves");
     let leases = context.pool().stats().leases.current;
-    let mut other = config();
-    other.num_layers = 3;
-    let model = LongNet::new(&context, other).expect("valid");
+    let model = LongNet::new(&context, with_layers(3)).expect("valid");
     let stored = WeightFile::open(&file.0).expect("opens");
     let error = Trainer::resume(&context, model, options(), &stored).expect_err("refused");
     assert!(matches!(error, Error::WeightsMismatch(_)), "{error}");
