@@ -206,7 +206,12 @@ impl LongNetConfig {
         }
         let positive = |value: f32| value > 0.0 && value.is_finite();
         for (what, value, valid, need) in [
-            ("norm_eps", self.norm_eps, positive(self.norm_eps), "positive and finite"),
+            (
+                "norm_eps",
+                self.norm_eps,
+                positive(self.norm_eps),
+                "positive and finite",
+            ),
             (
                 "residual_scale",
                 self.residual_scale,
@@ -246,7 +251,11 @@ impl LongNetConfig {
             DType::U32 => return invalid("activations", "u32".to_owned(), "f32, f16 or bf16"),
         }
         if self.ffn_dim == 0 || u32::try_from(self.ffn_dim).is_err() {
-            return invalid("ffn_dim", self.ffn_dim.to_string(), "at least 1 and below 2^32");
+            return invalid(
+                "ffn_dim",
+                self.ffn_dim.to_string(),
+                "at least 1 and below 2^32",
+            );
         }
         if let Some(positions @ (0 | MAX_POSITIONS..)) = self.learned_positions {
             let need = "at least 1 and below 2^31, or none";

@@ -28,7 +28,8 @@ impl Batch {
                     true => "one of queries and keys of two sequences".to_owned(),
                     false => format!("{} x {} tokens", shape.batch(), shape.seq_len()),
                 },
-                need: "AttentionShape::new of at least one sequence of at least one token".to_owned(),
+                need: "AttentionShape::new of at least one sequence of at least one token"
+                    .to_owned(),
             });
         }
         let expected = u64::from(shape.batch()) * u64::from(shape.seq_len());

@@ -4,9 +4,9 @@ use super::{Optimizer, Trainer, TrainingOptions};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::longnet::LongNet;
-use crate::weights::{OWN_METADATA, WeightFile};
 #[cfg(not(target_arch = "wasm32"))]
 use crate::weights::WeightWriter;
+use crate::weights::{OWN_METADATA, WeightFile};
 
 /// Keys of the crate's own among a file's metadata.
 const FORMAT: (&str, &str) = ("format", "training 1");

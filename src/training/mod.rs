@@ -28,8 +28,8 @@ mod plan;
 mod schedule;
 mod trainer;
 
-pub use batch::Batch;
 pub use crate::ops::AdamWOptions;
+pub use batch::Batch;
 pub use optimizer::Optimizer;
 pub use plan::TrainingPlan;
 pub use schedule::LearningRate;

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::error::Result;
 #[cfg(doc)]
 use crate::error::Error;
+use crate::error::Result;
 use crate::nn::{ParameterList, Parameters};
 use crate::ops::{AdamWOptions, AdamWStep, adamw, sum_of_squares};
 use crate::recorder::Recorder;

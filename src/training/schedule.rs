@@ -83,7 +83,11 @@ impl LearningRate {
     /// # Errors
     /// [`Error::InvalidConfig`] names the first that does not.
     pub fn check(&self) -> Result<()> {
-        let (rate, peak, end) = ("learning rate", "peak of the learning rate", "end of the learning rate");
+        let (rate, peak, end) = (
+            "learning rate",
+            "peak of the learning rate",
+            "end of the learning rate",
+        );
         let (rates, steps): (&[(&'static str, f32)], _) = match *self {
             Self::Constant(value) => (&[(rate, value)], None),
             Self::InverseSqrt { peak: value, .. } => (&[(peak, value)], None),
@@ -179,11 +183,23 @@ mod tests {
             total,
         };
         for (rate, told) in [
-            (LearningRate::Constant(f32::NAN), "learning rate is NaN, need at least 0 and finite"),
-            (LearningRate::Constant(f32::INFINITY), "learning rate is inf, need at least 0 and finite"),
-            (LearningRate::Constant(-1.0), "learning rate is -1, need at least 0 and finite"),
             (
-                LearningRate::InverseSqrt { peak: f32::NAN, warm_up: 3 },
+                LearningRate::Constant(f32::NAN),
+                "learning rate is NaN, need at least 0 and finite",
+            ),
+            (
+                LearningRate::Constant(f32::INFINITY),
+                "learning rate is inf, need at least 0 and finite",
+            ),
+            (
+                LearningRate::Constant(-1.0),
+                "learning rate is -1, need at least 0 and finite",
+            ),
+            (
+                LearningRate::InverseSqrt {
+                    peak: f32::NAN,
+                    warm_up: 3,
+                },
                 "peak of the learning rate is NaN, need at least 0 and finite",
             ),
             (
@@ -195,14 +211,23 @@ mod tests {
                 "end of the learning rate is 2 after a peak of 1, need at most the peak, from which the rate falls",
             ),
             (
-                LearningRate::Cosine { peak: 1.0, end: 0.0, warm_up: 20, total: 10 },
+                LearningRate::Cosine {
+                    peak: 1.0,
+                    end: 0.0,
+                    warm_up: 20,
+                    total: 10,
+                },
                 "warm_up of the learning rate is 20 of 10 steps in all, need at most total",
             ),
         ] {
             let error = rate.check().expect_err("means nothing").to_string();
             assert!(error.contains(told), "{error}");
         }
-        for rate in [falling(1.0, 1.0, 5, 5), falling(0.0, 0.0, 0, 0), LearningRate::Constant(0.0)] {
+        for rate in [
+            falling(1.0, 1.0, 5, 5),
+            falling(0.0, 0.0, 0, 0),
+            LearningRate::Constant(0.0),
+        ] {
             rate.check().expect("a schedule");
         }
     }

@@ -3,9 +3,10 @@
 
 use dilated_attention::kernel::Activation;
 use dilated_attention::ops::{
-    AdamWOptions, AdamWStep, Blend, Dropout, IGNORED_LABEL, Labels, Matmul, Matrix, Positions, Rotations,
-    TokenIds, XposRole, activation, activation_backward, adamw, bias_backward, cross_entropy,
-    embedding, embedding_backward, layer_norm, layer_norm_backward, sum, sum_of_squares, xpos,
+    AdamWOptions, AdamWStep, Blend, Dropout, IGNORED_LABEL, Labels, Matmul, Matrix, Positions,
+    Rotations, TokenIds, XposRole, activation, activation_backward, adamw, bias_backward,
+    cross_entropy, embedding, embedding_backward, layer_norm, layer_norm_backward, sum,
+    sum_of_squares, xpos,
 };
 use dilated_attention::reference::layers;
 use dilated_attention::{Context, DType, Error, Recorder, Result, Tensor};
@@ -272,8 +273,27 @@ fn activations_and_their_gradients() {
     on_all(|context| {
         let mut x: Vec<f32> = uniform(1, 5003).iter().map(|x| 7.0 * x).collect();
         let extremes = [
-            0.0, -0.0, 1e-20, -1e-20, -17.0, 17.0, -30.0, 30.0, -86.0, -88.0, 88.0, -104.0, 104.0, -1e4,
-            1e4, -1e19, 1e19, -1e30, 1e30, f32::MAX, f32::MIN,
+            0.0,
+            -0.0,
+            1e-20,
+            -1e-20,
+            -17.0,
+            17.0,
+            -30.0,
+            30.0,
+            -86.0,
+            -88.0,
+            88.0,
+            -104.0,
+            104.0,
+            -1e4,
+            1e4,
+            -1e19,
+            1e19,
+            -1e30,
+            1e30,
+            f32::MAX,
+            f32::MIN,
         ];
         x[..extremes.len()].copy_from_slice(&extremes);
         let dy = uniform(2, x.len());

@@ -115,7 +115,9 @@ pub fn check_tensor(
         ("last8", &values[values.len() - end..]),
     ];
     let differences = |theirs: &Value, ours: &[f32]| {
-        let theirs = theirs.as_array().filter(|theirs| theirs.len() == ours.len())?;
+        let theirs = theirs
+            .as_array()
+            .filter(|theirs| theirs.len() == ours.len())?;
         let same = |(ours, theirs): &(&f32, &Value)| {
             theirs.as_f64().map(|value| (value as f32).to_bits()) == Some(ours.to_bits())
         };
@@ -150,7 +152,10 @@ fn exact(tensor: &str, difference: Option<f64>, report: &mut Report) -> bool {
             max_abs_err == 0.0
         }
         None => {
-            report.fail(tensor, "the header holds something else than numbers of this length");
+            report.fail(
+                tensor,
+                "the header holds something else than numbers of this length",
+            );
             false
         }
     }

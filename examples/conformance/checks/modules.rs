@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use dilated_attention::nn::{ParameterList, Parameters};
 use dilated_attention::ops::{Positions, Rotations, XposRole};
-use dilated_attention::{
-    Context, DilatedAttentionConfig, Error, Heads, Recorder, Tensor, ops,
-};
+use dilated_attention::{Context, DilatedAttentionConfig, Error, Heads, Recorder, Tensor, ops};
 
 use super::attention::{mask, size};
 use super::compare::Comparison;
@@ -45,7 +43,9 @@ pub fn attention(file: &GoldenFile, partitioned: bool) -> Result<DilatedAttentio
         Err(reason) => {
             let width = number(file, "embed_dim").map_err(|_| reason)?;
             if heads == 0 || !width.is_multiple_of(heads) {
-                return Err(format!("config: embed_dim {width} is no multiple of H {heads}"));
+                return Err(format!(
+                    "config: embed_dim {width} is no multiple of H {heads}"
+                ));
             }
             width / heads
         }

@@ -70,7 +70,10 @@ fn options(file: &GoldenFile) -> Result<TrainingOptions, String> {
         eps: number("eps")? as f32,
         weight_decay: number("weight_decay")? as f32,
         // Not clipped where the file does not say.
-        max_norm: number("max_norm").ok().map(|norm| norm as f32).filter(|norm| *norm > 0.0),
+        max_norm: number("max_norm")
+            .ok()
+            .map(|norm| norm as f32)
+            .filter(|norm| *norm > 0.0),
     };
     Ok(options)
 }
@@ -90,7 +93,10 @@ fn batches(file: &GoldenFile) -> Result<Vec<Vec<Batch>>, String> {
     let shape = AttentionShape::new(size(items)?, size(tokens - 1)?).map_err(told)?;
     let gather = |ids: &[u32], first: usize| -> Vec<u32> {
         let sequences = ids.chunks(tokens);
-        sequences.flat_map(|ids| &ids[first..first + tokens - 1]).copied().collect()
+        sequences
+            .flat_map(|ids| &ids[first..first + tokens - 1])
+            .copied()
+            .collect()
     };
     let batch = |ids: &[u32]| Batch::new(shape.clone(), gather(ids, 0), gather(ids, 1));
     let batches: Result<Vec<Batch>, _> = ids.chunks(items * tokens).map(batch).collect();

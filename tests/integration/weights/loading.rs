@@ -323,7 +323,8 @@ fn assert_close([given, expected]: [Vec<f32>; 2]) {
 #[test]
 fn torchscale_weights_load_into_a_model() {
     let attention = DilatedAttentionConfig::new(4, 8, &[16, 32], &[1, 2]).expect("valid");
-    let config = |layers| LongNetConfig::encoder(attention.clone().torchscale(), layers, 48).pre_norm();
+    let config =
+        |layers| LongNetConfig::encoder(attention.clone().torchscale(), layers, 48).pre_norm();
     assert_close(features(config(2), "ts_encoder_prenorm.safetensors"));
     // A model of another depth names every parameter that it lacks.
     let file = WeightFile::open(golden("ts_encoder_prenorm.safetensors")).expect("valid");
