@@ -10,7 +10,7 @@
 
 pub mod gigapath;
 pub mod longvit;
-mod plan;
+pub(crate) mod plan;
 mod recordings;
 
 pub use plan::ModelPlan;

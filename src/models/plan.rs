@@ -124,7 +124,7 @@ pub(super) fn stand_ins(planner: &Context, list: &Arc<ParameterList>) -> Result<
 }
 
 /// Zeros that stand for an input of `given`. Memory that the system has no room for is an error; what it gives is not touched.
-pub(super) fn zeros<T: bytemuck::Zeroable>(
+pub(crate) fn zeros<T: bytemuck::Zeroable>(
     what: &'static str,
     given: impl fmt::Display,
     count: Option<usize>,

@@ -185,30 +185,30 @@ mod tests {
         for (rate, told) in [
             (
                 LearningRate::Constant(f32::NAN),
-                "learning rate is NaN, need at least 0 and finite",
+                "learning rate is NaN; it must be at least 0 and finite",
             ),
             (
                 LearningRate::Constant(f32::INFINITY),
-                "learning rate is inf, need at least 0 and finite",
+                "learning rate is inf; it must be at least 0 and finite",
             ),
             (
                 LearningRate::Constant(-1.0),
-                "learning rate is -1, need at least 0 and finite",
+                "learning rate is -1; it must be at least 0 and finite",
             ),
             (
                 LearningRate::InverseSqrt {
                     peak: f32::NAN,
                     warm_up: 3,
                 },
-                "peak of the learning rate is NaN, need at least 0 and finite",
+                "peak of the learning rate is NaN; it must be at least 0 and finite",
             ),
             (
                 falling(1.0, f32::NAN, 1, 2),
-                "end of the learning rate is NaN, need at least 0 and finite",
+                "end of the learning rate is NaN; it must be at least 0 and finite",
             ),
             (
                 falling(1.0, 2.0, 1, 2),
-                "end of the learning rate is 2 after a peak of 1, need at most the peak, from which the rate falls",
+                "end of the learning rate is 2 after a peak of 1; it must be at most the peak, from which the rate falls",
             ),
             (
                 LearningRate::Cosine {
@@ -217,7 +217,7 @@ mod tests {
                     warm_up: 20,
                     total: 10,
                 },
-                "warm_up of the learning rate is 20 of 10 steps in all, need at most total",
+                "warm_up of the learning rate is 20 of 10 steps in all; it must be at most total",
             ),
         ] {
             let error = rate.check().expect_err("means nothing").to_string();

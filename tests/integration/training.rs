@@ -2,8 +2,12 @@
 
 use dilated_attention::longnet::{LongNet, LongNetConfig, OutputProjection, Recompute};
 use dilated_attention::ops::IGNORED_LABEL;
-use dilated_attention::training::{AdamWOptions, Batch, LearningRate, Trainer, TrainingOptions};
-use dilated_attention::{AttentionShape, DeviceFacts, DilatedAttentionConfig, Error, Mask};
+use dilated_attention::training::{
+    AdamWOptions, Batch, LearningRate, Optimizer, Trainer, TrainingOptions,
+};
+use dilated_attention::{
+    AttentionShape, Context, DeviceFacts, DilatedAttentionConfig, Error, Mask,
+};
 
 use crate::support::contexts::contexts;
 use crate::support::training::{
@@ -292,6 +296,14 @@ fn batches_without_tokens_are_errors() {
         let error = Trainer::plan(&config(), &[shape], &options(), facts).expect_err("nothing");
         assert!(matches!(error, Error::InvalidShape { .. }), "{error}");
     }
+    // More than any machine holds.
+    let endless = AttentionShape::new(u32::MAX, 1 << 30).expect("valid");
+    let facts = DeviceFacts::webgpu_defaults();
+    let error = Trainer::plan(&config(), &[endless], &options(), facts).expect_err("too many");
+    assert!(
+        matches!(error, Error::InvalidShape { what: "batch", .. }),
+        "{error}"
+    );
     // Items of no tokens beside others are no batch without tokens.
     let shape = AttentionShape::new(2, 3).expect("valid");
     let shape = shape.with_valid_lens(&[0, 2]).expect("valid");
@@ -329,7 +341,7 @@ fn options_that_mean_nothing_are_refused() {
     let wrong: [(fn(&mut TrainingOptions), &str); 14] = [
         (
             |o| o.learning_rate = LearningRate::Constant(f32::NAN),
-            "learning rate is NaN, need at least 0 and finite",
+            "learning rate is NaN; it must be at least 0 and finite",
         ),
         (
             |o| {
@@ -340,55 +352,55 @@ fn options_that_mean_nothing_are_refused() {
                     total: 20,
                 };
             },
-            "warm_up of the learning rate is 100 of 20 steps in all, need at most total",
+            "warm_up of the learning rate is 100 of 20 steps in all; it must be at most total",
         ),
         (
             |o| o.optimizer.beta_1 = 1.0,
-            "beta_1 is 1, need at least 0 and below 1",
+            "beta_1 is 1; it must be at least 0 and below 1",
         ),
         (
             |o| o.optimizer.beta_1 = f32::NAN,
-            "beta_1 is NaN, need at least 0 and below 1",
+            "beta_1 is NaN; it must be at least 0 and below 1",
         ),
         (
             |o| o.optimizer.beta_2 = -0.1,
-            "beta_2 is -0.1, need at least 0 and below 1",
+            "beta_2 is -0.1; it must be at least 0 and below 1",
         ),
         (
             |o| o.optimizer.eps = 0.0,
-            "eps is 0, need positive and finite",
+            "eps is 0; it must be positive and finite",
         ),
         (
             |o| o.optimizer.eps = f32::INFINITY,
-            "eps is inf, need positive and finite",
+            "eps is inf; it must be positive and finite",
         ),
         (
             |o| o.optimizer.weight_decay = -1.0,
-            "weight_decay is -1, need at least 0 and finite",
+            "weight_decay is -1; it must be at least 0 and finite",
         ),
         (
             |o| o.optimizer.weight_decay = f32::INFINITY,
-            "weight_decay is inf, need at least 0 and finite",
+            "weight_decay is inf; it must be at least 0 and finite",
         ),
         (
             |o| o.optimizer.weight_decay = f32::NAN,
-            "weight_decay is NaN, need at least 0 and finite",
+            "weight_decay is NaN; it must be at least 0 and finite",
         ),
         (
             |o| o.optimizer.max_norm = Some(0.0),
-            "max_norm is 0, need positive and finite, or none where nothing is clipped",
+            "max_norm is 0; it must be positive and finite, or none where nothing is clipped",
         ),
         (
             |o| o.optimizer.max_norm = Some(-2.0),
-            "max_norm is -2, need positive and finite",
+            "max_norm is -2; it must be positive and finite",
         ),
         (
             |o| o.optimizer.max_norm = Some(f32::INFINITY),
-            "max_norm is inf, need positive and finite",
+            "max_norm is inf; it must be positive and finite",
         ),
         (
             |o| o.optimizer.max_norm = Some(f32::NAN),
-            "max_norm is NaN, need positive and finite",
+            "max_norm is NaN; it must be positive and finite",
         ),
     ];
     let leases = context.pool().stats().leases.current;
@@ -403,6 +415,31 @@ fn options_that_mean_nothing_are_refused() {
     drop(Trainer::new(&context, model(config()), none).expect("means something"));
     context.wait();
     assert_eq!(context.pool().stats().leases.current, leases);
+    // An optimiser by itself has the same rules, and those of a step.
+    let planner = Context::planner(DeviceFacts::webgpu_defaults());
+    let mut recorder = planner.recorder("optimizer");
+    let small = LongNet::new(&planner, config()).expect("valid");
+    let weights = small.zero_gradients(&mut recorder).expect("leases");
+    let optimizer = Optimizer::new(&mut recorder, weights).expect("leases");
+    let good = AdamWOptions::default();
+    let nan = AdamWOptions {
+        weight_decay: f32::NAN,
+        ..good
+    };
+    for (options, step, rate, scale, told) in [
+        (nan, 1, 0.1, 1.0, "weight_decay"),
+        (good, 0, 0.1, 1.0, "step"),
+        (good, 1, f32::NAN, 1.0, "learning rate"),
+        (good, 1, -0.1, 1.0, "learning rate"),
+        (good, 1, 0.1, f32::INFINITY, "gradient_scale"),
+    ] {
+        let error = optimizer.update(&mut recorder, &options, (step, rate), scale);
+        let error = error.expect_err("means nothing");
+        assert!(
+            matches!(&error, Error::InvalidConfig { what, .. } if *what == told),
+            "{error}"
+        );
+    }
     // Weights of another model.
     let mut other = config();
     other.ffn_dim += 4;

@@ -53,7 +53,9 @@ pub enum FeatureNorm {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct LongVitConfig {
-    /// Heads, branches and semantics.
+    /// Heads, branches and semantics. Other branches of the same semantics come by
+    /// [`with_branches`](DilatedAttentionConfig::with_branches); a configuration made anew needs
+    /// [`torchscale`](DilatedAttentionConfig::torchscale) for weights of torchscale's.
     pub attention: DilatedAttentionConfig,
     /// Number of layers.
     pub num_layers: usize,
