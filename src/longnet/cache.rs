@@ -138,7 +138,7 @@ impl LongNet {
     /// [`Error::InvalidConfig`] for a model without causal mask, or with xPos and segments that allow no fixed centre; the
     /// errors of leasing.
     pub fn new_cache(&self, recorder: &mut Recorder, batch: u32, capacity: u32) -> Result<KvCache> {
-        self.expect_causal()?;
+        self.expect_causal("decoding")?;
         let capacity = capacity.max(1);
         let keeps_queries = self.config.rows_move();
         let mut layers = Vec::new();
@@ -167,13 +167,17 @@ impl LongNet {
         })
     }
 
-    pub(super) fn expect_causal(&self) -> Result<()> {
-        match self.config.attention.get_mask() {
+    /// Whether no token sees what follows it, which `what` depends on.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`].
+    pub(crate) fn expect_causal(&self, what: &'static str) -> Result<()> {
+        match self.config.attention().get_mask() {
             Mask::Causal => Ok(()),
             Mask::Full => Err(Error::InvalidConfig {
-                what: "decoding",
+                what,
                 given: "a model without causal mask".to_owned(),
-                need: "LongNetConfig::decoder",
+                need: "one made by LongNetConfig::decoder: a token must not see those after it",
             }),
         }
     }
@@ -185,7 +189,7 @@ impl LongNet {
         batch: u32,
         capacity: u32,
     ) -> Result<Tensor> {
-        let config = &self.config.attention;
+        let config = self.config.attention();
         let shape = [batch, capacity, config.num_heads(), config.head_dim()];
         let shape = shape.map(|dim| dim as usize);
         recorder.empty(label, &shape, self.config.activations)
@@ -196,7 +200,7 @@ impl LongNet {
             return Ok(None);
         };
         self.config.decode_positions(0, capacity)?;
-        let head_dim = self.config.attention.head_dim();
+        let head_dim = self.config.attention().head_dim();
         Rotations::upload(recorder, head_dim, capacity, base).map(Some)
     }
 

@@ -31,7 +31,7 @@ impl LongNet {
         cache: &mut KvCache,
     ) -> Result<Tensor> {
         weights.expect_list("weights", &self.list)?;
-        self.expect_causal()?;
+        self.expect_causal("decoding")?;
         let same_list = Arc::ptr_eq(&cache.list, &self.list) || cache.list == self.list;
         if !same_list || cache.layers.len() != self.layers.len() {
             return Err(Error::OtherModel { what: "cache" });

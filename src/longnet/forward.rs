@@ -272,7 +272,7 @@ impl LongNet {
             return Ok(None);
         };
         let positions = self.config.positions(first, seq_len, total)?;
-        let head_dim = self.config.attention.head_dim();
+        let head_dim = self.config.attention().head_dim();
         let rotations = Rotations::upload(recorder, head_dim, total, base)?;
         Ok(Some((rotations, positions)))
     }

@@ -122,7 +122,7 @@ pub(super) fn stand_ins(planner: &Context, list: &Arc<ParameterList>) -> Result<
 }
 
 /// Zeros that stand for an input of `given`. Memory that the system has no room for is an error; what it gives is not touched.
-pub(super) fn zeros<T: bytemuck::Zeroable>(
+pub(crate) fn zeros<T: bytemuck::Zeroable>(
     what: &'static str,
     given: impl fmt::Display,
     count: Option<usize>,
@@ -142,13 +142,13 @@ pub(super) fn encoder_flop(
     shape: &AttentionShape,
 ) -> Result<u64> {
     let attention = config
-        .attention
+        .attention()
         .plan_forward(shape, config.activations, planner.facts())?
         .flop;
-    let width = u64::from(config.attention.embed_dim());
+    let width = u64::from(config.attention().embed_dim());
     let rows = u64::from(shape.batch()) * u64::from(shape.seq_len());
     let products = 2 * rows * (4 * width * width + 2 * width * config.ffn_dim as u64);
-    Ok(config.num_layers as u64 * (attention + products))
+    Ok(config.num_layers() as u64 * (attention + products))
 }
 
 impl fmt::Display for ModelPlan {

@@ -7,6 +7,7 @@ use crate::config::AttentionShape;
 use crate::context::{Context, WarmUp};
 use crate::error::Result;
 use crate::longnet::{LongNet, LongNetConfig, Recompute};
+use crate::models::plan::zeros;
 use crate::nn::Parameters;
 use crate::plan::DeviceFacts;
 
@@ -54,7 +55,8 @@ impl Trainer {
     /// ```
     ///
     /// # Errors
-    /// As [`LongNet::new`] and [`step`](Self::step).
+    /// As [`LongNet::new`], [`Batch::new`] and [`step`](Self::step); [`Error::InvalidShape`](crate::Error::InvalidShape) for
+    /// batches that this machine could not hold.
     pub fn plan(
         config: &LongNetConfig,
         shapes: &[AttentionShape],
@@ -113,8 +115,10 @@ fn planned(planner: &Context, config: &LongNetConfig, options: TrainingOptions) 
 /// Batches of such shapes, whatever is in them.
 fn batches(shapes: &[AttentionShape]) -> Result<Vec<Batch>> {
     let batch = |shape: &AttentionShape| {
-        let count = shape.batch() as usize * shape.seq_len() as usize;
-        Batch::new(shape.clone(), vec![0; count], vec![0; count])
+        let (batch, len) = (shape.batch(), shape.seq_len());
+        let count = usize::try_from(u64::from(batch) * u64::from(len)).ok();
+        let zeros = || zeros("batch", format!("{batch} x {len} tokens"), count);
+        Batch::new(shape.clone(), zeros()?, zeros()?)
     };
     shapes.iter().map(batch).collect()
 }

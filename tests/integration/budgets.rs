@@ -16,7 +16,7 @@ use crate::support::contexts::context_with;
 use crate::support::giving_up::settled;
 use crate::support::models::{draw, upload};
 use crate::support::numbers::uniform;
-use crate::support::training::{VOCAB, batch, config, options};
+use crate::support::training::{VOCAB, batch, options, with_layers};
 
 /// Runs `work` in a pool that holds nothing and may hold `budget_bytes`, which none of it may be refused for.
 #[track_caller]
@@ -155,9 +155,9 @@ fn of_training() {
     let context = context();
     // The second with several parts of weights.
     for (vocab, ffn_dim) in [(VOCAB, 40), (VOCAB, 300_000)] {
-        let mut config = config();
+        let mut config = with_layers(1);
         config.vocab_size = Some(vocab);
-        (config.ffn_dim, config.num_layers) = (ffn_dim, 1);
+        config.ffn_dim = ffn_dim;
         let batches = [batch(0, 1, 20)];
         let shapes = batches.each_ref().map(|batch| batch.shape().clone());
         let facts = context.facts().clone();

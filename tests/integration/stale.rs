@@ -384,7 +384,7 @@ fn downloads_of_a_planner_say_that_nothing_runs_there() {
 #[test]
 fn messages_say_what_is_so() {
     let [here, there] = [(); 2].map(|()| Context::planner(DeviceFacts::webgpu_defaults()));
-    let attention = DilatedAttention::new(&here, config().attention).unwrap();
+    let attention = DilatedAttention::new(&here, config().attention().clone()).unwrap();
     let shape = AttentionShape::new(1, 8).unwrap();
     let mut recorder = there.recorder("there");
     let q = recorder.zeros("q", &[1, 8, 2, 8], DType::F32).unwrap();
