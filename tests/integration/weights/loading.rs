@@ -268,10 +268,7 @@ fn staging_is_bounded() {
     let stats = context.pool().stats();
     let weight_bytes = 3 * count as u64 * 4;
     let beside = stats.requested_bytes.peak - weight_bytes;
-    assert!(
-        beside <= 2 * (72 << 20),
-        "{beside} bytes of staging\n{stats}"
-    );
+    assert_eq!(beside, 16 << 20, "bytes of staging\n{stats}");
     drop(file);
     let mut recorder = context.recorder("read");
     let (_, last) = weights.iter().last().expect("three");
