@@ -109,7 +109,7 @@ impl KvCache {
     /// What was recorded last has computed the tokens from the last one on, to make `len`.
     pub(super) fn extend(&mut self, recorder: &mut Recorder, len: u32) {
         let tokens = Contents::new("cached tokens");
-        recorder.fills(&tokens);
+        recorder.wrote(&tokens, true);
         self.computed.push((self.len, tokens));
         self.len = len;
     }

@@ -356,10 +356,10 @@ impl Recorder {
         self.tracker.read(contents);
     }
 
-    /// What was recorded last is what `contents` stand for.
-    pub(crate) fn fills(&mut self, contents: &Arc<Contents>) {
+    /// What was recorded last has written `contents`, as a whole if it `fills` them.
+    pub(crate) fn wrote(&mut self, contents: &Arc<Contents>, fills: bool) {
         let last = self.commands.len().saturating_sub(1);
-        self.tracker.write(contents, true, last);
+        self.tracker.write(contents, fills, last);
     }
 
     /// Keeps `lease` until the recording is submitted.
@@ -375,12 +375,16 @@ impl Recorder {
 
     /// Copies `bytes` to staging memory now and records their copy to `tensor`.
     fn stage(&mut self, tensor: &Tensor, bytes: &[u8]) -> Result<()> {
-        self.writes(tensor);
         let to = self.hold(tensor.lease());
-        self.stage_at(to, tensor.stored(tensor.whole()).offset, bytes)?;
-        if !tensor.is_part() {
-            self.fills(tensor.contents());
+        let first = self.commands.len();
+        if let Err(error) = self.stage_at(to, tensor.stored(tensor.whole()).offset, bytes) {
+            // The recording may go on without it: none of it, not a part.
+            self.commands.truncate(first);
+            return Err(error);
         }
+        let fills = !tensor.is_part();
+        self.tracker.write(tensor.contents(), fills, first);
+        self.wrote(tensor.contents(), fills);
         Ok(())
     }
 

@@ -636,7 +636,8 @@ impl SlicedSubmission {
         for (readback, _) in self.readbacks.drain(..) {
             readback.abandon(CANCELLED);
         }
-        if !self.all_submitted() {
+        // Once: what was written anew since a failure is whole.
+        if self.failed.is_none() && !self.all_submitted() {
             self.tracker.cancelled(self.reached());
         }
     }

@@ -421,3 +421,35 @@ fn messages_say_what_is_so() {
         assert!(unequal.contains("with_valid_lens"), "{unequal}");
     }
 }
+
+/// A write that staging memory was refused for in the middle leaves the tensor as it was, also when the recording goes on.
+#[test]
+fn a_write_that_fails_half_way_writes_nothing() {
+    let context = context_with(&ContextOptions::default());
+    const LEN: u32 = 3 << 20;
+    let mut recorder = context.recorder("before");
+    let tensor = upload(&mut recorder, "data", &numbers(1, LEN));
+    let unwritten = recorder
+        .empty("unwritten", &[LEN as usize], DType::F32)
+        .unwrap();
+    recorder.submit().unwrap();
+    context.wait();
+    context.pool().trim();
+    // Room for one chunk of staging memory, of three.
+    let held_bytes = context.pool().stats().held_bytes.current;
+    let mut recorder = context.recorder("goes on");
+    context
+        .pool()
+        .set_budget_bytes(Some(held_bytes + (5 << 20)));
+    for tensor in [&tensor, &unwritten] {
+        let refused = recorder.write(tensor, &numbers(2, LEN));
+        assert!(
+            matches!(refused, Err(Error::BudgetExceeded { .. })),
+            "{refused:?}"
+        );
+    }
+    context.pool().set_budget_bytes(None);
+    recorder.submit().unwrap();
+    assert!(read(&context, &tensor).unwrap() == numbers(1, LEN));
+    not_written(read(&context, &unwritten));
+}
