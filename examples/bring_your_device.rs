@@ -128,7 +128,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             Err(error) => println!("{error}"),
         }
     }
-    context.wait();
+    context.wait()?;
     println!("{}", context.pool().stats());
     Ok(())
 }

@@ -78,7 +78,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
         println!("{error}");
     }
     drop(result);
-    context.wait();
+    context.wait()?;
     println!("{}", context.pool().stats());
     Ok(())
 }

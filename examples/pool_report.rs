@@ -54,7 +54,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for tokens in TOKENS {
         let scope = context.pool().scope("request");
         request(&context, &attention, tokens)?;
-        context.wait();
+        context.wait()?;
         println!("{tokens:>5} tokens, {}", scope.report());
     }
     let report = context.pool().report();

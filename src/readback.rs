@@ -16,12 +16,13 @@ use crate::poller::Poller;
 use crate::pool::Lease;
 use crate::scope;
 use crate::tensor::Element;
+use crate::watch::{DeviceWatch, Outcome};
 
 /// How long a callback may take that another thread's poll has found to be due.
 const CALLBACK_GRACE: Duration = Duration::from_millis(20);
 
-/// How often an idle device may fail to call back before it counts as lost: two seconds of grace.
-const IDLE_ROUNDS: u32 = 100;
+/// How often an idle device may fail to call back before it counts as lost: 0.8 seconds of grace.
+const IDLE_ROUNDS: u32 = 40;
 
 /// How often a device is polled for a download that is awaited.
 const POLL_PERIOD: Duration = Duration::from_millis(1);
@@ -39,7 +40,7 @@ enum Stage {
     Ready,
     /// They will never come: this was dropped unsubmitted.
     Abandoned(&'static str),
-    /// They will never come: the device could not map them.
+    /// They will never come: the device is lost.
     Lost,
 }
 
@@ -53,17 +54,17 @@ struct Progress {
 #[derive(Debug)]
 pub(crate) struct Readback {
     lease: Lease,
-    device: wgpu::Device,
+    watch: Arc<DeviceWatch>,
     progress: Mutex<Progress>,
     /// Signalled when the stage changes.
     changed: Condvar,
 }
 
 impl Readback {
-    pub fn new(lease: Lease, device: wgpu::Device) -> Arc<Self> {
+    pub fn new(lease: Lease, watch: Arc<DeviceWatch>) -> Arc<Self> {
         Arc::new(Self {
             lease,
-            device,
+            watch,
             progress: Mutex::new(Progress {
                 stage: Stage::Recorded,
                 waker: None,
@@ -103,18 +104,25 @@ impl Readback {
         }
     }
 
+    /// wgpu has called back, or never will.
+    fn arrived(&self, outcome: Outcome) {
+        self.set(match outcome {
+            Outcome::Done => Stage::Ready,
+            Outcome::Dropped => Stage::Abandoned("its encoder was dropped unsubmitted"),
+            Outcome::Lost => Stage::Lost,
+        });
+    }
+
     /// Asks `encoder` to map the buffer when its commands are done.
     pub fn map_on_submit(self: &Arc<Self>, encoder: &wgpu::CommandEncoder) {
         self.set(Stage::Encoded);
-        let callback = MapCallback {
-            readback: self.clone(),
-            called: false,
-        };
+        let readback = self.clone();
+        let ticket = self.watch.expect(move |outcome| readback.arrived(outcome));
         encoder.map_buffer_on_submit(
             self.lease.buffer(),
             wgpu::MapMode::Read,
             0..self.lease.requested_bytes(),
-            move |result| callback.call(result),
+            move |result| ticket.mapped(result),
         );
     }
 }
@@ -123,32 +131,7 @@ impl Drop for Readback {
     fn drop(&mut self) {
         // Buffers wait unmapped in the pool. One of a lost device has been destroyed, which wgpu reports.
         if self.lock().stage == Stage::Ready {
-            let _ = scope::catch(&self.device, || self.lease.buffer().unmap());
-        }
-    }
-}
-
-/// Tells the readback what became of it, also when the encoder is dropped without being submitted.
-struct MapCallback {
-    readback: Arc<Readback>,
-    called: bool,
-}
-
-impl MapCallback {
-    fn call(mut self, result: Result<(), wgpu::BufferAsyncError>) {
-        self.called = true;
-        self.readback.set(match result {
-            Ok(()) => Stage::Ready,
-            Err(_) => Stage::Lost,
-        });
-    }
-}
-
-impl Drop for MapCallback {
-    fn drop(&mut self) {
-        if !self.called {
-            self.readback
-                .set(Stage::Abandoned("its encoder was dropped unsubmitted"));
+            let _ = scope::catch(&self.watch, || self.lease.buffer().unmap());
         }
     }
 }
@@ -185,11 +168,9 @@ impl<T: Element> Download<T> {
             if let Some(result) = self.result() {
                 return result;
             }
-            // A lost device fails the mapping, too.
-            let _ = self
-                .readback
-                .device
-                .poll(wgpu::PollType::wait_indefinitely());
+            if let Err(lost) = self.readback.watch.wait() {
+                return self.result().unwrap_or(Err(lost));
+            }
             // Another thread's poll may be the one that is about to call back.
             let progress = self.readback.lock();
             let before = progress.stage;
@@ -202,16 +183,16 @@ impl<T: Element> Download<T> {
                 }
             }
         }
-        Err(Error::DeviceLost {
-            reason: "it is idle, but a buffer was never mapped".to_owned(),
-        })
+        let never = "it is idle, but a buffer was never mapped";
+        Err(self.readback.watch.lost_error(never))
     }
 
     /// Whether [`wait`](Self::wait) would return at once. Never blocks; something has to poll the device meanwhile
     /// ([`Context::poll`](crate::Context::poll), or any submission).
     pub fn is_ready(&self) -> bool {
         let stage = self.readback.lock().stage;
-        !matches!(stage, Stage::Recorded | Stage::Encoded | Stage::Submitted)
+        self.readback.watch.is_lost()
+            || !matches!(stage, Stage::Recorded | Stage::Encoded | Stage::Submitted)
     }
 
     fn not_submitted(&self) -> Error {
@@ -229,22 +210,22 @@ impl<T: Element> Download<T> {
                 label: self.readback.lease.label(),
                 reason,
             })),
-            Stage::Lost => Some(Err(Error::DeviceLost {
-                reason: "a buffer could not be mapped".to_owned(),
-            })),
+            Stage::Lost => Some(Err(self
+                .readback
+                .watch
+                .lost_error("a buffer could not be mapped"))),
             Stage::Ready => Some(self.read()),
         }
     }
 
     fn read(&self) -> Result<Vec<T>> {
         let mut elements = vec![T::zeroed(); self.num_elements];
-        let lease = &self.readback.lease;
-        let view = lease
-            .buffer()
-            .get_mapped_range(0..lease.requested_bytes())
-            .map_err(|error| Error::DeviceLost {
-                reason: error.to_string(),
-            })?;
+        let Readback { lease, watch, .. } = &*self.readback;
+        let lost = |error: &dyn std::fmt::Display| watch.lost_error(&error.to_string());
+        let range = 0..lease.requested_bytes();
+        let view = crate::watch::catch(|| lease.buffer().get_mapped_range(range))
+            .map_err(|panic| lost(&panic))?
+            .map_err(|error| lost(&error))?;
         let bytes = bytemuck::cast_slice_mut::<T, u8>(&mut elements);
         bytes.copy_from_slice(&view[..bytes.len()]);
         Ok(elements)
@@ -255,7 +236,9 @@ impl<T: Element> Future for Download<T> {
     type Output = Result<Vec<T>>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Self::Output> {
-        let _ = self.readback.device.poll(wgpu::PollType::Poll);
+        if let Err(lost) = self.readback.watch.poll() {
+            return Poll::Ready(self.result().unwrap_or(Err(lost)));
+        }
         {
             let mut progress = self.readback.lock();
             match progress.stage {
@@ -273,7 +256,7 @@ impl<T: Element> Future for Download<T> {
             return Poll::Ready(result);
         }
         if self.poller.is_none() {
-            self.poller = Poller::start(self.readback.device.clone(), POLL_PERIOD);
+            self.poller = Poller::start(self.readback.watch.clone(), POLL_PERIOD);
         }
         Poll::Pending
     }

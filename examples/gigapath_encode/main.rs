@@ -108,7 +108,7 @@ fn run(start: Instant) -> Result<(), Box<dyn Error>> {
             weights
         }
     };
-    context.wait();
+    context.wait()?;
     println!(
         "weights     constructed and loaded in {:.2} s, {:.2} s after the start",
         begin.elapsed().as_secs_f64(),

@@ -12,6 +12,7 @@ use crate::kernel::Pipelines;
 use crate::plan::DeviceFacts;
 use crate::pool::{BufferSource, CreateError, Pool, PoolOptions};
 use crate::tuning::Tuner;
+use crate::watch::{DeviceWatch, LastQueue};
 
 impl Context {
     /// A context that plans for devices with `facts`, without one: recordings on it take leases and are counted, and do
@@ -47,6 +48,8 @@ impl Context {
         Self {
             inner: Arc::new(Inner {
                 info: device.adapter_info(),
+                watch: DeviceWatch::new(device),
+                _last_queue: LastQueue::new(&queue),
                 facts,
                 tried_facts: std::sync::OnceLock::new(),
                 pace: std::sync::Mutex::default(),
@@ -56,7 +59,6 @@ impl Context {
                 tuner,
                 check_finite: false.into(),
                 plans_only: true,
-                device,
                 queue,
             }),
         }

@@ -303,7 +303,7 @@ impl Recorder {
                 bytes: range.size,
             });
         }
-        let readback = Readback::new(lease, self.context.device().clone());
+        let readback = Readback::new(lease, self.context.watch().clone());
         self.readbacks.push((readback.clone(), self.commands.len()));
         // The lease holds the elements, so their number fits in memory.
         Ok(Download::new(readback, tensor.num_elements() as usize))
@@ -365,14 +365,11 @@ impl Recorder {
                 offset += piece.len();
                 continue;
             }
-            let lost = |error: wgpu::MapRangeError| Error::DeviceLost {
-                reason: error.to_string(),
-            };
-            let mut view = chunk
-                .lease
-                .buffer()
-                .get_mapped_range_mut(range)
-                .map_err(lost)?;
+            let watch = self.context.watch();
+            let buffer = chunk.lease.buffer();
+            let mut view = watch
+                .guard(|| buffer.get_mapped_range_mut(range))?
+                .map_err(|error| watch.lost_error(&error.to_string()))?;
             view.slice(..piece.len()).copy_from_slice(piece);
             drop(view);
             self.commands.push(Command::Upload {
@@ -479,17 +476,17 @@ impl Recorder {
     /// [`Error::Validation`] when wgpu refuses the commands (also for want of memory). Nothing was submitted then, and the
     /// recording is gone.
     pub fn submit(mut self) -> Result<Submission> {
-        let device = self.context.device().clone();
+        let watch = self.context.watch().clone();
         if self.context.plans_only() {
             self.stage_params()?;
-            return Ok(Submission::new(device, self.context.queue().submit([])));
+            return Ok(Submission::new(watch, self.context.queue().submit([])));
         }
         let (context, label) = (self.context.clone(), self.label);
         let index = encode::submit(&context, label, |encoder| self.record_into(encoder))?;
         for (readback, _) in &self.readbacks {
             readback.submitted();
         }
-        Ok(Submission::new(device, index))
+        Ok(Submission::new(watch, index))
     }
 
     /// Submits the work little by little, each slice in so little time that others may use the queue, too; see
@@ -505,14 +502,20 @@ impl Recorder {
     /// is the order of execution.
     ///
     /// # Errors
-    /// As [`submit`](Self::submit), except that what wgpu refuses shows in the caller's own error scope.
+    /// As [`submit`](Self::submit), except that what wgpu refuses of the commands shows when the caller finishes the encoder, in
+    /// the caller's own error scope. After an error the encoder holds a part of the recording and is to be dropped.
+    ///
+    /// `encoder` has to be one of the context's device. wgpu does not let that be checked: one of another device is refused when
+    /// the caller finishes it, and one of another `wgpu::Instance` panics here, which is [`Error::Validation`], or means other
+    /// buffers that happen to have the same numbers.
     pub fn encode(mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
         if self.context.plans_only() {
             return self.stage_params().map(drop);
         }
-        self.record_into(encoder)?;
+        self.record_into_foreign(encoder)?;
         let held = std::mem::take(&mut self.held);
-        encoder.on_submitted_work_done(move || drop(held));
+        let ticket = self.context.watch().expect(move |_| drop(held));
+        encoder.on_submitted_work_done(move || ticket.done());
         Ok(())
     }
 }

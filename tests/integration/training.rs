@@ -37,7 +37,7 @@ fn a_model_learns_and_the_plan_knew_the_bytes() {
             for _ in 0..3 {
                 step(&mut trainer, &batches);
             }
-            context.wait();
+            context.wait().expect("waits");
             context.pool().reset_peaks();
             let warm = context.pool().stats();
             let mut last = first;
@@ -216,7 +216,7 @@ fn a_refused_step_has_not_happened() {
             let error = trainer.step(&nothing).expect_err("labels");
             assert!(matches!(error, Error::InvalidShape { what: "labels", .. }));
         }
-        context.wait();
+        context.wait().expect("waits");
         assert_eq!(trainer.steps(), 1);
         assert_eq!(context.pool().stats().leases.current, leases);
         assert_eq!(bits(&weights(&trainer, &context)), before);
