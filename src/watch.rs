@@ -219,6 +219,43 @@ impl DeviceWatch {
         }
     }
 
+    /// Whether `queue` is the device's. wgpu compares neither; but once a device is idle, what its queue was asked to call back
+    /// for has been called. Waits for what was submitted before, up to a second; a device that is busy for longer is believed,
+    /// and so is one in a browser.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] when it is another device's, [`Error::DeviceLost`].
+    pub fn check_queue(&self, queue: &wgpu::Queue) -> Result<()> {
+        if cfg!(target_arch = "wasm32") {
+            return Ok(());
+        }
+        let called = Arc::new(AtomicBool::new(false));
+        let calls = called.clone();
+        self.guard(|| queue.on_submitted_work_done(move || calls.store(true, Ordering::Release)))?;
+        let is_called = || called.load(Ordering::Acquire);
+        for _ in 0..5 {
+            let idle = self.poll_as(wgpu::PollType::Wait {
+                submission_index: None,
+                timeout: Some(LONGEST_POLL),
+            })?;
+            if idle.is_ok() {
+                // Another thread's poll may be about to call.
+                for _ in 0..20 {
+                    if is_called() {
+                        return Ok(());
+                    }
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                return Err(Error::InvalidConfig {
+                    what: "the queue",
+                    given: "one of another device".to_owned(),
+                    need: "the device's own: request_device returns both",
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// The one place of the crate that polls.
     #[expect(clippy::disallowed_methods, reason = "the one place that polls")]
     fn poll_as(

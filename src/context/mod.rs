@@ -4,6 +4,22 @@
 //! with ([`Context::from_device`]); both are the same type afterwards. On a borrowed device nothing global is installed: no
 //! error handler, no device-lost callback (the application's own should call
 //! [`Pool::device_lost`](crate::pool::Pool::device_lost)). Errors are caught by scopes around this library's own calls.
+//!
+//! # When the device is lost
+//! A driver that is reset, updated or out of memory may lose the device at any call. Then everything that waits, on any
+//! thread, ends with [`Error::DeviceLost`] and the driver's reason, futures resolve, every later call that needs the device
+//! returns the same at once, the pool gives up what it has cached, and leases go back when their holders are dropped. What was
+//! on the device is gone; a new context goes on.
+//!
+//! wgpu panics where it polls a device that its driver has lost. This library catches that, wherever it polls itself. Three
+//! things it cannot do:
+//!
+//! * The panic hook runs: by default it prints a message that looks like the end of a thread.
+//! * With `panic = "abort"` there is nothing to catch, and the process ends.
+//! * An application's own `device.poll` panics in the application. [`Context::poll`] and [`Context::wait`] do the same, and do not.
+//!
+//! On a borrowed device the loss is found by whichever call meets it; an application whose lost callback calls
+//! [`Pool::device_lost`](crate::pool::Pool::device_lost) ends every wait at once.
 
 mod adapter;
 mod compiled;
@@ -189,7 +205,9 @@ impl Context {
     /// of the context's own.
     ///
     /// # Errors
-    /// [`Error::DeviceTooSmall`] when its limits are below what kernels need.
+    /// [`Error::DeviceTooSmall`] when its limits are below what kernels need, [`Error::InvalidConfig`] when `queue` is one of
+    /// another device, which shows when the device is idle: work that was submitted before is waited for, up to a second.
+    /// [`Error::DeviceLost`].
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
         Self::from_device_with(device, queue, PoolOptions::default())
     }
@@ -231,6 +249,7 @@ impl Context {
     }
 
     fn of_watched(watch: Arc<DeviceWatch>, queue: wgpu::Queue, pool: Pool) -> Result<Self> {
+        watch.check_queue(&queue)?;
         let device = watch.device();
         let matrices = match device.features().contains(CooperativeMatrix::FEATURES) {
             true => cooperative::matrices_of(&device.adapter_info()),
