@@ -55,77 +55,7 @@ static struct control *control(void) {
     return mapped;
 }
 
-// What is known of an instance or a device.
-struct owner {
-    void *key;
-    Handle handle;
-    GetInstanceProc instance_proc;
-    GetDeviceProc device_proc;
-    _Atomic int lost;
-};
-
-static struct owner owners[256];
-static pthread_mutex_t owners_lock = PTHREAD_MUTEX_INITIALIZER;
-static GetInstanceProc last_instance_proc;
-
-static void *key_of(Handle handle) { return *(void **)handle; }
-
-static struct owner *find(void *key) {
-    struct owner *found = 0;
-    pthread_mutex_lock(&owners_lock);
-    for (int i = 0; i < 256 && !found; i++)
-        if (owners[i].key == key) found = &owners[i];
-    pthread_mutex_unlock(&owners_lock);
-    return found;
-}
-
-static void add(Handle handle, GetInstanceProc instance_proc, GetDeviceProc device_proc) {
-    pthread_mutex_lock(&owners_lock);
-    int free = 0;
-    while (free < 255 && owners[free].key && owners[free].key != key_of(handle)) free++;
-    owners[free] = (struct owner){key_of(handle), handle, instance_proc, device_proc, 0};
-    pthread_mutex_unlock(&owners_lock);
-}
-
-// The next layer's function, of a device or of an instance.
-static Function next(struct owner *owner, const char *name) {
-    return owner->device_proc ? owner->device_proc(owner->handle, name) : owner->instance_proc(owner->handle, name);
-}
-
-static void finish(struct owner *device) {
-    VkResult (*idle)(Handle) = (VkResult(*)(Handle))next(device, "vkDeviceWaitIdle");
-    if (idle) idle(device->handle);
-}
-
-// Counts a call. The error it is to fail with, or 0.
-static VkResult fault(enum kind kind) {
-    struct control *c = control();
-    int64_t number = __atomic_add_fetch(&c->calls[kind], 1, __ATOMIC_SEQ_CST);
-    if (c->nth == 0 || c->kind != (int32_t)kind) return SUCCESS;
-    if (c->onward ? number < c->nth : number != c->nth) return SUCCESS;
-    __atomic_add_fetch(&c->failed, 1, __ATOMIC_SEQ_CST);
-    return c->error;
-}
-
-// The same of a call on a device. `notices` is whether drivers report there that a device was lost.
-static VkResult device_fault(struct owner *device, enum kind kind, int notices) {
-    VkResult error = fault(kind);
-    if (!error && notices && device->lost) error = LOST;
-    if (error && (notices || error == LOST)) finish(device);
-    if (error == LOST) device->lost = 1;
-    return error;
-}
-
-#define WRAP(kind, notices, name, parameters, ...)                               \
-    static VkResult wrapped_##name parameters {                                  \
-        struct owner *device = find(key_of((Handle)at));                         \
-        VkResult error = device_fault(device, kind, notices);                    \
-        if (error) return error;                                                 \
-        VkResult(*call) parameters = (VkResult(*) parameters)next(device, #name);\
-        error = call(__VA_ARGS__);                                               \
-        return notices && device->lost ? LOST : error;                           \
-    }
-
+// Calls on a device: kind, whether drivers report there that it was lost, name, parameters, and these once more.
 #define DEVICE_CALLS(W)                                                                                                        \
     W(ALLOCATE, 0, vkAllocateMemory, (Handle at, void *a, void *b, Id *c), at, a, b, c)                                        \
     W(CREATE_BUFFER, 0, vkCreateBuffer, (Handle at, void *a, void *b, Id *c), at, a, b, c)                                     \
@@ -162,6 +92,92 @@ static VkResult device_fault(struct owner *device, enum kind kind, int notices) 
     W(FLUSH, 0, vkFlushMappedMemoryRanges, (Handle at, uint32_t a, void *b), at, a, b)                                         \
     W(FLUSH, 0, vkInvalidateMappedMemoryRanges, (Handle at, uint32_t a, void *b), at, a, b)
 
+// And on an instance.
+#define INSTANCE_CALLS(W) W(vkCreateDevice) W(vkDestroyInstance) W(vkEnumeratePhysicalDevices) W(vkEnumerateDeviceExtensionProperties)
+
+#define DEVICE_INDEX(kind, notices, name, ...) CALL_##name,
+#define INSTANCE_INDEX(name) CALL_##name,
+enum call { DEVICE_CALLS(DEVICE_INDEX) CALL_vkDestroyDevice, INSTANCE_CALLS(INSTANCE_INDEX) NUM_CALLS };
+#define DEVICE_NAME(kind, notices, name, ...) #name,
+#define INSTANCE_NAME(name) #name,
+static const char *const names[NUM_CALLS] = {DEVICE_CALLS(DEVICE_NAME) "vkDestroyDevice", INSTANCE_CALLS(INSTANCE_NAME)};
+
+// What is known of an instance or a device. The next layer's functions are asked for when it is made: later, the loader answers
+// with those of the first layer.
+struct owner {
+    void *key;
+    Handle handle;
+    GetInstanceProc instance_proc;
+    GetDeviceProc device_proc;
+    _Atomic int lost;
+    Function calls[NUM_CALLS];
+};
+
+static struct owner owners[256];
+static pthread_mutex_t owners_lock = PTHREAD_MUTEX_INITIALIZER;
+static GetInstanceProc last_instance_proc;
+
+static void *key_of(Handle handle) { return *(void **)handle; }
+
+static struct owner *find(void *key) {
+    struct owner *found = 0;
+    pthread_mutex_lock(&owners_lock);
+    for (int i = 0; i < 256 && !found; i++)
+        if (owners[i].key == key) found = &owners[i];
+    pthread_mutex_unlock(&owners_lock);
+    return found;
+}
+
+static void add(Handle handle, GetInstanceProc instance_proc, GetDeviceProc device_proc) {
+    pthread_mutex_lock(&owners_lock);
+    int free = 0;
+    while (free < 255 && owners[free].key && owners[free].key != key_of(handle)) free++;
+    struct owner *owner = &owners[free];
+    *owner = (struct owner){.key = key_of(handle), .handle = handle, .instance_proc = instance_proc, .device_proc = device_proc};
+    for (int call = 0; call < NUM_CALLS; call++)
+        owner->calls[call] = device_proc ? device_proc(handle, names[call]) : instance_proc(handle, names[call]);
+    pthread_mutex_unlock(&owners_lock);
+}
+
+// The next layer's function, of a device or of an instance.
+static Function next(struct owner *owner, const char *name) {
+    return owner->device_proc ? owner->device_proc(owner->handle, name) : owner->instance_proc(owner->handle, name);
+}
+
+static void finish(struct owner *device) {
+    VkResult (*idle)(Handle) = (VkResult(*)(Handle))device->calls[CALL_vkDeviceWaitIdle];
+    if (idle) idle(device->handle);
+}
+
+// Counts a call. The error it is to fail with, or 0.
+static VkResult fault(enum kind kind) {
+    struct control *c = control();
+    int64_t number = __atomic_add_fetch(&c->calls[kind], 1, __ATOMIC_SEQ_CST);
+    if (c->nth == 0 || c->kind != (int32_t)kind) return SUCCESS;
+    if (c->onward ? number < c->nth : number != c->nth) return SUCCESS;
+    __atomic_add_fetch(&c->failed, 1, __ATOMIC_SEQ_CST);
+    return c->error;
+}
+
+// The same of a call on a device. `notices` is whether drivers report there that a device was lost.
+static VkResult device_fault(struct owner *device, enum kind kind, int notices) {
+    VkResult error = fault(kind);
+    if (!error && notices && device->lost) error = LOST;
+    if (error && (notices || error == LOST)) finish(device);
+    if (error == LOST) device->lost = 1;
+    return error;
+}
+
+#define WRAP(kind, notices, name, parameters, ...)                               \
+    static VkResult wrapped_##name parameters {                                  \
+        struct owner *device = find(key_of((Handle)at));                         \
+        VkResult error = device_fault(device, kind, notices);                    \
+        if (error) return error;                                                 \
+        VkResult(*call) parameters = (VkResult(*) parameters)device->calls[CALL_##name];\
+        error = call(__VA_ARGS__);                                               \
+        return notices && device->lost ? LOST : error;                           \
+    }
+
 DEVICE_CALLS(WRAP)
 
 // How layers find the next one: `link` is a list, of which each layer takes the first.
@@ -193,11 +209,10 @@ static VkResult create_device(Handle physical, const void *info, const void *all
     if (!chain) return INITIALIZATION_FAILED;
     VkResult error = fault(CREATE_DEVICE);
     if (error) return error;
-    GetInstanceProc proc = chain->link->instance_proc;
     GetDeviceProc device_proc = (GetDeviceProc)chain->link->second;
     chain->link = chain->link->next;
     struct owner *instance = find(key_of(physical));
-    Function create = proc(instance->handle, "vkCreateDevice");
+    Function create = instance->calls[CALL_vkCreateDevice];
     error = ((VkResult(*)(Handle, const void *, const void *, Handle *))create)(physical, info, allocator, device);
     if (!error) add(*device, 0, device_proc);
     return error;
@@ -206,7 +221,7 @@ static VkResult create_device(Handle physical, const void *info, const void *all
 static void destroy_device(Handle device, const void *allocator) {
     struct owner *owner = device ? find(key_of(device)) : 0;
     if (!owner) return;
-    void (*destroy)(Handle, const void *) = (void (*)(Handle, const void *))next(owner, "vkDestroyDevice");
+    void (*destroy)(Handle, const void *) = (void (*)(Handle, const void *))owner->calls[CALL_vkDestroyDevice];
     owner->key = 0;
     destroy(device, allocator);
 }
@@ -214,7 +229,7 @@ static void destroy_device(Handle device, const void *allocator) {
 static void destroy_instance(Handle instance, const void *allocator) {
     struct owner *owner = instance ? find(key_of(instance)) : 0;
     if (!owner) return;
-    void (*destroy)(Handle, const void *) = (void (*)(Handle, const void *))next(owner, "vkDestroyInstance");
+    void (*destroy)(Handle, const void *) = (void (*)(Handle, const void *))owner->calls[CALL_vkDestroyInstance];
     owner->key = 0;
     destroy(instance, allocator);
 }
@@ -222,14 +237,14 @@ static void destroy_instance(Handle instance, const void *allocator) {
 static VkResult enumerate_devices(Handle at, uint32_t *count, Handle *devices) {
     VkResult error = fault(ENUMERATE);
     if (error) return error;
-    Function call = next(find(key_of(at)), "vkEnumeratePhysicalDevices");
+    Function call = find(key_of(at))->calls[CALL_vkEnumeratePhysicalDevices];
     return ((VkResult(*)(Handle, uint32_t *, Handle *))call)(at, count, devices);
 }
 
 static VkResult enumerate_extensions(Handle at, const char *layer, uint32_t *count, void *properties) {
     VkResult error = fault(ENUMERATE);
     if (error) return error;
-    Function call = next(find(key_of(at)), "vkEnumerateDeviceExtensionProperties");
+    Function call = find(key_of(at))->calls[CALL_vkEnumerateDeviceExtensionProperties];
     return ((VkResult(*)(Handle, const char *, uint32_t *, void *))call)(at, layer, count, properties);
 }
 

@@ -40,11 +40,11 @@ impl Selection {
                 _ => return None,
             }
         }
-        let known = |name: &Option<String>, names: &mut dyn Iterator<Item = &str>| {
-            name.as_ref().is_none_or(|name| names.any(|known| known == name))
+        let workloads = ALL.map(|(name, _)| name);
+        let known = |name: &Option<String>, names: &[&str]| {
+            name.as_ref().is_none_or(|name| names.contains(&&**name))
         };
-        let valid = known(&selection.workload, &mut ALL.iter().map(|(name, _)| *name))
-            && known(&selection.kind, &mut KINDS.iter().copied());
+        let valid = known(&selection.workload, &workloads) && known(&selection.kind, &KINDS);
         valid.then_some(selection)
     }
 
