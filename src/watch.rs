@@ -52,6 +52,7 @@ pub(crate) trait WhenLost: Send + Sync {
 pub(crate) struct DeviceWatch {
     device: wgpu::Device,
     is_lost: AtomicBool,
+    has_submitted: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -68,6 +69,7 @@ impl DeviceWatch {
         Arc::new(Self {
             device,
             is_lost: AtomicBool::new(false),
+            has_submitted: AtomicBool::new(false),
             state: Mutex::default(),
         })
     }
@@ -83,6 +85,11 @@ impl DeviceWatch {
     /// Whether the device is known to be lost.
     pub fn is_lost(&self) -> bool {
         self.is_lost.load(Ordering::Acquire)
+    }
+
+    /// Takes note that the device has taken a submission.
+    pub fn submitted(&self) {
+        self.has_submitted.store(true, Ordering::Release);
     }
 
     /// Why the device is lost, if it is.
@@ -336,17 +343,29 @@ impl Drop for Ticket {
 
 /// A queue that may be the last handle: wgpu waits for the device when that is dropped, and panics when it cannot.
 #[derive(Debug)]
-pub(crate) struct LastQueue(Option<wgpu::Queue>);
+pub(crate) struct LastQueue {
+    queue: Option<wgpu::Queue>,
+    watch: Arc<DeviceWatch>,
+}
 
 impl LastQueue {
-    pub fn new(queue: &wgpu::Queue) -> Self {
-        Self(Some(queue.clone()))
+    pub fn new(queue: &wgpu::Queue, watch: &Arc<DeviceWatch>) -> Self {
+        Self {
+            queue: Some(queue.clone()),
+            watch: watch.clone(),
+        }
     }
 }
 
 impl Drop for LastQueue {
     fn drop(&mut self) {
-        let queue = self.0.take();
+        let queue = self.queue.take();
+        if self.watch.is_lost() && !self.watch.has_submitted.load(Ordering::Acquire) {
+            // wgpu destroys a semaphore of a queue twice whose first submission found no memory for another. So such a queue,
+            // with its device, is left as it is.
+            std::mem::forget(queue);
+            return;
+        }
         let _ = catch(|| drop(queue));
     }
 }

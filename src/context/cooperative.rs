@@ -96,7 +96,7 @@ impl Context {
                 info: info.clone(),
                 facts: facts.clone(),
                 watch: watch.clone(),
-                _last_queue: LastQueue::new(queue),
+                _last_queue: LastQueue::new(queue, watch),
                 queue: queue.clone(),
             }),
         }

@@ -157,8 +157,8 @@ impl Context {
                 found: "unknown".to_owned(),
             })
         })?;
-        let _last_queue = LastQueue::new(&queue);
         let watch = DeviceWatch::new(device);
+        let _last_queue = LastQueue::new(&queue, &watch);
         watch_own_device(&watch);
         let pool = Pool::watched(watch.clone(), options.pool.clone());
         let facts = facts_of(watch.device(), &matrices)?;
@@ -297,8 +297,8 @@ impl Context {
                 pool,
                 check_finite: AtomicBool::new(false),
                 plans_only: false,
+                _last_queue: LastQueue::new(&queue, &watch),
                 watch,
-                _last_queue: LastQueue::new(&queue),
                 queue,
             }),
         };

@@ -41,6 +41,7 @@ impl Context {
 
     fn planner_with(facts: DeviceFacts, tuner: Arc<Tuner>) -> Self {
         let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+        let watch = DeviceWatch::new(device.clone());
         let source = PlannerSource {
             device: device.clone(),
             max_buffer_bytes: facts.max_buffer_bytes,
@@ -48,8 +49,8 @@ impl Context {
         Self {
             inner: Arc::new(Inner {
                 info: device.adapter_info(),
-                watch: DeviceWatch::new(device),
-                _last_queue: LastQueue::new(&queue),
+                _last_queue: LastQueue::new(&queue, &watch),
+                watch,
                 facts,
                 tried_facts: std::sync::OnceLock::new(),
                 pace: std::sync::Mutex::default(),

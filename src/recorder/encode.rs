@@ -44,6 +44,7 @@ pub(super) fn submit(
     });
     let index = submitted.map_err(|caught| refused(context, label, caught))??;
     // Counted before the recording's leases go back, so that the pool knows what may still use them.
+    watch.submitted();
     let pool = context.pool().clone();
     let number = pool.submitted();
     let ticket = watch.expect(move |_| pool.completed(number));

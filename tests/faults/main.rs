@@ -23,7 +23,7 @@ use std::time::Duration;
 const HANG: Duration = Duration::from_secs(20);
 
 /// Kinds of calls, in the order of the layer's.
-const KINDS: [&str; 25] = [
+const KINDS: [&str; 24] = [
     "allocate",
     "create buffer",
     "bind memory",
@@ -39,7 +39,6 @@ const KINDS: [&str; 25] = [
     "layouts",
     "descriptor pool",
     "descriptor sets",
-    "free descriptor sets",
     "command pool",
     "command buffers",
     "begin commands",
