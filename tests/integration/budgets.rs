@@ -21,7 +21,7 @@ use crate::support::training::{VOCAB, batch, options, with_layers};
 #[track_caller]
 fn within<T>(context: &Context, budget_bytes: u64, work: impl FnOnce() -> Result<T>) {
     let pool = context.pool();
-    context.wait();
+    context.wait().unwrap();
     pool.trim();
     assert_eq!(pool.stats().held_bytes.current, 0, "{}", pool.report());
     pool.set_budget_bytes(Some(budget_bytes));
