@@ -142,7 +142,7 @@ fn run(mut arguments: Arguments) -> Result<(), Box<dyn Error>> {
             Err(error) => say!("{error}"),
         }
     }
-    context.wait();
+    context.wait()?;
     say!("{}", context.pool().stats());
     Ok(())
 }

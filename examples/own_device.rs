@@ -89,7 +89,7 @@ fn run(mut arguments: Arguments) -> std::result::Result<(), Box<dyn Error>> {
         say!("{error}");
     }
     drop(result);
-    context.wait();
+    context.wait()?;
     say!("{}", context.pool().stats());
     Ok(())
 }

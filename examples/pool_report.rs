@@ -70,7 +70,7 @@ fn run(mut arguments: Arguments) -> Result<(), Box<dyn Error>> {
     for tokens in TOKENS {
         let scope = context.pool().scope("request");
         request(&context, &attention, tokens)?;
-        context.wait();
+        context.wait()?;
         say!("{tokens:>5} tokens, {}", scope.report());
     }
     let report = context.pool().report();

@@ -68,6 +68,7 @@ pub mod error;
 mod poller;
 pub mod reference;
 mod scope;
+mod watch;
 
 pub use attention::{DilatedAttention, ForwardOutput, Gradients};
 pub use config::{

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::watch::DeviceWatch;
+
 /// A thread that polls a device without blocking it, so that `.await` works on executors that know nothing of wgpu. (A
 /// blocking poll would hold the lock that a submission from another thread needs.) Browsers poll by themselves.
 #[derive(Debug)]
@@ -12,14 +14,14 @@ pub(crate) struct Poller {
 }
 
 impl Poller {
-    /// Polls every `period` until this is dropped. Without a thread to be had, the application's own polling has to do.
+    /// Polls every `period` until this is dropped or the device is lost, which whoever waits is told. Without a thread to be
+    /// had, the application's own polling has to do.
     #[cfg(not(target_arch = "wasm32"))]
-    pub fn start(device: wgpu::Device, period: Duration) -> Option<Self> {
+    pub fn start(watch: Arc<DeviceWatch>, period: Duration) -> Option<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let run = move || {
-            while !stopped.load(Ordering::Relaxed) {
-                let _ = device.poll(wgpu::PollType::Poll);
+            while !stopped.load(Ordering::Relaxed) && watch.poll().is_ok() {
                 std::thread::sleep(period);
             }
         };
@@ -30,7 +32,7 @@ impl Poller {
 
     /// None is needed.
     #[cfg(target_arch = "wasm32")]
-    pub fn start(_: wgpu::Device, _: Duration) -> Option<Self> {
+    pub fn start(_: Arc<DeviceWatch>, _: Duration) -> Option<Self> {
         None
     }
 }

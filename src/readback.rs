@@ -24,12 +24,13 @@ use crate::poller::Poller;
 use crate::pool::Lease;
 use crate::scope;
 use crate::tensor::Element;
+use crate::watch::{DeviceWatch, Outcome};
 
 /// How long a callback may take that another thread's poll has found to be due.
 const CALLBACK_GRACE: Duration = Duration::from_millis(20);
 
-/// How often an idle device may fail to call back before it counts as lost: two seconds of grace.
-const IDLE_ROUNDS: u32 = 100;
+/// How often an idle device may fail to call back before it counts as lost: 0.8 seconds of grace.
+const IDLE_ROUNDS: u32 = 40;
 
 /// How often a device is polled for a download that is awaited.
 const POLL_PERIOD: Duration = Duration::from_millis(1);
@@ -51,7 +52,7 @@ enum Stage {
     Unsealed,
     /// They will never come: this was dropped unsubmitted.
     Abandoned(&'static str),
-    /// They will never come: the device could not map them.
+    /// They will never come: the device is lost.
     Lost,
 }
 
@@ -77,7 +78,7 @@ pub(crate) struct Readback {
     lease: Lease,
     /// What the recording writes behind the elements.
     seal: [u8; SEAL_BYTES],
-    device: wgpu::Device,
+    watch: Arc<DeviceWatch>,
     progress: Mutex<Progress>,
     /// Signalled when the stage changes.
     changed: Condvar,
@@ -101,11 +102,11 @@ fn new_seal() -> [u8; SEAL_BYTES] {
 }
 
 impl Readback {
-    pub fn new(context: &crate::Context, lease: Lease) -> Arc<Self> {
+    pub fn new(lease: Lease, watch: Arc<DeviceWatch>) -> Arc<Self> {
         Arc::new(Self {
             lease,
             seal: new_seal(),
-            device: context.device().clone(),
+            watch,
             progress: Mutex::new(Progress {
                 stage: Stage::Recorded,
                 waker: None,
@@ -129,10 +130,10 @@ impl Readback {
     /// What a mapping has brought.
     fn mapped(&self) -> Stage {
         let range = self.seal_offset()..self.lease.requested_bytes();
-        match self.lease.buffer().get_mapped_range(range) {
-            Ok(view) if view[..] == self.seal => Stage::Ready,
-            Ok(_) => Stage::Unsealed,
-            Err(_) => Stage::Lost,
+        match crate::watch::catch(|| self.lease.buffer().get_mapped_range(range)) {
+            Ok(Ok(view)) if view[..] == self.seal => Stage::Ready,
+            Ok(Ok(_)) => Stage::Unsealed,
+            Ok(Err(_)) | Err(_) => Stage::Lost,
         }
     }
 
@@ -178,18 +179,27 @@ impl Readback {
         }
     }
 
+    /// wgpu has called back, or never will.
+    fn arrived(&self, outcome: Outcome) {
+        self.set(match outcome {
+            Outcome::Done => self.mapped(),
+            Outcome::Dropped => {
+                Stage::Abandoned("its encoder was dropped unsubmitted: record it again")
+            }
+            Outcome::Lost => Stage::Lost,
+        });
+    }
+
     /// Asks `encoder` to map the buffer when its commands are done.
     pub fn map_on_submit(self: &Arc<Self>, encoder: &wgpu::CommandEncoder) {
         self.set(Stage::Encoded);
-        let callback = MapCallback {
-            readback: self.clone(),
-            called: false,
-        };
+        let readback = self.clone();
+        let ticket = self.watch.expect(move |outcome| readback.arrived(outcome));
         encoder.map_buffer_on_submit(
             self.lease.buffer(),
             wgpu::MapMode::Read,
             0..self.lease.requested_bytes(),
-            move |result| callback.call(result),
+            move |result| ticket.mapped(result),
         );
     }
 }
@@ -198,33 +208,7 @@ impl Drop for Readback {
     fn drop(&mut self) {
         // Buffers wait unmapped in the pool. One of a lost device has been destroyed, which wgpu reports.
         if matches!(self.lock().stage, Stage::Ready | Stage::Unsealed) {
-            let _ = scope::catch(&self.device, || self.lease.buffer().unmap());
-        }
-    }
-}
-
-/// Tells the readback what became of it, also when the encoder is dropped without being submitted.
-struct MapCallback {
-    readback: Arc<Readback>,
-    called: bool,
-}
-
-impl MapCallback {
-    fn call(mut self, result: Result<(), wgpu::BufferAsyncError>) {
-        self.called = true;
-        self.readback.set(match result {
-            Ok(()) => self.readback.mapped(),
-            Err(_) => Stage::Lost,
-        });
-    }
-}
-
-impl Drop for MapCallback {
-    fn drop(&mut self) {
-        if !self.called {
-            self.readback.set(Stage::Abandoned(
-                "its encoder was dropped unsubmitted: record it again",
-            ));
+            let _ = scope::catch(&self.watch, || self.lease.buffer().unmap());
         }
     }
 }
@@ -262,11 +246,9 @@ impl<T: Element> Download<T> {
             if let Some(result) = self.result() {
                 return result;
             }
-            // A lost device fails the mapping, too.
-            let _ = self
-                .readback
-                .device
-                .poll(wgpu::PollType::wait_indefinitely());
+            if let Err(lost) = self.readback.watch.wait() {
+                return self.result().unwrap_or(Err(lost));
+            }
             // Another thread's poll may be the one that is about to call back.
             let progress = self.readback.lock();
             let before = progress.stage;
@@ -279,15 +261,14 @@ impl<T: Element> Download<T> {
                 }
             }
         }
-        Err(Error::DeviceLost {
-            reason: "it is idle, but a buffer was never mapped".to_owned(),
-        })
+        let never = "it is idle, but a buffer was never mapped";
+        Err(self.readback.watch.lost_error(never))
     }
 
     /// Whether [`wait`](Self::wait) would return at once. Never blocks; something has to poll the device meanwhile
     /// ([`Context::poll`](crate::Context::poll), or any submission).
     pub fn is_ready(&self) -> bool {
-        !self.readback.lock().stage.is_pending()
+        self.readback.watch.is_lost() || !self.readback.lock().stage.is_pending()
     }
 
     fn not_submitted(&self, stage: Stage) -> Error {
@@ -315,9 +296,10 @@ impl<T: Element> Download<T> {
                 label: self.readback.lease.label(),
                 reason,
             })),
-            _ => Some(Err(Error::DeviceLost {
-                reason: "a buffer could not be mapped".to_owned(),
-            })),
+            _ => Some(Err(self
+                .readback
+                .watch
+                .lost_error("a buffer could not be mapped"))),
         }
     }
 
@@ -326,12 +308,12 @@ impl<T: Element> Download<T> {
         if elements.is_empty() {
             return Ok(elements);
         }
-        let buffer = self.readback.lease.buffer();
-        let view = buffer
-            .get_mapped_range(0..self.readback.seal_offset())
-            .map_err(|error| Error::DeviceLost {
-                reason: error.to_string(),
-            })?;
+        let Readback { lease, watch, .. } = &*self.readback;
+        let lost = |error: &dyn std::fmt::Display| watch.lost_error(&error.to_string());
+        let range = 0..self.readback.seal_offset();
+        let view = crate::watch::catch(|| lease.buffer().get_mapped_range(range))
+            .map_err(|panic| lost(&panic))?
+            .map_err(|error| lost(&error))?;
         let bytes = bytemuck::cast_slice_mut::<T, u8>(&mut elements);
         bytes.copy_from_slice(&view[..bytes.len()]);
         Ok(elements)
@@ -342,7 +324,9 @@ impl<T: Element> Future for Download<T> {
     type Output = Result<Vec<T>>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Self::Output> {
-        let _ = self.readback.device.poll(wgpu::PollType::Poll);
+        if let Err(lost) = self.readback.watch.poll() {
+            return Poll::Ready(self.result().unwrap_or(Err(lost)));
+        }
         {
             let mut progress = self.readback.lock();
             match progress.stage {
@@ -360,7 +344,7 @@ impl<T: Element> Future for Download<T> {
             return Poll::Ready(result);
         }
         if self.poller.is_none() {
-            self.poller = Poller::start(self.readback.device.clone(), POLL_PERIOD);
+            self.poller = Poller::start(self.readback.watch.clone(), POLL_PERIOD);
         }
         Poll::Pending
     }

@@ -63,6 +63,10 @@ impl<'a> Touch<'a> {
     }
 
     /// Takes a buffer, dispatches on it and waits; milliseconds.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "stands for an application of its own"
+    )]
     fn milliseconds(&self, pool: &Pool, bytes: u64) -> (f64, Lease) {
         let started = Instant::now();
         let lease = pool

@@ -136,6 +136,10 @@ impl Clock {
         Ok(Seconds { wall, device })
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "stands for an application of its own"
+    )]
     fn wait(&self) {
         self.device
             .poll(wgpu::PollType::wait_indefinitely())

@@ -120,7 +120,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         Some(part) => encoder.load(&context, part)?,
         None => encoder.initial_weights(&context, 1)?,
     };
-    context.wait();
+    context.wait()?;
     say!(
         "weights     constructed and loaded in {:.2} s, {:.2} s after the start",
         begin.elapsed().as_secs_f64(),

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::Context;
 use crate::kernel::{Compiler, Pipelines, pipeline_cache};
 use crate::tuning::KernelOptions;
+use crate::watch::DeviceWatch;
 
 /// Before the data: what it is, and a checksum of it.
 const MAGIC: &[u8; 8] = b"dilattn1";
@@ -22,13 +23,9 @@ pub(super) fn file(info: &wgpu::AdapterInfo, options: &KernelOptions) -> Option<
 }
 
 /// Pipelines over the cache in `file`, if the device has such and the options name one.
-pub(super) fn load(
-    device: &wgpu::Device,
-    options: &KernelOptions,
-    file: Option<&Path>,
-) -> Pipelines {
+pub(super) fn load(watch: &DeviceWatch, options: &KernelOptions, file: Option<&Path>) -> Pipelines {
     let data = file.and_then(|file| unpack(&read_file(file, MAX_FILE_BYTES)?).map(<[u8]>::to_vec));
-    let cache = file.and_then(|_| pipeline_cache(device, data.as_deref()));
+    let cache = file.and_then(|_| pipeline_cache(watch, data.as_deref()));
     Pipelines::new(Compiler {
         trusted: options.trusted_shaders,
         cache,
@@ -67,8 +64,10 @@ impl Context {
     /// folder; [`warm_up`](Self::warm_up) does it by itself. Whether a file was written.
     pub fn save_compiled(&self) -> bool {
         let inner = &self.inner;
-        let (Some(file), Some(data)) = (&inner.pipelines_file, inner.pipelines.cached_data())
-        else {
+        let (Some(file), Some(data)) = (
+            &inner.pipelines_file,
+            inner.pipelines.cached_data(&inner.watch),
+        ) else {
             return false;
         };
         replace(file, &pack(&data))

@@ -7,6 +7,7 @@ use super::{Context, Inner, trial};
 use crate::kernel::{KernelTier, Pipelines, Storage};
 use crate::plan::{CooperativeMatrix, DeviceFacts, NoCooperativeMatrix};
 use crate::pool::{Pool, PoolOptions};
+use crate::watch::{self, LastQueue};
 
 impl Context {
     /// Features for cooperative matrices worth requesting from `adapter`; none where it has no usable ones. They are
@@ -75,7 +76,7 @@ impl Context {
     /// A context on the same device with a pool of its own.
     pub(super) fn beside(&self) -> Self {
         let Inner {
-            device,
+            watch,
             queue,
             info,
             facts,
@@ -84,7 +85,7 @@ impl Context {
         } = &*self.inner;
         Self {
             inner: Arc::new(Inner {
-                pool: Pool::new(device, PoolOptions::default()),
+                pool: Pool::watched(watch.clone(), PoolOptions::default()),
                 pipelines: Pipelines::default(),
                 check_finite: AtomicBool::new(false),
                 tried_facts: OnceLock::new(),
@@ -94,7 +95,8 @@ impl Context {
                 tuner: tuner.clone(),
                 info: info.clone(),
                 facts: facts.clone(),
-                device: device.clone(),
+                watch: watch.clone(),
+                _last_queue: LastQueue::new(queue, watch),
                 queue: queue.clone(),
             }),
         }
@@ -122,12 +124,16 @@ pub(super) fn experimental_features(features: wgpu::Features) -> wgpu::Experimen
 /// The cooperative matrices of the adapter that a device of an application's own is from: the device does not tell.
 #[cfg(not(target_arch = "wasm32"))]
 pub(super) fn matrices_of(info: &wgpu::AdapterInfo) -> Vec<wgpu::CooperativeMatrixProperties> {
-    let adapters = super::new_instance().enumerate_adapters(wgpu::Backends::all());
-    pollster::block_on(adapters)
-        .iter()
-        .find(|adapter| adapter.get_info() == *info)
-        .map(wgpu::Adapter::cooperative_matrix_properties)
-        .unwrap_or_default()
+    // A driver that fails here has none to offer.
+    watch::catch(|| {
+        let adapters = super::new_instance().enumerate_adapters(wgpu::Backends::all());
+        pollster::block_on(adapters)
+            .iter()
+            .find(|adapter| adapter.get_info() == *info)
+            .map(wgpu::Adapter::cooperative_matrix_properties)
+            .unwrap_or_default()
+    })
+    .unwrap_or_default()
 }
 
 /// Browsers have none.

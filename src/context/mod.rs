@@ -4,6 +4,22 @@
 //! with ([`Context::from_device`]); both are the same type afterwards. On a borrowed device nothing global is installed: no
 //! error handler, no device-lost callback (the application's own should call
 //! [`Pool::device_lost`](crate::pool::Pool::device_lost)). Errors are caught by scopes around this library's own calls.
+//!
+//! # When the device is lost
+//! A driver that is reset, updated or out of memory may lose the device at any call. Then everything that waits, on any
+//! thread, ends with [`Error::DeviceLost`] and the driver's reason, futures resolve, every later call that needs the device
+//! returns the same at once, the pool gives up what it has cached, and leases go back when their holders are dropped. What was
+//! on the device is gone; a new context goes on.
+//!
+//! wgpu panics where it polls a device that its driver has lost. This library catches that, wherever it polls itself. Three
+//! things it cannot do:
+//!
+//! * The panic hook runs: by default it prints a message that looks like the end of a thread.
+//! * With `panic = "abort"` there is nothing to catch, and the process ends.
+//! * An application's own `device.poll` panics in the application. [`Context::poll`] and [`Context::wait`] do the same, and do not.
+//!
+//! On a borrowed device the loss is found by whichever call meets it; an application whose lost callback calls
+//! [`Pool::device_lost`](crate::pool::Pool::device_lost) ends every wait at once.
 
 mod adapter;
 mod compiled;
@@ -28,6 +44,7 @@ use crate::plan::{CooperativeMatrix, DeviceFacts};
 use crate::pool::{Pool, PoolOptions};
 use crate::recorder::{Pace, Recorder};
 use crate::tuning::{KernelOptions, Tuner};
+use crate::watch::{self, DeviceWatch, LastQueue};
 
 /// What an own device is asked for.
 #[derive(Clone, Debug, Default)]
@@ -56,6 +73,29 @@ fn facts_of(
     DeviceFacts::new(&info, &device.limits(), device.features(), matrices)
 }
 
+/// Cooperative matrices of the adapter, device, queue.
+type Opened = (
+    Vec<wgpu::CooperativeMatrixProperties>,
+    wgpu::Device,
+    wgpu::Queue,
+);
+
+/// Has wgpu tell of the loss of a context's own device. It goes on to hand out buffers then, which nothing can use.
+#[expect(clippy::disallowed_methods, reason = "the device is the context's own")]
+fn watch_own_device(watch: &Arc<DeviceWatch>) {
+    let watched = Arc::downgrade(watch);
+    let lost = move |reason, message: String| {
+        // wgpu holds locks now: whoever polls or calls next tells the rest.
+        if let Some(watch) = watched.upgrade() {
+            watch.lose(match (reason, message.trim()) {
+                (wgpu::DeviceLostReason::Destroyed, "") => "it was destroyed",
+                (_, message) => message,
+            });
+        }
+    };
+    watch.device().set_device_lost_callback(lost);
+}
+
 /// A device ready to compute. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Context {
@@ -64,7 +104,7 @@ pub struct Context {
 
 #[derive(Debug)]
 struct Inner {
-    device: wgpu::Device,
+    watch: Arc<DeviceWatch>,
     queue: wgpu::Queue,
     info: wgpu::AdapterInfo,
     facts: DeviceFacts,
@@ -80,6 +120,8 @@ struct Inner {
     check_finite: AtomicBool,
     /// Recordings are counted, not run.
     plans_only: bool,
+    /// Kept for how it is dropped, after `queue`.
+    _last_queue: LastQueue,
 }
 
 impl Context {
@@ -107,6 +149,24 @@ impl Context {
     /// [`Error::DeviceTooSmall`] when they are below WebGPU's defaults in a way that kernels need, [`Error::InvalidConfig`] when
     /// the device has no kernels of the tier asked for.
     pub async fn with_options(options: &ContextOptions) -> Result<Self> {
+        // A driver may fail wherever it is asked something, and wgpu panics where it expects none to.
+        let opened = watch::catch_async(Self::open(options)).await;
+        let (matrices, device, queue) = opened.unwrap_or_else(|panic| {
+            Err(Error::NoAdapter {
+                reason: panic,
+                found: "unknown".to_owned(),
+            })
+        })?;
+        let watch = DeviceWatch::new(device);
+        let _last_queue = LastQueue::new(&queue, &watch);
+        watch_own_device(&watch);
+        let pool = Pool::watched(watch.clone(), options.pool.clone());
+        let facts = facts_of(watch.device(), &matrices)?;
+        Self::assemble(watch, queue, pool, facts, &options.kernels)
+    }
+
+    /// The device, its queue, and what the adapter has.
+    async fn open(options: &ContextOptions) -> Result<Opened> {
         let instance = new_instance();
         let adapter = choose_adapter(&instance, &options.adapter).await?;
         let limits = options
@@ -134,22 +194,8 @@ impl Context {
                 adapter: adapter.get_info().name,
                 reason: error.to_string(),
             })?;
-        let pool = Pool::new(&device, options.pool.clone());
         let matrices = adapter.cooperative_matrix_properties();
-        let facts = facts_of(&device, &matrices)?;
-        let context = Self::assemble(device, queue, pool, facts, &options.kernels)?;
-        context.watch_own_device();
-        Ok(context)
-    }
-
-    /// Lets the pool know when the device is lost. wgpu itself goes on to hand out buffers then, which nothing can use.
-    #[expect(clippy::disallowed_methods, reason = "the device is the context's own")]
-    fn watch_own_device(&self) {
-        let lost = self.pool().on_device_lost();
-        self.device()
-            .set_device_lost_callback(move |reason, message| {
-                lost(format!("{reason:?}: {message}"));
-            });
+        Ok((matrices, device, queue))
     }
 
     /// Uses a device that the application has. Submissions go to `queue`; whoever else submits there orders its work by
@@ -159,7 +205,9 @@ impl Context {
     /// of the context's own.
     ///
     /// # Errors
-    /// [`Error::DeviceTooSmall`] when its limits are below what kernels need.
+    /// [`Error::DeviceTooSmall`] when its limits are below what kernels need, [`Error::InvalidConfig`] when `queue` is one of
+    /// another device, which shows when the device is idle: work that was submitted before is waited for, up to a second.
+    /// [`Error::DeviceLost`].
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
         Self::from_device_with(device, queue, PoolOptions::default())
     }
@@ -173,8 +221,9 @@ impl Context {
         queue: wgpu::Queue,
         pool: PoolOptions,
     ) -> Result<Self> {
-        let pool = Pool::new(&device, pool);
-        Self::from_device_and_pool(device, queue, pool)
+        let watch = DeviceWatch::new(device);
+        let pool = Pool::watched(watch.clone(), pool);
+        Self::of_watched(watch, queue, pool)
     }
 
     /// As [`from_device`](Self::from_device), with a pool of the caller's, for example one over a
@@ -188,13 +237,27 @@ impl Context {
         queue: wgpu::Queue,
         pool: Pool,
     ) -> Result<Self> {
+        let watch = match pool.watch() {
+            Some(watch) => watch.clone(),
+            None => {
+                let watch = DeviceWatch::new(device);
+                pool.give_up_when_lost(&watch);
+                watch
+            }
+        };
+        Self::of_watched(watch, queue, pool)
+    }
+
+    fn of_watched(watch: Arc<DeviceWatch>, queue: wgpu::Queue, pool: Pool) -> Result<Self> {
+        watch.check_queue(&queue)?;
+        let device = watch.device();
         let matrices = match device.features().contains(CooperativeMatrix::FEATURES) {
             true => cooperative::matrices_of(&device.adapter_info()),
             false => Vec::new(),
         };
-        let facts = facts_of(&device, &matrices)?;
+        let facts = facts_of(device, &matrices)?;
         let options = KernelOptions::default();
-        Self::assemble(device, queue, pool, facts, &options)
+        Self::assemble(watch, queue, pool, facts, &options)
     }
 
     /// The same device, queue and pool, with kernels of its own that are chosen and compiled as `options` say; for devices of
@@ -203,19 +266,19 @@ impl Context {
     /// # Errors
     /// [`Error::InvalidConfig`] when the device has no kernels of the tier asked for.
     pub fn with_kernel_options(&self, options: &KernelOptions) -> Result<Self> {
-        let (device, queue) = (self.device().clone(), self.queue().clone());
+        let (watch, queue) = (self.watch().clone(), self.queue().clone());
         let (pool, facts) = (self.pool().clone(), self.facts().clone());
-        Self::assemble(device, queue, pool, facts, options)
+        Self::assemble(watch, queue, pool, facts, options)
     }
 
     fn assemble(
-        device: wgpu::Device,
+        watch: Arc<DeviceWatch>,
         queue: wgpu::Queue,
         pool: Pool,
         facts: DeviceFacts,
         options: &KernelOptions,
     ) -> Result<Self> {
-        let info = device.adapter_info();
+        let info = watch.device().adapter_info();
         let pipelines_file = compiled::file(&info, options);
         let facts = DeviceFacts {
             tier: options.tier,
@@ -224,7 +287,7 @@ impl Context {
         let tuner = Arc::new(Tuner::new(&info, options));
         let context = Self {
             inner: Arc::new(Inner {
-                pipelines: compiled::load(&device, options, pipelines_file.as_deref()),
+                pipelines: compiled::load(&watch, options, pipelines_file.as_deref()),
                 pipelines_file,
                 info,
                 facts,
@@ -234,7 +297,8 @@ impl Context {
                 pool,
                 check_finite: AtomicBool::new(false),
                 plans_only: false,
-                device,
+                _last_queue: LastQueue::new(&queue, &watch),
+                watch,
                 queue,
             }),
         };
@@ -269,12 +333,13 @@ impl Context {
 
     /// What adapters there are, under `WGPU_BACKEND`.
     pub async fn adapters() -> Vec<wgpu::AdapterInfo> {
-        new_instance()
-            .enumerate_adapters(wgpu::Backends::all())
-            .await
-            .iter()
-            .map(wgpu::Adapter::get_info)
-            .collect()
+        let adapters = async {
+            let instance = new_instance();
+            let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
+            adapters.iter().map(wgpu::Adapter::get_info).collect()
+        };
+        // A driver that fails here has none to offer.
+        watch::catch_async(adapters).await.unwrap_or_default()
     }
 
     /// Starts to record work under `label`. Recordings are independent; several may be open, on several threads.
@@ -289,7 +354,12 @@ impl Context {
 
     /// The device.
     pub fn device(&self) -> &wgpu::Device {
-        &self.inner.device
+        self.inner.watch.device()
+    }
+
+    /// What all calls to the device go through.
+    pub(crate) fn watch(&self) -> &Arc<DeviceWatch> {
+        &self.inner.watch
     }
 
     /// The queue.
@@ -336,12 +406,15 @@ impl Context {
     /// once a frame (submitting does the same).
     pub fn poll(&self) {
         // A lost device is reported to whoever waits for its results.
-        let _ = self.inner.device.poll(wgpu::PollType::Poll);
+        let _ = self.inner.watch.poll();
     }
 
-    /// Blocks until all submitted work is done (not in browsers). A lost device is reported by what waits for its results.
-    pub fn wait(&self) {
-        let _ = self.inner.device.poll(wgpu::PollType::wait_indefinitely());
+    /// Blocks until all submitted work is done (not in browsers).
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`] when the device is known to be lost.
+    pub fn wait(&self) -> Result<()> {
+        self.inner.watch.wait()
     }
 
     /// Whether recordings are counted, not run.
@@ -352,9 +425,9 @@ impl Context {
     /// The compiled kernel.
     ///
     /// # Errors
-    /// [`Error::Validation`] when the device refuses the shader.
+    /// [`Error::Validation`] when the device refuses the shader, [`Error::DeviceLost`].
     pub(crate) fn pipeline(&self, kernel: Kernel) -> Result<Arc<Pipeline>> {
-        self.inner.pipelines.get(&self.inner.device, kernel)
+        self.inner.pipelines.get(&self.inner.watch, kernel)
     }
 
     /// Compiles `kernels`, unless nothing will be run.

@@ -12,6 +12,7 @@ use crate::kernel::Pipelines;
 use crate::plan::DeviceFacts;
 use crate::pool::{BufferSource, CreateError, Pool, PoolOptions};
 use crate::tuning::Tuner;
+use crate::watch::{DeviceWatch, LastQueue};
 
 impl Context {
     /// A context that plans for devices with `facts`, without one: recordings on it take leases and are counted, and do
@@ -39,6 +40,7 @@ impl Context {
 
     fn planner_with(facts: DeviceFacts, tuner: Arc<Tuner>) -> Self {
         let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+        let watch = DeviceWatch::new(device.clone());
         let source = PlannerSource {
             device: device.clone(),
             max_buffer_bytes: facts.max_buffer_bytes,
@@ -46,6 +48,8 @@ impl Context {
         Self {
             inner: Arc::new(Inner {
                 info: device.adapter_info(),
+                _last_queue: LastQueue::new(&queue, &watch),
+                watch,
                 facts,
                 tried_facts: std::sync::OnceLock::new(),
                 pace: std::sync::Mutex::default(),
@@ -55,7 +59,6 @@ impl Context {
                 tuner,
                 check_finite: false.into(),
                 plans_only: true,
-                device,
                 queue,
             }),
         }

@@ -8,6 +8,7 @@ pub mod coop;
 pub(crate) mod fill;
 pub mod forward;
 pub mod matmul;
+mod needs;
 mod nn;
 pub mod products;
 
@@ -18,6 +19,8 @@ mod storage;
 mod tier;
 mod work;
 
+pub(crate) use needs::needs;
+pub use needs::{MOST_INVOCATIONS, WORKGROUP_MEMORY_BYTES};
 pub use nn::{Activation, Cell};
 pub use params::*;
 pub(crate) use pipeline::{Compiler, Pipeline, Pipelines, pipeline_cache};

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::{Access, Kernel};
 use crate::error::{Error, Result};
 use crate::scope::{self, Caught};
+use crate::watch::DeviceWatch;
 
 /// A compiled kernel with the layout of its bindings.
 #[derive(Debug)]
@@ -36,15 +37,16 @@ impl Pipeline {
         self.kernel.params_bytes()
     }
 
-    fn new(device: &wgpu::Device, kernel: Kernel, how: &Compiler) -> Result<Self> {
-        scope::catch(device, || Self::create(device, kernel, how)).map_err(|caught| {
-            Error::Validation {
-                label: kernel.name().to_owned(),
-                reason: match caught {
-                    Caught::OutOfMemory => "no memory to compile it".to_owned(),
-                    Caught::Refused(reason) => reason,
-                },
-            }
+    fn new(watch: &DeviceWatch, kernel: Kernel, how: &Compiler) -> Result<Self> {
+        let create = || Self::create(watch.device(), kernel, how);
+        scope::catch(watch, create).map_err(|caught| {
+            let reason = match caught {
+                Caught::Lost(reason) => return Error::DeviceLost { reason },
+                Caught::OutOfMemory => "no memory to compile it".to_owned(),
+                Caught::Refused(reason) => reason,
+            };
+            let label = kernel.name().to_owned();
+            Error::Validation { label, reason }
         })
     }
 
@@ -152,9 +154,10 @@ impl Compiler {
 ///
 /// `data` must be what [`wgpu::PipelineCache::get_data`] returned, as a caller can know by a checksum of its own.
 pub(crate) fn pipeline_cache(
-    device: &wgpu::Device,
+    watch: &DeviceWatch,
     data: Option<&[u8]>,
 ) -> Option<wgpu::PipelineCache> {
+    let device = watch.device();
     if !device.features().contains(wgpu::Features::PIPELINE_CACHE) {
         return None;
     }
@@ -174,7 +177,7 @@ pub(crate) fn pipeline_cache(
         }
     };
     // One that is refused is as good as none.
-    scope::catch(device, create).ok()
+    scope::catch(watch, create).ok()
 }
 
 /// Locked while its kernel is compiled; stays empty when that failed, so that the next call tries again.
@@ -196,11 +199,12 @@ impl Pipelines {
     }
 
     /// What the driver's cache holds now, for a later process.
-    pub fn cached_data(&self) -> Option<Vec<u8>> {
-        self.compiler.cache.as_ref()?.get_data()
+    pub fn cached_data(&self, watch: &DeviceWatch) -> Option<Vec<u8>> {
+        let cache = self.compiler.cache.as_ref()?;
+        watch.guard(|| cache.get_data()).ok()?
     }
 
-    pub fn get(&self, device: &wgpu::Device, kernel: Kernel) -> Result<Arc<Pipeline>> {
+    pub fn get(&self, watch: &DeviceWatch, kernel: Kernel) -> Result<Arc<Pipeline>> {
         let slot = {
             let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
             slots.entry(kernel).or_default().clone()
@@ -209,7 +213,7 @@ impl Pipelines {
         if let Some(pipeline) = &*compiled {
             return Ok(pipeline.clone());
         }
-        let pipeline = Arc::new(Pipeline::new(device, kernel, &self.compiler)?);
+        let pipeline = Arc::new(Pipeline::new(watch, kernel, &self.compiler)?);
         *compiled = Some(pipeline.clone());
         Ok(pipeline)
     }

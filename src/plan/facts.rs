@@ -2,7 +2,7 @@
 
 use super::cooperative::{CooperativeMatrix, NoCooperativeMatrix};
 use crate::error::{Error, Result};
-use crate::kernel::KernelTier;
+use crate::kernel::{KernelTier, needs};
 
 /// Limits and traits of a device.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -86,42 +86,35 @@ impl DeviceFacts {
         }
     }
 
+    /// The smallest limits that [`new`](Self::new) accepts, the others being WebGPU's defaults: every pass, forward and
+    /// backward, has a kernel within them. Longer sequences need larger buffers and bindings, not more of what is here.
+    pub fn least_limits() -> wgpu::Limits {
+        let mut limits = wgpu::Limits::default();
+        for need in needs() {
+            (need.set)(&mut limits, need.least);
+        }
+        limits
+    }
+
     /// The facts of an adapter whose device was made with `limits` and `features`; `matrices` are the adapter's cooperative
     /// matrices ([`wgpu::Adapter::cooperative_matrix_properties`]).
     ///
     /// # Errors
-    /// [`Error::DeviceTooSmall`] when a limit is below what every kernel needs.
+    /// [`Error::DeviceTooSmall`] when a limit is below [`least_limits`](Self::least_limits).
     pub fn new(
         info: &wgpu::AdapterInfo,
         limits: &wgpu::Limits,
         features: wgpu::Features,
         matrices: &[wgpu::CooperativeMatrixProperties],
     ) -> Result<Self> {
-        let least: [(&'static str, u64, u64); 4] = [
-            (
-                "max_storage_buffers_per_shader_stage",
-                limits.max_storage_buffers_per_shader_stage.into(),
-                5,
-            ),
-            (
-                "max_compute_invocations_per_workgroup",
-                limits.max_compute_invocations_per_workgroup.into(),
-                256,
-            ),
-            (
-                "max_compute_workgroup_storage_size",
-                limits.max_compute_workgroup_storage_size.into(),
-                16_384,
-            ),
-            (
-                "max_compute_workgroups_per_dimension",
-                limits.max_compute_workgroups_per_dimension.into(),
-                256,
-            ),
-        ];
-        for (limit, given, need) in least {
-            if given < need {
-                return Err(Error::DeviceTooSmall { limit, given, need });
+        for need in needs() {
+            let given = (need.given)(limits);
+            if given < need.least {
+                return Err(Error::DeviceTooSmall {
+                    limit: need.limit,
+                    given,
+                    need: need.least,
+                });
             }
         }
         Ok(Self {

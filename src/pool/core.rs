@@ -257,16 +257,13 @@ impl<B> Core<B> {
         drop(evicted);
     }
 
-    /// Why the device is lost, if it is.
-    pub fn lost(&self) -> Option<String> {
-        lock(&self.ledger.0).lost.clone()
-    }
-
     /// Nothing can be lent any more.
     pub fn device_lost(&self, reason: String) {
         #[cfg(feature = "tracing")]
         tracing::error!(reason, "the device is lost");
         lock(&self.ledger.0).lost.get_or_insert(reason);
+        // No submission is waited for any more.
+        self.completed(u64::MAX);
         self.close();
     }
 

@@ -1,25 +1,34 @@
 //! Buffers of a device: the only place of the crate that calls `create_buffer`.
 
+use std::sync::Arc;
+
 use super::source::{BufferSource, CreateError};
 use crate::scope::{self, Caught};
+use crate::watch::DeviceWatch;
 use crate::wgpu;
 
 /// Buffers of a device.
 ///
 /// wgpu does not tell a creation that the device is lost: it returns a buffer that nothing can be done with. Whoever owns the
-/// device's lost callback tells the pool with [`Pool::device_lost`](super::Pool::device_lost).
+/// device's lost callback tells the pool with [`Pool::device_lost`](super::Pool::device_lost); what a poll finds, it knows by
+/// itself.
 #[derive(Clone, Debug)]
 pub struct DeviceSource {
-    device: wgpu::Device,
+    watch: Arc<DeviceWatch>,
     max_buffer_bytes: u64,
 }
 
 impl DeviceSource {
     /// Buffers of `device`.
     pub fn new(device: wgpu::Device) -> Self {
-        let max_buffer_bytes = device.limits().max_buffer_size;
+        Self::watched(DeviceWatch::new(device))
+    }
+
+    /// Buffers of the device that is watched.
+    pub(crate) fn watched(watch: Arc<DeviceWatch>) -> Self {
+        let max_buffer_bytes = watch.device().limits().max_buffer_size;
         Self {
-            device,
+            watch,
             max_buffer_bytes,
         }
     }
@@ -37,27 +46,26 @@ impl BufferSource for DeviceSource {
         usage: wgpu::BufferUsages,
     ) -> Result<wgpu::Buffer, CreateError> {
         let create = || {
-            self.device.create_buffer(&wgpu::BufferDescriptor {
+            self.watch.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some(label),
                 size: bytes,
                 usage,
                 mapped_at_creation: usage.contains(wgpu::BufferUsages::MAP_WRITE),
             })
         };
-        scope::catch(&self.device, create).map_err(|caught| match caught {
+        scope::catch(&self.watch, create).map_err(|caught| match caught {
             Caught::OutOfMemory => CreateError::OutOfMemory,
             Caught::Refused(reason) => CreateError::Refused(reason),
+            Caught::Lost(reason) => CreateError::Lost(reason),
         })
     }
 
     fn poll(&self, wait: bool) {
-        let poll = if wait {
-            wgpu::PollType::wait_indefinitely()
-        } else {
-            wgpu::PollType::Poll
+        // Of a loss the next creation tells.
+        let _ = match wait {
+            true => self.watch.wait(),
+            false => self.watch.poll(),
         };
-        // A lost device cannot be waited for; whoever needs its results learns of the loss from the mapping.
-        let _ = self.device.poll(poll);
     }
 
     fn max_buffer_bytes(&self) -> u64 {

@@ -114,8 +114,8 @@ mod timeline_svg;
 mod trace;
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 pub use demand::{BufferRequest, Demand};
 pub use device_source::DeviceSource;
@@ -133,6 +133,7 @@ pub use trace::Trace;
 
 use self::core::Core;
 use crate::error::{Error, Result};
+use crate::watch::{DeviceWatch, WhenLost};
 use acquire::Failure;
 use shard::Request;
 use threads::own_shard;
@@ -175,6 +176,8 @@ pub struct Pool<B = wgpu::Buffer> {
 struct Owner<B> {
     core: Arc<Core<B>>,
     poison: bool,
+    /// Of the device whose buffers these are, where the pool makes them itself.
+    watch: Option<Arc<DeviceWatch>>,
 }
 
 impl<B> Drop for Owner<B> {
@@ -200,19 +203,53 @@ impl<B> fmt::Debug for Pool<B> {
 impl Pool {
     /// A pool of buffers of `device`.
     pub fn new(device: &wgpu::Device, options: PoolOptions) -> Self {
-        Self::with_source(DeviceSource::new(device.clone()), options)
+        Self::watched(DeviceWatch::new(device.clone()), options)
+    }
+
+    /// A pool of buffers of the device that is watched.
+    pub(crate) fn watched(watch: Arc<DeviceWatch>, options: PoolOptions) -> Self {
+        let source = DeviceSource::watched(watch.clone());
+        let pool = Self::assemble(source, options, Some(watch.clone()));
+        pool.give_up_when_lost(&watch);
+        pool
+    }
+
+    /// What watches the device, where the pool makes its buffers itself.
+    pub(crate) fn watch(&self) -> Option<&Arc<DeviceWatch>> {
+        self.owner.watch.as_ref()
+    }
+
+    /// Has the pool told when the device is lost.
+    pub(crate) fn give_up_when_lost(&self, watch: &DeviceWatch) {
+        let core: Weak<Core<wgpu::Buffer>> = Arc::downgrade(self.core());
+        watch.tell_pool(core);
+    }
+}
+
+impl WhenLost for Core<wgpu::Buffer> {
+    fn device_lost(&self, reason: &str) {
+        Core::device_lost(self, reason.to_owned());
     }
 }
 
 impl<B> Pool<B> {
     /// A pool of buffers that `source` makes.
     pub fn with_source(source: impl BufferSource<B> + 'static, options: PoolOptions) -> Self {
+        Self::assemble(source, options, None)
+    }
+
+    fn assemble(
+        source: impl BufferSource<B> + 'static,
+        options: PoolOptions,
+        watch: Option<Arc<DeviceWatch>>,
+    ) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         Self {
             owner: Arc::new(Owner {
                 core: Core::new(id, Box::new(source), options.policy, options.budget),
                 poison: options.poison,
+                watch,
             }),
         }
     }
@@ -236,6 +273,10 @@ impl<B> Pool<B> {
         usage: wgpu::BufferUsages,
     ) -> Result<Lease<B>> {
         let request = self.request(label, bytes, usage)?;
+        if let Some(watch) = &self.owner.watch {
+            watch.tell();
+            watch.check()?;
+        }
         let lease = self.core().acquire(own_shard(), &request);
         lease.map_err(|failure| self.error(&request, failure))
     }
@@ -372,11 +413,13 @@ impl<B> Pool<B> {
 
     /// The figures of this moment.
     pub fn stats(&self) -> PoolStats {
+        self.settle();
         self.core().stats()
     }
 
     /// The figures of this moment, the table of classes, and who holds what.
     pub fn report(&self) -> PoolReport {
+        self.settle();
         self.core().report()
     }
 
@@ -450,27 +493,23 @@ impl<B> Pool<B> {
         self.core().completed(submission);
     }
 
-    /// The device is lost: what is cached is given up, and further requests are [`Error::DeviceLost`]. The context of an own
-    /// device calls this; on a borrowed device, the application's lost callback should.
+    /// The device is lost: further requests are [`Error::DeviceLost`], and what is cached is given up. The context of an own
+    /// device calls this; on a borrowed device, the application's lost callback should, which lets everything that waits on
+    /// contexts over this pool end at once.
+    ///
+    /// wgpu calls that callback while it holds locks, in which no buffer may be destroyed. So where the pool makes its buffers
+    /// of a device itself, what is cached goes with the next call to the pool or to a context that uses it.
     pub fn device_lost(&self, reason: &str) {
-        self.core().device_lost(reason.to_owned());
+        match &self.owner.watch {
+            Some(watch) => watch.lose(reason),
+            None => self.core().device_lost(reason.to_owned()),
+        }
     }
 
-    /// Why the device is lost, if it is.
-    pub(crate) fn lost(&self) -> Option<String> {
-        self.core().lost()
-    }
-
-    /// What to call when the device is lost. It does not keep the pool.
-    pub(crate) fn on_device_lost(&self) -> impl Fn(String) + Send + Sync + 'static
-    where
-        B: Send + Sync + 'static,
-    {
-        let core = Arc::downgrade(self.core());
-        move |reason| {
-            if let Some(core) = core.upgrade() {
-                core.device_lost(reason);
-            }
+    /// Gives up what is cached if the device was lost meanwhile.
+    fn settle(&self) {
+        if let Some(watch) = &self.owner.watch {
+            watch.tell();
         }
     }
 

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::pool::{Lease, PARAMS_USAGE};
 use crate::readback::Readback;
 use crate::scope::{self, Caught};
+use crate::watch::{DeviceWatch, Outcome};
 
 /// What the numbers in commands stand for.
 pub(super) struct Buffers<'a> {
@@ -36,39 +37,39 @@ pub(super) fn submit(
     label: &'static str,
     record: impl FnOnce(&mut wgpu::CommandEncoder) -> Result<()>,
 ) -> Result<wgpu::SubmissionIndex> {
-    let device = context.device();
-    let submitted = scope::catch(device, || {
+    let (device, watch) = (context.device(), context.watch());
+    let submitted = scope::catch(watch, || {
         let mut encoder =
             device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(label) });
         record(&mut encoder)?;
         Ok(context.queue().submit([encoder.finish()]))
     });
-    let index = submitted.map_err(|caught| match caught {
+    let index = submitted.map_err(|caught| refused(context, label, caught))??;
+    // Counted before the recording's leases go back, so that the pool knows what may still use them.
+    watch.submitted();
+    let pool = context.pool().clone();
+    let number = pool.submitted();
+    let ticket = watch.expect(move |_| pool.completed(number));
+    watch.guard(|| {
+        context
+            .queue()
+            .on_submitted_work_done(move || ticket.done())
+    })?;
+    Ok(index)
+}
+
+/// The error for what a device reported of a recording.
+fn refused(context: &Context, label: &'static str, caught: Caught) -> Error {
+    match caught {
         Caught::OutOfMemory => Error::SubmissionOutOfMemory {
             label,
             report: Box::new(context.pool().report()),
         },
-        Caught::Refused(reason) => refused(context, label, reason),
-    })??;
-    // Counted before the recording's leases go back, so that the pool knows what may still use them.
-    let pool = context.pool().clone();
-    let number = pool.submitted();
-    context
-        .queue()
-        .on_submitted_work_done(move || pool.completed(number));
-    Ok(index)
-}
-
-/// What wgpu refuses of a lost device, it calls invalid.
-fn refused(context: &Context, label: &'static str, reason: String) -> Error {
-    // The device's owner is told of the loss by a poll, and tells the pool.
-    context.poll();
-    match context.pool().lost() {
-        Some(reason) => Error::DeviceLost { reason },
-        None => Error::Validation {
+        Caught::Refused(reason) => Error::Validation {
             label: label.to_owned(),
             reason,
         },
+        Caught::Lost(reason) => Error::DeviceLost { reason },
     }
 }
 
@@ -181,18 +182,22 @@ fn record_dispatch(
 
 /// The staging chunk returns to the pool once the device is done with it and it is mapped again; `then` hears whether it is.
 pub(super) fn map_again_on_submit(
+    watch: &Arc<DeviceWatch>,
     lease: Lease,
     encoder: &wgpu::CommandEncoder,
-    then: impl FnOnce(bool) + Send + 'static,
+    then: impl FnOnce(Outcome) + Send + 'static,
 ) {
     let buffer = lease.buffer().clone();
     // Only the recording ever held the chunk, so this cannot fail; a shared one would simply not be reused.
     let Ok(pending) = lease.suspend() else { return };
-    encoder.map_buffer_on_submit(&buffer, wgpu::MapMode::Write, .., move |result| {
-        if result.is_ok() {
+    let ticket = watch.expect(move |outcome| {
+        if outcome == Outcome::Done {
             pending.ready();
         }
-        then(result.is_ok());
+        then(outcome);
+    });
+    encoder.map_buffer_on_submit(&buffer, wgpu::MapMode::Write, .., move |result| {
+        ticket.mapped(result);
     });
 }
 
@@ -218,15 +223,16 @@ impl Encoded {
         }
     }
 
-    /// The device is done with the submission. Downloads of it were mapped before.
-    pub fn done(mut self) {
-        let ran = self
-            .receipt
-            .take()
-            .is_some_and(|receipt| receipt.is_ready());
-        self.fate = match ran {
-            true => Fate::Submitted,
-            false => Fate::EncoderRefused,
+    /// What became of the encoder. Downloads of it were mapped before.
+    pub fn ended(mut self, outcome: Outcome) {
+        self.fate = match outcome {
+            // What is on a lost device is not read any more.
+            Outcome::Lost => Fate::Submitted,
+            Outcome::Dropped => Fate::EncoderDropped,
+            Outcome::Done => match self.receipt.take() {
+                Some(receipt) if receipt.is_ready() => Fate::Submitted,
+                _ => Fate::EncoderRefused,
+            },
         };
     }
 }
@@ -241,6 +247,16 @@ impl Drop for Encoded {
 }
 
 impl Recorder {
+    /// As [`record_into`](Self::record_into) an encoder of the application's.
+    ///
+    /// # Errors
+    /// What the device reports of the buffers and bindings, and what wgpu panics with.
+    pub(super) fn record_into_foreign(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+        let (context, label) = (self.context.clone(), self.label);
+        scope::catch(context.watch(), || self.record_into(encoder))
+            .map_err(|caught| refused(&context, label, caught))?
+    }
+
     /// Appends everything to `encoder`. Nothing of this recording was there before, or is after a failure.
     pub(super) fn record_into(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
         let params = self.stage_params()?;
@@ -254,7 +270,7 @@ impl Recorder {
         };
         record(&self.context, self.label, encoder, &self.commands, &buffers);
         for chunk in self.staging.drain(..) {
-            map_again_on_submit(chunk.lease, encoder, |_| ());
+            map_again_on_submit(self.context.watch(), chunk.lease, encoder, |_| ());
         }
         for (readback, _) in &self.readbacks {
             readback.map_on_submit(encoder);

@@ -316,7 +316,7 @@ impl Recorder {
         })?;
         let pool = self.context.pool();
         let lease = pool.acquire(label, lease_bytes, READBACK_USAGE)?;
-        Ok(Readback::new(&self.context, lease))
+        Ok(Readback::new(lease, self.context.watch().clone()))
     }
 
     /// Records that the bytes of `readback` are complete.
@@ -419,14 +419,11 @@ impl Recorder {
                 offset += piece.len();
                 continue;
             }
-            let lost = |error: wgpu::MapRangeError| Error::DeviceLost {
-                reason: error.to_string(),
-            };
-            let mut view = chunk
-                .lease
-                .buffer()
-                .get_mapped_range_mut(range)
-                .map_err(lost)?;
+            let watch = self.context.watch();
+            let buffer = chunk.lease.buffer();
+            let mut view = watch
+                .guard(|| buffer.get_mapped_range_mut(range))?
+                .map_err(|error| watch.lost_error(&error.to_string()))?;
             view.slice(..piece.len()).copy_from_slice(piece);
             drop(view);
             self.commands.push(Command::Upload {
@@ -539,8 +536,9 @@ impl Recorder {
     ///
     /// # Errors
     /// [`Error::NotWritten`] for a tensor that it reads and nothing submitted before has written, [`Error::OutOfMemory`],
-    /// [`Error::BudgetExceeded`] for the parameters' own buffers, [`Error::DeviceLost`], [`Error::Validation`] when wgpu refuses the commands (also for want of memory). Nothing was submitted then, and the
-    /// recording is gone.
+    /// [`Error::BudgetExceeded`] for the parameters' own buffers, [`Error::DeviceLost`],
+    /// [`Error::Validation`] when wgpu refuses the commands (also for want of memory). Nothing was submitted then, and the recording
+    /// is gone.
     pub fn submit(mut self) -> Result<Submission> {
         let submitted = self.try_submit();
         match &submitted {
@@ -551,18 +549,19 @@ impl Recorder {
     }
 
     fn try_submit(&mut self) -> Result<Submission> {
+        let watch = self.context.watch().clone();
+        watch.check()?;
         self.tracker.check()?;
-        let device = self.context.device().clone();
         if self.context.plans_only() {
             self.stage_params()?;
-            return Ok(Submission::new(device, self.context.queue().submit([])));
+            return Ok(Submission::new(watch, self.context.queue().submit([])));
         }
         let (context, label) = (self.context.clone(), self.label);
         let index = encode::submit(&context, label, |encoder| self.record_into(encoder))?;
         for (readback, _) in &self.readbacks {
             readback.submitted();
         }
-        Ok(Submission::new(device, index))
+        Ok(Submission::new(watch, index))
     }
 
     /// Submits the work little by little, each slice in so little time that others may use the queue, too; see
@@ -580,7 +579,12 @@ impl Recorder {
     /// downloads are [`Error::DownloadAbandoned`].
     ///
     /// # Errors
-    /// As [`submit`](Self::submit), except that what wgpu refuses shows in the caller's own error scope.
+    /// As [`submit`](Self::submit), except that what wgpu refuses of the commands shows when the caller finishes the encoder, in
+    /// the caller's own error scope. After an error the encoder holds a part of the recording and is to be dropped.
+    ///
+    /// `encoder` has to be one of the context's device. wgpu does not let that be checked: one of another device is refused when
+    /// the caller finishes it, and one of another `wgpu::Instance` panics here, which is [`Error::Validation`], or means other
+    /// buffers that happen to have the same numbers.
     pub fn encode(mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
         let encoded = self.try_encode(encoder);
         if encoded.is_err() {
@@ -590,6 +594,7 @@ impl Recorder {
     }
 
     fn try_encode(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+        self.context.watch().check()?;
         self.tracker.check()?;
         // What tells whether the encoder ran: any download of this recording, else one of nothing.
         if self.readbacks.is_empty() {
@@ -601,9 +606,13 @@ impl Recorder {
             self.tracker.submitted();
             return Ok(());
         }
-        self.record_into(encoder)?;
+        self.record_into_foreign(encoder)?;
         let encoded = encode::Encoded::new(self);
-        encoder.on_submitted_work_done(move || encoded.done());
+        let ticket = self
+            .context
+            .watch()
+            .expect(|outcome| encoded.ended(outcome));
+        encoder.on_submitted_work_done(move || ticket.done());
         Ok(())
     }
 }

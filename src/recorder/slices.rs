@@ -58,6 +58,7 @@ use crate::poller::Poller;
 use crate::pool::Lease;
 use crate::readback::Readback;
 use crate::scope;
+use crate::watch::Outcome;
 
 /// Copies and clears are cut at multiples of this many bytes.
 const BLOCK_BYTES: u64 = 64 << 10;
@@ -354,7 +355,8 @@ impl SlicedSubmission {
     /// [`Error::DeviceLost`], and as [`Recorder::submit`]. The rest is cancelled then, and the error is that of every later
     /// call.
     pub fn advance(&mut self) -> Result<Progress> {
-        let _ = self.context.device().poll(wgpu::PollType::Poll);
+        // A loss is what has become of the slice under way.
+        let _ = self.context.watch().poll();
         if self.settle(None)?.is_ready() && !self.all_submitted() {
             self.submit_slice()?;
         }
@@ -417,9 +419,9 @@ impl SlicedSubmission {
             return Ok(Poll::Pending);
         };
         if !mapped {
-            return Err(self.fail(Error::DeviceLost {
-                reason: "memory of a slice could not be mapped again".to_owned(),
-            }));
+            let never = "memory of a slice could not be mapped again";
+            let error = self.context.watch().lost_error(never);
+            return Err(self.fail(error));
         }
         if let Some(flight) = self.flight.take() {
             self.done_nanoseconds += flight.nanoseconds;
@@ -440,7 +442,11 @@ impl SlicedSubmission {
     fn submit_slice(&mut self) -> Result<()> {
         let before = self.position;
         let submitted = match self.num_slices {
-            0 => self.tracker.check(),
+            0 => self
+                .context
+                .watch()
+                .check()
+                .and_then(|()| self.tracker.check()),
             _ => Ok(()),
         };
         let submitted = submitted.and_then(|()| match self.context.plans_only() {
@@ -477,9 +483,11 @@ impl SlicedSubmission {
         let state = Arc::new(Mutex::new(FlightState::default()));
         let context = self.context.clone();
         let before = state.clone();
-        context
-            .queue()
-            .on_submitted_work_done(move || lock(&before).begun = Some(Instant::now()));
+        context.watch().guard(|| {
+            context
+                .queue()
+                .on_submitted_work_done(move || lock(&before).begun = Some(Instant::now()));
+        })?;
         let submitted = Instant::now();
         let complete = self.position.command;
         let (arriving, later) = std::mem::take(&mut self.readbacks)
@@ -513,13 +521,19 @@ impl SlicedSubmission {
             };
             encode::record(&context, self.label, encoder, &slice.commands, &buffers);
             for (chunk, then) in own.staging.drain(..).zip(std::iter::repeat(state.clone())) {
-                encode::map_again_on_submit(chunk.lease, encoder, move |mapped| {
-                    end(&then, mapped);
-                });
+                encode::map_again_on_submit(
+                    context.watch(),
+                    chunk.lease,
+                    encoder,
+                    move |outcome| {
+                        end(&then, outcome == Outcome::Done);
+                    },
+                );
             }
             for chunk in &mut self.staging {
                 if let Some(done) = chunk.take_if(|chunk| chunk.last_command < complete) {
-                    encode::map_again_on_submit(done.staged.lease, encoder, |_| ());
+                    let lease = done.staged.lease;
+                    encode::map_again_on_submit(context.watch(), lease, encoder, |_| ());
                 }
             }
             for (readback, _) in &arriving.0 {
@@ -538,7 +552,7 @@ impl SlicedSubmission {
             submitted,
             parts: slice.parts,
             nanoseconds: slice.nanoseconds,
-            _poller: Poller::start(context.device().clone(), POLL_PERIOD),
+            _poller: Poller::start(context.watch().clone(), POLL_PERIOD),
         });
         Ok(())
     }
@@ -623,11 +637,15 @@ impl SlicedSubmission {
                 let buffer = chunk.staged.lease.buffer().clone();
                 if let Ok(pending) = chunk.staged.lease.suspend() {
                     // A lost device has destroyed it, and hands nothing back.
-                    let _ = scope::catch(self.context.device(), || {
+                    let watch = self.context.watch();
+                    let ticket = watch.expect(move |outcome| {
+                        if outcome == Outcome::Done {
+                            pending.ready();
+                        }
+                    });
+                    let _ = scope::catch(watch, || {
                         buffer.map_async(wgpu::MapMode::Write, .., move |result| {
-                            if result.is_ok() {
-                                pending.ready();
-                            }
+                            ticket.mapped(result);
                         });
                     });
                 }

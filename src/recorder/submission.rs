@@ -1,33 +1,27 @@
 //! Work that was submitted.
 
-use crate::error::{Error, Result};
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::watch::DeviceWatch;
 
 /// Submitted work.
 #[derive(Clone, Debug)]
 pub struct Submission {
-    device: wgpu::Device,
+    watch: Arc<DeviceWatch>,
     index: wgpu::SubmissionIndex,
 }
 
 impl Submission {
-    pub(super) fn new(device: wgpu::Device, index: wgpu::SubmissionIndex) -> Self {
-        Self { device, index }
+    pub(super) fn new(watch: Arc<DeviceWatch>, index: wgpu::SubmissionIndex) -> Self {
+        Self { watch, index }
     }
 
     /// Blocks until the work is done (not in browsers).
     ///
     /// # Errors
-    /// [`Error::DeviceLost`].
+    /// [`Error::DeviceLost`](crate::Error::DeviceLost) when the device is known to be lost, also if the work was done before.
     pub fn wait(&self) -> Result<()> {
-        let poll = wgpu::PollType::Wait {
-            submission_index: Some(self.index.clone()),
-            timeout: None,
-        };
-        match self.device.poll(poll) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(Error::DeviceLost {
-                reason: error.to_string(),
-            }),
-        }
+        self.watch.wait_for(&self.index)
     }
 }

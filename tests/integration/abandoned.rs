@@ -14,7 +14,7 @@ fn abandoned_recordings_leak_nothing() {
     let mut recorder = on.recorder("weights");
     let (model, weights, gradients) = ready(&mut recorder, decoder());
     recorder.submit().unwrap();
-    on.wait();
+    on.wait().expect("waits");
     let before = on.pool().stats().leases.current;
     for recompute in [Recompute::Insides, Recompute::Layers] {
         for stage in 0..6 {
@@ -59,7 +59,7 @@ fn abandoned_recordings_leak_nothing() {
                 drop(recorder);
             }
             drop(ten);
-            on.wait();
+            on.wait().expect("waits");
             let stats = on.pool().stats();
             assert_eq!(
                 stats.leases.current, before,

@@ -30,7 +30,7 @@ fn within<T>(context: &Context, budget_bytes: u64, work: impl FnOnce() -> Result
             break;
         }
         std::thread::sleep(std::time::Duration::from_millis(20));
-        context.wait();
+        context.wait().unwrap();
     }
     assert_eq!(pool.stats().held_bytes.current, 0, "{}", pool.report());
     pool.set_budget_bytes(Some(budget_bytes));

@@ -154,6 +154,6 @@ fn checkpoints_of_others_are_refused_whole() {
     let half = WeightFile::open(&file.0).expect("opens");
     let error = Trainer::resume(&context, model(), options(), &half).expect_err("refused");
     assert!(matches!(error, Error::WeightsMismatch(_)), "{error}");
-    context.wait();
+    context.wait().expect("waits");
     assert_eq!(context.pool().stats().leases.current, leases);
 }

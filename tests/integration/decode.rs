@@ -284,11 +284,11 @@ fn leases_return_when_caches_go() {
     let on = &context_with(&ContextOptions::default());
     let (_, config) = decoders().remove(0);
     let session = Session::new(on, config, 2, 60);
-    on.wait();
+    on.wait().expect("waits");
     let before = on.pool().stats().leases.current;
     let mut cache = session.cache(1);
     session.check_rest("leases", &mut cache, 3);
-    on.wait();
+    on.wait().expect("waits");
     // What it grew out of goes when it is next looked at: two layers of keys and values are left, and rotations.
     cache.truncate(60);
     assert_eq!(on.pool().stats().leases.current, before + 5);

@@ -428,7 +428,7 @@ fn hazard_no_order_of_recording_submitting_and_dropping_clobbers() {
         }
     });
     for machine in &machines {
-        machine.context.wait();
+        machine.context.wait().expect("waits");
         let stats = machine.context.pool().stats();
         assert!(stats.identities_hold(), "{}: {stats}", machine.name);
         assert_eq!(

@@ -117,7 +117,7 @@ fn a_run_asks_for_what_its_plan_says() {
         let facts = context.facts().clone();
         let plan = LongVit::plan(&config, SIZE, &STATES, facts).unwrap();
         assert_eq!(plan.expected_time, None);
-        context.wait();
+        context.wait().expect("waits");
         context.pool().trim();
         context.pool().reset_peaks();
         let images = images();

@@ -9,6 +9,7 @@ mod coop;
 #[path = "../../benches/counting_allocator.rs"]
 mod counting_allocator;
 mod decode;
+mod devices;
 mod documented_figures;
 mod dropout;
 mod encoder_decoder;

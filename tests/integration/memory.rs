@@ -50,7 +50,7 @@ fn two_hundred_forwards_create_nothing_after_the_first_few() {
         for _ in 0..200 {
             forward(&context, &attention, 150).expect("runs");
         }
-        context.wait();
+        context.wait().expect("waits");
         let stats = context.pool().stats();
         assert_eq!(stats.creates, warm.creates, "{limits}: {stats}");
         assert_eq!(stats.leases.current, 0);
@@ -75,7 +75,7 @@ fn the_plan_promises_what_the_pool_measures() {
             let mut inputs = context.recorder("inputs");
             let q = inputs.zeros("q", &[1, n, 2, 16], dtype).expect("leases");
             inputs.submit().expect("submits");
-            context.wait();
+            context.wait().expect("waits");
             context.pool().trim();
             let before = context.pool().stats();
             context.pool().reset_peaks();
@@ -98,7 +98,7 @@ fn the_plan_promises_what_the_pool_measures() {
                     DilatedAttention::new(&context, attention.config().clone().gradient(gradient))
                         .expect("fits");
                 let plan = attention.plan_backward(&shape, dtype).expect("plans");
-                context.wait();
+                context.wait().expect("waits");
                 context.pool().trim();
                 let before = context.pool().stats();
                 context.pool().reset_peaks();
@@ -138,7 +138,7 @@ fn a_budget_too_small_is_an_error_and_the_context_goes_on() {
         ),
         "{error}"
     );
-    context.wait();
+    context.wait().expect("waits");
     assert_eq!(context.pool().stats().leases.current, 0);
     forward(&context, &attention, 150).expect("runs");
     assert!(context.pool().stats().held_bytes.current <= 600 << 10);
@@ -167,7 +167,7 @@ fn running_out_of_memory_at_any_creation_is_an_error_and_the_context_goes_on() {
                 assert_eq!(result.as_ref(), Ok(&expected), "creation {fail_at}");
             }
             assert_eq!(forward(&context, &attention, 150).as_ref(), Ok(&expected));
-            context.wait();
+            context.wait().expect("waits");
             let stats = context.pool().stats();
             assert!(
                 stats.leases.current == 0 && stats.identities_hold(),
@@ -194,7 +194,7 @@ fn pooling_changes_no_bit() {
         );
         assert_eq!(forward(&fresh, &fresh_attention, 333).expect("runs"), first);
     }
-    fresh.wait();
+    fresh.wait().expect("waits");
     assert_eq!(fresh.pool().stats().held_bytes.current, 0);
 }
 

@@ -28,7 +28,7 @@ fn uploaded(context: &Context) -> [Tensor; 3] {
     let mut recorder = context.recorder("inputs");
     let tensors = inputs().map(|data| recorder.upload("input", &DIMS, &data).expect("uploads"));
     recorder.submit().expect("submits");
-    context.wait();
+    context.wait().expect("waits");
     tensors
 }
 
@@ -116,7 +116,7 @@ fn q_k_and_v_of_all_heads_may_share_one_buffer() {
             assert_eq!(download.wait().expect("arrives"), data, "{limits}");
         }
         drop(downloads);
-        context.wait();
+        context.wait().expect("waits");
         assert_eq!(context.pool().stats().leases.current, before + 1);
         let out = forward(&context, &[q.clone(), k.clone(), v.clone()]);
         assert_eq!(out, expected, "{limits}");
@@ -170,7 +170,7 @@ fn after_reserving_a_plan_the_first_forward_creates_nothing() {
             .forward(&mut recorder, &shape, &q, &k, &v)
             .expect("records");
         recorder.submit().expect("submits");
-        context.wait();
+        context.wait().expect("waits");
         let stats = pool.stats();
         assert_eq!(stats.creates, reserved.creates, "{limits}: {stats}");
         assert_eq!(
@@ -195,7 +195,7 @@ fn a_profile_of_a_forward_replays_to_the_same_counts() {
     for _ in 0..3 {
         let inputs = uploaded(&context);
         forward(&context, &inputs);
-        context.wait();
+        context.wait().expect("waits");
     }
     let stats = pool.stats();
     let trace = pool.take_trace();
@@ -241,8 +241,22 @@ fn a_lost_device_is_an_error_and_a_new_context_goes_on() {
     let context = context_with(&ContextOptions::default());
     let inputs = uploaded(&context);
     let expected = forward(&context, &inputs);
+    let mut recorder = context.recorder("before");
+    let sum = recorder.zeros("sum", &[4], DType::F32).expect("lends");
+    let unsubmitted = recorder.download::<f32>(&sum).expect("records");
+    let submission = context.recorder("empty").submit().expect("submits");
     context.device().destroy();
-    context.wait();
+    let lost = |error: Error| {
+        let Error::DeviceLost { reason } = &error else {
+            panic!("{error}");
+        };
+        assert_eq!(reason, "it was destroyed");
+    };
+    lost(context.wait().expect_err("is lost"));
+    lost(submission.wait().expect_err("is lost"));
+    lost(unsubmitted.wait().expect_err("is lost"));
+    lost(recorder.submit().map(drop).expect_err("is lost"));
+    drop((unsubmitted, sum));
     let stats = context.pool().stats();
     assert_eq!(stats.free.current, 0, "{stats}");
     let mut recorder = context.recorder("lost");
@@ -266,7 +280,7 @@ fn a_lost_device_is_an_error_and_a_new_context_goes_on() {
 fn the_pool_counts_what_wgpu_counts() {
     let context = context_with(&ContextOptions::default());
     let counted = || {
-        context.wait();
+        context.wait().expect("waits");
         let counters = context.device().get_internal_counters();
         let buffers = counters.hal.buffers.read() as u64;
         let stats = context.pool().stats();

@@ -52,7 +52,7 @@ fn what_is_uploaded_comes_back() {
         recorder.submit().expect("submits");
         assert_eq!(download.wait().expect("arrives"), halves);
         drop((tensor, download));
-        context.wait();
+        context.wait().expect("waits");
         assert_eq!(context.pool().stats().leases.current, 0);
         assert!(context.pool().stats().identities_hold());
     }
@@ -202,7 +202,7 @@ fn hazard_orders(context: &Context, orders: u32, seed: u64) {
             assert!(data.iter().all(|x| x == &(*value as f32)), "clobbered");
         }
     }
-    context.wait();
+    context.wait().expect("waits");
     let stats = context.pool().stats();
     assert!(
         stats.identities_hold() && stats.leases.current == 0,
@@ -233,7 +233,7 @@ fn within_a_recording_what_nobody_else_holds_serves_again() {
     for (download, data) in downloads {
         assert_eq!(download.wait().expect("arrives"), data);
     }
-    context.wait();
+    context.wait().expect("waits");
     assert_eq!(context.pool().stats().leases.current, 0);
 }
 
@@ -289,7 +289,7 @@ fn recordings_may_be_built_on_many_threads() {
             });
         }
     });
-    context.wait();
+    context.wait().expect("waits");
     let stats = context.pool().stats();
     assert!(
         stats.leases.current == 0 && stats.identities_hold(),
@@ -334,7 +334,7 @@ fn an_embedder_may_own_the_encoder() {
         context.queue().submit([first.finish()]);
         assert_eq!(download.wait().expect("arrives"), data);
         drop(download);
-        context.wait();
+        context.wait().expect("waits");
         assert_eq!(context.pool().stats().leases.current, 0);
 
         let mut second = encoder();

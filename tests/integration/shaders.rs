@@ -4,7 +4,7 @@ use dilated_attention::DilatedAttentionConfig;
 use dilated_attention::kernel::backward::{BackwardShape, BackwardVariant};
 use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
 use dilated_attention::kernel::matmul::MatmulVariant;
-use dilated_attention::kernel::{Access, Activation, Cell, Kernel, Storage};
+use dilated_attention::kernel::{Access, Activation, Cell, Kernel, MOST_INVOCATIONS, Storage};
 use dilated_attention::plan::{CooperativeMatrix, DeviceFacts, Pass, Processor};
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -310,6 +310,28 @@ fn translate(kernel: Kernel, module: &Module, capabilities: Capabilities) -> Mod
     info
 }
 
+/// The largest that any kernel needs is what a device has to have, no more and no less. Cooperative matrices are only used where
+/// the device has what they need.
+#[test]
+fn the_least_limits_of_a_device_are_what_kernels_need() {
+    let kernels = kernels();
+    let most = |of: &dyn Fn(&Kernel) -> u64| kernels.iter().map(|(kernel, _)| of(kernel)).max();
+    let least = DeviceFacts::least_limits();
+    let bindings = most(&|kernel| kernel.bindings().len() as u64);
+    let given = u64::from(least.max_storage_buffers_per_shader_stage);
+    assert_eq!(bindings, Some(given));
+    let params = most(&Kernel::params_bytes);
+    assert_eq!(params, Some(least.max_uniform_buffer_binding_size));
+    let invocations = most(&|kernel| {
+        let [x, y, z] = parse(*kernel).entry_points[0].workgroup_size;
+        assert_eq!((y, z), (1, 1), "{kernel:?}");
+        x.into()
+    });
+    let given = least.max_compute_invocations_per_workgroup;
+    assert_eq!(invocations, Some(given.into()));
+    assert_eq!(given, least.max_compute_workgroup_size_x);
+}
+
 #[test]
 fn entry_points_bear_the_name_of_the_kernel_and_fit_webgpu_defaults() {
     for (kernel, _) in all_kernels() {
@@ -319,7 +341,7 @@ fn entry_points_bear_the_name_of_the_kernel_and_fit_webgpu_defaults() {
         assert_eq!(entry.name, kernel.name());
         let invocations: u32 = entry.workgroup_size.iter().product();
         assert!(
-            invocations <= 256,
+            invocations <= MOST_INVOCATIONS,
             "{kernel:?} has {invocations} invocations"
         );
     }

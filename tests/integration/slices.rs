@@ -228,7 +228,7 @@ fn ended(downloads: Vec<Download<f32>>, expected: &[Vec<u32>], what: &str) -> us
 fn nothing_is_leased(context: &Context, what: &str) {
     // A thread that polls may still hold what it has just called back with.
     for _ in 0..100 {
-        context.wait();
+        context.wait().expect("waits");
         let stats = context.pool().stats();
         if stats.leases.current + stats.pending.current == 0 {
             break;

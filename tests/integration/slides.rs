@@ -250,7 +250,7 @@ fn a_run_asks_for_what_its_plan_says_and_gives_all_back() {
             let outputs = SlideOutputs::default();
             let facts = context.facts().clone();
             let plan = SlideEncoder::plan(&config, &[90], &outputs, facts).unwrap();
-            context.wait();
+            context.wait().expect("waits");
             context.pool().trim();
             context.pool().reset_peaks();
             let slides = slides(&parts);
@@ -262,7 +262,7 @@ fn a_run_asks_for_what_its_plan_says_and_gives_all_back() {
                 context.poll();
             }
             pollster::block_on(run.finish()).unwrap();
-            context.wait();
+            context.wait().expect("waits");
             let stats = context.pool().stats();
             let peak = stats.requested_bytes.peak - before;
             assert_eq!(
@@ -370,7 +370,7 @@ fn a_run_that_is_dropped_gives_everything_back() {
     let model = with_weights(context, small());
     let parts = [tiles(1, 40, 12), tiles(2, 30, 12)];
     let slides = slides(&parts);
-    context.wait();
+    context.wait().expect("waits");
     let before = context.pool().stats().requested_bytes.current;
     for stop in 0..=5 {
         let mut run = SlideRun::new(context, &model.0, &model.1, &slides, &everything()).unwrap();
@@ -384,7 +384,7 @@ fn a_run_that_is_dropped_gives_everything_back() {
             false => assert!(run.next_recording().unwrap().is_none()),
         }
         drop(run);
-        context.wait();
+        context.wait().expect("waits");
         context.poll();
         assert_eq!(
             context.pool().stats().requested_bytes.current,
@@ -463,7 +463,7 @@ fn a_lost_device_is_an_error_and_a_new_context_goes_on() {
         let mut waker = std::task::Context::from_waker(std::task::Waker::noop());
         for _ in 0..polls {
             assert!(encode.as_mut().poll(&mut waker).is_pending());
-            context.wait();
+            context.wait().expect("waits");
         }
         context.device().destroy();
         let error = pollster::block_on(encode).unwrap_err();
@@ -565,7 +565,7 @@ fn a_run_goes_on_after_memory_ran_out() {
     // Refused at the first lease, then at ever later ones, until there is room.
     let mut room = 0;
     while run.num_recorded() < run.num_recordings() {
-        context.wait();
+        context.wait().expect("waits");
         context.poll();
         context.pool().force_trim();
         let held = context.pool().stats().held_bytes.current;
@@ -971,6 +971,6 @@ fn results_that_are_not_finite_are_an_error_that_names_the_tile() {
         "{error}"
     );
     drop(weights);
-    context.wait();
+    context.wait().unwrap();
     assert_eq!(context.pool().stats().leases.current, 0);
 }

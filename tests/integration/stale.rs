@@ -279,13 +279,13 @@ fn downloads_of_an_encoder_that_is_refused_are_errors() {
                     "{limits}, round {round}: {result:?}"
                 );
             }
-            context.wait();
+            context.wait().unwrap();
             let (_, _, by, reason) = not_written(read(&context, &kept));
             assert_eq!(by, Some("refused"));
             assert!(reason.contains("wgpu refused"), "{reason}");
         }
         assert_eq!(read(&context, &old).unwrap(), numbers(7, 500));
-        context.wait();
+        context.wait().unwrap();
         assert_eq!(context.pool().stats().leases.current, 1);
         assert!(context.pool().stats().identities_hold());
     }

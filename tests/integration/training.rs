@@ -41,7 +41,7 @@ fn a_model_learns_and_the_plan_knew_the_bytes() {
             for _ in 0..3 {
                 step(&mut trainer, &batches);
             }
-            context.wait();
+            context.wait().expect("waits");
             context.pool().reset_peaks();
             let warm = context.pool().stats();
             let mut last = first;
@@ -220,7 +220,7 @@ fn a_refused_step_has_not_happened() {
             let error = trainer.step(&nothing).expect_err("labels");
             assert!(matches!(error, Error::InvalidShape { what: "labels", .. }));
         }
-        context.wait();
+        context.wait().expect("waits");
         assert_eq!(trainer.steps(), 1);
         assert_eq!(context.pool().stats().leases.current, leases);
         assert_eq!(bits(&weights(&trainer, &context)), before);
@@ -429,7 +429,7 @@ fn options_that_mean_nothing_are_refused() {
     none.optimizer.max_norm = None;
     none.optimizer.weight_decay = 0.0;
     drop(Trainer::new(&context, model(config()), none).expect("means something"));
-    context.wait();
+    context.wait().unwrap();
     assert_eq!(context.pool().stats().leases.current, leases);
     // An optimiser by itself has the same rules, and those of a step.
     let planner = Context::planner(DeviceFacts::webgpu_defaults());

@@ -27,7 +27,8 @@ pub fn requested_by(context: &Context, weights: &Parameters) -> u64 {
 /// Requested bytes once the device is done. What was under way is given back by callbacks, which another polling thread may be
 /// running: they get two seconds to arrive where `done` holds.
 fn until(context: &Context, done: impl Fn(&PoolStats) -> bool) -> u64 {
-    context.wait();
+    // A lost device has given everything back.
+    let _ = context.wait();
     for _ in 0..100 {
         context.poll();
         if done(&context.pool().stats()) {
@@ -60,7 +61,7 @@ pub fn give_up_everywhere<'a, T>(
                     break;
                 }
                 if done_first || poll + 1 < polls {
-                    context.wait();
+                    context.wait().expect("waits");
                 }
             }
             drop(future);

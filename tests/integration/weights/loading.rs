@@ -75,7 +75,7 @@ fn stored_types_are_widened_exactly() {
         assert!(bits(&given) == bits(&expected), "{limits}");
         assert_eq!(weights.list(), &parameters);
         drop(weights);
-        context.wait();
+        context.wait().expect("waits");
         let stats = context.pool().stats();
         assert_eq!(stats.leases.current, 0);
         assert!(stats.identities_hold(), "{stats}");
@@ -238,7 +238,7 @@ fn a_load_that_fails_gives_everything_back() {
             Err(Error::BudgetExceeded { .. }) => failures += 1,
             Err(error) => panic!("{error}"),
         }
-        context.wait();
+        context.wait().expect("waits");
         let stats = context.pool().stats();
         assert_eq!(stats.leases.current, 0, "budget {budget_mib} MiB");
         assert!(stats.identities_hold(), "{stats}");

@@ -85,7 +85,7 @@ fn what_is_saved_comes_back_bit_for_bit() {
         let given = pollster::block_on(writer.to_bytes(&context)).expect("writes");
         assert!(given == bytes);
         drop((weights, moments, file));
-        context.wait();
+        context.wait().expect("waits");
         let stats = context.pool().stats();
         assert_eq!(stats.leases.current, 0);
         assert!(stats.identities_hold(), "{stats}");
