@@ -31,7 +31,8 @@ pub enum Error {
     },
     /// A tile of a slide does not lie in the grid of positions.
     #[error(
-        "tile {tile} at ({x}, {y}) lies outside of the grid: coordinates are pixels of level 0, at least 0 and below {limit}"
+        "tile {tile} at ({x}, {y}) lies outside of the grid: coordinates are pixels of level 0, at least 0 and below {limit}, \
+         which is the tile size times the cells of the grid: tiles of a slide scanned at 40x have twice the size of those at 20x"
     )]
     TileOutOfGrid {
         /// Its number in the slide, from 0.

@@ -9,6 +9,7 @@
                                                                      --dim 384 --features 384
     checkpoint.py tiles TILES.safetensors [--seed N] [--count 1000]  seeded features, each tile in a cell of its own
     checkpoint.py encode WEIGHTS TILES OUT.safetensors [--double] [--threads N] [--heads 16] [--max-wsi-size 262144]
+                                                                     [--tile-size 256]
                                                                      the encoder in PyTorch, f32 or f64
     checkpoint.py compare A B [--tolerance 1e-4]                     largest differences of the tensors that A and B share
     checkpoint.py check GOLDEN.safetensors...                        this file's encoder against recorded results
@@ -243,7 +244,7 @@ def encode(arguments):
     slide = load_file(arguments.tiles)
     features, coords = slide["features"].to(dtype), slide["coords"]
     lengths = segment_lengths(arguments.max_wsi_size, 256)
-    encoder = Encoder(weights, arguments.heads, lengths)
+    encoder = Encoder(weights, arguments.heads, lengths, tile_size=arguments.tile_size)
     started = time.perf_counter()
     named, states, _ = encoder.encode(features, coords)
     seconds = time.perf_counter() - started
@@ -344,6 +345,8 @@ def main():
     added.add_argument("--threads", type=int)
     added.add_argument("--heads", type=int, default=16)
     added.add_argument("--max-wsi-size", type=int, default=262144)
+    # In pixels of level 0: 512 for tiles of 256 at 20x of a slide scanned at 40x.
+    added.add_argument("--tile-size", type=int, default=256)
     added = command(compare, "a", "b")
     added.add_argument("--tolerance", type=float, default=1e-4)
     command(check).add_argument("files", nargs="+")

@@ -12,10 +12,13 @@
 //! in a second one. `--random` draws so many tiles, and weights where none are given: to see what a slide takes here.
 //!
 //! ```text
-//! --pool cls|mean     which embedding is the result: that of the CLS token (default) or of the tiles' mean
+//! --tile-size N       edge of a tile in pixels of level 0, where the file does not say it, see below
+//! --force-tile-size N the same, whatever file and coordinates say
+//! --any-encoder       take features that the file says another encoder than GigaPath's computed
+//! --pool mean|cls     which embedding is the result: that of the tiles' mean (default) or of the CLS token, see below
 //! --layers all        embeddings of every state, too: the first layer's input, then each layer's output
 //! --tiles             embeddings of all tiles, too
-//! --attention LAYER   attention of CLS to the tiles in this layer, from 0 on, too
+//! --attention LAYER   attention of CLS to the tiles in this layer, from 0 on, too; mind `--pool` below
 //! --prefix P          what stands before the names in WEIGHTS (`module.`), where there are several such prefixes
 //! --heads N           of the model; published ones have 16, and a width of their own (384, 768, 1024, 1536)
 //! --allow-nonfinite   save results that are infinite or NaN, too, instead of saying where they arise
@@ -30,6 +33,16 @@
 //! --size NAME         sizes of drawn weights: base (default), flash, large or wide
 //! ```
 //!
+//! **Coordinates** are pixels of level 0, the slide as it was scanned: tiles of 256 pixels at 20x lie 256 apart on a slide
+//! scanned at 20x and 512 on one scanned at 40x, and the position of a tile in the model is `floor(coordinate / tile size)`. The
+//! size comes from what the file says: TRIDENT's `patch_size_level0`, or CLAM's `patch_size`, `patch_level` and `downsample`, as
+//! attributes in `.h5`, metadata in `.safetensors`, arrays of one number in `.npz`. Where it says nothing it is 256. What
+//! contradicts the file or the coordinates is an error.
+//!
+//! **`--pool`.** The result is the norm of the mean of all tiles, which is how the model's authors use it: the CLS token was not
+//! trained in the published weights, as they say. `--pool cls` is for weights that were fine-tuned with it. The attention of an
+//! untrained CLS (`--attention`) says nothing of which tiles matter.
+//!
 //! **Results.** `.npy` holds the embedding, (width). `.safetensors` holds `embedding`, both embeddings as `cls` and `pool`, and
 //! where asked for `layers_cls` and `layers_pool` (states, width), `tiles` (tiles, width), and `attention.LAYER` (tiles).
 //!
@@ -37,7 +50,8 @@
 //! kept in the user's folder for caches (`DILATED_ATTENTION_CACHE=off`, or a path).
 //!
 //! **`--compat`** is for what reads results of prov-gigapath. Its `forward` returns a list of (1, width): one element, or with
-//! `all_layer_embed` (here `--layers all`) one for each state; its `global_pool` is `--pool mean` here. `.npy` holds that list
+//! `all_layer_embed` (here `--layers all`) one for each state; its `global_pool=True` is `--pool mean`, the default here, its
+//! own default `--pool cls`. `.npy` holds that list
 //! stacked, (1, 1, width) or (states, 1, width). `.safetensors` holds `embedding`, (1, width), or under the names that upstream's
 //! `run_inference_with_slide_encoder` gives them `layer_0_embed`, ... and `last_layer_embed`, which is the last state again.
 //! Mind that upstream's states lack the encoder's last norm: `last_layer_embed` is not the embedding of a call without
@@ -75,7 +89,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         Some(file) => Some(settings.part(file)?),
         None => None,
     };
-    let config = settings.config(part.as_ref())?;
+    let mut config = settings.config(part.as_ref())?;
     settings.say_model(&config, part.as_ref());
     let context = Context::headless()?;
     let adapter = context.adapter_info();
@@ -85,7 +99,10 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         adapter.driver,
         adapter.driver_info
     );
-    let tiles = settings.tiles(&config)?;
+    let (tiles, tile_size) = settings.tiles(&config)?;
+    // Segment lengths stay those of the weights.
+    config.tile_size = tile_size.pixels;
+    say!("tile size   {tile_size}");
     let slides = [Slide {
         features: &tiles.features,
         coords: &tiles.coords,

@@ -1,6 +1,7 @@
 //! What the command line says.
 
 use std::fs::OpenOptions;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,14 +9,14 @@ use dilated_attention::models::gigapath::{SlideEncoder, SlideEncoderConfig, Slid
 use dilated_attention::recorder::SliceOptions;
 use dilated_attention::{DType, Error, WeightFile, WeightSource};
 use program::{Arguments, say};
-use slide_files::Tiles;
+use slide_files::{TileSize, TileSizeChoice, Tiles};
 
 /// Which embedding is the result.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Pool {
-    /// That of the CLS token.
+    /// That of the CLS token, which the published weights were trained without.
     Cls,
-    /// That of the mean of all tiles.
+    /// That of the mean of all tiles, as its authors use the model.
     Mean,
 }
 
@@ -32,6 +33,9 @@ pub struct Settings {
     /// Features, and coordinates where they are in a file of their own.
     tiles: Vec<PathBuf>,
     random_tiles: Option<usize>,
+    tile_size: TileSizeChoice,
+    /// Whether the file may name another encoder than GigaPath's.
+    any_encoder: bool,
     /// Sizes of drawn weights.
     drawn: SlideEncoderConfig,
     max_wsi_size: Option<u32>,
@@ -55,6 +59,8 @@ impl Settings {
             weights: None,
             tiles: Vec::new(),
             random_tiles: None,
+            tile_size: TileSizeChoice::OfFile,
+            any_encoder: false,
             drawn: SlideEncoderConfig::base(),
             max_wsi_size: None,
             prefix: None,
@@ -62,7 +68,7 @@ impl Settings {
             masked: false,
             half: false,
             outputs: SlideOutputs::default(),
-            pool: Pool::Cls,
+            pool: Pool::Mean,
             compat: false,
             budget_bytes: None,
             slices: SliceOptions::default(),
@@ -74,11 +80,20 @@ impl Settings {
         while let Some(argument) = arguments.next_argument()? {
             match argument.option() {
                 Some("--random") => settings.random_tiles = Some(arguments.value()?),
+                Some("--tile-size") => {
+                    let pixels: NonZeroU32 = arguments.value()?;
+                    settings.tile_size = TileSizeChoice::Given(pixels.get());
+                }
+                Some("--force-tile-size") => {
+                    let pixels: NonZeroU32 = arguments.value()?;
+                    settings.tile_size = TileSizeChoice::Forced(pixels.get());
+                }
+                Some("--any-encoder") => settings.any_encoder = true,
                 Some("--pool") => {
                     settings.pool = match arguments.value::<String>()?.as_str() {
                         "cls" => Pool::Cls,
                         "mean" => Pool::Mean,
-                        other => return Err(format!("--pool is cls or mean, not {other}").into()),
+                        other => return Err(format!("--pool is mean or cls, not {other}").into()),
                     };
                 }
                 Some("--layers") => match arguments.value::<String>()?.as_str() {
@@ -249,8 +264,8 @@ impl Settings {
         }
     }
 
-    /// Read or drawn.
-    pub fn tiles(&self, config: &SlideEncoderConfig) -> program::Result<Tiles> {
+    /// Read or drawn, and their size in the unit of their coordinates, which is to be the encoder's.
+    pub fn tiles(&self, config: &SlideEncoderConfig) -> program::Result<(Tiles, TileSize)> {
         let feature_dim = config.feature_dim;
         let tiles = match (self.random_tiles, self.tiles.as_slice()) {
             (Some(count), _) => Tiles::drawn(count, feature_dim)?,
@@ -262,10 +277,19 @@ impl Settings {
             Some(path) => path.display().to_string(),
             None => "drawn tiles".to_owned(),
         };
+        if !self.any_encoder {
+            let error = |error| format!("{}: {error}", file(self.tiles.first()));
+            tiles.expect_encoder("gigapath").map_err(error)?;
+        }
+        let tile_size = tiles
+            .tile_size(self.tile_size, config.tile_size)
+            .map_err(|error| format!("{}: {error}", file(self.tiles.last())))?;
+        let mut config = config.clone();
+        config.tile_size = tile_size.pixels;
         config
             .cells(&tiles.coords)
             .map_err(|error| format!("{}: {error}", file(self.tiles.last())))?;
-        Ok(tiles)
+        Ok((tiles, tile_size))
     }
 }
 

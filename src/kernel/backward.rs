@@ -143,7 +143,7 @@ pub struct BackwardVariant {
 }
 
 impl BackwardVariant {
-    /// The shape that measured best on such a device; see the README's table. Its tile is no larger than the segments of
+    /// The shape that measured best on such a device; see docs/performance.md. Its tile is no larger than the segments of
     /// `config` have rows, for lanes without a row cost what others do.
     pub fn choose(config: &DilatedAttentionConfig, storage: Storage, facts: &DeviceFacts) -> Self {
         Self::choice(config, storage, facts).variant

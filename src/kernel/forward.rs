@@ -124,7 +124,7 @@ pub struct ForwardVariant {
 }
 
 impl ForwardVariant {
-    /// The shape that measured best on such a device; see the README's table. On CPUs its tile is about half of the shortest
+    /// The shape that measured best on such a device; see docs/performance.md. On CPUs its tile is about half of the shortest
     /// segment's rows or less, so that there is work for several cores.
     ///
     /// Cooperative matrices where they are faster, which on CPUs they are not: lavapipe of Mesa 26.2.6 multiplies them at a

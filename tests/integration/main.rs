@@ -8,6 +8,7 @@ mod coop;
 #[path = "../../benches/counting_allocator.rs"]
 mod counting_allocator;
 mod decode;
+mod documented_figures;
 mod dropout;
 mod encoder_decoder;
 mod forward;

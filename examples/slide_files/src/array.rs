@@ -51,15 +51,30 @@ impl<'a> Wanted<'a> {
 
     /// That there is no such array, but others.
     pub fn missing<'n>(&self, found: impl Iterator<Item = &'n str>) -> Error {
-        let mut found: Vec<String> = found.take(8).map(shown).collect();
-        found.sort();
-        if found.is_empty() {
-            found.push("nothing".to_owned());
-        }
         Error::Missing {
             path: self.path.into(),
             array: self.name,
-            found,
+            found: some(found),
+        }
+    }
+
+    /// That a group has the array's name.
+    #[cfg(feature = "h5")]
+    pub fn is_group<'n>(&self, found: impl Iterator<Item = &'n str>) -> Error {
+        Error::Group {
+            path: self.path.into(),
+            array: self.name,
+            found: some(found),
+        }
+    }
+
+    /// That its chunks went through a filter that is not known.
+    #[cfg(feature = "h5")]
+    pub fn filtered(&self, filter: String) -> Error {
+        Error::Filter {
+            path: self.path.into(),
+            array: self.name,
+            filter,
         }
     }
 
@@ -70,6 +85,20 @@ impl<'a> Wanted<'a> {
             array: self.name,
             given: given.to_vec(),
             need: format!("(tiles, {width}) or (1, tiles, {width})"),
+        }
+    }
+
+    /// That the rows are of another width than those of the model.
+    fn of_other_width(&self, given: u64) -> Error {
+        Error::Width {
+            path: self.path.into(),
+            given,
+            by: String::new(),
+            need: self.width,
+            hint: match self.width {
+                1536 => ": GigaPath's tile encoder gives them",
+                _ => "",
+            },
         }
     }
 
@@ -89,6 +118,16 @@ impl<'a> Wanted<'a> {
         let size = file.metadata().map_err(refused)?.len();
         Ok((file, size))
     }
+}
+
+/// Names for messages, not too many.
+fn some<'n>(found: impl Iterator<Item = &'n str>) -> Vec<String> {
+    let mut found: Vec<String> = found.take(8).map(shown).collect();
+    found.sort();
+    if found.is_empty() {
+        found.push("nothing".to_owned());
+    }
+    found
 }
 
 /// A name for messages: on one line and not long.
@@ -130,6 +169,9 @@ impl Array<'_> {
             [rows, columns] | [1, rows, columns] => (rows, columns),
             _ => return Err(wanted.misshapen(&self.shape)),
         };
+        if !wanted.integers && columns != wanted.width as u64 {
+            return Err(wanted.of_other_width(columns));
+        }
         let need_bytes = rows
             .checked_mul(columns)
             .and_then(|count| count.checked_mul(element.size() as u64))

@@ -47,3 +47,22 @@ impl Element {
         }
     }
 }
+
+/// A number of up to 8 bytes, little-endian; floats of 2, 4 or 8.
+pub fn number(bytes: &[u8], signed: bool, float: bool) -> f64 {
+    let mut wide = [0; 8];
+    let count = bytes.len().min(8);
+    wide[..count].copy_from_slice(&bytes[..count]);
+    let bits = u64::from_le_bytes(wide);
+    match (float, count) {
+        (true, 2) => f16::from_bits(bits as u16).to_f64(),
+        (true, 4) => f32::from_bits(bits as u32).into(),
+        (true, _) => f64::from_bits(bits),
+        (false, _) if signed => {
+            let unused = 64 - 8 * count as u32;
+            let shifted = bits.checked_shl(unused).unwrap_or(0) as i64;
+            shifted.checked_shr(unused).unwrap_or(0) as f64
+        }
+        (false, _) => bits as f64,
+    }
+}

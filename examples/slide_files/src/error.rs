@@ -22,6 +22,16 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// It is another kind of file.
+    #[error("{} is {is}: {remedy}", path.display())]
+    AnotherKind {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        is: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// One .npy file holds one array.
     #[error("{} holds one array; give the coordinates as a second .npy file", path.display())]
     OneNpy {
@@ -57,6 +67,35 @@ pub enum Error {
         /// Names of others, some when there are many.
         found: Vec<String>,
     },
+    /// There is a group of that name, not an array.
+    #[error(
+        "{array} of {} is a group, not an array; it has {}",
+        path.display(),
+        found.join(", ")
+    )]
+    Group {
+        /// The file.
+        path: PathBuf,
+        /// What should be the array.
+        array: &'static str,
+        /// Names of what is in the group, some when there are many.
+        found: Vec<String>,
+    },
+    /// Its chunks are compressed in a way that is not known here.
+    #[error(
+        "{array} of {path} is stored through the filter {filter}, which is not known here; store it with gzip: \
+         h5repack -f GZIP=4 {path} NEW.h5, or in Python f.create_dataset(\"{array}\", data=old[\"{array}\"][:], \
+         compression=\"gzip\")",
+        path = path.display()
+    )]
+    Filter {
+        /// The file.
+        path: PathBuf,
+        /// The array.
+        array: &'static str,
+        /// Name and number of the filter.
+        filter: String,
+    },
     /// The elements are of another type.
     #[error("{array} of {} is of type {given}; {need} is needed", path.display())]
     Type {
@@ -91,6 +130,39 @@ pub enum Error {
         given: Vec<u64>,
         /// What is accepted.
         need: String,
+    },
+    /// Features of another width than the model's: another encoder computed them.
+    #[error("features of {} are {given} wide{by}; this model wants features {need} wide{hint}", path.display())]
+    Width {
+        /// The file.
+        path: PathBuf,
+        /// Features of a tile in the file.
+        given: u64,
+        /// Which encoder the file names, if any, in words.
+        by: String,
+        /// Features of a tile that the model takes.
+        need: usize,
+        /// Who gives such, where it is known.
+        hint: &'static str,
+    },
+    /// What the file, the caller and the coordinates say of the tiles' size contradicts itself.
+    #[error("{what}; {advice}")]
+    Geometry {
+        /// What contradicts what.
+        what: String,
+        /// The ways out.
+        advice: String,
+    },
+    /// The file says that another encoder computed its features.
+    #[error(
+        "features were computed by \"{given}\", as the file says; this model wants those of {need}: compute them \
+         with it, or give --any-encoder if you know better"
+    )]
+    Encoder {
+        /// The encoder that the file names.
+        given: String,
+        /// The one that the model was trained with.
+        need: &'static str,
     },
     /// The file is too small for what it says of an array.
     #[error(

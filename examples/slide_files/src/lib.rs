@@ -6,6 +6,9 @@
 //! .npy           features in one file, coords in another: Tiles::read_pair
 //! .h5, .hdf5     features, coords, as CLAM and TRIDENT write them; cargo feature h5
 //! ```
+//! Beside them a file may say how its tiles were cut and what computed their features: [`TileGeometry`], of which
+//! [`Tiles::tile_size`] makes the size of a tile in the unit of its coordinates.
+//!
 //! Features are (tiles, feature_dim) of F16, BF16, F32 or F64, coordinates (tiles, 2) of the same types or integers, each
 //! perhaps below one more dimension of 1. Everything becomes f32.
 //!
@@ -18,8 +21,12 @@
 mod array;
 mod element;
 mod error;
+mod geometry;
 #[cfg(feature = "h5")]
 mod h5;
+mod kind;
+#[cfg(feature = "h5")]
+mod lzf;
 mod npy;
 mod npz;
 mod safetensors;
@@ -28,6 +35,9 @@ use std::path::Path;
 
 use array::Wanted;
 pub use error::Error;
+use geometry::Attributes;
+pub use geometry::{StatedSize, TileGeometry, TileSize, TileSizeChoice};
+use kind::Kind;
 pub use npy::write_npy;
 
 /// The tiles of a slide.
@@ -37,7 +47,50 @@ pub struct Tiles {
     pub features: Vec<f32>,
     /// Where each tile begins, (x, y), in pixels of level 0.
     pub coords: Vec<[f32; 2]>,
+    /// What the file says of them.
+    pub geometry: TileGeometry,
 }
+
+/// How one format is read.
+struct Format {
+    kind: Kind,
+    read: fn(&Wanted<'_>) -> Result<Vec<f32>, Error>,
+    attributes: fn(&Wanted<'_>) -> Result<Attributes, Error>,
+}
+
+const SAFETENSORS: Format = Format {
+    kind: Kind::Safetensors,
+    read: safetensors::read,
+    attributes: safetensors::attributes,
+};
+
+const NPZ: Format = Format {
+    kind: Kind::Npz,
+    read: npz::read,
+    attributes: npz::attributes,
+};
+
+const NPY: Format = Format {
+    kind: Kind::Npy,
+    read: npy::read,
+    attributes: |_| Ok(Attributes::new()),
+};
+
+const HDF5: Format = Format {
+    kind: Kind::Hdf5,
+    #[cfg(feature = "h5")]
+    read: h5::read,
+    #[cfg(feature = "h5")]
+    attributes: h5::attributes,
+    #[cfg(not(feature = "h5"))]
+    read: |wanted| {
+        Err(Error::WithoutH5 {
+            path: wanted.path.into(),
+        })
+    },
+    #[cfg(not(feature = "h5"))]
+    attributes: |_| Ok(Attributes::new()),
+};
 
 impl Tiles {
     /// Reads `features` and `coords` of one file, whose extension tells the format.
@@ -48,17 +101,16 @@ impl Tiles {
         let path = path.as_ref();
         let extension = path.extension().and_then(|extension| extension.to_str());
         let extension = extension.map(str::to_ascii_lowercase);
-        let read: fn(&Wanted<'_>) -> Result<Vec<f32>, Error> = match extension.as_deref() {
-            Some("safetensors") => safetensors::read,
-            Some("npz") => npz::read,
-            #[cfg(feature = "h5")]
-            Some("h5" | "hdf5") => h5::read,
-            #[cfg(not(feature = "h5"))]
-            Some("h5" | "hdf5") => return Err(Error::WithoutH5 { path: path.into() }),
-            Some("npy") => return Err(Error::OneNpy { path: path.into() }),
-            _ => return Err(Error::UnknownFormat { path: path.into() }),
+        let format = match extension.as_deref() {
+            Some("safetensors") => Ok(SAFETENSORS),
+            Some("npz") => Ok(NPZ),
+            Some("h5" | "hdf5") => Ok(HDF5),
+            Some("npy") => Err(Error::OneNpy { path: path.into() }),
+            _ => Err(Error::UnknownFormat { path: path.into() }),
         };
-        Self::join(path, path, feature_dim, read)
+        let kind = format.as_ref().map_or(Kind::Npy, |format| format.kind);
+        expect_kind(&Wanted::coords(path), kind)?;
+        Self::join(path, path, feature_dim, &format?)
     }
 
     /// Reads features and coordinates from two `.npy` files.
@@ -70,7 +122,36 @@ impl Tiles {
         coords: impl AsRef<Path>,
         feature_dim: usize,
     ) -> Result<Self, Error> {
-        Self::join(features.as_ref(), coords.as_ref(), feature_dim, npy::read)
+        let (features, coords) = (features.as_ref(), coords.as_ref());
+        for path in [features, coords] {
+            expect_kind(&Wanted::coords(path), Kind::Npy)?;
+        }
+        Self::join(features, coords, feature_dim, &NPY)
+    }
+
+    /// The edge of a tile in the unit of [`coords`](Self::coords), by what the file says, the caller's `choice`, and where
+    /// neither says it `default`.
+    ///
+    /// # Errors
+    /// [`Error::Geometry`] where two of these contradict each other, or the coordinates: tiles lie further apart than their
+    /// size or nearer, several lie in one cell, or one beyond the slide. The message has both sides and the options
+    /// `--tile-size` and `--force-tile-size` of the programs that read slides.
+    pub fn tile_size(&self, choice: TileSizeChoice, default: u32) -> Result<TileSize, Error> {
+        self.geometry.tile_size(&self.coords, choice, default)
+    }
+
+    /// That the features are of the encoder called so, if the file says of which they are.
+    ///
+    /// # Errors
+    /// [`Error::Encoder`].
+    pub fn expect_encoder(&self, need: &'static str) -> Result<(), Error> {
+        match &self.geometry.encoder {
+            Some(given) if !given.to_ascii_lowercase().contains(need) => Err(Error::Encoder {
+                given: array::shown(given),
+                need,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Tiles drawn at random, the same each time: features uniform between -1 and 1, coordinates row by row of a square of
@@ -98,7 +179,11 @@ impl Tiles {
         let width = (count as f64).sqrt().ceil() as usize;
         let place = |i: usize| [(i % width * 256) as f32, (i / width * 256) as f32];
         coords.extend((0..count).map(place));
-        Ok(Self { features, coords })
+        Ok(Self {
+            features,
+            coords,
+            geometry: TileGeometry::made(256),
+        })
     }
 
     /// Number of tiles.
@@ -110,15 +195,20 @@ impl Tiles {
         features: &Path,
         coords: &Path,
         feature_dim: usize,
-        read: impl Fn(&Wanted<'_>) -> Result<Vec<f32>, Error>,
+        format: &Format,
     ) -> Result<Self, Error> {
         // The coordinates first: they are small, and often enough to see that a file is another one.
         let (pairs, count) = {
-            let values = read(&Wanted::coords(coords))?;
+            let values = (format.read)(&Wanted::coords(coords))?;
             let (pairs, _) = values.as_chunks::<2>();
             (pairs.to_vec(), pairs.len())
         };
-        let values = read(&Wanted::features(features, feature_dim))?;
+        let geometry = TileGeometry::of_attributes(&(format.attributes)(&Wanted::coords(coords))?);
+        let mut values = (format.read)(&Wanted::features(features, feature_dim));
+        if let (Err(Error::Width { by, .. }), Some(encoder)) = (&mut values, &geometry.encoder) {
+            *by = format!(" (by {}, as the file says)", array::shown(encoder));
+        }
+        let values = values?;
         if Some(values.len()) != count.checked_mul(feature_dim) {
             return Err(Error::Lengths {
                 path: features.into(),
@@ -129,6 +219,28 @@ impl Tiles {
         Ok(Self {
             features: values,
             coords: pairs,
+            geometry,
         })
+    }
+}
+
+/// That the file does not begin as another kind does; one that begins as none is left to its reader.
+fn expect_kind(wanted: &Wanted<'_>, kind: Kind) -> Result<(), Error> {
+    let (file, _) = wanted.open()?;
+    let given = Kind::read(file).map_err(|reason| Error::File {
+        path: wanted.path.into(),
+        action: "read",
+        reason,
+    })?;
+    match given.filter(|given| *given != kind) {
+        Some(given) => {
+            let (is, remedy) = given.told();
+            Err(Error::AnotherKind {
+                path: wanted.path.into(),
+                is,
+                remedy,
+            })
+        }
+        None => Ok(()),
     }
 }

@@ -11,13 +11,17 @@ use std::io::{Read, Write};
 use std::path::Path;
 
 use crate::array::{Array, Wanted, shown};
-use crate::element::Element;
+use crate::element::{Element, number};
 use crate::error::Error;
+use crate::geometry::Value;
 
 const FORMAT: &str = ".npy";
 
 /// Longest header that is read. NumPy itself refuses 10 000 bytes.
 const MAX_HEADER_BYTES: usize = 1 << 16;
+
+/// Longest text that is read.
+const MAX_TEXT: usize = 256;
 
 /// The array of the file, whatever its name.
 pub fn read(wanted: &Wanted<'_>) -> Result<Vec<f32>, Error> {
@@ -58,6 +62,48 @@ pub fn read_within(
         });
     }
     array.read(file)
+}
+
+/// Of a small array beside those of the tiles: one or two numbers, or one text.
+pub fn value(file: &mut dyn Read) -> Result<Value, String> {
+    let header = Header::read(file)?;
+    let count = header.shape.iter().product::<u64>();
+    if header.shape.len() > 2 || !(1..=2).contains(&count) {
+        let shape = header.shape;
+        return Err(format!(
+            "one or two numbers are needed, not the shape {shape:?}"
+        ));
+    }
+    let mut read = |size: usize| {
+        let mut bytes = vec![0; size * count as usize];
+        let read = file.read_exact(&mut bytes);
+        read.map(|()| bytes).map_err(|error| error.to_string())
+    };
+    let descr = header.descr.as_str();
+    if let Some(characters) = descr.strip_prefix("<U") {
+        let characters: usize = characters.parse().map_err(|_| "a long text")?;
+        let bytes = read(4 * characters.min(MAX_TEXT))?;
+        let (units, _) = bytes.as_chunks::<4>();
+        let text = units.iter().map(|unit| u32::from_le_bytes(*unit));
+        let text = text.take_while(|unit| *unit != 0);
+        return Ok(Value::Text(text.filter_map(char::from_u32).collect()));
+    }
+    let (class, size) = descr.split_at_checked(2).unwrap_or(("", ""));
+    let (signed, float) = match class {
+        "<i" | "|i" => (true, false),
+        "<u" | "|u" => (false, false),
+        "<f" => (true, true),
+        _ => return Err(format!("the type {}", shown(descr))),
+    };
+    let size = size.parse().unwrap_or(0);
+    if !matches!((size, float), (1 | 2 | 4 | 8, false) | (2 | 4 | 8, true)) {
+        return Err(format!("the type {}", shown(descr)));
+    }
+    let bytes = read(size)?;
+    let numbers = bytes.chunks(size);
+    Ok(Value::Numbers(
+        numbers.map(|bytes| number(bytes, signed, float)).collect(),
+    ))
 }
 
 /// What stands before the data.

@@ -1,5 +1,6 @@
 //! Arrays of safetensors files.
 
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 
 use safetensors::Dtype;
@@ -8,6 +9,7 @@ use safetensors::tensor::Metadata;
 use crate::array::{Array, Wanted, shown};
 use crate::element::Element;
 use crate::error::Error;
+use crate::geometry::{Attributes, Value, known};
 
 const FORMAT: &str = "safetensors";
 
@@ -17,8 +19,8 @@ const LENGTH_BYTES: u64 = 8;
 /// Largest header that readers of the format accept.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// The tensor called so. The file is read from its header on, not mapped or read whole.
-pub fn read(wanted: &Wanted<'_>) -> Result<Vec<f32>, Error> {
+/// The file, its size, its header and where that ends. It is not mapped or read whole.
+fn open(wanted: &Wanted<'_>) -> Result<(File, u64, Metadata, u64), Error> {
     let (mut file, file_bytes) = wanted.open()?;
     let invalid = |reason: String| wanted.invalid(FORMAT, reason);
     let failed = |error: io::Error| invalid(error.to_string());
@@ -35,6 +37,21 @@ pub fn read(wanted: &Wanted<'_>) -> Result<Vec<f32>, Error> {
     file.read_exact(&mut header).map_err(failed)?;
     let header: Metadata =
         serde_json::from_slice(&header).map_err(|error| invalid(shown(&error.to_string())))?;
+    Ok((file, file_bytes, header, LENGTH_BYTES + length))
+}
+
+/// What the file's metadata says of its tiles.
+pub fn attributes(wanted: &Wanted<'_>) -> Result<Attributes, Error> {
+    let (_, _, header, _) = open(wanted)?;
+    let metadata = header.metadata().iter().flatten();
+    let read = metadata.filter_map(|(name, text)| Some((known(name)?, Value::of_text(text))));
+    Ok(read.collect())
+}
+
+/// The tensor called so.
+pub fn read(wanted: &Wanted<'_>) -> Result<Vec<f32>, Error> {
+    let (mut file, file_bytes, header, data) = open(wanted)?;
+    let failed = |error: io::Error| wanted.invalid(FORMAT, error);
     let Some(info) = header.info(wanted.name) else {
         let names = header.offset_keys();
         return Err(wanted.missing(names.iter().map(String::as_str)));
@@ -50,7 +67,7 @@ pub fn read(wanted: &Wanted<'_>) -> Result<Vec<f32>, Error> {
         Dtype::U64 => Ok(Element::U64),
         other => Err(other.to_string()),
     };
-    let begin = (LENGTH_BYTES + length).saturating_add(info.data_offsets.0 as u64);
+    let begin = data.saturating_add(info.data_offsets.0 as u64);
     let array = Array {
         wanted,
         format: FORMAT,

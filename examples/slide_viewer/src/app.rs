@@ -122,7 +122,7 @@ impl Viewer {
             fraction: 0.0,
             outcome: String::new(),
             error: None,
-            by_similarity: false,
+            by_similarity: true,
             layer,
             selected: None,
             asked: None,
@@ -178,6 +178,9 @@ impl Viewer {
                 self.trace.say(|| {
                     format!("ready tiles {tiles} columns {columns} rows {rows} leased {leased}")
                 });
+                self.selected = grid.middle_tile();
+                let size = &ready.tile_size;
+                self.trace.say(|| format!("tile size {size}"));
                 self.slide = Some((ready, grid));
                 self.stage = Stage::Idle;
             }
@@ -314,6 +317,8 @@ impl Viewer {
             let gflop = ready.plan.flop as f64 / 1e9;
             let text = format!("{tiles} tiles, {layers} layers, {gflop:.1} GFLOP");
             ui.label(RichText::new(text).weak());
+            let text = format!("tiles of {}", ready.tile_size);
+            ui.label(RichText::new(text).weak());
         }
         section(ui, "Encoding");
         self.run_controls(ui);
@@ -373,10 +378,10 @@ impl Viewer {
 
     fn colour_controls(&mut self, ui: &mut Ui) {
         ui.horizontal(|ui| {
-            let attention = ui.radio_value(&mut self.by_similarity, false, "attention of CLS");
-            self.trace.widget(ui, "attention", attention.rect);
             let similarity = ui.radio_value(&mut self.by_similarity, true, "similarity");
             self.trace.widget(ui, "similarity", similarity.rect);
+            let attention = ui.radio_value(&mut self.by_similarity, false, "attention of CLS");
+            self.trace.widget(ui, "attention", attention.rect);
         });
         if let Some((ready, _)) = &self.slide {
             let layers = ready.layers;
@@ -393,8 +398,11 @@ impl Viewer {
             (_, true, Some(_)) if !self.keeps(self.layer) => {
                 "states of this layer did not fit (--keep)"
             }
-            (_, true, Some(_)) => "cosine of the states after the layer",
-            (_, false, _) => "weight, all branches, mean of heads",
+            (_, true, Some(_)) => "cosine to the marked tile, of states after the layer",
+            (_, false, _) => {
+                "how much CLS attends to a tile: all branches, mean of heads. The published weights were trained \
+                 without CLS: no map of what matters"
+            }
         };
         ui.label(RichText::new(hint).weak());
         self.legend(ui);

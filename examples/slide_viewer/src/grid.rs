@@ -60,6 +60,18 @@ impl Grid {
         }
     }
 
+    /// The tile nearest to the middle of all.
+    pub fn middle_tile(&self) -> Option<u32> {
+        let [columns, rows] = self.size();
+        let from_middle = |[x, y]: &[u32; 2]| {
+            let off = |at: u32, size: usize| (2 * i64::from(at) + 1 - size as i64).pow(2);
+            off(*x, columns) + off(*y, rows)
+        };
+        let tiles = (0..).zip(&self.cell_of_tile);
+        let nearest = tiles.min_by_key(|(_, cell)| from_middle(cell));
+        nearest.map(|(tile, _)| tile)
+    }
+
     /// Columns and rows of cells.
     pub fn size(&self) -> [usize; 2] {
         self.texture.size()

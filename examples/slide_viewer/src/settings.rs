@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,12 +8,17 @@ use dilated_attention::models::gigapath::{SlideEncoder, SlideEncoderConfig};
 use dilated_attention::recorder::SliceOptions;
 use dilated_attention::{DType, WeightFile};
 use program::Arguments;
+use slide_files::TileSizeChoice;
 
 /// What the command line says.
 #[derive(Debug)]
 pub struct Settings {
     /// Where weights and tiles come from.
     pub source: Source,
+    /// Where the size of tiles comes from.
+    pub tile_size: TileSizeChoice,
+    /// Whether the file may name another encoder than GigaPath's.
+    pub any_encoder: bool,
     /// The model.
     pub config: SlideEncoderConfig,
     /// Time of a slice at the start.
@@ -40,6 +46,7 @@ impl Settings {
         let mut slice = SliceOptions::default().target;
         let (mut keep_mib, mut trace) = (1024u32, false);
         let (mut files, mut drawn) = (Vec::new(), None);
+        let (mut tile_size, mut any_encoder) = (TileSizeChoice::OfFile, false);
         while let Some(argument) = arguments.next_argument()? {
             match argument.option() {
                 Some("--random") => drawn = Some(arguments.value()?),
@@ -55,6 +62,15 @@ impl Settings {
                         }
                     };
                 }
+                Some("--tile-size") => {
+                    let pixels: NonZeroU32 = arguments.value()?;
+                    tile_size = TileSizeChoice::Given(pixels.get());
+                }
+                Some("--force-tile-size") => {
+                    let pixels: NonZeroU32 = arguments.value()?;
+                    tile_size = TileSizeChoice::Forced(pixels.get());
+                }
+                Some("--any-encoder") => any_encoder = true,
                 Some("--layers") => layers = Some(arguments.value()?),
                 Some("--heads") => heads = Some(arguments.value()?),
                 Some("--max-wsi-size") => max_wsi_size = Some(arguments.value()?),
@@ -92,6 +108,8 @@ impl Settings {
         }
         Ok(Self {
             source,
+            tile_size,
+            any_encoder,
             config,
             slice,
             keep_bytes: usize::try_from(u64::from(keep_mib) << 20).unwrap_or(usize::MAX),

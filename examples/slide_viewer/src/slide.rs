@@ -2,19 +2,28 @@
 
 use std::path::Path;
 
-use slide_files::Tiles;
+use slide_files::{TileGeometry, TileSize, Tiles};
+
+use crate::settings::Settings;
 
 /// Kinds of tissue of a drawn slide.
 const KINDS: usize = 5;
 
-/// Tiles of a file.
-pub fn read(path: &Path, feature_dim: usize) -> Result<Tiles, String> {
-    Tiles::read(path, feature_dim).map_err(|error| error.to_string())
+/// Tiles of a file, and their size in the unit of their coordinates.
+pub fn read(path: &Path, settings: &Settings) -> Result<(Tiles, TileSize), String> {
+    let config = &settings.config;
+    let tiles = Tiles::read(path, config.feature_dim).map_err(|error| error.to_string())?;
+    let in_file = |error: slide_files::Error| format!("{}: {error}", path.display());
+    if !settings.any_encoder {
+        tiles.expect_encoder("gigapath").map_err(in_file)?;
+    }
+    let size = tiles.tile_size(settings.tile_size, config.tile_size);
+    Ok((tiles, size.map_err(in_file)?))
 }
 
 /// `count` tiles of the piece of tissue around the middle of a slide, row by row. Features are a mixture of a few kinds, which
 /// change slowly over the slide, and noise.
-pub fn draw(count: usize, feature_dim: usize, tile_size: u32) -> Result<Tiles, String> {
+pub fn draw(count: usize, feature_dim: usize, tile_size: u32) -> Result<(Tiles, TileSize), String> {
     let elements = count.checked_mul(feature_dim).ok_or("too many tiles")?;
     let edge = (2.2 * (count as f64).sqrt()).ceil() as usize + 1;
     // What lies inside a wavy edge, and not in one of its holes, comes first.
@@ -48,10 +57,16 @@ pub fn draw(count: usize, feature_dim: usize, tile_size: u32) -> Result<Tiles, S
         }));
     }
     let place = |[x, y]: [usize; 2]| [x as f32, y as f32].map(|at| at * tile_size as f32);
-    Ok(Tiles {
+    let tiles = Tiles {
         features,
         coords: cells.into_iter().map(place).collect(),
-    })
+        geometry: TileGeometry::default(),
+    };
+    let size = TileSize {
+        pixels: tile_size,
+        because: "as they were drawn".to_owned(),
+    };
+    Ok((tiles, size))
 }
 
 /// How far outside of the tissue a point is, in a square from -1 to 1.

@@ -15,7 +15,7 @@ use dilated_attention::models::gigapath::{
 use dilated_attention::nn::Parameters;
 use dilated_attention::recorder::SliceOptions;
 use dilated_attention::{Context, Error, WeightFile};
-use slide_files::Tiles;
+use slide_files::{TileSize, Tiles};
 
 use crate::settings::{Settings, Source};
 use crate::slide;
@@ -62,6 +62,7 @@ pub enum Message {
 #[derive(Debug)]
 pub struct Ready {
     pub cells: Vec<Cell>,
+    pub tile_size: TileSize,
     pub plan: SlidePlan,
     pub layers: usize,
     /// States that a run keeps: state n is the output of n layers.
@@ -177,12 +178,15 @@ impl Model {
         report: &impl Fn(Message),
     ) -> Result<Self, String> {
         let text = |error: dilated_attention::Error| error.to_string();
-        let config = &settings.config;
+        let mut config = settings.config.clone();
         report(Message::Preparing("reading the slide"));
-        let tiles = match &settings.source {
-            Source::Files { tiles, .. } => slide::read(tiles, config.feature_dim)?,
+        let (tiles, tile_size) = match &settings.source {
+            Source::Files { tiles, .. } => slide::read(tiles, settings)?,
             Source::Drawn(count) => slide::draw(*count, config.feature_dim, config.tile_size)?,
         };
+        // Segment lengths stay those of the weights.
+        config.tile_size = tile_size.pixels;
+        let config = &config;
         let cells = config.cells(&tiles.coords).map_err(text)?;
         let outputs = SlideOutputs {
             states: states_that_fit(config, cells.len(), settings.keep_bytes),
@@ -212,6 +216,7 @@ impl Model {
         context.pool().trim();
         report(Message::Ready(Ready {
             cells,
+            tile_size,
             plan,
             layers: config.num_layers,
             states: outputs.states.clone(),

@@ -334,15 +334,21 @@ fn a_slide_is_encoded_cancelled_looked_at_and_left() {
     let frames = viewer.until("frames").pop().expect("ends with it");
     println!("{}; {frames}", lines.last().expect("ends with it"));
     assert!(number(&frames, "frames") > 10.0, "{frames}");
-    viewer.until("painted attention 8");
-    let attention = display.until(slide, "attention", |picture| {
+    // By similarity to a tile in the middle, before anything is chosen.
+    viewer.until("painted similarity 8");
+    let similarity = display.until(slide, "similarity", |picture| {
         num_colours(picture) > 100 && changed(picture, &empty) > 0.2
     });
 
-    // A click on a tile colours by similarity to it; another layer attends otherwise.
-    display.click(slide.middle());
+    // What CLS attends to is another picture; a click on a tile colours by similarity to it again.
+    display.click(viewer.widget("attention").middle());
+    viewer.until("painted attention 8");
+    let attention = display.until(slide, "attention", |picture| {
+        num_colours(picture) > 100 && changed(picture, &similarity) > 0.2
+    });
+    display.click(slide.at(0.45, 0.55));
     viewer.until("painted similarity 8");
-    display.until(slide, "similarity", |picture| {
+    display.until(slide, "similarity again", |picture| {
         changed(picture, &attention) > 0.2
     });
     display.click(viewer.widget("attention").middle());

@@ -35,7 +35,9 @@ pub struct SlideEncoderConfig {
     pub num_layers: usize,
     /// Elements of a row inside the feed-forward networks.
     pub ffn_dim: usize,
-    /// Edge of a tile, in the unit of coordinates: pixels of level 0.
+    /// Edge of a tile, in the unit of coordinates: pixels of level 0, the slide as it was scanned. A tile of 256 pixels at 20x
+    /// covers 256 of them on a slide scanned at 20x and 512 on one scanned at 40x. Segment lengths do not follow it: they are
+    /// those that the weights were trained with.
     pub tile_size: u32,
     /// Cells of the grid along each direction, at most 65 536.
     pub grid_cells: u32,
@@ -172,7 +174,8 @@ impl SlideEncoderConfig {
     }
 
     /// With the segment lengths that upstream derives from `max_wsi_size`, the longest edge of a slide in pixels: 262 144 by
-    /// default, 250 000 in its fine-tuning script.
+    /// default, 250 000 in its fine-tuning script. It is divided by [`tile_size`](Self::tile_size): of a slide scanned at 40x that is
+    /// changed after this, so that the lengths stay those that the weights were trained with.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when the slide has no whole tile.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! features (tiles, 1536) -> linear -> + position vector of (x, y) -> [CLS, tiles] -> LongNet encoder -> states
-//! states -> CLS or mean of tiles -> norm -> embedding of the slide
+//! states -> mean of tiles, or CLS -> norm -> embedding of the slide
 //! ```
 //! A [`SlideEncoder`] is plain data and pipelines; weights come from [`SlideEncoder::load`]. [`SlideEncoder::encode`] does
 //! everything at once; a [`SlideRun`] hands out the recordings of the work one by one, for applications that submit them when
@@ -11,6 +11,10 @@
 //! **Positions** are not in the checkpoint. A tile at (x, y) lies in cell `(floor(x / tile_size), floor(y / tile_size))` of a
 //! grid of 1000 x 1000, and its position vector is `[sin(y w), cos(y w), sin(x w), cos(x w)]` of the cell, `w_i = 10000^(-4i/D)`.
 //! The two halves are rows of one small table, computed in f64: upstream builds a table of all cells, 3 GB.
+//!
+//! **Which embedding.** Both are returned: of the mean of all tiles ([`SlideOutput::pool`]) and of the CLS token
+//! ([`SlideOutput::cls`]). The authors' own examples pool, with the note that the CLS token is not trained in the slide
+//! encoder's pretraining; their fine-tuning script trains and uses it.
 //!
 //! **Memory.** Features go up in chunks of rows, the encoder runs layer by layer, and of the states only what
 //! [`SlideOutputs`] asks for is kept, so that the peak is five activations of the slide and the weights.
@@ -55,7 +59,7 @@ use crate::weights::{WeightFile, WeightSource};
 /// let weights = encoder.load(&context, &WeightFile::open("slide.safetensors")?)?;
 /// let slide = Slide { features: &vec![0.1; 3 * 1536], coords: &[[0.0, 0.0], [256.0, 0.0], [0.0, 256.0]] };
 /// let output = encoder.encode_blocking(&context, &weights, &[slide], &SlideOutputs::default())?;
-/// assert_eq!(output.cls.len(), 768);
+/// assert_eq!(output.pool.len(), 768);
 /// # Ok::<(), dilated_attention::Error>(())
 /// ```
 #[derive(Clone, Debug)]

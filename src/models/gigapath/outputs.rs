@@ -13,7 +13,8 @@ pub struct SlideOutputs {
     pub states: Vec<usize>,
     /// Tokens after the last layer and the encoder's norm: embeddings of tiles that know of the slide.
     pub encoded: bool,
-    /// In these layers, from 0 on, how much the CLS token attends to every token.
+    /// In these layers, from 0 on, how much the CLS token attends to every token. In the published weights CLS was not
+    /// trained: there this is not a map of what matters.
     pub attention: Vec<usize>,
     /// Features and results need not be finite: returned as they are, instead of an error.
     pub allow_nonfinite: bool,
@@ -29,9 +30,11 @@ pub struct SlideOutput {
     pub tokens: usize,
     /// Elements of a token.
     pub width: usize,
-    /// The CLS token after encoder and norm, (slides, width): what upstream returns by default.
+    /// The CLS token after encoder and norm, (slides, width): for weights that were fine-tuned with it. In the published ones it
+    /// was not trained.
     pub cls: Vec<f32>,
-    /// The norm of the mean of all tiles, (slides, width): upstream's `global_pool`.
+    /// The norm of the mean of all tiles, (slides, width): upstream's `global_pool`, and the embedding of a slide as the
+    /// model's authors use it.
     pub pool: Vec<f32>,
     /// Embeddings of each state, where they were asked for; without the encoder's last norm, as upstream.
     pub layers: Vec<LayerEmbedding>,
@@ -57,8 +60,8 @@ impl SlideOutput {
         };
         let results = (0..self.slides).flat_map(|item| {
             let both = [
-                ("cls", item, rows(&self.cls, item)),
                 ("pool", item, rows(&self.pool, item)),
+                ("cls", item, rows(&self.cls, item)),
             ];
             let layers = self.layers.iter().flat_map(move |layer| {
                 [
@@ -161,7 +164,8 @@ pub struct SlideStates {
     pub values: Vec<f32>,
 }
 
-/// How much the CLS token attends to every token in one layer.
+/// How much the CLS token attends to every token in one layer. In the published weights CLS was not trained, so that a picture
+/// of this is no map of what matters there.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SlideAttention {
     /// Which, from 0 on.
