@@ -544,6 +544,10 @@ fn check_seq_len(what: &'static str, seq_len: u32) -> Result<()> {
     Ok(())
 }
 
+/// What to do with sequences of different lengths.
+pub(crate) const UNEQUAL_LENGTHS: &str = "items of different lengths are padded to the longest, and \
+     AttentionShape::with_valid_lens tells their own";
+
 fn check_valid_lens(what: &'static str, batch: u32, seq_len: u32, lens: &[u32]) -> Result<()> {
     if lens.len() != batch as usize {
         return Err(Error::InvalidShape {

@@ -54,12 +54,12 @@ pub enum Error {
     },
     /// A plan needs more memory than it may.
     #[error(
-        "{what} needs {requested_bytes} bytes, the budget is {budget_bytes}: shorten the input, take activations in half precision or raise the budget"
+        "{what} needs {requested_bytes} bytes in buffers of the pool's sizes, the budget is {budget_bytes}: shorten the input, take activations in half precision or raise the budget"
     )]
     PlanOverBudget {
         /// What was planned.
         what: &'static str,
-        /// Bytes it needs.
+        /// Bytes of the buffers it needs, each rounded up to its size class: the smallest budget that suffices.
         requested_bytes: u64,
         /// The budget.
         budget_bytes: u64,
@@ -86,7 +86,7 @@ pub enum Error {
     },
     /// A slice does not have as many elements as the shape it comes with.
     #[error(
-        "{label}: {given} elements for a shape of {expected}; pass exactly as many as the shape has"
+        "{label}: {given} elements for a shape of {expected}; pass exactly as many as the shape has (items of different lengths are padded to the longest, and AttentionShape::with_valid_lens tells their own)"
     )]
     LengthMismatch {
         /// Label of the tensor.
@@ -108,10 +108,10 @@ pub enum Error {
     },
     /// A tensor or recording belongs to another [`Context`](crate::Context), that is, to one with another pool.
     #[error(
-        "{what} belongs to another context (device {given}, this is device {expected}): download it there and upload it here"
+        "{what} belongs to another context (to pool {given}, this call's is pool {expected}): use what this context has made; elements get here by a download there and an upload here"
     )]
     ForeignDevice {
-        /// Name of the tensor.
+        /// Name of the tensor, or the recorder.
         what: &'static str,
         /// Number of the pool it belongs to, unique in the process.
         given: u64,
@@ -180,7 +180,7 @@ pub enum Error {
     },
     /// The pool's hard budget does not allow another buffer, and nothing cached is left to give up.
     #[error(
-        "'{label}' needs {requested_bytes} bytes, but the pool's budget is {budget_bytes} bytes and {leased_bytes} are in use: raise the budget or drop tensors first\n{report}"
+        "'{label}' needs a buffer of {requested_bytes} bytes (what was asked for, rounded up to a size class), but the pool's budget is {budget_bytes} bytes and {leased_bytes} are in use: raise the budget or drop tensors first\n{report}"
     )]
     BudgetExceeded {
         /// Label of the request.
@@ -196,7 +196,7 @@ pub enum Error {
     },
     /// The device has no memory left, after everything cached was given up.
     #[error(
-        "the device has no memory for '{label}' of {requested_bytes} bytes, with {leased_bytes} in use: drop tensors or shorten the input\n{report}"
+        "the device has no memory for '{label}', a buffer of {requested_bytes} bytes (what was asked for, rounded up to a size class), with {leased_bytes} in use: drop tensors or shorten the input\n{report}"
     )]
     OutOfMemory {
         /// Label of the request.
@@ -236,20 +236,35 @@ pub enum Error {
         /// The adapter's words.
         reason: String,
     },
-    /// A download was waited for before its recording was submitted.
-    #[error(
-        "'{label}' was recorded for download but not submitted: submit the recording (or the encoder it went to), then wait again"
-    )]
+    /// A recording was submitted that reads a tensor which holds no result. It has no effect then.
+    #[error("'{reader}' reads '{label}', but {}{reason}", match writer {
+        Some(writer) => format!("the recording '{writer}' that writes it "),
+        None => String::new(),
+    })]
+    NotWritten {
+        /// Label of the tensor.
+        label: &'static str,
+        /// Label of the recording that was submitted.
+        reader: &'static str,
+        /// Label of the recording that was to write the tensor, if there is one.
+        writer: Option<&'static str>,
+        /// What became of that, and the next step.
+        reason: &'static str,
+    },
+    /// A download was waited for before its recording was submitted, or submitted far enough.
+    #[error("'{label}' was recorded for download but not submitted: {next_step}, then wait again")]
     NotSubmitted {
         /// Label of the download.
         label: &'static str,
+        /// What to do: submit the recording or the encoder that it went to, or advance its slices.
+        next_step: &'static str,
     },
-    /// A download was waited for after its recording or encoder had been dropped unsubmitted.
-    #[error("'{label}' will never arrive: {reason}; record it again")]
+    /// A download was waited for that never comes: what it belongs to was dropped, cancelled or refused, or runs nowhere.
+    #[error("'{label}' will never arrive: {reason}")]
     DownloadAbandoned {
         /// Label of the download.
         label: &'static str,
-        /// What was dropped.
+        /// What became of that, and the next step.
         reason: &'static str,
     },
     /// The device is lost; nothing on it can be read any more.

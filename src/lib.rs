@@ -62,7 +62,8 @@ pub mod weights;
 #[doc = include_str!("../docs/from_checkpoint_to_desktop_app.md")]
 pub mod guide {}
 
-// beside: errors, and the f64 oracle
+// beside: errors, what was written, and the f64 oracle
+mod contents;
 pub mod error;
 mod poller;
 pub mod reference;

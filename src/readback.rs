@@ -3,15 +3,23 @@
 //! A [`Download`] is made by [`Recorder::download`](crate::Recorder::download), filled when its recording was submitted and the
 //! device is done, and read by [`wait`](Download::wait) (blocking) or `.await` (any executor). Its buffer goes back to the
 //! pool when both the download and the device have let go of it.
+//!
+//! **Seals.** That a buffer could be mapped says nothing of what is in it: wgpu maps the buffers of an encoder also when it
+//! refused to run the encoder, and then the buffer holds what a download before left there. So behind the elements lie eight
+//! bytes that the recording writes after them, a number that no other readback has or had. Only with that number there the
+//! elements are the download's. (Whatever else may lie there is elements of an earlier, larger download: those are equal to it
+//! with a probability of 2^-64.)
 
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::nn::Random;
 use crate::poller::Poller;
 use crate::pool::Lease;
 use crate::scope;
@@ -31,16 +39,30 @@ const POLL_PERIOD: Duration = Duration::from_millis(1);
 enum Stage {
     /// In a recording that was not submitted yet.
     Recorded,
+    /// In a sliced submission that was not advanced as far yet.
+    Slicing,
     /// In an encoder of the application's; whether that was submitted, only the application knows.
     Encoded,
     /// On the way: the device will call back.
     Submitted,
-    /// Mapped.
+    /// Mapped, and sealed by the submission that it belongs to.
     Ready,
+    /// Mapped, but nothing wrote it.
+    Unsealed,
     /// They will never come: this was dropped unsubmitted.
     Abandoned(&'static str),
     /// They will never come: the device could not map them.
     Lost,
+}
+
+impl Stage {
+    /// Whether the bytes may come yet.
+    fn is_pending(self) -> bool {
+        matches!(
+            self,
+            Self::Recorded | Self::Slicing | Self::Encoded | Self::Submitted
+        )
+    }
 }
 
 #[derive(Debug)]
@@ -53,23 +75,75 @@ struct Progress {
 #[derive(Debug)]
 pub(crate) struct Readback {
     lease: Lease,
+    /// What the recording writes behind the elements.
+    seal: [u8; SEAL_BYTES],
     device: wgpu::Device,
     progress: Mutex<Progress>,
     /// Signalled when the stage changes.
     changed: Condvar,
 }
 
+/// Bytes of a seal. It begins at a multiple of as many, where a mapped range may.
+const SEAL_BYTES: usize = 8;
+
+/// Bytes of a buffer for `bytes` of elements and a seal.
+pub(crate) fn sealed_bytes(bytes: u64) -> Option<u64> {
+    let seal = SEAL_BYTES as u64;
+    bytes.checked_next_multiple_of(seal)?.checked_add(seal)
+}
+
+/// A number that no other readback of this process has: a count, mixed (one to one) so that elements hardly ever equal it.
+fn new_seal() -> [u8; SEAL_BYTES] {
+    static COUNT: AtomicU64 = AtomicU64::new(1);
+    Random::new(COUNT.fetch_add(1, Ordering::Relaxed), 0)
+        .bits()
+        .to_le_bytes()
+}
+
 impl Readback {
-    pub fn new(lease: Lease, device: wgpu::Device) -> Arc<Self> {
+    pub fn new(context: &crate::Context, lease: Lease) -> Arc<Self> {
         Arc::new(Self {
             lease,
-            device,
+            seal: new_seal(),
+            device: context.device().clone(),
             progress: Mutex::new(Progress {
                 stage: Stage::Recorded,
                 waker: None,
             }),
             changed: Condvar::new(),
         })
+    }
+
+    pub fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    pub fn seal(&self) -> [u8; SEAL_BYTES] {
+        self.seal
+    }
+
+    pub fn seal_offset(&self) -> u64 {
+        self.lease.requested_bytes() - SEAL_BYTES as u64
+    }
+
+    /// What a mapping has brought.
+    fn mapped(&self) -> Stage {
+        let range = self.seal_offset()..self.lease.requested_bytes();
+        match self.lease.buffer().get_mapped_range(range) {
+            Ok(view) if view[..] == self.seal => Stage::Ready,
+            Ok(_) => Stage::Unsealed,
+            Err(_) => Stage::Lost,
+        }
+    }
+
+    /// Whether the submission that it belongs to has run, and the elements are here.
+    pub fn is_ready(&self) -> bool {
+        self.lock().stage == Stage::Ready
+    }
+
+    /// The recording is submitted in slices.
+    pub fn in_slices(&self) {
+        self.set(Stage::Slicing);
     }
 
     fn lock(&self) -> MutexGuard<'_, Progress> {
@@ -96,10 +170,11 @@ impl Readback {
         }
     }
 
-    /// Fails the download if its recording goes away unsubmitted.
-    pub fn abandon(&self) {
-        if self.lock().stage == Stage::Recorded {
-            self.set(Stage::Abandoned("its recording was dropped unsubmitted"));
+    /// Fails the download, for `reason`, if its recording goes away unsubmitted.
+    pub fn abandon(&self, reason: &'static str) {
+        let stage = self.lock().stage;
+        if matches!(stage, Stage::Recorded | Stage::Slicing) {
+            self.set(Stage::Abandoned(reason));
         }
     }
 
@@ -122,7 +197,7 @@ impl Readback {
 impl Drop for Readback {
     fn drop(&mut self) {
         // Buffers wait unmapped in the pool. One of a lost device has been destroyed, which wgpu reports.
-        if self.lock().stage == Stage::Ready {
+        if matches!(self.lock().stage, Stage::Ready | Stage::Unsealed) {
             let _ = scope::catch(&self.device, || self.lease.buffer().unmap());
         }
     }
@@ -138,7 +213,7 @@ impl MapCallback {
     fn call(mut self, result: Result<(), wgpu::BufferAsyncError>) {
         self.called = true;
         self.readback.set(match result {
-            Ok(()) => Stage::Ready,
+            Ok(()) => self.readback.mapped(),
             Err(_) => Stage::Lost,
         });
     }
@@ -147,8 +222,9 @@ impl MapCallback {
 impl Drop for MapCallback {
     fn drop(&mut self) {
         if !self.called {
-            self.readback
-                .set(Stage::Abandoned("its encoder was dropped unsubmitted"));
+            self.readback.set(Stage::Abandoned(
+                "its encoder was dropped unsubmitted: record it again",
+            ));
         }
     }
 }
@@ -179,7 +255,8 @@ impl<T: Element> Download<T> {
     ///
     /// # Errors
     /// [`Error::NotSubmitted`] while the recording (or the embedder's encoder) was not submitted: submit it and wait
-    /// again. [`Error::DownloadAbandoned`] and [`Error::DeviceLost`] when the elements will never come.
+    /// again. [`Error::DownloadAbandoned`] (also where wgpu refused to run the encoder) and [`Error::DeviceLost`] when the
+    /// elements will never come.
     pub fn wait(&self) -> Result<Vec<T>> {
         for _ in 0..IDLE_ROUNDS {
             if let Some(result) = self.result() {
@@ -193,12 +270,12 @@ impl<T: Element> Download<T> {
             // Another thread's poll may be the one that is about to call back.
             let progress = self.readback.lock();
             let before = progress.stage;
-            if matches!(before, Stage::Recorded | Stage::Encoded | Stage::Submitted) {
+            if before.is_pending() {
                 let waited = self.readback.changed.wait_timeout(progress, CALLBACK_GRACE);
                 let (progress, _) = waited.unwrap_or_else(PoisonError::into_inner);
                 if progress.stage == before && before != Stage::Submitted {
                     drop(progress);
-                    return Err(self.not_submitted());
+                    return Err(self.not_submitted(before));
                 }
             }
         }
@@ -210,13 +287,17 @@ impl<T: Element> Download<T> {
     /// Whether [`wait`](Self::wait) would return at once. Never blocks; something has to poll the device meanwhile
     /// ([`Context::poll`](crate::Context::poll), or any submission).
     pub fn is_ready(&self) -> bool {
-        let stage = self.readback.lock().stage;
-        !matches!(stage, Stage::Recorded | Stage::Encoded | Stage::Submitted)
+        !self.readback.lock().stage.is_pending()
     }
 
-    fn not_submitted(&self) -> Error {
+    fn not_submitted(&self, stage: Stage) -> Error {
         Error::NotSubmitted {
             label: self.readback.lease.label(),
+            next_step: match stage {
+                Stage::Slicing => "advance its sliced submission further",
+                Stage::Encoded => "submit the encoder that its recording went to",
+                _ => "submit its recording",
+            },
         }
     }
 
@@ -224,15 +305,19 @@ impl<T: Element> Download<T> {
     fn result(&self) -> Option<Result<Vec<T>>> {
         let stage = self.readback.lock().stage;
         match stage {
-            Stage::Recorded | Stage::Encoded | Stage::Submitted => None,
+            _ if stage.is_pending() => None,
+            Stage::Ready => Some(self.read()),
+            Stage::Unsealed => Some(Err(Error::DownloadAbandoned {
+                label: self.readback.lease.label(),
+                reason: "wgpu refused to run the encoder that it is in: see its error, then record it again",
+            })),
             Stage::Abandoned(reason) => Some(Err(Error::DownloadAbandoned {
                 label: self.readback.lease.label(),
                 reason,
             })),
-            Stage::Lost => Some(Err(Error::DeviceLost {
+            _ => Some(Err(Error::DeviceLost {
                 reason: "a buffer could not be mapped".to_owned(),
             })),
-            Stage::Ready => Some(self.read()),
         }
     }
 
@@ -259,14 +344,14 @@ impl<T: Element> Future for Download<T> {
         {
             let mut progress = self.readback.lock();
             match progress.stage {
-                Stage::Recorded => {
+                stage @ (Stage::Recorded | Stage::Slicing) => {
                     drop(progress);
-                    return Poll::Ready(Err(self.not_submitted()));
+                    return Poll::Ready(Err(self.not_submitted(stage)));
                 }
                 Stage::Encoded | Stage::Submitted => {
                     progress.waker = Some(context.waker().clone());
                 }
-                Stage::Ready | Stage::Abandoned(_) | Stage::Lost => {}
+                Stage::Ready | Stage::Unsealed | Stage::Abandoned(_) | Stage::Lost => {}
             }
         }
         if let Some(result) = self.result() {

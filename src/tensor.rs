@@ -5,7 +5,9 @@
 //! ranges that one binding may cover, so that a tensor may be larger than a binding.
 
 use std::fmt;
+use std::sync::Arc;
 
+use crate::contents::Contents;
 use crate::error::{Error, Result};
 use crate::plan::ByteRange;
 use crate::pool::Lease;
@@ -69,6 +71,10 @@ impl Element for u32 {
 
 /// An array on the device, row-major. Clones share the storage, which goes back to the pool with the last of them (and
 /// not before every recording that uses it was submitted).
+///
+/// A tensor knows whether what writes it was submitted. A recording that reads one which was never written, or whose writer is
+/// not submitted yet, was dropped or was cancelled on the way, is refused when it is submitted:
+/// [`Error::NotWritten`](crate::Error::NotWritten).
 #[derive(Clone, Debug)]
 pub struct Tensor {
     shape: Box<[usize]>,
@@ -76,6 +82,9 @@ pub struct Tensor {
     storage: Lease,
     /// Where in the storage the elements begin; an offset that bindings may have.
     offset: u64,
+    contents: Arc<Contents>,
+    /// Whether the contents are those of a larger tensor.
+    is_part: bool,
 }
 
 impl Tensor {
@@ -83,8 +92,23 @@ impl Tensor {
         Self {
             shape: shape.into(),
             dtype,
+            contents: Contents::new(storage.label()),
             storage,
             offset,
+            is_part: false,
+        }
+    }
+
+    /// A part of the tensor's storage as a tensor of its own, from the byte `offset` on, a multiple of 4. Kernels can bind it
+    /// only where that is a multiple of the device's alignment; copies need no more.
+    pub(crate) fn part(&self, shape: &[usize], offset: u64) -> Self {
+        Self {
+            shape: shape.into(),
+            dtype: self.dtype,
+            storage: self.storage.clone(),
+            offset: self.offset + offset,
+            contents: self.contents.clone(),
+            is_part: true,
         }
     }
 
@@ -115,6 +139,16 @@ impl Tensor {
 
     pub(crate) fn lease(&self) -> &Lease {
         &self.storage
+    }
+
+    /// Whether it was written.
+    pub(crate) fn contents(&self) -> &Arc<Contents> {
+        &self.contents
+    }
+
+    /// Whether the contents are those of a larger tensor.
+    pub(crate) fn is_part(&self) -> bool {
+        self.is_part
     }
 
     /// The range of the storage that holds the bytes `range` of this tensor.

@@ -49,8 +49,8 @@ impl EncoderLayer {
         let mut config = LongNetConfig::encoder(attention()?, 1, FFN);
         config.final_norm = false;
         let model = LongNet::new(context, config.clone())?;
-        let mut recorder = context.recorder("weights and input");
-        let weights = model.initial_weights(&mut recorder, 1)?;
+        let weights = model.initial_weights(context, 1)?;
+        let mut recorder = context.recorder("input");
         let mut random = random();
         let elements: Vec<f32> = (0..tokens as usize * WIDTH).map(|_| random()).collect();
         let x = recorder.upload("x", &[1, tokens as usize, WIDTH], &elements)?;
@@ -63,7 +63,7 @@ impl EncoderLayer {
         }
         let shape = AttentionShape::new(1, tokens)?;
         let plan = config
-            .attention
+            .attention()
             .plan_forward(&shape, DType::F32, context.facts())?;
         let products = 2.0 * f64::from(tokens) * (4 * WIDTH * WIDTH + 2 * WIDTH * FFN) as f64;
         Ok(Self {
@@ -105,7 +105,7 @@ impl EncoderLayer {
         let normal = norm("self_attn_layer_norm", &x);
         let [q, k, v] = ["q_proj", "k_proj", "v_proj"].map(|name| self.project(name, &normal));
         let shape = AttentionShape::new(1, self.tokens)?;
-        let attended = reference::forward_rows(&self.config.attention, &shape, &q, &k, &v, &rows)?;
+        let attended = reference::forward_rows(self.config.attention(), &shape, &q, &k, &v, &rows)?;
         let inner = norm("self_attn.inner_attn_ln", &attended.out);
         let mut sum = self.project("out_proj", &inner);
         let residual = rows

@@ -118,12 +118,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     // Moved into it, so that the file can be closed after.
     let weights = match { part } {
         Some(part) => encoder.load(&context, part)?,
-        None => {
-            let mut recorder = context.recorder("weights");
-            let weights = encoder.initial_weights(&mut recorder, 1)?;
-            recorder.submit()?;
-            weights
-        }
+        None => encoder.initial_weights(&context, 1)?,
     };
     context.wait();
     say!(

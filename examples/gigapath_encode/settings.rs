@@ -81,12 +81,12 @@ impl Settings {
             match argument.option() {
                 Some("--random") => settings.random_tiles = Some(arguments.value()?),
                 Some("--tile-size") => {
-                    let pixels: NonZeroU32 = arguments.value()?;
-                    settings.tile_size = TileSizeChoice::Given(pixels.get());
+                    settings.tile_size =
+                        TileSizeChoice::Given(arguments.value::<NonZeroU32>()?.get());
                 }
                 Some("--force-tile-size") => {
-                    let pixels: NonZeroU32 = arguments.value()?;
-                    settings.tile_size = TileSizeChoice::Forced(pixels.get());
+                    settings.tile_size =
+                        TileSizeChoice::Forced(arguments.value::<NonZeroU32>()?.get());
                 }
                 Some("--any-encoder") => settings.any_encoder = true,
                 Some("--pool") => {

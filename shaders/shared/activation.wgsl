@@ -2,6 +2,7 @@
 
 const RELU: u32 = 1u;
 const GELU: u32 = 2u;
+const SILU: u32 = 3u;
 
 const SQRT_HALF: f32 = 0.7071067811865476;
 const INV_SQRT_2_PI: f32 = 0.3989422804014327;
@@ -16,10 +17,21 @@ fn erf(x: Cell) -> Cell {
     return sign(x) * (1.0 - tail);
 }
 
+// Below this 1 / (1 + exp(-x)) is less than 2e-38, nearly the smallest normal number; from here on it is 0.
+const SIGMOID_BEGIN: f32 = -87.0;
+
+// 1 / (1 + exp(-x)). The exponent is never positive, so that nothing overflows.
+fn sigmoid(x: Cell) -> Cell {
+    let e = exp(-min(abs(x), Cell(-SIGMOID_BEGIN)));
+    let s = select(e, Cell(1.0), x >= Cell()) / (1.0 + e);
+    return select(s, Cell(), x < Cell(SIGMOID_BEGIN));
+}
+
 fn activate(x: Cell) -> Cell {
     switch (ACTIVATION) {
         case RELU: { return max(x, Cell()); }
         case GELU: { return 0.5 * x * (1.0 + erf(x * SQRT_HALF)); }
+        case SILU: { return x * sigmoid(x); }
         default: { return x; }
     }
 }
@@ -31,6 +43,10 @@ fn activation_slope(x: Cell) -> Cell {
             // Vanishes before x can grow.
             let density = select(Cell(), INV_SQRT_2_PI * exp(-0.5 * x * x), abs(x) < Cell(13.0));
             return fma(x, density, 0.5 * (1.0 + erf(x * SQRT_HALF)));
+        }
+        case SILU: {
+            let s = sigmoid(x);
+            return fma(x * s, sigmoid(-x), s);
         }
         default: { return Cell(1.0); }
     }

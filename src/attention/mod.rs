@@ -6,7 +6,7 @@ mod weights;
 
 pub use backward::Gradients;
 
-use crate::config::{AttentionShape, DilatedAttentionConfig};
+use crate::config::{AttentionShape, DilatedAttentionConfig, UNEQUAL_LENGTHS};
 use crate::context::{Context, WarmUp};
 use crate::error::{Error, Result};
 use crate::kernel::backward::BackwardVariant;
@@ -278,7 +278,20 @@ impl DilatedAttention {
             });
         }
         for (what, tensor) in tensors {
-            tensor.expect(what, shape, dtype, pool_id)?;
+            tensor
+                .expect(what, shape, dtype, pool_id)
+                .map_err(|error| match error {
+                    Error::InvalidShape { what, given, need } if tensor.shape().len() == 4 => {
+                        Error::InvalidShape {
+                            what,
+                            given,
+                            need: format!(
+                                "{need} (batch, tokens, heads, elements; {UNEQUAL_LENGTHS})"
+                            ),
+                        }
+                    }
+                    error => error,
+                })?;
         }
         Ok(())
     }

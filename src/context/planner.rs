@@ -23,8 +23,7 @@ impl Context {
     /// let planner = Context::planner(DeviceFacts::webgpu_defaults());
     /// let attention = DilatedAttentionConfig::new(8, 32, &[1024], &[1])?;
     /// let model = LongNet::new(&planner, LongNetConfig::encoder(attention, 4, 1024))?;
-    /// let mut recorder = planner.recorder("weights");
-    /// let weights = model.initial_weights(&mut recorder, 0)?;
+    /// let weights = model.initial_weights(&planner, 0)?;
     /// assert!(planner.pool().stats().requested_bytes.peak > 4 * model.parameters().num_elements());
     /// # drop(weights);
     /// # Ok::<(), dilated_attention::Error>(())

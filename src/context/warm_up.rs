@@ -105,7 +105,7 @@ impl Context {
     fn dispatch_nothing(&self, kernel: Kernel) -> Result<()> {
         let mut recorder = self.recorder("warm up");
         // What is read and what is written must not be one buffer, even in a dispatch of nothing.
-        let read = recorder.empty("warm up", &[BINDING_BYTES / 4], DType::F32)?;
+        let read = recorder.zeros("warm up", &[BINDING_BYTES / 4], DType::F32)?;
         let written = recorder.empty("warm up", &[BINDING_BYTES / 4], DType::F32)?;
         let bindings: Vec<_> = kernel
             .bindings()

@@ -12,11 +12,23 @@ pub enum Activation {
     Relu,
     /// `x/2 (1 + erf(x / sqrt 2))`, exact to the rounding of single precision (Hendrycks and Gimpel 2016).
     Gelu,
+    /// `x / (1 + exp(-x))`, also called swish (Elfwing et al. 2017; Ramachandran et al. 2017).
+    Silu,
 }
 
 impl Activation {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Identity, Self::Relu, Self::Gelu];
+    pub const ALL: [Self; 4] = [Self::Identity, Self::Relu, Self::Gelu, Self::Silu];
+
+    /// The one that torchscale's `activation_fn` calls so: `relu`, `gelu` or `swish`, which PyTorch calls `silu`.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "relu" => Some(Self::Relu),
+            "gelu" => Some(Self::Gelu),
+            "swish" | "silu" => Some(Self::Silu),
+            _ => None,
+        }
+    }
 
     /// Its number in `shared/activation.wgsl`.
     pub(super) fn number(self) -> u32 {
@@ -24,6 +36,7 @@ impl Activation {
             Self::Identity => 0,
             Self::Relu => 1,
             Self::Gelu => 2,
+            Self::Silu => 3,
         }
     }
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::LongNet;
 use crate::config::Mask;
+use crate::contents::Contents;
 use crate::error::{Error, Result};
 use crate::nn::ParameterList;
 use crate::ops::{Positions, Rotations};
@@ -21,8 +22,8 @@ use crate::tensor::{DType, Tensor};
 
 /// Keys and values of the tokens so far, of one model and batch.
 ///
-/// Steps are recorded like everything else: a step whose recording is dropped has not happened. [`truncate`](Self::truncate)
-/// then takes the cache back to the length it had. Buffers that it grew out of are kept for that until the recording which
+/// Steps are recorded like everything else: a step whose recording is dropped has not happened, and recordings that go on from
+/// it are refused ([`Error::NotWritten`]). [`truncate`](Self::truncate) then takes the cache back to the length it had. Buffers that it grew out of are kept for that until the recording which
 /// copied them has run.
 #[derive(Clone, Debug)]
 pub struct KvCache {
@@ -34,6 +35,8 @@ pub struct KvCache {
     pub(super) rotations: Option<Rotations>,
     /// Oldest first.
     outgrown: Vec<Outgrown>,
+    /// Whether the recordings that computed the tokens from each number on were submitted, oldest first.
+    computed: Vec<(u32, Arc<Contents>)>,
 }
 
 /// Buffers that were too small for more than `len` tokens.
@@ -83,6 +86,7 @@ impl KvCache {
             self.rotations = smaller.rotations;
         }
         self.release_copied();
+        self.computed.retain(|(first, _)| *first < self.len);
         if self.len == 0 {
             self.layers.iter_mut().for_each(|layer| layer.cross = None);
         }
@@ -92,6 +96,22 @@ impl KvCache {
     pub(super) fn release_copied(&mut self) {
         let copied = |download: &Download<f32>| download.is_ready() && download.wait().is_ok();
         self.outgrown.retain(|smaller| !copied(&smaller.copied));
+    }
+
+    /// What is recorded next reads the tokens so far.
+    pub(super) fn reads(&mut self, recorder: &mut Recorder) {
+        self.computed.retain(|(_, tokens)| !tokens.are_held());
+        for (_, tokens) in &self.computed {
+            recorder.needs(tokens);
+        }
+    }
+
+    /// What was recorded last has computed the tokens from the last one on, to make `len`.
+    pub(super) fn extend(&mut self, recorder: &mut Recorder, len: u32) {
+        let tokens = Contents::new("cached tokens");
+        recorder.fills(&tokens);
+        self.computed.push((self.len, tokens));
+        self.len = len;
     }
 
     /// Keys and values of layer `layer`, (batch, capacity, H, D), of which the first [`len`](Self::len) tokens are set.
@@ -118,7 +138,7 @@ impl LongNet {
     /// [`Error::InvalidConfig`] for a model without causal mask, or with xPos and segments that allow no fixed centre; the
     /// errors of leasing.
     pub fn new_cache(&self, recorder: &mut Recorder, batch: u32, capacity: u32) -> Result<KvCache> {
-        self.expect_causal()?;
+        self.expect_causal("decoding")?;
         let capacity = capacity.max(1);
         let keeps_queries = self.config.rows_move();
         let mut layers = Vec::new();
@@ -143,16 +163,21 @@ impl LongNet {
             layers,
             rotations: self.cache_rotations(recorder, capacity)?,
             outgrown: Vec::new(),
+            computed: Vec::new(),
         })
     }
 
-    pub(super) fn expect_causal(&self) -> Result<()> {
-        match self.config.attention.get_mask() {
+    /// Whether no token sees what follows it, which `what` depends on.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`].
+    pub(crate) fn expect_causal(&self, what: &'static str) -> Result<()> {
+        match self.config.attention().get_mask() {
             Mask::Causal => Ok(()),
             Mask::Full => Err(Error::InvalidConfig {
-                what: "decoding",
+                what,
                 given: "a model without causal mask".to_owned(),
-                need: "LongNetConfig::decoder",
+                need: "one made by LongNetConfig::decoder: a token must not see those after it",
             }),
         }
     }
@@ -164,7 +189,7 @@ impl LongNet {
         batch: u32,
         capacity: u32,
     ) -> Result<Tensor> {
-        let config = &self.config.attention;
+        let config = self.config.attention();
         let shape = [batch, capacity, config.num_heads(), config.head_dim()];
         let shape = shape.map(|dim| dim as usize);
         recorder.empty(label, &shape, self.config.activations)
@@ -175,7 +200,7 @@ impl LongNet {
             return Ok(None);
         };
         self.config.decode_positions(0, capacity)?;
-        let head_dim = self.config.attention.head_dim();
+        let head_dim = self.config.attention().head_dim();
         Rotations::upload(recorder, head_dim, capacity, base).map(Some)
     }
 
@@ -215,6 +240,7 @@ impl LongNet {
             rotations: cache.rotations.take(),
             copied: Arc::new(recorder.download(&copied)?),
         };
+        larger.computed = std::mem::take(&mut cache.computed);
         larger.outgrown = std::mem::take(&mut cache.outgrown);
         larger.outgrown.push(smaller);
         *cache = larger;

@@ -13,6 +13,12 @@ const ONE_CENTRE: u32 = 32_768;
 /// smaller bases blocks are smaller in proportion.
 const MAX_BLOCK: u32 = 65_536;
 
+/// Most layers: far more than any model has, and few enough that a number by mistake is an error at once.
+const MAX_LAYERS: usize = 1 << 16;
+
+/// Learned positions are fewer: with the rows before the first one, rows and their bytes can be counted.
+const MAX_POSITIONS: u32 = 1 << 31;
+
 /// Which weights make logits of features.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum OutputProjection {
@@ -36,6 +42,10 @@ pub struct CrossAttentionConfig {
 
 /// Options of a [`LongNet`](super::LongNet). Made by [`encoder`](Self::encoder) or [`decoder`](Self::decoder), then changed.
 ///
+/// What the constructors and the other methods derive something from cannot be set apart from it: attention, whose mask a
+/// decoder depends on, is changed by [`with_attention`](Self::with_attention), and the number of layers, from which weights and
+/// residuals are scaled, stays that of the constructor.
+///
 /// ```
 /// use dilated_attention::DilatedAttentionConfig;
 /// use dilated_attention::longnet::{LongNetConfig, OutputProjection};
@@ -49,10 +59,8 @@ pub struct CrossAttentionConfig {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct LongNetConfig {
-    /// Heads, branches and mask of self-attention; heads times their size is the width of the model.
-    pub attention: DilatedAttentionConfig,
-    /// Number of layers.
-    pub num_layers: usize,
+    attention: DilatedAttentionConfig,
+    num_layers: usize,
     /// Elements of a row inside the feed-forward networks.
     pub ffn_dim: usize,
     /// Layer norms come after the residuals instead of before the sublayers.
@@ -95,7 +103,8 @@ pub struct LongNetConfig {
 }
 
 impl LongNetConfig {
-    /// An encoder as LongNet and GigaPath have it: pre-norm with sub-LN, GELU, a final norm; no embedding.
+    /// An encoder as LongNet and GigaPath have it: pre-norm with sub-LN, GELU, a final norm; no embedding. Heads times their
+    /// size is the width of the model; self-attention has the mask of `attention`.
     pub fn encoder(attention: DilatedAttentionConfig, num_layers: usize, ffn_dim: usize) -> Self {
         Self {
             attention,
@@ -128,13 +137,35 @@ impl LongNetConfig {
         Self::encoder(attention.mask(Mask::Causal), num_layers, ffn_dim)
     }
 
-    /// Layer norms before the sublayers alone, none inside.
+    /// The same with other self-attention. A causal mask stays: only `attention`'s heads, branches and semantics replace those
+    /// of before.
+    pub fn with_attention(self, attention: DilatedAttentionConfig) -> Self {
+        let attention = match self.attention.get_mask() {
+            Mask::Causal => attention.mask(Mask::Causal),
+            Mask::Full => attention,
+        };
+        Self { attention, ..self }
+    }
+
+    /// Heads, branches and mask of self-attention; heads times their size is the width of the model.
+    pub fn attention(&self) -> &DilatedAttentionConfig {
+        &self.attention
+    }
+
+    /// Number of layers.
+    pub fn num_layers(&self) -> usize {
+        self.num_layers
+    }
+
+    /// Layer norms before the sublayers and at the end alone, none inside; residuals as they are.
     pub fn pre_norm(self) -> Self {
         Self {
             post_norm: false,
             sub_norm: false,
             projection_norm: ProjectionNorm::None,
+            residual_scale: 1.0,
             initial_gain: 1.0,
+            final_norm: true,
             ..self
         }
     }
@@ -151,7 +182,8 @@ impl LongNetConfig {
     /// DeepNorm for a model of these layers alone: post-norm, residuals times `(2 L)^(1/4)`, weights divided by
     /// `(8 L)^(1/4)` at the start.
     pub fn deep_norm(self) -> Self {
-        let layers = self.num_layers as f32;
+        // Without layers there is nothing to scale.
+        let layers = self.num_layers.max(1) as f32;
         Self {
             residual_scale: (2.0 * layers).powf(0.25),
             initial_gain: (8.0 * layers).powf(-0.25),
@@ -169,6 +201,46 @@ impl LongNetConfig {
                 return invalid(what, probability.to_string(), "at least 0 and below 1");
             }
         }
+        if self.num_layers > MAX_LAYERS {
+            return invalid("num_layers", self.num_layers.to_string(), "at most 65536");
+        }
+        let positive = |value: f32| value > 0.0 && value.is_finite();
+        for (what, value, valid, need) in [
+            (
+                "norm_eps",
+                self.norm_eps,
+                positive(self.norm_eps),
+                "positive and finite",
+            ),
+            (
+                "residual_scale",
+                self.residual_scale,
+                self.residual_scale.is_finite(),
+                "a finite number",
+            ),
+            (
+                "initial_gain",
+                self.initial_gain,
+                self.initial_gain.is_finite(),
+                "a finite number",
+            ),
+            (
+                "embedding_scale",
+                self.embedding_scale,
+                self.embedding_scale.is_finite(),
+                "a finite number",
+            ),
+            (
+                "xpos_scale_base",
+                self.xpos_scale_base.unwrap_or(1.0),
+                self.xpos_scale_base.is_none_or(positive),
+                "positive and finite, or none",
+            ),
+        ] {
+            if !valid {
+                return invalid(what, value.to_string(), need);
+            }
+        }
         match self.activations {
             DType::F32 => {}
             DType::F16 | DType::Bf16 if self.ffn_dim.is_multiple_of(4) => {}
@@ -178,8 +250,16 @@ impl LongNetConfig {
             }
             DType::U32 => return invalid("activations", "u32".to_owned(), "f32, f16 or bf16"),
         }
-        if self.ffn_dim == 0 {
-            return invalid("ffn_dim", "0".to_owned(), "at least 1");
+        if self.ffn_dim == 0 || u32::try_from(self.ffn_dim).is_err() {
+            return invalid(
+                "ffn_dim",
+                self.ffn_dim.to_string(),
+                "at least 1 and below 2^32",
+            );
+        }
+        if let Some(positions @ (0 | MAX_POSITIONS..)) = self.learned_positions {
+            let need = "at least 1 and below 2^31, or none";
+            return invalid("learned_positions", positions.to_string(), need);
         }
         if self.vocab_size == Some(0) {
             return invalid("vocab_size", "0".to_owned(), "at least 1");

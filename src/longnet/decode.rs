@@ -31,7 +31,7 @@ impl LongNet {
         cache: &mut KvCache,
     ) -> Result<Tensor> {
         weights.expect_list("weights", &self.list)?;
-        self.expect_causal()?;
+        self.expect_causal("decoding")?;
         let same_list = Arc::ptr_eq(&cache.list, &self.list) || cache.list == self.list;
         if !same_list || cache.layers.len() != self.layers.len() {
             return Err(Error::OtherModel { what: "cache" });
@@ -62,6 +62,7 @@ impl LongNet {
         // A clone shares the buffers: a failure leaves the given one as it was.
         let mut next = cache.clone();
         next.release_copied();
+        next.reads(recorder);
         self.grow(recorder, &mut next, len)?;
         let features = if first == 0 {
             self.prefill(recorder, weights, embedded, call, &mut next)?
@@ -75,7 +76,7 @@ impl LongNet {
             }
             all
         };
-        next.len = len;
+        next.extend(recorder, len);
         *cache = next;
         Ok(features)
     }

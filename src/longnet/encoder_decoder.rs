@@ -20,10 +20,10 @@ impl EncoderDecoder {
     /// Joins the two.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] when their widths or the types of their activations differ or the decoder does not attend to an
-    /// encoder.
+    /// [`Error::InvalidConfig`] when their widths or the types of their activations differ, the decoder does not attend to an
+    /// encoder or the encoder does.
     pub fn new(context: &Context, encoder: LongNetConfig, decoder: LongNetConfig) -> Result<Self> {
-        let widths = [&encoder, &decoder].map(|config| config.attention.embed_dim());
+        let widths = [&encoder, &decoder].map(|config| config.attention().embed_dim());
         if widths[0] != widths[1] {
             return Err(Error::InvalidConfig {
                 what: "width of the decoder",
@@ -45,9 +45,16 @@ impl EncoderDecoder {
                 need: "attention to the encoder",
             });
         }
+        if encoder.cross_attention.is_some() {
+            return Err(Error::InvalidConfig {
+                what: "encoder",
+                given: "cross_attention".to_owned(),
+                need: "none: nothing comes before it that it could attend to",
+            });
+        }
         let mut list = ParameterList::new();
         // What is dropped in one tells nothing of what is dropped in the other.
-        let after_encoder = 8 * (encoder.num_layers as u64 + 1);
+        let after_encoder = 8 * (encoder.num_layers() as u64 + 1);
         let mut encoder = LongNet::declare(context, &mut list, "encoder.", encoder, 0)?;
         let mut decoder = LongNet::declare(context, &mut list, "decoder.", decoder, after_encoder)?;
         let list = Arc::new(list);

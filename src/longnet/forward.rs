@@ -1,7 +1,7 @@
 //! From tokens or embeddings to features and logits.
 
 use super::{FIRST_POSITION, LongNet};
-use crate::config::AttentionShape;
+use crate::config::{AttentionShape, UNEQUAL_LENGTHS};
 use crate::error::{Error, Result};
 use crate::nn::{Block, LayerNorm, Memory, Parameters, Pass, Sublayer};
 use crate::ops::{Blend, Positions, Rotations, TokenIds, embedding};
@@ -195,7 +195,7 @@ impl LongNet {
                     return Err(Error::InvalidShape {
                         what: "tokens",
                         given: format!("{} ids", ids.len()),
-                        need: format!("{batch} x {seq_len}"),
+                        need: format!("{batch} x {seq_len} ({UNEQUAL_LENGTHS})"),
                     });
                 }
                 let x = recorder.empty("activations", &shape, dtype)?;
@@ -272,7 +272,7 @@ impl LongNet {
             return Ok(None);
         };
         let positions = self.config.positions(first, seq_len, total)?;
-        let head_dim = self.config.attention.head_dim();
+        let head_dim = self.config.attention().head_dim();
         let rotations = Rotations::upload(recorder, head_dim, total, base)?;
         Ok(Some((rotations, positions)))
     }

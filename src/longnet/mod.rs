@@ -80,7 +80,7 @@ impl LongNet {
         first_place: u64,
     ) -> Result<Self> {
         config.check()?;
-        let width = config.attention.embed_dim() as usize;
+        let width = config.attention().embed_dim() as usize;
         let table = |rows: u32| {
             (
                 [rows as usize, width],
@@ -103,7 +103,7 @@ impl LongNet {
         };
         let embedding_norm = norm(list, "layernorm_embedding", config.embedding_norm);
         let mut layers = Vec::new();
-        for index in 0..config.num_layers {
+        for index in 0..config.num_layers() {
             let name = format!("{prefix}layers.{index}");
             let first_place = first_place + index as u64 * 8;
             layers.push(declare_layer(context, list, &name, &config, first_place)?);
@@ -154,12 +154,12 @@ impl LongNet {
         &self.list
     }
 
-    /// Weights to train from; `seed` decides the draws.
+    /// Weights to train from, submitted; `seed` decides the draws.
     ///
     /// # Errors
-    /// Those of leasing and uploading.
-    pub fn initial_weights(&self, recorder: &mut Recorder, seed: u64) -> Result<Parameters> {
-        Parameters::initial(recorder, &self.list, seed)
+    /// Those of leasing, uploading and submitting.
+    pub fn initial_weights(&self, context: &Context, seed: u64) -> Result<Parameters> {
+        Parameters::initial(context, &self.list, seed)
     }
 
     /// Gradients, all 0.
@@ -171,7 +171,7 @@ impl LongNet {
     }
 
     fn width(&self) -> u64 {
-        u64::from(self.config.attention.embed_dim())
+        u64::from(self.config.attention().embed_dim())
     }
 
     /// Whether the model can be trained.
@@ -208,7 +208,7 @@ fn declare_layer(
     config: &LongNetConfig,
     first_place: u64,
 ) -> Result<Vec<Block>> {
-    let width = config.attention.embed_dim() as usize;
+    let width = config.attention().embed_dim() as usize;
     let mut blocks = Vec::new();
     let mut push = |list: &mut ParameterList, norm: &str, sublayer: Sublayer, number: u64| {
         blocks.push(Block {
@@ -232,7 +232,7 @@ fn declare_layer(
         };
     let gain = config.initial_gain;
     let xpos = config.xpos_scale_base.is_some();
-    let own = multihead(&config.attention, config.projection_norm, xpos, gain);
+    let own = multihead(config.attention(), config.projection_norm, xpos, gain);
     let own = Multihead::new(context, list, &format!("{name}.self_attn"), &own)?;
     push(
         list,

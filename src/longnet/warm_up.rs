@@ -4,6 +4,7 @@ use super::{Call, Input, LongNet};
 use crate::config::AttentionShape;
 use crate::context::{Context, WarmUp};
 use crate::error::Result;
+use crate::models::plan::zeros;
 use crate::nn::Parameters;
 use crate::ops::TokenIds;
 use crate::tensor::DType;
@@ -28,7 +29,8 @@ impl LongNet {
                 call.memory = Some((memory, AttentionShape::cross(batch, len, len)?));
             }
             let output = if let Some(rows) = self.config.vocab_size {
-                let ids = vec![0; batch as usize * len as usize];
+                let count = usize::try_from(u64::from(batch) * u64::from(len)).ok();
+                let ids = zeros("tokens", format!("{batch} x {len}"), count)?;
                 let tokens = TokenIds::upload(&mut recorder, &ids, rows)?;
                 let input = Input::Tokens(&tokens);
                 model.forward(&mut recorder, &weights, input, &call, false)?

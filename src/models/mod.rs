@@ -11,7 +11,7 @@
 mod finite;
 pub mod gigapath;
 pub mod longvit;
-mod plan;
+pub(crate) mod plan;
 mod recordings;
 
 pub use finite::{NonFiniteResult, Origin, Token};

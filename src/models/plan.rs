@@ -22,9 +22,10 @@ pub struct ModelPlan {
     pub num_tokens: u64,
     /// Bytes of the weights.
     pub weight_bytes: u64,
-    /// Most bytes that are asked for at one moment, weights and staging included.
+    /// Most bytes that are asked for at one moment of the run, weights and staging included.
     pub requested_bytes: u64,
-    /// Most bytes that the pool holds, as far as it lends no buffers from before.
+    /// Most bytes of the pool's buffers, each rounded up to its size class, from the loading of the weights to the end: what a
+    /// [budget](crate::Pool::set_budget_bytes) must allow, as far as the pool lends nothing else.
     pub held_bytes: u64,
     /// Recordings, each one submission or, in slices, more.
     pub num_recordings: u64,
@@ -59,7 +60,7 @@ impl ModelPlan {
         }
     }
 
-    /// The plan of a run on `planner`, which holds nothing but the model's weights; times are those of `measured`.
+    /// The plan of a run on `planner`, on which nothing was done but to load the model's weights; times are those of `measured`.
     pub(super) fn of_run(
         planner: &Context,
         measured: Option<&Context>,
@@ -67,7 +68,7 @@ impl ModelPlan {
         [num_tokens, flop]: [u64; 2],
     ) -> Result<Self> {
         let pool = planner.pool();
-        pool.trim();
+        let loading_bytes = pool.stats().held_bytes.peak;
         pool.reset_peaks();
         let weight_bytes = pool.stats().requested_bytes.current;
         let mut num_dispatches = 0;
@@ -84,7 +85,7 @@ impl ModelPlan {
             num_tokens,
             weight_bytes,
             requested_bytes: stats.requested_bytes.peak,
-            held_bytes: stats.held_bytes.peak,
+            held_bytes: stats.held_bytes.peak.max(loading_bytes),
             num_recordings: run.count() as u64,
             num_dispatches,
             flop,
@@ -115,16 +116,13 @@ fn rehearse(run: &mut impl Recordings, mut seen: impl FnMut(&Recorder)) -> Resul
     Ok(())
 }
 
-/// Weights that stand for those of a model.
+/// Weights that stand for those of a model, loaded in the way that theirs are.
 pub(super) fn stand_ins(planner: &Context, list: &Arc<ParameterList>) -> Result<Parameters> {
-    let mut recorder = planner.recorder("weights");
-    let weights = Parameters::zeros(&mut recorder, list, "weights")?;
-    recorder.submit()?;
-    Ok(weights)
+    Parameters::submitted(planner, "load weights", list, |_, _, _| ())
 }
 
 /// Zeros that stand for an input of `given`. Memory that the system has no room for is an error; what it gives is not touched.
-pub(super) fn zeros<T: bytemuck::Zeroable>(
+pub(crate) fn zeros<T: bytemuck::Zeroable>(
     what: &'static str,
     given: impl fmt::Display,
     count: Option<usize>,
@@ -144,13 +142,13 @@ pub(super) fn encoder_flop(
     shape: &AttentionShape,
 ) -> Result<u64> {
     let attention = config
-        .attention
+        .attention()
         .plan_forward(shape, config.activations, planner.facts())?
         .flop;
-    let width = u64::from(config.attention.embed_dim());
+    let width = u64::from(config.attention().embed_dim());
     let rows = u64::from(shape.batch()) * u64::from(shape.seq_len());
     let products = 2 * rows * (4 * width * width + 2 * width * config.ffn_dim as u64);
-    Ok(config.num_layers as u64 * (attention + products))
+    Ok(config.num_layers() as u64 * (attention + products))
 }
 
 impl fmt::Display for ModelPlan {

@@ -204,7 +204,7 @@ impl FeedForward {
     fn chunks(&self, x: Matrix<'_>) -> impl Iterator<Item = (u64, u64)> + use<> {
         let rows = x.rows();
         let row_bytes = self.hidden as u64 * x.dtype().bytes();
-        let step = (CHUNK_BYTES / row_bytes / 64 * 64).max(64);
+        let step = (CHUNK_BYTES / row_bytes.max(1) / 64 * 64).max(64);
         (0..rows.div_ceil(step)).map(move |i| (i * step, rows.min((i + 1) * step)))
     }
 }

@@ -23,7 +23,7 @@ pub use multihead::{
     Multihead, MultiheadConfig, MultiheadGradients, MultiheadInput, MultiheadSaved, ProjectionNorm,
 };
 pub use norm::LayerNorm;
-pub(crate) use parameters::dropout_at;
 pub use parameters::{Init, ParameterId, ParameterList, ParameterSpec, Parameters};
+pub(crate) use parameters::{PIECE_ELEMENTS, Random, dropout_at};
 
 pub use crate::kernel::Activation;

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::ops::Dropout;
-use crate::plan::ByteRange;
 use crate::readback::Download;
 use crate::recorder::Recorder;
 use crate::tensor::{DType, Tensor, num_bytes, padded_bytes};
@@ -12,6 +12,12 @@ use crate::tensor::{DType, Tensor, num_bytes, padded_bytes};
 /// Parameters share buffers of about this size: few enough that a step of the optimiser is a few dispatches, small enough
 /// that any device can hold one.
 const SLAB_BYTES: u64 = 32 << 20;
+
+/// Elements of a parameter that are read and uploaded at a time: as many as one staging chunk holds.
+pub(crate) const PIECE_ELEMENTS: usize = 1 << 20;
+
+/// Bytes of weights that one submission uploads: staging memory is as large.
+const PART_BYTES: usize = 16 << 20;
 
 /// Index of a parameter in its list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -185,23 +191,61 @@ impl Parameters {
         })
     }
 
-    /// Weights as their list says they start; `seed` decides the draws.
+    /// Weights as their list says they start; `seed` decides the draws. They are submitted, in parts of bounded size.
     ///
     /// # Errors
-    /// As [`zeros`](Self::zeros), and those of uploading.
-    pub fn initial(recorder: &mut Recorder, list: &Arc<ParameterList>, seed: u64) -> Result<Self> {
-        let weights = Self::zeros(recorder, list, "weights")?;
-        for (index, spec) in list.specs.iter().enumerate() {
-            let mut random = Random::new(seed, index as u64);
-            let mut draw = |_| match spec.init {
+    /// As [`zeros`](Self::zeros), and those of uploading and submitting.
+    pub fn initial(context: &Context, list: &Arc<ParameterList>, seed: u64) -> Result<Self> {
+        let mut random = Random::new(seed, 0);
+        Self::submitted(context, "initial weights", list, |index, first, values| {
+            if first == 0 {
+                random = Random::new(seed, index as u64);
+            }
+            let init = list.specs[index].init;
+            values.fill_with(|| match init {
                 Init::Zeros => 0.0,
                 Init::Ones => 1.0,
                 Init::Normal { std } => std * random.normal(),
                 Init::Uniform { bound } => bound * random.uniform(),
-            };
-            let values: Vec<f32> = (0..spec.num_elements()).map(&mut draw).collect();
-            recorder.write(&weights.tensors[index], &values)?;
+            });
+        })
+    }
+
+    /// Weights whose values `read` gives: told the number of a parameter and of an element, it fills a piece from there on,
+    /// piece by piece, in order. They are submitted in parts, each of which is done before the next is recorded, so that all
+    /// staging memory is that of one part. (Browsers cannot wait; there it is as much as the device is behind.)
+    ///
+    /// # Errors
+    /// As [`zeros`](Self::zeros), and those of uploading and submitting.
+    pub(crate) fn submitted(
+        context: &Context,
+        recording: &'static str,
+        list: &Arc<ParameterList>,
+        mut read: impl FnMut(usize, usize, &mut [f32]),
+    ) -> Result<Self> {
+        let mut recorder = context.recorder(recording);
+        let weights = Self::zeros(&mut recorder, list, "weights")?;
+        let largest = list.specs.iter().map(ParameterSpec::num_elements).max();
+        let mut values = vec![0.0; largest.unwrap_or(0).min(PIECE_ELEMENTS)];
+        let mut recorded_bytes = 0;
+        for (index, tensor) in weights.tensors.iter().enumerate() {
+            let num_elements = list.specs[index].num_elements();
+            for first in (0..num_elements).step_by(PIECE_ELEMENTS) {
+                let piece = &mut values[..PIECE_ELEMENTS.min(num_elements - first)];
+                if recorded_bytes + piece.len() * 4 > PART_BYTES {
+                    recorded_bytes = 0;
+                    let next = context.recorder(recording);
+                    let part = std::mem::replace(&mut recorder, next).submit()?;
+                    if cfg!(not(target_arch = "wasm32")) {
+                        part.wait()?;
+                    }
+                }
+                read(index, first, piece);
+                recorder.write(&tensor.part(&[piece.len()], first as u64 * 4), piece)?;
+                recorded_bytes += piece.len() * 4;
+            }
         }
+        recorder.submit()?;
         Ok(weights)
     }
 
@@ -257,15 +301,6 @@ impl Parameters {
             return Ok(());
         }
         Err(Error::OtherModel { what })
-    }
-}
-
-impl Tensor {
-    /// A part of the tensor's storage as a tensor of its own, from the byte `offset` on, a multiple of 4. Kernels can bind it
-    /// only where that is a multiple of the device's alignment; copies need no more.
-    pub(crate) fn part(&self, shape: &[usize], offset: u64) -> Self {
-        let stored = self.stored(ByteRange { offset, size: 0 });
-        Self::new(shape, self.dtype(), self.lease().clone(), stored.offset)
     }
 }
 

@@ -142,6 +142,9 @@ pub fn embedding(
                 grid_width: grid[0],
             };
             let bindings = [ids.binding, table.binding, out.binding];
+            if accumulate {
+                recorder.reads(out.binding.0);
+            }
             recorder.dispatch(Kernel::Embedding(cell), &bindings, &params, grid)?;
         }
     }
@@ -193,6 +196,7 @@ pub fn embedding_backward(
                 dout.binding,
                 table.binding,
             ];
+            recorder.reads(dtable.tensor);
             recorder.dispatch(Kernel::EmbeddingBackward, &bindings, &params, grid)?;
         }
     }

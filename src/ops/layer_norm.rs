@@ -110,6 +110,9 @@ pub fn layer_norm_backward<'a>(
             dx.binding,
             stats.binding,
         ];
+        if accumulate {
+            recorder.reads(dx.binding.0);
+        }
         recorder.dispatch(Kernel::LayerNormBackward(cell), &bindings, &params, grid)?;
     }
     column_sums(recorder, dy, Some((x, stats.matrix())), &sums)

@@ -111,6 +111,7 @@ pub fn cross_entropy(
             grid_width: grid[0],
         };
         let bindings = [labels.binding, logits.binding, losses.binding];
+        recorder.reads(logits.binding.0);
         recorder.dispatch(Kernel::CrossEntropy, &bindings, &params, grid)?;
     }
     Ok(())

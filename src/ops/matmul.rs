@@ -387,6 +387,9 @@ impl<'a> Matmul<'a> {
             residual.map_or(b.binding, |(bound, _)| bound.binding),
             written.binding,
         ];
+        if accumulate && partials.is_none() {
+            recorder.reads(c.tensor);
+        }
         recorder.dispatch(kernel, &bindings, &params, grid)?;
         if let Some(partials) = &partials {
             let result = c.slice(rows.0, rows.1)?;

@@ -21,7 +21,7 @@ mod matmul;
 mod reduce;
 mod xpos;
 
-pub use adamw::{AdamWStep, adamw};
+pub use adamw::{AdamWOptions, AdamWStep, adamw};
 pub use convert::convert;
 pub use elementwise::{Blend, Dropout, activation, activation_backward};
 pub use embedding::{TokenIds, embedding, embedding_backward};

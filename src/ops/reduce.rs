@@ -155,6 +155,9 @@ pub(super) fn add_strided(
         first_workgroup: 0,
         grid_width: grid[0],
     };
+    if accumulate {
+        recorder.reads(out.tensor);
+    }
     recorder.dispatch(
         Kernel::SumPartials,
         &[from.binding, to.binding],

@@ -163,6 +163,7 @@ pub fn xpos(
         };
         let rotations = table.bind(0, table.rows(), &facts)?;
         let bindings = [rotations.binding, bound.binding];
+        recorder.reads(x.tensor);
         recorder.dispatch(Kernel::Xpos(storage), &bindings, &params, grid)?;
     }
     Ok(())

@@ -13,8 +13,8 @@
 //! * One lease is one whole buffer. wgpu forbids binding one buffer for reading and for writing in one dispatch, even at
 //!   disjoint ranges, so slices of a big buffer would force every binding to be writable.
 //! * Buffers are interchangeable when usages and [size class](size_class) agree. Labels belong to leases.
-//! * Contents are unspecified. With [`PoolOptions::poison`] a recording fills every buffer it takes with NaN first, so that
-//!   a read of something never written shows.
+//! * Contents are unspecified. [Tensors](crate::Tensor) know whether they were written; with [`PoolOptions::poison`] a recording
+//!   fills every buffer it takes with NaN first, so that a read of elements never written shows.
 //! * Memory is bounded by what is live, never by caps per class: those are a known failure (buffers of a busy class are
 //!   re-created for ever while another class idles). A [`Policy`] sets the bound; the default keeps what is held within 1.25
 //!   times the recent peak of what is live. It is applied whenever a buffer has to be made and at the end of each window of

@@ -52,7 +52,9 @@ impl PoolOptions {
         self
     }
 
-    /// Whether a recording fills every buffer that it takes with NaN first. For tests.
+    /// Whether a recording fills every buffer that it takes with NaN first, so that a kernel that reads behind what was written
+    /// shows. For tests. (A recording that is not submitted fills nothing; what it was to write is an error to read:
+    /// [`Error::NotWritten`](crate::Error::NotWritten).)
     pub fn poison(self, poison: bool) -> Self {
         Self { poison, ..self }
     }

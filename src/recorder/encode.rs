@@ -1,9 +1,13 @@
 //! Turns the list of commands into those of an encoder.
 
+use std::sync::Arc;
+
 use super::{Command, Held, Recorder, StagingChunk};
+use crate::contents::{Fate, Tracker};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::pool::{Lease, PARAMS_USAGE};
+use crate::readback::Readback;
 use crate::scope::{self, Caught};
 
 /// What the numbers in commands stand for.
@@ -190,6 +194,50 @@ pub(super) fn map_again_on_submit(
         }
         then(result.is_ok());
     });
+}
+
+/// A recording in an application's encoder: what it uses goes back, and what it writes is told, when the device is done with
+/// the encoder or that is dropped.
+pub(super) struct Encoded {
+    tracker: Tracker,
+    receipt: Option<Arc<Readback>>,
+    fate: Fate,
+    _held: Vec<Lease>,
+}
+
+impl Encoded {
+    /// Takes over from `recorder`, which is in the encoder now.
+    pub fn new(recorder: &mut Recorder) -> Self {
+        let tracker = std::mem::replace(&mut recorder.tracker, Tracker::new(recorder.label));
+        tracker.encoded();
+        Self {
+            tracker,
+            receipt: recorder.readbacks.first().map(|(first, _)| first.clone()),
+            fate: Fate::EncoderDropped,
+            _held: std::mem::take(&mut recorder.held),
+        }
+    }
+
+    /// The device is done with the submission. Downloads of it were mapped before.
+    pub fn done(mut self) {
+        let ran = self
+            .receipt
+            .take()
+            .is_some_and(|receipt| receipt.is_ready());
+        self.fate = match ran {
+            true => Fate::Submitted,
+            false => Fate::EncoderRefused,
+        };
+    }
+}
+
+impl Drop for Encoded {
+    fn drop(&mut self) {
+        match self.fate {
+            Fate::Submitted => self.tracker.submitted(),
+            fate => self.tracker.failed(fate),
+        }
+    }
 }
 
 impl Recorder {

@@ -26,12 +26,13 @@ pub use submission::Submission;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::contents::{Contents, Fate, Tracker};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::kernel::{Kernel, KernelParams, Pipeline, fill};
+use crate::kernel::{Access, Kernel, KernelParams, Pipeline, fill};
 use crate::plan::{ByteRange, staging_bytes};
 use crate::pool::{Lease, READBACK_USAGE, STAGING_USAGE, STORAGE_USAGE};
-use crate::readback::{Download, Readback};
+use crate::readback::{self, Download, Readback};
 use crate::tensor::{DType, Element, Tensor, check_finite, num_bytes, padded_bytes};
 
 /// Index of a lease in the recording's list.
@@ -85,6 +86,7 @@ pub struct Recorder {
     /// Parameters of all dispatches, each at an offset that a dynamic uniform binding may have.
     params: Vec<u8>,
     num_dispatches: u64,
+    tracker: Tracker,
     /// Where recordings are only counted: the kernels, each once, in order of first use, with all of their work.
     planned_kernels: Vec<(Kernel, f64)>,
 }
@@ -101,6 +103,7 @@ impl Recorder {
             readbacks: Vec::new(),
             params: Vec::new(),
             num_dispatches: 0,
+            tracker: Tracker::new(label),
             planned_kernels: Vec::new(),
         }
     }
@@ -286,14 +289,11 @@ impl Recorder {
             T::DTYPE,
             self.context.pool().id(),
         )?;
-        let bytes = tensor.num_bytes();
-        let lease = self
-            .context
-            .pool()
-            .acquire(tensor.label(), bytes.max(4), READBACK_USAGE)?;
-        if bytes > 0 {
+        let readback = self.readback(tensor.label(), tensor.num_bytes())?;
+        if tensor.num_elements() > 0 {
+            self.reads(tensor);
             let from = self.hold(tensor.lease());
-            let to = self.hold(&lease);
+            let to = self.hold(readback.lease());
             let range = tensor.stored(tensor.whole());
             self.commands.push(Command::Copy {
                 from,
@@ -303,10 +303,28 @@ impl Recorder {
                 bytes: range.size,
             });
         }
-        let readback = Readback::new(lease, self.context.device().clone());
-        self.readbacks.push((readback.clone(), self.commands.len()));
+        self.seal(&readback)?;
         // The lease holds the elements, so their number fits in memory.
         Ok(Download::new(readback, tensor.num_elements() as usize))
+    }
+
+    /// A buffer for `bytes` on their way to the host, and for the seal behind them.
+    fn readback(&self, label: &'static str, bytes: u64) -> Result<Arc<Readback>> {
+        let lease_bytes = readback::sealed_bytes(bytes).ok_or_else(|| Error::SizeOverflow {
+            what: label,
+            given: format!("{bytes} bytes"),
+        })?;
+        let pool = self.context.pool();
+        let lease = pool.acquire(label, lease_bytes, READBACK_USAGE)?;
+        Ok(Readback::new(&self.context, lease))
+    }
+
+    /// Records that the bytes of `readback` are complete.
+    fn seal(&mut self, readback: &Arc<Readback>) -> Result<()> {
+        let to = self.hold(readback.lease());
+        self.stage_at(to, readback.seal_offset(), &readback.seal())?;
+        self.readbacks.push((readback.clone(), self.commands.len()));
+        Ok(())
     }
 
     /// A buffer for kernels: the smallest that fits of those that only this recording still holds, else one of the pool's. (The
@@ -315,6 +333,33 @@ impl Recorder {
         let pool = self.context.pool().clone();
         pool.reuse(&mut self.held, label, bytes, STORAGE_USAGE)?
             .map_or_else(|| pool.acquire(label, bytes, STORAGE_USAGE), Ok)
+    }
+
+    /// What is recorded next reads `tensor`, as it is now. Bindings for reading say so by themselves; kernels that add to what
+    /// a binding holds, or change it in place, are preceded by this.
+    pub(crate) fn reads(&mut self, tensor: &Tensor) {
+        // Of a tensor without elements nothing is read.
+        if tensor.num_elements() > 0 {
+            self.tracker.read(tensor.contents());
+        }
+    }
+
+    /// What is recorded next writes `tensor`.
+    fn writes(&mut self, tensor: &Tensor) {
+        let fills = !tensor.is_part();
+        self.tracker
+            .write(tensor.contents(), fills, self.commands.len());
+    }
+
+    /// What is recorded next needs what a recording that has written `contents` has done.
+    pub(crate) fn needs(&mut self, contents: &Arc<Contents>) {
+        self.tracker.read(contents);
+    }
+
+    /// What was recorded last is what `contents` stand for.
+    pub(crate) fn fills(&mut self, contents: &Arc<Contents>) {
+        let last = self.commands.len().saturating_sub(1);
+        self.tracker.write(contents, true, last);
     }
 
     /// Keeps `lease` until the recording is submitted.
@@ -330,8 +375,13 @@ impl Recorder {
 
     /// Copies `bytes` to staging memory now and records their copy to `tensor`.
     fn stage(&mut self, tensor: &Tensor, bytes: &[u8]) -> Result<()> {
+        self.writes(tensor);
         let to = self.hold(tensor.lease());
-        self.stage_at(to, tensor.stored(tensor.whole()).offset, bytes)
+        self.stage_at(to, tensor.stored(tensor.whole()).offset, bytes)?;
+        if !tensor.is_part() {
+            self.fills(tensor.contents());
+        }
+        Ok(())
     }
 
     fn stage_at(&mut self, to: Held, to_offset: u64, bytes: &[u8]) -> Result<()> {
@@ -393,6 +443,8 @@ impl Recorder {
     /// ends are multiples of 4.
     pub(crate) fn copy(&mut self, from: &Tensor, range: ByteRange, to: &Tensor, to_offset: u64) {
         if range.size > 0 {
+            self.reads(from);
+            self.writes(to);
             let from_range = from.stored(range);
             let to_range = to.stored(ByteRange {
                 offset: to_offset,
@@ -413,6 +465,7 @@ impl Recorder {
     /// Records that the bytes `range` of `tensor` (both ends multiples of 4) become zero.
     pub(crate) fn clear(&mut self, tensor: &Tensor, range: ByteRange) {
         if range.size > 0 {
+            self.writes(tensor);
             let to = self.hold(tensor.lease());
             self.commands.push(Command::Clear {
                 to,
@@ -454,6 +507,12 @@ impl Recorder {
         };
         self.params.resize(params_offset, 0);
         self.params.extend_from_slice(params);
+        for (access, (tensor, _)) in kernel.bindings().iter().zip(bindings) {
+            match access {
+                Access::Read => self.reads(tensor),
+                Access::ReadWrite => self.writes(tensor),
+            }
+        }
         let bindings = bindings
             .iter()
             .map(|&(tensor, range)| (self.hold(tensor.lease()), tensor.stored(range)))
@@ -475,10 +534,20 @@ impl Recorder {
     /// Submits the work. Its leases may be lent again from now on: what uses them then is submitted later.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::BudgetExceeded`] for the parameters' own buffers, [`Error::DeviceLost`],
-    /// [`Error::Validation`] when wgpu refuses the commands (also for want of memory). Nothing was submitted then, and the
+    /// [`Error::NotWritten`] for a tensor that it reads and nothing submitted before has written, [`Error::OutOfMemory`],
+    /// [`Error::BudgetExceeded`] for the parameters' own buffers, [`Error::DeviceLost`], [`Error::Validation`] when wgpu refuses the commands (also for want of memory). Nothing was submitted then, and the
     /// recording is gone.
     pub fn submit(mut self) -> Result<Submission> {
+        let submitted = self.try_submit();
+        match &submitted {
+            Ok(_) => self.tracker.submitted(),
+            Err(_) => self.tracker.failed(Fate::Refused),
+        }
+        submitted
+    }
+
+    fn try_submit(&mut self) -> Result<Submission> {
+        self.tracker.check()?;
         let device = self.context.device().clone();
         if self.context.plans_only() {
             self.stage_params()?;
@@ -502,25 +571,50 @@ impl Recorder {
     /// ([`Context::poll`] once a frame will do). Leases return when that submission is done or the encoder is dropped.
     ///
     /// Work of this library that is submitted before that encoder must not touch the same tensors: the order of submission
-    /// is the order of execution.
+    /// is the order of execution, and only the caller knows when the encoder is submitted. Recordings may read what it writes
+    /// as soon as this returned. Once the encoder was dropped, or wgpu refused to run it, they may not any more, and its
+    /// downloads are [`Error::DownloadAbandoned`].
     ///
     /// # Errors
     /// As [`submit`](Self::submit), except that what wgpu refuses shows in the caller's own error scope.
     pub fn encode(mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+        let encoded = self.try_encode(encoder);
+        if encoded.is_err() {
+            self.tracker.failed(Fate::Refused);
+        }
+        encoded
+    }
+
+    fn try_encode(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+        self.tracker.check()?;
+        // What tells whether the encoder ran: any download of this recording, else one of nothing.
+        if self.readbacks.is_empty() {
+            let receipt = self.readback("receipt", 0)?;
+            self.seal(&receipt)?;
+        }
         if self.context.plans_only() {
-            return self.stage_params().map(drop);
+            self.stage_params()?;
+            self.tracker.submitted();
+            return Ok(());
         }
         self.record_into(encoder)?;
-        let held = std::mem::take(&mut self.held);
-        encoder.on_submitted_work_done(move || drop(held));
+        let encoded = encode::Encoded::new(self);
+        encoder.on_submitted_work_done(move || encoded.done());
         Ok(())
     }
 }
 
 impl Drop for Recorder {
     fn drop(&mut self) {
+        let reason = match (self.context.plans_only(), self.tracker.fate()) {
+            (true, _) => "it was recorded on a planner, which runs nothing: record it on a device",
+            (false, Fate::Refused) => {
+                "its recording was refused: see the error of its submission, then record it again"
+            }
+            (false, _) => "its recording was dropped unsubmitted: record it again",
+        };
         for (readback, _) in &self.readbacks {
-            readback.abandon();
+            readback.abandon(reason);
         }
     }
 }

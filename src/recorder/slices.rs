@@ -18,7 +18,8 @@
 //! **Who keeps what alive.** As with any recording, a lease goes back once the last command that uses it is submitted, here slice
 //! by slice. Dropping the `SlicedSubmission` cancels the rest: nothing more is submitted, its downloads fail with
 //! [`Error::DownloadAbandoned`], its leases go back, and staging chunks that were in use are mapped again first. Tensors that
-//! the recording writes then hold whatever the slices before left in them.
+//! the recording writes then hold whatever the slices before left in them: recordings that read those which are neither complete
+//! nor untouched are refused with [`Error::NotWritten`], until they are written anew.
 //!
 //! What is not cut: a shader that is compiled at its first dispatch (warm up before), and the clearing of a new buffer at its
 //! first use, which wgpu does by itself: a run before leaves buffers in the pool that are used already.
@@ -49,6 +50,7 @@ use web_time::Instant;
 use super::encode::{self, Buffers};
 use super::pace::{Activity, Pace};
 use super::{Command, Recorder, StagingChunk};
+use crate::contents::Tracker;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::ByteRange;
@@ -59,6 +61,9 @@ use crate::scope;
 
 /// Copies and clears are cut at multiples of this many bytes.
 const BLOCK_BYTES: u64 = 64 << 10;
+
+/// Why a download of a cancelled rest never arrives.
+const CANCELLED: &str = "its sliced submission was cancelled or failed before it: record it again";
 
 /// How often the device is polled while a slice is under way: what its time is measured with.
 const POLL_PERIOD: Duration = Duration::from_micros(250);
@@ -189,7 +194,8 @@ struct Slice {
 ///
 /// From a loop of frames, call [`advance`](Self::advance) once a frame; it never blocks. To cancel, drop it.
 ///
-/// Other work may be submitted between slices. It must not touch tensors that the recording uses: they are half done.
+/// Other work may be submitted between slices. What is half done it cannot read ([`Error::NotWritten`]), and it must not write
+/// what the recording uses.
 #[must_use = "nothing is submitted before it is advanced, and dropping it cancels the rest"]
 pub struct SlicedSubmission {
     context: Context,
@@ -201,6 +207,7 @@ pub struct SlicedSubmission {
     held: Vec<Option<(Lease, usize)>>,
     staging: Vec<Option<Chunk>>,
     readbacks: Vec<(Arc<Readback>, usize)>,
+    tracker: Tracker,
     position: Position,
     /// Expected nanoseconds of a unit of each command, when this began.
     unit_nanoseconds: Vec<f64>,
@@ -254,6 +261,7 @@ impl SlicedSubmission {
                 })
                 .collect(),
             readbacks: std::mem::take(&mut recorder.readbacks),
+            tracker: std::mem::replace(&mut recorder.tracker, Tracker::new(recorder.label)),
             position: Position::default(),
             unit_nanoseconds: Vec::new(),
             done_nanoseconds: 0.0,
@@ -263,6 +271,9 @@ impl SlicedSubmission {
             failed: None,
             commands,
         };
+        for (readback, _) in &this.readbacks {
+            readback.in_slices();
+        }
         {
             let pace = this.context.pace();
             for command in &this.commands {
@@ -427,15 +438,33 @@ impl SlicedSubmission {
     }
 
     fn submit_slice(&mut self) -> Result<()> {
-        let submitted = match self.context.plans_only() {
+        let before = self.position;
+        let submitted = match self.num_slices {
+            0 => self.tracker.check(),
+            _ => Ok(()),
+        };
+        let submitted = submitted.and_then(|()| match self.context.plans_only() {
             true => {
                 self.position.command = self.commands.len();
                 Ok(())
             }
             false => self.try_submit_slice(),
-        };
+        });
         self.num_slices += 1;
-        submitted.map_err(|error| self.fail(error))
+        if let Err(error) = submitted {
+            self.position = before;
+            return Err(self.fail(error));
+        }
+        match self.all_submitted() {
+            true => self.tracker.submitted(),
+            false => self.tracker.submitted_up_to(self.reached()),
+        }
+        Ok(())
+    }
+
+    /// The command that is not submitted as a whole yet, and whether a part of it is.
+    fn reached(&self) -> (usize, bool) {
+        (self.position.command, self.position.unit > 0)
     }
 
     fn try_submit_slice(&mut self) -> Result<()> {
@@ -605,7 +634,10 @@ impl SlicedSubmission {
             }
         }
         for (readback, _) in self.readbacks.drain(..) {
-            readback.abandon();
+            readback.abandon(CANCELLED);
+        }
+        if !self.all_submitted() {
+            self.tracker.cancelled(self.reached());
         }
     }
 }
@@ -634,7 +666,7 @@ struct Arriving(Vec<(Arc<Readback>, usize)>);
 impl Drop for Arriving {
     fn drop(&mut self) {
         for (readback, _) in &self.0 {
-            readback.abandon();
+            readback.abandon(CANCELLED);
         }
     }
 }

@@ -65,6 +65,11 @@ pub fn relu(x: f64) -> f64 {
     x.max(0.0)
 }
 
+/// `x / (1 + exp(-x))`.
+pub fn silu(x: f64) -> f64 {
+    x / (1.0 + (-x).exp())
+}
+
 /// `ln sum exp(logits) - logits[label]` of one row.
 ///
 /// # Panics

@@ -85,6 +85,7 @@ impl FeedForward {
                 Activation::Identity => *value,
                 Activation::Relu => layers::relu(*value),
                 Activation::Gelu => layers::gelu(*value),
+                Activation::Silu => layers::silu(*value),
             };
         }
         hidden = stored(hidden);
@@ -204,7 +205,7 @@ pub struct Model<'a> {
 
 impl Model<'_> {
     fn width(&self) -> usize {
-        self.config.attention.embed_dim() as usize
+        self.config.attention().embed_dim() as usize
     }
 
     fn name(&self, name: &str) -> String {
@@ -266,7 +267,7 @@ impl Model<'_> {
         memory: Option<(&[f64], &AttentionShape)>,
     ) -> Result<Vec<f64>> {
         let mut x = self.embed(shape, input);
-        for index in 0..self.config.num_layers {
+        for index in 0..self.config.num_layers() {
             x = self.layer(&format!("layers.{index}"), shape, x, memory)?;
         }
         Ok(match self.config.final_norm {
@@ -284,7 +285,7 @@ impl Model<'_> {
     ) -> Result<Vec<f64>> {
         let config = self.config;
         let own = Multihead {
-            attention: &config.attention,
+            attention: config.attention(),
             norm: config.projection_norm,
             norm_eps: config.norm_eps,
             xpos_scale_base: config.xpos_scale_base,

@@ -1,6 +1,6 @@
 //! What a step learns from.
 
-use crate::config::AttentionShape;
+use crate::config::{AttentionShape, UNEQUAL_LENGTHS};
 use crate::error::{Error, Result};
 use crate::ops::IGNORED_LABEL;
 
@@ -18,8 +18,20 @@ impl Batch {
     /// [length](AttentionShape::with_valid_lens) are ignored.
     ///
     /// # Errors
-    /// [`Error::LengthMismatch`] when there are more or fewer of either than the shape has tokens.
+    /// [`Error::InvalidShape`] for a shape without tokens or of two sequences; [`Error::LengthMismatch`] when there are more or
+    /// fewer of either than the shape has tokens.
     pub fn new(shape: AttentionShape, tokens: Vec<u32>, mut labels: Vec<u32>) -> Result<Self> {
+        if shape.batch() == 0 || shape.seq_len() == 0 || shape.is_cross() {
+            return Err(Error::InvalidShape {
+                what: "shape of a batch",
+                given: match shape.is_cross() {
+                    true => "one of queries and keys of two sequences".to_owned(),
+                    false => format!("{} x {} tokens", shape.batch(), shape.seq_len()),
+                },
+                need: "AttentionShape::new of at least one sequence of at least one token"
+                    .to_owned(),
+            });
+        }
         let expected = u64::from(shape.batch()) * u64::from(shape.seq_len());
         for (label, given) in [("tokens", &tokens), ("labels", &labels)] {
             if given.len() as u64 != expected {
@@ -55,7 +67,9 @@ impl Batch {
                     sequences.len(),
                     other.map_or(len, |other| other.len())
                 ),
-                need: "one or more, all of the same length, of two tokens or more".to_owned(),
+                need: format!(
+                    "one or more, all of the same length, of two tokens or more ({UNEQUAL_LENGTHS}: see Batch::new)"
+                ),
             });
         }
         let size = |size: usize| {

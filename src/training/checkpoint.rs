@@ -4,11 +4,12 @@ use super::{Optimizer, Trainer, TrainingOptions};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::longnet::LongNet;
-use crate::weights::WeightFile;
 #[cfg(not(target_arch = "wasm32"))]
 use crate::weights::WeightWriter;
+use crate::weights::{OWN_METADATA, WeightFile};
 
-const FORMAT: (&str, &str) = ("format", "dilated-attention training 1");
+/// Keys of the crate's own among a file's metadata.
+const FORMAT: (&str, &str) = ("format", "training 1");
 const STEPS: &str = "steps";
 const WEIGHTS: &str = "weights.";
 const MOMENTS: [&str; 2] = ["moment_1.", "moment_2."];
@@ -19,7 +20,8 @@ impl Trainer {
     /// stays whole.
     ///
     /// # Errors
-    /// As [`WeightWriter::save`].
+    /// As [`WeightWriter::save`]: among them [`Error::InvalidConfig`] for a key of `metadata` that begins with
+    /// [`OWN_METADATA`], where steps and format stand.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn save(
         &self,
@@ -31,8 +33,8 @@ impl Trainer {
             .part(WEIGHTS, self.optimizer.weights())
             .part(MOMENTS[0], moment_1)
             .part(MOMENTS[1], moment_2)
-            .metadata(FORMAT.0, FORMAT.1)
-            .metadata(STEPS, self.steps.to_string());
+            .own_metadata(FORMAT.0, FORMAT.1)
+            .own_metadata(STEPS, self.steps.to_string());
         for (key, value) in metadata {
             writer = writer.metadata(*key, value.clone());
         }
@@ -51,7 +53,11 @@ impl Trainer {
         options: TrainingOptions,
         file: &WeightFile,
     ) -> Result<Self> {
-        let metadata = |key: &str| file.metadata().get(key).map(String::as_str);
+        options.check(&model)?;
+        let metadata = |key: &str| {
+            let value = file.metadata().get(&format!("{OWN_METADATA}{key}"));
+            value.map(String::as_str)
+        };
         let steps = metadata(STEPS).and_then(|steps| steps.parse().ok());
         let (true, Some(steps)) = (metadata(FORMAT.0) == Some(FORMAT.1), steps) else {
             return Err(Error::InvalidWeightFile {

@@ -29,8 +29,9 @@ mod plan;
 mod schedule;
 mod trainer;
 
+pub use crate::ops::AdamWOptions;
 pub use batch::Batch;
-pub use optimizer::{AdamWOptions, Optimizer};
+pub use optimizer::Optimizer;
 pub use plan::TrainingPlan;
 pub use schedule::LearningRate;
 pub use trainer::{PendingStep, StepReport, Trainer, TrainingOptions};

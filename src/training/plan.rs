@@ -7,7 +7,7 @@ use crate::config::AttentionShape;
 use crate::context::{Context, WarmUp};
 use crate::error::Result;
 use crate::longnet::{LongNet, LongNetConfig, Recompute};
-use crate::nn::Parameters;
+use crate::models::plan::zeros;
 use crate::plan::DeviceFacts;
 
 /// What a training step will need, known before it runs; made by [`Trainer::plan`].
@@ -53,7 +53,8 @@ impl Trainer {
     /// ```
     ///
     /// # Errors
-    /// As [`LongNet::new`] and [`step`](Self::step).
+    /// As [`LongNet::new`], [`Batch::new`] and [`step`](Self::step); [`Error::InvalidShape`](crate::Error::InvalidShape) for
+    /// batches that this machine could not hold.
     pub fn plan(
         config: &LongNetConfig,
         shapes: &[AttentionShape],
@@ -100,8 +101,8 @@ impl Trainer {
 /// A trainer on a planner.
 fn planned(planner: &Context, config: &LongNetConfig, options: TrainingOptions) -> Result<Trainer> {
     let model = LongNet::new(planner, config.clone())?;
-    let mut recorder = planner.recorder("weights");
-    let weights = Parameters::zeros(&mut recorder, model.parameters(), "weights")?;
+    let weights = model.initial_weights(planner, options.seed)?;
+    let mut recorder = planner.recorder("optimizer");
     let optimizer = Optimizer::new(&mut recorder, weights)?;
     recorder.submit()?;
     Trainer::assemble(planner, model, options, optimizer, 0)
@@ -110,8 +111,10 @@ fn planned(planner: &Context, config: &LongNetConfig, options: TrainingOptions) 
 /// Batches of such shapes, whatever is in them.
 fn batches(shapes: &[AttentionShape]) -> Result<Vec<Batch>> {
     let batch = |shape: &AttentionShape| {
-        let count = shape.batch() as usize * shape.seq_len() as usize;
-        Batch::new(shape.clone(), vec![0; count], vec![0; count])
+        let (batch, len) = (shape.batch(), shape.seq_len());
+        let count = usize::try_from(u64::from(batch) * u64::from(len)).ok();
+        let zeros = || zeros("batch", format!("{batch} x {len} tokens"), count);
+        Batch::new(shape.clone(), zeros()?, zeros()?)
     };
     shapes.iter().map(batch).collect()
 }
@@ -126,10 +129,10 @@ fn measure(
     let planner = Context::planner(facts);
     let recompute = options.recompute;
     let trainer = planned(&planner, config, options)?;
+    let setting_up_bytes = planner.pool().stats().held_bytes.peak;
+    planner.pool().reset_peaks();
     let num_parameters = trainer.model.parameters().num_elements();
     let batches = batches(shapes)?;
-    planner.pool().trim();
-    planner.pool().reset_peaks();
     let kept_bytes = planner.pool().stats().requested_bytes.current;
     let mut recorder = planner.recorder("training step");
     let pending = trainer.record(&mut recorder, &batches)?;
@@ -142,7 +145,7 @@ fn measure(
         recompute,
         kept_bytes,
         requested_bytes: stats.requested_bytes.peak,
-        held_bytes: stats.held_bytes.peak,
+        held_bytes: stats.held_bytes.peak.max(setting_up_bytes),
         saved_by_recomputing_bytes: 0,
         num_dispatches,
     })

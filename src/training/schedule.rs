@@ -1,5 +1,7 @@
 //! Learning rates.
 
+use crate::error::{Error, Result};
+
 /// The learning rate of each step, from 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
@@ -76,14 +78,58 @@ impl LearningRate {
         }
     }
 
-    /// Whether every rate is a number of at least 0.
-    pub(super) fn is_valid(&self) -> bool {
-        let rates: [f32; 2] = match *self {
-            Self::Constant(rate) => [rate; 2],
-            Self::Cosine { peak, end, .. } | Self::Linear { peak, end, .. } => [peak, end],
-            Self::InverseSqrt { peak, .. } => [peak; 2],
+    /// Whether every number means something.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] names the first that does not.
+    pub fn check(&self) -> Result<()> {
+        let (rate, peak, end) = (
+            "learning rate",
+            "peak of the learning rate",
+            "end of the learning rate",
+        );
+        let (rates, steps): (&[(&'static str, f32)], _) = match *self {
+            Self::Constant(value) => (&[(rate, value)], None),
+            Self::InverseSqrt { peak: value, .. } => (&[(peak, value)], None),
+            Self::Cosine {
+                peak: highest,
+                end: last,
+                warm_up,
+                total,
+            }
+            | Self::Linear {
+                peak: highest,
+                end: last,
+                warm_up,
+                total,
+            } => (&[(peak, highest), (end, last)], Some((warm_up, total))),
         };
-        rates.iter().all(|rate| rate.is_finite() && *rate >= 0.0)
+        for &(what, value) in rates {
+            if !(value >= 0.0 && value.is_finite()) {
+                return Err(Error::InvalidConfig {
+                    what,
+                    given: value.to_string(),
+                    need: "at least 0 and finite",
+                });
+            }
+        }
+        if let &[(_, highest), (what, last)] = rates
+            && last > highest
+        {
+            return Err(Error::InvalidConfig {
+                what,
+                given: format!("{last} after a peak of {highest}"),
+                need: "at most the peak, from which the rate falls",
+            });
+        }
+        match steps {
+            Some((warm_up, total)) if warm_up > total => Err(Error::InvalidConfig {
+                what: "warm_up of the learning rate",
+                given: format!("{warm_up} of {total} steps in all"),
+                need: "at most total",
+            }),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -126,7 +172,63 @@ mod tests {
             let rate = LearningRate::InverseSqrt { peak, warm_up: 0 };
             assert!(rate.at(step).is_finite());
         }
-        assert!(!LearningRate::Constant(f32::NAN).is_valid());
-        assert!(!LearningRate::Constant(-1.0).is_valid());
+    }
+
+    #[test]
+    fn numbers_that_mean_nothing_are_named_with_their_own_rule() {
+        let falling = |peak, end, warm_up, total| LearningRate::Linear {
+            peak,
+            end,
+            warm_up,
+            total,
+        };
+        for (rate, told) in [
+            (
+                LearningRate::Constant(f32::NAN),
+                "learning rate is NaN; it must be at least 0 and finite",
+            ),
+            (
+                LearningRate::Constant(f32::INFINITY),
+                "learning rate is inf; it must be at least 0 and finite",
+            ),
+            (
+                LearningRate::Constant(-1.0),
+                "learning rate is -1; it must be at least 0 and finite",
+            ),
+            (
+                LearningRate::InverseSqrt {
+                    peak: f32::NAN,
+                    warm_up: 3,
+                },
+                "peak of the learning rate is NaN; it must be at least 0 and finite",
+            ),
+            (
+                falling(1.0, f32::NAN, 1, 2),
+                "end of the learning rate is NaN; it must be at least 0 and finite",
+            ),
+            (
+                falling(1.0, 2.0, 1, 2),
+                "end of the learning rate is 2 after a peak of 1; it must be at most the peak, from which the rate falls",
+            ),
+            (
+                LearningRate::Cosine {
+                    peak: 1.0,
+                    end: 0.0,
+                    warm_up: 20,
+                    total: 10,
+                },
+                "warm_up of the learning rate is 20 of 10 steps in all; it must be at most total",
+            ),
+        ] {
+            let error = rate.check().expect_err("means nothing").to_string();
+            assert!(error.contains(told), "{error}");
+        }
+        for rate in [
+            falling(1.0, 1.0, 5, 5),
+            falling(0.0, 0.0, 0, 0),
+            LearningRate::Constant(0.0),
+        ] {
+            rate.check().expect("a schedule");
+        }
     }
 }

@@ -33,9 +33,19 @@ impl TrainingOptions {
             seed: 0,
         }
     }
+
+    /// Whether `model` can be trained so.
+    pub(super) fn check(&self, model: &LongNet) -> Result<()> {
+        self.optimizer.check()?;
+        self.learning_rate.check()?;
+        model.expect_trainable()?;
+        model.expect_causal("training on next tokens")?;
+        vocab_size(model).map(drop)
+    }
 }
 
-/// A language model in training: its weights and all that their next step depends on.
+/// A language model in training: its weights and all that their next step depends on. No token of the model may see those
+/// after it; models of other kinds (masked ones, classifiers) train with the parts that the [module](super) names.
 ///
 /// ```no_run
 /// use dilated_attention::longnet::{LongNet, LongNetConfig, OutputProjection};
@@ -71,12 +81,11 @@ impl Trainer {
     /// A model with fresh weights.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] for a model without tokens or output projection, or rates that mean nothing; those of leasing
-    /// and uploading.
+    /// [`Error::InvalidConfig`] for a model without tokens, output projection or causal mask, and for numbers that mean
+    /// nothing; those of leasing and uploading.
     pub fn new(context: &Context, model: LongNet, options: TrainingOptions) -> Result<Self> {
-        let mut recorder = context.recorder("initial weights");
-        let weights = model.initial_weights(&mut recorder, options.seed)?;
-        recorder.submit()?;
+        options.check(&model)?;
+        let weights = model.initial_weights(context, options.seed)?;
         Self::with_weights(context, model, weights, options)
     }
 
@@ -104,15 +113,7 @@ impl Trainer {
         optimizer: Optimizer,
         steps: u64,
     ) -> Result<Self> {
-        if !options.learning_rate.is_valid() {
-            return Err(Error::InvalidConfig {
-                what: "learning rate",
-                given: format!("{:?}", options.learning_rate),
-                need: "at least 0",
-            });
-        }
-        model.expect_trainable()?;
-        vocab_size(&model)?;
+        options.check(&model)?;
         Ok(Self {
             context: context.clone(),
             model,

@@ -10,13 +10,7 @@ use super::mismatch::{Duplicate, FoundPrefix, Misshapen, Mistyped, WeightsMismat
 use super::stored::StoredTensor;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::nn::{ParameterList, Parameters};
-
-/// Elements converted at a time: as many as one staging chunk holds.
-const PIECE_ELEMENTS: usize = 1 << 20;
-
-/// Bytes uploaded by one submission. With that before it still running, staging takes at most twice as much.
-const SUBMISSION_BYTES: usize = 64 << 20;
+use crate::nn::{PIECE_ELEMENTS, ParameterList, Parameters};
 
 /// Dots of a name that prefixes end at: those of wrappers are short, and names of hostile files are not.
 const PREFIX_DOTS: usize = 8;
@@ -120,38 +114,18 @@ impl<'a> WeightSource<'a> {
     /// The parameters of the list, each from the tensor of its name and shape. F16 and BF16 are widened, which is exact.
     ///
     /// Strict: each parameter needs a tensor and each tensor a parameter. All that can be wrong with a file is found before
-    /// anything is leased. Uploads go in several submissions; when one fails, what was leased goes back.
+    /// anything is leased. Uploads go in submissions of 16 MiB, one after the other; when one fails, what was leased goes back.
     ///
     /// # Errors
     /// [`Error::WeightsMismatch`], with all differences; those of leasing, uploading and submitting.
     pub fn load(&self, context: &Context, list: &Arc<ParameterList>) -> Result<Parameters> {
         let tensors = self.matched(list, context.checks_finite())?;
-        let largest = tensors.iter().map(StoredTensor::num_elements).max();
-        let mut scratch = vec![0.0f32; largest.unwrap_or(0).min(PIECE_ELEMENTS)];
-        let mut recorder = context.recorder("load weights");
-        let parameters = Parameters::zeros(&mut recorder, list, "weights")?;
-        let mut recorded_bytes = 0;
-        let mut before = None;
-        for ((_, tensor), stored) in parameters.iter().zip(&tensors) {
-            let num_elements = stored.num_elements();
-            for first in (0..num_elements).step_by(PIECE_ELEMENTS) {
-                let piece = &mut scratch[..PIECE_ELEMENTS.min(num_elements - first)];
-                stored.read(first, piece);
-                let part = tensor.part(&[piece.len()], first as u64 * 4);
-                recorder.write(&part, piece)?;
-                recorded_bytes += piece.len() * 4;
-                if recorded_bytes >= SUBMISSION_BYTES {
-                    recorded_bytes = 0;
-                    let next = context.recorder("load weights");
-                    let submission = std::mem::replace(&mut recorder, next).submit()?;
-                    if let Some(before) = before.replace(submission) {
-                        await_staging(context, &before)?;
-                    }
-                }
+        Parameters::submitted(context, "load weights", list, |index, first, values| {
+            // One for each parameter, as `matched` says.
+            if let Some(stored) = tensors.get(index) {
+                stored.read(first, values);
             }
-        }
-        recorder.submit()?;
-        Ok(parameters)
+        })
     }
 
     /// For each parameter of the list its tensor.
@@ -220,16 +194,6 @@ fn is_finite(tensor: &StoredTensor<'_>) -> bool {
         tensor.read(first, piece);
         piece.iter().all(|value| value.is_finite())
     })
-}
-
-/// Waits until the staging memory of a submission can be used again. Browsers cannot wait; there staging is as large as the
-/// device is behind.
-fn await_staging(context: &Context, submission: &crate::recorder::Submission) -> Result<()> {
-    if cfg!(not(target_arch = "wasm32")) {
-        submission.wait()?;
-    }
-    context.poll();
-    Ok(())
 }
 
 impl fmt::Debug for WeightSource<'_> {

@@ -59,5 +59,5 @@ pub use load::WeightSource;
 pub use mismatch::{Duplicate, FoundPrefix, Misshapen, Mistyped, WeightsMismatch};
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) use replacement::Replacement;
-pub use save::WeightWriter;
+pub use save::{OWN_METADATA, WeightWriter};
 pub use stored::{StoredTensor, StoredType};

@@ -21,12 +21,17 @@ const GROUP_DOWNLOADS: usize = 256;
 /// Elements rounded at a time.
 const ROUNDED_ELEMENTS: usize = 64 << 10;
 
+/// The beginning of the keys under which the crate itself writes into a file's metadata.
+pub const OWN_METADATA: &str = "dilated_attention.";
+
 /// What to save: parameters, each set under a prefix, and strings beside them.
 #[derive(Clone, Debug)]
 #[must_use = "nothing is saved before `save` or `to_bytes`"]
 pub struct WeightWriter<'a> {
     parts: Vec<(String, &'a Parameters)>,
     metadata: BTreeMap<String, String>,
+    /// Under keys after [`OWN_METADATA`].
+    own_metadata: BTreeMap<&'static str, String>,
     stored_type: StoredType,
 }
 
@@ -35,6 +40,7 @@ impl Default for WeightWriter<'_> {
         Self {
             parts: Vec::new(),
             metadata: BTreeMap::new(),
+            own_metadata: BTreeMap::new(),
             stored_type: StoredType::F32,
         }
     }
@@ -52,9 +58,17 @@ impl<'a> WeightWriter<'a> {
         self
     }
 
-    /// Adds a string; a later one of the same key replaces it.
+    /// Adds a string; a later one of the same key replaces it. Keys that begin with [`OWN_METADATA`] are refused when the file
+    /// is written.
     pub fn metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.metadata.insert(key.into(), value.into());
+        self
+    }
+
+    /// Adds a string of the crate's own, which no key of the caller's can replace.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(crate) fn own_metadata(mut self, key: &'static str, value: impl Into<String>) -> Self {
+        self.own_metadata.insert(key, value.into());
         self
     }
 
@@ -91,7 +105,7 @@ impl<'a> WeightWriter<'a> {
     /// The bytes of the file, for who has no file system.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] for a name that is there twice or reserved, or a type that parameters cannot have;
+    /// [`Error::InvalidConfig`] for a name that is there twice or reserved, a key of metadata that is reserved, or a type that parameters cannot have;
     /// [`Error::WeightTooLarge`] for a value that the type cannot hold; those of downloading.
     pub async fn to_bytes(&self, context: &Context) -> Result<Vec<u8>> {
         let header = self.header()?;
@@ -113,6 +127,16 @@ impl<'a> WeightWriter<'a> {
                 need: "F32, F16 or BF16",
             });
         }
+        let mut metadata = self.metadata.clone();
+        if let Some(key) = metadata.keys().find(|key| key.starts_with(OWN_METADATA)) {
+            return Err(Error::InvalidConfig {
+                what: "key of metadata to be saved",
+                given: key.clone(),
+                need: "another beginning than dilated_attention., which is the crate's own",
+            });
+        }
+        let own = self.own_metadata.iter();
+        metadata.extend(own.map(|(key, value)| (format!("{OWN_METADATA}{key}"), value.clone())));
         let mut names = HashSet::new();
         let mut tensors = Vec::new();
         let mut end = 0u64;
@@ -132,7 +156,7 @@ impl<'a> WeightWriter<'a> {
             }
         }
         let header = NewHeader {
-            metadata: &self.metadata,
+            metadata: &metadata,
             stored_type: self.stored_type,
             tensors,
         };

@@ -4,9 +4,10 @@ use dilated_attention::Error;
 use dilated_attention::longnet::LongNet;
 use dilated_attention::training::{LearningRate, Trainer, TrainingOptions};
 use dilated_attention::weights::{WeightFile, WeightWriter};
+use safetensors::SafeTensors;
 
 use crate::support::contexts::contexts;
-use crate::support::training::{batch, bits, config, options, step, trainer, weights};
+use crate::support::training::{batch, bits, config, options, step, trainer, weights, with_layers};
 
 /// A path of this test run's own, removed at the end.
 struct TestFile(std::path::PathBuf);
@@ -73,15 +74,51 @@ fn a_resumed_run_ends_with_the_bits_of_one_that_never_stopped() {
     }
 }
 
+/// What a user writes beside a checkpoint cannot change what the checkpoint says of itself.
+#[test]
+fn metadata_of_the_caller_cannot_replace_a_checkpoints_own() {
+    let ([(_, context), _], file) = (contexts(), TestFile::new("metadata.safetensors"));
+    let model = || LongNet::new(&context, config()).expect("valid");
+    let mut trainer = trainer(&context, config(), options());
+    step(&mut trainer, &[batch(0, 1, 20)]);
+    let given = [("steps", "5000"), ("format", "x"), ("note", "first")];
+    let given = given.map(|(key, value)| (key, value.to_owned()));
+    trainer.save(&file.0, &given).expect("saves");
+    let stored = WeightFile::open(&file.0).expect("opens");
+    for (key, value) in &given {
+        assert_eq!(stored.metadata().get(*key), Some(value));
+    }
+    let resumed = Trainer::resume(&context, model(), options(), &stored).expect("a checkpoint");
+    assert_eq!(resumed.steps(), 1);
+    let before = std::fs::read(&file.0).expect("reads");
+    for key in [
+        "dilated_attention.steps",
+        "dilated_attention.format",
+        "dilated_attention.other",
+    ] {
+        let error = trainer
+            .save(&file.0, &[(key, "5000".to_owned())])
+            .expect_err("reserved");
+        assert!(
+            matches!(&error, Error::InvalidConfig { given, .. } if given == key),
+            "{error}"
+        );
+        let writer = WeightWriter::new()
+            .part("", trainer.weights())
+            .metadata(key, "5000");
+        let error = writer.save(&context, &file.0).expect_err("reserved");
+        assert!(error.to_string().contains(key), "{error}");
+    }
+    assert_eq!(std::fs::read(&file.0).expect("reads"), before);
+}
+
 #[test]
 fn checkpoints_of_others_are_refused_whole() {
     let ([(_, context), _], file) = (contexts(), TestFile::new("other.safetensors"));
     let trainer = trainer(&context, config(), options());
     trainer.save(&file.0, &[]).expect("saves");
     let leases = context.pool().stats().leases.current;
-    let mut other = config();
-    other.num_layers = 3;
-    let model = LongNet::new(&context, other).expect("valid");
+    let model = LongNet::new(&context, with_layers(3)).expect("valid");
     let stored = WeightFile::open(&file.0).expect("opens");
     let error = Trainer::resume(&context, model, options(), &stored).expect_err("refused");
     assert!(matches!(error, Error::WeightsMismatch(_)), "{error}");
@@ -103,12 +140,17 @@ fn checkpoints_of_others_are_refused_whole() {
         "{error:?}"
     );
     // Moments are missing, although the file says that it is a checkpoint.
-    let metadata = stored.metadata().clone();
-    let mut writer = WeightWriter::new().part("weights.", trainer.weights());
-    for (key, value) in metadata {
-        writer = writer.metadata(key, value);
-    }
-    writer.save(&context, &file.0).expect("saves");
+    let metadata: std::collections::HashMap<String, String> =
+        stored.metadata().clone().into_iter().collect();
+    let bytes = std::fs::read(&file.0).expect("reads");
+    let tensors = SafeTensors::deserialize(&bytes).expect("valid");
+    let weights = tensors
+        .iter()
+        .filter(|(name, _)| name.starts_with("weights."));
+    let bytes = safetensors::serialize(weights, Some(metadata)).expect("fits");
+    // Another file: the one of before is mapped.
+    std::fs::remove_file(&file.0).expect("removes");
+    std::fs::write(&file.0, bytes).expect("writes");
     let half = WeightFile::open(&file.0).expect("opens");
     let error = Trainer::resume(&context, model(), options(), &half).expect_err("refused");
     assert!(matches!(error, Error::WeightsMismatch(_)), "{error}");

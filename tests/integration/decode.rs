@@ -41,7 +41,7 @@ fn with_xpos(mut config: LongNetConfig, base: f32) -> LongNetConfig {
 
 fn with_memory(mut config: LongNetConfig) -> LongNetConfig {
     config.cross_attention = Some(CrossAttentionConfig {
-        attention: DilatedAttentionConfig::dense(config.attention.num_heads(), 8).unwrap(),
+        attention: DilatedAttentionConfig::dense(config.attention().num_heads(), 8).unwrap(),
         projection_norm: ProjectionNorm::QueryKey,
     });
     config
@@ -88,7 +88,7 @@ impl<'a> Session<'a> {
     fn new(context: &'a Context, config: LongNetConfig, batch: u32, seq_len: u32) -> Self {
         let model = LongNet::new(context, config).unwrap();
         let values = draw(model.parameters(), 7);
-        let width = model.config().attention.embed_dim() as usize;
+        let width = model.config().attention().embed_dim() as usize;
         let mut recorder = context.recorder("weights");
         let weights = upload(&mut recorder, model.parameters(), &values).unwrap();
         let source = uniform(8, batch as usize * SOURCE as usize * width);

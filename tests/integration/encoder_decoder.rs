@@ -64,7 +64,7 @@ impl Pair {
         let weights = upload(&mut recorder, both.parameters(), values)?;
         let gradients = encoder.zero_gradients(&mut recorder)?;
         let sets = [&weights, &gradients];
-        let width = self.encoder.attention.embed_dim() as usize;
+        let width = self.encoder.attention().embed_dim() as usize;
         let dims = [self.source.shape.batch(), self.source.shape.seq_len()];
         let dims = [dims[0] as usize, dims[1] as usize, width];
         let source = recorder.upload("source", &dims, &self.source.x)?;

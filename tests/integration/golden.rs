@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use checks::{Engine, ForwardOutput, Inputs, Summary, check_bytes, check_file};
 use dilated_attention::{Context, DType, DilatedAttentionConfig, reference};
 use gpu::Gpu;
+use serde_json::Value;
 
 use crate::support::kernel_contexts::kernel_contexts;
 
@@ -85,7 +86,7 @@ fn golden_files() -> Vec<PathBuf> {
 /// Checks every golden file, at least `tensors` of theirs; returns the largest error as a part of its tolerance.
 fn check_golden_files(engine: &mut dyn Engine, tensors: usize) -> f64 {
     let files = golden_files();
-    assert!(files.len() >= 73, "only {} golden files", files.len());
+    assert!(files.len() >= 75, "only {} golden files", files.len());
     let (mut summary, mut worst) = (Summary::default(), 0.0);
     for line in files.iter().flat_map(|file| check_file(file, engine)) {
         println!("{line}");
@@ -155,6 +156,67 @@ fn kernels_in_half_precision_lose_what_a_plain_implementation_does() {
         println!("{dtype}: {summary}");
         assert_eq!(summary.failed, 0);
         assert!(summary.passed >= 15, "only {summary}");
+    }
+}
+
+/// Of what a header holds to check generated tensors by, some may be missing; what is there must be right.
+#[test]
+fn generated_tensors_are_checked_by_what_the_header_holds() {
+    let path = golden_files()
+        .into_iter()
+        .find(|path| path.ends_with("big_core_tiny_causal.safetensors"));
+    let good = fs::read(path.unwrap()).unwrap();
+    let checks_of = |change: &dyn Fn(&mut Value)| {
+        let (header_bytes, rest) =
+            good[8..].split_at(u64::from_le_bytes(good[..8].try_into().unwrap()) as usize);
+        let mut header: Value = serde_json::from_slice(header_bytes).unwrap();
+        let entry = &mut header["__metadata__"]["generator_check"];
+        let mut checks: Value = serde_json::from_str(entry.as_str().unwrap()).unwrap();
+        change(&mut checks);
+        *entry = checks.to_string().into();
+        let header = header.to_string();
+        let bytes = [
+            &(header.len() as u64).to_le_bytes(),
+            header.as_bytes(),
+            rest,
+        ]
+        .concat();
+        let lines = check_bytes("big_core_tiny_causal.safetensors", &bytes, &mut Oracle);
+        let mut summary = Summary::default();
+        lines.iter().for_each(|line| summary.add(line));
+        let checks = lines
+            .iter()
+            .map(ToString::to_string)
+            .filter(|line| line.contains("generator_check"));
+        (checks.count(), summary.failed)
+    };
+    let remove = |checks: &mut Value, what: &str, name: &str| {
+        checks[what].as_object_mut().unwrap().remove(name).unwrap();
+    };
+    assert_eq!(checks_of(&|_| ()), (9, 0));
+    let fewer = checks_of(&|checks| {
+        remove(checks, "first8", "q");
+        remove(checks, "last8", "v");
+        remove(checks, "bitsum", "k");
+    });
+    assert_eq!(fewer, (6, 0));
+    let no_ends = checks_of(&|checks| {
+        checks
+            .as_object_mut()
+            .unwrap()
+            .retain(|what, _| what == "bitsum");
+    });
+    assert_eq!(no_ends, (3, 0));
+    for (what, name, wrong) in [
+        ("first8", "q", Value::from(vec![1.0; 8])),
+        ("last8", "v", Value::from(vec![1.0; 3])),
+        ("first8", "k", Value::from("eight")),
+        ("bitsum", "k", Value::from(1)),
+        ("bitsum", "q", Value::from("many")),
+    ] {
+        let (_, failed) = checks_of(&|checks| checks[what][name] = wrong.clone());
+        // The check itself, and the file, whose results are not compared then.
+        assert_eq!(failed, 2, "{what} {name}");
     }
 }
 

@@ -58,10 +58,6 @@ fn assert_rounded(what: &str, given: &[f32], expected: &[f64], dtype: DType, rou
     }
 }
 
-fn gelu(x: f64) -> f64 {
-    layers::gelu(x)
-}
-
 #[test]
 fn products_equal_double_precision() -> Result<()> {
     for context in [&kernel_contexts()[0].context, &tiny_bindings().context] {
@@ -73,6 +69,10 @@ fn products_equal_double_precision() -> Result<()> {
                     uniform(3, columns),
                     rounded(dtype, &uniform(4, rows * columns)),
                 );
+                let (function, wanted): (_, fn(f64) -> f64) = match rows {
+                    65 => (Activation::Silu, layers::silu),
+                    _ => (Activation::Gelu, layers::gelu),
+                };
                 let mut recorder = context.recorder("test");
                 let a = stored(&mut recorder, &[rows, inner], &x, dtype)?;
                 let b = recorder.upload("w", &[columns, inner], &w)?;
@@ -85,7 +85,7 @@ fn products_equal_double_precision() -> Result<()> {
                 product.write(&mut recorder, plain.matrix())?;
                 let all = recorder.empty("all", &[rows, columns], dtype)?;
                 product
-                    .activation(Activation::Gelu)
+                    .activation(function)
                     .residual(skip.matrix(), 1.5)
                     .write(&mut recorder, all.matrix())?;
                 let wide_result = recorder.empty("logits", &[rows, columns], DType::F32)?;
@@ -100,7 +100,7 @@ fn products_equal_double_precision() -> Result<()> {
                 let finished: Vec<f64> = exact
                     .iter()
                     .zip(&residual)
-                    .map(|(x, r)| gelu(*x) + 1.5 * f64::from(*r))
+                    .map(|(x, r)| wanted(*x) + 1.5 * f64::from(*r))
                     .collect();
                 // The sum may be rounded before it is activated: then by as much as itself allows.
                 let before = largest(&exact) / largest(&finished) + 1.0;
@@ -133,12 +133,13 @@ fn rows_and_elements_equal_double_precision() -> Result<()> {
             let b = stored(&mut recorder, &shape, &y, dtype)?;
             let gains = recorder.upload("gain", &[width], &gain)?;
             let biases = recorder.upload("bias", &[width], &bias)?;
-            let [normal, active, sum, rows_of] =
-                [(); 4].map(|()| recorder.empty("out", &shape, dtype));
-            let (normal, active, sum, rows_of) = (normal?, active?, sum?, rows_of?);
+            let [normal, gelu, silu, sum, rows_of] =
+                [(); 5].map(|()| recorder.empty("out", &shape, dtype));
+            let (normal, gelu, silu, sum, rows_of) = (normal?, gelu?, silu?, sum?, rows_of?);
             let parameters = [gains.vector(), biases.vector()];
             layer_norm(&mut recorder, a.matrix(), parameters, 1e-5, normal.matrix())?;
-            activation(&mut recorder, Activation::Gelu, a.matrix(), active.matrix())?;
+            activation(&mut recorder, Activation::Gelu, a.matrix(), gelu.matrix())?;
+            activation(&mut recorder, Activation::Silu, a.matrix(), silu.matrix())?;
             Blend::new(a.matrix(), 2.0)
                 .plus(b.matrix(), -0.5)
                 .write(&mut recorder, sum.matrix())?;
@@ -161,12 +162,13 @@ fn rows_and_elements_equal_double_precision() -> Result<()> {
                 positions,
                 false,
             )?;
-            let tensors = [&normal, &active, &sum, &rows_of, &b];
+            let tensors = [&normal, &gelu, &silu, &sum, &rows_of, &b];
             let results = read(recorder, &tensors)?;
             let [xs, ys] = [&x, &y].map(|values| wide(values));
             let expected = [
                 layers::layer_norm(&xs, &wide(&gain), &wide(&bias), 1e-5),
-                xs.iter().map(|x| gelu(*x)).collect(),
+                xs.iter().map(|x| layers::gelu(*x)).collect(),
+                xs.iter().map(|x| layers::silu(*x)).collect(),
                 xs.iter().zip(&ys).map(|(x, y)| 2.0 * x - 0.5 * y).collect(),
                 ids.iter()
                     .flat_map(|id| &table[*id as usize * width..][..width])
@@ -180,7 +182,7 @@ fn rows_and_elements_equal_double_precision() -> Result<()> {
                     })
                     .collect::<Vec<f64>>(),
             ];
-            let names = ["layer norm", "activation", "blend", "embedding", "xpos"];
+            let names = ["layer norm", "GELU", "SiLU", "blend", "embedding", "xpos"];
             for ((name, given), expected) in names.iter().zip(&results).zip(&expected) {
                 assert_rounded(name, given, expected, dtype, 1.0);
             }

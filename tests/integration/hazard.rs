@@ -133,7 +133,8 @@ impl<'a> Order<'a> {
             4 => self.write(),
             5..=7 => self.copy(),
             8 | 9 => self.download(),
-            10 | 11 => self.drop_tensor(),
+            10 => self.drop_tensor(),
+            11 => self.peek(),
             12 if !self.work.is_empty() => {
                 let index = self.random.below(self.work.len());
                 self.finish(index);
@@ -289,6 +290,27 @@ impl<'a> Order<'a> {
         let Known { tensor, values, .. } = &self.known[source];
         if let Some(download) = done(recorder.download::<f32>(tensor)) {
             downloads.push((download, values.clone()));
+        }
+    }
+
+    /// What an open recording writes, no other may read yet.
+    fn peek(&mut self) {
+        let is_open = |id: u64| {
+            let of_id = |work: &&Work| work.id == id;
+            let work = self.work.iter().find(of_id);
+            matches!(work.map(|work| &work.stage), Some(Stage::Recording(_)))
+        };
+        let unwritten = self.known.iter().find(|known| match known.written {
+            Written::Open(id) => is_open(id),
+            Written::Submitted => false,
+        });
+        let Some(Known { tensor, .. }) = unwritten else {
+            return;
+        };
+        let mut recorder = self.machine.context.recorder("peek");
+        if done(recorder.download::<f32>(tensor)).is_some() {
+            let refused = recorder.submit();
+            assert!(matches!(refused, Err(Error::NotWritten { .. })));
         }
     }
 

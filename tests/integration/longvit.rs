@@ -1,9 +1,14 @@
 //! LongViT by its recordings: the same as in one, planned to the byte, given up anywhere. What its results are is compared with
 //! golden files, in the example `conformance`.
 
-use dilated_attention::models::longvit::{LongVit, LongVitConfig, LongVitResult, LongVitRun};
-use dilated_attention::nn::Parameters;
+use std::sync::Arc;
+
+use dilated_attention::models::longvit::{
+    FeatureNorm, LongVit, LongVitConfig, LongVitResult, LongVitRun,
+};
+use dilated_attention::nn::{Init, ParameterList, Parameters};
 use dilated_attention::recorder::SliceOptions;
+use dilated_attention::reference::layers;
 use dilated_attention::{
     Context, DeviceFacts, DilatedAttentionConfig, Error, WeightFile, WeightWriter,
 };
@@ -11,7 +16,7 @@ use dilated_attention::{
 use crate::support::contexts::contexts;
 use crate::support::giving_up::{give_up_everywhere, is_send, settled};
 use crate::support::kernel_contexts::kernel_contexts;
-use crate::support::models::{assert_near, draw, upload, wide};
+use crate::support::models::{assert_near, by_name, draw, upload, wide};
 use crate::support::numbers::uniform;
 
 /// Two images of 6 x 5 patches, where the model has learned positions of 4 x 4.
@@ -30,8 +35,19 @@ fn small() -> LongVitConfig {
     config
 }
 
+fn without_head(feature_norm: FeatureNorm) -> LongVitConfig {
+    let mut config = small();
+    config.feature_norm = feature_norm;
+    config.num_classes = None;
+    config
+}
+
 fn with_weights(context: &Context) -> (LongVit, Parameters) {
-    let model = LongVit::new(context, small()).unwrap();
+    with_weights_of(context, small())
+}
+
+fn with_weights_of(context: &Context, config: LongVitConfig) -> (LongVit, Parameters) {
+    let model = LongVit::new(context, config).unwrap();
     let mut recorder = context.recorder("weights");
     let values = draw(model.parameters(), 3);
     let weights = upload(&mut recorder, model.parameters(), &values).unwrap();
@@ -64,13 +80,14 @@ fn recordings_one_by_one_compute_what_one_does() {
         let [first, _, last] = &output.encoder.states[..] else {
             panic!("{} states", output.encoder.states.len());
         };
-        let expected = [&output.features, &output.logits, first, last];
+        let logits = output.logits.as_ref().unwrap();
+        let expected = [&output.features, logits, first, last];
         let expected = expected.map(|tensor| recorder.download::<f32>(tensor).unwrap());
         recorder.submit().unwrap();
         let [features, logits, first, last] = expected.map(|download| download.wait().unwrap());
         assert_eq!((features.len(), logits.len()), (2 * 32, 2 * 3));
         assert_eq!(result.features, features, "{}", on.name);
-        assert_eq!(result.logits, logits, "{}", on.name);
+        assert_eq!(result.logits, Some(logits), "{}", on.name);
         assert_eq!(result.states, [(0, first), (2, last)], "{}", on.name);
     }
 }
@@ -94,10 +111,11 @@ fn images_of_a_batch_are_what_they_are_alone() {
 
 #[test]
 fn a_run_asks_for_what_its_plan_says() {
-    for (limits, context) in contexts() {
-        let (model, weights) = with_weights(&context);
+    let configs = [small(), without_head(FeatureNorm::OfPatches)];
+    for ((limits, context), config) in contexts().into_iter().zip(configs) {
+        let (model, weights) = with_weights_of(&context, config.clone());
         let facts = context.facts().clone();
-        let plan = LongVit::plan(&small(), SIZE, &STATES, facts).unwrap();
+        let plan = LongVit::plan(&config, SIZE, &STATES, facts).unwrap();
         assert_eq!(plan.expected_time, None);
         context.wait();
         context.pool().trim();
@@ -197,15 +215,90 @@ fn checkpoints_load_strictly() {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
+/// torchscale's pretraining: names of its own, every patch normalised before the mean, a head of the pretraining that is left
+/// out when that is said; and the fine-tuned order without a head.
+#[test]
+fn an_encoder_without_a_head_has_features() {
+    let context = &kernel_contexts()[0].context;
+    let path = std::env::temp_dir().join(format!("pretrained-{}.safetensors", std::process::id()));
+    for feature_norm in [FeatureNorm::OfPatches, FeatureNorm::OfMean] {
+        let config = without_head(feature_norm);
+        let model = LongVit::new(context, config.clone()).unwrap();
+        let list = model.parameters();
+        let mut recorder = context.recorder("weights");
+        let values = draw(list, 3);
+        let weights = upload(&mut recorder, list, &values).unwrap();
+        let mut of_pretraining = ParameterList::new();
+        for name in ["mlp.0.weight", "mlp.0.bias", "last_layer.weight_g"] {
+            of_pretraining.add(name.to_owned(), &[4], Init::Ones);
+        }
+        let of_pretraining = Arc::new(of_pretraining);
+        let ones = draw(&of_pretraining, 1);
+        let head = upload(&mut recorder, &of_pretraining, &ones).unwrap();
+        recorder.submit().unwrap();
+        let result = encode(context, &(model.clone(), weights.clone()));
+        assert_eq!(result.logits, None);
+
+        let (before, norm) = match feature_norm {
+            FeatureNorm::OfPatches => ("backbone.", "backbone.norm"),
+            FeatureNorm::OfMean => ("model.", "fc_norm"),
+        };
+        let named = |name: &String| name.starts_with(before) || name.starts_with("fc_norm.");
+        assert!(list.specs().iter().all(|spec| named(&spec.name)));
+        let values = by_name(list, &values);
+        let [gain, bias] = ["weight", "bias"].map(|name| &values[&format!("{norm}.{name}")]);
+        let normal = |x: &[f64]| layers::layer_norm(x, gain, bias, f64::from(config.norm_eps));
+        let mean = |x: &[f64]| -> Vec<f64> {
+            let sum = |at| x.chunks(32).map(|row| row[at]).sum::<f64>();
+            (0..32).map(|at| sum(at) / 30.0).collect()
+        };
+        let patches = wide(&result.states[1].1);
+        let expected = patches
+            .chunks(30 * 32)
+            .flat_map(|image| match feature_norm {
+                FeatureNorm::OfPatches => mean(&normal(image)),
+                FeatureNorm::OfMean => normal(&mean(image)),
+            });
+        assert_near("features", &result.features, &expected.collect::<Vec<_>>());
+
+        let writer = WeightWriter::new().part("module.", &weights);
+        writer
+            .part("module.head.", &head)
+            .save(context, &path)
+            .unwrap();
+        let file = WeightFile::open(&path).unwrap();
+        let strict = file.part("module.").load(context, list).unwrap_err();
+        assert!(
+            strict.to_string().contains("module.head.mlp.0.weight"),
+            "{strict}"
+        );
+        let source = file.part("module.").rename(|name| {
+            let of_pretraining = name.starts_with("head.");
+            (!of_pretraining).then(|| name.to_owned())
+        });
+        let loaded = source.load(context, list).unwrap();
+        assert_eq!(encode(context, &(model, loaded)), result);
+    }
+    std::fs::remove_file(path).unwrap();
+    let pretrained = LongVitConfig::pretrained();
+    assert_eq!(
+        (pretrained.feature_norm, pretrained.num_classes),
+        (FeatureNorm::OfPatches, None)
+    );
+}
+
 #[test]
 fn sizes_that_mean_nothing_are_errors() {
     let context = &kernel_contexts()[0].context;
-    let wrong: [fn(&mut LongVitConfig); 7] = [
+    let wrong: [fn(&mut LongVitConfig); 10] = [
         |config| config.image_size = 0,
         |config| config.image_size = 18,
         |config| config.patch_size = 0,
         |config| config.channels = 0,
-        |config| config.num_classes = 0,
+        |config| config.num_classes = Some(0),
+        |config| config.num_classes = Some(usize::MAX),
+        |config| config.norm_eps = f32::NAN,
+        |config| config.encoder_eps = 0.0,
         |config| (config.image_size, config.patch_size) = (1 << 40, 1 << 40),
         |config| config.image_size = 1 << 40,
     ];

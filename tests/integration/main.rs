@@ -3,6 +3,7 @@
 mod abandoned;
 mod backward;
 mod barriers;
+mod budgets;
 mod checkpoints;
 mod coop;
 #[path = "../../benches/counting_allocator.rs"]
@@ -35,6 +36,7 @@ mod shaders;
 mod simulated;
 mod slices;
 mod slides;
+mod stale;
 mod support;
 mod telemetry;
 #[path = "../../benches/traces.rs"]

@@ -17,7 +17,11 @@ fn attention() -> DilatedAttentionConfig {
 }
 
 pub fn decoder() -> LongNetConfig {
-    let mut config = LongNetConfig::decoder(attention(), 1, 20);
+    with_layers(1)
+}
+
+fn with_layers(num_layers: usize) -> LongNetConfig {
+    let mut config = LongNetConfig::decoder(attention(), num_layers, 20);
     config.vocab_size = Some(VOCAB);
     config.output_projection = OutputProjection::Own;
     config
@@ -41,8 +45,9 @@ pub fn ids(recorder: &mut Recorder, count: usize) -> TokenIds {
 
 /// A model, its weights, its gradients.
 pub fn ready(recorder: &mut Recorder, config: LongNetConfig) -> (LongNet, Parameters, Parameters) {
-    let model = LongNet::new(&recorder.context().clone(), config).unwrap();
-    let weights = model.initial_weights(recorder, 1).unwrap();
+    let context = recorder.context().clone();
+    let model = LongNet::new(&context, config).unwrap();
+    let weights = model.initial_weights(&context, 1).unwrap();
     let gradients = model.zero_gradients(recorder).unwrap();
     (model, weights, gradients)
 }
@@ -223,7 +228,7 @@ fn wrong_memories_are_errors() {
         }
     );
     let both = EncoderDecoder::new(on, encoder, with_memory(decoder())).unwrap();
-    let weights = both.encoder().initial_weights(r, 1).unwrap();
+    let weights = both.encoder().initial_weights(on, 1).unwrap();
     let gradients = both.encoder().zero_gradients(r).unwrap();
     let ten = ids(r, 10);
     let tokens = Input::Tokens(&ten);
@@ -378,14 +383,25 @@ fn wrong_steps_are_errors_and_the_cache_stays() {
 }
 
 #[test]
-fn sizes_of_0_are_errors_or_do_nothing() {
+fn numbers_that_mean_nothing_are_errors_and_sizes_of_0_do_nothing() {
     let on = &kernel_contexts()[0].context;
-    let change: [fn(&mut LongNetConfig); 5] = [
+    let change: [fn(&mut LongNetConfig); 16] = [
         |config| config.ffn_dim = 0,
         |config| config.vocab_size = Some(0),
         |config| config.vocab_size = None,
         |config| config.dropout = 1.0,
         |config| config.activation_dropout = f32::NAN,
+        |config| config.ffn_dim = 1 << 40,
+        |config| config.norm_eps = f32::NAN,
+        |config| config.norm_eps = 0.0,
+        |config| config.residual_scale = f32::NAN,
+        |config| config.initial_gain = f32::INFINITY,
+        |config| config.embedding_scale = f32::NAN,
+        |config| config.xpos_scale_base = Some(f32::NAN),
+        |config| config.xpos_scale_base = Some(-512.0),
+        |config| config.learned_positions = Some(0),
+        |config| config.learned_positions = Some(u32::MAX),
+        |config| *config = with_layers(usize::MAX),
     ];
     for change in change {
         let mut config = decoder();
@@ -394,12 +410,12 @@ fn sizes_of_0_are_errors_or_do_nothing() {
     }
     let mut recorder = on.recorder("nothing");
     let r = &mut recorder;
-    let mut none = decoder();
-    none.num_layers = 0;
-    none.xpos_scale_base = Some(512.0);
-    none.learned_positions = Some(4);
-    let mut all = none.clone();
-    all.num_layers = 1;
+    let [none, all] = [0, 1].map(|layers| {
+        let mut config = with_layers(layers);
+        config.xpos_scale_base = Some(512.0);
+        config.learned_positions = Some(4);
+        config
+    });
     let empty = ids(r, 0);
     for (config, (batch, len)) in [(&all, (0, 4)), (&all, (2, 0)), (&none, (0, 0))] {
         let (model, weights, gradients) = ready(r, config.clone());

@@ -78,9 +78,10 @@ pub fn cases() -> Vec<Case> {
 
     let mut config = LongNetConfig::encoder(attention(2, &[16], &[1]), 1, 20).pre_norm();
     config.residual_scale = 1.3;
+    config.activation = Activation::Silu;
     config.embedding_norm = true;
     config.learned_positions = Some(50);
-    add("scaled residuals, pre-norm", config, shape(2, 25));
+    add("scaled residuals, pre-norm, SiLU", config, shape(2, 25));
 
     // With one branch there is nothing to detach: torchscale's gradient is the true one.
     let config = LongNetConfig::decoder(attention(2, &[12], &[1]).torchscale(), 1, 16);

@@ -247,7 +247,7 @@ fn a_recording_dropped_unsubmitted_gives_everything_back() {
         let download = recorder.download::<f32>(&tensor).expect("records");
         assert!(matches!(
             download.wait(),
-            Err(Error::NotSubmitted { label: "data" })
+            Err(Error::NotSubmitted { label: "data", .. })
         ));
         drop(recorder);
         assert!(matches!(

@@ -2,8 +2,12 @@
 
 use dilated_attention::longnet::{LongNet, LongNetConfig, OutputProjection, Recompute};
 use dilated_attention::ops::IGNORED_LABEL;
-use dilated_attention::training::{AdamWOptions, Batch, LearningRate, Trainer, TrainingOptions};
-use dilated_attention::{AttentionShape, DeviceFacts, DilatedAttentionConfig, Error};
+use dilated_attention::training::{
+    AdamWOptions, Batch, LearningRate, Optimizer, Trainer, TrainingOptions,
+};
+use dilated_attention::{
+    AttentionShape, Context, DeviceFacts, DilatedAttentionConfig, Error, Mask,
+};
 
 use crate::support::contexts::contexts;
 use crate::support::training::{
@@ -275,6 +279,55 @@ fn gradients_that_are_not_finite_change_no_weight() {
     }
 }
 
+/// Attention is changed as a whole, and its mask is not lost by that.
+#[test]
+fn a_decoder_stays_causal() {
+    let full = DilatedAttentionConfig::new(2, 8, &[16], &[1]).expect("valid");
+    assert_eq!(full.get_mask(), Mask::Full);
+    let decoder = config().with_attention(full.clone());
+    assert_eq!(decoder.attention(), &full.clone().mask(Mask::Causal));
+    let encoder = LongNetConfig::encoder(full.clone(), 1, 16);
+    assert_eq!(encoder.attention(), &full);
+    let causal = encoder.with_attention(full.clone().mask(Mask::Causal));
+    assert_eq!(causal.attention().get_mask(), Mask::Causal);
+    let kept = causal.with_attention(full);
+    assert_eq!(kept.attention().get_mask(), Mask::Causal);
+    // Nor do residuals of one kind of norms stay with another.
+    let pre_norm = config().deep_norm().pre_norm();
+    assert_eq!((pre_norm.residual_scale, pre_norm.final_norm), (1.0, true));
+}
+
+#[test]
+fn batches_without_tokens_are_errors() {
+    let cross = AttentionShape::cross(1, 3, 4).expect("valid");
+    for (shape, count) in [
+        (AttentionShape::new(0, 5).expect("valid"), 0),
+        (AttentionShape::new(3, 0).expect("valid"), 0),
+        (AttentionShape::new(0, 0).expect("valid"), 0),
+        (cross, 3),
+    ] {
+        let error = Batch::new(shape.clone(), vec![1; count], vec![1; count]).expect_err("nothing");
+        assert!(matches!(error, Error::InvalidShape { .. }), "{error}");
+        let facts = DeviceFacts::webgpu_defaults();
+        let error = Trainer::plan(&config(), &[shape], &options(), facts).expect_err("nothing");
+        assert!(matches!(error, Error::InvalidShape { .. }), "{error}");
+    }
+    // More than any machine holds.
+    let endless = AttentionShape::new(u32::MAX, 1 << 30).expect("valid");
+    let facts = DeviceFacts::webgpu_defaults();
+    let error = Trainer::plan(&config(), &[endless], &options(), facts).expect_err("too many");
+    assert!(
+        matches!(error, Error::InvalidShape { what: "batch", .. }),
+        "{error}"
+    );
+    // Items of no tokens beside others are no batch without tokens.
+    let shape = AttentionShape::new(2, 3).expect("valid");
+    let shape = shape.with_valid_lens(&[0, 2]).expect("valid");
+    let batch = Batch::new(shape, vec![1; 6], vec![1; 6]).expect("a batch");
+    let ignored = IGNORED_LABEL;
+    assert_eq!(batch.labels(), [ignored, ignored, ignored, 1, 1, ignored]);
+}
+
 #[test]
 fn options_that_mean_nothing_are_refused() {
     let [(_, context), _] = contexts();
@@ -286,42 +339,127 @@ fn options_that_mean_nothing_are_refused() {
     let mut without_projection = config();
     without_projection.output_projection = OutputProjection::None;
     refused(without_projection, options());
-    let rate = LearningRate::Constant(f32::NAN);
-    refused(config(), TrainingOptions::new(rate));
-    for optimizer in [
-        AdamWOptions {
-            beta_1: 1.0,
-            ..Default::default()
-        },
-        AdamWOptions {
-            eps: 0.0,
-            ..Default::default()
-        },
-        AdamWOptions {
-            weight_decay: -1.0,
-            ..Default::default()
-        },
-        AdamWOptions {
-            max_norm: Some(0.0),
-            ..Default::default()
-        },
+    let peeking = config().attention().clone().mask(Mask::Full);
+    let mut peeking = LongNetConfig::encoder(peeking, 2, 40);
+    peeking.vocab_size = Some(VOCAB);
+    peeking.output_projection = OutputProjection::Own;
+    refused(peeking.clone(), options());
+    let facts = context.facts().clone();
+    let shapes = [AttentionShape::new(1, 20).expect("valid")];
+    let error = Trainer::plan(&peeking, &shapes, &options(), facts).expect_err("refused");
+    assert!(error.to_string().contains("causal"), "{error}");
+
+    let with = |change: fn(&mut TrainingOptions)| {
+        let mut options = options();
+        change(&mut options);
+        options
+    };
+    let wrong: [(fn(&mut TrainingOptions), &str); 14] = [
+        (
+            |o| o.learning_rate = LearningRate::Constant(f32::NAN),
+            "learning rate is NaN; it must be at least 0 and finite",
+        ),
+        (
+            |o| {
+                o.learning_rate = LearningRate::Cosine {
+                    peak: 1e-3,
+                    end: 1e-4,
+                    warm_up: 100,
+                    total: 20,
+                };
+            },
+            "warm_up of the learning rate is 100 of 20 steps in all; it must be at most total",
+        ),
+        (
+            |o| o.optimizer.beta_1 = 1.0,
+            "beta_1 is 1; it must be at least 0 and below 1",
+        ),
+        (
+            |o| o.optimizer.beta_1 = f32::NAN,
+            "beta_1 is NaN; it must be at least 0 and below 1",
+        ),
+        (
+            |o| o.optimizer.beta_2 = -0.1,
+            "beta_2 is -0.1; it must be at least 0 and below 1",
+        ),
+        (
+            |o| o.optimizer.eps = 0.0,
+            "eps is 0; it must be positive and finite",
+        ),
+        (
+            |o| o.optimizer.eps = f32::INFINITY,
+            "eps is inf; it must be positive and finite",
+        ),
+        (
+            |o| o.optimizer.weight_decay = -1.0,
+            "weight_decay is -1; it must be at least 0 and finite",
+        ),
+        (
+            |o| o.optimizer.weight_decay = f32::INFINITY,
+            "weight_decay is inf; it must be at least 0 and finite",
+        ),
+        (
+            |o| o.optimizer.weight_decay = f32::NAN,
+            "weight_decay is NaN; it must be at least 0 and finite",
+        ),
+        (
+            |o| o.optimizer.max_norm = Some(0.0),
+            "max_norm is 0; it must be positive and finite, or none where nothing is clipped",
+        ),
+        (
+            |o| o.optimizer.max_norm = Some(-2.0),
+            "max_norm is -2; it must be positive and finite",
+        ),
+        (
+            |o| o.optimizer.max_norm = Some(f32::INFINITY),
+            "max_norm is inf; it must be positive and finite",
+        ),
+        (
+            |o| o.optimizer.max_norm = Some(f32::NAN),
+            "max_norm is NaN; it must be positive and finite",
+        ),
+    ];
+    let leases = context.pool().stats().leases.current;
+    for (change, told) in wrong {
+        // When the trainer is made, not at its first step.
+        let error = Trainer::new(&context, model(config()), with(change)).expect_err("refused");
+        assert!(error.to_string().contains(told), "{error}");
+    }
+    let mut none = options();
+    none.optimizer.max_norm = None;
+    none.optimizer.weight_decay = 0.0;
+    drop(Trainer::new(&context, model(config()), none).expect("means something"));
+    context.wait();
+    assert_eq!(context.pool().stats().leases.current, leases);
+    // An optimiser by itself has the same rules, and those of a step.
+    let planner = Context::planner(DeviceFacts::webgpu_defaults());
+    let mut recorder = planner.recorder("optimizer");
+    let small = LongNet::new(&planner, config()).expect("valid");
+    let weights = small.zero_gradients(&mut recorder).expect("leases");
+    let optimizer = Optimizer::new(&mut recorder, weights).expect("leases");
+    let good = AdamWOptions::default();
+    let nan = AdamWOptions {
+        weight_decay: f32::NAN,
+        ..good
+    };
+    for (options, step, rate, scale, told) in [
+        (nan, 1, 0.1, 1.0, "weight_decay"),
+        (good, 0, 0.1, 1.0, "step"),
+        (good, 1, f32::NAN, 1.0, "learning rate"),
+        (good, 1, -0.1, 1.0, "learning rate"),
+        (good, 1, 0.1, f32::INFINITY, "gradient_scale"),
     ] {
-        let options = TrainingOptions {
-            optimizer,
-            ..options()
-        };
-        let mut trainer = trainer(&context, config(), options);
-        let error = trainer.step(&[batch(0, 1, 5)]).expect_err("refused");
-        assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
+        let error = optimizer.update(&mut recorder, &options, (step, rate), scale);
+        let error = error.expect_err("means nothing");
+        assert!(
+            matches!(&error, Error::InvalidConfig { what, .. } if *what == told),
+            "{error}"
+        );
     }
     // Weights of another model.
     let mut other = config();
     other.ffn_dim += 4;
-    let mut recorder = context.recorder("weights");
-    let weights = model(other)
-        .initial_weights(&mut recorder, 1)
-        .expect("leases");
-    recorder.submit().expect("submits");
+    let weights = model(other).initial_weights(&context, 1).expect("leases");
     let error = Trainer::with_weights(&context, model(config()), weights, options());
     assert!(matches!(error, Err(Error::OtherModel { what: "weights" })));
 }

@@ -241,8 +241,8 @@ fn after_a_warm_up_nothing_is_left_to_compile() {
         println!("{limits}\n{report}");
         let before = pipelines(&context);
         assert!(before > 0);
+        let weights = model.initial_weights(&context, 0).expect("draws");
         let mut recorder = context.recorder("forward");
-        let weights = model.initial_weights(&mut recorder, 0).expect("draws");
         let ids: Vec<u32> = (0..20).map(|i| i % 11).collect();
         let tokens = TokenIds::upload(&mut recorder, &ids, 11).expect("uploads");
         let call = Call::new(shape.clone());
@@ -286,9 +286,7 @@ fn after_a_warm_up_a_slide_is_encoded_without_compiling() {
             .torchscale();
         (config.feature_dim, config.num_layers, config.ffn_dim) = (12, 2, 64);
         let encoder = SlideEncoder::new(&context, config).expect("valid");
-        let mut recorder = context.recorder("weights");
-        let weights = encoder.initial_weights(&mut recorder, 1).expect("draws");
-        recorder.submit().expect("submits");
+        let weights = encoder.initial_weights(&context, 1).expect("draws");
         let outputs = SlideOutputs {
             layers: true,
             states: vec![1],

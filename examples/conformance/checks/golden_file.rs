@@ -59,8 +59,15 @@ impl<'a> GoldenFile<'a> {
         })
     }
 
-    /// A float32 tensor of a known shape.
+    /// A float32 tensor of a known shape; float64 is rounded.
     pub fn f32s(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, String> {
+        if let Ok(data) = self.bytes(name, Dtype::F64, shape) {
+            let (values, _) = data.as_chunks();
+            return Ok(values
+                .iter()
+                .map(|b| f64::from_le_bytes(*b) as f32)
+                .collect());
+        }
         let data = self.bytes(name, Dtype::F32, shape)?;
         let values = data.chunks_exact(4);
         Ok(values

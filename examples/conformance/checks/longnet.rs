@@ -6,13 +6,15 @@ use dilated_attention::longnet::{
 };
 use dilated_attention::nn::{Activation, Parameters, ProjectionNorm};
 use dilated_attention::ops::{self, Positions, Rotations, TokenIds, XposRole};
-use dilated_attention::{AttentionShape, Context, DType, MixGradient, Recorder, Tensor};
+use dilated_attention::{
+    AttentionShape, Context, DType, DilatedAttentionConfig, MixGradient, Recorder, Tensor,
+};
 
 use super::attention::{Engine, size};
 use super::golden_file::GoldenFile;
 use super::longnet_half;
 use super::modules::{
-    self, compare, compare_gradients, flag, float, number, read, same, told, weights,
+    self, compare, compare_parameters, flag, float, number, read, same, told, weights,
 };
 use super::report::Report;
 
@@ -25,7 +27,7 @@ pub fn check(
     let Some(context) = engine.context().cloned() else {
         return Ok(());
     };
-    let config = config(file)?;
+    let config = config(file, modules::attention(file, false)?)?;
     if engine.dtype() != DType::F32 {
         return longnet_half::check(file, &context, config, engine.dtype(), report);
     }
@@ -34,7 +36,8 @@ pub fn check(
     if file.has("dout") {
         gradients(file, &context, &model, ("dx", "g."), report)?;
         let mut exact = config;
-        exact.attention = modules::with_gradient(&exact.attention, MixGradient::Exact);
+        let attention = exact.attention().clone().gradient(MixGradient::Exact);
+        exact = exact.with_attention(attention);
         let exact = LongNet::new(&context, exact).map_err(told)?;
         gradients(file, &context, &exact, ("dx_true", "gt."), report)?;
     }
@@ -44,17 +47,26 @@ pub fn check(
     Ok(())
 }
 
-fn config(file: &GoldenFile) -> Result<LongNetConfig, String> {
-    let attention = modules::attention(file, false)?;
+/// The model of the file's configuration, over `attention`.
+pub fn config(
+    file: &GoldenFile,
+    attention: DilatedAttentionConfig,
+) -> Result<LongNetConfig, String> {
     let (layers, ffn_dim) = (number(file, "layers")?, number(file, "ffn_dim")?);
     let mut config = LongNetConfig::encoder(attention, layers, ffn_dim);
-    config.post_norm = !flag(file, "normalize_before");
-    config.sub_norm = flag(file, "subln");
+    // DeepNorm is post-norm and without sub-LN, whatever else the configuration says; sub-LN is pre-norm.
+    let deep_norm = flag(file, "deepnorm");
+    config.sub_norm = flag(file, "subln") && !deep_norm;
+    config.post_norm = deep_norm || !(config.sub_norm || flag(file, "normalize_before"));
     config.projection_norm = match config.sub_norm {
         true => ProjectionNorm::Inner,
         false => ProjectionNorm::None,
     };
-    config.residual_scale = float(file, &["alpha"], 1.0);
+    let scale = match deep_norm {
+        true => (2.0 * layers as f32).powf(0.25),
+        false => 1.0,
+    };
+    config.residual_scale = float(file, &["alpha"], scale);
     config.activation = activation(file)?;
     config.norm_eps = float(file, &["layernorm_eps"], 1e-5);
     let base = float(file, &["xpos_scale_base"], 512.0);
@@ -63,6 +75,10 @@ fn config(file: &GoldenFile) -> Result<LongNetConfig, String> {
     if vocab > 0 {
         config.vocab_size = Some(size(vocab)?);
         config.output_projection = OutputProjection::Own;
+        // torchscale scales embeddings where it is not told otherwise; files that say nothing were told.
+        if file.config["no_scale_embedding"] == false {
+            config.embedding_scale = (config.attention().embed_dim() as f32).sqrt();
+        }
     }
     config.final_norm = file.has("w.layer_norm.weight");
     config.embedding_norm = file.has("w.layernorm_embedding.weight");
@@ -76,11 +92,9 @@ fn config(file: &GoldenFile) -> Result<LongNetConfig, String> {
 }
 
 fn activation(file: &GoldenFile) -> Result<Activation, String> {
-    match file.config["activation"].as_str() {
-        Some("gelu") => Ok(Activation::Gelu),
-        Some("relu") => Ok(Activation::Relu),
-        other => Err(format!("config: activation {other:?}")),
-    }
+    let name = file.config["activation"].as_str();
+    name.and_then(Activation::named)
+        .ok_or_else(|| format!("config: activation {name:?}"))
 }
 
 /// The input of a file on the device.
@@ -252,7 +266,7 @@ fn gradients(
     tensors.extend(sums.iter().map(|(_, tensor)| tensor));
     let values = read(recorder, &tensors, report)?;
     compare(file, dx, &shape, &values[0], report);
-    compare_gradients(file, prefix, &sums, &values[1..], &same, report);
+    compare_parameters(file, prefix, &sums, &values[1..], &same, report);
     Ok(())
 }
 
@@ -291,7 +305,7 @@ fn decode(
         begin = end;
     }
     compare(file, "step_logits", &[batch, steps, vocab], &logits, report);
-    for layer in 0..model.config().num_layers {
+    for layer in 0..model.config().num_layers() {
         caches(file, context, model, &cache, layer, report)?;
     }
     Ok(())
@@ -311,7 +325,7 @@ fn caches(
     };
     let mut recorder = context.recorder("caches");
     if let Some((rotations, positions)) = cache.positions(model).map_err(told)? {
-        let width = u64::from(model.config().attention.embed_dim());
+        let width = u64::from(model.config().attention().embed_dim());
         let rows = k.matrix().reshape(width).map_err(told)?;
         // A key was scaled as a key; a query's scale undoes it.
         ops::xpos(

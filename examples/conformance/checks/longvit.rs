@@ -71,9 +71,10 @@ fn run(
     let mut named = vec![
         ("encoder_out".to_owned(), &output.encoder.features),
         ("features".to_owned(), &output.features),
-        ("logits".to_owned(), &output.logits),
         ("pos_embed".to_owned(), &output.positions),
     ];
+    let logits = output.logits.iter();
+    named.extend(logits.map(|logits| ("logits".to_owned(), logits)));
     let states = output.encoder.states.iter().enumerate();
     named.extend(states.map(|(index, state)| (format!("hidden.{index}"), state)));
     let tensors: Vec<_> = named.iter().map(|(_, tensor)| *tensor).collect();

@@ -7,7 +7,7 @@
 //! attention      outputs and log-sum-exps of dilated attention      key_counts   integer tensors, from the plan alone
 //! gradients      gradients of dilated attention                     modules        weights of a file, on the device
 //! half           both of them, in half precision
-//! torchscale, dense, partitioned, generated, multihead, longnet, longnet_half, gigapath, longvit     one module for each family of files
+//! torchscale, dense, partitioned, generated, multihead, longnet, longnet_half, gigapath, longvit, training     one module for each family of files
 //! ```
 //! The kind of a file is the prefix of its name; everything else comes from its header. A kind without a module has
 //! each of its tensors reported as skipped, so that nothing is passed over in silence.
@@ -30,6 +30,7 @@ mod multihead;
 mod partitioned;
 mod report;
 mod torchscale;
+mod training;
 
 pub use attention::{Engine, ForwardOutput, Inputs};
 pub use report::{Line, Summary};
@@ -92,6 +93,8 @@ pub fn check_bytes(name: &str, bytes: &[u8], engine: &mut dyn Engine) -> Vec<Lin
         longnet::check(&file, engine, &mut report)
     } else if engine.dtype() != DType::F32 {
         Ok(())
+    } else if kind("ts_train_") {
+        training::check(&file, engine, &mut report)
     } else if kind("ds_longnet") {
         longnet::check_encoder_decoder(&file, engine, &mut report)
     } else if kind("gp_slide_") || kind("gp_gen_") || kind("gp_real_") {

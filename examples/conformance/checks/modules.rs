@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use dilated_attention::nn::{ParameterList, Parameters};
 use dilated_attention::ops::{Positions, Rotations, XposRole};
-use dilated_attention::{
-    Context, DilatedAttentionConfig, Error, Heads, MixGradient, Recorder, Tensor, ops,
-};
+use dilated_attention::{Context, DilatedAttentionConfig, Error, Heads, Recorder, Tensor, ops};
 
 use super::attention::{mask, size};
 use super::compare::Comparison;
@@ -38,7 +36,21 @@ pub fn flag(file: &GoldenFile, name: &str) -> bool {
 
 /// Dilated attention as torchscale has it, or with `partitioned` heads.
 pub fn attention(file: &GoldenFile, partitioned: bool) -> Result<DilatedAttentionConfig, String> {
-    let (heads, head_dim) = (size(number(file, "H")?)?, size(number(file, "D")?)?);
+    let heads = number(file, "H")?;
+    let head_dim = match number(file, "D") {
+        Ok(head_dim) => head_dim,
+        // It follows from the width where that is given instead.
+        Err(reason) => {
+            let width = number(file, "embed_dim").map_err(|_| reason)?;
+            if heads == 0 || !width.is_multiple_of(heads) {
+                return Err(format!(
+                    "config: embed_dim {width} is no multiple of H {heads}"
+                ));
+            }
+            width / heads
+        }
+    };
+    let (heads, head_dim) = (size(heads)?, size(head_dim)?);
     let (segment_lengths, dilation_rates) = file.branches()?;
     let config = DilatedAttentionConfig::new(heads, head_dim, &segment_lengths, &dilation_rates)
         .map_err(told)?;
@@ -47,14 +59,6 @@ pub fn attention(file: &GoldenFile, partitioned: bool) -> Result<DilatedAttentio
         false => config.torchscale(),
     };
     Ok(config.mask(mask(file)))
-}
-
-/// The same model with another gradient of the mixing weights.
-pub fn with_gradient(
-    config: &DilatedAttentionConfig,
-    gradient: MixGradient,
-) -> DilatedAttentionConfig {
-    config.clone().gradient(gradient)
 }
 
 /// The file's weights `w.*`, strictly: all that the list names, and no others. `rename` says what a parameter is called in the file.
@@ -128,16 +132,16 @@ fn tolerance(file: &GoldenFile, name: &str, comparison: &Comparison) -> f64 {
     }
 }
 
-/// Compares gradients with the tensors `prefix` + name of the file.
-pub fn compare_gradients(
+/// Compares gradients, or weights, with the tensors `prefix` + name of the file.
+pub fn compare_parameters(
     file: &GoldenFile,
     prefix: &str,
-    gradients: &Parameters,
+    parameters: &Parameters,
     values: &[Vec<f32>],
     rename: &dyn Fn(&str) -> String,
     report: &mut Report,
 ) {
-    for ((spec, _), values) in gradients.iter().zip(values) {
+    for ((spec, _), values) in parameters.iter().zip(values) {
         let name = format!("{prefix}{}", rename(&spec.name));
         compare(file, &name, &spec.shape, values, report);
     }

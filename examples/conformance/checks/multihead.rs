@@ -13,7 +13,7 @@ use dilated_attention::{AttentionShape, Context, DType, MixGradient, Recorder};
 use super::attention::{Engine, size};
 use super::golden_file::GoldenFile;
 use super::half;
-use super::modules::{self, compare, compare_gradients, flag, float, read, same, told};
+use super::modules::{self, compare, compare_parameters, flag, float, read, same, told};
 use super::report::Report;
 
 /// Output, mixed heads and gradients: those of autograd as it is, then the true ones.
@@ -45,7 +45,7 @@ pub fn check(
     run(file, &context, &config, ("out", "attn", "dx", "g."), report)?;
     if file.has("dx_true") {
         let exact = MultiheadConfig {
-            attention: modules::with_gradient(&config.attention, MixGradient::Exact),
+            attention: config.attention.clone().gradient(MixGradient::Exact),
             ..config
         };
         run(file, &context, &exact, ("", "", "dx_true", "gt."), report)?;
@@ -188,6 +188,6 @@ fn run(
     compare(file, out, &[batch, tokens, width], &values[0], report);
     compare(file, attn, &[batch, tokens, width], &values[1], report);
     compare(file, dx, &[batch, tokens, width], &values[2], report);
-    compare_gradients(file, gradients, &sums, &values[3..], &rename, report);
+    compare_parameters(file, gradients, &sums, &values[3..], &rename, report);
     Ok(())
 }

@@ -63,12 +63,10 @@ impl Settings {
                     };
                 }
                 Some("--tile-size") => {
-                    let pixels: NonZeroU32 = arguments.value()?;
-                    tile_size = TileSizeChoice::Given(pixels.get());
+                    tile_size = TileSizeChoice::Given(arguments.value::<NonZeroU32>()?.get());
                 }
                 Some("--force-tile-size") => {
-                    let pixels: NonZeroU32 = arguments.value()?;
-                    tile_size = TileSizeChoice::Forced(pixels.get());
+                    tile_size = TileSizeChoice::Forced(arguments.value::<NonZeroU32>()?.get());
                 }
                 Some("--any-encoder") => any_encoder = true,
                 Some("--layers") => layers = Some(arguments.value()?),

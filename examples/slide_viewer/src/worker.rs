@@ -201,12 +201,7 @@ impl Model {
             Source::Files { weights, .. } => WeightFile::open(weights)
                 .and_then(|file| encoder.load(context, SlideEncoder::weights_in(&file)?))
                 .map_err(|error| format!("{}: {error}", weights.display()))?,
-            Source::Drawn(_) => {
-                let mut recorder = context.recorder("weights");
-                let weights = encoder.initial_weights(&mut recorder, 1).map_err(text)?;
-                recorder.submit().map_err(text)?;
-                weights
-            }
+            Source::Drawn(_) => encoder.initial_weights(context, 1).map_err(text)?,
         };
         // Where the driver compiles at the first dispatch, frames wait meanwhile: before a run rather than in it.
         report(Message::Preparing("compiling kernels"));

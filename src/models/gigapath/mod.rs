@@ -44,9 +44,9 @@ use crate::longnet::LongNet;
 use crate::models::finite::Origin;
 use crate::models::recordings;
 use crate::nn::{Init, LayerNorm, Linear, ParameterId, ParameterList, Parameters};
+use crate::recorder::SliceOptions;
 #[cfg(doc)]
 use crate::recorder::SlicedSubmission;
-use crate::recorder::{Recorder, SliceOptions};
 use crate::weights::{WeightFile, WeightSource};
 
 /// The slide encoder.
@@ -142,12 +142,12 @@ impl SlideEncoder {
         file.part_with("patch_embed.proj.weight")
     }
 
-    /// Weights drawn at random, for tests and measurements; `seed` decides the draws.
+    /// Weights drawn at random, for tests and measurements, submitted; `seed` decides the draws.
     ///
     /// # Errors
-    /// Those of leasing and uploading.
-    pub fn initial_weights(&self, recorder: &mut Recorder, seed: u64) -> Result<Parameters> {
-        Parameters::initial(recorder, &self.list, seed)
+    /// Those of leasing, uploading and submitting.
+    pub fn initial_weights(&self, context: &Context, seed: u64) -> Result<Parameters> {
+        Parameters::initial(context, &self.list, seed)
     }
 
     /// Encodes `slides`, in slices of the device's time so that others who use the device are not kept waiting; `progress` is

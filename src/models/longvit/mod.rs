@@ -1,7 +1,10 @@
 //! LongViT, a vision transformer over long sequences of patches (Wang et al. 2023; torchscale, `examples/longvit`).
 //!
 //! ```text
-//! image (3, height, width) -> patches -> linear -> + learned positions -> LongNet encoder -> mean -> norm -> head
+//! image (3, height, width) -> patches -> linear -> + learned positions -> LongNet encoder -> features -> head
+//!
+//! features = norm(mean(patches))    fine-tuned models
+//! features = mean(norm(patches))    torchscale's pretraining, which has no head for classes
 //! ```
 //! For images of another size than the model's the table of positions is stretched bicubically, as torch's `interpolate` does it:
 //! first along the rows, then along the columns, each a small product on the device.
@@ -34,11 +37,25 @@ use crate::weights::WeightSource;
 
 use images::Images;
 
+/// Where the features of an image are normalised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum FeatureNorm {
+    /// After the mean of all patches, by a norm called `fc_norm`: the models that torchscale fine-tunes. What lies before it
+    /// is called `model.*`.
+    #[default]
+    OfMean,
+    /// Before it, every patch by itself: torchscale's pretraining. The norm is called `backbone.norm`, and what lies before it
+    /// `backbone.*`.
+    OfPatches,
+}
+
 /// Options of a [`LongVit`].
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct LongVitConfig {
-    /// Heads, branches and semantics.
+    /// Heads, branches and semantics. Other branches of the same semantics come by
+    /// [`with_branches`](DilatedAttentionConfig::with_branches); a configuration made anew needs
+    /// [`torchscale`](DilatedAttentionConfig::torchscale) for weights of torchscale's.
     pub attention: DilatedAttentionConfig,
     /// Number of layers.
     pub num_layers: usize,
@@ -50,16 +67,20 @@ pub struct LongVitConfig {
     pub patch_size: usize,
     /// Number of colours.
     pub channels: usize,
-    /// Number of classes of the head.
-    pub num_classes: usize,
+    /// Number of classes of the head; without a head the model ends with features.
+    pub num_classes: Option<usize>,
     /// Epsilon of the layer norms in the encoder.
     pub encoder_eps: f32,
-    /// Epsilon of the norm before the head.
+    /// Where features are normalised.
+    pub feature_norm: FeatureNorm,
+    /// Epsilon of that norm.
     pub norm_eps: f32,
 }
 
 impl LongVitConfig {
-    /// The published sizes: 12 layers, 16 heads of 24, images of 1024 pixels in patches of 32, branches of 64 to 1024 patches.
+    /// The published sizes, fine-tuned to classes: 12 layers, 16 heads of 24, images of 1024 pixels in patches of 32, branches
+    /// of 64 to 1024 patches. For images of 4096 pixels and more torchscale has longer segments, which
+    /// [`attention`](Self::attention) takes.
     pub fn published(num_classes: usize) -> Self {
         let lengths = [64, 128, 256, 512, 1024];
         let attention = DilatedAttentionConfig::new(16, 24, &lengths, &[1, 2, 4, 8, 16])
@@ -71,9 +92,20 @@ impl LongVitConfig {
             image_size: 1024,
             patch_size: 32,
             channels: 3,
-            num_classes,
+            num_classes: Some(num_classes),
             encoder_eps: 1e-5,
+            feature_norm: FeatureNorm::OfMean,
             norm_eps: 1e-5,
+        }
+    }
+
+    /// The same sizes as the pretraining has them: features without a head, patches normalised before their mean.
+    pub fn pretrained() -> Self {
+        Self {
+            num_classes: None,
+            feature_norm: FeatureNorm::OfPatches,
+            norm_eps: 1e-6,
+            ..Self::published(1)
         }
     }
 
@@ -101,11 +133,27 @@ impl LongVitConfig {
     fn check(&self) -> Result<()> {
         let sizes = [self.image_size, self.patch_size, self.channels];
         let whole = self.patch_size > 0 && self.image_size.is_multiple_of(self.patch_size);
-        if sizes.contains(&0) || self.num_classes == 0 || !whole {
+        if sizes.contains(&0) || !whole {
             return Err(Error::InvalidConfig {
-                what: "image, patch, channels and classes",
-                given: format!("{sizes:?} and {}", self.num_classes),
+                what: "image, patch and channels",
+                given: format!("{sizes:?}"),
                 need: "at least 1 each, the image whole patches wide",
+            });
+        }
+        if let Some(classes) = self.num_classes
+            && (classes == 0 || u32::try_from(classes).is_err())
+        {
+            return Err(Error::InvalidConfig {
+                what: "num_classes",
+                given: classes.to_string(),
+                need: "at least 1 and below 2^32, or none for features without a head",
+            });
+        }
+        if !(self.norm_eps > 0.0 && self.norm_eps.is_finite()) {
+            return Err(Error::InvalidConfig {
+                what: "norm_eps",
+                given: self.norm_eps.to_string(),
+                need: "positive and finite",
             });
         }
         let fits = |sizes: [usize; 3]| {
@@ -126,7 +174,7 @@ impl LongVitConfig {
     }
 }
 
-/// LongViT with a head for classification.
+/// LongViT, with a head for classification or without.
 ///
 /// ```no_run
 /// use dilated_attention::models::longvit::{LongVit, LongVitConfig};
@@ -139,7 +187,23 @@ impl LongVitConfig {
 /// let show = |part: f64| println!("{:.0} %", 100.0 * part);
 /// let (size, slices) = ([1, 1024, 1024], SliceOptions::default());
 /// let result = model.encode(&context, &weights, image, size, &[], slices, show).await?;
-/// assert_eq!((result.features.len(), result.logits.len()), (384, 2));
+/// assert_eq!(result.features.len(), 384);
+/// assert_eq!(result.logits.map(|logits| logits.len()), Some(2));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// The pretrained encoder has features alone. Its file also holds the head that the pretraining projected them with, which is
+/// left out knowingly:
+///
+/// ```no_run
+/// # use dilated_attention::models::longvit::{LongVit, LongVitConfig};
+/// # use dilated_attention::{Context, WeightFile};
+/// # fn load(context: &Context) -> dilated_attention::Result<()> {
+/// let model = LongVit::new(context, LongVitConfig::pretrained())?;
+/// let file = WeightFile::open("longvit_small_patch32_1024.safetensors")?;
+/// let without_head = |name: &str| (!name.starts_with("head.")).then(|| name.to_owned());
+/// let weights = file.part("").rename(without_head).load(context, model.parameters())?;
 /// # Ok(())
 /// # }
 /// ```
@@ -152,7 +216,7 @@ pub struct LongVit {
     positions: ParameterId,
     encoder: LongNet,
     norm: LayerNorm,
-    head: Linear,
+    head: Option<Linear>,
 }
 
 /// What a [`LongVit`] returns, f32.
@@ -162,10 +226,10 @@ pub struct LongVitOutput {
     pub positions: Tensor,
     /// Of the encoder; its features and its last state are the same.
     pub encoder: Output,
-    /// Norm of the mean of all patches, (batch, width).
+    /// Mean and norm of all patches, (batch, width).
     pub features: Tensor,
-    /// The head of that, (batch, classes).
-    pub logits: Tensor,
+    /// The head of that, (batch, classes), if there is one.
+    pub logits: Option<Tensor>,
 }
 
 impl LongVit {
@@ -179,17 +243,24 @@ impl LongVit {
         let mut list = ParameterList::new();
         let normal = Init::Normal { std: 0.02 };
         let table = [1, config.grid() * config.grid(), width];
-        let positions = list.add("model.pos_embed".to_owned(), &table, normal);
+        let (before, norm_name) = match config.feature_norm {
+            FeatureNorm::OfMean => ("model.", "fc_norm"),
+            FeatureNorm::OfPatches => ("backbone.", "backbone.norm"),
+        };
+        let positions = list.add(format!("{before}pos_embed"), &table, normal);
         let kernel = [width, config.channels, patch, patch];
         let init = Init::xavier_uniform(config.patch_elements(), width, 1.0);
-        let patch_weight = list.add("model.patch_embed.proj.weight".to_owned(), &kernel, init);
-        let name = "model.patch_embed.proj.bias".to_owned();
+        let patch_weight = list.add(format!("{before}patch_embed.proj.weight"), &kernel, init);
+        let name = format!("{before}patch_embed.proj.bias");
         let patch_bias = list.add(name, &[width], Init::Zeros);
         let inner = config.encoder();
-        let mut encoder = LongNet::declare(context, &mut list, "model.encoder.", inner, 0)?;
-        let norm = LayerNorm::new(&mut list, "fc_norm", width, config.norm_eps);
-        let sizes = [width, config.num_classes];
-        let head = Linear::new(&mut list, "head", sizes, normal, Some(Init::Zeros));
+        let mut encoder =
+            LongNet::declare(context, &mut list, &format!("{before}encoder."), inner, 0)?;
+        let norm = LayerNorm::new(&mut list, norm_name, width, config.norm_eps);
+        let head = config.num_classes.map(|classes| {
+            let sizes = [width, classes];
+            Linear::new(&mut list, "head", sizes, normal, Some(Init::Zeros))
+        });
         let list = Arc::new(list);
         encoder.join(&list);
         Ok(Self {
@@ -215,7 +286,8 @@ impl LongVit {
     }
 
     /// The weights of a checkpoint, f32, f16 or bf16, strictly: a missing, unknown or misshapen tensor is an error that names
-    /// it. `weights` is a [`WeightFile`](crate::WeightFile), or a [part](crate::WeightFile::part) of one.
+    /// it. `weights` is a [`WeightFile`], or, where the file's names begin otherwise or it holds more, a
+    /// [part](WeightFile::part) of one, perhaps [renamed](crate::WeightSource::rename).
     ///
     /// # Errors
     /// As [`WeightSource::load`](crate::WeightSource::load).
@@ -343,26 +415,42 @@ impl LongVit {
         Ok(positions)
     }
 
-    /// Records features and logits of the encoder's output.
+    /// Records features of the encoder's output, and logits where there is a head.
     fn classify(
         &self,
         recorder: &mut Recorder,
         weights: &Parameters,
         images: &Images<'_>,
         encoded: &Tensor,
-    ) -> Result<(Tensor, Tensor)> {
+    ) -> Result<(Tensor, Option<Tensor>)> {
         let batch = images.batch();
-        let features = recorder.empty("features", &[batch, self.config.width()], DType::F32)?;
+        let width = self.config.width();
+        let features = recorder.empty("features", &[batch, width], DType::F32)?;
         for item in 0..batch {
             let (begin, end) = images.rows_of(item);
-            let mean = mean_of_rows(recorder, encoded.matrix().slice(begin, end)?)?;
+            let patches = encoded.matrix().slice(begin, end)?;
             let to = features.matrix().slice(item as u64, item as u64 + 1)?;
-            self.norm.forward(recorder, weights, mean.matrix(), to)?;
+            match self.config.feature_norm {
+                FeatureNorm::OfMean => {
+                    let mean = mean_of_rows(recorder, patches)?;
+                    self.norm.forward(recorder, weights, mean.matrix(), to)?;
+                }
+                FeatureNorm::OfPatches => {
+                    let shape = [images.tokens(), width];
+                    let normal = recorder.empty("normal patches", &shape, DType::F32)?;
+                    self.norm
+                        .forward(recorder, weights, patches, normal.matrix())?;
+                    let mean = mean_of_rows(recorder, normal.matrix())?;
+                    Blend::new(mean.matrix(), 1.0).write(recorder, to)?;
+                }
+            }
         }
-        let logits = recorder.empty("logits", &[batch, self.config.num_classes], DType::F32)?;
-        self.head
-            .forward(recorder, weights, features.matrix(), logits.matrix())?;
-        Ok((features, logits))
+        let (Some(head), Some(classes)) = (&self.head, self.config.num_classes) else {
+            return Ok((features, None));
+        };
+        let logits = recorder.empty("logits", &[batch, classes], DType::F32)?;
+        head.forward(recorder, weights, features.matrix(), logits.matrix())?;
+        Ok((features, Some(logits)))
     }
 
     /// The table of positions of a grid of patches, (1, patches, width).

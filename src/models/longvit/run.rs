@@ -23,10 +23,10 @@ pub struct LongVitResult {
     pub batch: usize,
     /// Patches of each.
     pub tokens: usize,
-    /// Norm of the mean of all patches, (batch, width).
+    /// Mean and norm of all patches, (batch, width).
     pub features: Vec<f32>,
-    /// The head of that, (batch, classes).
-    pub logits: Vec<f32>,
+    /// The head of that, (batch, classes), if there is one.
+    pub logits: Option<Vec<f32>>,
     /// The states that were asked for, in their own order: which, 0 being the input of the first layer and the last what the
     /// encoder returns, and the patches in it, (batch, tokens, width).
     pub states: Vec<(usize, Vec<f32>)>,
@@ -35,10 +35,10 @@ pub struct LongVitResult {
 impl LongVitResult {
     /// Whether all of it is finite.
     fn check_finite(&self, width: usize) -> Result<()> {
-        let of_head = [("features", &self.features), ("logits", &self.logits)];
+        let of_head = self.logits.iter().map(|values| ("logits", values));
         let of_states = self.states.iter().map(|(_, values)| ("states", values));
-        let results = of_head
-            .into_iter()
+        let results = std::iter::once(("features", &self.features))
+            .chain(of_head)
             .chain(of_states)
             .flat_map(|(name, values)| {
                 // Of equal size for each image.
@@ -81,7 +81,7 @@ pub struct LongVitRun<'a> {
     next: usize,
     state: Option<Tensor>,
     of_states: Vec<(usize, Download<f32>)>,
-    of_head: Option<[Download<f32>; 2]>,
+    of_head: Option<(Download<f32>, Option<Download<f32>>)>,
 }
 
 impl<'a> LongVitRun<'a> {
@@ -157,7 +157,7 @@ impl<'a> LongVitRun<'a> {
     /// [`Error::InvalidShape`] when recordings are left, [`Error::NonFiniteResult`] for infinite values and NaN, and those of
     /// [`Download`].
     pub async fn finish(self) -> Result<LongVitResult> {
-        let Some([features, logits]) = self.of_head else {
+        let Some((features, logits)) = self.of_head else {
             return Err(Error::InvalidShape {
                 what: "number of recordings submitted",
                 given: self.next.to_string(),
@@ -172,7 +172,10 @@ impl<'a> LongVitRun<'a> {
             batch: self.images.batch(),
             tokens: self.images.tokens(),
             features: features.await?,
-            logits: logits.await?,
+            logits: match logits {
+                Some(logits) => Some(logits.await?),
+                None => None,
+            },
             states,
         };
         result.check_finite(self.model.config.width())?;
@@ -243,7 +246,8 @@ impl<'a> LongVitRun<'a> {
             self.model
                 .classify(&mut recorder, self.weights, &self.images, &x)?;
         let features = recorder.download(&features)?;
-        self.of_head = Some([features, recorder.download(&logits)?]);
+        let logits = logits.as_ref().map(|logits| recorder.download(logits));
+        self.of_head = Some((features, logits.transpose()?));
         self.state = None;
         Ok(recorder)
     }

@@ -132,7 +132,7 @@ pub struct Inputs {
 impl Inputs {
     pub fn new(config: &LongNetConfig, shape: AttentionShape) -> Self {
         let rows = (shape.batch() * shape.seq_len()) as usize;
-        let width = config.attention.embed_dim() as usize;
+        let width = config.attention().embed_dim() as usize;
         let vocab = config.vocab_size.unwrap_or(1);
         let mut inputs = Self {
             tokens: tokens(21, rows, vocab),
@@ -231,7 +231,7 @@ impl Case {
     }
 
     pub fn width(&self) -> usize {
-        self.config.attention.embed_dim() as usize
+        self.config.attention().embed_dim() as usize
     }
 
     /// Forward and backward on a device.

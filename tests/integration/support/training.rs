@@ -8,8 +8,13 @@ pub const VOCAB: u32 = 19;
 
 /// A small model with everything that a training step may meet.
 pub fn config() -> LongNetConfig {
+    with_layers(2)
+}
+
+/// The same with another number of layers.
+pub fn with_layers(num_layers: usize) -> LongNetConfig {
     let attention = DilatedAttentionConfig::new(2, 8, &[4, 8, 32], &[1, 2, 4]).expect("valid");
-    let mut config = LongNetConfig::decoder(attention, 2, 40);
+    let mut config = LongNetConfig::decoder(attention, num_layers, 40);
     config.vocab_size = Some(VOCAB);
     config.output_projection = OutputProjection::Own;
     config.xpos_scale_base = Some(512.0);
