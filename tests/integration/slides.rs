@@ -899,7 +899,7 @@ fn results_that_are_not_finite_are_an_error_that_names_the_tile() {
     let Error::NonFiniteResult(result) = &error else {
         panic!("{error}");
     };
-    assert_eq!((result.result, result.count, result.of), ("cls", 32, 32));
+    assert_eq!((result.result, result.count, result.of), ("pool", 32, 32));
     assert_eq!(result.origin, None);
     let told = error.to_string();
     assert!(
@@ -971,6 +971,5 @@ fn results_that_are_not_finite_are_an_error_that_names_the_tile() {
         "{error}"
     );
     drop(weights);
-    context.wait().unwrap();
-    assert_eq!(context.pool().stats().leases.current, 0);
+    assert_eq!(settled(&context, 0), 0);
 }
