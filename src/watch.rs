@@ -118,12 +118,8 @@ impl DeviceWatch {
 
     /// Takes note that the device is lost; the first reason is kept. May be called from within wgpu.
     pub fn lose(&self, reason: &str) {
-        let reason = match reason.trim() {
-            "" => "no reason was given",
-            reason => reason,
-        };
         let mut state = self.lock();
-        state.lost.get_or_insert_with(|| reason.to_owned());
+        state.lost.get_or_insert_with(|| given_reason(reason));
         self.is_lost.store(true, Ordering::Release);
     }
 
@@ -276,6 +272,14 @@ impl DeviceWatch {
     }
 }
 
+/// The reason of a loss; where none was given, that.
+pub(crate) fn given_reason(reason: &str) -> String {
+    match reason.trim() {
+        "" => "no reason was given".to_owned(),
+        reason => reason.to_owned(),
+    }
+}
+
 /// Runs `call`.
 ///
 /// # Errors
@@ -285,7 +289,10 @@ pub(crate) fn catch<T>(call: impl FnOnce() -> T) -> std::result::Result<T, Strin
     catch_unwind(AssertUnwindSafe(call)).map_err(|panic| {
         let message = match panic.downcast_ref::<String>() {
             Some(message) => message.as_str(),
-            None => panic.downcast_ref::<&str>().copied().unwrap_or("no message"),
+            None => panic
+                .downcast_ref::<&str>()
+                .copied()
+                .unwrap_or("no message"),
         };
         let words: Vec<&str> = message.split_whitespace().collect();
         format!("wgpu panicked: {}", words.join(" "))

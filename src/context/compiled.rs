@@ -23,11 +23,7 @@ pub(super) fn file(info: &wgpu::AdapterInfo, options: &KernelOptions) -> Option<
 }
 
 /// Pipelines over the cache in `file`, if the device has such and the options name one.
-pub(super) fn load(
-    watch: &DeviceWatch,
-    options: &KernelOptions,
-    file: Option<&Path>,
-) -> Pipelines {
+pub(super) fn load(watch: &DeviceWatch, options: &KernelOptions, file: Option<&Path>) -> Pipelines {
     let data = file.and_then(|file| unpack(&read_file(file, MAX_FILE_BYTES)?).map(<[u8]>::to_vec));
     let cache = file.and_then(|_| pipeline_cache(watch, data.as_deref()));
     Pipelines::new(Compiler {
@@ -68,8 +64,10 @@ impl Context {
     /// folder; [`warm_up`](Self::warm_up) does it by itself. Whether a file was written.
     pub fn save_compiled(&self) -> bool {
         let inner = &self.inner;
-        let (Some(file), Some(data)) = (&inner.pipelines_file, inner.pipelines.cached_data(&inner.watch))
-        else {
+        let (Some(file), Some(data)) = (
+            &inner.pipelines_file,
+            inner.pipelines.cached_data(&inner.watch),
+        ) else {
             return false;
         };
         replace(file, &pack(&data))

@@ -114,8 +114,8 @@ mod timeline_svg;
 mod trace;
 
 use std::fmt;
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 pub use demand::{BufferRequest, Demand};
 pub use device_source::DeviceSource;
@@ -133,7 +133,7 @@ pub use trace::Trace;
 
 use self::core::Core;
 use crate::error::{Error, Result};
-use crate::watch::{DeviceWatch, WhenLost};
+use crate::watch::{DeviceWatch, WhenLost, given_reason};
 use acquire::Failure;
 use shard::Request;
 use threads::own_shard;
@@ -302,7 +302,9 @@ impl<B> Pool<B> {
                 leased_bytes: report.stats.leased_bytes.current,
                 report,
             },
-            Failure::Lost(reason) => Error::DeviceLost { reason },
+            Failure::Lost(reason) => Error::DeviceLost {
+                reason: given_reason(&reason),
+            },
             Failure::Refused(reason) => Error::Validation {
                 label: label.to_owned(),
                 reason,

@@ -46,7 +46,7 @@ use std::time::Duration;
 
 use web_time::Instant;
 
-use super::encode::{self, Buffers};
+use super::encode::{self, Buffers, Unmapped};
 use super::pace::{Activity, Pace};
 use super::{Command, Recorder, StagingChunk};
 use crate::context::Context;
@@ -472,12 +472,10 @@ impl SlicedSubmission {
                     chunk.unmapped = true;
                 }
             }
-            for chunk in &own.staging {
-                chunk.lease.buffer().unmap();
-            }
+            let mut own_staging = Unmapped::new(std::mem::take(&mut own.staging));
             let copy_params = Buffers {
                 held: &|held| own.held.get(held),
-                staging: &|chunk| own.staging.get(chunk),
+                staging: &|chunk| own_staging.0.get(chunk),
                 params: None,
             };
             encode::record(&context, self.label, encoder, &own.commands, &copy_params);
@@ -487,10 +485,19 @@ impl SlicedSubmission {
                 params: params.and_then(|params| own.held.get(params)),
             };
             encode::record(&context, self.label, encoder, &slice.commands, &buffers);
-            for (chunk, then) in own.staging.drain(..).zip(std::iter::repeat(state.clone())) {
-                encode::map_again_on_submit(context.watch(), chunk.lease, encoder, move |outcome| {
-                    end(&then, outcome == Outcome::Done);
-                });
+            for (chunk, then) in own_staging
+                .0
+                .drain(..)
+                .zip(std::iter::repeat(state.clone()))
+            {
+                encode::map_again_on_submit(
+                    context.watch(),
+                    chunk.lease,
+                    encoder,
+                    move |outcome| {
+                        end(&then, outcome == Outcome::Done);
+                    },
+                );
             }
             for chunk in &mut self.staging {
                 if let Some(done) = chunk.take_if(|chunk| chunk.last_command < complete) {

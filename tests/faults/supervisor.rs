@@ -49,7 +49,11 @@ impl Selection {
     }
 
     fn workloads(&self) -> Vec<usize> {
-        let wanted = |index: &usize| self.workload.as_ref().is_none_or(|name| ALL[*index].0 == name);
+        let wanted = |index: &usize| {
+            self.workload
+                .as_ref()
+                .is_none_or(|name| ALL[*index].0 == name)
+        };
         (0..ALL.len()).filter(wanted).collect()
     }
 
@@ -115,7 +119,11 @@ fn sweep(selection: &Selection, folder: &Path) -> std::io::Result<bool> {
                 return Err(std::io::Error::other(text));
             }
         }
-        println!("{name}: {} calls, {} ms", answer.calls.iter().sum::<u64>(), answer.milliseconds);
+        println!(
+            "{name}: {} calls, {} ms",
+            answer.calls.iter().sum::<u64>(),
+            answer.milliseconds
+        );
         for (kind, calls) in answer.calls.iter().enumerate() {
             if selection.has_kind(kind) {
                 cases.extend(faults(kind, *calls, selection.most).map(|fault| (workload, fault)));
@@ -128,10 +136,12 @@ fn sweep(selection: &Selection, folder: &Path) -> std::io::Result<bool> {
     let lines = Mutex::new(BTreeMap::<(usize, usize), Line>::new());
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..WORKERS)
-            .map(|number| scope.spawn({
-                let (cases, lines) = (&cases, &lines);
-                move || work(folder, number, cases, lines, selection.verbose)
-            }))
+            .map(|number| {
+                scope.spawn({
+                    let (cases, lines) = (&cases, &lines);
+                    move || work(folder, number, cases, lines, selection.verbose)
+                })
+            })
             .collect();
         workers
             .into_iter()
@@ -223,7 +233,11 @@ fn work(
                 ALL[workload].0,
                 KINDS[fault.kind],
                 fault.nth,
-                if fault.onward { " and all after it" } else { "" },
+                if fault.onward {
+                    " and all after it"
+                } else {
+                    ""
+                },
                 ERRORS[fault.error].0,
                 answer.result,
                 answer.milliseconds,
@@ -260,7 +274,10 @@ fn print_table(lines: &BTreeMap<(usize, usize), Line>) -> bool {
 
 fn print_line(kind: &str, error: &str, line: &Line) {
     let of = |names: &[&str]| -> u64 {
-        let counted = line.errors.iter().filter(|(name, _)| names.contains(&&***name));
+        let counted = line
+            .errors
+            .iter()
+            .filter(|(name, _)| names.contains(&&***name));
         counted.map(|(_, count)| count).sum()
     };
     println!(
@@ -339,7 +356,11 @@ impl Worker {
         let cases = child.stdin.take().ok_or_else(none)?;
         let answers = BufReader::new(child.stdout.take().ok_or_else(none)?).lines();
         let (send, receive) = mpsc::channel();
-        std::thread::spawn(move || answers.map_while(Result::ok).try_for_each(|line| send.send(line)));
+        std::thread::spawn(move || {
+            answers
+                .map_while(Result::ok)
+                .try_for_each(|line| send.send(line))
+        });
         Ok(Self {
             child,
             cases,
@@ -360,9 +381,25 @@ impl Worker {
         let patience = if nth == 0 { 6 * HANG } else { HANG };
         Ok(match self.answers.recv_timeout(patience) {
             Ok(line) => Answer::parse(&line).unwrap_or_else(|| Answer::none("broken")),
-            Err(mpsc::RecvTimeoutError::Timeout) => Answer::none("hang"),
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                self.print_stacks();
+                Answer::none("hang")
+            }
             Err(mpsc::RecvTimeoutError::Disconnected) => Answer::none("died"),
         })
+    }
+}
+
+impl Worker {
+    /// Where there is a debugger, what each thread waits for.
+    fn print_stacks(&self) {
+        let process = self.child.id().to_string();
+        let stacks = Command::new("gdb")
+            .args(["-batch", "-p", &process, "-ex", "thread apply all bt 25"])
+            .output();
+        if let Ok(stacks) = stacks {
+            println!("{}", String::from_utf8_lossy(&stacks.stdout));
+        }
     }
 }
 

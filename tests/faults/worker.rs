@@ -131,7 +131,10 @@ fn case(
             if failed == 0 && expected.is_none() {
                 *expected = Some(numbers.clone());
             }
-            if expected.as_ref().is_some_and(|expected| expected != numbers) {
+            if expected
+                .as_ref()
+                .is_some_and(|expected| expected != numbers)
+            {
                 wrong.push(("wrong", "another result".to_owned()));
             }
             "success"
@@ -172,7 +175,10 @@ fn case(
         Some((what, text)) => (*what, text.replace('\n', " ")),
     };
     let milliseconds = seconds * 1e3;
-    format!("{result} {milliseconds:.0} {failed} {caught} {} {text}", counts.join(","))
+    format!(
+        "{result} {milliseconds:.0} {failed} {caught} {} {text}",
+        counts.join(",")
+    )
 }
 
 fn kind_of(error: &Error) -> &'static str {
@@ -190,7 +196,10 @@ fn not_prompt(run: Run, context: &Context) -> Option<String> {
     let begin = Instant::now();
     let answers = [
         ("wait", context.wait()),
-        ("acquire", context.pool().acquire("lost", 4, STORAGE_USAGE).map(drop)),
+        (
+            "acquire",
+            context.pool().acquire("lost", 4, STORAGE_USAGE).map(drop),
+        ),
         ("submit", context.recorder("lost").submit().map(drop)),
         ("the workload", run(context).map(drop)),
     ];

@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use dilated_attention::longnet::{LongNet, LongNetConfig, OutputProjection};
 use dilated_attention::models::gigapath::{Slide, SlideEncoder, SlideEncoderConfig, SlideOutputs};
-use dilated_attention::pool::{
-    READBACK_USAGE, STAGING_USAGE, STORAGE_USAGE,
-};
+use dilated_attention::pool::{READBACK_USAGE, STAGING_USAGE, STORAGE_USAGE};
 use dilated_attention::recorder::SliceOptions;
 use dilated_attention::training::{Batch, LearningRate, Trainer, TrainingOptions};
 use dilated_attention::{
@@ -222,11 +220,8 @@ fn weights_of(encoder: &SlideEncoder) -> Result<WeightFile> {
         })
         .collect();
     let views = tensors.iter().map(|(name, shape, bytes)| {
-        let view = safetensors::tensor::TensorView::new(
-            safetensors::Dtype::F32,
-            shape.clone(),
-            bytes,
-        );
+        let view =
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes);
         (name.as_str(), view.expect("as many bytes as the shape has"))
     });
     let bytes = safetensors::serialize(views, None).expect("serialises");

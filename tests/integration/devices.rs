@@ -80,7 +80,10 @@ fn an_encoder_of_another_device_is_an_error_and_loses_nothing() {
     drop(encoder);
     let error = download.wait().unwrap_err();
     assert!(
-        matches!(error, Error::DownloadAbandoned { .. } | Error::NotSubmitted { .. }),
+        matches!(
+            error,
+            Error::DownloadAbandoned { .. } | Error::NotSubmitted { .. }
+        ),
         "{error}"
     );
     drop((many, sum, download));
