@@ -381,9 +381,25 @@ impl Worker {
         let patience = if nth == 0 { 6 * HANG } else { HANG };
         Ok(match self.answers.recv_timeout(patience) {
             Ok(line) => Answer::parse(&line).unwrap_or_else(|| Answer::none("broken")),
-            Err(mpsc::RecvTimeoutError::Timeout) => Answer::none("hang"),
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                self.print_stacks();
+                Answer::none("hang")
+            }
             Err(mpsc::RecvTimeoutError::Disconnected) => Answer::none("died"),
         })
+    }
+}
+
+impl Worker {
+    /// Where there is a debugger, what each thread waits for.
+    fn print_stacks(&self) {
+        let process = self.child.id().to_string();
+        let stacks = Command::new("gdb")
+            .args(["-batch", "-p", &process, "-ex", "thread apply all bt 25"])
+            .output();
+        if let Ok(stacks) = stacks {
+            println!("{}", String::from_utf8_lossy(&stacks.stdout));
+        }
     }
 }
 

@@ -226,9 +226,9 @@ fn ended(downloads: Vec<Download<f32>>, expected: &[Vec<u32>], what: &str) -> us
 
 #[track_caller]
 fn nothing_is_leased(context: &Context, what: &str) {
-    // A thread that polls may still hold what it has just called back with.
+    // A thread that polls may still hold what it has just called back with. A lost device has given everything back.
     for _ in 0..100 {
-        context.wait().expect("waits");
+        let _ = context.wait();
         let stats = context.pool().stats();
         if stats.leases.current + stats.pending.current == 0 {
             break;
