@@ -68,7 +68,7 @@ mod poller;
 pub mod reference;
 mod scope;
 
-pub use attention::{DilatedAttention, ForwardOutput, Gradients};
+pub use attention::{DilatedAttention, ForwardOutput, Gradients, UNCOVERED_LSE, softmax_lse};
 pub use config::{
     AttentionShape, Branch, DilatedAttentionConfig, HeadOffsets, Heads, Mask, MixGradient,
     OutputRows, Padding,

@@ -2,13 +2,17 @@
 // shared/backward_coop.wgsl says how.
 //
 //   s = q k^T    dp = dout v^T    ds = p (dp - mean)    dq += scale ds k
+//
+// Rows of ds add up to 0, and keys may have a large part in common: it is left with what ds loses when it is rounded to f16. So
+// ds is the sum of two halves, the second of them what the first has lost, and both multiply the keys.
 
-@group(0) @binding(5) var<storage, read> terms: array<vec2<f32>>;
+@group(0) @binding(5) var<storage, read> terms: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> dq: array<Stored4>;
 
-const PAIR_SLABS: u32 = 1u;
+const SLABS_OF_X: u32 = 2u;
+const SLABS_OF_Y: u32 = 0u;
 
-var<workgroup> own_terms: array<vec2<f32>, SUBGROUPS * ROWS>;
+var<workgroup> own_terms: array<RowTerms, SUBGROUPS * ROWS>;
 
 fn load_a(own: u32, column: u32) -> vec4<f16> {
     let row = tile.row_begin + own;
@@ -44,9 +48,13 @@ fn weigh(own: u32, place: u32, at: u32, s: vec4<f32>, dp: vec4<f32>) {
     let keys = vec4<u32>(staged_begin + place) + vec4<u32>(0u, 1u, 2u, 3u);
     let seen = seen_keys(tile, tile.row_begin + own, keys);
     let of_row = own_terms[own];
-    let share = shares(s, vec4<f32>(of_row.x), seen);
-    let ds = score_gradients(share, dp, vec4<f32>(of_row.y), seen);
-    put_halves(at, vec4<f16>(select(vec4<f32>(), ds + broken_places(place), seen)));
+    let share = shares(s, vec4<f32>(of_row.top), vec4<f32>(of_row.norm), seen);
+    let ds = score_gradients(share, dp, vec4<f32>(of_row.mean), seen);
+    let rounded = vec4<f16>(ds);
+    put_halves(at, vec4<f16>(select(vec4<f32>(), vec4<f32>(rounded) + broken_places(place), seen)));
+    // Of an infinity nothing is left.
+    let rest = select(ds - vec4<f32>(rounded), vec4<f32>(), abs(rounded) > vec4<f16>(65504.0h));
+    put_halves(at + WEIGHT_SLAB, vec4<f16>(rest));
 }
 
 fn store(own: u32, column: u32, value: vec4<f32>, unused: vec4<f32>) {

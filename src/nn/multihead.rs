@@ -393,7 +393,7 @@ impl Multihead {
         }
         let heads = self
             .attention
-            .backward(recorder, shape, [q, k, v], forward, &dmixed)?;
+            .backward(recorder, shape, [q, k, v], &forward.softmax_state, &dmixed)?;
         drop(dmixed);
         self.turn(recorder, input, &heads.dq, XposRole::Query, true)?;
         self.turn(recorder, input, &heads.dk, XposRole::Key, true)?;

@@ -45,9 +45,6 @@ impl fmt::Display for BackwardPlan {
             self.head_dim,
         )?;
         writeln!(f, "kernels {}, chosen: {}", self.variant, self.reason)?;
-        if !self.deltas.is_empty() {
-            writeln!(f, "terms of all branches: {} dispatches", self.deltas.len())?;
-        }
         write_dispatches(f, &self.dispatches)?;
         writeln!(
             f,

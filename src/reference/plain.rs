@@ -12,9 +12,9 @@ use std::ops::Range;
 
 use super::forward::{Problem, all_rows, check_len};
 use super::sparse::{Key, SparseBranch};
+use crate::attention::UNCOVERED_LSE;
 use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, MixGradient};
 use crate::error::Result;
-use crate::plan::UNCOVERED_LSE;
 use crate::tensor::DType;
 
 /// Output and log-sum-exp of some rows in single precision, the output rounded to the stored type.
