@@ -7,8 +7,8 @@
 @group(0) @binding(6) var<storage, read_write> dk: array<Stored4>;
 @group(0) @binding(7) var<storage, read_write> dv: array<Stored4>;
 
-const SLABS_OF_X: u32 = 1u;
-const SLABS_OF_Y: u32 = 1u;
+const PAIR_SLABS: u32 = 2u;
+const SECOND_OF_Y: u32 = 1u;
 
 var<workgroup> staged_terms: array<RowTerms, STAGED>;
 

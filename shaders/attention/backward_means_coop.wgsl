@@ -5,8 +5,8 @@
 @group(0) @binding(5) var<storage, read> softmax_state: array<vec2<f32>>;
 @group(0) @binding(6) var<storage, read_write> terms: array<vec4<f32>>;
 
-const SLABS_OF_X: u32 = 1u;
-const SLABS_OF_Y: u32 = 0u;
+const PAIR_SLABS: u32 = 1u;
+const SECOND_OF_Y: u32 = 0u;
 const LANE_ROWS: u32 = (ROWS + SUBGROUP - 1u) / SUBGROUP;
 
 var<workgroup> own_tops: array<f32, SUBGROUPS * ROWS>;

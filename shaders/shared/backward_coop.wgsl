@@ -6,14 +6,13 @@
 //
 //   first = a x^T    second = b y^T    stored to slabs of the subgroup, for a matrix gives no access to its elements
 //   the lanes turn both into weights of pairs, of each vec4 in turn, in f16
-//   of_a += weights x    and, for keys, of_b += other weights y; for rows, of_a += what f16 has left of the weights x
+//   of_a += weights x    and, for keys, of_b += other weights y; for rows, of_b += what f16 has left of the weights x
 //
 // Between a store of a matrix and what reads it there is a barrier, also within one subgroup: stores of matrices carry no
 // memory semantics of their own. Strides are padded, so that rows begin in different banks.
-// Prelude: HEAD_DIM_VEC4, SUBGROUP (its lanes), SUBGROUPS, ROWS and STAGED (multiples of SIZE). A kernel has SLABS_OF_X
-// (of weights of x: 1, or 2 that are added up) and SLABS_OF_Y (0 or 1, after them), load_a, load_b, load_x, load_y, weigh and store.
+// Prelude: HEAD_DIM_VEC4, SUBGROUP (its lanes), SUBGROUPS, ROWS and STAGED (multiples of SIZE). A kernel has PAIR_SLABS
+// (of weights: 1 or 2), SECOND_OF_Y (1 when the second ones are weights of y, 0 of x too), load_a, load_b, load_x, load_y, weigh and store.
 
-const PAIR_SLABS: u32 = SLABS_OF_X + SLABS_OF_Y;
 const DIM_VEC4: u32 = (4u * HEAD_DIM_VEC4 + SIZE - 1u) / SIZE * SIZE / 4u; // columns, filled up to whole matrices
 const COLUMN_BLOCKS: u32 = 4u * DIM_VEC4 / SIZE;
 const ROW_BLOCKS: u32 = ROWS / SIZE;
@@ -151,12 +150,9 @@ fn add_sums(i: u32) {
     let x = coopLoadT<Right>(&halves[at * CELLS], VECTOR_STRIDE * CELLS);
     add_sums_a_block(block, staged_block, 0u, x);
     if (ROW_BLOCKS > 1u) { add_sums_a_block(block, staged_block, 1u, x); }
-    if (SLABS_OF_X > 1u) {
-        add_rest_block(block, staged_block, 0u, x);
-        if (ROW_BLOCKS > 1u) { add_rest_block(block, staged_block, 1u, x); }
-    }
-    if (SLABS_OF_Y > 0u) {
-        let y = coopLoadT<Right>(&halves[(Y + at) * CELLS], VECTOR_STRIDE * CELLS);
+    if (PAIR_SLABS > 1u) {
+        var y = x;
+        if (SECOND_OF_Y > 0u) { y = coopLoadT<Right>(&halves[(Y + at) * CELLS], VECTOR_STRIDE * CELLS); }
         add_sums_b_block(block, staged_block, 0u, y);
         if (ROW_BLOCKS > 1u) { add_sums_b_block(block, staged_block, 1u, y); }
     }
@@ -164,12 +160,6 @@ fn add_sums(i: u32) {
 
 fn add_sums_a_block(block: u32, staged_block: u32, row_block: u32, x: Right) {
     let at = weights_at + row_block * SIZE * WEIGHT_STRIDE + staged_block * SIZE / 4u;
-    let i = row_block * COLUMN_BLOCKS + block;
-    of_a[i] = coopMultiplyAdd(coopLoadT<Left>(&halves[at * CELLS], WEIGHT_STRIDE * CELLS), x, of_a[i]);
-}
-
-fn add_rest_block(block: u32, staged_block: u32, row_block: u32, x: Right) {
-    let at = weights_at + WEIGHT_SLAB + row_block * SIZE * WEIGHT_STRIDE + staged_block * SIZE / 4u;
     let i = row_block * COLUMN_BLOCKS + block;
     of_a[i] = coopMultiplyAdd(coopLoadT<Left>(&halves[at * CELLS], WEIGHT_STRIDE * CELLS), x, of_a[i]);
 }
@@ -203,7 +193,7 @@ fn walk(index: u32, partly: bool) {
 fn store_block(block: u32, row_block: u32) {
     let at = scores_at + row_block * SIZE * SCORE_STRIDE;
     coopStoreT(of_a[row_block * COLUMN_BLOCKS + block], &floats[at * CELLS], SCORE_STRIDE * CELLS);
-    if (SLABS_OF_Y > 0u) {
+    if (PAIR_SLABS > 1u) {
         coopStoreT(of_b[row_block * COLUMN_BLOCKS + block], &floats[(at + SCORE_SLAB) * CELLS], SCORE_STRIDE * CELLS);
     }
 }

@@ -21,12 +21,12 @@ const OFFSETS: [f32; 4] = [0.0, 50.0, 200.0, 1000.0];
 /// Output, log-sum-exp, dq, dk, dv.
 const NAMES: [&str; 5] = ["out", "lse", "dq", "dk", "dv"];
 
-/// `config` with a softmax scale of 1, inputs in -1..1, but the first element of queries is 1 and that of keys `offset`.
+/// Inputs in -1..1, but the first element of keys is `offset`, and that of queries is such that scores have it in common.
 fn with_offset(config: DilatedAttentionConfig, shape: AttentionShape, offset: f32) -> Problem {
-    let config = config.softmax_scale(1.0).unwrap();
     let head_dim = config.head_dim() as usize;
+    let query = 1.0 / config.get_softmax_scale();
     let mut problem = Problem::new(config, shape, 1.0);
-    problem.q.iter_mut().step_by(head_dim).for_each(|q| *q = 1.0);
+    problem.q.iter_mut().step_by(head_dim).for_each(|q| *q = query);
     problem.k.iter_mut().step_by(head_dim).for_each(|k| *k = offset);
     problem
 }
@@ -114,11 +114,11 @@ fn variants(on: &TestContext, head_dim: u32, storage: Storage) -> Vec<(ForwardVa
         .collect()
 }
 
-/// Twice the error of plain arithmetic. Where that one was lucky (few terms, or terms that are exact): two roundings of the
-/// largest value in f32 and, in half precision, one to the stored type.
+/// Twice the error of plain arithmetic. Where that one was lucky (few terms, or terms that are exact): sixteen roundings of the
+/// largest value in f32, for sums in other orders and an exponential of another library; in half precision, one to the stored type.
 fn allowed(plain: f64, dtype: DType) -> f64 {
     let lucky = match dtype {
-        DType::F32 => 4.0 * f64::from(f32::EPSILON),
+        DType::F32 => 8.0 * f64::from(f32::EPSILON),
         _ => roundoff(dtype),
     };
     (2.0 * plain).max(lucky)
@@ -168,7 +168,8 @@ fn config(segments: &[u32], rates: &[u32]) -> DilatedAttentionConfig {
 /// One row of eight keys, of which the first element is 1000.
 #[test]
 fn a_few_keys_of_a_thousand() {
-    let problem = with_offset(config(&[8], &[1]), shape(8), 1000.0);
+    let config = config(&[8], &[1]).softmax_scale(1.0).unwrap();
+    let problem = with_offset(config, shape(8), 1000.0);
     let mut failures = Vec::new();
     for on in kernel_contexts() {
         let kernels = variants(on, 8, Storage::F32);
@@ -219,7 +220,7 @@ fn offsets_in_half_precision() {
     for storage in [Storage::F16Packed, Storage::Bf16Packed] {
         let kernels = variants(on, 8, storage);
         for offset in OFFSETS {
-            for config in [config(&[128], &[1]), config(&[64, 128], &[1, 2])] {
+            for config in [config(&[128], &[1]), config(&[32, 64, 128], &[1, 2, 4])] {
                 let config = config.gradient(MixGradient::Exact);
                 let problem = with_offset(config, shape(125), offset).stored(storage.dtype());
                 let name = format!("offset {offset}");
@@ -242,7 +243,7 @@ fn offsets_with_cooperative_matrices() {
     };
     let mut failures = Vec::new();
     for offset in OFFSETS {
-        for config in [config(&[128], &[1]), config(&[64, 128], &[1, 2])] {
+        for config in [config(&[128], &[1]), config(&[32, 64, 128], &[1, 2, 4])] {
             let config = config.gradient(MixGradient::Exact);
             let problem = with_offset(config, shape(125), offset).stored(DType::F16);
             let name = format!("offset {offset}");
