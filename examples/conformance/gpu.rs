@@ -5,8 +5,8 @@ use std::error::Error;
 use dilated_attention::kernel::Kernel;
 use dilated_attention::ops::convert;
 use dilated_attention::{
-    softmax_lse,
     Context, DType, DilatedAttention, DilatedAttentionConfig, Download, Recorder, Result, Tensor,
+    softmax_lse,
 };
 
 use super::checks::{Engine, ForwardOutput, Inputs};
@@ -81,7 +81,13 @@ impl Engine for Gpu {
         let v = self.upload(&mut recorder, "v", &dims, inputs.v)?;
         let dout = self.upload(&mut recorder, "dout", &dims, dout)?;
         let forward = attention.forward(&mut recorder, shape, &q, &k, &v)?;
-        let gradients = attention.backward(&mut recorder, shape, [&q, &k, &v], &forward.softmax_state, &dout)?;
+        let gradients = attention.backward(
+            &mut recorder,
+            shape,
+            [&q, &k, &v],
+            &forward.softmax_state,
+            &dout,
+        )?;
         let dq = download(&mut recorder, &gradients.dq)?;
         let dk = download(&mut recorder, &gradients.dk)?;
         let dv = download(&mut recorder, &gradients.dv)?;

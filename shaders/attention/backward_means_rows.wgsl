@@ -52,17 +52,20 @@ fn end_row(tile: Tile, r: u32, row: u32) {
 }
 
 @compute @workgroup_size(THREADS)
-fn backward_means_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn backward_means_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let tile = locate_tile(workgroup, SIDE);
-    let rows = find_own(tile.row_begin, lane);
-    begin_row(tile, 0u, rows.x);
-    begin_row(tile, 1u, rows.y);
-    begin_row(tile, 2u, rows.z);
-    begin_row(tile, 3u, rows.w);
-    top = vec4<f32>(row_top(tile, rows.x), row_top(tile, rows.y), row_top(tile, rows.z), row_top(tile, rows.w));
-    begin_staging(lane);
+    let own = find_own(tile.row_begin, invocation);
+    begin_row(tile, 0u, own.x);
+    begin_row(tile, 1u, own.y);
+    begin_row(tile, 2u, own.z);
+    begin_row(tile, 3u, own.w);
+    top = vec4<f32>(row_top(tile, own.x), row_top(tile, own.y), row_top(tile, own.z), row_top(tile, own.w));
+    begin_staging(invocation);
+    // A variable of the loop, as far as compilers can tell: else they compute the number anew after every barrier.
+    var lane = invocation;
     var number = 0u;
     for (var first = tile.key_begin; first < tile.key_end; first += STAGED) {
+        lane = select(lane, 0u, first == 0xffffffffu);
         number++;
         workgroupBarrier();
         stage_keys(tile, first, lane, number);
@@ -72,10 +75,10 @@ fn backward_means_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(loc
         workgroupBarrier();
         add_products_b_each();
         workgroupBarrier();
-        weigh_four(tile, rows, first, number);
+        weigh_four(tile, find_own(tile.row_begin, lane), first, number);
     }
-    end_row(tile, 0u, rows.x);
-    end_row(tile, 1u, rows.y);
-    end_row(tile, 2u, rows.z);
-    end_row(tile, 3u, rows.w);
+    end_row(tile, 0u, own.x);
+    end_row(tile, 1u, own.y);
+    end_row(tile, 2u, own.z);
+    end_row(tile, 3u, own.w);
 }

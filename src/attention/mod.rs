@@ -233,7 +233,8 @@ impl DilatedAttention {
         self.context.compile(&[kernel])?;
         let out_shape = self.query_shape(shape);
         let out = recorder.empty("out", &out_shape, dtype)?;
-        let softmax_state = recorder.empty("softmax_state", &self.state_shape(shape), DType::F32)?;
+        let softmax_state =
+            recorder.empty("softmax_state", &self.state_shape(shape), DType::F32)?;
         for &rows in &plan.clears {
             recorder.clear(&out, plan.out_range(rows));
             recorder.clear(&softmax_state, plan.state_range(rows));

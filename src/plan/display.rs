@@ -110,7 +110,7 @@ fn write_buffers(f: &mut fmt::Formatter<'_>, buffers: &[PlannedBuffer]) -> fmt::
     for buffer in buffers {
         writeln!(
             f,
-            "leases {:<12} {:>13} bytes, class {:>13}",
+            "leases {:<13} {:>13} bytes, class {:>13}",
             buffer.label, buffer.requested_bytes, buffer.class_bytes
         )?;
     }

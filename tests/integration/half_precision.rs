@@ -315,7 +315,13 @@ fn mixed_types_are_errors() {
         .forward(&mut recorder, &shape, &half, &half, &half)
         .unwrap();
     assert_eq!(forward.softmax_state.dtype(), DType::F32);
-    let result = attention.backward(&mut recorder, &shape, [&half; 3], &forward.softmax_state, &wide);
+    let result = attention.backward(
+        &mut recorder,
+        &shape,
+        [&half; 3],
+        &forward.softmax_state,
+        &wide,
+    );
     assert_eq!(
         result.map(drop).unwrap_err(),
         Error::WrongDType {

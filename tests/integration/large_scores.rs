@@ -26,8 +26,16 @@ fn with_offset(config: DilatedAttentionConfig, shape: AttentionShape, offset: f3
     let head_dim = config.head_dim() as usize;
     let query = 1.0 / config.get_softmax_scale();
     let mut problem = Problem::new(config, shape, 1.0);
-    problem.q.iter_mut().step_by(head_dim).for_each(|q| *q = query);
-    problem.k.iter_mut().step_by(head_dim).for_each(|k| *k = offset);
+    problem
+        .q
+        .iter_mut()
+        .step_by(head_dim)
+        .for_each(|q| *q = query);
+    problem
+        .k
+        .iter_mut()
+        .step_by(head_dim)
+        .for_each(|k| *k = offset);
     problem
 }
 
@@ -50,7 +58,10 @@ fn spread(mut problem: Problem, offset: f32) -> Problem {
         key[0] -= if token % 2 == 0 { 4.0 } else { 0.0 };
         key[1] = if token % 4 < 2 { offset } else { -offset };
     }
-    problem.q.chunks_mut(head_dim).for_each(|query| query[1] = 0.0);
+    problem
+        .q
+        .chunks_mut(head_dim)
+        .for_each(|query| query[1] = 0.0);
     problem
 }
 
@@ -78,13 +89,33 @@ fn relative(given: [&[f32]; 5], exact: &[Vec<f64>; 5]) -> Result<Relative, Strin
 
 /// The exact results, and the errors of plain two-pass arithmetic of the problem's type.
 fn yardstick(problem: &Problem) -> ([Vec<f64>; 5], Relative) {
-    let Problem { config, shape, q, k, v, dout, dtype } = problem;
+    let Problem {
+        config,
+        shape,
+        q,
+        k,
+        v,
+        dout,
+        dtype,
+    } = problem;
     let forward = problem.reference();
     let gradients = reference::backward(config, shape, q, k, v, dout).unwrap();
-    let exact = [forward.out, forward.softmax_lse, gradients.dq, gradients.dk, gradients.dv];
+    let exact = [
+        forward.out,
+        forward.softmax_lse,
+        gradients.dq,
+        gradients.dk,
+        gradients.dv,
+    ];
     let plain_forward = problem.plain();
     let [dq, dk, dv] = plain::backward(config, shape, [q, k, v], dout, *dtype).unwrap();
-    let given = [&plain_forward.out[..], &plain_forward.softmax_lse, &dq, &dk, &dv];
+    let given = [
+        &plain_forward.out[..],
+        &plain_forward.softmax_lse,
+        &dq,
+        &dk,
+        &dv,
+    ];
     let errors = relative(given, &exact).unwrap();
     (exact, errors)
 }
@@ -101,7 +132,11 @@ fn run(
 }
 
 /// Pairs of a forward kernel and backward kernels: every one of them is in a pair.
-fn variants(on: &TestContext, head_dim: u32, storage: Storage) -> Vec<(ForwardVariant, BackwardVariant)> {
+fn variants(
+    on: &TestContext,
+    head_dim: u32,
+    storage: Storage,
+) -> Vec<(ForwardVariant, BackwardVariant)> {
     let forwards = on.forward_variants(head_dim);
     let backwards = on.backward_variants(head_dim);
     let pairs = 0..forwards.len().max(backwards.len());
@@ -109,7 +144,13 @@ fn variants(on: &TestContext, head_dim: u32, storage: Storage) -> Vec<(ForwardVa
         .map(|i| {
             let forward = forwards[i.min(forwards.len() - 1)];
             let backward = backwards[i.min(backwards.len() - 1)];
-            (ForwardVariant { storage, ..forward }, BackwardVariant { storage, ..backward })
+            (
+                ForwardVariant { storage, ..forward },
+                BackwardVariant {
+                    storage,
+                    ..backward
+                },
+            )
         })
         .collect()
 }
@@ -124,7 +165,12 @@ fn allowed(plain: f64, dtype: DType) -> f64 {
     (2.0 * plain).max(lucky)
 }
 
-fn check(name: &str, problem: &Problem, on: &TestContext, kernels: &[(ForwardVariant, BackwardVariant)]) -> Vec<String> {
+fn check(
+    name: &str,
+    problem: &Problem,
+    on: &TestContext,
+    kernels: &[(ForwardVariant, BackwardVariant)],
+) -> Vec<String> {
     let (exact, plain) = yardstick(problem);
     let mut failures = Vec::new();
     for &kernel in kernels {
@@ -184,7 +230,10 @@ fn offsets_take_no_more_digits_than_two_passes_do() {
     let kernels = variants(on, 8, Storage::F32);
     let mut failures = Vec::new();
     for offset in OFFSETS {
-        for config in [config(&[128], &[1]), config(&[32, 64, 128], &[1, 2, 4]).torchscale()] {
+        for config in [
+            config(&[128], &[1]),
+            config(&[32, 64, 128], &[1, 2, 4]).torchscale(),
+        ] {
             for mask in [Mask::Full, Mask::Causal] {
                 let config = config.clone().mask(mask).gradient(MixGradient::Exact);
                 let problem = with_offset(config, shape(125), offset);
@@ -193,8 +242,18 @@ fn offsets_take_no_more_digits_than_two_passes_do() {
             }
         }
         let problem = with_offset(config(&[128], &[1]), shape(125), offset);
-        failures.extend(check(&format!("peaked, offset {offset}"), &peaked(problem.clone()), on, &kernels));
-        failures.extend(check(&format!("spread, offset {offset}"), &spread(problem, offset), on, &kernels));
+        failures.extend(check(
+            &format!("peaked, offset {offset}"),
+            &peaked(problem.clone()),
+            on,
+            &kernels,
+        ));
+        failures.extend(check(
+            &format!("spread, offset {offset}"),
+            &spread(problem, offset),
+            on,
+            &kernels,
+        ));
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
@@ -208,7 +267,12 @@ fn offsets_of_wide_heads() {
         let config = DilatedAttentionConfig::new(1, 32, &[128], &[1]).unwrap();
         let problem = with_offset(config, shape(128), offset);
         let kernels = &variants(on, 32, Storage::F32)[..1];
-        failures.extend(check(&format!("heads of 32, offset {offset}"), &problem, on, kernels));
+        failures.extend(check(
+            &format!("heads of 32, offset {offset}"),
+            &problem,
+            on,
+            kernels,
+        ));
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
@@ -263,7 +327,9 @@ fn offsets_in_many_windows_of_keys() {
         // One binding covers 504 tokens.
         let shape = AttentionShape::cross(1, 16, 504 * windows).unwrap();
         let dense = DilatedAttentionConfig::dense(1, 8).unwrap();
-        let plan = dense.plan_forward(&shape, DType::F32, on.context.facts()).unwrap();
+        let plan = dense
+            .plan_forward(&shape, DType::F32, on.context.facts())
+            .unwrap();
         assert_eq!(plan.dispatches.len(), windows as usize);
         for offset in [0.0, 200.0, 1000.0] {
             let problem = with_offset(dense.clone(), shape.clone(), offset);
@@ -281,7 +347,10 @@ fn scores_of_any_size() {
     for on in [&kernel_contexts()[0], tiny_bindings()] {
         let kernels = variants(on, 8, Storage::F32);
         for offset in [-1000.0, -1e5, 1e5, 3e8, -3e8] {
-            for config in [config(&[32, 64], &[1, 2]), config(&[10, 15], &[4, 2]).torchscale()] {
+            for config in [
+                config(&[32, 64], &[1, 2]),
+                config(&[10, 15], &[4, 2]).torchscale(),
+            ] {
                 let config = config.gradient(MixGradient::Exact);
                 let problem = with_offset(config, shape(50), offset);
                 failures.extend(check(&format!("offset {offset:e}"), &problem, on, &kernels));

@@ -5,8 +5,8 @@ use dilated_attention::ops::convert;
 use dilated_attention::reference::plain::{self, PlainOutput, rounded};
 use dilated_attention::reference::{self, ReferenceOutput};
 use dilated_attention::{
-    AttentionShape, DType, DilatedAttention, DilatedAttentionConfig, Recorder, Tensor, UNCOVERED_LSE,
-    softmax_lse,
+    AttentionShape, DType, DilatedAttention, DilatedAttentionConfig, Recorder, Tensor,
+    UNCOVERED_LSE, softmax_lse,
 };
 
 use super::kernel_contexts::TestContext;
