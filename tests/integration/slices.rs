@@ -50,7 +50,13 @@ fn attention(recorder: &mut Recorder) -> Vec<Download<f32>> {
         .forward(recorder, &shape, &q, &k, &v)
         .expect("records");
     let gradients = attention
-        .backward(recorder, &shape, [&q, &k, &v], &forward, &dout)
+        .backward(
+            recorder,
+            &shape,
+            [&q, &k, &v],
+            &forward.softmax_state,
+            &dout,
+        )
         .expect("records");
     let late = recorder
         .upload("late", &[1000], &uniform(5, 1000))

@@ -111,7 +111,7 @@ fn weights_of_a_token_are_what_the_reference_mixes_values_with() {
                     .unwrap();
                 let pair = [&q_tensor, &k_tensor];
                 let weights = attention
-                    .token_weights(&mut recorder, &shape, pair, &forward.softmax_lse, token)
+                    .token_weights(&mut recorder, &shape, pair, &forward.softmax_state, token)
                     .unwrap();
                 assert_eq!(weights.shape(), [2, 3, 3, 50]);
                 let download = recorder.download::<f32>(&weights).unwrap();

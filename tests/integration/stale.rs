@@ -433,7 +433,7 @@ fn a_write_that_fails_half_way_writes_nothing() {
         .empty("unwritten", &[LEN as usize], DType::F32)
         .unwrap();
     recorder.submit().unwrap();
-    context.wait();
+    context.wait().unwrap();
     context.pool().trim();
     // Room for one chunk of staging memory, of three.
     let held_bytes = context.pool().stats().held_bytes.current;

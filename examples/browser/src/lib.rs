@@ -90,7 +90,7 @@ async fn gradients(context: &Context) -> Result<String, JsError> {
     let names = ["q", "k", "v", "dout"];
     let [q, k, v, dout] = upload(&mut recorder, CHECKED_TOKENS, names, &inputs)?;
     let output = attention.forward(&mut recorder, &shape, &q, &k, &v)?;
-    let gradients = attention.backward(&mut recorder, &shape, [&q, &k, &v], &output, &dout)?;
+    let gradients = attention.backward(&mut recorder, &shape, [&q, &k, &v], &output.softmax_state, &dout)?;
     let [dq, dk, dv] = [&gradients.dq, &gradients.dk, &gradients.dv]
         .map(|gradient| recorder.download::<f32>(gradient));
     let (dq, dk, dv) = (dq?, dk?, dv?);
