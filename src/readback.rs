@@ -206,6 +206,10 @@ impl<T: Element> Download<T> {
         let stage = self.readback.lock().stage;
         match stage {
             Stage::Recorded | Stage::Encoded | Stage::Submitted => None,
+            // A recording that a lost device refused is dropped, too.
+            Stage::Abandoned(reason) if self.readback.watch.is_lost() => {
+                Some(Err(self.readback.watch.lost_error(reason)))
+            }
             Stage::Abandoned(reason) => Some(Err(Error::DownloadAbandoned {
                 label: self.readback.lease.label(),
                 reason,
