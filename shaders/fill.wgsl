@@ -1,4 +1,4 @@
-// Fills a range of 32-bit words with one value: LSE rows that nothing covers, and poison.
+// Fills a range of 32-bit words with one value: poison.
 
 struct FillParams {
     first_word: u32,   // in the binding

@@ -208,7 +208,8 @@ pub enum Error {
         /// State of the pool.
         report: Box<PoolReport>,
     },
-    /// The device ran out of memory while the work was submitted. The recording is lost, the tensors are not.
+    /// The device ran out of memory while the work was submitted, and goes on (where wgpu gives it up, this is
+    /// [`DeviceLost`](Self::DeviceLost)). The recording is lost, the tensors are not.
     #[error(
         "the device has no memory to run '{label}': drop tensors, trim the pool, record again\n{report}"
     )]
@@ -270,7 +271,7 @@ pub enum Error {
     /// The device is lost; nothing on it can be read any more.
     #[error("the device is lost ({reason}): make a new context and upload again")]
     DeviceLost {
-        /// What the device or the mapping said.
+        /// What the device, the application or the mapping said; never empty.
         reason: String,
     },
     /// A value that is not finite was found where the caller asked for a check.

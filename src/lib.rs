@@ -70,7 +70,7 @@ pub mod reference;
 mod scope;
 mod watch;
 
-pub use attention::{DilatedAttention, ForwardOutput, Gradients};
+pub use attention::{DilatedAttention, ForwardOutput, Gradients, UNCOVERED_LSE, softmax_lse};
 pub use config::{
     AttentionShape, Branch, DilatedAttentionConfig, HeadOffsets, Heads, Mask, MixGradient,
     OutputRows, Padding,

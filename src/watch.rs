@@ -118,12 +118,8 @@ impl DeviceWatch {
 
     /// Takes note that the device is lost; the first reason is kept. May be called from within wgpu.
     pub fn lose(&self, reason: &str) {
-        let reason = match reason.trim() {
-            "" => "no reason was given",
-            reason => reason,
-        };
         let mut state = self.lock();
-        state.lost.get_or_insert_with(|| reason.to_owned());
+        state.lost.get_or_insert_with(|| given_reason(reason));
         self.is_lost.store(true, Ordering::Release);
     }
 
@@ -273,6 +269,14 @@ impl DeviceWatch {
         // wgpu may have told of the loss during this poll.
         self.check()?;
         Ok(polled)
+    }
+}
+
+/// The reason of a loss; where none was given, that.
+pub(crate) fn given_reason(reason: &str) -> String {
+    match reason.trim() {
+        "" => "no reason was given".to_owned(),
+        reason => reason.to_owned(),
     }
 }
 

@@ -360,3 +360,63 @@ fn what_is_not_finite_is_not_saved_unasked() {
     );
     assert!(embedding(&out).iter().all(|value| value.is_nan()));
 }
+
+/// A training that diverges ends with the step; a checkpoint is written whoever reads; a model that is not finite writes nothing.
+#[test]
+fn what_is_not_finite_ends_training_and_writing() {
+    let folder = Folder::new("training");
+    let train = |rate: &str| {
+        let mut command = program("train_lm");
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.lock");
+        command.arg("--data").arg(data).arg("--out").arg(&folder.0);
+        let sizes = "--layers 1 --heads 1 --head-dim 4 --ffn 8 --segments 16 --rates 1 --tokens 16 --batch 1 --steps 1";
+        command
+            .args(sizes.split(' '))
+            .args(["--generate", "0", "--rate", rate]);
+        command
+    };
+    let told = stderr(&train("1e30").output().expect("runs"));
+    assert!(
+        told.contains("the loss of the weights after step 1 is NaN"),
+        "{told}"
+    );
+
+    // One step learns nothing, which is an error of its own after all is written.
+    let output = unheard(train("1e-3"));
+    let told = stderr(&output);
+    assert!(
+        output.status.code() == Some(1)
+            && told.contains("do not beat")
+            && !told.contains("panicked"),
+        "{told}"
+    );
+    let path = folder.file("checkpoint.safetensors");
+    let mut bytes = std::fs::read(&path).expect("is saved");
+    let at = {
+        let file = safetensors::SafeTensors::deserialize(&bytes).expect("is whole");
+        let tensor = file
+            .tensor("weights.output_projection.weight")
+            .expect("is there");
+        tensor.data().as_ptr() as usize - bytes.as_ptr() as usize
+    };
+    is_quiet_success(
+        "generate",
+        &unheard({
+            let mut command = program("generate");
+            command.arg(&path).args(["--bytes", "2"]);
+            command
+        }),
+    );
+    bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&path, bytes).expect("writes");
+    let output = program("generate")
+        .arg(&path)
+        .args(["--bytes", "2"])
+        .output()
+        .expect("runs");
+    let told = stderr(&output);
+    assert!(
+        output.status.code() == Some(1) && told.contains("the logit of byte 0 is NaN"),
+        "{told}"
+    );
+}

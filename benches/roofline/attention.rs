@@ -5,8 +5,8 @@ use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
 use dilated_attention::ops::convert;
 use dilated_attention::reference::plain;
 use dilated_attention::{
-    AttentionShape, Context, DType, DilatedAttention, ForwardOutput, Recorder, Result, Tensor,
-    reference,
+    AttentionShape, Context, DType, DilatedAttention, Recorder, Result, Tensor, reference,
+    softmax_lse,
 };
 
 use crate::cases::Case;
@@ -28,8 +28,8 @@ pub struct Prepared {
     shape: AttentionShape,
     inputs: [Tensor; 3],
     dtype: DType,
-    /// Of the forward and the gradient of its output.
-    results: Option<(ForwardOutput, Tensor)>,
+    /// The softmax state of the forward and the gradient of its output.
+    results: Option<(Tensor, Tensor)>,
     flop: f64,
     kernel: &'static str,
 }
@@ -76,7 +76,7 @@ impl Prepared {
                 let [q, k, v] = &inputs;
                 let forward = attention.forward(&mut recorder, &shape, q, k, v)?;
                 let flop = attention.plan_backward(&shape, dtype)?.flop;
-                (Some((forward, dout)), flop)
+                (Some((forward.softmax_state, dout)), flop)
             }
         };
         recorder.submit()?.wait()?;
@@ -121,8 +121,8 @@ impl Prepared {
         self.case.elements() as u64 * self.dtype.bytes()
     }
 
-    fn lse_bytes(&self) -> u64 {
-        u64::from(self.case.tokens) * u64::from(self.case.heads) * 4
+    fn state_bytes(&self) -> u64 {
+        u64::from(self.case.tokens) * u64::from(self.case.heads) * 8
     }
 
     fn forward_error(&self, results: &[Vec<f32>]) -> Result<f64> {
@@ -136,7 +136,7 @@ impl Prepared {
             rows.iter().flat_map(row).copied().collect()
         };
         let out = sampled(&results[0], width);
-        let lse = sampled(&results[1], self.case.heads as usize);
+        let lse = softmax_lse(&sampled(&results[1], 2 * self.case.heads as usize));
         let errors = match self.dtype {
             DType::F32 => [
                 error_f32(out, &expected.out),
@@ -212,13 +212,13 @@ impl Timed for Prepared {
         match &self.results {
             None => {
                 let result = self.attention.forward(recorder, &self.shape, q, k, v)?;
-                Ok(vec![result.out, result.softmax_lse])
+                Ok(vec![result.out, result.softmax_state])
             }
-            Some((forward, dout)) => {
+            Some((state, dout)) => {
                 let inputs = [q, k, v];
                 let gradients =
                     self.attention
-                        .backward(recorder, &self.shape, inputs, forward, dout)?;
+                        .backward(recorder, &self.shape, inputs, state, dout)?;
                 Ok(vec![gradients.dq, gradients.dk, gradients.dv])
             }
         }
@@ -235,7 +235,7 @@ impl Timed for Prepared {
         let tensor = self.tensor_bytes();
         match self.results {
             None => 3 * tensor,
-            Some(_) => 5 * tensor + self.lse_bytes(),
+            Some(_) => 4 * tensor + self.state_bytes(),
         }
     }
 
@@ -243,6 +243,6 @@ impl Timed for Prepared {
     fn floor_bytes(&self) -> u64 {
         let tensor = self.tensor_bytes();
         let tensors = if self.results.is_some() { 8 } else { 4 };
-        tensors * tensor + self.lse_bytes()
+        tensors * tensor + self.state_bytes()
     }
 }

@@ -6,6 +6,7 @@ use dilated_attention::kernel::Kernel;
 use dilated_attention::ops::convert;
 use dilated_attention::{
     Context, DType, DilatedAttention, DilatedAttentionConfig, Download, Recorder, Result, Tensor,
+    softmax_lse,
 };
 
 use super::checks::{Engine, ForwardOutput, Inputs};
@@ -80,7 +81,13 @@ impl Engine for Gpu {
         let v = self.upload(&mut recorder, "v", &dims, inputs.v)?;
         let dout = self.upload(&mut recorder, "dout", &dims, dout)?;
         let forward = attention.forward(&mut recorder, shape, &q, &k, &v)?;
-        let gradients = attention.backward(&mut recorder, shape, [&q, &k, &v], &forward, &dout)?;
+        let gradients = attention.backward(
+            &mut recorder,
+            shape,
+            [&q, &k, &v],
+            &forward.softmax_state,
+            &dout,
+        )?;
         let dq = download(&mut recorder, &gradients.dq)?;
         let dk = download(&mut recorder, &gradients.dk)?;
         let dv = download(&mut recorder, &gradients.dv)?;
@@ -114,10 +121,10 @@ impl Engine for Gpu {
             let mut recorder = self.context.recorder("forward");
             let result = attention.forward(&mut recorder, &inputs.shape, &q, &k, &v)?;
             let out = download(&mut recorder, &result.out)?;
-            let softmax_lse = recorder.download::<f32>(&result.softmax_lse)?;
+            let state = recorder.download::<f32>(&result.softmax_state)?;
             self.kernels.extend(recorder.kernels());
             recorder.submit()?;
-            let (out, softmax_lse) = (out.wait()?, softmax_lse.wait()?);
+            let (out, softmax_lse) = (out.wait()?, softmax_lse(&state.wait()?));
             let output = match inputs.rows {
                 None => ForwardOutput { out, softmax_lse },
                 Some(rows) => ForwardOutput {

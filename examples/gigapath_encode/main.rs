@@ -69,7 +69,7 @@ use std::time::Instant;
 use dilated_attention::models::NonFiniteResult;
 use dilated_attention::models::gigapath::{Slide, SlideEncoder};
 use dilated_attention::nn::Parameters;
-use dilated_attention::{Context, WeightFile};
+use dilated_attention::{Context, WeightFile, WeightSource};
 use program::{Arguments, say, say_part};
 
 use settings::Settings;
@@ -115,11 +115,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     }
     let begin = Instant::now();
     let encoder = SlideEncoder::new(&context, config)?;
-    // Moved into it, so that the file can be closed after.
-    let weights = match { part } {
-        Some(part) => encoder.load(&context, part)?,
-        None => encoder.initial_weights(&context, 1)?,
-    };
+    let weights = load_or_draw(&context, &encoder, part)?;
     context.wait()?;
     say!(
         "weights     constructed and loaded in {:.2} s, {:.2} s after the start",
@@ -182,6 +178,18 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     results::save(&output, &settings)?;
     say!("saved       {}", settings.out.display());
     Ok(())
+}
+
+/// The weights of the checkpoint, or drawn ones.
+fn load_or_draw(
+    context: &Context,
+    encoder: &SlideEncoder,
+    checkpoint: Option<WeightSource<'_>>,
+) -> dilated_attention::Result<Parameters> {
+    match checkpoint {
+        Some(part) => encoder.load(context, part),
+        None => encoder.initial_weights(context, 1),
+    }
 }
 
 /// The error about a result that is not finite, with where it arises: the slide is encoded once more to find that.

@@ -215,7 +215,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         )?;
         say!("{}", printable(&text));
     }
-    if !(bits < order_0) {
+    if bits.is_nan() || bits >= order_0 {
         return Err(format!("{bits:.3} bits per byte do not beat {order_0:.3}").into());
     }
     Ok(())

@@ -3,13 +3,14 @@
 //
 //   s = k q^T    dp = v dout^T    dv += p dout    ds = p (dp - mean)    dk += scale ds q
 
-@group(0) @binding(5) var<storage, read> terms: array<vec2<f32>>;
+@group(0) @binding(5) var<storage, read> terms: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> dk: array<Stored4>;
 @group(0) @binding(7) var<storage, read_write> dv: array<Stored4>;
 
 const PAIR_SLABS: u32 = 2u;
+const SECOND_OF_Y: u32 = 1u;
 
-var<workgroup> staged_terms: array<vec2<f32>, STAGED>;
+var<workgroup> staged_terms: array<RowTerms, STAGED>;
 
 fn load_a(own: u32, column: u32) -> vec4<f16> {
     let key = tile.key_begin + own;
@@ -44,10 +45,9 @@ fn load_y(row: u32, column: u32) -> vec4<f16> {
 fn weigh(own: u32, place: u32, at: u32, s: vec4<f32>, dp: vec4<f32>) {
     let rows = vec4<u32>(staged_begin + place) + vec4<u32>(0u, 1u, 2u, 3u);
     let seen = seeing_rows(tile, tile.key_begin + own, rows);
-    let of_rows = transpose(mat4x2<f32>(staged_terms[place], staged_terms[place + 1u],
-        staged_terms[place + 2u], staged_terms[place + 3u]));
-    let share = shares(s, of_rows[0], seen);
-    let ds = score_gradients(share, dp, of_rows[1], seen);
+    let of_rows = four_terms(staged_terms[place], staged_terms[place + 1u], staged_terms[place + 2u], staged_terms[place + 3u]);
+    let share = shares(s, of_rows.top, of_rows.norm, seen);
+    let ds = score_gradients(share, dp, of_rows.mean, seen);
     let marks = broken_places(place);
     put_halves(at, vec4<f16>(select(vec4<f32>(), ds + marks, seen)));
     put_halves(at + WEIGHT_SLAB, vec4<f16>(select(vec4<f32>(), share + marks, seen)));

@@ -1,11 +1,11 @@
 // Gradients of the keys and values of one branch, on CPUs: lanes own keys, rows are staged; shared/backward_rows.wgsl says
 // how.
 
-@group(0) @binding(5) var<storage, read> terms: array<vec2<f32>>;
+@group(0) @binding(5) var<storage, read> terms: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> dk: array<Stored4>;
 @group(0) @binding(7) var<storage, read_write> dv: array<Stored4>;
 
-var<workgroup> staged_terms: array<vec2<f32>, STAGED>;
+var<workgroup> staged_terms: array<RowTerms, STAGED>;
 
 fn load_a(i: u32) -> vec4<f32> {
     return widen(k[i]);
@@ -49,18 +49,18 @@ fn stage_rows(tile: Tile, first: u32, lane: u32, number: u32) {
 }
 
 // s and dp of a key become p and ds, for four rows.
-fn weigh_rows(tile: Tile, r: u32, key: u32, of_rows: mat2x4<f32>, rows: vec4<u32>, spoiled: vec4<f32>) {
+fn weigh_rows(tile: Tile, r: u32, key: u32, of_rows: FourTerms, rows: vec4<u32>, spoiled: vec4<f32>) {
     if (r < VECTORS_PER_LANE) {
         let seen = seeing_rows(tile, key, rows);
-        let share = shares(s[r], of_rows[0], seen) + select(vec4<f32>(), spoiled, seen);
+        let share = shares(s[r], of_rows.top, of_rows.norm, seen) + select(vec4<f32>(), spoiled, seen);
         s[r] = params.out_scale * share;
-        dp[r] = params.scale * score_gradients(share, dp[r], of_rows[1], seen);
+        dp[r] = params.scale * score_gradients(share, dp[r], of_rows.mean, seen);
     }
 }
 
 fn weigh_four(tile: Tile, keys: vec4<u32>, first: u32, number: u32) {
     let rows = first + vec4<u32>(0u, 1u, 2u, 3u);
-    let of_rows = transpose(mat4x2<f32>(staged_terms[0], staged_terms[1], staged_terms[2], staged_terms[3]));
+    let of_rows = four_terms(staged_terms[0], staged_terms[1], staged_terms[2], staged_terms[3]);
     let spoiled = spoil(number);
     weigh_rows(tile, 0u, keys.x, of_rows, rows, spoiled);
     weigh_rows(tile, 1u, keys.y, of_rows, rows, spoiled);

@@ -2,7 +2,7 @@
 //
 //   s = k q^T    dp = v dout^T    dv += p dout    ds = p (dp - mean)    dk += scale ds q
 
-@group(0) @binding(5) var<storage, read> terms: array<vec2<f32>>;
+@group(0) @binding(5) var<storage, read> terms: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> dk: array<Stored4>;
 @group(0) @binding(7) var<storage, read_write> dv: array<Stored4>;
 
@@ -54,12 +54,12 @@ fn backward_dkdv_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(loca
         let s = products(tile, thread, KEY, tile.key_begin, QUERY, row_tile);
         let dp = products(tile, thread, VALUE, tile.key_begin, DOUT, row_tile);
         let rows = vectors_of(row_tile + thread.lane);
-        let of_rows = transpose(mat4x2<f32>(row_terms(tile, rows.x), row_terms(tile, rows.y), row_terms(tile, rows.z), row_terms(tile, rows.w)));
+        let of_rows = four_terms(row_terms(tile, rows.x), row_terms(tile, rows.y), row_terms(tile, rows.z), row_terms(tile, rows.w));
         let seen_x = seeing_rows(tile, keys.x, rows);
         let seen_y = seeing_rows(tile, keys.y, rows);
         let seen_z = seeing_rows(tile, keys.z, rows);
         let seen_w = seeing_rows(tile, keys.w, rows);
-        let p = mat4x4<f32>(shares(s[0], of_rows[0], seen_x), shares(s[1], of_rows[0], seen_y), shares(s[2], of_rows[0], seen_z), shares(s[3], of_rows[0], seen_w));
+        let p = mat4x4<f32>(shares(s[0], of_rows.top, of_rows.norm, seen_x), shares(s[1], of_rows.top, of_rows.norm, seen_y), shares(s[2], of_rows.top, of_rows.norm, seen_z), shares(s[3], of_rows.top, of_rows.norm, seen_w));
         keep_block(thread, p);
         let all_seen = row_tile >= tile.row_full && row_tile + SIDE <= tile.row_end;
         dv_0 = add_product(tile, thread, DOUT, row_tile, 0u, all_seen, dv_0);
@@ -71,10 +71,10 @@ fn backward_dkdv_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(loca
         if (CHUNKS > 6u) { dv_6 = add_product(tile, thread, DOUT, row_tile, 6u, all_seen, dv_6); }
         if (CHUNKS > 7u) { dv_7 = add_product(tile, thread, DOUT, row_tile, 7u, all_seen, dv_7); }
         keep_block(thread, mat4x4<f32>(
-            score_gradients(p[0], dp[0], of_rows[1], seen_x),
-            score_gradients(p[1], dp[1], of_rows[1], seen_y),
-            score_gradients(p[2], dp[2], of_rows[1], seen_z),
-            score_gradients(p[3], dp[3], of_rows[1], seen_w),
+            score_gradients(p[0], dp[0], of_rows.mean, seen_x),
+            score_gradients(p[1], dp[1], of_rows.mean, seen_y),
+            score_gradients(p[2], dp[2], of_rows.mean, seen_z),
+            score_gradients(p[3], dp[3], of_rows.mean, seen_w),
         ));
         dk_0 = add_product(tile, thread, QUERY, row_tile, 0u, all_seen, dk_0);
         if (CHUNKS > 1u) { dk_1 = add_product(tile, thread, QUERY, row_tile, 1u, all_seen, dk_1); }

@@ -2,13 +2,18 @@
 // shared/backward_coop.wgsl says how.
 //
 //   s = q k^T    dp = dout v^T    ds = p (dp - mean)    dq += scale ds k
+//
+// Rows of ds add up to 0, and keys may have a large part in common: it is left with what ds loses when it is rounded to f16. So
+// ds is the sum of two halves, the second of them what the first has lost, enlarged, and both multiply the keys.
 
-@group(0) @binding(5) var<storage, read> terms: array<vec2<f32>>;
+@group(0) @binding(5) var<storage, read> terms: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> dq: array<Stored4>;
 
-const PAIR_SLABS: u32 = 1u;
+const PAIR_SLABS: u32 = 2u;
+const SECOND_OF_Y: u32 = 0u;
+const REST_SCALE: f32 = 1024.0; // a rest has 10 bits less than the half
 
-var<workgroup> own_terms: array<vec2<f32>, SUBGROUPS * ROWS>;
+var<workgroup> own_terms: array<RowTerms, SUBGROUPS * ROWS>;
 
 fn load_a(own: u32, column: u32) -> vec4<f16> {
     let row = tile.row_begin + own;
@@ -40,20 +45,29 @@ fn load_y(key: u32, column: u32) -> vec4<f16> {
     return v[key_index(tile, key) + column];
 }
 
+// The leading bits of numbers, as many as an f16 has; 0 for numbers below the normal ones of f16. By integers: compilers may take
+// a number that was rounded to f16 and back for the number itself.
+fn f16_part(x: vec4<f32>) -> vec4<f32> {
+    let leading = bitcast<vec4<f32>>(bitcast<vec4<u32>>(x) & vec4<u32>(0xffffe000u));
+    return select(leading, vec4<f32>(), abs(x) < vec4<f32>(6.2e-5));
+}
+
 fn weigh(own: u32, place: u32, at: u32, s: vec4<f32>, dp: vec4<f32>) {
     let keys = vec4<u32>(staged_begin + place) + vec4<u32>(0u, 1u, 2u, 3u);
     let seen = seen_keys(tile, tile.row_begin + own, keys);
     let of_row = own_terms[own];
-    let share = shares(s, vec4<f32>(of_row.x), seen);
-    let ds = score_gradients(share, dp, vec4<f32>(of_row.y), seen);
-    put_halves(at, vec4<f16>(select(vec4<f32>(), ds + broken_places(place), seen)));
+    let share = shares(s, vec4<f32>(of_row.top), vec4<f32>(of_row.norm), seen);
+    let ds = score_gradients(share, dp, vec4<f32>(of_row.mean), seen);
+    let half = f16_part(ds);
+    put_halves(at, vec4<f16>(select(vec4<f32>(), half + broken_places(place), seen)));
+    put_halves(at + WEIGHT_SLAB, vec4<f16>(REST_SCALE * (ds - half)));
 }
 
-fn store(own: u32, column: u32, value: vec4<f32>, unused: vec4<f32>) {
+fn store(own: u32, column: u32, value: vec4<f32>, rest: vec4<f32>) {
     let row = tile.row_begin + own;
     if (row < min(tile.row_end, tile.real_rows)) {
         let to = query_index(tile, row) + column;
-        var result = params.scale * value;
+        var result = params.scale * fma(rest, vec4<f32>(1.0 / REST_SCALE), value);
         if (has_flag(FLAG_MERGE)) {
             result += widen(dq[to]);
         }

@@ -1,9 +1,9 @@
 // Gradient of the queries of one branch, on CPUs: lanes own rows, keys are staged; shared/backward_rows.wgsl says how.
 
-@group(0) @binding(5) var<storage, read> terms: array<vec2<f32>>;
+@group(0) @binding(5) var<storage, read> terms: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> dq: array<Stored4>;
 
-var<private> of_rows: mat2x4<f32>; // LSE and mean of each row
+var<private> of_rows: FourTerms; // of each row
 
 fn load_a(i: u32) -> vec4<f32> {
     return widen(q[i]);
@@ -29,8 +29,8 @@ fn store(i: u32, of_a: vec4<f32>, of_b: vec4<f32>) {
 fn weigh_keys(tile: Tile, r: u32, row: u32, keys: vec4<u32>, spoiled: vec4<f32>) {
     if (r < VECTORS_PER_LANE) {
         let seen = seen_keys(tile, row, keys);
-        let share = shares(s[r], vec4<f32>(of_rows[0][r]), seen) + select(vec4<f32>(), spoiled, seen);
-        dp[r] = params.scale * score_gradients(share, dp[r], vec4<f32>(of_rows[1][r]), seen);
+        let share = shares(s[r], vec4<f32>(of_rows.top[r]), vec4<f32>(of_rows.norm[r]), seen) + select(vec4<f32>(), spoiled, seen);
+        dp[r] = params.scale * score_gradients(share, dp[r], vec4<f32>(of_rows.mean[r]), seen);
     }
 }
 
@@ -69,7 +69,7 @@ fn backward_dq_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_
     begin_sums(tile, 1u, own.y);
     begin_sums(tile, 2u, own.z);
     begin_sums(tile, 3u, own.w);
-    of_rows = transpose(mat4x2<f32>(row_terms(tile, own.x), row_terms(tile, own.y), row_terms(tile, own.z), row_terms(tile, own.w)));
+    of_rows = four_terms(row_terms(tile, own.x), row_terms(tile, own.y), row_terms(tile, own.z), row_terms(tile, own.w));
     begin_staging(invocation);
     // A variable of the loop, as far as compilers can tell: else they compute the number anew after every barrier.
     var lane = invocation;

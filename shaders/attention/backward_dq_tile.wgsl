@@ -2,7 +2,7 @@
 //
 //   s = q k^T    dp = dout v^T    ds = p (dp - mean)    dq += scale ds k
 
-@group(0) @binding(5) var<storage, read> terms: array<vec2<f32>>;
+@group(0) @binding(5) var<storage, read> terms: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> dq: array<Stored4>;
 
 fn store_row(tile: Tile, row: u32, column: u32, value: vec4<f32>) {
@@ -72,7 +72,7 @@ fn backward_dq_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_
     if (CHUNKS > 7u) { store_chunk(tile, thread, 7u, dq_7); }
 }
 
-fn row_gradients(tile: Tile, row: u32, keys: vec4<u32>, s: vec4<f32>, dp: vec4<f32>, terms: vec2<f32>) -> vec4<f32> {
+fn row_gradients(tile: Tile, row: u32, keys: vec4<u32>, s: vec4<f32>, dp: vec4<f32>, of_row: RowTerms) -> vec4<f32> {
     let seen = seen_keys(tile, row, keys);
-    return score_gradients(shares(s, vec4<f32>(terms.x), seen), dp, vec4<f32>(terms.y), seen);
+    return score_gradients(shares(s, vec4<f32>(of_row.top), vec4<f32>(of_row.norm), seen), dp, vec4<f32>(of_row.mean), seen);
 }

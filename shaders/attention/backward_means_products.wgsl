@@ -1,21 +1,21 @@
-// For gradients that hold the mixing weights constant: the mean of dout . v over the keys of one branch alone, for each
-// row, on CPUs, with scores as shared/backward_scores.wgsl computes them. A workgroup takes SIDE rows.
+// The sums that shared/backward_means.wgsl is about, on CPUs, with scores as shared/backward_scores.wgsl computes them. A
+// workgroup takes SIDE rows.
 
-@group(0) @binding(5) var<storage, read> softmax_lse: array<f32>;
-@group(0) @binding(6) var<storage, read_write> terms: array<vec2<f32>>;
+@group(0) @binding(5) var<storage, read> softmax_state: array<vec2<f32>>;
+@group(0) @binding(6) var<storage, read_write> terms: array<vec4<f32>>;
 
-var<private> lse: array<f32, 8>; // of each row
+var<private> top: array<f32, 8>; // of each row
 var<private> weight: array<vec4<f32>, 8>;
 var<private> weighted: array<vec4<f32>, 8>;
 
-fn find_lse(r: u32) {
-    lse[r] = row_lse(tile, first_row + r);
+fn find_top(r: u32) {
+    top[r] = row_top(tile, first_row + r);
 }
 
 fn weigh(i: u32) {
     let r = i / CELLS;
     let seen = seen_of(i);
-    let share = shares_of(i, lse[r], seen);
+    let share = weights_of_pairs(i, top[r], seen);
     weight[r] += share;
     weighted[r] += score_gradients(share, sums[i], vec4<f32>(), seen);
 }
@@ -23,7 +23,7 @@ fn weigh(i: u32) {
 fn end_row(r: u32) {
     if (first_row + r < tile.row_end) {
         let ones = vec4<f32>(1.0);
-        store_mean(tile, first_row + r, vec2<f32>(dot(weighted[r], ones), dot(weight[r], ones)));
+        store_row_sums(tile, first_row + r, vec2<f32>(dot(weight[r], ones), dot(weighted[r], ones)));
     }
 }
 
@@ -34,7 +34,7 @@ fn backward_means_products(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin
     first_row = tile.row_begin + ROWS * lane;
     find_seen_each();
     find_rows_each();
-    find_lse_each();
+    find_top_each();
     for (first_key = tile.key_begin; first_key < tile.key_end; first_key += SIDE) {
         score_keys();
         weigh_each();

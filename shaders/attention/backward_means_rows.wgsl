@@ -1,10 +1,9 @@
-// For gradients that hold the mixing weights constant: the mean of dout . v over the keys of one branch alone, for each
-// row, on CPUs: lanes own rows, keys are staged; shared/backward_rows.wgsl says how.
+// The sums that shared/backward_means.wgsl is about, on CPUs: lanes own rows, keys are staged; shared/backward_rows.wgsl says how.
 
-@group(0) @binding(5) var<storage, read> softmax_lse: array<f32>;
-@group(0) @binding(6) var<storage, read_write> terms: array<vec2<f32>>;
+@group(0) @binding(5) var<storage, read> softmax_state: array<vec2<f32>>;
+@group(0) @binding(6) var<storage, read_write> terms: array<vec4<f32>>;
 
-var<private> lse: vec4<f32>; // of each row
+var<private> top: vec4<f32>; // of each row
 var<private> weight: array<vec4<f32>, 4>;
 var<private> weighted: array<vec4<f32>, 4>;
 
@@ -30,7 +29,7 @@ fn store(i: u32, of_a: vec4<f32>, of_b: vec4<f32>) {
 fn weigh_keys(tile: Tile, r: u32, row: u32, keys: vec4<u32>, spoiled: vec4<f32>) {
     if (r < VECTORS_PER_LANE) {
         let seen = seen_keys(tile, row, keys);
-        let share = shares(s[r], vec4<f32>(lse[r]), seen) + select(vec4<f32>(), spoiled, seen);
+        let share = weights_of(s[r], vec4<f32>(top[r]), seen) + select(vec4<f32>(), spoiled, seen);
         weight[r] += share;
         weighted[r] += score_gradients(share, dp[r], vec4<f32>(), seen);
     }
@@ -48,22 +47,25 @@ fn weigh_four(tile: Tile, rows: vec4<u32>, first: u32, number: u32) {
 fn end_row(tile: Tile, r: u32, row: u32) {
     if (r < VECTORS_PER_LANE && row < tile.row_end) {
         let ones = vec4<f32>(1.0);
-        store_mean(tile, row, vec2<f32>(dot(weighted[r], ones), dot(weight[r], ones)));
+        store_row_sums(tile, row, vec2<f32>(dot(weight[r], ones), dot(weighted[r], ones)));
     }
 }
 
 @compute @workgroup_size(THREADS)
-fn backward_means_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn backward_means_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let tile = locate_tile(workgroup, SIDE);
-    let rows = find_own(tile.row_begin, lane);
-    begin_row(tile, 0u, rows.x);
-    begin_row(tile, 1u, rows.y);
-    begin_row(tile, 2u, rows.z);
-    begin_row(tile, 3u, rows.w);
-    lse = vec4<f32>(row_lse(tile, rows.x), row_lse(tile, rows.y), row_lse(tile, rows.z), row_lse(tile, rows.w));
-    begin_staging(lane);
+    let own = find_own(tile.row_begin, invocation);
+    begin_row(tile, 0u, own.x);
+    begin_row(tile, 1u, own.y);
+    begin_row(tile, 2u, own.z);
+    begin_row(tile, 3u, own.w);
+    top = vec4<f32>(row_top(tile, own.x), row_top(tile, own.y), row_top(tile, own.z), row_top(tile, own.w));
+    begin_staging(invocation);
+    // A variable of the loop, as far as compilers can tell: else they compute the number anew after every barrier.
+    var lane = invocation;
     var number = 0u;
     for (var first = tile.key_begin; first < tile.key_end; first += STAGED) {
+        lane = select(lane, 0u, first == 0xffffffffu);
         number++;
         workgroupBarrier();
         stage_keys(tile, first, lane, number);
@@ -73,10 +75,10 @@ fn backward_means_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(loc
         workgroupBarrier();
         add_products_b_each();
         workgroupBarrier();
-        weigh_four(tile, rows, first, number);
+        weigh_four(tile, find_own(tile.row_begin, lane), first, number);
     }
-    end_row(tile, 0u, rows.x);
-    end_row(tile, 1u, rows.y);
-    end_row(tile, 2u, rows.z);
-    end_row(tile, 3u, rows.w);
+    end_row(tile, 0u, own.x);
+    end_row(tile, 1u, own.y);
+    end_row(tile, 2u, own.z);
+    end_row(tile, 3u, own.w);
 }

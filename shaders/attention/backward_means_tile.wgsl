@@ -1,8 +1,7 @@
-// For gradients that hold the mixing weights constant: the mean of dout . v over the keys of one branch alone, for each
-// row, on GPUs. A row's keys may come in several dispatches: until the last of them its terms hold the two sums.
+// The sums that shared/backward_means.wgsl is about, on GPUs: each workgroup owns 32 rows and walks over their keys.
 
-@group(0) @binding(5) var<storage, read> softmax_lse: array<f32>;
-@group(0) @binding(6) var<storage, read_write> terms: array<vec2<f32>>;
+@group(0) @binding(5) var<storage, read> softmax_state: array<vec2<f32>>;
+@group(0) @binding(6) var<storage, read_write> terms: array<vec4<f32>>;
 
 // The sums of the lanes, one vec4 of four rows each.
 var<workgroup> partial: array<vec4<f32>, 128>;
@@ -12,7 +11,7 @@ fn backward_means_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(loc
     let tile = locate_tile(workgroup, SIDE);
     let thread = Thread(index / 8u, index % 8u);
     let rows = vectors_of(tile.row_begin + thread.group);
-    let lse = vec4<f32>(row_lse(tile, rows.x), row_lse(tile, rows.y), row_lse(tile, rows.z), row_lse(tile, rows.w));
+    let top = vec4<f32>(row_top(tile, rows.x), row_top(tile, rows.y), row_top(tile, rows.z), row_top(tile, rows.w));
     var weight = mat4x4<f32>();
     var weighted = mat4x4<f32>();
     for (var key_tile = tile.key_begin; key_tile < tile.key_end; key_tile += SIDE) {
@@ -23,8 +22,8 @@ fn backward_means_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(loc
         let seen_y = seen_keys(tile, rows.y, keys);
         let seen_z = seen_keys(tile, rows.z, keys);
         let seen_w = seen_keys(tile, rows.w, keys);
-        let p = mat4x4<f32>(shares(s[0], vec4<f32>(lse.x), seen_x), shares(s[1], vec4<f32>(lse.y), seen_y),
-            shares(s[2], vec4<f32>(lse.z), seen_z), shares(s[3], vec4<f32>(lse.w), seen_w));
+        let p = mat4x4<f32>(weights_of(s[0], vec4<f32>(top.x), seen_x), weights_of(s[1], vec4<f32>(top.y), seen_y),
+            weights_of(s[2], vec4<f32>(top.z), seen_z), weights_of(s[3], vec4<f32>(top.w), seen_w));
         weight += p;
         weighted += mat4x4<f32>(
             score_gradients(p[0], dp[0], vec4<f32>(), seen_x),
@@ -42,8 +41,8 @@ fn backward_means_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(loc
         var sums = vec2<f32>();
         for (var i = 0u; i < 8u; i++) {
             let at = thread.group * 8u + i;
-            sums += vec2<f32>(partial[64u + at][thread.lane], partial[at][thread.lane]);
+            sums += vec2<f32>(partial[at][thread.lane], partial[64u + at][thread.lane]);
         }
-        store_mean(tile, row, sums);
+        store_row_sums(tile, row, sums);
     }
 }

@@ -1,10 +1,10 @@
 // Weights of a window of one branch, on CPUs: p and ds of each row with each key, from which the gradients follow as products
 // of matrices (attention/backward_gradient.wgsl). A workgroup takes SIDE rows and SIDE keys.
 
-@group(0) @binding(5) var<storage, read> terms: array<vec2<f32>>;
+@group(0) @binding(5) var<storage, read> terms: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> weights: array<vec4<f32>>;
 
-var<private> of_row: array<vec2<f32>, 8>; // LSE and mean
+var<private> of_row: array<RowTerms, 8>;
 var<private> place: u32; // of the lane's first row and the first key, in ds
 var<private> stride: u32;
 var<private> size: u32;
@@ -16,10 +16,10 @@ fn find_terms(r: u32) {
 fn write_weights(i: u32) {
     let r = i / CELLS;
     let seen = seen_of(i);
-    let share = shares_of(i, of_row[r].x, seen);
+    let share = of_row[r].norm * weights_of_pairs(i, of_row[r].top, seen);
     let has_query = first_row + r < tile.real_rows;
     let at = place + r * stride + i % CELLS;
-    weights[at] = select(vec4<f32>(), params.scale * score_gradients(share, sums[i], vec4<f32>(of_row[r].y), seen), has_query);
+    weights[at] = select(vec4<f32>(), params.scale * score_gradients(share, sums[i], vec4<f32>(of_row[r].mean), seen), has_query);
     weights[at + size] = params.out_scale * share;
 }
 

@@ -1,5 +1,5 @@
-// How much one query attends to each key of one branch: exp(score - LSE over all branches). One invocation per key and
-// head; the heads of a dispatch share the query's row and the keys.
+// How much one query attends to each key of one branch: 2^(score - m) / s, with the state (m, s) of the row over all branches.
+// One invocation per key and head; the heads of a dispatch share the query's row and the keys.
 
 struct TokenWeightsParams {
     num_heads: u32,
@@ -10,10 +10,10 @@ struct TokenWeightsParams {
     has_query: u32, // 0: the row is padding, its query 0
     q_skip: u32, // vec4 of the binding before the query of head 0
     k_skip: u32, // the same before the first key of head 0
-    lse_skip: u32, // elements before the LSE of head 0
+    state_skip: u32, // elements before the state of head 0
     out_skip: u32, // elements before the weight of head 0 and the first key
     out_stride: u32, // elements from head to head of the weights
-    scale: f32,
+    scale_log2e: f32, // softmax scale * log2(e)
     first_workgroup: u32,
     grid_width: u32,
 }
@@ -21,7 +21,7 @@ struct TokenWeightsParams {
 @group(0) @binding(0) var<uniform> params: TokenWeightsParams;
 @group(0) @binding(1) var<storage, read> q: array<Stored4>;
 @group(0) @binding(2) var<storage, read> k: array<Stored4>;
-@group(0) @binding(3) var<storage, read> softmax_lse: array<f32>;
+@group(0) @binding(3) var<storage, read> softmax_state: array<vec2<f32>>;
 @group(0) @binding(4) var<storage, read_write> weights: array<f32>;
 
 @compute @workgroup_size(64)
@@ -38,7 +38,8 @@ fn token_weights(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_
                 score += dot(widen(q[query_begin + c]), widen(k[key_begin + c]));
             }
         }
-        let weight = exp(score * params.scale - softmax_lse[params.lse_skip + head]);
+        let state = softmax_state[params.state_skip + head];
+        let weight = exp2(fma(score, params.scale_log2e, -state.x)) / state.y;
         weights[params.out_skip + head * params.out_stride + key * params.dilation_rate] = weight;
     }
 }

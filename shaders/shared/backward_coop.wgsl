@@ -6,12 +6,12 @@
 //
 //   first = a x^T    second = b y^T    stored to slabs of the subgroup, for a matrix gives no access to its elements
 //   the lanes turn both into weights of pairs, of each vec4 in turn, in f16
-//   of_a += weights x    and, for keys, of_b += other weights y
+//   of_a += weights x    and, for keys, of_b += other weights y; for rows, of_b += what f16 has left of the weights x
 //
 // Between a store of a matrix and what reads it there is a barrier, also within one subgroup: stores of matrices carry no
 // memory semantics of their own. Strides are padded, so that rows begin in different banks.
-// Prelude: HEAD_DIM_VEC4, SUBGROUP (its lanes), SUBGROUPS, ROWS and STAGED (multiples of SIZE). A kernel has PAIR_SLABS (1, or
-// 2 with weights for y), load_a, load_b, load_x, load_y, weigh and store.
+// Prelude: HEAD_DIM_VEC4, SUBGROUP (its lanes), SUBGROUPS, ROWS and STAGED (multiples of SIZE). A kernel has PAIR_SLABS
+// (of weights: 1 or 2), SECOND_OF_Y (1 when the second ones are weights of y, 0 of x too), load_a, load_b, load_x, load_y, weigh and store.
 
 const DIM_VEC4: u32 = (4u * HEAD_DIM_VEC4 + SIZE - 1u) / SIZE * SIZE / 4u; // columns, filled up to whole matrices
 const COLUMN_BLOCKS: u32 = 4u * DIM_VEC4 / SIZE;
@@ -151,7 +151,8 @@ fn add_sums(i: u32) {
     add_sums_a_block(block, staged_block, 0u, x);
     if (ROW_BLOCKS > 1u) { add_sums_a_block(block, staged_block, 1u, x); }
     if (PAIR_SLABS > 1u) {
-        let y = coopLoadT<Right>(&halves[(Y + at) * CELLS], VECTOR_STRIDE * CELLS);
+        var y = x;
+        if (SECOND_OF_Y > 0u) { y = coopLoadT<Right>(&halves[(Y + at) * CELLS], VECTOR_STRIDE * CELLS); }
         add_sums_b_block(block, staged_block, 0u, y);
         if (ROW_BLOCKS > 1u) { add_sums_b_block(block, staged_block, 1u, y); }
     }
@@ -169,8 +170,8 @@ fn add_sums_b_block(block: u32, staged_block: u32, row_block: u32, y: Right) {
     of_b[i] = coopMultiplyAdd(coopLoadT<Left>(&halves[at * CELLS], WEIGHT_STRIDE * CELLS), y, of_b[i]);
 }
 
-// What all vectors staged add to the sums. Called by all threads: it holds barriers.
-fn walk(index: u32, partly: bool) {
+// Stages vectors, and turns their products with what the subgroup owns into weights. Called by all threads: it holds barriers.
+fn weigh_staged(index: u32, partly: bool) {
     stage(index, partly);
     workgroupBarrier();
     clear_products_each();
@@ -179,6 +180,11 @@ fn walk(index: u32, partly: bool) {
     workgroupBarrier();
     weigh_pairs();
     workgroupBarrier();
+}
+
+// What all vectors staged add to the sums. Called by all threads: it holds barriers.
+fn walk(index: u32, partly: bool) {
+    weigh_staged(index, partly);
     add_sums_each();
     clear_broken(index, THREADS);
     workgroupBarrier();

@@ -1,28 +1,30 @@
-// The end of a row of the means kernels.
+// The sweep: for each row, the sum of its weights and of weights times dout . v, over the keys of all branches; where mixing
+// weights are constants, over those of one branch. Later dispatches add to what earlier ones left.
 
-fn row_lse(tile: Tile, row: u32) -> f32 {
+fn row_state(tile: Tile, row: u32) -> vec2<f32> {
     if (row >= tile.row_end) {
-        return 0.0;
+        return vec2<f32>();
     }
-    return softmax_lse[params.lse_skip + output_place(tile, row)];
+    return softmax_state[params.state_skip + output_place(tile, row)];
 }
 
-// Adds a row's sums of p * dp and of p to those of the keys before; after the last keys, their ratio is the mean.
-fn store_mean(tile: Tile, row: u32, sums: vec2<f32>) {
-    let lse = row_lse(tile, row);
+fn row_top(tile: Tile, row: u32) -> f32 {
+    return row_state(tile, row).x;
+}
+
+// Adds a row's sums of p and of p * dp to those of the keys before.
+fn store_row_sums(tile: Tile, row: u32, sums: vec2<f32>) {
+    let state = row_state(tile, row);
     var total = sums;
     let zeros = zero_keys(tile, row);
     if (zeros > 0u) {
-        total.y += f32(zeros) * exp2(min(-lse * LOG2_E, 64.0));
+        total.x = fma(f32(zeros), exp2(min(-state.x, 64.0)), total.x);
     }
     let at = params.terms_skip + output_place(tile, row);
     if (has_flag(FLAG_MERGE)) {
-        total += terms[at];
+        total += terms[at].zw;
     }
-    if (has_flag(FLAG_LAST_KEYS)) {
-        // Nothing but weights that vanish: no gradient flows.
-        let mean = total.x / max(total.y, 1e-37);
-        total = vec2<f32>(lse, mean);
-    }
-    terms[at] = total;
+    // Shares of all branches' keys are divided by the sweep's own sum, so that they add up to 1 whatever the scores lost since
+    // the forward. A sweep over one branch only knows the forward's.
+    terms[at] = vec4<f32>(state.x, select(total.x, state.y, has_flag(FLAG_DETACHED)), total);
 }

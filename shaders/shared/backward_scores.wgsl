@@ -97,12 +97,11 @@ fn seen_of(i: u32) -> vec4<bool> {
     return vec4<u32>(first_key + 4u * (i % CELLS)) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(seen_end[i / CELLS]);
 }
 
-// Of four pairs, their shares of the softmax. A score or product that is not finite, because a vector is not, spoils what is
-// seen of it.
-fn shares_of(i: u32, lse: f32, seen: vec4<bool>) -> vec4<f32> {
+// Of four pairs, their weights. A score or product that is not finite, because a vector is not, spoils what is seen of it.
+fn weights_of_pairs(i: u32, top: f32, seen: vec4<bool>) -> vec4<f32> {
     // Rows without a query have scores of 0.
     let score = select(vec4<f32>(), scores[i], first_row + i / CELLS < tile.real_rows);
-    let share = shares(score, vec4<f32>(lse), seen);
+    let weight = weights_of(score, vec4<f32>(top), seen);
     let spoiled = seen & !(is_finite(score) & is_finite(sums[i]));
-    return bitcast<vec4<f32>>(select(bitcast<vec4<u32>>(share), vec4<u32>(0x7fc00000u), spoiled));
+    return bitcast<vec4<f32>>(select(bitcast<vec4<u32>>(weight), vec4<u32>(0x7fc00000u), spoiled));
 }

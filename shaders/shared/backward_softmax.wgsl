@@ -1,17 +1,47 @@
-// Weights of the backward: the share of a pair in its row's softmax follows from the score and the row's LSE alone.
+// Weights of the backward: the share of a pair in its row's softmax follows from the score and the row's terms.
 
-// LSE and mean of dout . v of a row, 0 beyond the last.
-fn row_terms(tile: Tile, row: u32) -> vec2<f32> {
-    if (row >= tile.row_end) {
-        return vec2<f32>();
-    }
-    return terms[params.terms_skip + output_place(tile, row)];
+// What the sweep leaves of each row and head:
+//   x  m, relative to which weights 2^(score - m) are taken, in log2 units
+//   y  what they are divided by to be shares
+//   z  the sum of the weights over the keys whose mean of dout . v is taken off
+//   w  the sum of weights times dout . v over the same keys
+// One over y, and that mean, are left to the kernels that use them: sums can be added to, whatever comes later.
+struct RowTerms {
+    top: f32,
+    norm: f32, // a factor
+    mean: f32,
 }
 
-// e^(score - lse), at most 1 but for rounding; the bound keeps infinities out of pairs that are dropped. The
-// score is rounded as in the forward, and the difference once: with large scores each rounding shows.
-fn shares(scores: vec4<f32>, lse: vec4<f32>, seen: vec4<bool>) -> vec4<f32> {
-    return select(vec4<f32>(), exp2(min(fma(scores * params.scale_log2e, vec4<f32>(LN_2), -lse) * LOG2_E, vec4<f32>(64.0))), seen);
+fn row_terms(tile: Tile, row: u32) -> RowTerms {
+    if (row >= tile.row_end) {
+        return RowTerms(0.0, 0.0, 0.0);
+    }
+    let sums = terms[params.terms_skip + output_place(tile, row)];
+    // Where nothing but weights that vanish is seen, no gradient flows.
+    return RowTerms(sums.x, 1.0 / max(sums.y, 1e-37), sums.w / max(sums.z, 1e-37));
+}
+
+// The same of four rows, or keys: one vec4 each.
+struct FourTerms {
+    top: vec4<f32>,
+    norm: vec4<f32>,
+    mean: vec4<f32>,
+}
+
+fn four_terms(a: RowTerms, b: RowTerms, c: RowTerms, d: RowTerms) -> FourTerms {
+    return FourTerms(vec4<f32>(a.top, b.top, c.top, d.top), vec4<f32>(a.norm, b.norm, c.norm, d.norm), vec4<f32>(a.mean, b.mean, c.mean, d.mean));
+}
+
+// 2^(score - m), at most 2^8 but for rounding; the bound keeps infinities out of pairs that are dropped. In one rounding of the
+// difference, and by the same operations in every kernel: the rows of ds add up to 0 only if the sweep's weights are the
+// weights that gradients are summed with.
+fn weights_of(scores: vec4<f32>, top: vec4<f32>, seen: vec4<bool>) -> vec4<f32> {
+    return select(vec4<f32>(), exp2(min(fma(scores, vec4<f32>(params.scale_log2e), -top), vec4<f32>(64.0))), seen);
+}
+
+// Weights as shares of the softmax.
+fn shares(scores: vec4<f32>, top: vec4<f32>, norm: vec4<f32>, seen: vec4<bool>) -> vec4<f32> {
+    return norm * weights_of(scores, top, seen);
 }
 
 // 0 for pairs that do not see each other: theirs may be NaN.

@@ -5,7 +5,7 @@ const FLAG_CAUSAL: u32 = 1u;
 const FLAG_ZERO_KEYS: u32 = 2u;
 const FLAG_MERGE: u32 = 4u;
 const FLAG_PHANTOM_ROWS: u32 = 8u;
-const FLAG_LAST_KEYS: u32 = 16u;
+const FLAG_DETACHED: u32 = 16u;
 
 struct AttentionParams {
     seq_len: u32, // tokens per batch item in queries and outputs
@@ -38,7 +38,7 @@ struct AttentionParams {
     kv_skip: u32,
     out_token0: u32,
     out_skip: u32,
-    lse_skip: u32,
+    state_skip: u32,
     terms_skip: u32,
     first_workgroup: u32,
     grid_width: u32,

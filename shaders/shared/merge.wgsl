@@ -1,8 +1,13 @@
-// The end of a row: from its running softmax (maximum, sum, unnormalised output) to the (O, LSE) pair in memory, written
-// or merged with what is there.
+// The end of a row: from its running softmax (maximum, sum, unnormalised output) to what is in memory, written or merged with
+// what is there: the normalised output, and the row's state (m, s).
+//
+//   s = sum of 2^(score - m) over all keys so far, scores in log2 units
+//   m = the largest score, or a number at most 8 below it
+//
+// A row that no key has reached is (0, 0); no other has s = 0. Two of them are as one over the keys of both:
+//   m = max(m1, m2)    s = s1 2^(m1 - m) + s2 2^(m2 - m)
+// No logarithm is taken: beside a large m it would lose the digits of s.
 
-// LSE of a row that no key has reached: finite, since WGSL has no infinities.
-const UNCOVERED: f32 = -1e30;
 // The running maximum before the first key. Lower than any score of finite logits down to -2e38, and far enough from the
 // largest f32 that score - SCORE_FLOOR stays finite for scores up to 4e37.
 const SCORE_FLOOR: f32 = -3e38;
@@ -12,45 +17,36 @@ struct RowEnd {
     added: f32, // factor on the accumulator
 }
 
-// log2 with one Newton step on exp2: software adapters evaluate log2 with a short polynomial.
-fn log2_refined(x: f32) -> f32 {
-    let y = log2(x);
-    return y + (x * exp2(-y) - 1.0) * LOG2_E;
-}
-
-// Writes the row's LSE and returns how to combine the output. Call once per row, and only for rows of the tile.
+// Writes the row's state and returns how to combine the output. Call once per row, and only for rows of the tile.
 fn finish_row(tile: Tile, row: u32, row_max: f32, row_sum: f32) -> RowEnd {
-    var top = row_max;
-    var sum = row_sum;
-    var shrink = 1.0;
-    let zeros = zero_keys(tile, row);
-    if (zeros > 0u) {
-        // All zero keys at once: score 0, value 0.
-        top = max(row_max, 0.0);
-        shrink = exp2(row_max - top);
-        sum = row_sum * shrink + f32(zeros) * exp2(-top);
-    }
-    var lse = UNCOVERED;
-    var end: RowEnd;
-    end.kept = 0.0;
-    end.added = 0.0;
-    // Written so that a NaN sum counts as covered.
-    if (!(sum == 0.0)) {
-        lse = (top + log2_refined(sum)) * LN_2;
-        end.added = shrink * params.out_scale / sum;
-    }
-    let at = params.lse_skip + output_place(tile, row);
+    let at = params.state_skip + output_place(tile, row);
+    let zeros = f32(zero_keys(tile, row));
+    var old = vec2<f32>();
     if (has_flag(FLAG_MERGE)) {
-        let old = softmax_lse[at];
-        let high = max(old, lse);
-        let weight_old = exp2((old - high) * LOG2_E);
-        let weight_new = exp2((lse - high) * LOG2_E);
-        let total = weight_old + weight_new;
-        end.kept = weight_old / total;
-        end.added = end.added * (weight_new / total);
-        lse = high + log2_refined(total) * LN_2;
+        old = softmax_state[at];
     }
-    softmax_lse[at] = lse;
+    // Written so that a NaN sum counts as covered.
+    let old_max = select(old.x, SCORE_FLOOR, old.y == 0.0);
+    let new_max = select(row_max, SCORE_FLOOR, row_sum == 0.0);
+    var top = max(old_max, new_max);
+    if (zeros > 0.0) {
+        // All zero keys at once: score 0, value 0.
+        top = max(top, 0.0);
+    }
+    let kept = old.y * exp2(old_max - top);
+    let factor = exp2(new_max - top);
+    var total = fma(row_sum, factor, kept);
+    if (zeros > 0.0) {
+        total = fma(zeros, exp2(-top), total);
+    }
+    var end: RowEnd;
+    if (total == 0.0) {
+        softmax_state[at] = vec2<f32>();
+        return end;
+    }
+    softmax_state[at] = vec2<f32>(top, total);
+    end.kept = kept / total;
+    end.added = params.out_scale * factor / total;
     return end;
 }
 

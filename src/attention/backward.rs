@@ -1,11 +1,11 @@
 //! Gradients of dilated attention on the device.
 
-use super::{DilatedAttention, ForwardOutput, requests};
-use crate::config::{AttentionShape, MixGradient};
+use super::{DilatedAttention, requests};
+use crate::config::AttentionShape;
 use crate::context::WarmUp;
 use crate::error::Result;
 use crate::kernel::backward::BackwardVariant;
-use crate::kernel::{DeltaParams, Kernel, Storage};
+use crate::kernel::{Kernel, Storage};
 use crate::plan::{BackwardPlan, ByteRange, Pass};
 use crate::pool::{BufferRequest, Demand};
 use crate::recorder::Recorder;
@@ -85,20 +85,12 @@ impl DilatedAttention {
     }
 
     fn backward_kernels(&self, variant: BackwardVariant) -> Vec<Kernel> {
-        let terms = match self.config.get_gradient() {
-            MixGradient::Exact => Some(Kernel::Delta {
-                head_dim: self.config.head_dim(),
-                storage: variant.storage,
-            }),
-            MixGradient::DetachedMix => variant.kernel(Pass::Means),
-        };
-        let gradients = variant.passes().iter();
-        let gradients = gradients.filter_map(|pass| variant.kernel(*pass));
-        terms.into_iter().chain(gradients).collect()
+        let passes = [Pass::Means].iter().chain(variant.passes());
+        passes.filter_map(|pass| variant.kernel(*pass)).collect()
     }
 
-    /// Records the gradients of `q`, `k` and `v`, given what [`forward`](Self::forward) made of them and `dout`, the
-    /// gradient of its output, (B, N, H, D) and, like the others, of the inputs' type; sums over branches are rounded to it each
+    /// Records the gradients of `q`, `k` and `v`, given the softmax state that [`forward`](Self::forward) made of them and `dout`,
+    /// the gradient of its output, (B, N, H, D) and, like the others, of the inputs' type; sums over branches are rounded to it each
     /// time a branch joins. How the weights that mix the branches are treated is the configuration's
     /// [`MixGradient`]. Rows that no branch covers, and tokens behind an item's length, have gradients of 0.
     ///
@@ -115,7 +107,8 @@ impl DilatedAttention {
     /// let q = recorder.upload("q", &[1, 16_384, 8, 64], &data)?;
     /// let forward = attention.forward(&mut recorder, &shape, &q, &q, &q)?;
     /// let dout = recorder.upload("dout", &[1, 16_384, 8, 64], &data)?;
-    /// let gradients = attention.backward(&mut recorder, &shape, [&q, &q, &q], &forward, &dout)?;
+    /// let state = &forward.softmax_state;
+    /// let gradients = attention.backward(&mut recorder, &shape, [&q, &q, &q], state, &dout)?;
     /// let dq = recorder.download::<f32>(&gradients.dq)?;
     /// recorder.submit()?;
     /// assert_eq!(dq.wait()?.len(), data.len());
@@ -129,21 +122,20 @@ impl DilatedAttention {
         recorder: &mut Recorder,
         shape: &AttentionShape,
         [q, k, v]: [&Tensor; 3],
-        forward: &ForwardOutput,
+        softmax_state: &Tensor,
         dout: &Tensor,
     ) -> Result<Gradients> {
         let (query_shape, key_shape) = (self.query_shape(shape), self.key_shape(shape));
-        let ForwardOutput { out, softmax_lse } = forward;
-        let queries = [("q", q), ("out", out), ("dout", dout)];
+        let queries = [("q", q), ("dout", dout)];
         let dtype = q.dtype();
         self.expect(recorder, &queries, &query_shape, dtype)?;
         self.expect(recorder, &[("k", k), ("v", v)], &key_shape, dtype)?;
-        let lse = [("softmax_lse", softmax_lse)];
-        self.expect(recorder, &lse, &query_shape[..3], DType::F32)?;
+        let state = [("softmax_state", softmax_state)];
+        self.expect(recorder, &state, &self.state_shape(shape), DType::F32)?;
         let plan = self.plan_backward(shape, dtype)?;
         // Compiled before anything is recorded, so that a refused shader leaves the recording as it was.
         self.context.compile(&self.backward_kernels(plan.variant))?;
-        let terms_shape = [&query_shape[..3], &[2]].concat();
+        let terms_shape = [&query_shape[..3], &[4]].concat();
         let terms = recorder.empty("terms", &terms_shape, DType::F32)?;
         let dq = recorder.empty("dq", &query_shape, dtype)?;
         let dk = recorder.empty("dk", &key_shape, dtype)?;
@@ -154,37 +146,18 @@ impl DilatedAttention {
             .then(|| recorder.empty("weights", &[weights_bytes as usize / 4], DType::F32))
             .transpose()?;
         let width = u64::from(self.config.embed_dim()) * dtype.bytes();
-        let rows = |&(begin, end): &(u64, u64)| ByteRange {
+        let rows = |&(begin, end): &(u64, u64), width: u64| ByteRange {
             offset: begin * width,
             size: (end - begin) * width,
         };
+        let terms_width = u64::from(self.config.num_heads()) * 16;
         for range in &plan.query_clears {
-            recorder.clear(&dq, rows(range));
+            recorder.clear(&dq, rows(range, width));
+            recorder.clear(&terms, rows(range, terms_width));
         }
         for range in &plan.key_clears {
-            recorder.clear(&dk, rows(range));
-            recorder.clear(&dv, rows(range));
-        }
-        for delta in &plan.deltas {
-            let bindings = [
-                (out, delta.out.bytes),
-                (dout, delta.out.bytes),
-                (softmax_lse, delta.lse.bytes),
-                (&terms, delta.terms.bytes),
-            ];
-            let params = DeltaParams {
-                num_places: delta.num_places,
-                out_skip: delta.out.skip,
-                lse_skip: delta.lse.skip,
-                terms_skip: delta.terms.skip,
-                first_workgroup: 0,
-                grid_width: delta.grid[0],
-            };
-            let kernel = Kernel::Delta {
-                head_dim: self.config.head_dim(),
-                storage: plan.variant.storage,
-            };
-            recorder.dispatch(kernel, &bindings, &params, delta.grid)?;
+            recorder.clear(&dk, rows(range, width));
+            recorder.clear(&dv, rows(range, width));
         }
         let all_weights = ByteRange {
             offset: 0,
@@ -199,13 +172,13 @@ impl DilatedAttention {
                 (dout, dispatch.out.bytes),
             ];
             let terms = (&terms, dispatch.terms.bytes);
-            let lse = (softmax_lse, dispatch.lse.bytes);
+            let state = (softmax_state, dispatch.state.bytes);
             let weights = weights.as_ref().map(|weights| (weights, all_weights));
             let dq = (&dq, dispatch.q.bytes);
             let [dk, dv] = [&dk, &dv].map(|gradient| (gradient, dispatch.kv.bytes));
             let [q, k, _, dout] = inputs;
             let bindings = match (dispatch.pass, weights) {
-                (Pass::Means, _) => [&inputs[..], &[lse, terms]].concat(),
+                (Pass::Means, _) => [&inputs[..], &[state, terms]].concat(),
                 (Pass::Weights, Some(weights)) => [&inputs[..], &[terms, weights]].concat(),
                 (Pass::Dq, Some(weights)) => vec![weights, k, dq],
                 (Pass::Dk, Some(weights)) => vec![weights, q, dk],

@@ -1,18 +1,20 @@
 //! Dilated attention on the device.
 
 mod backward;
+mod state;
 mod step;
 mod weights;
 
 pub use backward::Gradients;
+pub use state::{UNCOVERED_LSE, softmax_lse};
 
 use crate::config::{AttentionShape, DilatedAttentionConfig, UNEQUAL_LENGTHS};
 use crate::context::{Context, WarmUp};
 use crate::error::{Error, Result};
 use crate::kernel::backward::BackwardVariant;
 use crate::kernel::forward::ForwardVariant;
-use crate::kernel::{Kernel, Storage, fill};
-use crate::plan::{BufferRole, ForwardPlan, PlannedBuffer, UNCOVERED_LSE};
+use crate::kernel::{Kernel, Storage};
+use crate::plan::{BufferRole, ForwardPlan, PlannedBuffer};
 use crate::pool::{BufferRequest, Demand, PARAMS_USAGE, STAGING_USAGE, STORAGE_USAGE};
 use crate::recorder::Recorder;
 use crate::tensor::{DType, Tensor};
@@ -44,14 +46,21 @@ pub struct DilatedAttention {
     backward_choice: Choice<BackwardVariant>,
 }
 
-/// What a forward returns, and all that a backward needs of it.
+/// What a forward returns.
 #[derive(Clone, Debug)]
 pub struct ForwardOutput {
     /// Attention output, (B, N, H, D), of the inputs' type; zero where no branch covers a row.
     pub out: Tensor,
-    /// Natural logarithm of the softmax's denominator over all branches, (B, N, H), f32: token-major, so that a range of
-    /// tokens is one range of memory. [`UNCOVERED_LSE`] (any value below -1e29) where no branch covers a row.
-    pub softmax_lse: Tensor,
+    /// What each row's softmax over all branches comes to, (B, N, H, 2), f32: token-major, so that a range of tokens is one
+    /// range of memory. All that a backward needs of the forward, and all that joins this softmax with one over other keys.
+    ///
+    /// A pair `(m, s)` with `s = sum(2^(score - m))` over the keys, `score = softmax_scale * log2(e) * q . k`; `m` is the largest
+    /// score or a number at most 8 below it, so `s` is at least 1 and at most 256 for each key. Zero keys have a score of 0.
+    /// `(0, 0)` where no branch covers a row, and no other row has `s = 0`.
+    ///
+    /// Two softmaxes are joined by `m = max(m1, m2)`, `s = s1 * 2^(m1 - m) + s2 * 2^(m2 - m)`, their outputs by the shares that
+    /// the two terms have of `s`; [`softmax_lse`] is the logarithm.
+    pub softmax_state: Tensor,
 }
 
 impl Demand for ForwardPlan {
@@ -188,12 +197,12 @@ impl DilatedAttention {
     /// As [`Context::warm_up`]; [`Error::WrongDType`] for integers.
     pub fn warm_up(&self, dtype: DType) -> Result<WarmUp> {
         let forward = Kernel::Forward(self.variant(dtype)?);
-        self.context.warm_up(&[forward, Kernel::Fill])
+        self.context.warm_up(&[forward])
     }
 
     /// Records the attention of `q`, `k` and `v`, each (B, N, H, D) and all of one type, f32, f16 or bf16: batch items, tokens
-    /// and heads of `shape` and the configuration. The output has their type; everything is computed in f32, and the LSE is
-    /// f32. A running output in half precision is rounded each time a branch joins it: no second copy of it in f32 exists. The outputs are leased from the pool; they may be used by later calls on the same recorder, or after
+    /// and heads of `shape` and the configuration. The output has their type; everything is computed in f32, and the softmax
+    /// state is f32. A running output in half precision is rounded each time a branch joins it: no second copy of it in f32 exists. The outputs are leased from the pool; they may be used by later calls on the same recorder, or after
     /// it was submitted.
     ///
     /// Values that are not finite stay with the rows that see them (their results are unspecified); no other row changes.
@@ -222,16 +231,13 @@ impl DilatedAttention {
         let kernel = Kernel::Forward(plan.variant);
         // Compiled before anything is recorded, so that a refused shader leaves the recording as it was.
         self.context.compile(&[kernel])?;
-        if !plan.clears.is_empty() {
-            self.context.compile(&[Kernel::Fill])?;
-        }
         let out_shape = self.query_shape(shape);
         let out = recorder.empty("out", &out_shape, dtype)?;
-        let softmax_lse = recorder.empty("softmax_lse", &out_shape[..3], DType::F32)?;
+        let softmax_state =
+            recorder.empty("softmax_state", &self.state_shape(shape), DType::F32)?;
         for &rows in &plan.clears {
             recorder.clear(&out, plan.out_range(rows));
-            let range = plan.lse_range(rows);
-            fill::record(recorder, &softmax_lse, range, UNCOVERED_LSE.to_bits())?;
+            recorder.clear(&softmax_state, plan.state_range(rows));
         }
         for dispatch in &plan.dispatches {
             let bindings = [
@@ -239,17 +245,23 @@ impl DilatedAttention {
                 (k, dispatch.kv.bytes),
                 (v, dispatch.kv.bytes),
                 (&out, dispatch.out.bytes),
-                (&softmax_lse, dispatch.lse.bytes),
+                (&softmax_state, dispatch.state.bytes),
             ];
             let params = dispatch.params(&self.config, shape);
             recorder.dispatch(kernel, &bindings, &params, dispatch.grid)?;
         }
-        Ok(ForwardOutput { out, softmax_lse })
+        Ok(ForwardOutput { out, softmax_state })
     }
 
     /// Shape of queries and outputs.
     fn query_shape(&self, shape: &AttentionShape) -> [usize; 4] {
         self.tensor_shape(shape.batch(), shape.seq_len())
+    }
+
+    /// Shape of the softmax state.
+    fn state_shape(&self, shape: &AttentionShape) -> [usize; 4] {
+        let [batch, len, heads, _] = self.query_shape(shape);
+        [batch, len, heads, 2]
     }
 
     /// Shape of keys and values.

@@ -3,8 +3,8 @@
 use super::DilatedAttention;
 use crate::config::{AttentionShape, Mask};
 use crate::error::{Error, Result};
-use crate::kernel::{Kernel, fill};
-use crate::plan::{StepLayout, UNCOVERED_LSE, plan_step};
+use crate::kernel::Kernel;
+use crate::plan::{StepLayout, plan_step};
 use crate::recorder::Recorder;
 use crate::tensor::{DType, Tensor};
 
@@ -47,26 +47,23 @@ impl DilatedAttention {
         let plan = plan_step(&self.config, self.context.facts(), variant.storage, layout)?;
         let kernel = Kernel::Forward(variant);
         self.context.compile(&[kernel])?;
-        if plan.clears {
-            self.context.compile(&[Kernel::Fill])?;
-        }
         let shape = self.tensor_shape(batch, 1);
         let out = recorder.empty("out", &shape, dtype)?;
-        let softmax_lse = recorder.empty("softmax_lse", &shape[..3], DType::F32)?;
-        if plan.clears {
-            recorder.clear(&out, out.whole());
-            let all = softmax_lse.whole();
-            fill::record(recorder, &softmax_lse, all, UNCOVERED_LSE.to_bits())?;
-        }
         // Dispatches are of one item each: no kernel steps from item to item.
         let of_item = AttentionShape::new(1, 1)?;
+        let state_shape = [shape[0], 1, shape[2], 2];
+        let softmax_state = recorder.empty("softmax_state", &state_shape, DType::F32)?;
+        if plan.clears {
+            recorder.clear(&out, out.whole());
+            recorder.clear(&softmax_state, softmax_state.whole());
+        }
         for dispatch in &plan.dispatches {
             let bindings = [
                 (q, dispatch.q.bytes),
                 (k, dispatch.kv.bytes),
                 (v, dispatch.kv.bytes),
                 (&out, dispatch.out.bytes),
-                (&softmax_lse, dispatch.lse.bytes),
+                (&softmax_state, dispatch.state.bytes),
             ];
             let params = dispatch.params(&self.config, &of_item);
             recorder.dispatch(kernel, &bindings, &params, dispatch.grid)?;

@@ -14,12 +14,12 @@ const KEYS: u32 = 64;
 
 impl DilatedAttention {
     /// Records how much `token` of each item attends to every token, (batch, branch, head, key), f32: the weight of a branch
-    /// in the mix times that of the key in the branch, `exp(scale * q . k - softmax_lse)`. Their sum over branches is the
+    /// in the mix times that of the key in the branch, `2^(score - m) / s` with the row's softmax state `(m, s)`. Their sum over branches is the
     /// attention map of the token; its total is 1 but for what [`Padding::ZeroKeys`](crate::Padding::ZeroKeys) takes. It is 0
     /// for keys that a branch does not see, and for branches and items that do not cover the token. (Of partitioned heads it is the
     /// weight of the key in the head's one branch.)
     ///
-    /// `q` and `k` are those of a [`forward`](Self::forward), `softmax_lse` is what that returned. The row of queries that
+    /// `q` and `k` are those of a [`forward`](Self::forward), `softmax_state` is what that returned. The row of queries that
     /// `token` is written from is meant, which is another token's where [`OutputRows`](crate::OutputRows) moves rows.
     ///
     /// # Errors
@@ -31,15 +31,15 @@ impl DilatedAttention {
         recorder: &mut Recorder,
         shape: &AttentionShape,
         [q, k]: [&Tensor; 2],
-        softmax_lse: &Tensor,
+        softmax_state: &Tensor,
         token: u32,
     ) -> Result<Tensor> {
         let dtype = q.dtype();
         let query_shape = self.query_shape(shape);
         self.expect(recorder, &[("q", q)], &query_shape, dtype)?;
         self.expect(recorder, &[("k", k)], &self.key_shape(shape), dtype)?;
-        let lse = [("softmax_lse", softmax_lse)];
-        self.expect(recorder, &lse, &query_shape[..3], DType::F32)?;
+        let state = [("softmax_state", softmax_state)];
+        self.expect(recorder, &state, &self.state_shape(shape), DType::F32)?;
         if token >= shape.seq_len() {
             return Err(Error::InvalidShape {
                 what: "token whose weights are wanted",
@@ -52,7 +52,7 @@ impl DilatedAttention {
         let config = &self.config;
         let (num_heads, key_len) = (config.num_heads(), shape.key_len());
         let tensor = RowLayout::of_activations(config, storage);
-        let lse_row = RowLayout::per_head(config, 4);
+        let state_row = RowLayout::of_state(config);
         let plane = RowLayout {
             row_bytes: u64::from(num_heads) * u64::from(key_len) * 4,
             element_bytes: 4,
@@ -105,10 +105,10 @@ impl DilatedAttention {
                         let q_window = tensor
                             .window(query, query + 1, &facts)
                             .ok_or_else(|| too_small("q", tensor.row_bytes))?;
-                        let lse = first_query + u64::from(token);
-                        let lse_window = lse_row
-                            .window(lse, lse + 1, &facts)
-                            .ok_or_else(|| too_small("softmax_lse", lse_row.row_bytes))?;
+                        let state = first_query + u64::from(token);
+                        let state_window = state_row
+                            .window(state, state + 1, &facts)
+                            .ok_or_else(|| too_small("softmax_state", state_row.row_bytes))?;
                         let out = u64::from(item * num_branches + branch);
                         let out_window = plane
                             .window(out, out + 1, &facts)
@@ -125,18 +125,18 @@ impl DilatedAttention {
                             has_query: u32::from(has_query),
                             q_skip: q_window.skip,
                             k_skip: k_window.skip,
-                            lse_skip: lse_window.skip,
+                            state_skip: state_window.skip,
                             // Tokens are below 2^31.
                             out_skip: out_window.skip + place(begin) as u32,
                             out_stride: key_len,
-                            scale: config.get_softmax_scale(),
+                            scale_log2e: config.get_softmax_scale() * std::f32::consts::LOG2_E,
                             first_workgroup: 0,
                             grid_width: grid[0],
                         };
                         let bindings = [
                             (q, q_window.bytes),
                             (k, k_window.bytes),
-                            (softmax_lse, lse_window.bytes),
+                            (softmax_state, state_window.bytes),
                             (&weights, out_window.bytes),
                         ];
                         recorder.dispatch(kernel, &bindings, &params, grid)?;

@@ -254,18 +254,6 @@ impl BackwardVariant {
         Ok(variant)
     }
 
-    /// The kernel of a pass: [`Pass::Means`] takes the tile where the others take cooperative matrices. It is the exception, and
-    /// a third product for them.
-    pub fn of_pass(self, pass: Pass) -> Self {
-        match (self.shape, pass) {
-            (BackwardShape::Coop(_), Pass::Means) => Self {
-                shape: BackwardShape::Tile,
-                ..self
-            },
-            _ => self,
-        }
-    }
-
     /// A given shape on a device, with its largest tile.
     pub fn with_shape(
         shape: BackwardShape,
@@ -302,7 +290,7 @@ impl BackwardVariant {
         }
     }
 
-    /// What is computed of each part of a branch, in order, once the terms are known.
+    /// What is computed of each part of a branch, in order, once the sweep of [`Pass::Means`] has left its sums.
     pub fn passes(&self) -> &'static [Pass] {
         match self.shape {
             BackwardShape::Products(_) => &[Pass::Weights, Pass::Dq, Pass::Dk, Pass::Dv],
@@ -315,7 +303,7 @@ impl BackwardVariant {
         let computed = pass == Pass::Means || self.passes().contains(&pass);
         computed.then(|| {
             Kernel::Backward(BackwardKernel {
-                variant: self.of_pass(pass),
+                variant: *self,
                 pass,
             })
         })
@@ -333,7 +321,7 @@ impl BackwardVariant {
 
     fn most_workgroup_memory_bytes(&self) -> u32 {
         [Pass::Means, Pass::Dq, Pass::DkDv]
-            .map(|pass| self.of_pass(pass).workgroup_memory_bytes(pass))
+            .map(|pass| self.workgroup_memory_bytes(pass))
             .into_iter()
             .fold(0, u32::max)
     }
@@ -348,22 +336,23 @@ impl BackwardVariant {
             }
             // Vectors of two operands and a flag each; for keys also their rows' terms.
             BackwardShape::Uniform => {
-                let terms = if pass == Pass::DkDv { 8 } else { 0 };
+                let terms = if pass == Pass::DkDv { 12 } else { 0 };
                 4 * (2 * self.head_dim * 4 + 4 + terms)
             }
             BackwardShape::Products(_) => 0,
-            // Two operands, one or two slabs of weights; two of products; a word for each staged vector; the rows' terms.
+            // Two operands, one or two slabs of weights; two of products; a word for each staged vector; what the rows have.
             BackwardShape::Coop(tile) => {
                 let columns = tile.column_blocks(self.head_dim) * tile.matrix.size;
-                let (slabs, rows) = match pass {
-                    Pass::DkDv => (2, tile.staged),
-                    _ => (1, tile.vectors()),
+                let (slabs, of_rows) = match pass {
+                    Pass::Means => (1, 4 * tile.vectors()),
+                    Pass::DkDv => (2, 12 * tile.staged),
+                    _ => (2, 12 * tile.vectors()),
                 };
                 CoopTile::halves(2 * tile.staged, columns)
                     + CoopTile::halves(slabs * tile.vectors(), tile.staged)
                     + CoopTile::floats(2 * tile.vectors(), tile.staged)
                     + 4 * tile.staged
-                    + 8 * rows
+                    + of_rows
             }
         }
     }
@@ -475,6 +464,7 @@ impl BackwardKernel {
             (BackwardShape::Products(_), Pass::Means) => "backward_means_products",
             (BackwardShape::Products(_), Pass::Weights) => "backward_weights",
             (BackwardShape::Products(_), _) => "backward_gradient",
+            (BackwardShape::Coop(_), Pass::Means) => "backward_means_coop",
             (BackwardShape::Coop(_), Pass::Dq) => "backward_dq_coop",
             (BackwardShape::Coop(_), _) => "backward_dkdv_coop",
         }
@@ -488,7 +478,7 @@ impl BackwardKernel {
             _ if self.is_product() => &[Read, Read, ReadWrite],
             // q, k, v, dout, terms, dk, dv
             Pass::DkDv => &[Read, Read, Read, Read, Read, ReadWrite, ReadWrite],
-            // q, k, v, dout, and softmax_lse, terms; terms, weights; terms, dq
+            // q, k, v, dout, and softmax_state, terms; terms, weights; terms, dq
             _ => &[Read, Read, Read, Read, Read, ReadWrite],
         }
     }

@@ -48,13 +48,6 @@ pub enum Kernel {
     Fill,
     /// Attention of one branch, written to or merged into the running output.
     Forward(ForwardVariant),
-    /// Terms of the backward for the true gradient, of heads of `head_dim` elements.
-    Delta {
-        /// Elements in one head.
-        head_dim: u32,
-        /// How the output and its gradient are stored.
-        storage: Storage,
-    },
     /// One pass of the backward of one branch.
     Backward(BackwardKernel),
     /// How much one query attends to each key of one branch, with heads of `head_dim` elements.
@@ -130,7 +123,6 @@ impl Kernel {
         match self {
             Self::Fill => "fill",
             Self::Forward(variant) => variant.shape.name(),
-            Self::Delta { .. } => "delta",
             Self::Backward(kernel) => kernel.name(),
             Self::TokenWeights { .. } => "token_weights",
             Self::Matmul { variant, .. } => variant.name(),
@@ -157,12 +149,10 @@ impl Kernel {
         use Access::{Read, ReadWrite};
         match self {
             Self::Fill => &[ReadWrite],
-            // q, k, v, out, softmax_lse
+            // q, k, v, out, softmax_state
             Self::Forward(_) => &[Read, Read, Read, ReadWrite, ReadWrite],
-            // out, dout, softmax_lse, terms
-            Self::Delta { .. } => &[Read, Read, Read, ReadWrite],
             Self::Backward(kernel) => kernel.bindings(),
-            // q, k, softmax_lse, weights
+            // q, k, softmax_state, weights
             Self::TokenWeights { .. } => &[Read, Read, Read, ReadWrite],
             // a, b, bias, residual, c
             Self::Matmul { .. } => &[Read, Read, Read, Read, ReadWrite],
@@ -199,7 +189,6 @@ impl Kernel {
             Self::Forward(_) | Self::Backward(_) => {
                 ParamsInfo::of::<AttentionParams>("AttentionParams")
             }
-            Self::Delta { .. } => ParamsInfo::of::<DeltaParams>("DeltaParams"),
             Self::TokenWeights { .. } => ParamsInfo::of::<TokenWeightsParams>("TokenWeightsParams"),
             Self::Matmul { .. } => ParamsInfo::of::<MatmulParams>("MatmulParams"),
             Self::SumPartials => ParamsInfo::of::<SumPartialsParams>("SumPartialsParams"),
@@ -228,8 +217,7 @@ impl Kernel {
         let storages = match self {
             Self::Forward(variant) => [variant.storage; 2],
             Self::Backward(kernel) => [kernel.variant().storage; 2],
-            Self::Delta { storage, .. }
-            | Self::TokenWeights { storage, .. }
+            Self::TokenWeights { storage, .. }
             | Self::Xpos(storage)
             | Self::FromF32(storage)
             | Self::ToF32(storage) => [*storage; 2],

@@ -74,7 +74,6 @@ fn with_each_table() -> Vec<Kernel> {
     kernels.extend([
         Kernel::Fill,
         Kernel::Forward(forward),
-        Kernel::Delta { head_dim, storage },
         Kernel::TokenWeights { head_dim, storage },
         Kernel::Matmul {
             variant: MatmulVariant::Tile,

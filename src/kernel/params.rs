@@ -31,7 +31,7 @@ params! {
 
 params! {
     /// Parameters of the attention kernels; `shared/geometry.wgsl` says what each means.
-    AttentionParams { seq_len: u32, valid_len: u32, key_len: u32, valid_key_len: u32, num_heads: u32, head_begin: u32, head_count: u32, offset_base: u32, offset_div: u32, offset_mod: u32, segment_length: u32, dilation_rate: u32, rows_per_segment: u32, output_stride: u32, segment_begin: u32, segment_count: u32, row_begin: u32, row_end: u32, key_row_begin: u32, key_row_end: u32, flags: u32, scale: f32, scale_log2e: f32, out_scale: f32, q_token0: u32, q_skip: u32, kv_token0: u32, kv_skip: u32, out_token0: u32, out_skip: u32, lse_skip: u32, terms_skip: u32, first_workgroup: u32, grid_width: u32, num_workgroups: u32 }
+    AttentionParams { seq_len: u32, valid_len: u32, key_len: u32, valid_key_len: u32, num_heads: u32, head_begin: u32, head_count: u32, offset_base: u32, offset_div: u32, offset_mod: u32, segment_length: u32, dilation_rate: u32, rows_per_segment: u32, output_stride: u32, segment_begin: u32, segment_count: u32, row_begin: u32, row_end: u32, key_row_begin: u32, key_row_end: u32, flags: u32, scale: f32, scale_log2e: f32, out_scale: f32, q_token0: u32, q_skip: u32, kv_token0: u32, kv_skip: u32, out_token0: u32, out_skip: u32, state_skip: u32, terms_skip: u32, first_workgroup: u32, grid_width: u32, num_workgroups: u32 }
 }
 
 impl AttentionParams {
@@ -43,18 +43,13 @@ impl AttentionParams {
     pub const MERGE: u32 = 4;
     /// Rows that are not real are written too, with a zero query.
     pub const PHANTOM_ROWS: u32 = 8;
-    /// No later dispatch has more keys for these rows in this branch.
-    pub const LAST_KEYS: u32 = 16;
-}
-
-params! {
-    /// Parameters of `attention/delta.wgsl`, which says what each means.
-    DeltaParams { num_places: u32, out_skip: u32, lse_skip: u32, terms_skip: u32, first_workgroup: u32, grid_width: u32 }
+    /// The sweep is over one branch's keys, and shares are divided by the forward's sum.
+    pub const DETACHED: u32 = 16;
 }
 
 params! {
     /// Parameters of `attention/token_weights.wgsl`, which says what each means.
-    TokenWeightsParams { num_heads: u32, head_begin: u32, head_count: u32, num_keys: u32, dilation_rate: u32, has_query: u32, q_skip: u32, k_skip: u32, lse_skip: u32, out_skip: u32, out_stride: u32, scale: f32, first_workgroup: u32, grid_width: u32 }
+    TokenWeightsParams { num_heads: u32, head_begin: u32, head_count: u32, num_keys: u32, dilation_rate: u32, has_query: u32, q_skip: u32, k_skip: u32, state_skip: u32, out_skip: u32, out_stride: u32, scale_log2e: f32, first_workgroup: u32, grid_width: u32 }
 }
 
 params! {

@@ -4,8 +4,8 @@
 //! weights    p and ds of a window of rows and keys, as two matrices in a buffer of the backward's own
 //! gradients  dq = ds k      dk = ds^T q      dv = p^T dout      of that window, joined with what other windows gave
 //! ```
-//! The scores are computed once, not twice as where dq and dk, dv are passes of their own, so 2.5 times the operations of the
-//! forward are what is done. The windows bound the buffer, whatever the length of the sequence.
+//! After the sweep the scores are computed once, not twice as where dq and dk, dv are passes of their own: 3.5 times the operations
+//! of the forward are done, not 4.5. The windows bound the buffer, whatever the length of the sequence.
 
 use crate::error::{Error, Result};
 use crate::plan::{DeviceFacts, Pass, Processor};

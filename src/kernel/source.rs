@@ -177,7 +177,7 @@ fn unrolled_backward(kernel: &BackwardKernel) -> Vec<Unrolled> {
             ];
             match pass {
                 Pass::Means => {
-                    functions.extend([("find_lse", rows), ("weigh", cells), ("end_row", rows)]);
+                    functions.extend([("find_top", rows), ("weigh", cells), ("end_row", rows)]);
                 }
                 _ => functions.extend([("find_terms", rows), ("write_weights", cells)]),
             }
@@ -201,9 +201,7 @@ fn constants(kernel: &Kernel) -> Vec<(&'static str, u32)> {
     match kernel {
         Kernel::Fill => Vec::new(),
         Kernel::Forward(variant) => variant.constants(),
-        Kernel::Delta { head_dim, .. } | Kernel::TokenWeights { head_dim, .. } => {
-            vec![("HEAD_DIM_VEC4", head_dim / 4)]
-        }
+        Kernel::TokenWeights { head_dim, .. } => vec![("HEAD_DIM_VEC4", head_dim / 4)],
         Kernel::Backward(kernel) => kernel.constants(),
         Kernel::Matmul {
             variant,
@@ -355,9 +353,6 @@ fn files(kernel: &Kernel) -> Vec<&'static str> {
             };
             let common = join(&common, softmax);
             join(storage_files(variant.storage), &join(&common, own))
-        }
-        Kernel::Delta { storage, .. } => {
-            join(storage_files(*storage), &[shader!("attention/delta.wgsl")])
         }
         Kernel::TokenWeights { storage, .. } => join(
             storage_files(*storage),
@@ -533,6 +528,7 @@ fn backward_files(kernel: &BackwardKernel) -> Vec<&'static str> {
                 shader!("shared/backward_coop.wgsl"),
             ],
             match pass {
+                Pass::Means => &[shader!("attention/backward_means_coop.wgsl")],
                 Pass::Dq => &[shader!("attention/backward_dq_coop.wgsl")],
                 _ => &[shader!("attention/backward_dkdv_coop.wgsl")],
             },

@@ -23,9 +23,7 @@ impl Kernel {
                 2 * pairs(rows, variant.head_dim, Self::keys(params))
             }
             Self::Backward(kernel) => Self::backward_work(kernel, params),
-            Self::Delta { head_dim, .. } | Self::TokenWeights { head_dim, .. } => {
-                64 * u64::from(*head_dim)
-            }
+            Self::TokenWeights { head_dim, .. } => 64 * u64::from(*head_dim),
             Self::LayerNorm(_) | Self::LayerNormBackward(_) => {
                 32 * u64::from(read::<LayerNormParams>(params).width)
             }
@@ -69,6 +67,8 @@ impl Kernel {
         };
         let products = match pass {
             _ if kernel.is_product() => 1,
+            // With matrices, one more: of what f16 has left of the weights.
+            Pass::Dq if variant.shape.is_cooperative() => 4,
             Pass::Dq => 3,
             Pass::DkDv => 4,
             _ => 2,

@@ -176,9 +176,9 @@ impl Block {
                 let weights = match watched {
                     None => None,
                     Some(token) => {
-                        let lse = &mixed.softmax_lse;
+                        let state = &mixed.softmax_state;
                         let weights =
-                            attention_of.token_weights(recorder, shape, [&q, &k], lse, token)?;
+                            attention_of.token_weights(recorder, shape, [&q, &k], state, token)?;
                         Some(weights)
                     }
                 };

@@ -391,9 +391,9 @@ impl Multihead {
                     .backward_input(recorder, weights, dy, (dmixed_rows, false))?;
             }
         }
-        let heads = self
-            .attention
-            .backward(recorder, shape, [q, k, v], forward, &dmixed)?;
+        let heads =
+            self.attention
+                .backward(recorder, shape, [q, k, v], &forward.softmax_state, &dmixed)?;
         drop(dmixed);
         self.turn(recorder, input, &heads.dq, XposRole::Query, true)?;
         self.turn(recorder, input, &heads.dk, XposRole::Key, true)?;

@@ -1,9 +1,9 @@
 //! The backward plan: which dispatches compute the gradients of an attention, with which windows, in which memory.
 //!
 //! ```text
-//! terms    of each row and head: its LSE, and the mean of dout . v over the keys that its softmax is over
-//!          true gradient: over all branches' keys, which is dout . out: one pass over out and dout (delta)
-//!          constant mixing weights: over one branch's keys, computed again for each branch (means)
+//! means    the sweep: for each branch, each tile of rows walks over its keys and adds up p = 2^(score - m) and p (dout . v).
+//!          True gradient: over the keys of all branches, which are swept before anything else.
+//!          Constant mixing weights: over one branch's keys, swept anew for each branch.
 //! dq       for each branch, each tile of rows walks over its keys
 //! dk, dv   for each branch, each tile of keys walks over the rows that see it
 //! ```
@@ -12,36 +12,25 @@
 //! weights  p and ds of each row with each key, in a buffer that all windows use in turn
 //! dq, dk, dv    products of these with keys, queries and the output's gradient
 //! ```
-//! A share of the softmax is `exp(score - LSE)`, so nothing but O and LSE is kept from the forward. Each gradient is
+//! Nothing but the softmax state is kept from the forward: its m, and its s where mixing weights are constants. The weights that
+//! gradients are summed with are those of the sweep, to the bit, and its sums decide what is taken off: so the rows of ds add up
+//! to 0 whatever digits the scores have lost, and what keys have in common drops out of dq. docs/decisions.md says more.
+//!
+//! Each gradient is
 //! written by one workgroup at a time, in an order that the plan fixes: no atomics, the same bits on every run.
 
 use super::dispatch::{AttentionDispatch, Pass};
 use super::facts::DeviceFacts;
 use super::forward::{clears, forward_flop, tensor_bytes};
 use super::planner::{PlannedPass, Planner};
-use super::window::{RowLayout, TokenWindow};
+use super::window::RowLayout;
 use super::workspace::{BufferRole, ParamsLayout, PlannedBuffer};
 use crate::config::{AttentionShape, DilatedAttentionConfig, MixGradient};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernel::backward::BackwardVariant;
-use crate::kernel::{AttentionParams, DeltaParams, Storage, fold_grid};
+use crate::kernel::{AttentionParams, Storage};
 use crate::tensor::DType;
 use crate::tuning::{Choice, Reason};
-
-/// One dispatch of the delta kernel over a range of rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct DeltaDispatch {
-    /// What is bound of the output and its gradient.
-    pub out: TokenWindow,
-    /// What is bound of the LSE.
-    pub lse: TokenWindow,
-    /// What is bound of the terms.
-    pub terms: TokenWindow,
-    /// Rows times heads.
-    pub num_places: u32,
-    /// Workgroups along x and y.
-    pub grid: [u32; 2],
-}
 
 /// Everything the backward will tell the device, as plain data. Made by [`DilatedAttentionConfig::plan_backward`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -56,22 +45,20 @@ pub struct BackwardPlan {
     pub variant: BackwardVariant,
     /// Why those.
     pub reason: Reason,
-    /// Half-open ranges of rows (`item * seq_len + token`) of dq that are cleared first.
+    /// Half-open ranges of rows (`item * seq_len + token`) of dq and of the terms that are cleared first.
     pub query_clears: Vec<(u64, u64)>,
     /// Half-open ranges of rows (`item * key_len + token`) of dk and dv that are cleared first.
     pub key_clears: Vec<(u64, u64)>,
-    /// The terms of the true gradient; none where mixing weights are constants.
-    pub deltas: Vec<DeltaDispatch>,
-    /// The dispatches over branches, in order.
+    /// The dispatches, in order.
     pub dispatches: Vec<AttentionDispatch>,
     /// Bytes of the weights of a window, which its gradients are products of; 0 for kernels that keep none.
     pub weights_bytes: u64,
     /// Buffers leased by a backward that is recorded alone.
     pub buffers: Vec<PlannedBuffer>,
-    /// Floating point operations: 2.5 times those of the forward (5 products of matrices for 2). Kernels without weights in
-    /// memory do more: each of the two passes computes the scores again.
+    /// Floating point operations: 2.5 times those of the forward (5 products of matrices for 2). More are done: the sweep takes 2
+    /// products, and without weights in memory each of the two passes computes the scores again, 9 products altogether.
     pub flop: u64,
-    /// Bytes that must be moved at least: q, k, v, out and dout read once, dq, dk and dv written once.
+    /// Bytes that must be moved at least: q, k, v and dout read once, dq, dk and dv written once.
     pub byte_floor: u64,
 }
 
@@ -104,29 +91,27 @@ impl DilatedAttentionConfig {
         let Choice { variant, reason } = choice.into();
         variant.check(self.head_dim(), facts)?;
         let tensor_bytes = tensor_bytes(self, shape, variant.storage, facts)?;
-        let exact = self.get_gradient() == MixGradient::Exact;
         let planned = |pass| PlannedPass {
             pass,
-            tile: variant.of_pass(pass).tile(),
+            tile: variant.tile(),
             columns: variant.column_tiles(pass),
         };
         let means = [planned(Pass::Means)];
         let gradients: Vec<PlannedPass> = variant.passes().iter().copied().map(planned).collect();
-        let stages = [&means[..], &gradients];
-        let stages = if exact { &stages[1..] } else { &stages[..] };
+        let all_first: [&[&[PlannedPass]]; 2] = [&[&means[..]], &[&gradients[..]]];
+        let branch_by_branch: [&[&[PlannedPass]]; 1] = [&[&means[..], &gradients[..]]];
+        let rounds = match self.get_gradient() {
+            MixGradient::Exact => &all_first[..],
+            MixGradient::DetachedMix => &branch_by_branch[..],
+        };
         let tile = variant.shape.product_tile();
-        let planner = Planner::new(self, shape, facts, stages, tile, variant.storage)?;
+        let planner = Planner::new(self, shape, facts, rounds, tile, variant.storage)?;
         let dispatches = planner.plan()?;
         let weights_bytes = tile.map_or(0, |tile| {
             let of_weights = dispatches.iter().filter(|d| d.pass == Pass::Weights);
             let bytes = of_weights.map(|dispatch| dispatch.weights_bytes(tile));
             bytes.max().unwrap_or(0)
         });
-        let deltas = if exact {
-            deltas(self, shape, variant.storage, facts)?
-        } else {
-            Vec::new()
-        };
         // Keys that no row of their item sees are reached by no dispatch.
         let reached = |item| match shape.valid_len(item) {
             0 => 0,
@@ -134,7 +119,6 @@ impl DilatedAttentionConfig {
         };
         let batch = shape.batch();
         let mut params = ParamsLayout::new(facts);
-        deltas.iter().for_each(|_| params.add::<DeltaParams>());
         dispatches
             .iter()
             .for_each(|_| params.add::<AttentionParams>());
@@ -144,7 +128,7 @@ impl DilatedAttentionConfig {
         let mut buffers = vec![
             planned(
                 "terms",
-                rows(shape.seq_len()) * u64::from(self.num_heads()) * 8,
+                rows(shape.seq_len()) * RowLayout::of_terms(self).row_bytes,
             ),
             planned("dq", rows(shape.seq_len()) * width),
             planned("dk", rows(shape.key_len()) * width),
@@ -162,12 +146,11 @@ impl DilatedAttentionConfig {
             reason,
             query_clears: clears(self, batch, shape.seq_len(), |item| shape.valid_len(item)),
             key_clears: clears(self, batch, shape.key_len(), reached),
-            deltas,
             dispatches,
             weights_bytes,
             buffers,
             flop: (2.5 * forward_flop(self, shape)) as u64,
-            byte_floor: tensor_bytes.saturating_mul(8),
+            byte_floor: tensor_bytes.saturating_mul(7),
         })
     }
 }
@@ -186,48 +169,4 @@ impl BackwardPlan {
     pub fn held_bytes(&self) -> u64 {
         self.buffers.iter().map(|buffer| buffer.class_bytes).sum()
     }
-}
-
-/// Ranges of rows that one binding each can cover.
-fn deltas(
-    config: &DilatedAttentionConfig,
-    shape: &AttentionShape,
-    storage: Storage,
-    facts: &DeviceFacts,
-) -> Result<Vec<DeltaDispatch>> {
-    let num_heads = config.num_heads();
-    let out = RowLayout::of_activations(config, storage);
-    let [lse, terms] = [4, 8].map(|bytes| RowLayout::per_head(config, bytes));
-    let num_rows = u64::from(shape.batch()) * u64::from(shape.seq_len());
-    let max_rows = [&out, &lse, &terms].map(|layout| layout.max_rows(facts));
-    let max_rows = max_rows.into_iter().fold(u64::MAX, u64::min);
-    let mut deltas = Vec::new();
-    let mut begin = 0;
-    while begin < num_rows {
-        let end = num_rows.min(begin.saturating_add(max_rows));
-        let num_places = (end - begin) * u64::from(num_heads);
-        let window = |layout: &RowLayout| layout.window(begin, end, facts);
-        let grid = u32::try_from(num_places).ok().and_then(|num_places| {
-            let limit = facts.max_workgroups_per_dimension;
-            Some((num_places, fold_grid(num_places.div_ceil(64), limit)?))
-        });
-        let (Some((num_places, grid)), Some(out), Some(lse), Some(terms)) =
-            (grid, window(&out), window(&lse), window(&terms))
-        else {
-            return Err(Error::BindingTooSmall {
-                what: "out",
-                requested_bytes: out.row_bytes + facts.storage_offset_alignment,
-                limit_bytes: facts.max_binding_bytes,
-            });
-        };
-        deltas.push(DeltaDispatch {
-            out,
-            lse,
-            terms,
-            num_places,
-            grid,
-        });
-        begin = end;
-    }
-    Ok(deltas)
 }

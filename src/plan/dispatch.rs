@@ -2,7 +2,7 @@
 
 use super::branch::BranchGeometry;
 use super::window::TokenWindow;
-use crate::config::{AttentionShape, DilatedAttentionConfig, Heads};
+use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, MixGradient};
 use crate::kernel::AttentionParams;
 use crate::kernel::products::ProductTile;
 
@@ -24,9 +24,9 @@ impl Range {
 /// What a dispatch computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pass {
-    /// The output and its LSE.
+    /// The output and its softmax state.
     Forward,
-    /// Backward, where mixing weights are constants: the mean of `dout . v` of each row over the branch's keys.
+    /// Backward: the sweep. Of each row, the sums of the weights and of weights times `dout . v` over its keys.
     Means,
     /// Backward, where gradients are products of matrices: the weights of a window.
     Weights,
@@ -59,17 +59,15 @@ pub struct AttentionDispatch {
     pub key_rows: Range,
     /// Joins its result with what is there, instead of writing it.
     pub merges: bool,
-    /// No later dispatch has more keys for these rows in this branch.
-    pub last_keys: bool,
     /// What is bound of q, and of dq.
     pub q: TokenWindow,
     /// What is bound of k, v, dk and dv.
     pub kv: TokenWindow,
     /// What is bound of the output, and of its gradient.
     pub out: TokenWindow,
-    /// What is bound of the LSE.
-    pub lse: TokenWindow,
-    /// What is bound of the backward's terms: LSE and mean of each row and head.
+    /// What is bound of the softmax state.
+    pub state: TokenWindow,
+    /// What is bound of the backward's terms: what the sweep leaves of each row and head.
     pub terms: TokenWindow,
     /// First token of the windows of q, of k and v, and of the outputs, in the first item.
     pub first_tokens: [u32; 3],
@@ -102,7 +100,10 @@ impl AttentionDispatch {
             ),
             (self.merges, AttentionParams::MERGE),
             (geometry.phantom_rows, AttentionParams::PHANTOM_ROWS),
-            (self.last_keys, AttentionParams::LAST_KEYS),
+            (
+                config.get_gradient() == MixGradient::DetachedMix,
+                AttentionParams::DETACHED,
+            ),
         ];
         AttentionParams {
             seq_len: shape.seq_len(),
@@ -141,7 +142,7 @@ impl AttentionDispatch {
             kv_skip: self.kv.skip,
             out_token0: self.first_tokens[2],
             out_skip: self.out.skip,
-            lse_skip: self.lse.skip,
+            state_skip: self.state.skip,
             terms_skip: self.terms.skip,
             first_workgroup: 0,
             grid_width: self.grid[0],

@@ -45,9 +45,6 @@ impl fmt::Display for BackwardPlan {
             self.head_dim,
         )?;
         writeln!(f, "kernels {}, chosen: {}", self.variant, self.reason)?;
-        if !self.deltas.is_empty() {
-            writeln!(f, "terms of all branches: {} dispatches", self.deltas.len())?;
-        }
         write_dispatches(f, &self.dispatches)?;
         writeln!(
             f,
@@ -113,7 +110,7 @@ fn write_buffers(f: &mut fmt::Formatter<'_>, buffers: &[PlannedBuffer]) -> fmt::
     for buffer in buffers {
         writeln!(
             f,
-            "leases {:<12} {:>13} bytes, class {:>13}",
+            "leases {:<13} {:>13} bytes, class {:>13}",
             buffer.label, buffer.requested_bytes, buffer.class_bytes
         )?;
     }

@@ -1,23 +1,20 @@
 //! The forward plan: which dispatches compute an attention, with which windows, in which memory.
 //!
-//! The first dispatch that reaches a (row, head) *writes* (O, LSE), all later ones *merge*; what no dispatch writes is
+//! The first dispatch that reaches a (row, head) *writes* its output and softmax state, all later ones *merge*; what no dispatch writes is
 //! cleared before. With a branch of rate 1, which goes first and covers everything, nothing is cleared but the tails of
 //! short items.
 
 use super::dispatch::{AttentionDispatch, Pass};
 use super::facts::DeviceFacts;
 use super::planner::{PlannedPass, Planner};
-use super::window::{ByteRange, RowLayout, word_windows};
+use super::window::{ByteRange, RowLayout};
 use super::workspace::{BufferRole, ParamsLayout, PlannedBuffer};
 use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, Mask};
 use crate::error::{Error, Result};
 use crate::kernel::forward::ForwardVariant;
-use crate::kernel::{AttentionParams, FillParams, Storage};
+use crate::kernel::{AttentionParams, Storage};
 use crate::tensor::DType;
 use crate::tuning::{Choice, Reason};
-
-/// LSE of a row that no branch covers: finite, since WGSL has no infinities.
-pub const UNCOVERED_LSE: f32 = -1e30;
 
 /// Everything the forward will tell the device, as plain data. Made by [`DilatedAttentionConfig::plan_forward`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -34,7 +31,7 @@ pub struct ForwardPlan {
     pub variant: ForwardVariant,
     /// Why that one.
     pub reason: Reason,
-    /// Half-open ranges of rows (`item * seq_len + token`) that are cleared first: output to 0, LSE to [`UNCOVERED_LSE`].
+    /// Half-open ranges of rows (`item * seq_len + token`) whose output and softmax state are cleared to 0 first.
     pub clears: Vec<(u64, u64)>,
     /// The dispatches, in order.
     pub dispatches: Vec<AttentionDispatch>,
@@ -88,9 +85,10 @@ impl DilatedAttentionConfig {
             columns: 1,
         }];
         let stages = [&forward[..]];
-        let planner = Planner::new(self, shape, facts, &stages, None, variant.storage)?;
+        let rounds = [&stages[..]];
+        let planner = Planner::new(self, shape, facts, &rounds, None, variant.storage)?;
         let dispatches = planner.plan()?;
-        let buffers = buffers(self, num_rows, variant.storage, &clears, &dispatches, facts);
+        let buffers = buffers(self, num_rows, variant.storage, &dispatches, facts);
         Ok(ForwardPlan {
             shape: shape.clone(),
             num_rows,
@@ -205,28 +203,17 @@ fn buffers(
     config: &DilatedAttentionConfig,
     num_rows: u64,
     storage: Storage,
-    clears: &[(u64, u64)],
     dispatches: &[AttentionDispatch],
     facts: &DeviceFacts,
 ) -> Vec<PlannedBuffer> {
-    let row_bytes = RowLayout::per_head(config, 4).row_bytes;
+    let state_bytes = num_rows * RowLayout::of_state(config).row_bytes;
     let out_bytes = num_rows * RowLayout::of_activations(config, storage).row_bytes;
     let planned = |label, bytes| PlannedBuffer::new(label, BufferRole::Storage, bytes, facts);
     let mut buffers = vec![
         planned("out", out_bytes),
-        planned("softmax_lse", num_rows * row_bytes),
+        planned("softmax_state", state_bytes),
     ];
-    // First the fills of the clears, then the branches.
     let mut params = ParamsLayout::new(facts);
-    for &(begin, end) in clears {
-        let range = ByteRange {
-            offset: begin * row_bytes,
-            size: (end - begin) * row_bytes,
-        };
-        for _ in word_windows(range, facts) {
-            params.add::<FillParams>();
-        }
-    }
     for _ in dispatches {
         params.add::<AttentionParams>();
     }
@@ -235,7 +222,7 @@ fn buffers(
 }
 
 impl ForwardPlan {
-    /// Bytes that a forward recorded alone asks the pool for, at its peak: the output, the LSE, parameters and their
+    /// Bytes that a forward recorded alone asks the pool for, at its peak: the output, the softmax state, parameters and their
     /// staging. The inputs are the caller's.
     pub fn requested_bytes(&self) -> u64 {
         self.buffers
@@ -249,9 +236,9 @@ impl ForwardPlan {
         self.buffers.iter().map(|buffer| buffer.class_bytes).sum()
     }
 
-    /// Byte range of the LSE that rows `begin .. end` of the output have.
-    pub(crate) fn lse_range(&self, (begin, end): (u64, u64)) -> ByteRange {
-        let row_bytes = u64::from(self.num_heads) * 4;
+    /// Byte range of the softmax state of rows `begin .. end` of the output.
+    pub(crate) fn state_range(&self, (begin, end): (u64, u64)) -> ByteRange {
+        let row_bytes = u64::from(self.num_heads) * 8;
         ByteRange {
             offset: begin * row_bytes,
             size: (end - begin) * row_bytes,

@@ -12,11 +12,11 @@ mod step;
 mod window;
 mod workspace;
 
-pub use backward::{BackwardPlan, DeltaDispatch};
+pub use backward::BackwardPlan;
 pub use cooperative::{CooperativeMatrix, NoCooperativeMatrix};
 pub use dispatch::{AttentionDispatch, Pass, Range};
 pub use facts::{DeviceFacts, Processor};
-pub use forward::{ForwardPlan, UNCOVERED_LSE};
+pub use forward::ForwardPlan;
 pub(crate) use step::{StepLayout, plan_step, rows_of};
 pub(crate) use window::word_windows;
 pub use window::{ByteRange, RowLayout, TokenWindow};

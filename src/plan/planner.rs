@@ -1,7 +1,8 @@
 //! Cuts an attention, forward or backward, into dispatches that bindings can cover.
 //!
 //! ```text
-//! for each run of batch items of equal length, for each branch (one that covers every token first), for each pass:
+//! for each run of batch items of equal length, for each round, for each branch (one that covers every token first), for each
+//! stage:
 //!   items together     while one binding covers them whole
 //!   else segments      of one item, as many as a binding covers
 //!   else rows          of one segment: (query rows) x (key rows), joined by the same merge that joins branches
@@ -14,7 +15,7 @@ use super::branch::BranchGeometry;
 use super::dispatch::{AttentionDispatch, Pass, Range};
 use super::facts::DeviceFacts;
 use super::window::RowLayout;
-use crate::config::{AttentionShape, DilatedAttentionConfig, Heads};
+use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, MixGradient};
 use crate::error::{Error, Result};
 use crate::kernel::products::ProductTile;
 use crate::kernel::{Storage, fold_grid};
@@ -23,14 +24,16 @@ pub(super) struct Planner<'a> {
     config: &'a DilatedAttentionConfig,
     shape: &'a AttentionShape,
     facts: &'a DeviceFacts,
-    /// What to compute for each branch: stages, one after the other over the whole branch, of passes that follow each other over
-    /// each part of it.
-    stages: &'a [&'a [PlannedPass]],
+    /// What to compute: rounds, one after the other over all branches, of stages, one after the other over each whole branch, of
+    /// passes that follow each other over each part of it.
+    rounds: &'a [&'a [&'a [PlannedPass]]],
     /// How weights are laid out, where some are kept.
     weights: Option<ProductTile>,
     tensor: RowLayout,
-    lse: RowLayout,
+    state: RowLayout,
     terms: RowLayout,
+    /// Rows of all of them that one binding each covers.
+    max_rows: u64,
     dispatches: Vec<AttentionDispatch>,
 }
 
@@ -41,28 +44,35 @@ impl<'a> Planner<'a> {
         config: &'a DilatedAttentionConfig,
         shape: &'a AttentionShape,
         facts: &'a DeviceFacts,
-        stages: &'a [&'a [PlannedPass]],
+        rounds: &'a [&'a [&'a [PlannedPass]]],
         weights: Option<ProductTile>,
         storage: Storage,
     ) -> Result<Self> {
         shape.check_config(config)?;
         let tensor = RowLayout::of_activations(config, storage);
-        if tensor.max_rows(facts) == 0 {
-            return Err(Error::BindingTooSmall {
-                what: "q",
-                requested_bytes: tensor.row_bytes + facts.storage_offset_alignment,
-                limit_bytes: facts.max_binding_bytes,
-            });
+        let [state, terms] = [RowLayout::of_state(config), RowLayout::of_terms(config)];
+        let layouts = [("q", tensor), ("softmax_state", state), ("terms", terms)];
+        let mut max_rows = u64::MAX;
+        for (what, layout) in layouts {
+            max_rows = max_rows.min(layout.max_rows(facts));
+            if max_rows == 0 {
+                return Err(Error::BindingTooSmall {
+                    what,
+                    requested_bytes: layout.row_bytes + facts.storage_offset_alignment,
+                    limit_bytes: facts.max_binding_bytes,
+                });
+            }
         }
         Ok(Self {
             config,
             shape,
             facts,
-            stages,
+            rounds,
             weights,
             tensor,
-            lse: RowLayout::per_head(config, 4),
-            terms: RowLayout::per_head(config, 8),
+            state,
+            terms,
+            max_rows,
             dispatches: Vec::new(),
         })
     }
@@ -86,14 +96,17 @@ impl<'a> Planner<'a> {
         // The sort is stable: other branches keep their order.
         geometries.sort_by_key(|geometry| !geometry.covers_everything(self.config.num_heads()));
         let every_branch = self.config.get_heads() == Heads::EveryBranch;
-        for (order, geometry) in geometries.iter().enumerate() {
-            for passes in self.stages {
-                let work = Work {
-                    geometry,
-                    passes,
-                    follows: every_branch && order > 0,
-                };
-                self.plan_branch(&work, items)?;
+        for stages in self.rounds {
+            for (order, geometry) in geometries.iter().enumerate() {
+                for passes in *stages {
+                    let work = Work {
+                        geometry,
+                        passes,
+                        follows: every_branch && order > 0,
+                        sweeps_all: self.config.get_gradient() == MixGradient::Exact,
+                    };
+                    self.plan_branch(&work, items)?;
+                }
             }
         }
         Ok(())
@@ -101,7 +114,7 @@ impl<'a> Planner<'a> {
 
     fn plan_branch(&mut self, work: &Work<'_>, items: Range) -> Result<()> {
         let geometry = work.geometry;
-        let max_rows = self.tensor.max_rows(self.facts);
+        let max_rows = self.max_rows;
         let heads = Range {
             begin: geometry.head_begin,
             end: geometry.head_begin + geometry.head_count,
@@ -161,7 +174,7 @@ impl<'a> Planner<'a> {
     /// One segment of one item, too large for a binding: query rows times key rows.
     fn plan_segment(&mut self, work: &Work<'_>, unit: Unit) -> Result<()> {
         let geometry = work.geometry;
-        let max_rows = self.tensor.max_rows(self.facts);
+        let max_rows = self.max_rows;
         let rate = u64::from(geometry.dilation_rate);
         // A window of R rows spans R * r tokens over all heads' offsets, (R - 1) * r + 1 for one head.
         let (heads_per_window, rows_per_window) = match max_rows / rate {
@@ -259,9 +272,8 @@ impl<'a> Planner<'a> {
         let kv_tokens = match (kv_tokens, pass) {
             (Some(tokens), _) => tokens,
             (None, Pass::DkDv | Pass::Dk | Pass::Dv) => return Ok(()),
-            // Without keys, rows still get zero keys or become uncovered, and means are finished; of what is bound, the
-            // first token, nothing is read.
-            (None, _) if unit.key_rows.begin == 0 || pass == Pass::Means => (0, 1),
+            // Without keys, rows still get zero keys or become uncovered; of what is bound, the first token, nothing is read.
+            (None, _) if unit.key_rows.begin == 0 => (0, 1),
             (None, _) => return Ok(()),
         };
         let window = |layout: &RowLayout, tokens: (u64, u64), len: u32| {
@@ -311,12 +323,10 @@ impl<'a> Planner<'a> {
             rows: unit.rows,
             key_rows: unit.key_rows,
             merges: work.merges(pass, &unit),
-            last_keys: unit.key_rows.end >= rows_up_to(geometry, geometry.key_len).end
-                || geometry.causal && unit.key_rows.end >= unit.rows.end,
             q: window(&self.tensor, q_tokens, seq_len)?,
             kv: window(&self.tensor, kv_tokens, key_len)?,
             out: window(&self.tensor, out_tokens, seq_len)?,
-            lse: window(&self.lse, out_tokens, seq_len)?,
+            state: window(&self.state, out_tokens, seq_len)?,
             terms: window(&self.terms, out_tokens, seq_len)?,
             // Tokens are below 2^31.
             first_tokens: [q_tokens.0, kv_tokens.0, out_tokens.0].map(|token| token as u32),
@@ -343,6 +353,8 @@ struct Work<'a> {
     passes: &'a [PlannedPass],
     /// Another branch has written the result before.
     follows: bool,
+    /// The sums of the sweep are over all branches.
+    sweeps_all: bool,
 }
 
 impl Work<'_> {
@@ -357,7 +369,7 @@ impl Work<'_> {
         };
         match pass {
             Pass::Forward | Pass::Dq => self.follows || later_keys,
-            Pass::Means => later_keys,
+            Pass::Means => self.follows && self.sweeps_all || later_keys,
             // Each window's are written anew.
             Pass::Weights => false,
             Pass::DkDv | Pass::Dk | Pass::Dv => self.follows || unit.rows.begin > first_rows,

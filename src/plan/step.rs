@@ -48,7 +48,7 @@ pub(crate) fn plan_step(
         query_cache,
     } = layout;
     let tensor = RowLayout::of_activations(config, storage);
-    let [lse, terms] = [4, 8].map(|bytes| RowLayout::per_head(config, bytes));
+    let [state, terms] = [RowLayout::of_state(config), RowLayout::of_terms(config)];
     let too_small = || Error::BindingTooSmall {
         what: "k",
         requested_bytes: tensor.row_bytes + facts.storage_offset_alignment,
@@ -118,11 +118,10 @@ pub(crate) fn plan_step(
                     },
                     key_rows,
                     merges: true,
-                    last_keys: key_rows.end == keys,
                     q: window(&tensor, query_row, query_row + 1)?,
                     kv: window(&tensor, in_cache + first_key, in_cache + last_key + 1)?,
                     out: window(&tensor, item_row, item_row + 1)?,
-                    lse: window(&lse, item_row, item_row + 1)?,
+                    state: window(&state, item_row, item_row + 1)?,
                     terms: window(&terms, item_row, item_row + 1)?,
                     // Tokens are below 2^31.
                     first_tokens: [query as u32, first_key as u32, token],

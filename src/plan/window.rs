@@ -22,7 +22,7 @@ pub struct ByteRange {
 pub struct RowLayout {
     /// Bytes of one row.
     pub row_bytes: u64,
-    /// Bytes of one element as the kernel indexes it (16 for a vec4 of f32, 8 for one of halves, 4 for a scalar).
+    /// Bytes of one element as the kernel indexes it (16 for a vec4 of f32, 8 for one of halves or for a pair of f32).
     pub element_bytes: u64,
 }
 
@@ -45,8 +45,17 @@ impl RowLayout {
         }
     }
 
-    /// Rows with one number, or pair, of so many bytes for each head.
-    pub(crate) fn per_head(config: &DilatedAttentionConfig, bytes: u64) -> Self {
+    /// Rows of the softmax state: a pair of f32 for each head.
+    pub(crate) fn of_state(config: &DilatedAttentionConfig) -> Self {
+        Self::per_head(config, 8)
+    }
+
+    /// Rows of the backward's terms: four f32 for each head.
+    pub(crate) fn of_terms(config: &DilatedAttentionConfig) -> Self {
+        Self::per_head(config, 16)
+    }
+
+    fn per_head(config: &DilatedAttentionConfig, bytes: u64) -> Self {
         Self {
             row_bytes: u64::from(config.num_heads()) * bytes,
             element_bytes: bytes,

@@ -133,7 +133,7 @@ pub use trace::Trace;
 
 use self::core::Core;
 use crate::error::{Error, Result};
-use crate::watch::{DeviceWatch, WhenLost};
+use crate::watch::{DeviceWatch, WhenLost, given_reason};
 use acquire::Failure;
 use shard::Request;
 use threads::own_shard;
@@ -302,7 +302,9 @@ impl<B> Pool<B> {
                 leased_bytes: report.stats.leased_bytes.current,
                 report,
             },
-            Failure::Lost(reason) => Error::DeviceLost { reason },
+            Failure::Lost(reason) => Error::DeviceLost {
+                reason: given_reason(&reason),
+            },
             Failure::Refused(reason) => Error::Validation {
                 label: label.to_owned(),
                 reason,

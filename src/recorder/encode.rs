@@ -180,6 +180,28 @@ fn record_dispatch(
     Some(())
 }
 
+/// Staging chunks that the device may read. The pool takes back mapped ones only: what is not mapped again, because recording or
+/// submitting it failed, is given up.
+pub(super) struct Unmapped(pub Vec<StagingChunk>);
+
+impl Unmapped {
+    pub fn new(chunks: Vec<StagingChunk>) -> Self {
+        let unmapped = Self(chunks);
+        for chunk in &unmapped.0 {
+            chunk.lease.buffer().unmap();
+        }
+        unmapped
+    }
+}
+
+impl Drop for Unmapped {
+    fn drop(&mut self) {
+        for chunk in self.0.drain(..) {
+            drop(chunk.lease.suspend());
+        }
+    }
+}
+
 /// The staging chunk returns to the pool once the device is done with it and it is mapped again; `then` hears whether it is.
 pub(super) fn map_again_on_submit(
     watch: &Arc<DeviceWatch>,
@@ -260,16 +282,14 @@ impl Recorder {
     /// Appends everything to `encoder`. Nothing of this recording was there before, or is after a failure.
     pub(super) fn record_into(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
         let params = self.stage_params()?;
-        for chunk in &self.staging {
-            chunk.lease.buffer().unmap();
-        }
+        let mut staging = Unmapped::new(std::mem::take(&mut self.staging));
         let buffers = Buffers {
             held: &|held| self.held.get(held),
-            staging: &|chunk| self.staging.get(chunk),
+            staging: &|chunk| staging.0.get(chunk),
             params: params.map(|params| &self.held[params]),
         };
         record(&self.context, self.label, encoder, &self.commands, &buffers);
-        for chunk in self.staging.drain(..) {
+        for chunk in staging.0.drain(..) {
             map_again_on_submit(self.context.watch(), chunk.lease, encoder, |_| ());
         }
         for (readback, _) in &self.readbacks {

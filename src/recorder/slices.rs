@@ -47,7 +47,7 @@ use std::time::Duration;
 
 use web_time::Instant;
 
-use super::encode::{self, Buffers};
+use super::encode::{self, Buffers, Unmapped};
 use super::pace::{Activity, Pace};
 use super::{Command, Recorder, StagingChunk};
 use crate::contents::Tracker;
@@ -505,12 +505,10 @@ impl SlicedSubmission {
                     chunk.unmapped = true;
                 }
             }
-            for chunk in &own.staging {
-                chunk.lease.buffer().unmap();
-            }
+            let mut own_staging = Unmapped::new(std::mem::take(&mut own.staging));
             let copy_params = Buffers {
                 held: &|held| own.held.get(held),
-                staging: &|chunk| own.staging.get(chunk),
+                staging: &|chunk| own_staging.0.get(chunk),
                 params: None,
             };
             encode::record(&context, self.label, encoder, &own.commands, &copy_params);
@@ -520,7 +518,11 @@ impl SlicedSubmission {
                 params: params.and_then(|params| own.held.get(params)),
             };
             encode::record(&context, self.label, encoder, &slice.commands, &buffers);
-            for (chunk, then) in own.staging.drain(..).zip(std::iter::repeat(state.clone())) {
+            for (chunk, then) in own_staging
+                .0
+                .drain(..)
+                .zip(std::iter::repeat(state.clone()))
+            {
                 encode::map_again_on_submit(
                     context.watch(),
                     chunk.lease,

@@ -1,18 +1,20 @@
 //! Dilated attention in plain single precision, with tensors stored in f32 or in half precision: how large the rounding
 //! errors of an honest implementation are.
 //!
-//! It takes sums in order, in f32. The output of each branch is rounded to the stored type before branches are mixed by their
-//! log-sum-exps, and the mixed output again; so are the gradients of each branch and their sums: what a framework does that
-//! keeps the results of its operations in half precision. The [f64 reference](super::forward) decides what is right; this
-//! only decides how precise is precise enough.
+//! Each row's softmax is taken in two passes over all keys that it sees in any branch: their largest score, then exponentials
+//! relative to it and their sum. Nothing of the row is kept between forward and backward, no partial result is merged, and no
+//! logarithm is taken but for the log-sum-exp itself: what running sums and merges lose shows beside it. Sums are in order, in
+//! f32. The output of each branch is rounded to the stored type before branches are mixed, and the mixed output again; so are
+//! the gradients of each branch and their sums: what a framework does that keeps the results of its operations in half
+//! precision. The [f64 reference](super::forward) decides what is right; this only decides how precise is precise enough.
 
 use std::ops::Range;
 
 use super::forward::{Problem, all_rows, check_len};
 use super::sparse::{Key, SparseBranch};
+use crate::attention::UNCOVERED_LSE;
 use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, MixGradient};
 use crate::error::Result;
-use crate::plan::UNCOVERED_LSE;
 use crate::tensor::DType;
 
 /// Output and log-sum-exp of some rows in single precision, the output rounded to the stored type.
@@ -80,26 +82,29 @@ pub fn forward(
             branches_of = Some(item);
         }
         for (head, (out, lse)) in (0..heads).zip(places.by_ref()) {
-            for branch in branches.iter().filter(|_| valid) {
-                let Some(seen) = Seen::of(&problem, branch, (item, token), head) else {
+            if !valid {
+                continue;
+            }
+            let row = Row::of(&problem, &branches, (item, token), head);
+            if row.branches.is_empty() {
+                continue;
+            }
+            for seen in &row.branches {
+                let Some(branch_out) = seen.mean(v, head_dim) else {
                     continue;
                 };
-                let (branch_out, branch_lse) = seen.attend(v, head_dim);
-                let max = lse.max(branch_lse);
-                let (old, new) = ((*lse - max).exp(), (branch_lse - max).exp());
                 for (out, branch_out) in out.iter_mut().zip(branch_out) {
-                    let branch_out = round(dtype, branch_out / divisor);
-                    *out = (old * *out + new * branch_out) / (old + new);
+                    *out += seen.sum() / row.sum * round(dtype, branch_out / divisor);
                 }
-                *lse = max + (old + new).ln();
             }
             out.iter_mut().for_each(|out| *out = round(dtype, *out));
+            *lse = row.max + row.sum.ln();
         }
     }
     Ok(result)
 }
 
-/// The gradients of `q`, `k` and `v`, given `dout`, that of the output: shares of a softmax from scores and the log-sum-exp.
+/// The gradients of `q`, `k` and `v`, given `dout`, that of the output.
 ///
 /// # Errors
 /// As [`forward`].
@@ -113,34 +118,38 @@ pub fn backward(
     let problem = Problem::new(config, shape, q, k, v)?;
     let dims = [shape.batch(), shape.seq_len(), config.embed_dim()];
     check_len("dout", dout.len(), dims)?;
-    let forward = forward(config, shape, [q, k, v], dtype, None)?;
-    let (heads, head_dim) = (config.num_heads() as usize, config.head_dim() as usize);
+    let heads = config.num_heads() as usize;
     let scale = config.get_softmax_scale();
     let divisor = divisor(config);
     let zeros = || [q, k, v].map(|tensor| vec![0f32; tensor.len()]);
-    let mut sums = zeros();
-    for index in 0..config.branches().len() {
-        let [mut dq, mut dk, mut dv] = zeros();
-        for item in (0..shape.batch()).filter(|item| shape.valid_len(*item) > 0) {
-            let branches = problem.sparse(index..index + 1, item);
-            let tokens = (0..shape.valid_len(item)).flat_map(|t| (0..heads).map(move |h| (t, h)));
-            for (token, head) in tokens {
-                let Some(seen) = Seen::of(&problem, &branches[0], (item, token), head) else {
-                    continue;
-                };
-                let at = problem.query_range(item, u64::from(token), head);
-                let lse = forward.softmax_lse[at.start / head_dim];
-                let dout = &dout[at.clone()];
-                let shares: Vec<f32> = seen.scores.iter().map(|s| (s - lse).exp()).collect();
-                let values = seen.keys.iter().map(|key| &v[key.clone()]);
-                let dps: Vec<f32> = values.map(|value| dot(dout, value) / divisor).collect();
+    let mut of_branches: Vec<[Vec<f32>; 3]> = config.branches().iter().map(|_| zeros()).collect();
+    for item in (0..shape.batch()).filter(|item| shape.valid_len(*item) > 0) {
+        let branches = problem.sparse(0..config.branches().len(), item);
+        let tokens = (0..shape.valid_len(item)).flat_map(|t| (0..heads).map(move |h| (t, h)));
+        for (token, head) in tokens {
+            let row = Row::of(&problem, &branches, (item, token), head);
+            let dout = &dout[problem.query_range(item, u64::from(token), head)];
+            // Of each branch: the shares of its keys in the row's softmax, and dout . v.
+            let pairs: Vec<(Vec<f32>, Vec<f32>)> = row
+                .branches
+                .iter()
+                .map(|seen| {
+                    let shares = seen.weights.iter().map(|weight| weight / row.sum);
+                    let values = seen.keys.iter().map(|key| &v[key.clone()]);
+                    let dps = values.map(|value| dot(dout, value) / divisor);
+                    (shares.collect(), dps.collect())
+                })
+                .collect();
+            let total: f32 = pairs.iter().map(|(shares, dps)| dot(shares, dps)).sum();
+            for (seen, (shares, dps)) in row.branches.iter().zip(&pairs) {
                 let mean = match config.get_gradient() {
-                    MixGradient::Exact => dot(dout, &forward.out[at]),
+                    MixGradient::Exact => total,
                     MixGradient::DetachedMix => {
-                        let weight = shares.iter().sum::<f32>() + seen.zero_keys * (-lse).exp();
-                        dot(&shares, &dps) / weight.max(f32::MIN_POSITIVE)
+                        let weight = shares.iter().sum::<f32>() + seen.zero_weight / row.sum;
+                        dot(shares, dps) / weight.max(f32::MIN_POSITIVE)
                     }
                 };
+                let [dq, dk, dv] = &mut of_branches[seen.branch];
                 for ((key, share), dp) in seen.keys.iter().zip(shares).zip(dps) {
                     let ds = scale * share * (dp - mean);
                     add(&mut dv[key.clone()], share / divisor, dout);
@@ -151,7 +160,10 @@ pub fn backward(
                 }
             }
         }
-        for (sum, of_branch) in sums.iter_mut().zip([dq, dk, dv]) {
+    }
+    let mut sums = zeros();
+    for of_branch in of_branches {
+        for (sum, of_branch) in sums.iter_mut().zip(of_branch) {
             for (sum, of_branch) in sum.iter_mut().zip(of_branch) {
                 *sum = round(dtype, *sum + round(dtype, of_branch));
             }
@@ -160,21 +172,55 @@ pub fn backward(
     Ok(sums)
 }
 
+/// The softmax of one row and head over what it sees in all branches.
+struct Row {
+    /// Those that see anything.
+    branches: Vec<Seen>,
+    /// Largest score, of zero keys too.
+    max: f32,
+    /// Sum of all weights.
+    sum: f32,
+}
+
+impl Row {
+    fn of(
+        problem: &Problem<'_, f32>,
+        branches: &[SparseBranch],
+        place: (u32, u32),
+        head: usize,
+    ) -> Self {
+        let numbered = branches.iter().enumerate();
+        let mut branches: Vec<Seen> = numbered
+            .filter_map(|(number, branch)| Seen::of(problem, (number, branch), place, head))
+            .collect();
+        let maxima = branches.iter().map(Seen::highest);
+        let max = maxima.fold(f32::NEG_INFINITY, f32::max);
+        branches.iter_mut().for_each(|seen| seen.weigh(max));
+        let sum = branches.iter().map(Seen::sum).sum();
+        Self { branches, max, sum }
+    }
+}
+
 /// What one row of one branch sees.
 struct Seen {
+    /// Number of the branch.
+    branch: usize,
     /// Elements of its query; none for a row whose query is padding.
     query: Option<Range<usize>>,
     /// Elements of its keys.
     keys: Vec<Range<usize>>,
-    scores: Vec<f32>,
+    /// Scores of the keys; then their exponentials relative to the largest of the row.
+    weights: Vec<f32>,
     zero_keys: f32,
+    /// The weight of all zero keys together.
+    zero_weight: f32,
 }
 
 impl Seen {
-    /// The row that a branch writes to a token, if it sees anything.
+    /// The row that a branch writes to a token, if it sees anything; with scores for weights.
     fn of(
         problem: &Problem<'_, f32>,
-        branch: &SparseBranch,
+        (number, branch): (usize, &SparseBranch),
         (item, token): (u32, u32),
         head: usize,
     ) -> Option<Self> {
@@ -198,26 +244,48 @@ impl Seen {
             None => 0.0,
         };
         Some(Self {
-            scores: keys.iter().map(score).collect(),
+            branch: number,
+            weights: keys.iter().map(score).collect(),
             query,
             keys,
             zero_keys,
+            zero_weight: 0.0,
         })
     }
 
-    /// Output and log-sum-exp of the row in its branch.
-    fn attend(&self, v: &[f32], head_dim: usize) -> (Vec<f32>, f32) {
-        let lowest = if self.zero_keys > 0.0 { 0.0 } else { f32::MIN };
-        let max = self.scores.iter().copied().fold(lowest, f32::max);
-        let mut sum = self.zero_keys * (-max).exp();
-        let mut out = vec![0.0; head_dim];
-        for (key, score) in self.keys.iter().zip(&self.scores) {
-            let weight = (score - max).exp();
-            sum += weight;
-            add(&mut out, weight, &v[key.clone()]);
+    /// Largest score: of zero keys it is 0.
+    fn highest(&self) -> f32 {
+        let lowest = match self.zero_keys {
+            0.0 => f32::NEG_INFINITY,
+            _ => 0.0,
+        };
+        self.weights.iter().copied().fold(lowest, f32::max)
+    }
+
+    /// From scores to weights.
+    fn weigh(&mut self, max: f32) {
+        for weight in &mut self.weights {
+            *weight = (*weight - max).exp();
         }
-        out.iter_mut().for_each(|out| *out /= sum);
-        (out, max + sum.ln())
+        if self.zero_keys > 0.0 {
+            self.zero_weight = self.zero_keys * (-max).exp();
+        }
+    }
+
+    /// Sum of the weights.
+    fn sum(&self) -> f32 {
+        self.weights.iter().sum::<f32>() + self.zero_weight
+    }
+
+    /// The mean of the values by weight, if any weighs anything.
+    fn mean(&self, v: &[f32], head_dim: usize) -> Option<Vec<f32>> {
+        let sum = self.sum();
+        let mut mean = vec![0.0; head_dim];
+        for (key, weight) in self.keys.iter().zip(&self.weights) {
+            add(&mut mean, *weight, &v[key.clone()]);
+        }
+        mean.iter_mut().for_each(|value| *value /= sum);
+        (sum != 0.0).then_some(mean)
     }
 }
 

@@ -429,3 +429,49 @@ fn gradients_are_those_of_finite_differences() {
         assert!(given.dv.iter().any(|value| value.abs() > 0.1));
     }
 }
+
+/// Plain single precision is within rounding of the truth wherever f32 holds the scores: far below the zero keys that a row
+/// sees, far above, and where a row sees nothing but zero keys.
+#[test]
+fn plain_single_precision_is_right_at_any_offset() {
+    use super::plain;
+    use crate::tensor::DType;
+    let branch = DilatedAttentionConfig::new(1, 4, &[2], &[1]).unwrap();
+    let moved = DilatedAttentionConfig::new(1, 4, &[5, 10], &[2, 3]).unwrap();
+    for config in [branch.clone(), branch.torchscale(), moved.torchscale()] {
+        for gradient in [MixGradient::Exact, MixGradient::DetachedMix] {
+            let config = config.clone().gradient(gradient);
+            for offset in [-3e4, -50.0, 0.0, 50.0, 3e4] {
+                let shape = AttentionShape::new(1, 13).unwrap();
+                let single = |seed| -> Vec<f32> {
+                    let values = numbers(13 * 4, seed).into_iter();
+                    values.map(|value| value as f32).collect()
+                };
+                let (q, v, dout) = (vec![1.0; 13 * 4], single(3), single(4));
+                let k = vec![offset; 13 * 4];
+                let exact = forward(&config, &shape, &q, &k, &v).unwrap();
+                let inputs = [&q[..], &k, &v];
+                let plain_forward =
+                    plain::forward(&config, &shape, inputs, DType::F32, None).unwrap();
+                let near = |given: &[f32], exact: &[f64], bound: f64| {
+                    for (given, exact) in given.iter().zip(exact) {
+                        let error = match *exact == UNCOVERED_LSE {
+                            true => f64::from(given - UNCOVERED_LSE as f32).abs(),
+                            false => (f64::from(*given) - exact).abs(),
+                        };
+                        assert!(error <= bound, "offset {offset}: {given}, not {exact}");
+                    }
+                };
+                near(&plain_forward.out, &exact.out, 1e-6);
+                let lse = f64::from(2.0 * offset.abs() + 1.0);
+                near(&plain_forward.softmax_lse, &exact.softmax_lse, 1e-6 * lse);
+                let exact = backward(&config, &shape, &q, &k, &v, &dout).unwrap();
+                let [dq, dk, dv] =
+                    plain::backward(&config, &shape, inputs, &dout, DType::F32).unwrap();
+                near(&dq, &exact.dq, 2e-6 * lse);
+                near(&dk, &exact.dk, 2e-6);
+                near(&dv, &exact.dv, 2e-6);
+            }
+        }
+    }
+}

@@ -105,7 +105,7 @@ impl Probe for BackwardTask {
         recorder.submit()?.wait()?;
         Ok(Box::new(move |recorder| {
             attention
-                .backward(recorder, &shape, [&q, &q, &q], &forward, &q)
+                .backward(recorder, &shape, [&q, &q, &q], &forward.softmax_state, &q)
                 .map(drop)
         }))
     }

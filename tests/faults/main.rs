@@ -19,7 +19,7 @@ mod workloads;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// How long a case may take.
+/// How long a case may take, or ten times as long as its workload takes without a fault, where that is more.
 const HANG: Duration = Duration::from_secs(20);
 
 /// Kinds of calls, in the order of the layer's.

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 use std::sync::{Mutex, mpsc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::workloads::ALL;
 use super::{ERRORS, Fault, HANG, KINDS};
@@ -109,16 +109,18 @@ fn sweep(selection: &Selection, folder: &Path) -> std::io::Result<bool> {
     // The first run of each fills the driver's cache of kernels, the second counts.
     let mut worker = Worker::start(folder, 0)?;
     let mut cases = VecDeque::new();
+    let mut patience = vec![6 * HANG; ALL.len()];
     for workload in selection.workloads() {
         let name = ALL[workload].0;
         let mut answer = Answer::default();
         for _ in 0..2 {
-            answer = worker.ask((workload, Fault::default()))?;
+            answer = worker.ask((workload, Fault::default()), patience[workload])?;
             if answer.result != "success" {
                 let text = format!("{name} without a fault: {} {}", answer.result, answer.text);
                 return Err(std::io::Error::other(text));
             }
         }
+        patience[workload] = HANG.max(Duration::from_millis(10 * answer.milliseconds));
         println!(
             "{name}: {} calls, {} ms",
             answer.calls.iter().sum::<u64>(),
@@ -138,8 +140,8 @@ fn sweep(selection: &Selection, folder: &Path) -> std::io::Result<bool> {
         let workers: Vec<_> = (0..WORKERS)
             .map(|number| {
                 scope.spawn({
-                    let (cases, lines) = (&cases, &lines);
-                    move || work(folder, number, cases, lines, selection.verbose)
+                    let (cases, lines, patience) = (&cases, &lines, &patience);
+                    move || work(folder, number, cases, lines, patience, selection.verbose)
                 })
             })
             .collect();
@@ -179,6 +181,7 @@ fn work(
     number: usize,
     cases: &Mutex<VecDeque<Case>>,
     lines: &Mutex<BTreeMap<(usize, usize), Line>>,
+    patience: &[Duration],
     verbose: bool,
 ) -> std::io::Result<()> {
     let mut worker = Worker::start(folder, number)?;
@@ -187,7 +190,7 @@ fn work(
         let Some((workload, fault)) = next else {
             return Ok(());
         };
-        let mut answer = worker.ask((workload, fault))?;
+        let mut answer = worker.ask((workload, fault), patience[workload])?;
         // A worker that has just begun does not know the right result: its cases without a fault come first.
         if matches!(&*answer.result, "hang" | "died" | "panic" | "broken") {
             worker = Worker::start(folder, number)?;
@@ -368,7 +371,7 @@ impl Worker {
         })
     }
 
-    fn ask(&mut self, (workload, fault): Case) -> std::io::Result<Answer> {
+    fn ask(&mut self, (workload, fault): Case, patience: Duration) -> std::io::Result<Answer> {
         let Fault {
             kind,
             error,
@@ -377,13 +380,27 @@ impl Worker {
         } = fault;
         let onward = u8::from(onward);
         writeln!(self.cases, "{workload} {kind} {error} {nth} {onward}")?;
-        // The first runs compile kernels.
-        let patience = if nth == 0 { 6 * HANG } else { HANG };
         Ok(match self.answers.recv_timeout(patience) {
             Ok(line) => Answer::parse(&line).unwrap_or_else(|| Answer::none("broken")),
-            Err(mpsc::RecvTimeoutError::Timeout) => Answer::none("hang"),
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                self.print_stacks();
+                Answer::none("hang")
+            }
             Err(mpsc::RecvTimeoutError::Disconnected) => Answer::none("died"),
         })
+    }
+}
+
+impl Worker {
+    /// Where there is a debugger, what each thread waits for.
+    fn print_stacks(&self) {
+        let process = self.child.id().to_string();
+        let stacks = Command::new("gdb")
+            .args(["-batch", "-p", &process, "-ex", "thread apply all bt 25"])
+            .output();
+        if let Ok(stacks) = stacks {
+            println!("{}", String::from_utf8_lossy(&stacks.stdout));
+        }
     }
 }
 

@@ -34,8 +34,13 @@ pub fn run(
     let dims = problem.dims(problem.shape.seq_len());
     let dout = problem.upload_one(&mut recorder, "dout", &dims, &problem.dout)?;
     let forward = attention.forward(&mut recorder, &problem.shape, &q, &k, &v)?;
-    let gradients =
-        attention.backward(&mut recorder, &problem.shape, [&q, &k, &v], &forward, &dout)?;
+    let gradients = attention.backward(
+        &mut recorder,
+        &problem.shape,
+        [&q, &k, &v],
+        &forward.softmax_state,
+        &dout,
+    )?;
     let mut download = |tensor| {
         let wide = convert(&mut recorder, tensor, DType::F32)?;
         recorder.download::<f32>(&wide)
@@ -331,7 +336,7 @@ fn wrong_inputs_are_errors() {
         &mut recorder,
         &problem.shape,
         [&q, &k, &v],
-        &forward,
+        &forward.softmax_state,
         &short,
     );
     assert!(matches!(

@@ -8,11 +8,10 @@ use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
 use dilated_attention::kernel::matmul::MatmulVariant;
 use dilated_attention::kernel::{Activation, Storage};
 use dilated_attention::ops::{Matmul, convert};
-use dilated_attention::plan::{
-    CooperativeMatrix, DeviceFacts, NoCooperativeMatrix, Processor, UNCOVERED_LSE,
-};
+use dilated_attention::plan::{CooperativeMatrix, DeviceFacts, NoCooperativeMatrix, Processor};
 use dilated_attention::{
-    AttentionShape, Context, ContextOptions, DType, DilatedAttentionConfig, Mask, MixGradient, wgpu,
+    AttentionShape, Context, ContextOptions, DType, DilatedAttentionConfig, Mask, MixGradient,
+    UNCOVERED_LSE, wgpu,
 };
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;

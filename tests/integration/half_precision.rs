@@ -314,8 +314,14 @@ fn mixed_types_are_errors() {
     let forward = attention
         .forward(&mut recorder, &shape, &half, &half, &half)
         .unwrap();
-    assert_eq!(forward.softmax_lse.dtype(), DType::F32);
-    let result = attention.backward(&mut recorder, &shape, [&half; 3], &forward, &wide);
+    assert_eq!(forward.softmax_state.dtype(), DType::F32);
+    let result = attention.backward(
+        &mut recorder,
+        &shape,
+        [&half; 3],
+        &forward.softmax_state,
+        &wide,
+    );
     assert_eq!(
         result.map(drop).unwrap_err(),
         Error::WrongDType {
@@ -370,7 +376,7 @@ fn plans_promise_what_the_pool_measures() {
             let result = result.unwrap();
             let bytes = measured(&mut |recorder| {
                 attention
-                    .backward(recorder, &shape, [&q; 3], &result, &q)
+                    .backward(recorder, &shape, [&q; 3], &result.softmax_state, &q)
                     .unwrap();
             });
             let plan = attention.plan_backward(&shape, dtype).unwrap();

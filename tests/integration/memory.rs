@@ -104,7 +104,13 @@ fn the_plan_promises_what_the_pool_measures() {
                 context.pool().reset_peaks();
                 let mut recorder = context.recorder("measured");
                 attention
-                    .backward(&mut recorder, &shape, [&q, &q, &q], &result, &q)
+                    .backward(
+                        &mut recorder,
+                        &shape,
+                        [&q, &q, &q],
+                        &result.softmax_state,
+                        &q,
+                    )
                     .expect("records");
                 recorder.submit().expect("submits");
                 let stats = context.pool().stats();

@@ -1,7 +1,7 @@
 //! The ways in which programs use a pool, on a real device: each as the documentation shows it.
 
 use dilated_attention::pool::{
-    Balanced, NoPooling, PersistentBuffer, Pool, PoolOptions, STORAGE_USAGE,
+    Balanced, NoPooling, PersistentBuffer, Pool, PoolOptions, STORAGE_USAGE, SimulatedSource,
 };
 use dilated_attention::{
     AttentionShape, Context, ContextOptions, DType, DilatedAttention, DilatedAttentionConfig,
@@ -274,6 +274,32 @@ fn a_lost_device_is_an_error_and_a_new_context_goes_on() {
     assert!(stats.identities_hold());
     let again = context_with(&ContextOptions::default());
     assert_eq!(forward(&again, &uploaded(&again)), expected);
+}
+
+#[test]
+fn a_loss_without_a_reason_has_one() {
+    let context = context_with(&ContextOptions::default());
+    drop(context.pool().acquire("cached", 4, STORAGE_USAGE));
+    let mut recorder = context.recorder("sum");
+    let sum = recorder.zeros("sum", &[4], DType::F32).expect("lends");
+    let download = recorder.download::<f32>(&sum).expect("records");
+    // As an application's lost callback may say it.
+    context.pool().device_lost("");
+    let lost = |result: Result<(), Error>| {
+        let error = result.expect_err("is lost").to_string();
+        assert!(error.contains("(no reason was given)"), "{error}");
+    };
+    lost(recorder.submit().map(drop));
+    lost(download.wait().map(drop));
+    lost(pollster::block_on(download).map(drop));
+    lost(context.wait());
+    lost(context.pool().acquire("more", 4, STORAGE_USAGE).map(drop));
+    drop(sum);
+    let stats = context.pool().stats();
+    assert_eq!((stats.leases.current, stats.free.current), (0, 0));
+    let simulated = Pool::with_source(SimulatedSource::new(1 << 20), PoolOptions::default());
+    simulated.device_lost(" ");
+    lost(simulated.acquire("more", 4, STORAGE_USAGE).map(drop));
 }
 
 #[test]

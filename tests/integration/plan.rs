@@ -152,7 +152,7 @@ fn execute(plan: &ForwardPlan, facts: &DeviceFacts) -> HashMap<(u64, u32), Row> 
     let mut rows: HashMap<(u64, u32), Row> = HashMap::new();
     let seq_len = u64::from(plan.shape.seq_len());
     for dispatch in &plan.dispatches {
-        for window in [dispatch.q, dispatch.kv, dispatch.out, dispatch.lse] {
+        for window in [dispatch.q, dispatch.kv, dispatch.out, dispatch.state] {
             assert!(window.bytes.size <= facts.max_binding_bytes);
             assert_eq!(window.bytes.offset % facts.storage_offset_alignment, 0);
         }

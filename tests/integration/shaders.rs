@@ -233,7 +233,6 @@ fn kernels() -> Vec<(Kernel, DeviceFacts)> {
                     ));
                 }
             }
-            kernels.push((Kernel::Delta { head_dim, storage }, facts.clone()));
             kernels.push((Kernel::TokenWeights { head_dim, storage }, facts.clone()));
         }
     }

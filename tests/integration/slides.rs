@@ -111,7 +111,7 @@ fn weights_of_a_token_are_what_the_reference_mixes_values_with() {
                     .unwrap();
                 let pair = [&q_tensor, &k_tensor];
                 let weights = attention
-                    .token_weights(&mut recorder, &shape, pair, &forward.softmax_lse, token)
+                    .token_weights(&mut recorder, &shape, pair, &forward.softmax_state, token)
                     .unwrap();
                 assert_eq!(weights.shape(), [2, 3, 3, 50]);
                 let download = recorder.download::<f32>(&weights).unwrap();
@@ -899,7 +899,7 @@ fn results_that_are_not_finite_are_an_error_that_names_the_tile() {
     let Error::NonFiniteResult(result) = &error else {
         panic!("{error}");
     };
-    assert_eq!((result.result, result.count, result.of), ("cls", 32, 32));
+    assert_eq!((result.result, result.count, result.of), ("pool", 32, 32));
     assert_eq!(result.origin, None);
     let told = error.to_string();
     assert!(
@@ -971,6 +971,5 @@ fn results_that_are_not_finite_are_an_error_that_names_the_tile() {
         "{error}"
     );
     drop(weights);
-    context.wait().unwrap();
-    assert_eq!(context.pool().stats().leases.current, 0);
+    assert_eq!(settled(&context, 0), 0);
 }

@@ -349,12 +349,13 @@ fn options_that_mean_nothing_are_refused() {
     let error = Trainer::plan(&peeking, &shapes, &options(), facts).expect_err("refused");
     assert!(error.to_string().contains("causal"), "{error}");
 
-    let with = |change: fn(&mut TrainingOptions)| {
+    type Change = fn(&mut TrainingOptions);
+    let with = |change: Change| {
         let mut options = options();
         change(&mut options);
         options
     };
-    let wrong: [(fn(&mut TrainingOptions), &str); 14] = [
+    let wrong: [(Change, &str); 14] = [
         (
             |o| o.learning_rate = LearningRate::Constant(f32::NAN),
             "learning rate is NaN; it must be at least 0 and finite",

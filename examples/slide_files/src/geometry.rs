@@ -37,8 +37,12 @@ const ENCODER: &str = "encoder";
 /// Tiles are no larger, in pixels of level 0.
 const MAX_TILE_SIZE: f64 = (1 << 20) as f64;
 
-/// Two sizes are the same when they differ by no more of the larger: what scanners call 40x is not exactly twice 20x.
-const SAME: f64 = 0.02;
+/// What two sizes in pixels may differ by, and which part of the larger: they are rounded, and so are scales.
+const SAME_PIXELS: f64 = 1.5;
+const SAME_PART: f64 = 0.005;
+
+/// A share that is not an accident.
+const SOME: f64 = 0.02;
 
 /// Fewest distances between neighbours, and fewest tiles in others' cells, that say something.
 const FEWEST: usize = 4;
@@ -184,7 +188,9 @@ impl TileGeometry {
             let valid = |number: &f64| (least..=f64::from(u32::MAX)).contains(number);
             match *numbers {
                 [one] if valid(&one) => Ok(Some(one)),
-                [a, b] if valid(&a) && valid(&b) && same(a, b) => Ok(Some(a.max(b))),
+                [a, b] if valid(&a) && valid(&b) && (a - b).abs() <= SAME_PART * a.max(b) => {
+                    Ok(Some(a.max(b)))
+                }
                 _ => Err(format!("{name} {value}")),
             }
         };
@@ -331,7 +337,9 @@ impl TileGeometry {
                 return contradiction(
                     format!("a tile lies at ({x}, {y})"),
                     format!("level 0 is {width} x {height} pixels (level0_width, level0_height)"),
-                    "coordinates must be (x, y) in pixels of this slide's level 0".to_owned(),
+                    "coordinates must be (x, y) in pixels of this slide's level 0; --force-tile-size N takes them \
+                     as they are"
+                        .to_owned(),
                 );
             }
         }
@@ -359,7 +367,7 @@ impl TileGeometry {
             // A file that says nothing of overlaps, but the size, may have them.
             let may_overlap = is_stated && self.overlap.is_none();
             // Most tiles may lie further apart than neighbours, where some are neighbours.
-            let has_neighbours = share(&distances, expected) > share(&distances, step) + SAME;
+            let has_neighbours = share(&distances, expected) > share(&distances, step) + SOME;
             let right = match step < expected {
                 true => may_overlap,
                 false => has_neighbours,
@@ -405,8 +413,9 @@ fn text(attributes: &Attributes, name: &str) -> Option<String> {
     }
 }
 
+/// Whether two sizes are the same.
 fn same(a: f64, b: f64) -> bool {
-    (a - b).abs() <= SAME * a.abs().max(b.abs())
+    (a - b).abs() <= SAME_PIXELS.max(SAME_PART * a.abs().max(b.abs()))
 }
 
 /// Distances of neighbours in rows and in columns, from small to large.
@@ -585,6 +594,7 @@ mod tests {
         assert_eq!(said(&trident, &coords, Given(512)), Ok(512));
         assert_eq!(said(&trident, &coords, Forced(256)), Ok(256));
         assert_eq!(said(&[], &coords, Given(512)), Ok(512));
+        assert!(said(&trident, &coords, Given(509)).is_err(), "another");
         assert_eq!(said(&[], &grid(8, 8, 256.0, [3.0, 4.0]), OfFile), Ok(256));
         assert_eq!(said(&[], &coords[..3], OfFile), Ok(256), "nothing to see");
         // One in twenty has a neighbour.

@@ -63,7 +63,9 @@ pub struct Viewer {
     error: Option<String>,
     by_similarity: bool,
     layer: usize,
+    /// The tile that was clicked; before that, similarities are those to one in the middle.
     selected: Option<u32>,
+    middle: Option<u32>,
     /// What the thread was asked for and has not yet answered.
     asked: Option<View>,
     painted: Option<Painted>,
@@ -125,6 +127,7 @@ impl Viewer {
             by_similarity: true,
             layer,
             selected: None,
+            middle: None,
             asked: None,
             painted: None,
             slice_ms,
@@ -178,7 +181,7 @@ impl Viewer {
                 self.trace.say(|| {
                     format!("ready tiles {tiles} columns {columns} rows {rows} leased {leased}")
                 });
-                self.selected = grid.middle_tile();
+                self.middle = grid.middle_tile();
                 let size = &ready.tile_size;
                 self.trace.say(|| format!("tile size {size}"));
                 self.slide = Some((ready, grid));
@@ -266,7 +269,7 @@ impl Viewer {
             return;
         }
         let layer = self.layer;
-        let view = match self.selected.filter(|_| self.by_similarity) {
+        let view = match self.compared().filter(|_| self.by_similarity) {
             Some(tile) => View::Similarity { layer, tile },
             None => View::Attention { layer },
         };
@@ -288,6 +291,11 @@ impl Viewer {
             }
             View::Similarity { .. } => {}
         }
+    }
+
+    /// The tile that others are compared with.
+    fn compared(&self) -> Option<u32> {
+        self.selected.or(self.middle)
     }
 
     fn keeps(&self, state: usize) -> bool {
@@ -392,7 +400,7 @@ impl Viewer {
                 ui.label(format!("layer {} of {layers}", self.layer));
             });
         }
-        let hint = match (&self.painted, self.by_similarity, self.selected) {
+        let hint = match (&self.painted, self.by_similarity, self.compared()) {
             (None, ..) => "not encoded yet",
             (_, true, None) => "click a tile",
             (_, true, Some(_)) if !self.keeps(self.layer) => {
@@ -499,7 +507,8 @@ impl eframe::App for Viewer {
             .resizable(false)
             .show(ui, |ui| self.panel(ui));
         egui::CentralPanel::default().show(ui, |ui| {
-            let selected = self.selected;
+            let unasked = self.middle.filter(|_| self.painted.is_some());
+            let selected = self.selected.or(unasked);
             if let Some((_, grid)) = &mut self.slide {
                 let (rect, clicked) = grid.show(ui, selected);
                 self.trace.widget(ui, "slide", rect);

@@ -60,8 +60,8 @@ impl SlideOutput {
         };
         let results = (0..self.slides).flat_map(|item| {
             let both = [
-                ("cls", item, rows(&self.cls, item)),
                 ("pool", item, rows(&self.pool, item)),
+                ("cls", item, rows(&self.cls, item)),
             ];
             let layers = self.layers.iter().flat_map(move |layer| {
                 [

@@ -1,13 +1,12 @@
 //! Slides as they are given, and where tiles lie.
 
-use half::bf16;
-
 use super::SlideEncoderConfig;
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 
-/// From here on f16 rounds to infinity.
-const F16_OVERFLOW: f32 = 65520.0;
+/// From here on values round to infinity, those halfway between the largest number and the next that there would be included.
+const F16_OVERFLOW: f32 = 65_520.0;
+const BF16_OVERFLOW: f32 = f32::from_bits(0x7f7f_8000);
 
 /// One slide. Tiles may come in any order, and twice: nothing but their cell and their place in the sequence tells them apart.
 /// The order matters, as upstream: segments are runs of tokens.
@@ -118,21 +117,27 @@ impl SlideEncoderConfig {
     /// # Errors
     /// [`Error::FeatureNotFinite`] about the first that is not, perhaps in [`Error::InSlide`].
     pub(super) fn check_features(&self, slides: &[Slide<'_>]) -> Result<()> {
-        let stays_finite = |value: f32| match self.activations {
-            DType::F16 => value.abs() < F16_OVERFLOW,
-            DType::Bf16 => bf16::from_f32(value).is_finite(),
-            _ => value.is_finite(),
+        let overflow = match self.activations {
+            DType::F16 => F16_OVERFLOW,
+            DType::Bf16 => BF16_OVERFLOW,
+            _ => f32::INFINITY,
         };
+        // False for NaN, too.
+        let stays_finite = |value: &f32| value.abs() < overflow;
         for (index, slide) in slides.iter().enumerate() {
-            let lost = slide
-                .features
-                .iter()
-                .position(|value| !stays_finite(*value));
-            if let Some(position) = lost {
+            for (tile, row) in slide.features.chunks(self.feature_dim).enumerate() {
+                // Counted to the end, without a branch for each: compilers make that several at a time.
+                if row.iter().filter(|value| !stays_finite(value)).count() == 0 {
+                    continue;
+                }
+                let element = row
+                    .iter()
+                    .position(|value| !stays_finite(value))
+                    .unwrap_or(0);
                 let error = Error::FeatureNotFinite {
-                    tile: position / self.feature_dim,
-                    element: position % self.feature_dim,
-                    value: slide.features[position],
+                    tile,
+                    element,
+                    value: row[element],
                     activations: self.activations,
                 };
                 return Err(in_slide(slides.len(), index, error));
@@ -150,5 +155,21 @@ fn in_slide(slides: usize, slide: usize, error: Error) -> Error {
             slide,
             error: Box::new(error),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+
+    use super::{BF16_OVERFLOW, F16_OVERFLOW};
+
+    #[test]
+    fn values_below_the_overflow_stay_finite_and_no_others() {
+        let below = |value: f32| f32::from_bits(value.to_bits() - 1);
+        assert!(f16::from_f32(F16_OVERFLOW).is_infinite());
+        assert!(f16::from_f32(below(F16_OVERFLOW)).is_finite());
+        assert!(bf16::from_f32(BF16_OVERFLOW).is_infinite());
+        assert!(bf16::from_f32(below(BF16_OVERFLOW)).is_finite());
     }
 }

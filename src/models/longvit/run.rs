@@ -287,3 +287,31 @@ impl Recordings for LongVitRun<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::LongVitResult;
+
+    #[test]
+    fn a_result_that_is_not_finite_names_image_and_patch() {
+        let mut result = LongVitResult {
+            batch: 2,
+            tokens: 3,
+            features: vec![0.0; 2 * 2],
+            logits: Some(vec![0.0; 2 * 5]),
+            states: vec![(1, vec![0.0; 2 * 3 * 2])],
+        };
+        result.check_finite(2).expect("finite");
+        result.features[2] = f32::NAN;
+        let told = result.check_finite(2).expect_err("told").to_string();
+        assert!(
+            told.starts_with("1 of the 2 values of features of item 1 are not finite:"),
+            "{told}"
+        );
+        // Patches 1 and 2 of the second image.
+        result.states[0].1[4 * 2..].fill(f32::INFINITY);
+        let told = result.check_finite(2).expect_err("told").to_string();
+        let place = "patch 1 and 1 more tokens in the output of layer 0 (item 1 of the batch)";
+        assert!(told.contains(place), "{told}");
+    }
+}

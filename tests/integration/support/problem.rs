@@ -2,11 +2,11 @@
 
 use dilated_attention::kernel::forward::ForwardVariant;
 use dilated_attention::ops::convert;
-use dilated_attention::plan::UNCOVERED_LSE;
 use dilated_attention::reference::plain::{self, PlainOutput, rounded};
 use dilated_attention::reference::{self, ReferenceOutput};
 use dilated_attention::{
     AttentionShape, DType, DilatedAttention, DilatedAttentionConfig, Recorder, Tensor,
+    UNCOVERED_LSE, softmax_lse,
 };
 
 use super::kernel_contexts::TestContext;
@@ -104,11 +104,11 @@ impl Problem {
         assert_eq!(result.out.dtype(), self.dtype);
         let out = convert(&mut recorder, &result.out, DType::F32)?;
         let out = recorder.download::<f32>(&out)?;
-        let softmax_lse = recorder.download::<f32>(&result.softmax_lse)?;
+        let state = recorder.download::<f32>(&result.softmax_state)?;
         recorder.submit()?;
         Ok(PlainOutput {
             out: out.wait()?,
-            softmax_lse: softmax_lse.wait()?,
+            softmax_lse: softmax_lse(&state.wait()?),
         })
     }
 

@@ -357,7 +357,7 @@ fn paths_that_are_no_files_are_errors() {
     assert!(
         error
             .to_string()
-            .contains("empty is no valid safetensors file: it has 0 bytes")
+            .contains("empty is no valid safetensors file: it is empty")
     );
     std::fs::write(directory.file("small"), small_file()).expect("written");
     let file = WeightFile::open(directory.file("small")).expect("valid");
