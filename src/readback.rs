@@ -289,10 +289,12 @@ impl<T: Element> Download<T> {
             _ if stage.is_pending() => None,
             Stage::Ready => Some(self.read()),
             // A recording that a lost device refused is dropped, too.
-            Stage::Unsealed | Stage::Abandoned(_) if self.readback.watch.is_lost() => Some(Err(self
-                .readback
-                .watch
-                .lost_error("the device gave no reason"))),
+            Stage::Unsealed | Stage::Abandoned(_) if self.readback.watch.is_lost() => {
+                Some(Err(self
+                    .readback
+                    .watch
+                    .lost_error("the device gave no reason")))
+            }
             Stage::Unsealed => Some(Err(Error::DownloadAbandoned {
                 label: self.readback.lease.label(),
                 reason: "wgpu refused to run the encoder that it is in: see its error, then record it again",
