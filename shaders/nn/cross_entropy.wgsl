@@ -57,7 +57,8 @@ fn cross_entropy(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
         if (lane == select(0u, label % LANES, counts)) {
             var loss = 0.0;
             if (counts) {
-                loss = log(sum) + top - logits[first + label];
+                // The difference first: beside a large logit the logarithm would lose its digits.
+                loss = log(sum) + (top - logits[first + label]);
             }
             losses[params.losses_skip + row] = loss;
         }

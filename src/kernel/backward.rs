@@ -3,7 +3,8 @@
 //! **What makes the software adapters fast** (lavapipe on 2 cores of an AMD EPYC with AVX-512, 8 lanes, 2026-11-24; dense,
 //! 1 head of 64, N = 2048, by processor time; share of the adapter's own multiply-add ceiling of 160 GFLOP/s on Mesa 26.2.6
 //! and 86 on 25.0.7, operations counted as 2.5 times the forward's). The two passes do 3.5 times, so that 71 % is the most
-//! there is; in brackets what dq and what dk and dv reach of the ceiling by the operations that they do.
+//! there is; in brackets what dq and what dk and dv reach of the ceiling by the operations that they do. All tables here are of
+//! these passes alone: the sweep before them takes two products more, see docs/performance.md.
 //!
 //! | Mesa 26.2.6 | share |
 //! |---|---|
@@ -301,12 +302,11 @@ impl BackwardVariant {
     /// The kernel of a pass: of [`Pass::Means`] and those of [`passes`](Self::passes), no other.
     pub fn kernel(&self, pass: Pass) -> Option<Kernel> {
         let computed = pass == Pass::Means || self.passes().contains(&pass);
-        computed.then(|| {
-            Kernel::Backward(BackwardKernel {
-                variant: *self,
-                pass,
-            })
-        })
+        let kernel = BackwardKernel {
+            variant: *self,
+            pass,
+        };
+        computed.then_some(Kernel::Backward(kernel))
     }
 
     /// Workgroups that share the columns of a tile in a pass.

@@ -7,7 +7,6 @@ use crate::error::Result;
 use crate::models::plan::zeros;
 use crate::nn::Parameters;
 use crate::ops::TokenIds;
-use crate::tensor::DType;
 
 impl LongNet {
     /// Compiles the kernels of a forward over `shape` now, and those of its logits where the model has such; see
@@ -25,7 +24,7 @@ impl LongNet {
             let dims = [batch as usize, len as usize, self.width() as usize];
             let mut call = Call::new(shape.clone());
             if self.config.cross_attention.is_some() {
-                let memory = recorder.empty("memory", &dims, DType::F32)?;
+                let memory = recorder.empty("memory", &dims, self.config.activations)?;
                 call.memory = Some((memory, AttentionShape::cross(batch, len, len)?));
             }
             let output = if let Some(rows) = self.config.vocab_size {
@@ -35,7 +34,7 @@ impl LongNet {
                 let input = Input::Tokens(&tokens);
                 model.forward(&mut recorder, &weights, input, &call, false)?
             } else {
-                let x = recorder.empty("x", &dims, DType::F32)?;
+                let x = recorder.empty("x", &dims, self.config.activations)?;
                 let input = Input::Embeddings(&x);
                 model.forward(&mut recorder, &weights, input, &call, false)?
             };

@@ -20,20 +20,21 @@ fn a_device_of_the_least_limits_trains_and_each_smaller_one_is_refused() {
     let mut trainer = trainer(&context, config(), options());
     assert!(step(&mut trainer, &[batch(0, 1, 30)]).loss.is_finite());
 
-    let smaller: [(&str, &dyn Fn(&mut wgpu::Limits)); 5] = [
-        ("max_storage_buffers_per_shader_stage", &|limits| {
+    type Smaller = (&'static str, fn(&mut wgpu::Limits));
+    let smaller: [Smaller; 5] = [
+        ("max_storage_buffers_per_shader_stage", |limits| {
             limits.max_storage_buffers_per_shader_stage -= 1;
         }),
-        ("max_bindings_per_bind_group", &|limits| {
+        ("max_bindings_per_bind_group", |limits| {
             limits.max_bindings_per_bind_group -= 1;
         }),
-        ("max_uniform_buffer_binding_size", &|limits| {
+        ("max_uniform_buffer_binding_size", |limits| {
             limits.max_uniform_buffer_binding_size -= 1;
         }),
-        ("max_compute_workgroup_size_x", &|limits| {
+        ("max_compute_workgroup_size_x", |limits| {
             limits.max_compute_workgroup_size_x -= 1;
         }),
-        ("max_compute_invocations_per_workgroup", &|limits| {
+        ("max_compute_invocations_per_workgroup", |limits| {
             limits.max_compute_invocations_per_workgroup -= 1;
         }),
     ];

@@ -401,3 +401,19 @@ fn training_and_widths_that_do_not_fit_are_errors() -> Result<()> {
     wrong(dropout.write(&mut recorder, out.matrix()), "x of a dropout");
     Ok(())
 }
+
+/// Compiling ahead takes embeddings and memories of the model's own type.
+#[test]
+fn models_in_half_precision_can_be_warmed_up() -> Result<()> {
+    let planner = Context::planner(DeviceFacts::webgpu_defaults());
+    let shape = AttentionShape::new(1, 8)?;
+    for dtype in HALVES {
+        let attention = DilatedAttentionConfig::new(2, 8, &[4, 16], &[1, 2])?;
+        let mut encoder = LongNetConfig::encoder(attention, 1, 32);
+        encoder.activations = dtype;
+        for config in [encoder, decoder(dtype)] {
+            LongNet::new(&planner, config)?.warm_up(&planner, &shape)?;
+        }
+    }
+    Ok(())
+}

@@ -518,6 +518,39 @@ fn cross_entropies_and_their_gradients() {
     });
 }
 
+/// What all logits of a row have in common changes no loss, however large it is.
+#[test]
+fn losses_of_large_logits_keep_their_digits() {
+    on_all(|context| {
+        let (rows, classes) = (20, 30);
+        let logits: Vec<f32> = uniform(1, rows * classes)
+            .iter()
+            .map(|x| 1e4 + 3.0 * x)
+            .collect();
+        let labels: Vec<u32> = (0..rows as u32).map(|row| row % classes as u32).collect();
+        let [losses] = run(context, |recorder| {
+            let labels = Labels::upload(recorder, &labels, classes as u32)?;
+            let logits = recorder.upload("logits", &[rows, classes], &logits)?;
+            let losses = recorder.empty("losses", &[rows, 1], DType::F32)?;
+            cross_entropy(
+                recorder,
+                logits.matrix(),
+                (&labels, 0),
+                1.0,
+                losses.matrix(),
+            )?;
+            Ok([losses])
+        });
+        for ((loss, logits), label) in losses.iter().zip(logits.chunks(classes)).zip(&labels) {
+            let expected = layers::cross_entropy(&wide(logits), *label as usize);
+            assert!(
+                (f64::from(*loss) - expected).abs() < 5e-6,
+                "{loss}, not {expected}"
+            );
+        }
+    });
+}
+
 #[test]
 fn positions_turn_and_scale() {
     on_all(|context| {
