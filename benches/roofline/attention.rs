@@ -239,10 +239,10 @@ impl Timed for Prepared {
         }
     }
 
-    /// Forward: q, k, v, out, LSE. Backward: these, dout and the three gradients.
+    /// Forward: q, k, v, out, softmax state. Backward: q, k, v, softmax state, dout and the three gradients.
     fn floor_bytes(&self) -> u64 {
         let tensor = self.tensor_bytes();
-        let tensors = if self.results.is_some() { 8 } else { 4 };
+        let tensors = if self.results.is_some() { 7 } else { 4 };
         tensors * tensor + self.state_bytes()
     }
 }

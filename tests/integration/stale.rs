@@ -213,7 +213,6 @@ fn decoding_does_not_go_on_from_a_step_that_was_dropped() {
         (label, reader, by),
         ("cached tokens", "next", Some("dropped"))
     );
-    drop(decode);
     cache.truncate(5);
     let mut recorder = context.recorder("again");
     let one = ids(&mut recorder, 1);
