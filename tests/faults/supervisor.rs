@@ -290,7 +290,7 @@ fn print_line(kind: &str, error: &str, line: &Line) {
         line.success,
         of(&["lost"]),
         of(&["memory"]),
-        of(&["refused", "no device", "other"]),
+        of(&["refused", "no_device", "other"]),
         line.caught,
         line.panics,
         line.hangs,

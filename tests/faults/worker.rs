@@ -184,7 +184,7 @@ fn case(
 fn kind_of(error: &Error) -> &'static str {
     match error {
         Error::OutOfMemory { .. } | Error::SubmissionOutOfMemory { .. } => "memory",
-        Error::NoAdapter { .. } | Error::NoDevice { .. } => "no device",
+        Error::NoAdapter { .. } | Error::NoDevice { .. } => "no_device",
         Error::Validation { .. } => "refused",
         _ => "other",
     }
