@@ -50,6 +50,7 @@ struct Work {
     stage: Stage,
     downloads: Vec<(Download<f32>, Vec<f32>)>,
 }
+
 #[expect(clippy::large_enum_variant, reason = "few exist at a time")]
 enum Stage {
     Recording(Recorder),
