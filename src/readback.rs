@@ -234,8 +234,8 @@ impl<T: Element> Download<T> {
         }
     }
 
-    /// Blocks until the elements are here, and until all else that was submitted to the device is done. May be called
-    /// again; each call copies the elements anew. In browsers, which cannot block, use `.await`.
+    /// Blocks until the elements are here. May be called again; each call copies the elements anew. In browsers, which cannot
+    /// block, use `.await`.
     ///
     /// # Errors
     /// [`Error::NotSubmitted`] while the recording (or the embedder's encoder) was not submitted: submit it and wait
@@ -246,7 +246,8 @@ impl<T: Element> Download<T> {
             if let Some(result) = self.result() {
                 return result;
             }
-            if let Err(lost) = self.readback.watch.wait() {
+            let is_here = |is_idle| is_idle || self.is_ready();
+            if let Err(lost) = self.readback.watch.wait_until(is_here) {
                 return self.result().unwrap_or(Err(lost));
             }
             // Another thread's poll may be the one that is about to call back.

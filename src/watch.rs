@@ -24,10 +24,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
+use web_time::Instant;
+
 use crate::error::{Error, Result};
 
-/// How long one blocking poll takes at most, so that a loss that another thread was told of ends every wait soon.
-const LONGEST_POLL: Duration = Duration::from_millis(200);
+/// How long a wait goes on without sleeping: as long as a short submission takes.
+const BUSY_WAIT: Duration = Duration::from_micros(100);
+
+/// The longest time between two looks at a device that is waited for.
+const LONGEST_PAUSE: Duration = Duration::from_millis(1);
+
+/// How long a queue's device may be busy before the queue is believed to be the device's.
+const QUEUE_TRIAL: Duration = Duration::from_secs(1);
+
+/// How long a callback may take that another thread's poll has found to be due.
+const CALLBACK_GRACE: Duration = Duration::from_millis(20);
 
 /// What became of something that wgpu was asked to call back for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,39 +198,53 @@ impl DeviceWatch {
         self.poll_as(wgpu::PollType::Poll).map(drop)
     }
 
-    /// Blocks until all work that was submitted is done (not in browsers).
+    /// Blocks until `is_done`, which is told whether the device was seen to be idle, or the device is lost (in browsers it polls
+    /// once).
+    ///
+    /// Looks again and again, because wgpu's own waits do not suit: one without a timeout is not ended by a loss that another
+    /// thread was told of, and one with a timeout panics where another thread's poll finds the work done between the timeout and
+    /// the end of the call. Pauses are a sixteenth of the time waited so far, so that a wait is late by at most that.
     ///
     /// # Errors
     /// [`Error::DeviceLost`].
-    pub fn wait(&self) -> Result<()> {
-        self.wait_until(None)
-    }
-
-    /// Blocks until a submission is done (not in browsers).
-    ///
-    /// # Errors
-    /// [`Error::DeviceLost`].
-    pub fn wait_for(&self, submission: &wgpu::SubmissionIndex) -> Result<()> {
-        self.wait_until(Some(submission))
-    }
-
-    fn wait_until(&self, submission: Option<&wgpu::SubmissionIndex>) -> Result<()> {
+    pub fn wait_until(&self, mut is_done: impl FnMut(bool) -> bool) -> Result<()> {
+        let begun = Instant::now();
         loop {
-            let polled = self.poll_as(wgpu::PollType::Wait {
-                submission_index: submission.cloned(),
-                timeout: Some(LONGEST_POLL),
-            })?;
-            match polled {
-                Ok(_) => return Ok(()),
-                Err(wgpu::PollError::Timeout) => {}
-                // The driver did not take the submission, and wgpu did not say so.
-                Err(error) => {
-                    self.lose(&error.to_string());
-                    self.tell();
-                    return self.check();
-                }
+            let status = self.poll_as(wgpu::PollType::Poll)?;
+            let is_idle = status.is_ok_and(|status| status.is_queue_empty());
+            if is_done(is_idle) || cfg!(target_arch = "wasm32") {
+                return Ok(());
+            }
+            let waited = begun.elapsed();
+            match waited < BUSY_WAIT {
+                true => std::thread::yield_now(),
+                false => std::thread::sleep((waited / 16).min(LONGEST_PAUSE)),
             }
         }
+    }
+
+    /// Blocks until all work that was submitted before is done, in the driver (not in browsers).
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`].
+    pub fn wait_in_driver(&self) -> Result<()> {
+        self.poll_as(wgpu::PollType::wait_indefinitely()).map(drop)
+    }
+
+    /// Whether the driver has taken a submission, which is done by now.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`] when it has not: wgpu does not say so when it submits.
+    pub fn check_taken(&self, submission: &wgpu::SubmissionIndex) -> Result<()> {
+        let polled = self.poll_as(wgpu::PollType::Wait {
+            submission_index: Some(submission.clone()),
+            timeout: None,
+        })?;
+        if let Err(error) = polled {
+            self.lose(&error.to_string());
+            self.tell();
+        }
+        self.check()
     }
 
     /// Whether `queue` is the device's. wgpu compares neither; but once a device is idle, what its queue was asked to call back
@@ -235,28 +260,26 @@ impl DeviceWatch {
         let called = Arc::new(AtomicBool::new(false));
         let calls = called.clone();
         self.guard(|| queue.on_submitted_work_done(move || calls.store(true, Ordering::Release)))?;
-        let is_called = || called.load(Ordering::Acquire);
-        for _ in 0..5 {
-            let idle = self.poll_as(wgpu::PollType::Wait {
-                submission_index: None,
-                timeout: Some(LONGEST_POLL),
-            })?;
-            if idle.is_ok() {
-                // Another thread's poll may be about to call.
-                for _ in 0..20 {
-                    if is_called() {
-                        return Ok(());
-                    }
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                return Err(Error::InvalidConfig {
-                    what: "the queue",
-                    given: "one of another device".to_owned(),
-                    need: "the device's own: request_device returns both",
-                });
+        let begun = Instant::now();
+        let mut idle_since = None;
+        self.wait_until(|is_idle| {
+            if is_idle {
+                idle_since.get_or_insert_with(Instant::now);
             }
+            // Another thread's poll may be about to call.
+            let idle_for = idle_since.map_or(Duration::ZERO, |since| since.elapsed());
+            called.load(Ordering::Acquire)
+                || idle_for > CALLBACK_GRACE
+                || begun.elapsed() > QUEUE_TRIAL
+        })?;
+        if called.load(Ordering::Acquire) || idle_since.is_none() {
+            return Ok(());
         }
-        Ok(())
+        Err(Error::InvalidConfig {
+            what: "the queue",
+            given: "one of another device".to_owned(),
+            need: "the device's own: request_device returns both",
+        })
     }
 
     /// The one place of the crate that polls.

@@ -409,12 +409,21 @@ impl Context {
         let _ = self.inner.watch.poll();
     }
 
-    /// Blocks until all submitted work is done (not in browsers).
+    /// Blocks until all work that was submitted before is done (not in browsers).
     ///
     /// # Errors
     /// [`Error::DeviceLost`] when the device is known to be lost.
     pub fn wait(&self) -> Result<()> {
-        self.inner.watch.wait()
+        let watch = &self.inner.watch;
+        let is_done = Arc::new(AtomicBool::new(false));
+        let done = is_done.clone();
+        let ticket = watch.expect(move |_| done.store(true, Ordering::Release));
+        watch.guard(|| {
+            self.inner
+                .queue
+                .on_submitted_work_done(move || ticket.done());
+        })?;
+        watch.wait_until(|_| is_done.load(Ordering::Acquire))
     }
 
     /// Whether recordings are counted, not run.

@@ -63,7 +63,7 @@ impl BufferSource for DeviceSource {
     fn poll(&self, wait: bool) {
         // Of a loss the next creation tells.
         let _ = match wait {
-            true => self.watch.wait(),
+            true => self.watch.wait_in_driver(),
             false => self.watch.poll(),
         };
     }

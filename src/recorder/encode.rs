@@ -1,8 +1,9 @@
 //! Turns the list of commands into those of an encoder.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{Command, Held, Recorder, StagingChunk};
+use super::{Command, Held, Recorder, StagingChunk, Submission};
 use crate::contents::{Fate, Tracker};
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -36,7 +37,7 @@ pub(super) fn submit(
     context: &Context,
     label: &'static str,
     record: impl FnOnce(&mut wgpu::CommandEncoder) -> Result<()>,
-) -> Result<wgpu::SubmissionIndex> {
+) -> Result<Submission> {
     let (device, watch) = (context.device(), context.watch());
     let submitted = scope::catch(watch, || {
         let mut encoder =
@@ -49,13 +50,18 @@ pub(super) fn submit(
     watch.submitted();
     let pool = context.pool().clone();
     let number = pool.submitted();
-    let ticket = watch.expect(move |_| pool.completed(number));
+    let is_done = Arc::new(AtomicBool::new(false));
+    let done = is_done.clone();
+    let ticket = watch.expect(move |_| {
+        pool.completed(number);
+        done.store(true, Ordering::Release);
+    });
     watch.guard(|| {
         context
             .queue()
             .on_submitted_work_done(move || ticket.done())
     })?;
-    Ok(index)
+    Ok(Submission::new(watch.clone(), index, is_done))
 }
 
 /// The error for what a device reported of a recording.

@@ -554,14 +554,15 @@ impl Recorder {
         self.tracker.check()?;
         if self.context.plans_only() {
             self.stage_params()?;
-            return Ok(Submission::new(watch, self.context.queue().submit([])));
+            let index = self.context.queue().submit([]);
+            return Ok(Submission::new(watch, index, Arc::new(true.into())));
         }
         let (context, label) = (self.context.clone(), self.label);
-        let index = encode::submit(&context, label, |encoder| self.record_into(encoder))?;
+        let submission = encode::submit(&context, label, |encoder| self.record_into(encoder))?;
         for (readback, _) in &self.readbacks {
             readback.submitted();
         }
-        Ok(Submission::new(watch, index))
+        Ok(submission)
     }
 
     /// Submits the work little by little, each slice in so little time that others may use the queue, too; see

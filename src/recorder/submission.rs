@@ -1,6 +1,7 @@
 //! Work that was submitted.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::Result;
 use crate::watch::DeviceWatch;
@@ -10,11 +11,21 @@ use crate::watch::DeviceWatch;
 pub struct Submission {
     watch: Arc<DeviceWatch>,
     index: wgpu::SubmissionIndex,
+    is_done: Arc<AtomicBool>,
 }
 
 impl Submission {
-    pub(super) fn new(watch: Arc<DeviceWatch>, index: wgpu::SubmissionIndex) -> Self {
-        Self { watch, index }
+    /// `is_done` is set when wgpu calls back for the submission.
+    pub(super) fn new(
+        watch: Arc<DeviceWatch>,
+        index: wgpu::SubmissionIndex,
+        is_done: Arc<AtomicBool>,
+    ) -> Self {
+        Self {
+            watch,
+            index,
+            is_done,
+        }
     }
 
     /// Blocks until the work is done (not in browsers).
@@ -22,6 +33,8 @@ impl Submission {
     /// # Errors
     /// [`Error::DeviceLost`](crate::Error::DeviceLost) when the device is known to be lost, also if the work was done before.
     pub fn wait(&self) -> Result<()> {
-        self.watch.wait_for(&self.index)
+        self.watch
+            .wait_until(|_| self.is_done.load(Ordering::Acquire))?;
+        self.watch.check_taken(&self.index)
     }
 }

@@ -95,9 +95,9 @@ fn recomputing_layers_keeps_one_tensor_a_layer() {
         (activations..activations + parameters).contains(&layers),
         "{layers}"
     );
-    // Inputs of two blocks, q, k, v, mixed heads and their log-sum-exp.
+    // Inputs of two blocks, q, k, v, mixed heads and their softmax state.
     let insides = of_a_layer(Recompute::Insides);
-    let kept = 6 * activations + activations / 32;
+    let kept = 6 * activations + activations / 16;
     assert!(
         (kept..kept + parameters).contains(&insides),
         "{insides} {kept}"
