@@ -29,7 +29,9 @@ const MAX_GRID_CELLS: u32 = 1 << 16;
 pub struct SlideEncoderConfig {
     /// Elements of a tile's features.
     pub feature_dim: usize,
-    /// Heads, branches and semantics.
+    /// Heads, branches and semantics. Other branches of the same semantics come by
+    /// [`with_branches`](DilatedAttentionConfig::with_branches); a configuration made anew needs
+    /// [`torchscale`](DilatedAttentionConfig::torchscale) for the published weights.
     pub attention: DilatedAttentionConfig,
     /// Number of layers.
     pub num_layers: usize,
