@@ -80,7 +80,7 @@ fn run(mut arguments: Arguments) -> Result<(), Box<dyn Error>> {
         }
         queue.submit([encoder.finish()]);
         // Once a frame, as renderers do; never blocks.
-        context.poll();
+        context.poll()?;
         if let Some(out) = download.as_ref().filter(|out| out.is_ready()) {
             let out = out.wait()?;
             program::expect_finite("attention", &out)?;
@@ -119,7 +119,7 @@ fn run(mut arguments: Arguments) -> Result<(), Box<dyn Error>> {
             queue.submit([encoder.finish()]);
             // Where a renderer waits for its frame to be shown.
             while !drawn.load(Ordering::Relaxed) {
-                context.poll();
+                context.poll()?;
                 std::thread::sleep(Duration::from_micros(200));
             }
             frame_times.push(begin.elapsed());

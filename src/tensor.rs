@@ -74,7 +74,7 @@ impl Element for u32 {
 ///
 /// A tensor knows whether what writes it was submitted. A recording that reads one which was never written, or whose writer is
 /// not submitted yet, was dropped or was cancelled on the way, is refused when it is submitted:
-/// [`Error::NotWritten`](crate::Error::NotWritten).
+/// [`Error::NotWritten`].
 #[derive(Clone, Debug)]
 pub struct Tensor {
     shape: Box<[usize]>,

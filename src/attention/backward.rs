@@ -92,7 +92,7 @@ impl DilatedAttention {
     /// Records the gradients of `q`, `k` and `v`, given the softmax state that [`forward`](Self::forward) made of them and `dout`,
     /// the gradient of its output, (B, N, H, D) and, like the others, of the inputs' type; sums over branches are rounded to it each
     /// time a branch joins. How the weights that mix the branches are treated is the configuration's
-    /// [`MixGradient`]. Rows that no branch covers, and tokens behind an item's length, have gradients of 0.
+    /// [`MixGradient`](crate::MixGradient). Rows that no branch covers, and tokens behind an item's length, have gradients of 0.
     ///
     /// The result has the same bits on every run on one device.
     ///

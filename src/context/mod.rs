@@ -404,9 +404,11 @@ impl Context {
 
     /// Lets finished work call back, without blocking: applications that await downloads or embed this library call it
     /// once a frame (submitting does the same).
-    pub fn poll(&self) {
-        // A lost device is reported to whoever waits for its results.
-        let _ = self.inner.watch.poll();
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`] when the device is known to be lost: what waits for work of the application's own on it waits in vain.
+    pub fn poll(&self) -> Result<()> {
+        self.inner.watch.poll()
     }
 
     /// Blocks until all work that was submitted before is done (not in browsers).

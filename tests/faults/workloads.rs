@@ -75,7 +75,7 @@ fn other_thread(context: &Context) -> Result<Vec<f32>> {
     recorder.submit()?;
     let waiting = thread::spawn(move || download.wait());
     while !waiting.is_finished() {
-        context.poll();
+        let _ = context.poll();
         thread::yield_now();
     }
     waiting.join().expect("no panic leaves a public function")
@@ -116,7 +116,7 @@ fn frames(context: &Context) -> Result<Vec<f32>> {
         thread::sleep(Duration::from_micros(200));
     }
     while !download.is_ready() {
-        context.poll();
+        let _ = context.poll();
         thread::sleep(Duration::from_micros(200));
     }
     download.wait()

@@ -188,7 +188,7 @@ fn changed(checkpoint: &Checkpoint, changes: &[Change]) -> Vec<u8> {
 /// That the context's pool has everything back; what a device was working on, after a moment.
 fn nothing_is_leased(context: &Context) {
     for _ in 0..100 {
-        context.poll();
+        let _ = context.poll();
         let stats = context.pool().stats();
         if (stats.leases.current, stats.pending.current) == (0, 0) {
             return;

@@ -127,7 +127,7 @@ fn a_run_asks_for_what_its_plan_says() {
         while let Some(recorder) = run.next_recording().unwrap() {
             dispatches += recorder.num_dispatches();
             recorder.submit().unwrap().wait().unwrap();
-            context.poll();
+            context.poll().expect("polls");
         }
         assert_eq!(run.num_recorded(), 4);
         pollster::block_on(run.finish()).unwrap();

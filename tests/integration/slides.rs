@@ -259,7 +259,7 @@ fn a_run_asks_for_what_its_plan_says_and_gives_all_back() {
             while let Some(recorder) = run.next_recording().unwrap() {
                 dispatches += recorder.num_dispatches();
                 recorder.submit().unwrap().wait().unwrap();
-                context.poll();
+                context.poll().expect("polls");
             }
             pollster::block_on(run.finish()).unwrap();
             context.wait().expect("waits");
@@ -385,7 +385,7 @@ fn a_run_that_is_dropped_gives_everything_back() {
         }
         drop(run);
         context.wait().expect("waits");
-        context.poll();
+        context.poll().expect("polls");
         assert_eq!(
             context.pool().stats().requested_bytes.current,
             before,
@@ -566,7 +566,7 @@ fn a_run_goes_on_after_memory_ran_out() {
     let mut room = 0;
     while run.num_recorded() < run.num_recordings() {
         context.wait().expect("waits");
-        context.poll();
+        context.poll().expect("polls");
         context.pool().force_trim();
         let held = context.pool().stats().held_bytes.current;
         context.pool().set_budget_bytes(Some(held + room));

@@ -201,7 +201,7 @@ impl SlideEncoder {
     /// As [`encode`](Self::encode), at once and blocking (not in browsers).
     ///
     /// # Errors
-    /// As [`SlideRun::new`], [`SlideRun::next_recording`], [`SlideRun::finish`] and [`Recorder::submit`].
+    /// As [`SlideRun::new`], [`SlideRun::next_recording`], [`SlideRun::finish`] and [`Recorder::submit`](crate::Recorder::submit).
     #[cfg(not(target_arch = "wasm32"))]
     pub fn encode_blocking(
         &self,

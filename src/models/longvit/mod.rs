@@ -286,8 +286,8 @@ impl LongVit {
     }
 
     /// The weights of a checkpoint, f32, f16 or bf16, strictly: a missing, unknown or misshapen tensor is an error that names
-    /// it. `weights` is a [`WeightFile`], or, where the file's names begin otherwise or it holds more, a
-    /// [part](WeightFile::part) of one, perhaps [renamed](crate::WeightSource::rename).
+    /// it. `weights` is a [`WeightFile`](crate::WeightFile), or, where the file's names begin otherwise or it holds more, a
+    /// [part](crate::WeightFile::part) of one, perhaps [renamed](crate::WeightSource::rename).
     ///
     /// # Errors
     /// As [`WeightSource::load`](crate::WeightSource::load).

@@ -30,7 +30,7 @@ fn until(context: &Context, done: impl Fn(&PoolStats) -> bool) -> u64 {
     // A lost device has given everything back.
     let _ = context.wait();
     for _ in 0..100 {
-        context.poll();
+        let _ = context.poll();
         if done(&context.pool().stats()) {
             break;
         }
