@@ -87,8 +87,13 @@ impl Settings {
         };
         let mut config = match &source {
             Source::Files { weights, .. } => {
-                let file = WeightFile::open(weights)?;
-                SlideEncoderConfig::from_weights(&SlideEncoder::weights_in(&file)?, heads)?
+                match WeightFile::open(weights) {
+                    Ok(file) => {
+                        SlideEncoderConfig::from_weights(&SlideEncoder::weights_in(&file)?, heads)?
+                    }
+                    // The thread that loads it meets the same error, and says it in the window.
+                    Err(_) => SlideEncoderConfig::base(),
+                }
             }
             Source::Drawn(_) => {
                 drawn_config.num_layers = layers.unwrap_or(drawn_config.num_layers);
