@@ -101,6 +101,10 @@ pub fn run(arguments: &[String]) -> ExitCode {
     }
 }
 
+/// Cases that one process runs. wgpu keeps a lost device, with its driver's threads, as long as the process lives (docs/faults.md):
+/// after some 600 of them there is no memory left.
+const CASES_OF_A_WORKER: u32 = 50;
+
 /// Runs all cases. Whether none failed.
 fn sweep(selection: &Selection, folder: &Path) -> std::io::Result<bool> {
     std::fs::create_dir_all(folder)?;
@@ -185,13 +189,16 @@ fn work(
     verbose: bool,
 ) -> std::io::Result<()> {
     let mut worker = Worker::start(folder, number)?;
-    loop {
+    for count in 1.. {
         let next = cases.lock().expect("no panic holds it").pop_front();
         let Some((workload, fault)) = next else {
-            return Ok(());
+            break;
         };
+        if count % CASES_OF_A_WORKER == 0 {
+            worker = Worker::start(folder, number)?;
+        }
+        worker.learn(workload, patience[workload])?;
         let mut answer = worker.ask((workload, fault), patience[workload])?;
-        // A worker that has just begun does not know the right result: its cases without a fault come first.
         if matches!(&*answer.result, "hang" | "died" | "panic" | "broken") {
             worker = Worker::start(folder, number)?;
             if answer.result == "died" {
@@ -248,6 +255,7 @@ fn work(
             );
         }
     }
+    Ok(())
 }
 
 fn print_table(lines: &BTreeMap<(usize, usize), Line>) -> bool {
@@ -339,6 +347,8 @@ impl Answer {
 
 struct Worker {
     child: Child,
+    /// Workloads whose right result it knows.
+    known: Vec<usize>,
     cases: ChildStdin,
     answers: mpsc::Receiver<String>,
 }
@@ -366,9 +376,24 @@ impl Worker {
         });
         Ok(Self {
             child,
+            known: Vec::new(),
             cases,
             answers: receive,
         })
+    }
+
+    /// Has it run a workload without a fault, so that it knows the right result.
+    fn learn(&mut self, workload: usize, patience: Duration) -> std::io::Result<()> {
+        if self.known.contains(&workload) {
+            return Ok(());
+        }
+        let answer = self.ask((workload, Fault::default()), patience)?;
+        if answer.result != "success" {
+            let text = format!("{} without a fault: {}", ALL[workload].0, answer.text);
+            return Err(std::io::Error::other(text));
+        }
+        self.known.push(workload);
+        Ok(())
     }
 
     fn ask(&mut self, (workload, fault): Case, patience: Duration) -> std::io::Result<Answer> {
