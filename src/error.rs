@@ -1,8 +1,8 @@
 //! The one error type. Variants carry the value given, the limit it met and the next step, where there are such.
 
+use crate::device::DType;
 use crate::models::NonFiniteResult;
 use crate::pool::PoolReport;
-use crate::tensor::DType;
 use crate::weights::{StoredType, WeightsMismatch};
 
 /// What went wrong; see the variants. No tensor that was there before a failed call is lost or changed by it.

@@ -37,6 +37,7 @@
 
 // 1: what to compute, and how
 pub mod config;
+pub mod device;
 pub mod plan;
 
 // 2: where it runs, and in which memory
@@ -45,7 +46,7 @@ pub mod pool;
 pub mod tensor;
 
 // 3: shaders, recorded commands, results
-pub mod kernel;
+pub mod kernels;
 pub mod readback;
 pub mod recorder;
 pub mod tuning;
@@ -76,12 +77,13 @@ pub use config::{
     OutputRows, Padding,
 };
 pub use context::{AdapterChoice, Context, ContextOptions, WarmUp};
+pub use device::{DType, DeviceFacts, Element};
 pub use error::{Error, Result};
-pub use plan::{BackwardPlan, DeviceFacts, ForwardPlan};
+pub use plan::{BackwardPlan, ForwardPlan};
 pub use pool::{Lease, PersistentBuffer, Pool, PoolOptions, PoolReport, PoolStats};
 pub use readback::Download;
 pub use recorder::{Recorder, Submission};
-pub use tensor::{DType, Element, Tensor};
+pub use tensor::Tensor;
 pub use tuning::{CacheFolder, KernelOptions};
 pub use weights::{WeightFile, WeightSource, WeightWriter};
 

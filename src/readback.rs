@@ -18,12 +18,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
+use crate::device::Element;
 use crate::error::{Error, Result};
 use crate::nn::Random;
 use crate::poller::Poller;
 use crate::pool::Lease;
 use crate::scope;
-use crate::tensor::Element;
 use crate::watch::{DeviceWatch, Outcome};
 
 /// How long a callback may take that another thread's poll has found to be due.

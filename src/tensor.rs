@@ -4,70 +4,12 @@
 //! [together](crate::Recorder::empty_together), a part of one. A plan binds [windows](crate::plan::TokenWindow) of it, byte
 //! ranges that one binding may cover, so that a tensor may be larger than a binding.
 
-use std::fmt;
 use std::sync::Arc;
 
 use crate::contents::Contents;
+use crate::device::{ByteRange, DType, Element};
 use crate::error::{Error, Result};
-use crate::plan::ByteRange;
 use crate::pool::Lease;
-
-/// Type of the elements of a tensor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum DType {
-    /// IEEE 754 binary32.
-    F32,
-    /// IEEE 754 binary16.
-    F16,
-    /// The upper half of an f32.
-    Bf16,
-    /// Unsigned 32-bit integers.
-    U32,
-}
-
-impl DType {
-    /// Bytes of one element.
-    pub const fn bytes(self) -> u64 {
-        match self {
-            Self::F32 | Self::U32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-        }
-    }
-}
-
-impl fmt::Display for DType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-            Self::U32 => "u32",
-        })
-    }
-}
-
-/// Host types that are the elements of a tensor.
-pub trait Element: bytemuck::Pod + Send + Sync {
-    /// The element type on the device.
-    const DTYPE: DType;
-}
-
-impl Element for f32 {
-    const DTYPE: DType = DType::F32;
-}
-
-impl Element for half::f16 {
-    const DTYPE: DType = DType::F16;
-}
-
-impl Element for half::bf16 {
-    const DTYPE: DType = DType::Bf16;
-}
-
-impl Element for u32 {
-    const DTYPE: DType = DType::U32;
-}
 
 /// An array on the device, row-major. Clones share the storage, which goes back to the pool with the last of them (and
 /// not before every recording that uses it was submitted).

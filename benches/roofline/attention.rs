@@ -1,7 +1,8 @@
 //! Attention, forward and backward.
 
-use dilated_attention::kernel::Storage;
-use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
+use dilated_attention::device::{KernelTier, Storage};
+use dilated_attention::kernels::Kernel;
+use dilated_attention::kernels::attention_forward::ForwardVariant;
 use dilated_attention::ops::convert;
 use dilated_attention::reference::plain;
 use dilated_attention::{
@@ -44,16 +45,16 @@ impl Prepared {
     pub fn new(
         context: &Context,
         case: &Case,
-        kernel: Option<ForwardShape>,
+        kernel: Option<KernelTier>,
         direction: Direction,
         dtype: DType,
     ) -> Result<Self> {
         let config = case.config()?;
         let attention = match kernel {
             None => DilatedAttention::new(context, config)?,
-            Some(shape) => {
-                let variant =
-                    ForwardVariant::with_shape(shape, case.head_dim, Storage::F32, context.facts());
+            Some(tier) => {
+                let facts = context.facts();
+                let variant = ForwardVariant::of_tier(tier, &config, Storage::F32, facts)?;
                 DilatedAttention::with_variant(context, config, variant)?
             }
         };
@@ -81,7 +82,7 @@ impl Prepared {
         };
         recorder.submit()?.wait()?;
         let kernel = match direction {
-            Direction::Forward => attention.variant(dtype)?.shape.name(),
+            Direction::Forward => Kernel::from(attention.variant(dtype)?).name(),
             Direction::Backward => {
                 // The last pass.
                 let variant = attention.backward_variant(dtype)?;

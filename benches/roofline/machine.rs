@@ -1,7 +1,6 @@
 //! The adapter with one device for everything: the library's contexts, ceilings, timestamps.
 
-use dilated_attention::kernel::KernelTier;
-use dilated_attention::plan::Processor;
+use dilated_attention::device::{KernelTier, Processor};
 use dilated_attention::tuning::KernelOptions;
 use dilated_attention::{Context, Result, wgpu};
 

@@ -3,7 +3,7 @@
 //! ```text
 //! cargo bench --bench roofline [-- OPTIONS]
 //!   --only GROUP     one of forward, backward, matmul, norm, layer, growth, start
-//!   --kernel NAME    tile, uniform or broadcast, for the forward
+//!   --kernel NAME    tile, rows or broadcast, for the forward
 //!   --storage TYPE   f32, f16 or bf16, of attention and products; all unless told
 //!   --json PATH      writes every row as an object, one a line
 //!   --repetitions N  10 unless told
@@ -50,7 +50,7 @@ use std::rc::Rc;
 use attention::{Direction, Prepared};
 use cases::{Case, ProductCase};
 use ceilings::Ceiling;
-use dilated_attention::kernel::KernelTier;
+use dilated_attention::device::KernelTier;
 use dilated_attention::{Context, DType, Result as LibraryResult, wgpu};
 use encoder::EncoderLayer;
 use layers::{Norm, Product};

@@ -1,7 +1,7 @@
 //! Arguments of the command.
 
 use dilated_attention::DType;
-use dilated_attention::kernel::forward::ForwardShape;
+use dilated_attention::device::KernelTier;
 
 use crate::start;
 
@@ -21,7 +21,7 @@ pub enum Command {
 /// What to measure.
 pub struct Options {
     pub quick: bool,
-    pub kernel: Option<ForwardShape>,
+    pub kernel: Option<KernelTier>,
     pub json: Option<String>,
     /// What tensors are stored as, of attention and products.
     pub storages: Vec<DType>,
@@ -81,10 +81,9 @@ impl Command {
                     options.only = Some(found.ok_or(format!("no group {name}"))?);
                 }
                 "--kernel" => {
-                    let name = format!("forward_{}", value()?);
-                    let mut shapes = ForwardShape::ALL.into_iter();
-                    let found = shapes.find(|shape| shape.name() == name);
-                    options.kernel = Some(found.ok_or(format!("no kernel {name}"))?);
+                    let name = value()?;
+                    let found = KernelTier::named(&name);
+                    options.kernel = Some(found.ok_or(format!("no tier {name}"))?);
                 }
                 "--join" => return Ok(Self::Join(arguments.collect())),
                 start::CHILD => return Ok(Self::FirstCall),

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Write};
 
 use dilated_attention::DType;
-use dilated_attention::kernel::KernelTier;
+use dilated_attention::device::KernelTier;
 use serde_json::{Map, Value, json};
 
 use crate::ceilings::Ceiling;

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use dilated_attention::kernel::Kernel;
+use dilated_attention::kernels::Kernel;
 use dilated_attention::ops::convert;
 use dilated_attention::{
     Context, DType, DilatedAttention, DilatedAttentionConfig, Download, Recorder, Result, Tensor,

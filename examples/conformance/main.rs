@@ -29,7 +29,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use checks::{Line, Summary, check_file, failed_file};
-use dilated_attention::kernel::KernelTier;
+use dilated_attention::device::KernelTier;
 use dilated_attention::{Context, DType, KernelOptions};
 use program::{Arguments, say};
 

@@ -1,7 +1,10 @@
 // Gradients of the keys and values of one branch, with cooperative matrices: subgroups own keys and walk over the rows that see
-// them; shared/backward_coop.wgsl says how.
+// them; backward_coop.wgsl says how.
 //
 //   s = k q^T    dp = v dout^T    dv += p dout    ds = p (dp - mean)    dk += scale ds q
+
+#include "backward_coop.wgsl"
+#set column_blocks = (head_dim + size - 1) // size
 
 @group(0) @binding(5) var<storage, read> terms: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> dk: array<Stored4>;
@@ -72,12 +75,16 @@ fn store(own: u32, column: u32, of_key: vec4<f32>, of_value: vec4<f32>) {
 fn backward_dkdv_coop(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     tile = locate_key_tile(workgroup, SUBGROUPS * ROWS);
     begin_subgroup(index);
-    load_own_each();
+#for i in range(column_blocks)
+    load_own(${i}u);
+#endfor
     for (staged_begin = tile.row_begin; staged_begin < tile.row_end; staged_begin += STAGED) {
         for (var place = index; place < STAGED; place += THREADS) {
             staged_terms[place] = row_terms(tile, staged_begin + place);
         }
         walk(index, staged_begin < tile.row_full || staged_begin + STAGED > tile.row_end);
     }
-    write_sums_each();
+#for i in range(column_blocks)
+    write_sums(${i}u);
+#endfor
 }

@@ -2,6 +2,9 @@
 //
 //   s = k q^T    dp = v dout^T    dv += p dout    ds = p (dp - mean)    dk += scale ds q
 
+#include "backward_tile.wgsl"
+#set chunks = (head_dim + 31) // 32
+
 @group(0) @binding(5) var<storage, read> terms: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> dk: array<Stored4>;
 @group(0) @binding(7) var<storage, read_write> dv: array<Stored4>;
@@ -34,22 +37,12 @@ fn backward_dkdv_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(loca
     let tile = locate_key_tile(workgroup, SIDE);
     let thread = Thread(index / 8u, index % 8u);
     let keys = vectors_of(tile.key_begin + thread.group);
-    var dk_0: mat4x4<f32>;
-    var dk_1: mat4x4<f32>;
-    var dk_2: mat4x4<f32>;
-    var dk_3: mat4x4<f32>;
-    var dk_4: mat4x4<f32>;
-    var dk_5: mat4x4<f32>;
-    var dk_6: mat4x4<f32>;
-    var dk_7: mat4x4<f32>;
-    var dv_0: mat4x4<f32>;
-    var dv_1: mat4x4<f32>;
-    var dv_2: mat4x4<f32>;
-    var dv_3: mat4x4<f32>;
-    var dv_4: mat4x4<f32>;
-    var dv_5: mat4x4<f32>;
-    var dv_6: mat4x4<f32>;
-    var dv_7: mat4x4<f32>;
+#for chunk in range(chunks)
+    var dk_${chunk}: mat4x4<f32>;
+#endfor
+#for chunk in range(chunks)
+    var dv_${chunk}: mat4x4<f32>;
+#endfor
     for (var row_tile = tile.row_begin; row_tile < tile.row_end; row_tile += SIDE) {
         let s = products(tile, thread, KEY, tile.key_begin, QUERY, row_tile);
         let dp = products(tile, thread, VALUE, tile.key_begin, DOUT, row_tile);
@@ -62,35 +55,20 @@ fn backward_dkdv_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(loca
         let p = mat4x4<f32>(shares(s[0], of_rows.top, of_rows.norm, seen_x), shares(s[1], of_rows.top, of_rows.norm, seen_y), shares(s[2], of_rows.top, of_rows.norm, seen_z), shares(s[3], of_rows.top, of_rows.norm, seen_w));
         keep_block(thread, p);
         let all_seen = row_tile >= tile.row_full && row_tile + SIDE <= tile.row_end;
-        dv_0 = add_product(tile, thread, DOUT, row_tile, 0u, all_seen, dv_0);
-        if (CHUNKS > 1u) { dv_1 = add_product(tile, thread, DOUT, row_tile, 1u, all_seen, dv_1); }
-        if (CHUNKS > 2u) { dv_2 = add_product(tile, thread, DOUT, row_tile, 2u, all_seen, dv_2); }
-        if (CHUNKS > 3u) { dv_3 = add_product(tile, thread, DOUT, row_tile, 3u, all_seen, dv_3); }
-        if (CHUNKS > 4u) { dv_4 = add_product(tile, thread, DOUT, row_tile, 4u, all_seen, dv_4); }
-        if (CHUNKS > 5u) { dv_5 = add_product(tile, thread, DOUT, row_tile, 5u, all_seen, dv_5); }
-        if (CHUNKS > 6u) { dv_6 = add_product(tile, thread, DOUT, row_tile, 6u, all_seen, dv_6); }
-        if (CHUNKS > 7u) { dv_7 = add_product(tile, thread, DOUT, row_tile, 7u, all_seen, dv_7); }
+#for i in range(chunks)
+        dv_${i} = add_product(tile, thread, DOUT, row_tile, ${i}u, all_seen, dv_${i});
+#endfor
         keep_block(thread, mat4x4<f32>(
             score_gradients(p[0], dp[0], of_rows.mean, seen_x),
             score_gradients(p[1], dp[1], of_rows.mean, seen_y),
             score_gradients(p[2], dp[2], of_rows.mean, seen_z),
             score_gradients(p[3], dp[3], of_rows.mean, seen_w),
         ));
-        dk_0 = add_product(tile, thread, QUERY, row_tile, 0u, all_seen, dk_0);
-        if (CHUNKS > 1u) { dk_1 = add_product(tile, thread, QUERY, row_tile, 1u, all_seen, dk_1); }
-        if (CHUNKS > 2u) { dk_2 = add_product(tile, thread, QUERY, row_tile, 2u, all_seen, dk_2); }
-        if (CHUNKS > 3u) { dk_3 = add_product(tile, thread, QUERY, row_tile, 3u, all_seen, dk_3); }
-        if (CHUNKS > 4u) { dk_4 = add_product(tile, thread, QUERY, row_tile, 4u, all_seen, dk_4); }
-        if (CHUNKS > 5u) { dk_5 = add_product(tile, thread, QUERY, row_tile, 5u, all_seen, dk_5); }
-        if (CHUNKS > 6u) { dk_6 = add_product(tile, thread, QUERY, row_tile, 6u, all_seen, dk_6); }
-        if (CHUNKS > 7u) { dk_7 = add_product(tile, thread, QUERY, row_tile, 7u, all_seen, dk_7); }
+#for i in range(chunks)
+        dk_${i} = add_product(tile, thread, QUERY, row_tile, ${i}u, all_seen, dk_${i});
+#endfor
     }
-    store_chunk(tile, thread, 0u, dk_0, dv_0);
-    if (CHUNKS > 1u) { store_chunk(tile, thread, 1u, dk_1, dv_1); }
-    if (CHUNKS > 2u) { store_chunk(tile, thread, 2u, dk_2, dv_2); }
-    if (CHUNKS > 3u) { store_chunk(tile, thread, 3u, dk_3, dv_3); }
-    if (CHUNKS > 4u) { store_chunk(tile, thread, 4u, dk_4, dv_4); }
-    if (CHUNKS > 5u) { store_chunk(tile, thread, 5u, dk_5, dv_5); }
-    if (CHUNKS > 6u) { store_chunk(tile, thread, 6u, dk_6, dv_6); }
-    if (CHUNKS > 7u) { store_chunk(tile, thread, 7u, dk_7, dv_7); }
+#for i in range(chunks)
+    store_chunk(tile, thread, ${i}u, dk_${i}, dv_${i});
+#endfor
 }

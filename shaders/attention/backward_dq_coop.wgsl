@@ -1,10 +1,13 @@
 // Gradient of the queries of one branch, with cooperative matrices: subgroups own rows and walk over their keys;
-// shared/backward_coop.wgsl says how.
+// backward_coop.wgsl says how.
 //
 //   s = q k^T    dp = dout v^T    ds = p (dp - mean)    dq += scale ds k
 //
 // Rows of ds add up to 0, and keys may have a large part in common: it is left with what ds loses when it is rounded to f16. So
 // ds is the sum of two halves, the second of them what the first has lost, enlarged, and both multiply the keys.
+
+#include "backward_coop.wgsl"
+#set column_blocks = (head_dim + size - 1) // size
 
 @group(0) @binding(5) var<storage, read> terms: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> dq: array<Stored4>;
@@ -82,9 +85,13 @@ fn backward_dq_coop(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_
     for (var own = index; own < SUBGROUPS * ROWS; own += THREADS) {
         own_terms[own] = row_terms(tile, tile.row_begin + own);
     }
-    load_own_each();
+#for i in range(column_blocks)
+    load_own(${i}u);
+#endfor
     for (staged_begin = tile.key_begin; staged_begin < tile.key_end; staged_begin += STAGED) {
         walk(index, staged_begin + STAGED > tile.key_full);
     }
-    write_sums_each();
+#for i in range(column_blocks)
+    write_sums(${i}u);
+#endfor
 }

@@ -2,6 +2,9 @@
 //
 //   s = q k^T    dp = dout v^T    ds = p (dp - mean)    dq += scale ds k
 
+#include "backward_tile.wgsl"
+#set chunks = (head_dim + 31) // 32
+
 @group(0) @binding(5) var<storage, read> terms: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> dq: array<Stored4>;
 
@@ -34,14 +37,9 @@ fn backward_dq_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_
     let terms_y = row_terms(tile, rows.y);
     let terms_z = row_terms(tile, rows.z);
     let terms_w = row_terms(tile, rows.w);
-    var dq_0: mat4x4<f32>;
-    var dq_1: mat4x4<f32>;
-    var dq_2: mat4x4<f32>;
-    var dq_3: mat4x4<f32>;
-    var dq_4: mat4x4<f32>;
-    var dq_5: mat4x4<f32>;
-    var dq_6: mat4x4<f32>;
-    var dq_7: mat4x4<f32>;
+#for chunk in range(chunks)
+    var dq_${chunk}: mat4x4<f32>;
+#endfor
     for (var key_tile = tile.key_begin; key_tile < tile.key_end; key_tile += SIDE) {
         let s = products(tile, thread, QUERY, tile.row_begin, KEY, key_tile);
         let dp = products(tile, thread, DOUT, tile.row_begin, VALUE, key_tile);
@@ -53,23 +51,13 @@ fn backward_dq_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_
             row_gradients(tile, rows.w, keys, s[3], dp[3], terms_w),
         ));
         let all_seen = key_tile + SIDE <= tile.key_full;
-        dq_0 = add_product(tile, thread, KEY, key_tile, 0u, all_seen, dq_0);
-        if (CHUNKS > 1u) { dq_1 = add_product(tile, thread, KEY, key_tile, 1u, all_seen, dq_1); }
-        if (CHUNKS > 2u) { dq_2 = add_product(tile, thread, KEY, key_tile, 2u, all_seen, dq_2); }
-        if (CHUNKS > 3u) { dq_3 = add_product(tile, thread, KEY, key_tile, 3u, all_seen, dq_3); }
-        if (CHUNKS > 4u) { dq_4 = add_product(tile, thread, KEY, key_tile, 4u, all_seen, dq_4); }
-        if (CHUNKS > 5u) { dq_5 = add_product(tile, thread, KEY, key_tile, 5u, all_seen, dq_5); }
-        if (CHUNKS > 6u) { dq_6 = add_product(tile, thread, KEY, key_tile, 6u, all_seen, dq_6); }
-        if (CHUNKS > 7u) { dq_7 = add_product(tile, thread, KEY, key_tile, 7u, all_seen, dq_7); }
+#for i in range(chunks)
+        dq_${i} = add_product(tile, thread, KEY, key_tile, ${i}u, all_seen, dq_${i});
+#endfor
     }
-    store_chunk(tile, thread, 0u, dq_0);
-    if (CHUNKS > 1u) { store_chunk(tile, thread, 1u, dq_1); }
-    if (CHUNKS > 2u) { store_chunk(tile, thread, 2u, dq_2); }
-    if (CHUNKS > 3u) { store_chunk(tile, thread, 3u, dq_3); }
-    if (CHUNKS > 4u) { store_chunk(tile, thread, 4u, dq_4); }
-    if (CHUNKS > 5u) { store_chunk(tile, thread, 5u, dq_5); }
-    if (CHUNKS > 6u) { store_chunk(tile, thread, 6u, dq_6); }
-    if (CHUNKS > 7u) { store_chunk(tile, thread, 7u, dq_7); }
+#for i in range(chunks)
+    store_chunk(tile, thread, ${i}u, dq_${i});
+#endfor
 }
 
 fn row_gradients(tile: Tile, row: u32, keys: vec4<u32>, s: vec4<f32>, dp: vec4<f32>, of_row: RowTerms) -> vec4<f32> {

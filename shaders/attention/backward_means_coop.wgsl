@@ -1,9 +1,10 @@
-// The sums that shared/backward_means.wgsl is about, with cooperative matrices: subgroups own rows and walk over their keys, with
-// the products that attention/backward_dq_coop.wgsl takes, in the same order; shared/backward_coop.wgsl says how. Weights
+// The sums that backward_sweep.wgsl is about, with cooperative matrices: subgroups own rows and walk over their keys, with
+// the products that backward_dq_coop.wgsl takes, in the same order; backward_coop.wgsl says how. Weights
 // and weights times dout . v take the place of the products; then each lane adds up whole rows.
 
-@group(0) @binding(5) var<storage, read> softmax_state: array<vec2<f32>>;
-@group(0) @binding(6) var<storage, read_write> terms: array<vec4<f32>>;
+#include "backward_coop.wgsl"
+#set column_blocks = (head_dim + size - 1) // size
+#include "backward_sweep.wgsl"
 
 const PAIR_SLABS: u32 = 1u;
 const SECOND_OF_Y: u32 = 0u;
@@ -68,7 +69,9 @@ fn backward_means_coop(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(loc
     for (var own = index; own < SUBGROUPS * ROWS; own += THREADS) {
         own_tops[own] = row_top(tile, tile.row_begin + own);
     }
-    load_own_each();
+#for i in range(column_blocks)
+    load_own(${i}u);
+#endfor
     for (staged_begin = tile.key_begin; staged_begin < tile.key_end; staged_begin += STAGED) {
         weigh_staged(index, staged_begin + STAGED > tile.key_full);
         for (var i = 0u; i < LANE_ROWS; i++) {

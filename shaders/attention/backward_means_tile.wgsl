@@ -1,7 +1,7 @@
-// The sums that shared/backward_means.wgsl is about, on GPUs: each workgroup owns 32 rows and walks over their keys.
+// The sums that backward_sweep.wgsl is about, on GPUs: each workgroup owns 32 rows and walks over their keys.
 
-@group(0) @binding(5) var<storage, read> softmax_state: array<vec2<f32>>;
-@group(0) @binding(6) var<storage, read_write> terms: array<vec4<f32>>;
+#include "backward_tile.wgsl"
+#include "backward_sweep.wgsl"
 
 // The sums of the lanes, one vec4 of four rows each.
 var<workgroup> partial: array<vec4<f32>, 128>;

@@ -11,13 +11,24 @@
 // weights exceed 1, by at most 2^MOST_GROWTH. Between a store of a matrix and what reads it there is a barrier, also within
 // one subgroup: stores of matrices carry no memory semantics of their own. Strides are padded, so that rows begin in
 // different banks. Branches around matrix operations depend on constants or on values uniform over the workgroup.
-// Prelude: HEAD_DIM_VEC4, SUBGROUP (its lanes), SUBGROUPS, ROWS (a multiple of SUBGROUP and of SIZE), STAGED (a multiple
-// of SIZE).
+
+#include "forward_output.wgsl"
+#include "matrices.wgsl"
+#include "online_softmax.wgsl"
+#include "staging.wgsl"
+#set row_blocks = rows // size
+#set column_blocks = (head_dim + size - 1) // size
+#set staged_blocks = staged // size
+
+const SUBGROUP: u32 = ${subgroup}u; // its lanes
+const SUBGROUPS: u32 = ${subgroups}u;
+const ROWS: u32 = ${rows}u;
+const STAGED: u32 = ${staged}u;
 
 const DIM_VEC4: u32 = (4u * HEAD_DIM_VEC4 + SIZE - 1u) / SIZE * SIZE / 4u; // columns, filled up to whole matrices
-const COLUMN_BLOCKS: u32 = 4u * DIM_VEC4 / SIZE;
-const ROW_BLOCKS: u32 = ROWS / SIZE;
-const KEY_BLOCKS: u32 = STAGED / SIZE;
+const COLUMN_BLOCKS: u32 = ${column_blocks}u;
+const ROW_BLOCKS: u32 = ${row_blocks}u;
+const KEY_BLOCKS: u32 = ${staged_blocks}u;
 const LANE_ROWS: u32 = ROWS / SUBGROUP;
 const THREADS: u32 = SUBGROUP * SUBGROUPS;
 const MOST_GROWTH: f32 = 8.0; // in log2 units
@@ -68,10 +79,9 @@ fn load_query(block: u32) {
         put_halves(weights_at + item / (SIZE / 4u) * WEIGHT_STRIDE + place, value);
     }
     workgroupBarrier();
-    load_query_block(block, 0u);
-    if (ROW_BLOCKS > 1u) { load_query_block(block, 1u); }
-    if (ROW_BLOCKS > 2u) { load_query_block(block, 2u); }
-    if (ROW_BLOCKS > 3u) { load_query_block(block, 3u); }
+#for i in range(row_blocks)
+    load_query_block(block, ${i}u);
+#endfor
     workgroupBarrier();
 }
 
@@ -112,10 +122,9 @@ fn add_scores(i: u32) {
     let key_block = i % KEY_BLOCKS;
     let at = key_block * SIZE * VECTOR_STRIDE + block * SIZE / 4u;
     let keys = coopLoad<Right>(&halves[at * CELLS], VECTOR_STRIDE * CELLS);
-    add_scores_block(block, key_block, 0u, keys);
-    if (ROW_BLOCKS > 1u) { add_scores_block(block, key_block, 1u, keys); }
-    if (ROW_BLOCKS > 2u) { add_scores_block(block, key_block, 2u, keys); }
-    if (ROW_BLOCKS > 3u) { add_scores_block(block, key_block, 3u, keys); }
+#for i in range(row_blocks)
+    add_scores_block(block, key_block, ${i}u, keys);
+#endfor
 }
 
 fn add_scores_block(block: u32, key_block: u32, row_block: u32, keys: Right) {
@@ -169,10 +178,9 @@ fn soften(i: u32, partly: bool) {
 
 // One column of matrices of the output, stored to the slab of the scores. Followed by a barrier.
 fn store_output_column(block: u32) {
-    store_output_block(block, 0u);
-    if (ROW_BLOCKS > 1u) { store_output_block(block, 1u); }
-    if (ROW_BLOCKS > 2u) { store_output_block(block, 2u); }
-    if (ROW_BLOCKS > 3u) { store_output_block(block, 3u); }
+#for i in range(row_blocks)
+    store_output_block(block, ${i}u);
+#endfor
 }
 
 fn store_output_block(block: u32, row_block: u32) {
@@ -196,10 +204,9 @@ fn shrink_output(block: u32) {
         }
     }
     workgroupBarrier();
-    load_output_block(block, 0u);
-    if (ROW_BLOCKS > 1u) { load_output_block(block, 1u); }
-    if (ROW_BLOCKS > 2u) { load_output_block(block, 2u); }
-    if (ROW_BLOCKS > 3u) { load_output_block(block, 3u); }
+#for i in range(row_blocks)
+    load_output_block(block, ${i}u);
+#endfor
     workgroupBarrier();
 }
 
@@ -209,10 +216,9 @@ fn add_values(i: u32) {
     let block = i % COLUMN_BLOCKS;
     let at = VALUES + key_block * SIZE * VECTOR_STRIDE + block * SIZE / 4u;
     let values = coopLoadT<Right>(&halves[at * CELLS], VECTOR_STRIDE * CELLS);
-    add_values_block(block, key_block, 0u, values);
-    if (ROW_BLOCKS > 1u) { add_values_block(block, key_block, 1u, values); }
-    if (ROW_BLOCKS > 2u) { add_values_block(block, key_block, 2u, values); }
-    if (ROW_BLOCKS > 3u) { add_values_block(block, key_block, 3u, values); }
+#for i in range(row_blocks)
+    add_values_block(block, key_block, ${i}u, values);
+#endfor
 }
 
 fn add_values_block(block: u32, key_block: u32, row_block: u32, values: Right) {
@@ -253,23 +259,35 @@ fn forward_coop(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
     if (index == 0u) {
         grown = 0u;
     }
-    load_query_each();
+#for i in range(column_blocks)
+    load_query(${i}u);
+#endfor
     for (key_tile = tile.key_begin; key_tile < tile.key_end; key_tile += STAGED) {
         let partly = key_tile + STAGED > tile.key_full;
         stage(index, partly);
         workgroupBarrier();
-        clear_scores_each();
-        add_scores_each();
-        store_scores_each();
+#for i in range(row_blocks * staged_blocks)
+        clear_scores(${i}u);
+#endfor
+#for i in range(column_blocks * staged_blocks)
+        add_scores(${i}u);
+#endfor
+#for i in range(row_blocks * staged_blocks)
+        store_scores(${i}u);
+#endfor
         workgroupBarrier();
         for (var i = 0u; i < LANE_ROWS; i++) {
             soften(i, partly);
         }
         // Holds a barrier on both sides.
         if (workgroupUniformLoad(&grown) != 0u) {
-            shrink_output_each();
+#for i in range(column_blocks)
+            shrink_output(${i}u);
+#endfor
         }
-        add_values_each();
+#for i in range(column_blocks * staged_blocks)
+        add_values(${i}u);
+#endfor
         clear_broken(index, THREADS);
         if (index == 0u) {
             grown = 0u;
@@ -283,5 +301,7 @@ fn forward_coop(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
         }
     }
     workgroupBarrier();
-    write_output_each();
+#for i in range(column_blocks)
+    write_output(${i}u);
+#endfor
 }

@@ -6,11 +6,16 @@
 // reads 12 vec4 for 128 fma; rows are padded to 9 vec4, so that lanes and groups hit different banks; global loads take
 // 128 consecutive bytes per 8 threads. q is staged again for each key tile (it stays in the cache): keeping it would take
 // all of the 16 KiB. Above 128 columns a thread keeps 4 rows, so that the output still fits in registers.
-// Prelude: HEAD_DIM_VEC4. Workgroup memory: 13824 + 2048 bytes for every head size (half the left part above 128).
+// Workgroup memory: 13824 + 2048 bytes for every head size (half the left part above 128).
+
+#include "block.wgsl"
+#include "forward_output.wgsl"
+#include "online_softmax.wgsl"
+#set chunks = (head_dim + 31) // 32
 
 const CHUNK: u32 = 8u; // vec4 columns staged at a time
 const STRIDE: u32 = CHUNK + 1u;
-const CHUNKS: u32 = (HEAD_DIM_VEC4 + CHUNK - 1u) / CHUNK;
+const CHUNKS: u32 = ${chunks}u;
 const BLOCKS: u32 = select(2u, 1u, HEAD_DIM_VEC4 > 32u); // blocks of 4 rows per thread
 const ROWS: u32 = 32u * BLOCKS;
 const KEYS: u32 = 32u;
@@ -170,14 +175,9 @@ fn forward_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
     let rows_low = vec4<u32>(tile.row_begin + thread.group) + vec4<u32>(0u, 8u, 16u, 24u);
     var top = PerRow(vec4<f32>(SCORE_FLOOR), vec4<f32>(SCORE_FLOOR));
     var sum: PerRow;
-    var output_0: Output;
-    var output_1: Output;
-    var output_2: Output;
-    var output_3: Output;
-    var output_4: Output;
-    var output_5: Output;
-    var output_6: Output;
-    var output_7: Output;
+#for chunk in range(chunks)
+    var output_${chunk}: Output;
+#endfor
     for (var key_tile = tile.key_begin; key_tile < tile.key_end; key_tile += KEYS) {
         var low = mat4x4<f32>();
         var high = mat4x4<f32>();
@@ -221,14 +221,9 @@ fn forward_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
             sum.high = fma(sum.high, shrink.high, row_sum(high));
             keep_weights(thread, 1u, high);
         }
-        output_0 = add_values(tile, thread, key_tile, 0u, shrink, output_0);
-        if (CHUNKS > 1u) { output_1 = add_values(tile, thread, key_tile, 1u, shrink, output_1); }
-        if (CHUNKS > 2u) { output_2 = add_values(tile, thread, key_tile, 2u, shrink, output_2); }
-        if (CHUNKS > 3u) { output_3 = add_values(tile, thread, key_tile, 3u, shrink, output_3); }
-        if (CHUNKS > 4u) { output_4 = add_values(tile, thread, key_tile, 4u, shrink, output_4); }
-        if (CHUNKS > 5u) { output_5 = add_values(tile, thread, key_tile, 5u, shrink, output_5); }
-        if (CHUNKS > 6u) { output_6 = add_values(tile, thread, key_tile, 6u, shrink, output_6); }
-        if (CHUNKS > 7u) { output_7 = add_values(tile, thread, key_tile, 7u, shrink, output_7); }
+#for i in range(chunks)
+        output_${i} = add_values(tile, thread, key_tile, ${i}u, shrink, output_${i});
+#endfor
     }
 
     // The lanes' sums; then lane i of a group ends the group's row i and leaves its factors for the other lanes.
@@ -246,12 +241,7 @@ fn forward_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
         left[row] = vec4<f32>(end.kept, end.added, 0.0, 0.0);
     }
     workgroupBarrier();
-    store_chunk(tile, thread, 0u, output_0);
-    if (CHUNKS > 1u) { store_chunk(tile, thread, 1u, output_1); }
-    if (CHUNKS > 2u) { store_chunk(tile, thread, 2u, output_2); }
-    if (CHUNKS > 3u) { store_chunk(tile, thread, 3u, output_3); }
-    if (CHUNKS > 4u) { store_chunk(tile, thread, 4u, output_4); }
-    if (CHUNKS > 5u) { store_chunk(tile, thread, 5u, output_5); }
-    if (CHUNKS > 6u) { store_chunk(tile, thread, 6u, output_6); }
-    if (CHUNKS > 7u) { store_chunk(tile, thread, 7u, output_7); }
+#for i in range(chunks)
+    store_chunk(tile, thread, ${i}u, output_${i});
+#endfor
 }

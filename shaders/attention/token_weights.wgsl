@@ -1,6 +1,11 @@
 // How much one query attends to each key of one branch: 2^(score - m) / s, with the state (m, s) of the row over all branches.
 // One invocation per key and head; the heads of a dispatch share the query's row and the keys.
 
+#include "elements.wgsl"
+#include "workgroup.wgsl"
+
+const HEAD_DIM_VEC4: u32 = ${head_dim // 4}u;
+
 struct TokenWeightsParams {
     num_heads: u32,
     head_begin: u32,

@@ -3,14 +3,14 @@
 use super::{DilatedAttention, requests};
 use crate::config::AttentionShape;
 use crate::context::WarmUp;
+use crate::device::{ByteRange, DType, Storage};
 use crate::error::Result;
-use crate::kernel::backward::BackwardVariant;
-use crate::kernel::{Kernel, Storage};
-use crate::plan::{BackwardPlan, ByteRange, Pass};
+use crate::kernels::attention_backward::BackwardVariant;
+use crate::kernels::{Choice, Kernel, Pass, Reason};
+use crate::plan::BackwardPlan;
 use crate::pool::{BufferRequest, Demand};
 use crate::recorder::Recorder;
-use crate::tensor::{DType, Tensor};
-use crate::tuning::{Choice, Reason};
+use crate::tensor::Tensor;
 
 /// Gradients of a loss with respect to the inputs of an attention, of their type.
 #[derive(Clone, Debug)]
@@ -52,8 +52,8 @@ impl DilatedAttention {
         }
         // Cooperative matrices are for f16 alone.
         let of_device = BackwardVariant::choice(&self.config, storage, facts);
-        let instead = of_device.variant.shape.is_cooperative() && given.reason != Reason::Caller;
-        if instead || given.variant.shape.is_cooperative() {
+        let instead = of_device.variant.is_cooperative() && given.reason != Reason::Caller;
+        if instead || given.variant.is_cooperative() {
             return Ok(of_device);
         }
         Ok(Choice {

@@ -10,15 +10,15 @@ pub use state::{UNCOVERED_LSE, softmax_lse};
 
 use crate::config::{AttentionShape, DilatedAttentionConfig, UNEQUAL_LENGTHS};
 use crate::context::{Context, WarmUp};
+use crate::device::{DType, Storage};
 use crate::error::{Error, Result};
-use crate::kernel::backward::BackwardVariant;
-use crate::kernel::forward::ForwardVariant;
-use crate::kernel::{Kernel, Storage};
+use crate::kernels::attention_backward::{BackwardFamily, BackwardVariant};
+use crate::kernels::attention_forward::{ForwardFamily, ForwardVariant};
+use crate::kernels::{Choice, Kernel, Reason};
 use crate::plan::{BufferRole, ForwardPlan, PlannedBuffer};
 use crate::pool::{BufferRequest, Demand, PARAMS_USAGE, STAGING_USAGE, STORAGE_USAGE};
 use crate::recorder::Recorder;
-use crate::tensor::{DType, Tensor};
-use crate::tuning::{BackwardTask, Choice, ForwardTask, Reason, Segments};
+use crate::tensor::Tensor;
 
 /// Dilated attention with fixed options, on one context.
 ///
@@ -92,8 +92,8 @@ impl DilatedAttention {
     /// # Errors
     /// [`Error::InvalidConfig`] when no kernel fits.
     pub fn new(context: &Context, config: DilatedAttentionConfig) -> Result<Self> {
-        let task = ForwardTask(Segments::of(&config));
-        let choice = context.tuner().choose(&task, context.facts());
+        let family = ForwardFamily::of(&config, Storage::F32);
+        let choice = context.tuner().choose(&family, context.facts());
         Self::with_choice(context, config, choice)
     }
 
@@ -117,8 +117,8 @@ impl DilatedAttention {
     ) -> Result<Self> {
         let facts = context.facts_for(choice.variant.storage);
         choice.variant.check(config.head_dim(), facts)?;
-        let task = BackwardTask(Segments::of(&config));
-        let backward_choice = context.tuner().choose(&task, context.facts());
+        let family = BackwardFamily::of(&config, Storage::F32);
+        let backward_choice = context.tuner().choose(&family, context.facts());
         let backward = backward_choice.variant;
         backward.check(config.head_dim(), context.facts())?;
         Ok(Self {
@@ -168,8 +168,8 @@ impl DilatedAttention {
         }
         // Cooperative matrices are for f16 alone.
         let of_device = ForwardVariant::choice(&self.config, storage, facts);
-        let instead = of_device.variant.shape.is_cooperative() && given.reason != Reason::Caller;
-        if instead || given.variant.shape.is_cooperative() {
+        let instead = of_device.variant.is_cooperative() && given.reason != Reason::Caller;
+        if instead || given.variant.is_cooperative() {
             return Ok(of_device);
         }
         Ok(Choice {
@@ -196,7 +196,7 @@ impl DilatedAttention {
     /// # Errors
     /// As [`Context::warm_up`]; [`Error::WrongDType`] for integers.
     pub fn warm_up(&self, dtype: DType) -> Result<WarmUp> {
-        let forward = Kernel::Forward(self.variant(dtype)?);
+        let forward = self.variant(dtype)?.into();
         self.context.warm_up(&[forward])
     }
 
@@ -228,7 +228,7 @@ impl DilatedAttention {
             dtype,
         )?;
         let plan = self.plan(shape, dtype)?;
-        let kernel = Kernel::Forward(plan.variant);
+        let kernel = Kernel::from(plan.variant);
         // Compiled before anything is recorded, so that a refused shader leaves the recording as it was.
         self.context.compile(&[kernel])?;
         let out_shape = self.query_shape(shape);

@@ -2,11 +2,12 @@
 
 use super::DilatedAttention;
 use crate::config::{AttentionShape, Mask};
+use crate::device::DType;
 use crate::error::{Error, Result};
-use crate::kernel::Kernel;
+use crate::kernels::Kernel;
 use crate::plan::{StepLayout, plan_step};
 use crate::recorder::Recorder;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 
 impl DilatedAttention {
     /// Records the output of `token` of each item, (batch, 1, H, D): the same as its row of a forward over the sequence up to
@@ -45,7 +46,7 @@ impl DilatedAttention {
             query_cache,
         };
         let plan = plan_step(&self.config, self.context.facts(), variant.storage, layout)?;
-        let kernel = Kernel::Forward(variant);
+        let kernel = Kernel::from(variant);
         self.context.compile(&[kernel])?;
         let shape = self.tensor_shape(batch, 1);
         let out = recorder.empty("out", &shape, dtype)?;

@@ -2,12 +2,14 @@
 
 use super::DilatedAttention;
 use crate::config::AttentionShape;
+use crate::device::{DType, Storage};
 use crate::error::{Error, Result};
-use crate::kernel::{Kernel, Storage, TokenWeightsParams, fold_grid};
+use crate::kernels::fold_grid;
+use crate::kernels::token_weights::{TokenWeights, TokenWeightsParams};
 use crate::plan::branch::BranchGeometry;
 use crate::plan::{RowLayout, rows_of};
 use crate::recorder::Recorder;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 
 /// Keys that a workgroup takes, of one head.
 const KEYS: u32 = 64;
@@ -62,11 +64,11 @@ impl DilatedAttention {
             requested_bytes,
             limit_bytes: facts.max_binding_bytes,
         };
-        let kernel = Kernel::TokenWeights {
+        let kernel = TokenWeights {
             head_dim: config.head_dim(),
             storage,
         };
-        self.context.compile(&[kernel])?;
+        self.context.compile(&[kernel.into()])?;
         let num_branches = config.branches().len() as u32;
         let dims = [shape.batch(), num_branches, num_heads, key_len].map(|dim| dim as usize);
         let weights = recorder.zeros("token weights", &dims, DType::F32)?;

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Context;
-use crate::kernel::{Compiler, Pipelines, pipeline_cache};
+use crate::kernels::{Compiler, Pipelines, pipeline_cache};
 use crate::tuning::KernelOptions;
 use crate::watch::DeviceWatch;
 

@@ -4,8 +4,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::{Context, Inner, trial};
-use crate::kernel::{KernelTier, Pipelines, Storage};
-use crate::plan::{CooperativeMatrix, DeviceFacts, NoCooperativeMatrix};
+use crate::device::{CooperativeMatrix, DeviceFacts, KernelTier, NoCooperativeMatrix, Storage};
+use crate::kernels::Pipelines;
 use crate::pool::{Pool, PoolOptions};
 use crate::watch::{self, LastQueue};
 

@@ -38,9 +38,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use adapter::{choose_adapter, new_instance};
 
+use crate::device::{CooperativeMatrix, DeviceFacts};
 use crate::error::{Error, Result};
-use crate::kernel::{Kernel, Pipeline, Pipelines};
-use crate::plan::{CooperativeMatrix, DeviceFacts};
+use crate::kernels::{Kernel, Pipeline, Pipelines};
 use crate::pool::{Pool, PoolOptions};
 use crate::recorder::{Pace, Recorder};
 use crate::tuning::{KernelOptions, Tuner};

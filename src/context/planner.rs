@@ -8,8 +8,8 @@
 use std::sync::Arc;
 
 use super::{Context, Inner};
-use crate::kernel::Pipelines;
-use crate::plan::DeviceFacts;
+use crate::device::DeviceFacts;
+use crate::kernels::Pipelines;
 use crate::pool::{BufferSource, CreateError, Pool, PoolOptions};
 use crate::tuning::Tuner;
 use crate::watch::{DeviceWatch, LastQueue};

@@ -6,10 +6,11 @@
 //! load, sums over several steps, a slab for each subgroup, stores that other lanes read, edges that are no whole matrix.
 
 use super::Context;
+use crate::device::{CooperativeMatrix, NoCooperativeMatrix, Storage};
 use crate::error::Result;
-use crate::kernel::matmul::{CoopProduct, MatmulVariant};
-use crate::kernel::{Activation, Cell, Kernel, MatmulParams, Storage};
-use crate::plan::{CooperativeMatrix, NoCooperativeMatrix};
+use crate::kernels::Cell;
+use crate::kernels::activation::Activation;
+use crate::kernels::matmul::{CoopProduct, MatmulKernel, MatmulParams, MatmulVariant};
 
 /// Rows, inner elements and columns: all subgroups have some, none is a multiple of a tile, and small bindings hold them.
 const SIZES: [u32; 3] = [100, 44, 36];
@@ -91,7 +92,7 @@ fn product(
         grid_width: tiles_x * tiles_y,
         ..MatmulParams::default()
     };
-    let kernel = Kernel::Matmul {
+    let kernel = MatmulKernel {
         variant: MatmulVariant::Coop(variant),
         left: Storage::F16,
         right: Storage::F16,

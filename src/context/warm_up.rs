@@ -6,10 +6,10 @@ use std::time::Duration;
 use web_time::Instant;
 
 use super::Context;
+use crate::device::DType;
 use crate::error::Result;
-use crate::kernel::{Access, Kernel};
+use crate::kernels::{Access, Kernel};
 use crate::recorder::Recorder;
-use crate::tensor::DType;
 
 /// What was compiled ahead, and how long each kernel took. Prints as a table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use super::forward::{Turns, pass};
 use super::{Call, Input, LongNet};
+use crate::device::DType;
 use crate::error::{Error, Result};
 use crate::nn::{Block, BlockSaved, ParameterList, Parameters, Pass};
 use crate::ops::{Blend, Dropout, TokenIds, embedding_backward};
 use crate::recorder::Recorder;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 
 /// What of a forward is computed again by the backward instead of being kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

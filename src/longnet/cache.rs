@@ -12,13 +12,13 @@ use std::sync::Arc;
 use super::LongNet;
 use crate::config::Mask;
 use crate::contents::Contents;
+use crate::device::{ByteRange, DType};
 use crate::error::{Error, Result};
 use crate::nn::ParameterList;
 use crate::ops::{Positions, Rotations};
-use crate::plan::ByteRange;
 use crate::readback::Download;
 use crate::recorder::Recorder;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 
 /// Keys and values of the tokens so far, of one model and batch.
 ///

@@ -1,10 +1,10 @@
 //! Options of a LongNet.
 
 use crate::config::{DilatedAttentionConfig, Heads, Mask};
+use crate::device::DType;
 use crate::error::{Error, Result};
 use crate::nn::{Activation, ProjectionNorm};
 use crate::ops::Positions;
-use crate::tensor::DType;
 
 /// Positions up to which a sequence shares one centre of xPos, its middle as in torchscale; half of [`MAX_BLOCK`].
 const ONE_CENTRE: u32 = 32_768;

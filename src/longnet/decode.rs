@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::forward::{Turns, pass};
 use super::{Call, Input, KvCache, LongNet};
 use crate::config::AttentionShape;
+use crate::device::ByteRange;
 use crate::error::{Error, Result};
 use crate::nn::{Block, Multihead, MultiheadInput, Parameters, Pass, Sublayer};
-use crate::plan::ByteRange;
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 

@@ -2,11 +2,12 @@
 
 use super::{FIRST_POSITION, LongNet};
 use crate::config::{AttentionShape, UNEQUAL_LENGTHS};
+use crate::device::DType;
 use crate::error::{Error, Result};
 use crate::nn::{Block, LayerNorm, Memory, Parameters, Pass, Sublayer};
 use crate::ops::{Blend, Positions, Rotations, TokenIds, embedding};
 use crate::recorder::Recorder;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 
 /// What a model starts from.
 #[derive(Clone, Copy, Debug)]

@@ -4,11 +4,12 @@
 //! carried back to the features before the next chunk begins.
 
 use super::LongNet;
+use crate::device::DType;
 use crate::error::{Error, Result};
 use crate::nn::Parameters;
 use crate::ops::{Labels, cross_entropy, sum};
 use crate::recorder::Recorder;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 
 /// Bytes of a chunk's logits, about.
 const CHUNK_BYTES: u64 = 16 << 20;

@@ -32,13 +32,13 @@ use std::sync::Arc;
 
 use crate::config::DilatedAttentionConfig;
 use crate::context::Context;
+use crate::device::DType;
 use crate::error::{Error, Result};
 use crate::nn::{
     Block, FeedForward, FeedForwardConfig, Init, LayerNorm, Linear, Multihead, MultiheadConfig,
     ParameterId, ParameterList, Parameters, ProjectionNorm, Sublayer,
 };
 use crate::recorder::Recorder;
-use crate::tensor::DType;
 
 /// Learned positions begin at this row of their table (as in fairseq and torchscale, which keep the first for padding).
 const FIRST_POSITION: u32 = 2;

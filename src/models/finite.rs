@@ -2,8 +2,8 @@
 
 use std::fmt;
 
+use crate::device::DType;
 use crate::error::{Error, Result};
-use crate::tensor::DType;
 
 /// Which result of a model is not finite, and what is known of the cause.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use super::recordings::Recordings;
 use crate::config::AttentionShape;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::kernel::Kernel;
+use crate::kernels::Kernel;
 use crate::longnet::LongNetConfig;
 use crate::nn::{ParameterList, Parameters};
 use crate::recorder::Recorder;

@@ -12,10 +12,11 @@ use super::{
     Parameters,
 };
 use crate::config::AttentionShape;
+use crate::device::DType;
 use crate::error::{Error, Result};
 use crate::ops::{Blend, Matrix, Positions, Rotations};
 use crate::recorder::Recorder;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 
 /// What a block does between its norm and its residual.
 #[derive(Clone, Debug)]

@@ -5,11 +5,11 @@
 
 use super::parameters::dropout_at;
 use super::{Init, LayerNorm, Linear, ParameterList, Parameters};
+use crate::device::DType;
 use crate::error::Result;
-use crate::kernel::Activation;
+use crate::kernels::activation::Activation;
 use crate::ops::{Blend, Matrix, activation, activation_backward};
 use crate::recorder::Recorder;
-use crate::tensor::DType;
 
 /// Bytes of a chunk's intermediate, about.
 const CHUNK_BYTES: u64 = 16 << 20;

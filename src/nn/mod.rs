@@ -26,4 +26,4 @@ pub use norm::LayerNorm;
 pub use parameters::{Init, ParameterId, ParameterList, ParameterSpec, Parameters};
 pub(crate) use parameters::{PIECE_ELEMENTS, Random, dropout_at};
 
-pub use crate::kernel::Activation;
+pub use crate::kernels::activation::Activation;

@@ -4,10 +4,11 @@ use super::{Init, LayerNorm, Linear, ParameterList, Parameters};
 use crate::attention::{DilatedAttention, ForwardOutput};
 use crate::config::{AttentionShape, DilatedAttentionConfig};
 use crate::context::Context;
+use crate::device::DType;
 use crate::error::{Error, Result};
 use crate::ops::{Matrix, Positions, Rotations, XposRole, xpos};
 use crate::recorder::Recorder;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 
 /// Layer norms inside of multi-head attention.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

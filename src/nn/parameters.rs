@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use crate::context::Context;
+use crate::device::DType;
 use crate::error::{Error, Result};
 use crate::ops::Dropout;
 use crate::readback::Download;
 use crate::recorder::Recorder;
-use crate::tensor::{DType, Tensor, num_bytes, padded_bytes};
+use crate::tensor::{Tensor, num_bytes, padded_bytes};
 
 /// Parameters share buffers of about this size: few enough that a step of the optimiser is a few dispatches, small enough
 /// that any device can hold one.

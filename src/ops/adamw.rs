@@ -2,7 +2,7 @@
 
 use super::{grid, size};
 use crate::error::{Error, Result};
-use crate::kernel::{AdamWParams, Kernel};
+use crate::kernels::adamw::{AdamW, AdamWParams};
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
@@ -197,7 +197,7 @@ pub fn adamw(
         for changed in [value, moment_1, moment_2] {
             recorder.reads(changed);
         }
-        recorder.dispatch(Kernel::AdamW, &bindings, &params, grid)?;
+        recorder.dispatch(AdamW, &bindings, &params, grid)?;
         begin = end;
     }
     Ok(())

@@ -1,10 +1,12 @@
 //! From one type of elements to another.
 
 use super::elementwise::elementwise;
+use crate::device::{DType, Storage};
 use crate::error::{Error, Result};
-use crate::kernel::{Cell, Kernel, Storage};
+use crate::kernels::Cell;
+use crate::kernels::convert::Convert;
 use crate::recorder::Recorder;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 
 /// Records a tensor with the elements of `x` as `dtype`: f32, f16 or bf16. Towards half precision they are rounded to the
 /// nearest, ties to even; numbers beyond the largest become infinite, as IEEE 754 has it, and a NaN stays one. From f16 to bf16
@@ -31,8 +33,14 @@ pub fn convert(recorder: &mut Recorder, x: &Tensor, dtype: DType) -> Result<Tens
         return Ok(x.clone());
     }
     let kernel = match (from, to) {
-        (Storage::F32, to) => Kernel::FromF32(to),
-        (from, Storage::F32) => Kernel::ToF32(from),
+        (Storage::F32, storage) => Convert {
+            storage,
+            widens: false,
+        },
+        (storage, Storage::F32) => Convert {
+            storage,
+            widens: true,
+        },
         _ => {
             let wide = convert(recorder, x, DType::F32)?;
             return convert(recorder, &wide, dtype);
@@ -47,6 +55,6 @@ pub fn convert(recorder: &mut Recorder, x: &Tensor, dtype: DType) -> Result<Tens
     }
     let out = recorder.empty(x.label(), x.shape(), dtype)?;
     let cell = Cell::Vec4(from);
-    elementwise(recorder, kernel, cell, x.vector(), out.vector())?;
+    elementwise(recorder, kernel.into(), cell, x.vector(), out.vector())?;
     Ok(out)
 }

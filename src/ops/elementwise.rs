@@ -1,10 +1,14 @@
 //! Element by element: activations, sums, dropout.
 
 use super::{Matrix, grid, row_windows, size};
+use crate::device::{DType, Storage};
 use crate::error::{Error, Result};
-use crate::kernel::{Activation, BlendParams, Cell, ElementwiseParams, Kernel, Storage};
+use crate::kernels::activation::{
+    Activation, ActivationBackward, ActivationForward, ElementwiseParams,
+};
+use crate::kernels::blend::{self, BlendParams};
+use crate::kernels::{Cell, Kernel};
 use crate::recorder::Recorder;
-use crate::tensor::DType;
 
 /// Cells that one workgroup takes.
 const BLOCK: u64 = 64;
@@ -23,8 +27,8 @@ pub fn activation(
     let storage = x.expect_activations("x", x.rows(), x.width(), recorder)?;
     out.expect("out", x.rows(), x.width(), x.dtype(), recorder)?;
     let cell = Cell::smallest(storage);
-    let kernel = Kernel::Activation { activation, cell };
-    elementwise(recorder, kernel, cell, x, out)
+    let kernel = ActivationForward { activation, cell };
+    elementwise(recorder, kernel.into(), cell, x, out)
 }
 
 /// Records that `gradient`, that of `activation(x)`, becomes that of `x`. Both are f32.
@@ -39,8 +43,8 @@ pub fn activation_backward(
 ) -> Result<()> {
     x.expect_f32("x", x.rows(), x.width(), recorder)?;
     gradient.expect_f32("gradient", x.rows(), x.width(), recorder)?;
-    let kernel = Kernel::ActivationBackward(activation);
-    elementwise(recorder, kernel, Cell::Scalar, x, gradient)
+    let kernel = ActivationBackward { activation };
+    elementwise(recorder, kernel.into(), Cell::Scalar, x, gradient)
 }
 
 /// A kernel that makes cells of `out` of those of `x`.
@@ -226,7 +230,7 @@ impl<'a> Blend<'a> {
                 grid_width: grid[0],
             };
             let bindings = [x.binding, y.binding, out.binding];
-            recorder.dispatch(Kernel::Blend(cell), &bindings, &params, grid)?;
+            recorder.dispatch(blend::Blend { cell }, &bindings, &params, grid)?;
         }
         Ok(())
     }

@@ -1,10 +1,14 @@
 //! Rows of a table, chosen by number.
 
 use super::{Matrix, grid, row_windows, size, windows_of};
+use crate::device::DType;
 use crate::error::{Error, Result};
-use crate::kernel::{Cell, EmbeddingBackwardParams, EmbeddingParams, Kernel};
+use crate::kernels::Cell;
+use crate::kernels::embedding::{
+    Embedding, EmbeddingBackward, EmbeddingBackwardParams, EmbeddingParams,
+};
 use crate::recorder::Recorder;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 
 /// Numbers of rows of a table, checked, on the device: as given, and sorted for the backward.
 #[derive(Clone, Debug)]
@@ -145,7 +149,7 @@ pub fn embedding(
             if accumulate {
                 recorder.reads(out.binding.0);
             }
-            recorder.dispatch(Kernel::Embedding(cell), &bindings, &params, grid)?;
+            recorder.dispatch(Embedding { cell }, &bindings, &params, grid)?;
         }
     }
     Ok(())
@@ -197,7 +201,7 @@ pub fn embedding_backward(
                 table.binding,
             ];
             recorder.reads(dtable.tensor);
-            recorder.dispatch(Kernel::EmbeddingBackward, &bindings, &params, grid)?;
+            recorder.dispatch(EmbeddingBackward, &bindings, &params, grid)?;
         }
     }
     Ok(())

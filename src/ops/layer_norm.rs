@@ -2,13 +2,11 @@
 
 use super::matmul::column_sums;
 use super::{Matrix, grid, row_windows, size};
+use crate::device::{DType, Storage};
 use crate::error::Result;
-use crate::kernel::{Cell, Kernel, LayerNormParams, Storage};
+use crate::kernels::Cell;
+use crate::kernels::layer_norm::{LayerNorm, LayerNormBackward, LayerNormParams, ROWS};
 use crate::recorder::Recorder;
-use crate::tensor::DType;
-
-/// Rows that one workgroup takes.
-const ROWS: u64 = 8;
 
 /// Records `y = (x - mean) / sqrt(variance + eps) * gain + bias`, mean and variance (of the population) over each row. `x`
 /// and `y` are activations of one type, `gain` and `bias` f32.
@@ -49,7 +47,7 @@ pub fn layer_norm<'a>(
             ..Default::default()
         };
         let bindings = [x.binding, gain.binding, bias.binding, y.binding];
-        recorder.dispatch(Kernel::LayerNorm(cell), &bindings, &params, grid)?;
+        recorder.dispatch(LayerNorm { cell }, &bindings, &params, grid)?;
     }
     Ok(())
 }
@@ -113,7 +111,7 @@ pub fn layer_norm_backward<'a>(
         if accumulate {
             recorder.reads(dx.binding.0);
         }
-        recorder.dispatch(Kernel::LayerNormBackward(cell), &bindings, &params, grid)?;
+        recorder.dispatch(LayerNormBackward { cell }, &bindings, &params, grid)?;
     }
     column_sums(recorder, dy, Some((x, stats.matrix())), &sums)
 }

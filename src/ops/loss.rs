@@ -2,10 +2,11 @@
 
 use super::embedding::{expect_below, largest};
 use super::{Matrix, grid, row_windows, size};
+use crate::device::DType;
 use crate::error::{Error, Result};
-use crate::kernel::{CrossEntropyParams, Kernel};
+use crate::kernels::cross_entropy::{CrossEntropy, CrossEntropyParams};
 use crate::recorder::Recorder;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 
 /// The label of a row without one: its loss and gradient are 0.
 pub const IGNORED_LABEL: u32 = u32::MAX;
@@ -112,7 +113,7 @@ pub fn cross_entropy(
         };
         let bindings = [labels.binding, logits.binding, losses.binding];
         recorder.reads(logits.binding.0);
-        recorder.dispatch(Kernel::CrossEntropy, &bindings, &params, grid)?;
+        recorder.dispatch(CrossEntropy, &bindings, &params, grid)?;
     }
     Ok(())
 }

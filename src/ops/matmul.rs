@@ -1,13 +1,14 @@
 //! Products of matrices.
 
 use super::{Matrix, grid, size, windows_of};
+use crate::device::{DType, Storage};
 use crate::error::{Error, Result};
-use crate::kernel::matmul::MatmulVariant;
-use crate::kernel::{Activation, Cell, ColumnSumsParams, Kernel, MatmulParams, Storage};
+use crate::kernels::Cell;
+use crate::kernels::activation::Activation;
+use crate::kernels::column_sums::{ColumnSums, ColumnSumsParams};
+use crate::kernels::matmul::{MatmulFamily, MatmulKernel, MatmulParams, MatmulVariant};
 use crate::ops::reduce::add_partials;
 use crate::recorder::Recorder;
-use crate::tensor::DType;
-use crate::tuning::ProductTask;
 
 /// Sums of columns are cut into blocks until there are about this many workgroups.
 const WANTED_WORKGROUPS: u64 = 256;
@@ -242,11 +243,11 @@ impl<'a> Matmul<'a> {
             let context = recorder.context();
             let facts = context.facts_for(right);
             let transposed = [self.transpose_a, self.transpose_b];
-            let task = ProductTask { columns };
             match MatmulVariant::choose(columns, [left, right], transposed, facts) {
                 matrices @ MatmulVariant::Coop(_) => matrices,
-                _ if transposed == ProductTask::TRANSPOSED => {
-                    context.tuner().choose(&task, facts).variant
+                _ if transposed == [false, true] => {
+                    let family = MatmulFamily::of_linear_layer(columns);
+                    context.tuner().choose(&family, facts).variant
                 }
                 variant => variant,
             }
@@ -296,7 +297,7 @@ impl<'a> Matmul<'a> {
             .chosen(num_columns, (left, right), recorder)
             .for_lengths([num_inner, num_columns], in_fours, &facts);
         let cell = match variant {
-            MatmulVariant::Broadcast { .. } => Cell::Vec4(result),
+            MatmulVariant::Broadcast(_) => Cell::Vec4(result),
             _ => Cell::smallest(result),
         };
         let cell_elements = cell.elements();
@@ -371,7 +372,7 @@ impl<'a> Matmul<'a> {
             first_workgroup: 0,
             grid_width: grid[0],
         };
-        let kernel = Kernel::Matmul {
+        let kernel = MatmulKernel {
             variant,
             transpose_a: self.transpose_a,
             transpose_b: self.transpose_b,
@@ -467,7 +468,7 @@ pub(super) fn column_sums(
             first_workgroup: 0,
             grid_width: grid[0],
         };
-        let kernel = Kernel::ColumnSums {
+        let kernel = ColumnSums {
             normalised: normalised.is_some(),
         };
         let bindings = [x.binding, stats.binding, dy_bound.binding, bound.binding];

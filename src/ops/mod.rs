@@ -31,11 +31,12 @@ pub use matmul::{Matmul, bias_backward};
 pub use reduce::{mean_of_rows, sum, sum_of_squares};
 pub use xpos::{Positions, Rotations, XposRole, xpos};
 
+use crate::device::{ByteRange, DType, DeviceFacts, Storage};
 use crate::error::{Error, Result};
-use crate::kernel::{Storage, fold_grid};
-use crate::plan::{ByteRange, DeviceFacts, RowLayout};
+use crate::kernels::fold_grid;
+use crate::plan::RowLayout;
 use crate::recorder::Recorder;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 
 /// Some rows of a tensor, seen as a row-major matrix: the last dimension is a row, all before it count
 /// rows.

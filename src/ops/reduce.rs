@@ -3,13 +3,14 @@
 use super::elementwise::{Blend, elementwise};
 use super::matmul::column_sums;
 use super::{Matrix, grid, size};
+use crate::device::{DType, Storage};
 use crate::error::{Error, Result};
-use crate::kernel::{Cell, Kernel, ReduceParams, Storage, SumPartialsParams};
+use crate::kernels::Cell;
+use crate::kernels::convert::Convert;
+use crate::kernels::reduce::{BLOCK, Reduce, ReduceParams};
+use crate::kernels::sum_partials::{SumPartials, SumPartialsParams};
 use crate::recorder::Recorder;
-use crate::tensor::{DType, Tensor};
-
-/// Elements that one workgroup of the reduction adds up.
-const BLOCK: u64 = 4096;
+use crate::tensor::Tensor;
 
 /// Records the sum of all elements of `tensors` (f32) and returns it, one element.
 ///
@@ -61,8 +62,17 @@ pub fn mean_of_rows(recorder: &mut Recorder, x: Matrix<'_>) -> Result<Tensor> {
             _ => {
                 let dims = [(end - begin) as usize, width as usize];
                 let wide = recorder.empty("widened", &dims, DType::F32)?;
-                let kernel = Kernel::ToF32(storage);
-                elementwise(recorder, kernel, Cell::Vec4(storage), part, wide.matrix())?;
+                let kernel = Convert {
+                    storage,
+                    widens: true,
+                };
+                elementwise(
+                    recorder,
+                    kernel.into(),
+                    Cell::Vec4(storage),
+                    part,
+                    wide.matrix(),
+                )?;
                 column_sums(recorder, wide.matrix(), None, &[sums.matrix()])?;
             }
         }
@@ -106,7 +116,7 @@ fn reduce(recorder: &mut Recorder, tensors: &[&Tensor], squares: bool) -> Result
             first_workgroup: 0,
             grid_width: grid[0],
         };
-        let kernel = Kernel::Reduce { squares };
+        let kernel = Reduce { squares };
         recorder.dispatch(kernel, &[bound.binding, out.binding], &params, grid)?;
         at += blocks;
     }
@@ -158,10 +168,5 @@ pub(super) fn add_strided(
     if accumulate {
         recorder.reads(out.tensor);
     }
-    recorder.dispatch(
-        Kernel::SumPartials,
-        &[from.binding, to.binding],
-        &params,
-        grid,
-    )
+    recorder.dispatch(SumPartials, &[from.binding, to.binding], &params, grid)
 }

@@ -7,10 +7,11 @@
 //! queries and keys that meet must share: the whole sequence while it is short enough, else the segment.
 
 use super::{Matrix, grid, row_windows, size};
+use crate::device::DType;
 use crate::error::{Error, Result};
-use crate::kernel::{Kernel, XposParams};
+use crate::kernels::xpos::{Xpos, XposParams};
 use crate::recorder::Recorder;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 
 /// Positions that one coarse rotation stands for.
 const FINE: u32 = 256;
@@ -164,7 +165,7 @@ pub fn xpos(
         let rotations = table.bind(0, table.rows(), &facts)?;
         let bindings = [rotations.binding, bound.binding];
         recorder.reads(x.tensor);
-        recorder.dispatch(Kernel::Xpos(storage), &bindings, &params, grid)?;
+        recorder.dispatch(Xpos { storage }, &bindings, &params, grid)?;
     }
     Ok(())
 }

@@ -19,18 +19,18 @@
 //! Each gradient is
 //! written by one workgroup at a time, in an order that the plan fixes: no atomics, the same bits on every run.
 
-use super::dispatch::{AttentionDispatch, Pass};
-use super::facts::DeviceFacts;
+use super::dispatch::AttentionDispatch;
 use super::forward::{clears, forward_flop, tensor_bytes};
 use super::planner::{PlannedPass, Planner};
 use super::window::RowLayout;
 use super::workspace::{BufferRole, ParamsLayout, PlannedBuffer};
 use crate::config::{AttentionShape, DilatedAttentionConfig, MixGradient};
+use crate::device::DeviceFacts;
+use crate::device::{DType, Storage};
 use crate::error::Result;
-use crate::kernel::backward::BackwardVariant;
-use crate::kernel::{AttentionParams, Storage};
-use crate::tensor::DType;
-use crate::tuning::{Choice, Reason};
+use crate::kernels::Pass;
+use crate::kernels::attention_backward::BackwardVariant;
+use crate::kernels::{AttentionParams, Choice, Reason};
 
 /// Everything the backward will tell the device, as plain data. Made by [`DilatedAttentionConfig::plan_backward`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -104,7 +104,7 @@ impl DilatedAttentionConfig {
             MixGradient::Exact => &all_first[..],
             MixGradient::DetachedMix => &branch_by_branch[..],
         };
-        let tile = variant.shape.product_tile();
+        let tile = variant.product_tile();
         let planner = Planner::new(self, shape, facts, rounds, tile, variant.storage)?;
         let dispatches = planner.plan()?;
         let weights_bytes = tile.map_or(0, |tile| {

@@ -3,8 +3,8 @@
 use super::branch::BranchGeometry;
 use super::window::TokenWindow;
 use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, MixGradient};
-use crate::kernel::AttentionParams;
-use crate::kernel::products::ProductTile;
+use crate::kernels::software::attention_backward::ProductTile;
+use crate::kernels::{AttentionParams, Pass};
 
 /// A half-open range of indices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,25 +19,6 @@ impl Range {
     pub(crate) fn len(self) -> u32 {
         self.end - self.begin
     }
-}
-
-/// What a dispatch computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Pass {
-    /// The output and its softmax state.
-    Forward,
-    /// Backward: the sweep. Of each row, the sums of the weights and of weights times `dout . v` over its keys.
-    Means,
-    /// Backward, where gradients are products of matrices: the weights of a window.
-    Weights,
-    /// Backward: the gradient of the queries.
-    Dq,
-    /// Backward: the gradient of the keys, from weights.
-    Dk,
-    /// Backward: the gradient of the values, from weights.
-    Dv,
-    /// Backward: the gradients of the keys and values.
-    DkDv,
 }
 
 /// One dispatch of an attention kernel over one branch.

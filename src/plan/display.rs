@@ -3,10 +3,11 @@
 use std::fmt;
 
 use super::backward::BackwardPlan;
-use super::dispatch::{AttentionDispatch, Pass, Range};
+use super::dispatch::{AttentionDispatch, Range};
 use super::forward::ForwardPlan;
 use super::window::TokenWindow;
 use super::workspace::PlannedBuffer;
+use crate::kernels::Pass;
 
 impl fmt::Display for ForwardPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

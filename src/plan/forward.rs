@@ -4,17 +4,18 @@
 //! cleared before. With a branch of rate 1, which goes first and covers everything, nothing is cleared but the tails of
 //! short items.
 
-use super::dispatch::{AttentionDispatch, Pass};
-use super::facts::DeviceFacts;
+use super::dispatch::AttentionDispatch;
 use super::planner::{PlannedPass, Planner};
-use super::window::{ByteRange, RowLayout};
+use super::window::RowLayout;
 use super::workspace::{BufferRole, ParamsLayout, PlannedBuffer};
 use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, Mask};
+use crate::device::ByteRange;
+use crate::device::DeviceFacts;
+use crate::device::{DType, Storage};
 use crate::error::{Error, Result};
-use crate::kernel::forward::ForwardVariant;
-use crate::kernel::{AttentionParams, Storage};
-use crate::tensor::DType;
-use crate::tuning::{Choice, Reason};
+use crate::kernels::Pass;
+use crate::kernels::attention_forward::ForwardVariant;
+use crate::kernels::{AttentionParams, Choice, Reason};
 
 /// Everything the forward will tell the device, as plain data. Made by [`DilatedAttentionConfig::plan_forward`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

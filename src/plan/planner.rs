@@ -12,13 +12,15 @@
 //! such a part follow each other before the next one begins.
 
 use super::branch::BranchGeometry;
-use super::dispatch::{AttentionDispatch, Pass, Range};
-use super::facts::DeviceFacts;
+use super::dispatch::{AttentionDispatch, Range};
 use super::window::RowLayout;
 use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, MixGradient};
+use crate::device::DeviceFacts;
+use crate::device::Storage;
 use crate::error::{Error, Result};
-use crate::kernel::products::ProductTile;
-use crate::kernel::{Storage, fold_grid};
+use crate::kernels::Pass;
+use crate::kernels::fold_grid;
+use crate::kernels::software::attention_backward::ProductTile;
 
 pub(super) struct Planner<'a> {
     config: &'a DilatedAttentionConfig,

@@ -5,12 +5,14 @@
 //! those of the forward, each for one row.
 
 use super::branch::BranchGeometry;
-use super::dispatch::{AttentionDispatch, Pass, Range};
-use super::facts::DeviceFacts;
+use super::dispatch::{AttentionDispatch, Range};
 use super::window::RowLayout;
 use crate::config::DilatedAttentionConfig;
+use crate::device::DeviceFacts;
+use crate::device::Storage;
 use crate::error::{Error, Result};
-use crate::kernel::{Storage, fold_grid};
+use crate::kernels::Pass;
+use crate::kernels::fold_grid;
 
 /// Where the tensors of a step are.
 #[derive(Clone, Copy, Debug)]

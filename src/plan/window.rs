@@ -4,18 +4,8 @@
 //! downwards so that it starts at an offset the device allows; kernels get the first token and the number of elements
 //! skipped, and compute indices from there.
 
-use super::facts::DeviceFacts;
 use crate::config::DilatedAttentionConfig;
-use crate::kernel::Storage;
-
-/// A byte range of a buffer that a kernel may touch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ByteRange {
-    /// First byte.
-    pub offset: u64,
-    /// Number of bytes.
-    pub size: u64,
-}
+use crate::device::{ByteRange, DeviceFacts, Storage};
 
 /// Rows of one tensor as kernels see them: token `p` of item `b` is row `b * seq_len + p`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -81,25 +71,4 @@ impl RowLayout {
         let alignment = facts.storage_offset_alignment.max(self.element_bytes);
         facts.max_binding_bytes.saturating_sub(alignment) / self.row_bytes
     }
-}
-
-/// The pieces of a byte range (both ends multiples of 4) that one binding each can cover: what is bound, and how many
-/// words of it come before the range.
-pub(crate) fn word_windows(
-    range: ByteRange,
-    facts: &DeviceFacts,
-) -> impl Iterator<Item = (ByteRange, u32)> {
-    let alignment = facts.storage_offset_alignment;
-    let max_bytes = facts.max_binding_bytes / alignment * alignment;
-    let end = range.offset + range.size;
-    let mut begin = range.offset;
-    std::iter::from_fn(move || {
-        let offset = begin / alignment * alignment;
-        let stop = end.min(offset + max_bytes);
-        let size = stop.checked_sub(offset).filter(|_| begin < stop)?;
-        // Less than the alignment.
-        let skip = ((begin - offset) / 4) as u32;
-        begin = stop;
-        Some((ByteRange { offset, size }, skip))
-    })
 }

@@ -2,7 +2,7 @@
 
 use crate::pool::size_class::class_bytes;
 
-use super::facts::DeviceFacts;
+use crate::device::DeviceFacts;
 
 /// What a planned buffer is for, which decides its usages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

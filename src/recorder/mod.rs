@@ -15,6 +15,7 @@
 //! ownership by the callback needs none and cannot release too early.
 
 mod encode;
+mod fill;
 mod pace;
 pub mod slices;
 mod submission;
@@ -28,12 +29,13 @@ use std::sync::Arc;
 
 use crate::contents::{Contents, Fate, Tracker};
 use crate::context::Context;
+use crate::device::{ByteRange, DType, Element};
 use crate::error::{Error, Result};
-use crate::kernel::{Access, Kernel, KernelParams, Pipeline, fill};
-use crate::plan::{ByteRange, staging_bytes};
+use crate::kernels::{Access, Kernel, KernelParams, Pipeline};
+use crate::plan::staging_bytes;
 use crate::pool::{Lease, READBACK_USAGE, STAGING_USAGE, STORAGE_USAGE};
 use crate::readback::{self, Download, Readback};
-use crate::tensor::{DType, Element, Tensor, check_finite, num_bytes, padded_bytes};
+use crate::tensor::{Tensor, check_finite, num_bytes, padded_bytes};
 
 /// Index of a lease in the recording's list.
 type Held = usize;
@@ -213,7 +215,7 @@ impl Recorder {
 
     fn poison(&mut self, tensor: &Tensor) -> Result<()> {
         if self.context.pool().poisons() {
-            fill::record(self, tensor, tensor.whole(), POISON)?;
+            self.fill(tensor, tensor.whole(), POISON)?;
         }
         Ok(())
     }
@@ -478,12 +480,12 @@ impl Recorder {
     /// Records one dispatch of `kernel` over `grid` workgroups with storage bindings in the order of the kernel's table.
     pub(crate) fn dispatch<P: KernelParams>(
         &mut self,
-        kernel: Kernel,
+        kernel: impl Into<Kernel>,
         bindings: &[(&Tensor, ByteRange)],
         params: &P,
         grid: [u32; 2],
     ) -> Result<()> {
-        self.dispatch_bytes(kernel, bindings, bytemuck::bytes_of(params), grid)
+        self.dispatch_bytes(kernel.into(), bindings, bytemuck::bytes_of(params), grid)
     }
 
     /// As [`dispatch`](Self::dispatch), with the bytes of the parameters.

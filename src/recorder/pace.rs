@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::kernel::Kernel;
+use serde::{Deserialize, Serialize};
+
+use crate::kernels::Kernel;
 
 /// What times are learned of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,6 +29,17 @@ const RESOLUTION: f64 = 2e-3;
 /// Seconds for a unit of work that are believed when a file says so: from far beyond the fastest device to [`GUESS`] of a
 /// device that is a million times slower.
 const CREDIBLE: std::ops::RangeInclusive<f64> = 1e-18..=2e-3;
+
+/// Number of the layout of [`PaceFile`].
+const FORMAT: u32 = 2;
+
+/// What a process leaves for later ones.
+#[derive(Serialize, Deserialize)]
+struct PaceFile {
+    format: u32,
+    /// For a unit of work of each kernel, by its [key](Kernel::key).
+    seconds: BTreeMap<String, f64>,
+}
 
 /// What was measured of an activity.
 #[derive(Clone, Copy, Debug, Default)]
@@ -58,7 +71,9 @@ pub(crate) struct Pace {
 impl Pace {
     /// With what [`to_json`](Self::to_json) wrote in another process; what cannot be read counts as nothing.
     pub fn from_json(json: &[u8]) -> Self {
-        let remembered: BTreeMap<String, f64> = serde_json::from_slice(json).unwrap_or_default();
+        let file = serde_json::from_slice::<PaceFile>(json).ok();
+        let file = file.filter(|file| file.format == FORMAT);
+        let remembered = file.map(|file| file.seconds).unwrap_or_default();
         Self {
             measured: HashMap::new(),
             remembered: remembered
@@ -74,12 +89,16 @@ impl Pace {
             let Activity::Kernel(kernel) = activity else {
                 return None;
             };
-            Some((described(kernel), measured.mean()))
+            Some((kernel.key(), measured.mean()))
         });
         let mut known = self.remembered.clone();
         known.extend(measured);
+        let file = PaceFile {
+            format: FORMAT,
+            seconds: known,
+        };
         // Names and numbers, which every map of JSON may have.
-        serde_json::to_vec_pretty(&known).unwrap_or_default()
+        serde_json::to_vec_pretty(&file).unwrap_or_default()
     }
 
     /// Seconds for so much work of each kernel, unless one of them is not known.
@@ -88,7 +107,7 @@ impl Pace {
             let measured = self.measured.get(&Activity::Kernel(kernel));
             let known = measured
                 .map(Measured::mean)
-                .or_else(|| self.remembered.get(&described(&kernel)).copied());
+                .or_else(|| self.remembered.get(&kernel.key()).copied());
             known.map(|seconds| work * seconds)
         };
         work.iter().map(seconds).sum()
@@ -103,7 +122,7 @@ impl Pace {
     fn before(&self, activity: Activity) -> f64 {
         let remembered = match activity {
             Activity::Kernel(kernel) if !self.remembered.is_empty() => {
-                self.remembered.get(&described(&kernel))
+                self.remembered.get(&kernel.key())
             }
             _ => None,
         };
@@ -155,14 +174,11 @@ impl Pace {
     }
 }
 
-/// What a kernel is remembered as: every number of its shape.
-fn described(kernel: &Kernel) -> String {
-    format!("{kernel:?}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::adamw::AdamW;
+    use crate::kernels::fill::Fill;
 
     /// Work that fits in `seconds`, as the pace has it.
     fn fitting(pace: &Pace, activity: Activity, seconds: f64) -> f64 {
@@ -189,7 +205,7 @@ mod tests {
 
     #[test]
     fn a_slow_slice_is_believed_at_once_and_a_short_one_never_slows() {
-        let (mut pace, kernel) = (Pace::default(), Activity::Kernel(Kernel::Fill));
+        let (mut pace, kernel) = (Pace::default(), Activity::Kernel(Kernel::Fill(Fill)));
         let work = 8e-3 / pace.seconds(kernel, 1.0);
         pace.learn(&[(kernel, work)], 80e-3);
         assert!((fitting(&pace, kernel, 8e-3) - work / 10.0).abs() < 1e-3 * work);
@@ -200,13 +216,16 @@ mod tests {
 
     #[test]
     fn what_is_remembered_is_a_better_guess_and_nothing_else_is_expected() {
-        let (fill, known) = (Kernel::Fill, Activity::Kernel(Kernel::Fill));
+        let (fill, known) = (Kernel::Fill(Fill), Activity::Kernel(Kernel::Fill(Fill)));
         let mut pace = Pace::default();
         assert_eq!(pace.expected(&[(fill, 1.0)]), None);
         pace.learn(&[(known, 1e6)], 2.0);
         let near = |given: f64, expected: f64| assert!((given - expected).abs() < 1e-9 * expected);
         near(pace.expected(&[(fill, 3e6)]).unwrap(), 6.0);
-        assert_eq!(pace.expected(&[(fill, 1.0), (Kernel::AdamW, 1.0)]), None);
+        assert_eq!(
+            pace.expected(&[(fill, 1.0), (Kernel::AdamW(AdamW), 1.0)]),
+            None
+        );
         let mut later = Pace::from_json(&pace.to_json());
         near(later.expected(&[(fill, 3e6)]).unwrap(), 6.0);
         // The first slice stays short.
@@ -223,13 +242,25 @@ mod tests {
 
     #[test]
     fn files_that_make_no_sense_count_as_nothing() {
-        let entry = |seconds: &str| format!("{{\"Fill\": {seconds}}}").into_bytes();
-        let expected = |json: &[u8]| Pace::from_json(json).expected(&[(Kernel::Fill, 1.0)]);
+        let entry = |seconds: &str| {
+            let seconds = format!("{{\"fill\": {seconds}}}");
+            format!("{{\"format\": {FORMAT}, \"seconds\": {seconds}}}").into_bytes()
+        };
+        let expected = |json: &[u8]| Pace::from_json(json).expected(&[(Kernel::Fill(Fill), 1.0)]);
         assert_eq!(expected(&entry("1e-9")), Some(1e-9));
         for seconds in ["0", "-1e-9", "1e9", "1e-300", "null", "[]", "\"1\""] {
             assert_eq!(expected(&entry(seconds)), None, "{seconds}");
         }
-        for text in ["", "{", "[]", "null", "\u{0}"] {
+        let other_format = "{\"format\": 1, \"seconds\": {\"fill\": 1e-9}}";
+        for text in [
+            "",
+            "{",
+            "[]",
+            "null",
+            "\u{0}",
+            "{\"fill\": 1e-9}",
+            other_format,
+        ] {
             assert_eq!(expected(text.as_bytes()), None);
         }
         let whole = entry("1e-9");

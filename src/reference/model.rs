@@ -20,10 +20,10 @@ use std::collections::HashMap;
 use super::plain::rounded_wide;
 use super::{forward, layers};
 use crate::config::{AttentionShape, DilatedAttentionConfig};
+use crate::device::DType;
 use crate::error::Result;
 use crate::longnet::{LongNetConfig, OutputProjection};
 use crate::nn::{Activation, ProjectionNorm};
-use crate::tensor::DType;
 
 /// Parameters by name.
 pub type Values = HashMap<String, Vec<f64>>;

@@ -14,8 +14,8 @@ use super::forward::{Problem, all_rows, check_len};
 use super::sparse::{Key, SparseBranch};
 use crate::attention::UNCOVERED_LSE;
 use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, MixGradient};
+use crate::device::DType;
 use crate::error::Result;
-use crate::tensor::DType;
 
 /// Output and log-sum-exp of some rows in single precision, the output rounded to the stored type.
 #[derive(Clone, Debug, PartialEq)]

@@ -435,7 +435,7 @@ fn gradients_are_those_of_finite_differences() {
 #[test]
 fn plain_single_precision_is_right_at_any_offset() {
     use super::plain;
-    use crate::tensor::DType;
+    use crate::device::DType;
     let branch = DilatedAttentionConfig::new(1, 4, &[2], &[1]).unwrap();
     let moved = DilatedAttentionConfig::new(1, 4, &[5, 10], &[2, 3]).unwrap();
     for config in [branch.clone(), branch.torchscale(), moved.torchscale()] {

@@ -10,8 +10,6 @@
 //! An application calls [`Context::tune`](crate::Context::tune) where its user expects to wait, or on a thread; later starts find the result and
 //! measure nothing. Every plan prints the kernel it chose and why ([`Choice`]).
 
-pub(crate) mod because;
-mod choice;
 mod folder;
 #[cfg(not(target_arch = "wasm32"))]
 mod probe;
@@ -19,14 +17,11 @@ mod probe;
 mod report;
 #[cfg(not(target_arch = "wasm32"))]
 mod search;
-mod task;
 mod winners;
 
-pub use choice::{Choice, Reason};
 pub use folder::{CACHE_VARIABLE, CacheFolder};
 #[cfg(not(target_arch = "wasm32"))]
 pub use report::{TuneOptions, TuneReport, TunedPass};
-pub(crate) use task::{BackwardTask, ForwardTask, ProductTask, Segments, Task};
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) use winners::replace;
 
@@ -34,8 +29,9 @@ use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::kernel::KernelTier;
-use crate::plan::DeviceFacts;
+use crate::device::{DeviceFacts, KernelTier};
+use crate::kernels::family::Family;
+use crate::kernels::{Choice, Reason};
 use winners::{Winner, Winners};
 
 /// How kernels are chosen and compiled; see [`Context::with_kernel_options`](crate::Context::with_kernel_options).
@@ -114,21 +110,25 @@ impl Tuner {
         self.winners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The remembered kernel of a task, if it is one of those that may run here.
-    pub fn remembered<T: Task>(&self, task: &T, facts: &DeviceFacts) -> Option<Choice<T::Variant>> {
+    /// The remembered kernel of a family, if it is one of those that may run here.
+    pub fn remembered<F: Family>(
+        &self,
+        family: &F,
+        facts: &DeviceFacts,
+    ) -> Option<Choice<F::Variant>> {
         let winners = self.winners();
         if winners.is_empty() {
             return None;
         }
-        let Winner { timed, against } = winners.get(&task.key())?;
-        let candidates = task.candidates(facts);
+        let Winner { timed, against } = winners.get(&family.key())?;
+        let candidates = family.candidates(facts);
         let named = |kernel: &str| {
             let affordable = candidates
                 .iter()
                 .filter(|candidate| candidate.compile_time.is_some());
             affordable
                 .map(|candidate| candidate.variant)
-                .find(|variant| name(variant) == kernel)
+                .find(|variant| F::variant_key(variant) == kernel)
         };
         let against = against
             .as_ref()
@@ -142,18 +142,13 @@ impl Tuner {
         })
     }
 
-    /// The remembered kernel of a task, else what the adapter's facts suggest.
-    pub fn choose<T: Task>(&self, task: &T, facts: &DeviceFacts) -> Choice<T::Variant> {
-        let suggested = task.suggested(facts);
+    /// The remembered kernel of a family, else what the adapter's facts suggest.
+    pub fn choose<F: Family>(&self, family: &F, facts: &DeviceFacts) -> Choice<F::Variant> {
+        let suggested = family.choice(facts);
         match suggested.reason {
             // By a tier.
             Reason::Caller => suggested,
-            _ => self.remembered(task, facts).unwrap_or(suggested),
+            _ => self.remembered(family, facts).unwrap_or(suggested),
         }
     }
-}
-
-/// What a kernel is remembered as: every number of its shape, so that it is found again only as exactly the same.
-fn name<V: std::fmt::Debug>(variant: &V) -> String {
-    format!("{variant:?}")
 }

@@ -3,18 +3,19 @@
 use std::time::{Duration, Instant};
 
 use super::search::Timing;
-use super::task::{BackwardTask, ForwardTask, ProductTask, Segments, Task};
 use crate::attention::DilatedAttention;
 use crate::config::{AttentionShape, DilatedAttentionConfig};
 use crate::context::Context;
+use crate::device::{DType, Processor};
 use crate::error::Result;
-use crate::kernel::backward::BackwardVariant;
-use crate::kernel::forward::ForwardVariant;
-use crate::kernel::matmul::MatmulVariant;
+use crate::kernels::Segments;
+use crate::kernels::attention_backward::{BackwardFamily, BackwardVariant};
+use crate::kernels::attention_forward::{ForwardFamily, ForwardVariant};
+use crate::kernels::family::Family;
+use crate::kernels::matmul::{MatmulFamily, MatmulVariant};
 use crate::ops::Matmul;
-use crate::plan::Processor;
 use crate::recorder::Recorder;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 
 /// Runs after the first.
 const RUNS: usize = 5;
@@ -22,8 +23,8 @@ const RUNS: usize = 5;
 /// Records the work that is timed.
 pub(super) type Work = Box<dyn Fn(&mut Recorder) -> Result<()>>;
 
-/// A task whose candidates can be run.
-pub(super) trait Probe: Task {
+/// A family whose candidates can be run.
+pub(super) trait Probe: Family {
     /// Inputs on the device, and what to record.
     fn prepare(&self, context: &Context, variant: Self::Variant) -> Result<Work>;
 }
@@ -79,9 +80,9 @@ fn dims(config: &DilatedAttentionConfig, shape: &AttentionShape) -> [usize; 4] {
     [1, shape.seq_len(), config.num_heads(), config.head_dim()].map(|dim| dim as usize)
 }
 
-impl Probe for ForwardTask {
+impl Probe for ForwardFamily {
     fn prepare(&self, context: &Context, variant: ForwardVariant) -> Result<Work> {
-        let (config, shape) = problem(&self.0, context)?;
+        let (config, shape) = problem(&self.segments, context)?;
         let dims = dims(&config, &shape);
         let attention = DilatedAttention::with_variant(context, config, variant)?;
         let mut recorder = context.recorder("probe");
@@ -93,9 +94,9 @@ impl Probe for ForwardTask {
     }
 }
 
-impl Probe for BackwardTask {
+impl Probe for BackwardFamily {
     fn prepare(&self, context: &Context, variant: BackwardVariant) -> Result<Work> {
-        let (config, shape) = problem(&self.0, context)?;
+        let (config, shape) = problem(&self.segments, context)?;
         let dims = dims(&config, &shape);
         let attention = DilatedAttention::new(context, config)?.with_backward_variant(variant)?;
         let mut recorder = context.recorder("probe");
@@ -111,7 +112,7 @@ impl Probe for BackwardTask {
     }
 }
 
-impl Probe for ProductTask {
+impl Probe for MatmulFamily {
     fn prepare(&self, context: &Context, variant: MatmulVariant) -> Result<Work> {
         let rows = match context.facts().processor {
             Processor::Gpu => 4096,

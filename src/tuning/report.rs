@@ -3,14 +3,17 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use super::Tuner;
 use super::probe::{self, Probe};
 use super::search::{Outcome, search, winner};
-use super::task::{BackwardTask, ForwardTask, ProductTask, Segments};
 use super::winners::{Timed, Winner, Winners, store};
-use super::{Tuner, name};
 use crate::config::DilatedAttentionConfig;
 use crate::context::Context;
+use crate::device::Storage;
 use crate::error::{Error, Result};
+use crate::kernels::attention_backward::BackwardFamily;
+use crate::kernels::attention_forward::ForwardFamily;
+use crate::kernels::matmul::MatmulFamily;
 
 /// How long and what to measure.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,13 +86,18 @@ impl Context {
         config: &DilatedAttentionConfig,
         options: &TuneOptions,
     ) -> Result<TuneReport> {
-        let segments = Segments::of(config);
         let begin = Instant::now();
         let mut found = Found::default();
-        found.tune(self, &ForwardTask(segments), options, options.budget)?;
+        found.tune(
+            self,
+            &ForwardFamily::of(config, Storage::F32),
+            options,
+            options.budget,
+        )?;
         if options.backward {
             let left = options.budget.saturating_sub(begin.elapsed());
-            found.tune(self, &BackwardTask(segments), options, left)?;
+            let family = BackwardFamily::of(config, Storage::F32);
+            found.tune(self, &family, options, left)?;
         }
         Ok(found.remember(self.tuner()))
     }
@@ -107,7 +115,8 @@ impl Context {
             });
         }
         let mut found = Found::default();
-        found.tune(self, &ProductTask { columns }, options, options.budget)?;
+        let family = MatmulFamily::of_linear_layer(columns);
+        found.tune(self, &family, options, options.budget)?;
         Ok(found.remember(self.tuner()))
     }
 }
@@ -122,13 +131,13 @@ impl Found {
     fn tune<P: Probe>(
         &mut self,
         context: &Context,
-        task: &P,
+        family: &P,
         options: &TuneOptions,
         budget: Duration,
     ) -> Result<()> {
         let (begin, facts, tuner) = (Instant::now(), context.facts(), context.tuner());
-        let remembered = tuner.remembered(task, facts).filter(|_| !options.again);
-        let candidates = task.candidates(facts);
+        let remembered = tuner.remembered(family, facts).filter(|_| !options.again);
+        let candidates = family.candidates(facts);
         let affordable = candidates
             .iter()
             .filter(|candidate| candidate.compile_time.is_some())
@@ -136,10 +145,10 @@ impl Found {
         let mut considered = Vec::new();
         if remembered.is_none() && affordable > 1 && !context.plans_only() {
             let mut outcomes = search(
-                task.suggested(facts).variant,
+                family.choice(facts).variant,
                 &candidates,
                 budget,
-                |variant| probe::measure(task, context, variant),
+                |variant| probe::measure(family, context, variant),
             );
             considered = outcomes
                 .iter()
@@ -153,19 +162,19 @@ impl Found {
                 };
             };
             let timed = |(variant, run): (P::Variant, Duration)| Timed {
-                kernel: name(&variant),
+                kernel: P::variant_key(&variant),
                 microseconds: u64::try_from(run.as_micros()).unwrap_or(u64::MAX),
             };
             let found = Winner {
                 timed: timed(best),
                 against: next.map(timed),
             };
-            tuner.winners().insert(task.key(), found.clone());
-            self.winners.insert(task.key(), found);
+            tuner.winners().insert(family.key(), found.clone());
+            self.winners.insert(family.key(), found);
         }
         self.passes.push(TunedPass {
-            pass: task.key(),
-            choice: tuner.choose(task, facts).to_string(),
+            pass: family.key(),
+            choice: tuner.choose(family, facts).to_string(),
             considered,
             spent: begin.elapsed(),
         });

@@ -8,8 +8,8 @@
 
 use std::time::Duration;
 
-use super::task::Candidate;
 use crate::error::{Error, Result};
+use crate::kernels::family::Candidate;
 
 /// What a probe measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,11 +1,11 @@
 //! The file of remembered kernels.
 //!
 //! ```json
-//! {"format": 1, "adapters": {"<adapter, driver, versions>": {"<what was probed>": {"kernel": "...", "microseconds": 1930,
+//! {"format": 2, "adapters": {"<adapter, driver, versions>": {"<what was probed>": {"kernel": "...", "microseconds": 1930,
 //!     "against": {"kernel": "...", "microseconds": 2411}}}}}
 //! ```
-//! A file can only choose among kernels that this code lists for the device as affordable: it holds their names, not their
-//! numbers. So nothing that a file says can be wrong in a worse way than slow. Whatever cannot be read counts as empty and
+//! Kernels are named by their shader and all of its fields, as in `forward_rows head_dim=64 format=f32 lanes=8 ...`. A file can only
+//! choose among kernels that this code lists for the device as affordable. So nothing that a file says can be wrong in a worse way than slow. Whatever cannot be read counts as empty and
 //! is replaced by the next probe.
 
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::weights::Replacement;
 
 /// Number of the layout above.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// No file of this many adapters is as large; more is not read.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -197,7 +197,7 @@ mod tests {
         let whole = std::fs::read(&path).expect("reads");
         let text = String::from_utf8(whole.clone()).expect("text");
         let mut broken: Vec<Vec<u8>> = (0..whole.len()).map(|len| whole[..len].to_vec()).collect();
-        broken.push(text.replace("\"format\": 1", "\"format\": 2").into());
+        broken.push(text.replace("\"format\": 2", "\"format\": 1").into());
         broken.push(
             text.replace(
                 "\"microseconds\": 1",

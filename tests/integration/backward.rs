@@ -1,9 +1,9 @@
 //! The backward kernels against the f64 reference, on every context and with every kernel that the adapter runs.
 
-use dilated_attention::kernel::backward::BackwardVariant;
-use dilated_attention::kernel::forward::ForwardVariant;
+use dilated_attention::device::Processor;
+use dilated_attention::kernels::attention_backward::BackwardVariant;
+use dilated_attention::kernels::attention_forward::ForwardVariant;
 use dilated_attention::ops::convert;
-use dilated_attention::plan::Processor;
 use dilated_attention::reference::{self, ReferenceGradients, plain};
 use dilated_attention::{
     AttentionShape, DType, DilatedAttention, DilatedAttentionConfig, Error, Mask, MixGradient,

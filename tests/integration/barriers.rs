@@ -148,10 +148,11 @@ fn what_lanes_and_matrices_write_is_read_after_a_barrier() {
 #[test]
 fn a_missing_barrier_is_found() {
     let (kernel, _) = cooperative_kernels()[0];
-    let source = kernel.source();
-    let stored = "store_scores_each();\n        workgroupBarrier();";
-    assert!(source.contains(stored));
-    let broken = source.replace(stored, "store_scores_each();");
+    let source = kernel.shader().expect("expands").text;
+    let read = "for (var i = 0u; i < LANE_ROWS; i++) {\n            soften";
+    let stored = format!("workgroupBarrier();\n        {read}");
+    assert!(source.contains(&stored));
+    let broken = source.replace(&stored, read);
     let module = naga::front::wgsl::parse_str(&broken).expect("valid");
     assert!(std::panic::catch_unwind(|| walk(&module)).is_err());
 }

@@ -3,12 +3,14 @@
 //!
 //! Lavapipe has them from Mesa 26 on. It would not choose them itself, for they are slower there, so tests name the kernels.
 
-use dilated_attention::kernel::backward::{BackwardShape, BackwardVariant};
-use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
-use dilated_attention::kernel::matmul::MatmulVariant;
-use dilated_attention::kernel::{Activation, Storage};
+use dilated_attention::device::{
+    CooperativeMatrix, DeviceFacts, KernelTier, NoCooperativeMatrix, Processor, Storage,
+};
+use dilated_attention::kernels::activation::Activation;
+use dilated_attention::kernels::attention_backward::BackwardVariant;
+use dilated_attention::kernels::attention_forward::ForwardVariant;
+use dilated_attention::kernels::matmul::MatmulVariant;
 use dilated_attention::ops::{Matmul, convert};
-use dilated_attention::plan::{CooperativeMatrix, DeviceFacts, NoCooperativeMatrix, Processor};
 use dilated_attention::{
     AttentionShape, Context, ContextOptions, DType, DilatedAttentionConfig, Mask, MixGradient,
     UNCOVERED_LSE, wgpu,
@@ -49,7 +51,7 @@ fn has_matrices(on: &TestContext) -> bool {
             }
             let config = DilatedAttentionConfig::new(1, 64, &[64], &[1]).unwrap();
             let chosen = ForwardVariant::choose(&config, Storage::F16, facts);
-            assert!(!chosen.shape.is_cooperative());
+            assert!(!chosen.is_cooperative());
             false
         }
     }
@@ -283,14 +285,14 @@ fn other_sizes_and_types_are_refused_with_the_reason() {
     let of = |head_dim| DilatedAttentionConfig::new(1, head_dim, &[64], &[1]).unwrap();
     let reason = |head_dim, storage, facts: &DeviceFacts| {
         let chosen = ForwardVariant::choose(&of(head_dim), storage, facts);
-        assert!(!chosen.shape.is_cooperative(), "{chosen}");
+        assert!(!chosen.is_cooperative(), "{chosen}");
         let forward = ForwardVariant::cooperative(head_dim, storage, facts).unwrap_err();
         let backward = BackwardVariant::cooperative(head_dim, storage, facts).unwrap_err();
         assert_eq!(forward, backward);
         forward.to_string()
     };
     let chosen = ForwardVariant::choose(&of(128), Storage::F16, &facts);
-    assert!(chosen.shape.is_cooperative());
+    assert!(chosen.is_cooperative());
     assert!(reason(132, Storage::F16, &facts).contains("at most 128"));
     for storage in [Storage::F32, Storage::Bf16Packed] {
         assert!(reason(64, storage, &facts).contains("lose precision"));
@@ -309,11 +311,7 @@ fn other_sizes_and_types_are_refused_with_the_reason() {
         },
         ..facts
     };
-    assert!(
-        !ForwardVariant::choose(&of(64), Storage::F16, &cpu)
-            .shape
-            .is_cooperative()
-    );
+    assert!(!ForwardVariant::choose(&of(64), Storage::F16, &cpu).is_cooperative());
     assert!(ForwardVariant::cooperative(64, Storage::F16, &cpu).is_ok());
 }
 
@@ -424,7 +422,9 @@ fn attention_of_random_shapes_equals_that_of_the_other_kernels() {
             let told = format!("{} on {:?}, {}", problem.config, problem.shape, on.name);
             let [with, again] = [(); 2].map(|()| problem.run(on, forward_variant(on, 8)).unwrap());
             assert_eq!(with, again, "{told}");
-            let other = ForwardVariant::with_shape(ForwardShape::Tile, 8, Storage::F16, facts);
+            let tile = KernelTier::Tile;
+            let config = &problem.config;
+            let other = ForwardVariant::of_tier(tile, config, Storage::F16, facts).unwrap();
             let without = problem.run(on, other).unwrap();
             // Weights are rounded to f16, and each branch rounds the output.
             let branches = problem.config.branches().len() as f64;
@@ -434,7 +434,7 @@ fn attention_of_random_shapes_equals_that_of_the_other_kernels() {
             let [with, again] =
                 [(); 2].map(|()| backward::run(&problem, on, backward_variant(on, 8)).unwrap());
             assert_eq!(with, again, "{told}");
-            let other = BackwardVariant::with_shape(BackwardShape::Tile, 8, Storage::F16, facts);
+            let other = BackwardVariant::of_tier(tile, config, Storage::F16, facts).unwrap();
             let without = backward::run(&problem, on, other).unwrap();
             for (with, without) in with.iter().zip(&without) {
                 assert_alike(&told, with, without, 2.0 * allowed);

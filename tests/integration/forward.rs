@@ -1,7 +1,7 @@
 //! The forward kernels against the f64 reference, on every context and with every kernel that the adapter runs.
 
-use dilated_attention::kernel::forward::ForwardVariant;
-use dilated_attention::plan::Processor;
+use dilated_attention::device::Processor;
+use dilated_attention::kernels::attention_forward::ForwardVariant;
 use dilated_attention::{
     AttentionShape, DType, DilatedAttentionConfig, HeadOffsets, Heads, Mask, OutputRows, Padding,
 };

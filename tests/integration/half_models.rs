@@ -1,13 +1,13 @@
 //! Operations of layers and whole models with activations in half precision: operations against exact results, models against
 //! double precision that rounds what they store.
 
+use dilated_attention::device::DeviceFacts;
 use dilated_attention::longnet::{Call, EncoderDecoder, Input, LongNet, LongNetConfig};
 use dilated_attention::nn::Activation;
 use dilated_attention::ops::{
     Blend, Dropout, Matmul, Positions, Rotations, TokenIds, XposRole, activation, convert,
     embedding, layer_norm, xpos,
 };
-use dilated_attention::plan::DeviceFacts;
 use dilated_attention::reference::layers;
 use dilated_attention::reference::plain::rounded;
 use dilated_attention::training::{LearningRate, Trainer, TrainingOptions};

@@ -1,11 +1,10 @@
 //! Attention with f16 and bf16 tensors, with and without f16 in shaders: against the f64 reference of the rounded inputs, allowed
 //! twice the error of a plain implementation that stores the same type.
 
-use dilated_attention::kernel::Storage;
-use dilated_attention::kernel::backward::BackwardVariant;
-use dilated_attention::kernel::forward::ForwardVariant;
+use dilated_attention::device::{DeviceFacts, Storage};
+use dilated_attention::kernels::attention_backward::BackwardVariant;
+use dilated_attention::kernels::attention_forward::ForwardVariant;
 use dilated_attention::ops::convert;
-use dilated_attention::plan::DeviceFacts;
 use dilated_attention::reference::{self, plain::rounded};
 use dilated_attention::{
     AttentionShape, Context, DType, DilatedAttention, DilatedAttentionConfig, Error, Heads, Mask,

@@ -7,9 +7,9 @@
 //! A part that all scores of a row share changes nothing of the result, but it takes digits of every score, and what the
 //! gradient of a query sums up nearly cancels: keys of 1000, times weights that add up to 0 only if each row's softmax does.
 
-use dilated_attention::kernel::Storage;
-use dilated_attention::kernel::backward::BackwardVariant;
-use dilated_attention::kernel::forward::ForwardVariant;
+use dilated_attention::device::Storage;
+use dilated_attention::kernels::attention_backward::BackwardVariant;
+use dilated_attention::kernels::attention_forward::ForwardVariant;
 use dilated_attention::reference::{self, plain};
 use dilated_attention::{AttentionShape, DType, DilatedAttentionConfig, Mask, MixGradient};
 

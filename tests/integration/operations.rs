@@ -1,7 +1,7 @@
 //! The operations of layers against double precision: values against the reference, gradients against its finite
 //! differences. Shapes are no multiples of any tile; bindings of 16 KiB cut even these into windows.
 
-use dilated_attention::kernel::Activation;
+use dilated_attention::kernels::activation::Activation;
 use dilated_attention::ops::{
     AdamWOptions, AdamWStep, Blend, Dropout, IGNORED_LABEL, Labels, Matmul, Matrix, Positions,
     Rotations, TokenIds, XposRole, activation, activation_backward, adamw, bias_backward,

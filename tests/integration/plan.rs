@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use dilated_attention::plan::{DeviceFacts, ForwardPlan, Processor};
+use dilated_attention::device::{DeviceFacts, Processor};
+use dilated_attention::plan::ForwardPlan;
 use dilated_attention::{
     AttentionShape, DType, DilatedAttentionConfig, Error, HeadOffsets, Heads, Mask, OutputRows,
     Padding,

@@ -1,260 +1,163 @@
 //! Every shader, in every specialisation: valid, translatable for three platforms, and in agreement with the host.
 
+use std::collections::HashSet;
+
 use dilated_attention::DilatedAttentionConfig;
-use dilated_attention::kernel::backward::{BackwardShape, BackwardVariant};
-use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
-use dilated_attention::kernel::matmul::MatmulVariant;
-use dilated_attention::kernel::{Access, Activation, Cell, Kernel, MOST_INVOCATIONS, Storage};
-use dilated_attention::plan::{CooperativeMatrix, DeviceFacts, Pass, Processor};
+use dilated_attention::device::{DeviceFacts, KernelTier, MOST_INVOCATIONS, Storage};
+use dilated_attention::kernels::attention_backward::BackwardVariant;
+use dilated_attention::kernels::attention_forward::ForwardVariant;
+use dilated_attention::kernels::{Access, Kernel};
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, StorageAccess, TypeInner};
 
-fn facts_of_every_kind() -> Vec<DeviceFacts> {
-    let gpu = DeviceFacts::webgpu_defaults();
-    let mut facts = vec![gpu.clone()];
-    facts.push(DeviceFacts {
-        max_workgroup_memory_bytes: 32_768,
-        ..gpu.clone()
-    });
-    for lanes in [4, 8, 16] {
-        for uniform_loads in [false, true] {
-            for broadcasts in [false, true] {
-                facts.push(DeviceFacts {
-                    max_workgroup_memory_bytes: 32_768,
-                    processor: Processor::Cpu {
-                        lanes,
-                        uniform_loads,
-                        broadcasts,
-                    },
-                    ..gpu.clone()
-                });
-            }
+use crate::support::snapshot::assert_snapshot;
+
+/// Every kernel for heads of each size at which kernels change their structure, with a device that has it.
+pub fn all_kernels() -> Vec<(Kernel, DeviceFacts)> {
+    let head_dims = [4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 160, 256].into_iter();
+    let stored = head_dims.flat_map(|head_dim| Storage::ALL.map(|storage| (head_dim, storage)));
+    // Half precision changes what is loaded, but for matrices, whose tiles it is.
+    let few =
+        |head_dim: u32, storage| storage == Storage::F32 || [4, 64, 128, 256].contains(&head_dim);
+    let kinds = DeviceFacts::of_every_kind();
+    let mut seen = HashSet::new();
+    let mut kernels = Vec::new();
+    for (head_dim, storage) in stored {
+        for facts in &kinds {
+            let all = Kernel::all(head_dim, storage, facts).into_iter();
+            let wanted = all.filter(|kernel| few(head_dim, storage) || is_cooperative(kernel));
+            let new = wanted.filter(|kernel| seen.insert(*kernel));
+            kernels.extend(new.map(|kernel| (kernel, facts.clone())));
         }
     }
-    facts
+    kernels
 }
 
-fn broadcasts(facts: &DeviceFacts) -> bool {
-    let Processor::Cpu {
-        lanes, broadcasts, ..
-    } = facts.processor
-    else {
-        return false;
-    };
-    lanes == 8 && broadcasts
+fn is_cooperative(kernel: &Kernel) -> bool {
+    kernel.tier().is_some_and(KernelTier::is_cooperative)
 }
 
-/// Facts of devices with each kind of cooperative matrices, and each size of workgroup memory.
-fn facts_with_matrices() -> Vec<DeviceFacts> {
-    let matrix = |size, lanes, scalar_pointers| CooperativeMatrix {
-        size,
-        lanes,
-        scalar_pointers,
-    };
-    // NVIDIA; lavapipe; Metal.
-    let matrices = [
-        matrix(16, 32, false),
-        matrix(8, 8, false),
-        matrix(8, 32, true),
-    ];
-    let facts = matrices.into_iter().flat_map(|matrix| {
-        [16_384, 32_768, 49_152].map(|max_workgroup_memory_bytes| DeviceFacts {
-            max_workgroup_memory_bytes,
-            shader_f16: true,
-            cooperative_matrix: Ok(matrix),
-            ..DeviceFacts::webgpu_defaults()
-        })
-    });
-    facts.collect()
+/// Those without cooperative matrices.
+fn kernels() -> Vec<(Kernel, DeviceFacts)> {
+    let mut kernels = all_kernels();
+    kernels.retain(|(kernel, _)| !is_cooperative(kernel));
+    kernels
 }
 
 /// Every kernel with cooperative matrices. No HLSL is written of these: naga has none for them.
 pub fn cooperative_kernels() -> Vec<(Kernel, DeviceFacts)> {
-    let mut kernels = Vec::new();
-    for facts in facts_with_matrices() {
-        for head_dim in [4, 12, 16, 24, 32, 48, 64, 80, 96, 128] {
-            let forward = ForwardVariant::cooperative(head_dim, Storage::F16, &facts);
-            kernels.push((Kernel::Forward(forward.expect("fits")), facts.clone()));
-            let backward = BackwardVariant::cooperative(head_dim, Storage::F16, &facts);
-            let backward = backward.expect("fits");
-            let passes = backward.passes().iter();
-            kernels.extend(
-                passes
-                    .filter_map(|pass| backward.kernel(*pass))
-                    .map(|kernel| (kernel, facts.clone())),
-            );
-        }
-        let variant = MatmulVariant::cooperative([Storage::F16; 2], &facts).expect("fits");
-        for (transpose_a, transpose_b) in
-            [(false, false), (false, true), (true, false), (true, true)]
-        {
-            for (activation, result) in Activation::ALL
-                .into_iter()
-                .flat_map(|activation| Cell::ALL.map(|cell| (activation, cell)))
-                .filter(|(_, cell)| matches!(cell, Cell::Scalar | Cell::Vec4(Storage::F16)))
-            {
-                let kernel = Kernel::Matmul {
-                    variant,
-                    left: Storage::F16,
-                    right: Storage::F16,
-                    transpose_a,
-                    transpose_b,
-                    activation,
-                    result,
-                };
-                kernels.push((kernel, facts.clone()));
-            }
-        }
-    }
-    let mut seen = std::collections::HashSet::new();
-    kernels.retain(|(kernel, _)| seen.insert(*kernel));
+    let mut kernels = all_kernels();
+    kernels.retain(|(kernel, _)| is_cooperative(kernel));
     kernels
-}
-
-fn all_kernels() -> Vec<(Kernel, DeviceFacts)> {
-    [kernels(), cooperative_kernels()].concat()
-}
-
-/// Those chosen for narrow to wide results on every kind of device.
-fn matmul_variants() -> std::collections::HashSet<MatmulVariant> {
-    facts_of_every_kind()
-        .iter()
-        .flat_map(|facts| [1, 64, 256, 768, 1024, 3072].map(|columns| (columns, facts)))
-        .flat_map(|(columns, facts)| {
-            [false, true].map(|transpose_b| {
-                MatmulVariant::choose(columns, [Storage::F32; 2], [false, transpose_b], facts)
-            })
-        })
-        .collect()
-}
-
-fn layer_kernels() -> Vec<Kernel> {
-    let mut kernels = vec![
-        Kernel::Fill,
-        Kernel::SumPartials,
-        Kernel::LayerNormBackward(Cell::Scalar),
-        Kernel::LayerNormBackward(Cell::Vec4(Storage::F32)),
-        Kernel::EmbeddingBackward,
-        Kernel::CrossEntropy,
-        Kernel::AdamW,
-    ];
-    for cell in Cell::ALL {
-        kernels.extend([
-            Kernel::LayerNorm(cell),
-            Kernel::Blend(cell),
-            Kernel::Embedding(cell),
-        ]);
-    }
-    for storage in Storage::ALL {
-        kernels.extend([
-            Kernel::Xpos(storage),
-            Kernel::FromF32(storage),
-            Kernel::ToF32(storage),
-        ]);
-    }
-    // Left factors, right factors and results: of one type, or each of the last two f32.
-    let stored = Storage::ALL.into_iter().flat_map(|left| {
-        [
-            (left, Storage::F32, Cell::smallest(left)),
-            (left, Storage::F32, Cell::Scalar),
-            (left, left, Cell::smallest(left)),
-        ]
-    });
-    let stored: std::collections::HashSet<_> = stored.collect();
-    for activation in Activation::ALL {
-        for cell in Cell::ALL {
-            kernels.push(Kernel::Activation { activation, cell });
-        }
-        kernels.push(Kernel::ActivationBackward(activation));
-        for (transpose_a, transpose_b) in
-            [(false, false), (false, true), (true, false), (true, true)]
-        {
-            for variant in matmul_variants() {
-                for &(left, right, result) in &stored {
-                    let result = match (variant, result) {
-                        (MatmulVariant::Broadcast { .. }, Cell::Scalar) => Cell::Vec4(Storage::F32),
-                        _ => result,
-                    };
-                    kernels.push(Kernel::Matmul {
-                        variant,
-                        transpose_a,
-                        transpose_b,
-                        activation,
-                        left,
-                        right,
-                        result,
-                    });
-                }
-            }
-        }
-    }
-    for flag in [false, true] {
-        kernels.push(Kernel::ColumnSums { normalised: flag });
-        kernels.push(Kernel::Reduce { squares: flag });
-    }
-    kernels
-}
-
-fn kernels() -> Vec<(Kernel, DeviceFacts)> {
-    let mut kernels: Vec<_> = layer_kernels()
-        .into_iter()
-        .map(|kernel| (kernel, DeviceFacts::webgpu_defaults()))
-        .collect();
-    for facts in facts_of_every_kind() {
-        // Only a device with f16 in shaders takes kernels that store it so; one with it takes the others, too.
-        let facts = DeviceFacts {
-            shader_f16: true,
-            ..facts
-        };
-        let head_dims = [4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 160, 256].into_iter();
-        let stored = head_dims.flat_map(|head_dim| Storage::ALL.map(|storage| (head_dim, storage)));
-        // The sizes at which kernels change their structure, for half precision.
-        let stored = stored.filter(|(head_dim, storage)| {
-            *storage == Storage::F32 || [4, 64, 128, 256].contains(head_dim)
-        });
-        for (head_dim, storage) in stored {
-            for shape in ForwardShape::ALL {
-                if shape == ForwardShape::Broadcast && !broadcasts(&facts) {
-                    continue;
-                }
-                let variant = ForwardVariant::with_shape(shape, head_dim, storage, &facts);
-                kernels.push((Kernel::Forward(variant), facts.clone()));
-            }
-            for shape in BackwardShape::all(head_dim, &facts) {
-                if matches!(shape, BackwardShape::Products(_)) && !broadcasts(&facts) {
-                    continue;
-                }
-                let variant = BackwardVariant::with_shape(shape, head_dim, storage, &facts);
-                for pass in [&[Pass::Means], variant.passes()].concat() {
-                    kernels.push((
-                        variant.kernel(pass).expect("of the backward"),
-                        facts.clone(),
-                    ));
-                }
-            }
-            kernels.push((Kernel::TokenWeights { head_dim, storage }, facts.clone()));
-        }
-    }
-    let mut seen = std::collections::HashSet::new();
-    kernels.retain(|(kernel, _)| seen.insert(*kernel));
-    kernels
-}
-
-fn uses_subgroups(kernel: &Kernel) -> bool {
-    match kernel {
-        Kernel::Forward(variant) => variant.shape == ForwardShape::Broadcast,
-        Kernel::Backward(kernel) => {
-            matches!(kernel.variant().shape, BackwardShape::Products(_))
-        }
-        Kernel::Matmul { variant, .. } => matches!(variant, MatmulVariant::Broadcast { .. }),
-        _ => false,
-    }
 }
 
 pub fn parse(kernel: Kernel) -> Module {
-    naga::front::wgsl::parse_str(&kernel.source())
-        .unwrap_or_else(|error| panic!("{kernel:?}: {}", error.emit_to_string(&kernel.source())))
+    let shader = kernel.shader().expect("expands");
+    naga::front::wgsl::parse_str(&shader.text).unwrap_or_else(|error| {
+        let message = error.emit_to_string(&shader.text);
+        panic!("{}: {}", kernel.key(), shader.with_origins(&message))
+    })
+}
+
+#[test]
+fn every_tier_of_every_family_is_among_the_kernels() {
+    let found: HashSet<_> = all_kernels()
+        .iter()
+        .filter_map(|(kernel, _)| Some((std::mem::discriminant(kernel), kernel.tier()?)))
+        .collect();
+    // Forward, backward, products.
+    assert_eq!(found.len(), 3 * KernelTier::ALL.len());
+}
+
+/// A change of a shader file shows what it changes in these.
+#[test]
+fn expanded_shaders_change_only_on_purpose() {
+    let kernels = all_kernels();
+    // With heads, formats and flags that differ, so that every branch of the fragments is in one of them.
+    for (name, fields) in [
+        ("forward_tile", "head_dim=64 format=f32"),
+        ("forward_coop", "head_dim=24 format=f16 size=16"),
+        ("forward_rows", "head_dim=4 format=f16_packed lanes=8"),
+        ("forward_broadcast", "head_dim=4 format=bf16_packed"),
+        ("backward_means_tile", "head_dim=64 format=f16"),
+        ("backward_dq_tile", "head_dim=4 format=f32"),
+        (
+            "backward_dkdv_coop",
+            "head_dim=12 format=f16 size=8 subgroup=32 scalar_pointers=true",
+        ),
+        ("backward_dkdv_rows", "head_dim=8 format=f32 lanes=8"),
+        (
+            "backward_gradient_broadcast",
+            "head_dim=8 format=f32 rows=8",
+        ),
+        ("token_weights", "head_dim=64 format=f32"),
+        (
+            "matmul_tile",
+            "transpose_a=true transpose_b=false activation=silu",
+        ),
+        ("matmul_coop", "size=16 subgroup=32"),
+        (
+            "matmul_rows",
+            "lanes=8 lane_groups=4 transpose_a=false transpose_b=true activation=relu",
+        ),
+        (
+            "matmul_broadcast",
+            "rows=4 cells=6 depth=4 transpose_a=false transpose_b=true activation=gelu",
+        ),
+        ("layer_norm", "cell=vec4 format=f32"),
+        ("xpos", "format=f16_packed"),
+    ] {
+        let mut found = kernels.iter().filter(|(kernel, _)| {
+            let key = kernel.key();
+            kernel.name() == name
+                && fields
+                    .split(' ')
+                    .all(|field| key.split(' ').any(|f| f == field))
+        });
+        let (kernel, _) = found
+            .next()
+            .unwrap_or_else(|| panic!("no {name} with {fields}"));
+        let text = format!("// {}\n{}", kernel.key(), kernel.shader().expect("expands"));
+        assert_snapshot(&format!("shaders/{name}"), &text);
+    }
+}
+
+/// What a compiler says of a shader names the file and the line that someone wrote.
+#[test]
+fn places_in_messages_are_those_of_the_source() {
+    let mut kernels = all_kernels().into_iter().map(|(kernel, _)| kernel);
+    let kernel = kernels
+        .find(|kernel| kernel.name() == "forward_tile")
+        .expect("is one");
+    let shader = kernel.shader().expect("expands");
+    let broken = shader
+        .text
+        .replace("tile.batch * params.seq_len", "tile.batch * nothing");
+    assert_ne!(broken, shader.text);
+    let error = naga::front::wgsl::parse_str(&broken).expect_err("has no such name");
+    let told = shader.with_origins(&error.emit_to_string(&broken));
+    let source = include_str!("../../shaders/attention/geometry.wgsl");
+    let line = 1 + source
+        .lines()
+        .position(|line| line.contains("tile.batch * params.seq_len"))
+        .expect("is there");
+    assert!(
+        told.contains(&format!("shaders/attention/geometry.wgsl:{line}:")),
+        "{told}"
+    );
+    // Places that are nowhere stay as they are.
+    assert_eq!(
+        shader.with_origins("wgsl:999999:1 wgsl:x wgsl:"),
+        "wgsl:999999:1 wgsl:x wgsl:"
+    );
+}
+
+#[test]
+fn names_and_fields_tell_kernels_apart() {
+    let kernels = all_kernels();
+    let keys: HashSet<_> = kernels.iter().map(|(kernel, _)| kernel.key()).collect();
+    assert_eq!(keys.len(), kernels.len());
 }
 
 #[test]
@@ -263,8 +166,10 @@ fn every_kernel_is_valid_and_translates_to_spirv_msl_and_hlsl() {
         let module = parse(kernel);
         // No capability beyond WebGPU's defaults (unpack2x16float is one of them), but for the one that a storage is for.
         let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-        capabilities.set(Capabilities::SHADER_FLOAT16, kernel.stores_f16());
-        capabilities.set(Capabilities::SUBGROUP, uses_subgroups(&kernel));
+        let shader = kernel.shader().expect("expands");
+        capabilities.set(Capabilities::SHADER_FLOAT16, shader.enables("f16"));
+        let broadcasts = kernel.tier() == Some(KernelTier::Broadcast);
+        capabilities.set(Capabilities::SUBGROUP, broadcasts);
         let info = translate(kernel, &module, capabilities);
         let mut text = String::new();
         let options = hlsl::Options {
@@ -361,34 +266,23 @@ fn workgroup_memory_is_what_the_plan_says_and_within_the_limit() {
             bytes <= facts.max_workgroup_memory_bytes,
             "{kernel:?} takes {bytes} bytes"
         );
-        let (variant, pass) = match kernel {
-            Kernel::Forward(variant) => {
-                assert_eq!(bytes, variant.workgroup_memory_bytes(), "{kernel:?}");
-                assert!(variant.check(variant.head_dim, &facts).is_ok());
-                continue;
-            }
-            Kernel::Matmul {
-                variant: MatmulVariant::Coop(product),
-                ..
-            } => {
-                assert!(bytes <= product.workgroup_memory_bytes(), "{kernel:?}");
-                continue;
-            }
-            Kernel::Backward(kernel) => (kernel.variant(), kernel.pass()),
-            _ => continue,
+        let Some(expected) = kernel.workgroup_memory_bytes() else {
+            continue;
         };
-        assert_eq!(bytes, variant.workgroup_memory_bytes(pass), "{kernel:?}");
-        assert!(variant.check(variant.head_dim, &facts).is_ok());
+        match kernel {
+            // Padding is least along the longer side, so that untransposed factors take less.
+            Kernel::Matmul(_) => assert!(bytes <= expected, "{}", kernel.key()),
+            _ => assert_eq!(bytes, expected, "{}", kernel.key()),
+        }
     }
 }
 
 #[test]
 fn every_head_size_gets_a_kernel_that_fits_on_every_kind_of_device() {
-    for facts in facts_of_every_kind() {
+    for facts in DeviceFacts::of_every_kind() {
         for head_dim in (4..=256).step_by(4) {
             let config = DilatedAttentionConfig::new(1, head_dim, &[1000], &[1]).unwrap();
             let variant = ForwardVariant::choose(&config, Storage::F32, &facts);
-            assert!(variant.workgroup_memory_bytes() <= facts.max_workgroup_memory_bytes);
             variant
                 .check(head_dim, &facts)
                 .expect("the chosen kernel fits");

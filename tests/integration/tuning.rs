@@ -3,15 +3,18 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
-use dilated_attention::kernel::matmul::MatmulVariant;
-use dilated_attention::kernel::{Kernel, KernelTier, Storage};
+use dilated_attention::device::{KernelTier, Processor, Storage};
+use dilated_attention::kernels::attention_forward::ForwardVariant;
+use dilated_attention::kernels::fill::Fill;
+use dilated_attention::kernels::matmul::MatmulVariant;
+use dilated_attention::kernels::software::LaneGroups;
+use dilated_attention::kernels::software::matmul::BroadcastTile;
+use dilated_attention::kernels::{Kernel, Pass, Reason};
 use dilated_attention::longnet::{Call, Input, LongNet, LongNetConfig, OutputProjection};
 use dilated_attention::models::gigapath::{Slide, SlideEncoder, SlideEncoderConfig, SlideOutputs};
 use dilated_attention::ops::{Matmul, TokenIds};
-use dilated_attention::plan::{Pass, Processor};
 use dilated_attention::training::{Batch, LearningRate, Trainer, TrainingOptions};
-use dilated_attention::tuning::{Reason, TuneOptions};
+use dilated_attention::tuning::TuneOptions;
 use dilated_attention::{
     AttentionShape, CacheFolder, Context, ContextOptions, DType, DeviceFacts, DilatedAttention,
     DilatedAttentionConfig, Error, KernelOptions,
@@ -146,9 +149,10 @@ fn a_shipped_file_chooses_among_affordable_kernels_only() {
     let folder = Folder::new("shipped");
     let context = folder.context();
     let facts = context.facts().clone();
-    let variant = |shape| ForwardVariant::fitting(shape, &config(), Storage::F32, &facts);
-    let tile = format!("{:?}", variant(ForwardShape::Tile));
-    let text = winners_text(&context, &tile);
+    let of_tier = |tier| ForwardVariant::of_tier(tier, &config(), Storage::F32, &facts);
+    let tile = of_tier(KernelTier::Tile).expect("of every device");
+    let name = |variant: ForwardVariant| Kernel::from(variant).key();
+    let text = winners_text(&context, &name(tile));
     let file = context.winners_file().expect("has a folder").to_owned();
     std::fs::remove_file(&file).expect("removes");
     let shipped = |text: &str| {
@@ -160,15 +164,12 @@ fn a_shipped_file_chooses_among_affordable_kernels_only() {
         )
     };
     let (chosen, because) = shipped(&text);
-    assert_eq!(chosen, variant(ForwardShape::Tile));
+    assert_eq!(chosen, tile);
     assert!(matches!(because, Reason::Measured { .. }));
     // What is no kernel of this device has no say.
-    let hostile = ForwardVariant {
-        lanes: u32::MAX,
-        ..variant(ForwardShape::Uniform)
-    };
-    for kernel in [format!("{hostile:?}"), String::new(), "rm -rf".to_owned()] {
-        let (chosen, because) = shipped(&text.replace(&tile, &kernel));
+    let hostile = format!("{} lanes={}", name(tile), u32::MAX);
+    for kernel in [hostile, String::new(), "rm -rf".to_owned()] {
+        let (chosen, because) = shipped(&text.replace(&name(tile), &kernel));
         assert_eq!(
             chosen,
             ForwardVariant::choose(&config(), Storage::F32, &facts)
@@ -177,7 +178,7 @@ fn a_shipped_file_chooses_among_affordable_kernels_only() {
     }
     // The user's own file goes first.
     let own = ForwardVariant::choose(&config(), Storage::F32, &facts);
-    std::fs::write(&file, text.replace(&tile, &format!("{own:?}"))).expect("writes");
+    std::fs::write(&file, text.replace(&name(tile), &name(own))).expect("writes");
     assert_eq!(shipped(&text).0, own);
 }
 
@@ -341,7 +342,7 @@ fn kernels_of_one_tier_run_where_they_can() {
         let attention = DilatedAttention::new(&forced, config()).expect("fits");
         for dtype in [DType::F32, DType::F16] {
             let of_all_types = !tier.is_cooperative();
-            let kernel = Kernel::Forward(attention.variant(dtype).unwrap());
+            let kernel = Kernel::from(attention.variant(dtype).unwrap());
             assert_eq!(
                 kernel.tier() == Some(tier),
                 of_all_types || dtype == DType::F16,
@@ -369,8 +370,9 @@ fn kernels_of_one_tier_run_where_they_can() {
 #[test]
 fn impossible_shapes_of_products_are_errors() {
     let context = context_with(&ContextOptions::default());
-    let broadcast = |rows, cells, depth| MatmulVariant::Broadcast { rows, cells, depth };
-    let rows = |lanes, lane_groups| MatmulVariant::Rows { lanes, lane_groups };
+    let broadcast =
+        |rows, cells, depth| MatmulVariant::Broadcast(BroadcastTile { rows, cells, depth });
+    let rows = |lanes, groups| MatmulVariant::Rows(LaneGroups { lanes, groups });
     let shapes = [
         broadcast(5, 6, 4),
         broadcast(0, 6, 4),
@@ -444,7 +446,7 @@ fn compiled_kernels_are_kept_where_the_backend_lets_them() {
         entries.iter().map(std::fs::DirEntry::path).collect()
     };
     let fill = |context: &Context| {
-        let kernels = [dilated_attention::kernel::Kernel::Fill];
+        let kernels = [Fill.into()];
         context.warm_up(&kernels).expect("compiles");
     };
     let context = folder.context();

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use dilated_attention::kernel::{Kernel, KernelTier};
+use dilated_attention::device::KernelTier;
+use dilated_attention::kernels::Kernel;
 
 use super::compare::Comparison;
 use super::golden_file::GoldenFile;

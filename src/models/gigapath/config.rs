@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 
 use crate::config::{DilatedAttentionConfig, HeadOffsets, OutputRows, Padding};
+use crate::device::DType;
 use crate::error::{Error, Result};
 use crate::longnet::LongNetConfig;
-use crate::tensor::DType;
 use crate::weights::WeightSource;
 
 /// Heads of every published model.

@@ -1,8 +1,8 @@
 //! What a run returns.
 
+use crate::device::DType;
 use crate::error::Result;
 use crate::models::finite::{self, Origin, Token};
-use crate::tensor::DType;
 
 /// What is wanted of a run besides the two embeddings of each slide, which are always returned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

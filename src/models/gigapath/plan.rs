@@ -2,9 +2,9 @@
 
 use super::{Slide, SlideEncoder, SlideEncoderConfig, SlideOutputs, SlideRun};
 use crate::context::{Context, WarmUp};
+use crate::device::DeviceFacts;
 use crate::error::Result;
 use crate::models::plan::{self, ModelPlan};
-use crate::plan::DeviceFacts;
 
 /// What encoding a batch of slides will need; made by [`SlideEncoder::plan`].
 pub type SlidePlan = ModelPlan;

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::config::AttentionShape;
 use crate::context::Context;
+use crate::device::DType;
 use crate::error::{Error, Result};
 use crate::longnet::Call;
 use crate::models::finite::Origin;
@@ -17,7 +18,7 @@ use crate::nn::Parameters;
 use crate::ops::{Matrix, TokenIds, embedding, mean_of_rows};
 use crate::readback::Download;
 use crate::recorder::Recorder;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 
 /// Tiles of a slide whose features one recording uploads.
 #[derive(Clone, Copy, Debug)]

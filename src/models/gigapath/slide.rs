@@ -1,8 +1,8 @@
 //! Slides as they are given, and where tiles lie.
 
 use super::SlideEncoderConfig;
+use crate::device::DType;
 use crate::error::{Error, Result};
-use crate::tensor::DType;
 
 /// From here on values round to infinity, those halfway between the largest number and the next that there would be included.
 const F16_OVERFLOW: f32 = 65_520.0;

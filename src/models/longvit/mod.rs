@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use crate::config::DilatedAttentionConfig;
 use crate::context::Context;
+use crate::device::DType;
 use crate::error::{Error, Result};
 use crate::longnet::{Input, LongNet, LongNetConfig, Output};
 use crate::models::recordings;
@@ -32,7 +33,7 @@ use crate::ops::{Blend, Matmul, mean_of_rows};
 #[cfg(doc)]
 use crate::recorder::SlicedSubmission;
 use crate::recorder::{Recorder, SliceOptions};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 use crate::weights::WeightSource;
 
 use images::Images;

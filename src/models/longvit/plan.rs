@@ -2,9 +2,9 @@
 
 use super::{LongVit, LongVitConfig, LongVitRun};
 use crate::context::{Context, WarmUp};
+use crate::device::DeviceFacts;
 use crate::error::Result;
 use crate::models::plan::{self, ModelPlan};
-use crate::plan::DeviceFacts;
 
 impl LongVit {
     /// Plans a run over images of `size`, (batch, height, width), on a device with `facts`: the run is recorded on a

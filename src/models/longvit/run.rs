@@ -6,6 +6,7 @@ use super::LongVit;
 use super::images::Images;
 use crate::config::AttentionShape;
 use crate::context::Context;
+use crate::device::DType;
 use crate::error::{Error, Result};
 use crate::longnet::Call;
 use crate::models::finite::{self, Origin, Token};
@@ -13,7 +14,7 @@ use crate::models::recordings::{Recordings, UPLOAD_BYTES};
 use crate::nn::Parameters;
 use crate::readback::Download;
 use crate::recorder::Recorder;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 
 /// What a run returns.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,10 +5,9 @@
 
 use std::sync::OnceLock;
 
-use dilated_attention::kernel::Storage;
-use dilated_attention::kernel::backward::{BackwardShape, BackwardVariant};
-use dilated_attention::kernel::forward::{ForwardShape, ForwardVariant};
-use dilated_attention::plan::Processor;
+use dilated_attention::device::{KernelTier, Processor, Storage};
+use dilated_attention::kernels::attention_backward::BackwardVariant;
+use dilated_attention::kernels::attention_forward::ForwardVariant;
 use dilated_attention::pool::PoolOptions;
 use dilated_attention::{Context, ContextOptions, DilatedAttentionConfig, wgpu};
 
@@ -79,47 +78,48 @@ impl TestContext {
     /// Every forward kernel that this adapter runs in reasonable time, the one it would choose first.
     pub fn forward_variants(&self, head_dim: u32) -> Vec<ForwardVariant> {
         let facts = self.context.facts();
-        // Of long segments; those of whole models in other tests are short.
-        let config = DilatedAttentionConfig::new(1, head_dim, &[4096], &[1]).expect("valid");
+        let config = long(head_dim);
         let chosen = ForwardVariant::choose(&config, Storage::F32, facts);
-        let mut variants = vec![chosen];
-        for shape in ForwardShape::ALL {
-            let affordable = match (shape, facts.processor) {
-                (ForwardShape::Tile | ForwardShape::Coop(_), _) | (_, Processor::Gpu) => true,
-                (ForwardShape::Broadcast, _) => true,
-                // Older drivers load a shared address once per lane: a minute to compile at 64 elements.
-                (ForwardShape::Uniform, Processor::Cpu { uniform_loads, .. }) => {
-                    uniform_loads || head_dim <= 8
-                }
-            };
-            let variant = ForwardVariant::with_shape(shape, head_dim, Storage::F32, facts);
-            if affordable && shape != chosen.shape && variant.check(head_dim, facts).is_ok() {
-                variants.push(variant);
-            }
-        }
-        variants
+        let tiers = self.affordable_tiers(head_dim, 8);
+        let of_tiers = tiers
+            .filter_map(|tier| ForwardVariant::of_tier(tier, &config, Storage::F32, facts).ok());
+        let others = of_tiers.filter(|variant| *variant != chosen);
+        std::iter::once(chosen).chain(others).collect()
     }
 
     /// Every backward kernel that this adapter runs in reasonable time, the one it would choose first.
     pub fn backward_variants(&self, head_dim: u32) -> Vec<BackwardVariant> {
         let facts = self.context.facts();
-        // Of long segments; those of whole models in other tests are short.
-        let config = DilatedAttentionConfig::new(1, head_dim, &[4096], &[1]).expect("valid");
+        let config = long(head_dim);
         let chosen = BackwardVariant::choose(&config, Storage::F32, facts);
-        let mut variants = vec![chosen];
-        for shape in BackwardShape::all(head_dim, facts) {
-            let affordable = match (shape, facts.processor) {
-                (BackwardShape::Tile | BackwardShape::Coop(_) | BackwardShape::Products(_), _)
-                | (_, Processor::Gpu) => true,
-                (BackwardShape::Uniform, Processor::Cpu { uniform_loads, .. }) => {
-                    uniform_loads || head_dim <= 4
-                }
-            };
-            let variant = BackwardVariant::with_shape(shape, head_dim, Storage::F32, facts);
-            if affordable && shape != chosen.shape && variant.check(head_dim, facts).is_ok() {
-                variants.push(variant);
-            }
-        }
-        variants
+        let tiers = self.affordable_tiers(head_dim, 4);
+        let of_tiers = tiers
+            .filter_map(|tier| BackwardVariant::of_tier(tier, &config, Storage::F32, facts).ok());
+        let others = of_tiers.filter(|variant| *variant != chosen);
+        std::iter::once(chosen).chain(others).collect()
     }
+
+    /// Older drivers load a shared address once per lane: rows take a minute to compile at 64 elements, so only heads of
+    /// `most_rows` have them there.
+    fn affordable_tiers(
+        &self,
+        head_dim: u32,
+        most_rows: u32,
+    ) -> impl Iterator<Item = KernelTier> + use<> {
+        let old = matches!(
+            self.context.facts().processor,
+            Processor::Cpu {
+                uniform_loads: false,
+                ..
+            }
+        );
+        let affordable =
+            move |tier: &KernelTier| *tier != KernelTier::Rows || !old || head_dim <= most_rows;
+        KernelTier::ALL.into_iter().filter(affordable)
+    }
+}
+
+/// Of long segments; those of whole models in other tests are short.
+fn long(head_dim: u32) -> DilatedAttentionConfig {
+    DilatedAttentionConfig::new(1, head_dim, &[4096], &[1]).expect("valid")
 }

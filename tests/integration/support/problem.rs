@@ -1,6 +1,6 @@
 //! One attention to compute, on the GPU and by the reference, and the comparison of the two.
 
-use dilated_attention::kernel::forward::ForwardVariant;
+use dilated_attention::kernels::attention_forward::ForwardVariant;
 use dilated_attention::ops::convert;
 use dilated_attention::reference::plain::{self, PlainOutput, rounded};
 use dilated_attention::reference::{self, ReferenceOutput};

@@ -24,7 +24,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use cases::Case;
-use dilated_attention::plan::Processor;
+use dilated_attention::device::Processor;
 use dilated_attention::{Context, DType, DilatedAttention, reference};
 use measurement::{Spread, date, error_f32, random, range, sampled_rows};
 use peer::Peer;

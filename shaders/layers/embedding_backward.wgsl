@@ -1,0 +1,53 @@
+// dtable[id] += scale * sum of dout over the rows with that id, in the order of the rows: no atomics. The host sorts the rows
+// by id; a workgroup takes 64 columns of one id.
+
+#include "workgroup.wgsl"
+
+struct EmbeddingBackwardParams {
+    num_runs: u32,
+    width: u32,
+    first_row: u32, // of the window of dout, and how many
+    num_rows: u32,
+    first_id: u32, // of the window of the table, and how many
+    num_ids: u32,
+    dout_skip: u32,
+    table_skip: u32,
+    scale: f32,
+    tiles_x: u32, // tiles of 64 columns
+    first_workgroup: u32,
+    grid_width: u32,
+}
+
+// Rows order[begin] .. order[end] have the id.
+struct Run {
+    id: u32,
+    begin: u32,
+    end: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: EmbeddingBackwardParams;
+@group(0) @binding(1) var<storage, read> runs: array<Run>;
+@group(0) @binding(2) var<storage, read> order: array<u32>;
+@group(0) @binding(3) var<storage, read> dout: array<f32>;
+@group(0) @binding(4) var<storage, read_write> dtable: array<f32>;
+
+@compute @workgroup_size(64)
+fn embedding_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let number = workgroup_number(group);
+    let column = number % params.tiles_x * 64u + lane;
+    let which = number / params.tiles_x;
+    if (which < params.num_runs && column < params.width) {
+        let run = runs[which];
+        if (run.id >= params.first_id && run.id - params.first_id < params.num_ids) {
+            var sum = 0.0;
+            for (var i = run.begin; i < run.end; i++) {
+                let row = order[i];
+                if (row >= params.first_row && row - params.first_row < params.num_rows) {
+                    sum += dout[params.dout_skip + (row - params.first_row) * params.width + column];
+                }
+            }
+            let at = params.table_skip + (run.id - params.first_id) * params.width + column;
+            dtable[at] = fma(params.scale, sum, dtable[at]);
+        }
+    }
+}

@@ -1,0 +1,48 @@
+// Gradient of a layer norm's input, and the rows' statistics for the gradients of its gain and bias.
+//
+//   n = (x - mean) rstd    g = dy gain    dx = rstd (g - mean(g) - n mean(g n))
+
+#include "layer_norm_rows.wgsl"
+
+@group(0) @binding(1) var<storage, read> x: array<Cell>;
+@group(0) @binding(2) var<storage, read> gain: array<Cell>;
+@group(0) @binding(3) var<storage, read> dy: array<Cell>;
+@group(0) @binding(4) var<storage, read_write> dx: array<Cell>;
+@group(0) @binding(5) var<storage, read_write> stats: array<f32>;
+
+@compute @workgroup_size(64)
+fn layer_norm_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    let row = workgroup_number(group) * ROWS + index / LANES;
+    let lane = index % LANES;
+    let exists = row < params.rows;
+    let cells = params.width / CELL;
+    let first = params.x_skip + row * cells;
+    let of_row = row_stats(index, first, lane, exists);
+    var sum = Cell();
+    var products = Cell();
+    let first_dy = params.y_skip + row * cells;
+    if (exists) {
+        for (var i = lane; i < cells; i += LANES) {
+            let g = dy[first_dy + i] * gain[params.gain_skip + i];
+            sum += g;
+            products = fma(g, (x[first + i] - of_row.x) * of_row.y, products);
+        }
+    }
+    let means = row_sums(index, vec2<f32>(cell_sum(sum), cell_sum(products))) / f32(params.width);
+    if (exists) {
+        for (var i = lane; i < cells; i += LANES) {
+            let g = dy[first_dy + i] * gain[params.gain_skip + i];
+            let n = (x[first + i] - of_row.x) * of_row.y;
+            let at = params.out_skip + row * cells + i;
+            var result = of_row.y * (g - means.x - n * means.y);
+            if (params.accumulate != 0u) {
+                result += dx[at];
+            }
+            dx[at] = result;
+        }
+        if (lane == 0u) {
+            stats[params.stats_skip + 2u * row] = of_row.x;
+            stats[params.stats_skip + 2u * row + 1u] = of_row.y;
+        }
+    }
+}

@@ -1,0 +1,43 @@
+// Parameters of the layer norms, and what they know of a row. Skips count cells, but for stats_skip.
+
+#include "cells.wgsl"
+#include "row_sums.wgsl"
+#include "workgroup.wgsl"
+
+struct LayerNormParams {
+    rows: u32,
+    width: u32,
+    x_skip: u32,
+    y_skip: u32, // of y, or of its gradient
+    out_skip: u32, // of the gradient of x
+    stats_skip: u32,
+    gain_skip: u32,
+    bias_skip: u32,
+    accumulate: u32,
+    eps: f32,
+    first_workgroup: u32,
+    grid_width: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: LayerNormParams;
+
+// Mean and 1 / sqrt(variance + eps) of a row of x, in two passes: a single one loses the variance of rows with a large mean.
+fn row_stats(index: u32, first: u32, lane: u32, exists: bool) -> vec2<f32> {
+    let cells = params.width / CELL;
+    var sum = Cell();
+    if (exists) {
+        for (var i = lane; i < cells; i += LANES) {
+            sum += widen(x[first + i]);
+        }
+    }
+    let mean = row_sums(index, vec2<f32>(cell_sum(sum), 0.0)).x / f32(params.width);
+    var squares = Cell();
+    if (exists) {
+        for (var i = lane; i < cells; i += LANES) {
+            let off = widen(x[first + i]) - mean;
+            squares = fma(off, off, squares);
+        }
+    }
+    let variance = row_sums(index, vec2<f32>(cell_sum(squares), 0.0)).x / f32(params.width);
+    return vec2<f32>(mean, inverseSqrt(variance + params.eps));
+}

@@ -1,0 +1,61 @@
+// Rotates pairs of elements by their position and scales them (xPos), in place.
+//
+//   (a, b) -> scale (a cos - b sin, b cos + a sin)    scale = zeta^(+-(position - centre) / base)
+//
+// The angle of a position is the sum of those of its multiple of 256 and of the rest, so two small tables of rotations,
+// made in double precision, serve any length; their product is one complex multiplication.
+
+#include "elements.wgsl"
+#include "workgroup.wgsl"
+
+struct XposParams {
+    num_places: u32, // rows x heads
+    num_heads: u32,
+    quads: u32, // of elements in a head: two pairs each
+    seq_len: u32, // rows of one batch item
+    first_row: u32, // of the window
+    skip: u32, // in quads
+    coarse_begin: u32, // first coarse rotation in the table, after the 256 fine ones
+    first_position: u32, // of row 0 of an item
+    block: u32, // positions that share a centre
+    centre: u32, // of a block
+    scale_per_position: f32, // 1 / base: queries; negative: keys; 0: no scale
+    inverse: u32, // rotate back
+    tiles_x: u32, // tiles of 64 quads
+    first_workgroup: u32,
+    grid_width: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: XposParams;
+// Cosine and sine, [256 fine, then coarse][pair], two pairs at a time.
+@group(0) @binding(1) var<storage, read> rotations: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> x: array<Stored4>;
+
+@compute @workgroup_size(64)
+fn xpos(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let number = workgroup_number(group);
+    let item = number * 64u + lane;
+    let place = item / params.quads;
+    let quad = item % params.quads;
+    if (place < params.num_places) {
+        let row = params.first_row + place / params.num_heads;
+        let position = params.first_position + row % params.seq_len;
+        let fine = rotations[position % 256u * params.quads + quad];
+        let coarse = rotations[(params.coarse_begin + position / 256u) * params.quads + quad];
+        let cosine = coarse.xz * fine.xz - coarse.yw * fine.yw;
+        var sine = coarse.yw * fine.xz + coarse.xz * fine.yw;
+        if (params.inverse != 0u) {
+            sine = -sine;
+        }
+        let head_dim = f32(4u * params.quads);
+        let first = vec2<f32>(f32(4u * quad), f32(4u * quad + 2u));
+        let zeta = (first + 0.4 * head_dim) / (1.4 * head_dim);
+        let from_centre = f32(i32(position % params.block) - i32(params.centre));
+        let scale = exp2(log2(zeta) * (from_centre * params.scale_per_position));
+        let at = params.skip + item;
+        let old = widen(x[at]);
+        let a = scale * (old.xz * cosine - old.yw * sine);
+        let b = scale * (old.yw * cosine + old.xz * sine);
+        x[at] = narrow(vec4<f32>(a.x, b.x, a.y, b.y));
+    }
+}

@@ -1,0 +1,159 @@
+// c = op(a) op(b) of f16 factors, with a bias, an activation and a scaled residual in the same pass, with cooperative
+// matrices (tensor cores): sums are f32.
+//
+// A workgroup computes TILE_ROWS x TILE_COLUMNS elements of c, each subgroup a block of ROW_BLOCKS x COLUMN_BLOCKS matrices
+// of them. STAGED inner elements of both factors lie in workgroup memory as they are stored: a transposed factor is
+// transposed by the load of the matrix. A matrix of sums is stored to the subgroup's slab before its elements are seen;
+// between that store and what reads it there is a barrier, for stores of matrices carry no memory semantics of their own.
+// Strides are padded, so that rows begin in different banks.
+
+#include "matrices.wgsl"
+#include "product.wgsl"
+#include "store.wgsl"
+
+const SUBGROUP: u32 = ${subgroup}u; // its lanes
+const SUBGROUPS_X: u32 = ${subgroups_x}u; // beside each other
+const SUBGROUPS_Y: u32 = ${subgroups_y}u; // above each other
+const ROW_BLOCKS: u32 = ${row_blocks}u;
+const COLUMN_BLOCKS: u32 = ${column_blocks}u;
+const STAGED: u32 = ${staged}u;
+
+const TILE_ROWS: u32 = SUBGROUPS_Y * ROW_BLOCKS * SIZE;
+const TILE_COLUMNS: u32 = SUBGROUPS_X * COLUMN_BLOCKS * SIZE;
+const THREADS: u32 = SUBGROUP * SUBGROUPS_X * SUBGROUPS_Y;
+
+// Rows as stored, and their strides, in vec4.
+const LEFT_ROWS: u32 = select(TILE_ROWS, STAGED, TRANSPOSE_A);
+const LEFT_WIDTH: u32 = select(STAGED, TILE_ROWS, TRANSPOSE_A) / 4u;
+const LEFT_STRIDE: u32 = LEFT_WIDTH + 2u;
+const RIGHT_ROWS: u32 = select(STAGED, TILE_COLUMNS, TRANSPOSE_B);
+const RIGHT_WIDTH: u32 = select(TILE_COLUMNS, STAGED, TRANSPOSE_B) / 4u;
+const RIGHT_STRIDE: u32 = RIGHT_WIDTH + 2u;
+const SUM_STRIDE: u32 = SIZE / 4u + 1u;
+const RIGHT: u32 = LEFT_ROWS * LEFT_STRIDE; // after the left factor
+const HALVES: u32 = RIGHT + RIGHT_ROWS * RIGHT_STRIDE;
+const FLOATS: u32 = SUBGROUPS_X * SUBGROUPS_Y * SIZE * SUM_STRIDE;
+
+var<private> lane: u32;
+var<private> sums_at: u32; // slab of the subgroup
+var<private> block_row: u32; // of the subgroup in the tile
+var<private> block_column: u32;
+var<private> step: u32; // inner elements before those of the matrices in work
+var<private> first_row: u32;
+var<private> first_column: u32;
+var<private> offset: u32; // of the split's result
+var<private> lefts: array<Left, ROW_BLOCKS>;
+var<private> sums: array<Sum, ROW_BLOCKS * COLUMN_BLOCKS>;
+
+// Four neighbours as stored, which exist all or not at all: widths, windows and splits are multiples of 4.
+fn four_of_a(row: u32, k: u32, end: u32) -> vec4<f16> {
+    if (row >= params.rows || k >= end) {
+        return vec4<f16>();
+    }
+    return a[index_a(row, k) / 4u];
+}
+
+fn four_of_b(k: u32, column: u32, end: u32) -> vec4<f16> {
+    if (column >= params.columns || k >= end) {
+        return vec4<f16>();
+    }
+    return b[index_b(k, column) / 4u];
+}
+
+fn stage(index: u32, first_k: u32, end: u32) {
+    for (var item = index; item < LEFT_ROWS * LEFT_WIDTH; item += THREADS) {
+        let line = item / LEFT_WIDTH;
+        let place = item % LEFT_WIDTH;
+        let row = first_row + select(line, 4u * place, TRANSPOSE_A);
+        let k = first_k + select(4u * place, line, TRANSPOSE_A);
+        put_halves(line * LEFT_STRIDE + place, four_of_a(row, k, end));
+    }
+    for (var item = index; item < RIGHT_ROWS * RIGHT_WIDTH; item += THREADS) {
+        let line = item / RIGHT_WIDTH;
+        let place = item % RIGHT_WIDTH;
+        let k = first_k + select(line, 4u * place, TRANSPOSE_B);
+        let column = first_column + select(4u * place, line, TRANSPOSE_B);
+        put_halves(RIGHT + line * RIGHT_STRIDE + place, four_of_b(k, column, end));
+    }
+}
+
+fn load_left(row_block: u32) {
+    let row = block_row + row_block * SIZE;
+#if transpose_a
+    lefts[row_block] = coopLoad<Left>(&halves[(step * LEFT_STRIDE + row / 4u) * CELLS], LEFT_STRIDE * CELLS);
+#else
+    lefts[row_block] = coopLoadT<Left>(&halves[(row * LEFT_STRIDE + step / 4u) * CELLS], LEFT_STRIDE * CELLS);
+#endif
+}
+
+fn add_products(block: u32) {
+    let column = block_column + block * SIZE;
+#if transpose_b
+    let at = RIGHT + column * RIGHT_STRIDE + step / 4u;
+    add_product_rows(block, coopLoad<Right>(&halves[at * CELLS], RIGHT_STRIDE * CELLS));
+#else
+    let at = RIGHT + step * RIGHT_STRIDE + column / 4u;
+    add_product_rows(block, coopLoadT<Right>(&halves[at * CELLS], RIGHT_STRIDE * CELLS));
+#endif
+}
+
+fn add_product_rows(block: u32, right: Right) {
+#for i in range(row_blocks)
+    add_product(block, ${i}u, right);
+#endfor
+}
+
+fn add_product(block: u32, row_block: u32, right: Right) {
+    let i = row_block * COLUMN_BLOCKS + block;
+    sums[i] = coopMultiplyAdd(lefts[row_block], right, sums[i]);
+}
+
+// Writes the elements of one matrix. Holds barriers.
+fn write_block(i: u32) {
+    coopStoreT(sums[i], &floats[sums_at * CELLS], SUM_STRIDE * CELLS);
+    workgroupBarrier();
+    for (var item = lane; item < SIZE * SIZE / 4u; item += SUBGROUP) {
+        let line = item / (SIZE / 4u);
+        let place = item % (SIZE / 4u);
+        let row = first_row + block_row + i / COLUMN_BLOCKS * SIZE + line;
+        let column = first_column + block_column + i % COLUMN_BLOCKS * SIZE + 4u * place;
+        store_row(row, column, offset, get_floats(sums_at + line * SUM_STRIDE + place));
+    }
+    workgroupBarrier();
+}
+
+@compute @workgroup_size(THREADS)
+fn matmul_coop(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    let number = workgroup_number(workgroup);
+    first_column = number % params.tiles_x * TILE_COLUMNS;
+    first_row = number / params.tiles_x % params.tiles_y * TILE_ROWS;
+    let split = number / (params.tiles_x * params.tiles_y);
+    let begin = min(params.inner, split * params.split);
+    let end = min(params.inner, begin + params.split);
+    if (split * params.split >= max(params.inner, 1u)) {
+        // Numbers beyond the last tile have no rows.
+        first_row = params.rows;
+    }
+    offset = split * params.split_stride;
+    let subgroup = index / SUBGROUP;
+    lane = index % SUBGROUP;
+    sums_at = subgroup * SIZE * SUM_STRIDE;
+    block_row = subgroup / SUBGROUPS_X * (ROW_BLOCKS * SIZE);
+    block_column = subgroup % SUBGROUPS_X * (COLUMN_BLOCKS * SIZE);
+    for (var k = begin; k < end; k += STAGED) {
+        stage(index, k, end);
+        workgroupBarrier();
+        for (step = 0u; step < STAGED; step += SIZE) {
+#for i in range(row_blocks)
+            load_left(${i}u);
+#endfor
+#for i in range(column_blocks)
+            add_products(${i}u);
+#endfor
+        }
+        workgroupBarrier();
+    }
+#for i in range(row_blocks * column_blocks)
+    write_block(${i}u);
+#endfor
+}

@@ -1,0 +1,60 @@
+// Weights of a window of one branch, on CPUs: p and ds of each row with each key, from which the gradients follow as products
+// of matrices (backward_gradient_broadcast.wgsl). A workgroup takes SIDE rows and SIDE keys.
+
+#include "backward_scores.wgsl"
+#include "backward_window.wgsl"
+
+@group(0) @binding(5) var<storage, read> terms: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> weights: array<vec4<f32>>;
+
+var<private> of_row: array<RowTerms, 8>;
+var<private> place: u32; // of the lane's first row and the first key, in ds
+var<private> stride: u32;
+var<private> size: u32;
+
+fn find_terms(r: u32) {
+    of_row[r] = row_terms(tile, first_row + r);
+}
+
+fn write_weights(i: u32) {
+    let r = i / CELLS;
+    let seen = seen_of(i);
+    let share = of_row[r].norm * weights_of_pairs(i, of_row[r].top, seen);
+    let has_query = first_row + r < tile.real_rows;
+    let at = place + r * stride + i % CELLS;
+    weights[at] = select(vec4<f32>(), params.scale * score_gradients(share, sums[i], vec4<f32>(of_row[r].mean), seen), has_query);
+    weights[at + size] = params.out_scale * share;
+}
+
+@compute @workgroup_size(LANES)
+fn backward_weights_broadcast(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocation_id) subgroup_lane: u32) {
+    lane = subgroup_lane;
+    let key_tiles = tiles_in(window_keys());
+    tile = locate_part(workgroup, tiles_in(window_rows()) * key_tiles);
+    let tile_row = part / key_tiles * SIDE;
+    let tile_key = part % key_tiles * SIDE;
+    stride = weights_stride();
+    size = weights_size();
+    place = 2u * unit * size + (tile_row + ROWS * lane) * stride + tile_key / 4u;
+    first_row = tile.row_begin + tile_row + ROWS * lane;
+    first_key = tile.key_begin + tile_key;
+    let seen = select(tile.key_end, min(tile.key_end, tile.row_begin + tile_row + SIDE), has_flag(FLAG_CAUSAL));
+    // A tile of keys beyond those that are seen is read as far as tiles of other kernels reach over the diagonal.
+    if (workgroup_number(workgroup) < params.num_workgroups && (!has_flag(FLAG_CAUSAL) || first_key < seen + 2u * SIDE)) {
+#for i in range(rows)
+        find_seen(${i}u);
+#endfor
+        if (first_key < seen && tile.row_begin + tile_row < tile.row_end) {
+#for i in range(rows // 4)
+            find_rows(${i}u);
+#endfor
+#for i in range(rows)
+            find_terms(${i}u);
+#endfor
+            score_keys();
+        }
+#for i in range(rows * cells)
+        write_weights(${i}u);
+#endfor
+    }
+}

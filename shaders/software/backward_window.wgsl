@@ -1,0 +1,41 @@
+// Where the weights of a window of a branch lie between two kernels: for each batch item, segment and head of a dispatch two
+// matrices, ds and then p, with a row for each row of the window and a column for each key. Both are padded to whole tiles of
+// SIDE, which are written whole, so that those who read them need not ask what exists.
+// A kernel has SIDE.
+
+var<private> part: u32; // of this workgroup, among those of its item, segment and head
+var<private> unit: u32; // the number of that item, segment and head in the dispatch
+
+fn tiles_in(length: u32) -> u32 {
+    return (length + SIDE - 1u) / SIDE;
+}
+
+fn window_rows() -> u32 {
+    return params.row_end - params.row_begin;
+}
+
+fn window_keys() -> u32 {
+    return params.key_row_end - params.key_row_begin;
+}
+
+// Fours from row to row: odd, or rows share the sets of a cache.
+fn weights_stride() -> u32 {
+    return tiles_in(window_keys()) * (SIDE / 4u) + 1u;
+}
+
+// Fours of a matrix.
+fn weights_size() -> u32 {
+    return tiles_in(window_rows()) * SIDE * weights_stride();
+}
+
+// Item, segment and head of a workgroup, when each has `parts` workgroups, with the rows and keys of the window that exist.
+fn locate_part(workgroup: vec3<u32>, parts: u32) -> Tile {
+    var tile = locate_segment(workgroup, 0u, parts, 1u);
+    part = tile.row_begin;
+    unit = workgroup_number(workgroup) / parts;
+    tile.row_begin = params.row_begin;
+    tile.row_end = max(tile.row_begin, min(params.row_end, tile.written_rows));
+    tile.key_begin = params.key_row_begin;
+    tile.key_end = max(tile.key_begin, min(params.key_row_end, tile.real_keys));
+    return tile;
+}

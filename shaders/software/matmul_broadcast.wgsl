@@ -1,0 +1,116 @@
+// c = op(a) op(b), with a bias, an activation and a scaled residual in the same pass, on CPU adapters with subgroups of
+// eight lanes (lavapipe).
+//
+// A workgroup is one subgroup of eight lanes; product_lanes.wgsl says how it multiplies. A step takes DEPTH elements.
+// Factors are read in fours, so strides and windows are multiples of 4, and the length of the sum is one of DEPTH;
+// src/ops/matmul.rs takes another kernel else.
+
+#include "product.wgsl"
+#include "product_lanes.wgsl"
+
+// What starting and storing work with.
+var<private> first_row: u32; // of the lane
+var<private> first_cell: u32; // of all lanes, along the columns
+var<private> place: u32; // of that cell in the first row, in c
+
+fn find_right(pair: u32) {
+#if transpose_b
+    let column = min(4u * first_cell + 8u * pair + lane, params.columns - 1u);
+    right_at[pair] = (params.b_skip + column * params.b_stride) / 4u;
+#else
+    let cell = min(first_cell + 2u * pair + lane / 4u, params.columns / 4u - 1u);
+    right_at[pair] = (params.b_skip + lane % 4u * params.b_stride) / 4u + cell;
+#endif
+}
+
+// Rows outside c repeat the last one, and so do columns: their sums are not stored.
+fn find_left(four: u32) {
+    let rows = min(vec4<u32>(first_row + 4u * four) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(params.rows - 1u));
+#if transpose_a
+    left_at[four] = (params.a_skip + vec4<u32>(0u, 1u, 2u, 3u) * params.a_stride + rows.x) / 4u;
+#else
+    left_at[four] = (params.a_skip + rows * params.a_stride) / 4u;
+#endif
+}
+
+fn load_left(four: u32) {
+    let at = left_at[four] + left_offset;
+    keep_left(four, mat4x4<f32>(four_a(at.x), four_a(at.y), four_a(at.z), four_a(at.w)));
+}
+
+fn add_pair(pair: u32) {
+    add_columns(pair, four_b(right_at[pair] + right_offset));
+}
+
+fn add_four(k: u32) {
+    left_offset = k / 4u * select(1u, params.a_stride, TRANSPOSE_A);
+    right_offset = k / 4u * select(params.b_stride, 1u, TRANSPOSE_B);
+#for i in range(rows // 4)
+    load_left(${i}u);
+#endfor
+#for i in range(cells // 2)
+    add_pair(${i}u);
+#endfor
+}
+
+// Sums begin at the bias, so that it is added before they are rounded.
+fn start_sum(i: u32) {
+    sums[i] = biased(vec4<f32>(), min(first_cell + i % CELLS, params.columns / 4u - 1u));
+}
+
+fn exists(i: u32) -> bool {
+    return first_row + i / CELLS < params.rows && first_cell + i % CELLS < params.columns / 4u;
+}
+
+fn add_stored(i: u32) {
+    if (exists(i)) {
+        sums[i] += widen(c[place + i / CELLS * params.c_stride + i % CELLS]);
+    }
+}
+
+fn store_sum(i: u32) {
+    if (exists(i)) {
+        c[place + i / CELLS * params.c_stride + i % CELLS] = narrow(sums[i]);
+    }
+}
+
+@compute @workgroup_size(LANES)
+fn matmul_broadcast(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocation_id) subgroup_lane: u32) {
+    lane = subgroup_lane;
+    let number = workgroup_number(workgroup);
+    first_row = number / params.tiles_x * (ROWS * LANES) + ROWS * lane;
+    first_cell = number % params.tiles_x * CELLS;
+#for i in range(rows // 4)
+    find_left(${i}u);
+#endfor
+#for i in range(cells // 2)
+    find_right(${i}u);
+#endfor
+#for i in range(rows * cells)
+    start_sum(${i}u);
+#endfor
+    for (var k = 0u; k < params.inner; k += DEPTH) {
+        add_four(k);
+#if depth > 4
+        add_four(k + 4u);
+#endif
+    }
+    let of_c = first_row * params.c_stride + first_cell;
+    place = params.c_skip + of_c;
+    if (has_flag(FLAG_ACCUMULATE)) {
+#for i in range(rows * cells)
+        add_stored(${i}u);
+#endfor
+    }
+#for i in range(rows * cells)
+    store_sum(${i}u);
+#endfor
+    if (${activation != "identity"} || has_flag(FLAG_RESIDUAL)) {
+        for (var i = 0u; i < ROWS * CELLS; i++) {
+            if (exists(i)) {
+                let at = i / CELLS * params.c_stride + i % CELLS;
+                c[place + at] = narrow(activated(widen(c[place + at]), of_c + at));
+            }
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! What a plan needs to know of a device: plain numbers, so that plans can be made without one.
+
+use super::cooperative_matrix::{CooperativeMatrix, NoCooperativeMatrix};
+use super::limits::NEEDS;
+use super::tier::KernelTier;
+use crate::error::{Error, Result};
+
+/// Limits and traits of a device.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct DeviceFacts {
+    /// Largest buffer in bytes.
+    pub max_buffer_bytes: u64,
+    /// Most bytes that one storage binding may cover.
+    pub max_binding_bytes: u64,
+    /// Offsets of storage bindings are multiples of this many bytes.
+    pub storage_offset_alignment: u64,
+    /// Dynamic offsets of uniform bindings are multiples of this many bytes.
+    pub uniform_offset_alignment: u64,
+    /// Most workgroups along one dimension of a grid.
+    pub max_workgroups_per_dimension: u32,
+    /// Workgroup memory in bytes. wgpu does not check it, so plans do.
+    pub max_workgroup_memory_bytes: u32,
+    /// Shaders may store f16 ([`SHADER_F16`](wgpu::Features::SHADER_F16)); half precision needs no more than words.
+    pub shader_f16: bool,
+    /// The cooperative matrices that kernels may use, or why there are none. A [`Context`](crate::Context) tries them before
+    /// the first use: [`Context::cooperative_matrix`](crate::Context::cooperative_matrix) has the result.
+    pub cooperative_matrix: std::result::Result<CooperativeMatrix, NoCooperativeMatrix>,
+    /// What executes the shaders.
+    pub processor: Processor,
+    /// The kernels that the caller wants, wherever they can do what is asked ([`KernelOptions::tier`](crate::KernelOptions::tier)).
+    pub tier: Option<KernelTier>,
+}
+
+/// What executes the shaders, as far as the choice of a kernel depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Processor {
+    /// A GPU.
+    Gpu,
+    /// A CPU that runs shaders in vectors of `lanes` floats.
+    Cpu {
+        /// Floats in a vector.
+        lanes: u32,
+        /// Loads from an address that all lanes share are one scalar load (lavapipe of Mesa 26 and later); older ones
+        /// load once per lane.
+        uniform_loads: bool,
+        /// Subgroups are `lanes` wide and the device has [`SUBGROUP`](wgpu::Features::SUBGROUP) operations, by which a lane
+        /// hands a value to the others.
+        broadcasts: bool,
+    },
+}
+
+impl Processor {
+    /// Whether it has what kernels with broadcasts are written for: a CPU whose subgroups of eight lanes hand values over.
+    pub fn has_broadcasts(self) -> bool {
+        matches!(
+            self,
+            Self::Cpu {
+                lanes: 8,
+                broadcasts: true,
+                ..
+            }
+        )
+    }
+}
+
+impl DeviceFacts {
+    /// Whether kernels see f16 as such, not as words of two: where shaders may store it, but on CPUs for cooperative matrices
+    /// alone, for their drivers load halves one by one.
+    pub(crate) fn reads_halves(&self) -> bool {
+        let for_matrices = || self.tier.is_some_and(KernelTier::is_cooperative);
+        self.shader_f16 && (self.processor == Processor::Gpu || for_matrices())
+    }
+
+    /// WebGPU's default limits on a GPU: what every browser and `wgpu::Limits::default()` grant.
+    pub fn webgpu_defaults() -> Self {
+        Self {
+            max_buffer_bytes: 256 << 20,
+            max_binding_bytes: 128 << 20,
+            storage_offset_alignment: 256,
+            uniform_offset_alignment: 256,
+            max_workgroups_per_dimension: 65_535,
+            max_workgroup_memory_bytes: 16_384,
+            shader_f16: false,
+            cooperative_matrix: Err(NoCooperativeMatrix::FeatureOff),
+            processor: Processor::Gpu,
+            tier: None,
+        }
+    }
+
+    /// Devices of every kind that kernels are told apart for: GPUs with WebGPU's default and with more workgroup memory, the
+    /// cooperative matrices of each maker (NVIDIA's, those of lavapipe, Apple's), CPUs of each width and kind of driver. For tests and
+    /// tools that list kernels.
+    pub fn of_every_kind() -> Vec<Self> {
+        let gpu = Self::webgpu_defaults();
+        let matrix = |size, lanes, scalar_pointers| CooperativeMatrix {
+            size,
+            lanes,
+            scalar_pointers,
+        };
+        let matrices = [
+            matrix(16, 32, false),
+            matrix(8, 8, false),
+            matrix(8, 32, true),
+        ];
+        let mut kinds = Vec::new();
+        for max_workgroup_memory_bytes in [16_384, 32_768, 49_152] {
+            let gpu = Self {
+                max_workgroup_memory_bytes,
+                ..gpu.clone()
+            };
+            kinds.extend(matrices.map(|matrix| Self {
+                shader_f16: true,
+                cooperative_matrix: Ok(matrix),
+                ..gpu.clone()
+            }));
+            kinds.push(Self {
+                shader_f16: true,
+                ..gpu.clone()
+            });
+            kinds.push(gpu);
+        }
+        for lanes in [4, 8, 16] {
+            for (uniform_loads, broadcasts) in
+                [(false, false), (false, true), (true, false), (true, true)]
+            {
+                kinds.push(Self {
+                    max_workgroup_memory_bytes: 32_768,
+                    shader_f16: true,
+                    processor: Processor::Cpu {
+                        lanes,
+                        uniform_loads,
+                        broadcasts,
+                    },
+                    ..gpu.clone()
+                });
+            }
+        }
+        kinds
+    }
+
+    /// The smallest limits that [`new`](Self::new) accepts, the others being WebGPU's defaults: every pass, forward and
+    /// backward, has a kernel within them. Longer sequences need larger buffers and bindings, not more of what is here.
+    pub fn least_limits() -> wgpu::Limits {
+        let mut limits = wgpu::Limits::default();
+        for need in NEEDS {
+            (need.set)(&mut limits, need.least);
+        }
+        limits
+    }
+
+    /// The facts of an adapter whose device was made with `limits` and `features`; `matrices` are the adapter's cooperative
+    /// matrices ([`wgpu::Adapter::cooperative_matrix_properties`]).
+    ///
+    /// # Errors
+    /// [`Error::DeviceTooSmall`] when a limit is below [`least_limits`](Self::least_limits).
+    pub fn new(
+        info: &wgpu::AdapterInfo,
+        limits: &wgpu::Limits,
+        features: wgpu::Features,
+        matrices: &[wgpu::CooperativeMatrixProperties],
+    ) -> Result<Self> {
+        for need in NEEDS {
+            let given = (need.given)(limits);
+            if given < need.least {
+                return Err(Error::DeviceTooSmall {
+                    limit: need.limit,
+                    given,
+                    need: need.least,
+                });
+            }
+        }
+        Ok(Self {
+            max_buffer_bytes: limits.max_buffer_size & !3,
+            // Indices into a binding are 32-bit.
+            max_binding_bytes: limits
+                .max_storage_buffer_binding_size
+                .min(limits.max_buffer_size)
+                .min(u64::from(u32::MAX))
+                & !3,
+            storage_offset_alignment: limits.min_storage_buffer_offset_alignment.into(),
+            uniform_offset_alignment: limits.min_uniform_buffer_offset_alignment.into(),
+            max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
+            max_workgroup_memory_bytes: limits.max_compute_workgroup_storage_size,
+            shader_f16: features.contains(wgpu::Features::SHADER_F16),
+            cooperative_matrix: CooperativeMatrix::of(info, features, matrices),
+            processor: processor(info, features),
+            tier: None,
+        })
+    }
+}
+
+fn processor(info: &wgpu::AdapterInfo, features: wgpu::Features) -> Processor {
+    if info.device_type != wgpu::DeviceType::Cpu {
+        return Processor::Gpu;
+    }
+    Processor::Cpu {
+        lanes: info.subgroup_min_size.clamp(4, 16),
+        uniform_loads: mesa_major_version(&info.driver_info).is_some_and(|major| major >= 26),
+        broadcasts: features.contains(wgpu::Features::SUBGROUP)
+            && info.subgroup_min_size == info.subgroup_max_size,
+    }
+}
+
+/// "Mesa 26.2.0 (LLVM 22.1.0)" -> 26.
+fn mesa_major_version(driver_info: &str) -> Option<u32> {
+    let version = driver_info.split("Mesa ").nth(1)?;
+    version.split('.').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::mesa_major_version;
+
+    #[test]
+    fn mesa_versions_are_read_from_driver_info() {
+        assert_eq!(mesa_major_version("Mesa 26.2.1-1 (LLVM 22.1.3)"), Some(26));
+        assert_eq!(
+            mesa_major_version("Mesa 25.0.7-2~bpo12+1 (LLVM 15.0.6)"),
+            Some(25)
+        );
+        assert_eq!(mesa_major_version("560.35"), None);
+        assert_eq!(mesa_major_version("Mesa git"), None);
+    }
+}

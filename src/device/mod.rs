@@ -1,0 +1,19 @@
+//! What a device is, as far as plans and kernels depend on it: its limits, what executes the shaders, the types of elements.
+//! Plain data, so that plans can be made without a device.
+
+mod cooperative_matrix;
+mod dtype;
+mod facts;
+mod limits;
+mod range;
+mod storage;
+mod tier;
+
+pub use cooperative_matrix::{CooperativeMatrix, NoCooperativeMatrix};
+pub use dtype::{DType, Element};
+pub use facts::{DeviceFacts, Processor};
+pub use limits::{MOST_INVOCATIONS, WORKGROUP_MEMORY_BYTES};
+pub use range::ByteRange;
+pub(crate) use range::word_windows;
+pub use storage::Storage;
+pub use tier::KernelTier;

@@ -1,0 +1,130 @@
+//! Activations of feed-forward networks, element by element, and their gradients.
+
+use super::params::{LITTLE_WORK, params};
+use super::{Access, Cell, Fields, KernelSpec, ParamsInfo};
+use crate::device::{DeviceFacts, Storage};
+
+/// What a feed-forward network applies between its two products.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// Nothing.
+    #[default]
+    Identity,
+    /// `max(x, 0)`.
+    Relu,
+    /// `x/2 (1 + erf(x / sqrt 2))`, exact to the rounding of single precision (Hendrycks and Gimpel 2016).
+    Gelu,
+    /// `x / (1 + exp(-x))`, also called swish (Elfwing et al. 2017; Ramachandran et al. 2017).
+    Silu,
+}
+
+impl Activation {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Identity, Self::Relu, Self::Gelu, Self::Silu];
+
+    /// The one that torchscale's `activation_fn` calls so: `relu`, `gelu` or `swish`, which PyTorch calls `silu`.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "relu" => Some(Self::Relu),
+            "gelu" => Some(Self::Gelu),
+            "swish" | "silu" => Some(Self::Silu),
+            _ => None,
+        }
+    }
+
+    /// Its name in shader files.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Identity => "identity",
+            Self::Relu => "relu",
+            Self::Gelu => "gelu",
+            Self::Silu => "silu",
+        }
+    }
+}
+
+params! {
+    /// Parameters of `activation.wgsl`, which says what each means.
+    ElementwiseParams { count: u32, x_skip: u32, y_skip: u32, out_skip: u32, first_workgroup: u32, grid_width: u32 }
+}
+
+/// An activation, element by element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ActivationForward {
+    /// Which one.
+    pub activation: Activation,
+    /// How input and result are stored.
+    pub cell: Cell,
+}
+
+impl KernelSpec for ActivationForward {
+    fn name(&self) -> &'static str {
+        "activation"
+    }
+
+    fn fields(&self) -> Fields {
+        Fields::new()
+            .with("activation", self.activation.word())
+            .and(self.cell.fields())
+    }
+
+    fn bindings(&self) -> &'static [Access] {
+        // x, out
+        &[Access::Read, Access::ReadWrite]
+    }
+
+    fn params(&self) -> ParamsInfo {
+        ParamsInfo::of::<ElementwiseParams>()
+    }
+
+    fn workgroup_work(&self, _: &[u8]) -> u64 {
+        LITTLE_WORK
+    }
+
+    fn all(_: u32, storage: Storage, _: &DeviceFacts) -> Vec<Self> {
+        let cells = Cell::stored(storage).into_iter();
+        cells
+            .flat_map(|cell| Activation::ALL.map(|activation| Self { activation, cell }))
+            .collect()
+    }
+}
+
+/// Its gradient, in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ActivationBackward {
+    /// Of which one.
+    pub activation: Activation,
+}
+
+impl KernelSpec for ActivationBackward {
+    fn name(&self) -> &'static str {
+        "activation_backward"
+    }
+
+    fn fields(&self) -> Fields {
+        Fields::new()
+            .with("activation", self.activation.word())
+            .and(Cell::Scalar.fields())
+    }
+
+    fn bindings(&self) -> &'static [Access] {
+        // x, gradient
+        &[Access::Read, Access::ReadWrite]
+    }
+
+    fn params(&self) -> ParamsInfo {
+        ParamsInfo::of::<ElementwiseParams>()
+    }
+
+    fn workgroup_work(&self, _: &[u8]) -> u64 {
+        LITTLE_WORK
+    }
+
+    fn all(_: u32, storage: Storage, _: &DeviceFacts) -> Vec<Self> {
+        Activation::ALL
+            .map(|activation| Self { activation })
+            .into_iter()
+            .filter(|_| storage == Storage::F32)
+            .collect()
+    }
+}

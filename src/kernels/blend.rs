@@ -1,0 +1,56 @@
+//! Scaled sums and dropout, element by element.
+
+use super::params::{LITTLE_WORK, params};
+use super::{Access, Cell, Fields, KernelSpec, ParamsInfo};
+use crate::device::{DeviceFacts, Storage};
+
+params! {
+    /// Parameters of `blend.wgsl`, which says what each means.
+    BlendParams { count: u32, x_skip: u32, y_skip: u32, out_skip: u32, x_scale: f32, y_scale: f32, mode: u32, drop_below: u32, seed_low: u32, seed_high: u32, first_low: u32, first_high: u32, first_workgroup: u32, grid_width: u32 }
+}
+
+impl BlendParams {
+    /// There is no second term.
+    pub const Y_NONE: u32 = 0;
+    /// The second term is what the result holds.
+    pub const Y_OUT: u32 = 1;
+    /// The second term has a binding of its own.
+    pub const Y_BOUND: u32 = 2;
+}
+
+/// Scaled sums and dropout, element by element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Blend {
+    /// How all of them are stored.
+    pub cell: Cell,
+}
+
+impl KernelSpec for Blend {
+    fn name(&self) -> &'static str {
+        "blend"
+    }
+
+    fn fields(&self) -> Fields {
+        self.cell.fields()
+    }
+
+    fn bindings(&self) -> &'static [Access] {
+        // x, y, out
+        &[Access::Read, Access::Read, Access::ReadWrite]
+    }
+
+    fn params(&self) -> ParamsInfo {
+        ParamsInfo::of::<BlendParams>()
+    }
+
+    fn workgroup_work(&self, _: &[u8]) -> u64 {
+        LITTLE_WORK
+    }
+
+    fn all(_: u32, storage: Storage, _: &DeviceFacts) -> Vec<Self> {
+        Cell::stored(storage)
+            .into_iter()
+            .map(|cell| Self { cell })
+            .collect()
+    }
+}

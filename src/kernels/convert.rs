@@ -1,0 +1,44 @@
+//! Elements in another type.
+
+use super::activation::ElementwiseParams;
+use super::params::LITTLE_WORK;
+use super::{Access, Fields, KernelSpec, ParamsInfo};
+use crate::device::{DeviceFacts, Storage};
+
+/// Elements of one type from those of another, one of which is f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Convert {
+    /// The type that is not f32.
+    pub storage: Storage,
+    /// To f32, not from it.
+    pub widens: bool,
+}
+
+impl KernelSpec for Convert {
+    fn name(&self) -> &'static str {
+        "convert"
+    }
+
+    fn fields(&self) -> Fields {
+        Fields::new()
+            .with("format", self.storage.name())
+            .with("widens", self.widens)
+    }
+
+    fn bindings(&self) -> &'static [Access] {
+        // x, out
+        &[Access::Read, Access::ReadWrite]
+    }
+
+    fn params(&self) -> ParamsInfo {
+        ParamsInfo::of::<ElementwiseParams>()
+    }
+
+    fn workgroup_work(&self, _: &[u8]) -> u64 {
+        LITTLE_WORK
+    }
+
+    fn all(_: u32, storage: Storage, _: &DeviceFacts) -> Vec<Self> {
+        [false, true].map(|widens| Self { storage, widens }).into()
+    }
+}

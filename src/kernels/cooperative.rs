@@ -1,0 +1,146 @@
+//! Tiles of the kernels with cooperative matrices.
+//!
+//! A tile is as large as workgroup memory allows: 48 KiB (NVIDIA), 32 KiB, or WebGPU's 16 KiB. The order of preference is more
+//! subgroups, which share what is staged, then more vectors a step, which need fewer barriers.
+
+use super::Fields;
+use crate::device::{CooperativeMatrix, DeviceFacts, Storage};
+use crate::error::{Error, Result};
+
+/// Most matrices from top to bottom of what a subgroup owns: shaders name each.
+const MOST_ROW_BLOCKS: u32 = 4;
+
+/// How an attention kernel with cooperative matrices lays its work out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CoopTile {
+    /// The matrices.
+    pub matrix: CooperativeMatrix,
+    /// Subgroups of a workgroup.
+    pub subgroups: u32,
+    /// Vectors (rows, or keys) that a subgroup owns.
+    pub rows: u32,
+    /// Vectors of the other side that are staged at a time.
+    pub staged: u32,
+}
+
+impl CoopTile {
+    /// Tiles to choose from, the best first, for subgroups that own `rows` vectors.
+    pub(super) fn candidates(matrix: CooperativeMatrix, rows: u32) -> impl Iterator<Item = Self> {
+        // Two matrices beside each other, or one.
+        let staged = [32, 16];
+        [4, 2, 1]
+            .into_iter()
+            .flat_map(move |subgroups| staged.map(|staged| (subgroups, staged)))
+            .map(move |(subgroups, staged)| Self {
+                matrix,
+                subgroups,
+                rows,
+                staged,
+            })
+    }
+
+    /// The matrices of a device for tensors that are stored so.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] with the reason why there are none.
+    pub(super) fn matrix_for(storage: Storage, facts: &DeviceFacts) -> Result<CooperativeMatrix> {
+        if storage != Storage::F16 {
+            return Err(Error::InvalidConfig {
+                what: "storage of a kernel with cooperative matrices",
+                given: format!("{storage:?}"),
+                need: "F16: other types would lose precision",
+            });
+        }
+        facts
+            .cooperative_matrix
+            .clone()
+            .map_err(|reason| Error::InvalidConfig {
+                what: "kernel with cooperative matrices",
+                given: format!("impossible ({reason})"),
+                need: "of another shape on this device",
+            })
+    }
+
+    pub(super) fn check_head_dim(head_dim: u32, limit: u32) -> Result<()> {
+        if head_dim > limit {
+            return Err(Error::InvalidConfig {
+                what: "head_dim of a kernel with cooperative matrices",
+                given: head_dim.to_string(),
+                need: "at most 128: more does not fit in registers",
+            });
+        }
+        Ok(())
+    }
+
+    pub(super) fn no_room(facts: &DeviceFacts) -> Error {
+        Error::InvalidConfig {
+            what: "workgroup memory of the device in bytes",
+            given: facts.max_workgroup_memory_bytes.to_string(),
+            need: "more for a kernel with cooperative matrices",
+        }
+    }
+
+    /// Whether kernels with this tile run on a device with `facts`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] when they do not.
+    pub(super) fn check(&self, storage: Storage, facts: &DeviceFacts) -> Result<()> {
+        let size = self.matrix.size;
+        let whole = |vectors: u32| vectors > 0 && vectors.is_multiple_of(size);
+        let threads = self.matrix.lanes.checked_mul(self.subgroups);
+        if Self::matrix_for(storage, facts)? != self.matrix
+            || !whole(self.rows)
+            || !whole(self.staged)
+            || self.row_blocks() > MOST_ROW_BLOCKS
+            || !(1..=256).contains(&threads.unwrap_or(0))
+        {
+            return Err(Error::InvalidConfig {
+                what: "tile of a kernel with cooperative matrices",
+                given: format!("{self:?}"),
+                need: "of the device's matrices, in whole ones, at most 4 from top to bottom and 256 lanes together",
+            });
+        }
+        Ok(())
+    }
+
+    /// Vectors that a workgroup owns.
+    pub fn vectors(&self) -> u32 {
+        self.subgroups * self.rows
+    }
+
+    /// Matrices from top to bottom of what a subgroup owns.
+    pub(super) fn row_blocks(&self) -> u32 {
+        self.rows / self.matrix.size
+    }
+
+    /// Matrices beside each other in a head.
+    pub(super) fn column_blocks(&self, head_dim: u32) -> u32 {
+        head_dim.div_ceil(self.matrix.size)
+    }
+
+    /// Bytes of `count` rows of `columns` f16, each padded by 8 elements.
+    pub(super) fn halves(count: u32, columns: u32) -> u32 {
+        count * (columns + 8) * 2
+    }
+
+    /// Bytes of `count` rows of `columns` f32, each padded by 4 elements.
+    pub(super) fn floats(count: u32, columns: u32) -> u32 {
+        count * (columns + 4) * 4
+    }
+
+    /// Fields of the shaders.
+    pub(super) fn fields(&self) -> Fields {
+        matrix_fields(self.matrix)
+            .with("subgroups", self.subgroups)
+            .with("rows", self.rows)
+            .with("staged", self.staged)
+    }
+}
+
+/// Fields of `matrices.wgsl`, and the lanes that hold one together.
+pub(super) fn matrix_fields(matrix: CooperativeMatrix) -> Fields {
+    Fields::new()
+        .with("size", matrix.size)
+        .with("subgroup", matrix.lanes)
+        .with("scalar_pointers", matrix.scalar_pointers)
+}

@@ -1,0 +1,196 @@
+//! Kernels that compute the same, and which of them a device gets.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::choice::reasons;
+use super::{Choice, Fields};
+use crate::device::{DeviceFacts, KernelTier, Storage};
+use crate::error::{Error, Result};
+
+/// A pass that several kernels compute, with all that the choice between them depends on. What plans choose, what a context
+/// compiles ahead and what a probe measures are all asked for here.
+pub(crate) trait Family {
+    /// A kernel, or the kernels of all passes, with their numbers.
+    type Variant: Copy + PartialEq + fmt::Debug + fmt::Display;
+
+    /// The tiers that suit a device, the best first, and why. As it measured; docs/performance.md has the figures.
+    fn suited(&self, facts: &DeviceFacts) -> Vec<(KernelTier, &'static str)>;
+
+    /// The variant of a tier that a device has.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] with the reason why there is none for such tensors.
+    fn of_device_tier(&self, tier: KernelTier, facts: &DeviceFacts) -> Result<Self::Variant>;
+
+    /// The variant that every device runs.
+    fn tile(&self) -> Self::Variant;
+
+    /// Whether a variant does it on a device.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] when it does not.
+    fn check(&self, variant: Self::Variant, facts: &DeviceFacts) -> Result<()>;
+
+    /// Variants of the same tier with other numbers that may be faster.
+    fn alternatives(&self, variant: Self::Variant) -> Vec<Self::Variant>;
+
+    /// What the compilation of a variant is known to take with its first run, on 2 cores and on this kind of driver, as
+    /// [`Context::warm_up`](crate::Context::warm_up) reports it on lavapipe of Mesa 25.0.7 and 26.2.6; drivers of GPUs are
+    /// assumed to take a second. `None`: too long to try.
+    fn compile_time(&self, variant: Self::Variant, facts: &DeviceFacts) -> Option<Duration>;
+
+    /// What a measured choice is remembered under: all that a probe depends on.
+    fn key(&self) -> String;
+
+    /// What a variant is remembered as: all of its numbers.
+    fn variant_key(variant: &Self::Variant) -> String;
+
+    /// The variant of a tier.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] with the reason why there is none for such tensors on such a device.
+    fn of_tier(&self, tier: KernelTier, facts: &DeviceFacts) -> Result<Self::Variant> {
+        tier.check(facts)?;
+        let variant = self.of_device_tier(tier, facts)?;
+        self.check(variant, facts)?;
+        Ok(variant)
+    }
+
+    /// The tier that the caller wants where there is one, else the best that suits the device.
+    fn choice(&self, facts: &DeviceFacts) -> Choice<Self::Variant> {
+        if let Some(Ok(variant)) = facts.tier.map(|tier| self.of_tier(tier, facts)) {
+            return variant.into();
+        }
+        let suited = self.suited(facts).into_iter();
+        let mut fitting = suited.filter_map(|(tier, reason)| {
+            let variant = self.of_tier(tier, facts).ok()?;
+            Some(Choice::adapter(variant, reason))
+        });
+        fitting.next().unwrap_or_else(|| self.tile().into())
+    }
+
+    /// All that run on a device, with what their compilation costs.
+    fn candidates(&self, facts: &DeviceFacts) -> Vec<Candidate<Self::Variant>> {
+        let tiers = KernelTier::ALL.into_iter();
+        let of_tiers = tiers.filter_map(|tier| self.of_tier(tier, facts).ok());
+        let variants = of_tiers.flat_map(|variant| {
+            let others = self.alternatives(variant).into_iter();
+            std::iter::once(variant).chain(others)
+        });
+        let fitting = variants.filter(|variant| self.check(*variant, facts).is_ok());
+        fitting
+            .map(|variant| Candidate {
+                variant,
+                compile_time: self.compile_time(variant, facts),
+            })
+            .collect()
+    }
+}
+
+/// A variant that may suit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Candidate<V> {
+    /// The variant.
+    pub variant: V,
+    /// What its compilation is known to take on this kind of driver; `None` for far too long.
+    pub compile_time: Option<Duration>,
+}
+
+/// The tiers of a GPU.
+pub(super) fn gpu_tiers(facts: &DeviceFacts) -> Vec<(KernelTier, &'static str)> {
+    let matrices = facts.cooperative_matrix.iter();
+    let matrices = matrices.map(|matrix| (KernelTier::of_matrix(*matrix), reasons::MATRICES));
+    matrices.chain([(KernelTier::Tile, reasons::GPU)]).collect()
+}
+
+/// How a head size or another number of a kernel is refused.
+pub(super) fn invalid<T>(what: &'static str, given: u32, need: &'static str) -> Result<T> {
+    Err(Error::InvalidConfig {
+        what,
+        given: given.to_string(),
+        need,
+    })
+}
+
+/// Fields of all attention kernels.
+pub(super) fn attention_fields(head_dim: u32, storage: Storage) -> Fields {
+    Fields::new()
+        .with("head_dim", head_dim)
+        .with("format", storage.name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::DilatedAttentionConfig;
+    use crate::device::Processor;
+    use crate::kernels::attention_backward::BackwardFamily;
+    use crate::kernels::attention_forward::{ForwardFamily, ForwardLayout};
+    use crate::kernels::matmul::MatmulFamily;
+
+    fn check<F: Family>(family: &F, facts: &DeviceFacts) {
+        let (chosen, candidates) = (family.choice(facts).variant, family.candidates(facts));
+        let found = candidates
+            .iter()
+            .find(|candidate| candidate.variant == chosen);
+        // Also what makes a remembered winner findable: it is looked up among the candidates.
+        let found = found.unwrap_or_else(|| panic!("{}: {chosen} is no candidate", family.key()));
+        assert!(
+            found.compile_time.is_some(),
+            "{}: {chosen} is dear",
+            family.key()
+        );
+        let keys: std::collections::HashSet<String> = candidates
+            .iter()
+            .map(|candidate| F::variant_key(&candidate.variant))
+            .collect();
+        assert_eq!(
+            keys.len(),
+            candidates.len(),
+            "{}: keys tell them apart",
+            family.key()
+        );
+    }
+
+    fn without_matrices() -> impl Iterator<Item = DeviceFacts> {
+        let kinds = DeviceFacts::of_every_kind().into_iter();
+        kinds.filter(|facts| facts.cooperative_matrix.is_err())
+    }
+
+    #[test]
+    fn what_is_chosen_is_an_affordable_candidate() {
+        let storage = Storage::F32;
+        for facts in without_matrices() {
+            for head_dim in [4, 16, 64, 96, 128, 256] {
+                for (segment, rate) in [(1, 1), (33, 1), (65, 2), (2048, 16), (65_536, 1)] {
+                    let config = DilatedAttentionConfig::new(2, head_dim, &[segment], &[rate])
+                        .expect("valid");
+                    check(&ForwardFamily::of(&config, storage), &facts);
+                    check(&BackwardFamily::of(&config, storage), &facts);
+                }
+            }
+            for columns in [1, 20, 256, 768, 3072, 100_000] {
+                check(&MatmulFamily::of_linear_layer(columns), &facts);
+            }
+        }
+    }
+
+    #[test]
+    fn kernels_that_compile_for_a_minute_are_dear() {
+        let facts = DeviceFacts {
+            processor: Processor::Cpu {
+                lanes: 8,
+                uniform_loads: false,
+                broadcasts: true,
+            },
+            ..DeviceFacts::webgpu_defaults()
+        };
+        let config = DilatedAttentionConfig::new(1, 64, &[512], &[1]).expect("valid");
+        let candidates = ForwardFamily::of(&config, Storage::F32).candidates(&facts);
+        let rows = candidates
+            .iter()
+            .find(|candidate| matches!(candidate.variant.layout, ForwardLayout::Rows(_)));
+        assert_eq!(rows.expect("is listed").compile_time, None);
+    }
+}

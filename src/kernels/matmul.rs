@@ -1,0 +1,486 @@
+//! Products of matrices: their kernels, and which of them a device gets.
+//!
+//! | tier | shader | for |
+//! |---|---|---|
+//! | tile | `matmul/matmul_tile.wgsl` | GPUs; other software drivers |
+//! | coop | `matmul/matmul_coop.wgsl` | GPUs with cooperative matrices, factors stored as f16 |
+//! | rows | `software/matmul_rows.wgsl` | CPUs whose driver loads an address that all lanes share once, where broadcasts are slower or do not run |
+//! | broadcast | `software/matmul_broadcast.wgsl` | CPUs with subgroups of eight lanes, for factors and results of rows in fours; newer drivers for those of a linear layer, whose sums run along stored rows |
+
+use std::fmt;
+use std::time::Duration;
+
+use super::activation::Activation;
+use super::choice::{Choice, reasons};
+use super::cooperative::{CoopTile, matrix_fields};
+use super::family::{Family, gpu_tiers};
+use super::params::{params, read};
+use super::software::LaneGroups;
+use super::software::matmul::{self as software, BroadcastTile};
+use super::{Access, Cell, Fields, KernelSpec, ParamsInfo};
+use crate::device::{CooperativeMatrix, DeviceFacts, KernelTier, Processor, Storage};
+use crate::error::{Error, Result};
+
+params! {
+    /// Parameters of `product.wgsl`, which says what each means.
+    MatmulParams { rows: u32, columns: u32, inner: u32, a_skip: u32, a_stride: u32, b_skip: u32, b_stride: u32, c_skip: u32, c_stride: u32, bias_skip: u32, residual_skip: u32, residual_scale: f32, flags: u32, split: u32, split_stride: u32, tiles_x: u32, tiles_y: u32, first_workgroup: u32, grid_width: u32 }
+}
+
+impl MatmulParams {
+    /// Adds to the result instead of writing it.
+    pub const ACCUMULATE: u32 = 1;
+    /// Adds a bias.
+    pub const BIAS: u32 = 2;
+    /// Adds a scaled residual.
+    pub const RESIDUAL: u32 = 4;
+}
+
+/// How the work is laid out. All compute the same; see the shader files for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MatmulVariant {
+    /// Tiles of both factors in workgroup memory.
+    Tile,
+    /// Cooperative matrices.
+    Coop(CoopProduct),
+    /// Four columns a lane in registers; groups of lanes lie beside each other.
+    Rows(LaneGroups),
+    /// Rows of a lane in registers, whose columns are handed from lane to lane.
+    Broadcast(BroadcastTile),
+}
+
+/// How the kernel with cooperative matrices lays its work out: two by two subgroups, each with a block of c.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CoopProduct {
+    /// The matrices.
+    pub matrix: CooperativeMatrix,
+    /// Matrices from top to bottom of a subgroup's block.
+    pub row_blocks: u32,
+    /// Matrices beside each other in it.
+    pub column_blocks: u32,
+    /// Inner elements that are staged at a time.
+    pub staged: u32,
+}
+
+impl CoopProduct {
+    /// The largest block that fits.
+    pub(crate) fn with(matrix: CooperativeMatrix, facts: &DeviceFacts) -> Self {
+        let of_rows = |row_blocks| Self {
+            matrix,
+            row_blocks,
+            column_blocks: 2,
+            staged: 32,
+        };
+        let fits =
+            |product: &Self| product.workgroup_memory_bytes() <= facts.max_workgroup_memory_bytes;
+        Some(of_rows(4)).filter(fits).unwrap_or(of_rows(2))
+    }
+
+    /// Rows and columns of the workgroup's tile.
+    pub(crate) fn tile(&self) -> [u32; 2] {
+        [self.row_blocks, self.column_blocks].map(|blocks| 2 * blocks * self.matrix.size)
+    }
+
+    /// Bytes of workgroup memory, at most.
+    pub fn workgroup_memory_bytes(&self) -> u32 {
+        let [rows, columns] = self.tile();
+        // Padding is least along the longer side, so this is what it takes untransposed or more.
+        CoopTile::halves(rows.max(self.staged), rows.min(self.staged))
+            + CoopTile::halves(columns.max(self.staged), columns.min(self.staged))
+            + CoopTile::floats(4 * self.matrix.size, self.matrix.size)
+    }
+
+    fn fields(&self) -> Fields {
+        matrix_fields(self.matrix)
+            .with("subgroups_x", 2)
+            .with("subgroups_y", 2)
+            .with("row_blocks", self.row_blocks)
+            .with("column_blocks", self.column_blocks)
+            .with("staged", self.staged)
+    }
+}
+
+/// What the choice of a product's kernel depends on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MatmulFamily {
+    /// Columns of the result.
+    pub columns: u64,
+    /// How the factors are stored.
+    pub factors: [Storage; 2],
+    /// Whether they are stored transposed.
+    pub transposed: [bool; 2],
+}
+
+impl MatmulFamily {
+    /// A linear layer's product, in f32: its weights are stored transposed.
+    pub fn of_linear_layer(columns: u64) -> Self {
+        Self {
+            columns,
+            factors: [Storage::F32; 2],
+            transposed: [false, true],
+        }
+    }
+}
+
+impl Family for MatmulFamily {
+    type Variant = MatmulVariant;
+
+    fn suited(&self, facts: &DeviceFacts) -> Vec<(KernelTier, &'static str)> {
+        match facts.processor {
+            Processor::Gpu => gpu_tiers(facts),
+            Processor::Cpu {
+                uniform_loads: true,
+                ..
+            } => {
+                let sums_along_rows = self.transposed == [false, true];
+                let broadcast = (KernelTier::Broadcast, reasons::BROADCASTS_OF_FOURS);
+                let rows = (KernelTier::Rows, reasons::UNIFORM_LOADS);
+                match sums_along_rows {
+                    true => vec![broadcast, rows],
+                    false => vec![rows],
+                }
+            }
+            Processor::Cpu { .. } => vec![
+                (KernelTier::Broadcast, reasons::BROADCASTS),
+                (KernelTier::Tile, reasons::LOADS_PER_LANE),
+            ],
+        }
+    }
+
+    fn of_device_tier(&self, tier: KernelTier, facts: &DeviceFacts) -> Result<MatmulVariant> {
+        Ok(match tier {
+            KernelTier::Tile => self.tile(),
+            KernelTier::Rows => MatmulVariant::Rows(software::rows(self.columns, facts)),
+            KernelTier::Broadcast => MatmulVariant::Broadcast(BroadcastTile::choose(facts)),
+            KernelTier::Coop8 | KernelTier::Coop16 => {
+                MatmulVariant::cooperative(self.factors, facts)?
+            }
+        })
+    }
+
+    fn tile(&self) -> MatmulVariant {
+        MatmulVariant::Tile
+    }
+
+    fn check(&self, variant: MatmulVariant, facts: &DeviceFacts) -> Result<()> {
+        variant.check(self.factors, facts)
+    }
+
+    fn alternatives(&self, variant: MatmulVariant) -> Vec<MatmulVariant> {
+        match variant {
+            MatmulVariant::Rows(lanes) if lanes.groups >= 8 => {
+                let groups = lanes.groups / 2;
+                vec![MatmulVariant::Rows(LaneGroups { groups, ..lanes })]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn compile_time(&self, variant: MatmulVariant, facts: &DeviceFacts) -> Option<Duration> {
+        let seconds = match (facts.processor, variant) {
+            (_, MatmulVariant::Coop(_)) => return None,
+            (Processor::Gpu, MatmulVariant::Tile) => 1,
+            (Processor::Gpu, _) => return None,
+            (Processor::Cpu { uniform_loads, .. }, variant) => match (variant, uniform_loads) {
+                (MatmulVariant::Rows(_), true) => 2,
+                (_, true) => 1,
+                (MatmulVariant::Broadcast(_), false) => 4,
+                (MatmulVariant::Tile, false) => 15,
+                (_, false) => 25,
+            },
+        };
+        Some(Duration::from_secs(seconds))
+    }
+
+    fn key(&self) -> String {
+        let names = self.factors.map(Storage::name);
+        // Numbers of columns that are too large for a field are those of no layer.
+        let columns = u32::try_from(self.columns).unwrap_or(u32::MAX);
+        Fields::new()
+            .with("columns", columns)
+            .with("left_format", names[0])
+            .with("right_format", names[1])
+            .with("transpose_a", self.transposed[0])
+            .with("transpose_b", self.transposed[1])
+            .key("matmul")
+    }
+
+    fn variant_key(variant: &MatmulVariant) -> String {
+        variant.fields().key(variant.name())
+    }
+}
+
+impl MatmulVariant {
+    /// The kernel that measured best on such a device, for factors that are stored so, transposed or not, and a result with so
+    /// many columns.
+    pub fn choose(
+        columns: u64,
+        factors: [Storage; 2],
+        transposed: [bool; 2],
+        facts: &DeviceFacts,
+    ) -> Self {
+        Self::choice(columns, factors, transposed, facts).variant
+    }
+
+    /// As [`choose`](Self::choose), with the reason.
+    pub fn choice(
+        columns: u64,
+        factors: [Storage; 2],
+        transposed: [bool; 2],
+        facts: &DeviceFacts,
+    ) -> Choice<Self> {
+        let family = MatmulFamily {
+            columns,
+            factors,
+            transposed,
+        };
+        family.choice(facts)
+    }
+
+    /// The kernel of a tier.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] with the reason why there is none for such factors on such a device.
+    pub fn of_tier(
+        tier: KernelTier,
+        columns: u64,
+        factors: [Storage; 2],
+        facts: &DeviceFacts,
+    ) -> Result<Self> {
+        let family = MatmulFamily {
+            columns,
+            factors,
+            transposed: [false; 2],
+        };
+        family.of_tier(tier, facts)
+    }
+
+    /// The kernel with cooperative matrices.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] with the reason why there is none for such factors on such a device.
+    pub fn cooperative(factors: [Storage; 2], facts: &DeviceFacts) -> Result<Self> {
+        let other = factors.into_iter().find(|storage| *storage != Storage::F16);
+        let matrix = CoopTile::matrix_for(other.unwrap_or(Storage::F16), facts)?;
+        let product = CoopProduct::with(matrix, facts);
+        if product.workgroup_memory_bytes() > facts.max_workgroup_memory_bytes {
+            return Err(CoopTile::no_room(facts));
+        }
+        Ok(Self::Coop(product))
+    }
+
+    /// Whether the kernel takes factors that are stored so on a device with `facts`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] when it does not.
+    pub fn check(self, factors: [Storage; 2], facts: &DeviceFacts) -> Result<()> {
+        match self {
+            Self::Tile => Ok(()),
+            Self::Rows(lanes) => lanes.check(),
+            Self::Broadcast(tile) => {
+                KernelTier::Broadcast.check(facts)?;
+                tile.check()
+            }
+            Self::Coop(_) if Self::cooperative(factors, facts)? != self => {
+                Err(Error::InvalidConfig {
+                    what: "kernel of a product",
+                    given: format!("{self:?}"),
+                    need: "the one that MatmulVariant::cooperative has for the device",
+                })
+            }
+            Self::Coop(_) => Ok(()),
+        }
+    }
+
+    /// The kernel for sums of `inner` elements, which, like rows and windows, are (`in_fours`) or are not multiples of 4 long:
+    /// this one wherever it can be.
+    pub(crate) fn for_lengths(
+        self,
+        [inner, columns]: [u64; 2],
+        in_fours: bool,
+        facts: &DeviceFacts,
+    ) -> Self {
+        let Self::Broadcast(tile) = self else {
+            return self;
+        };
+        if in_fours {
+            return Self::Broadcast(tile.for_sums_of(inner));
+        }
+        match facts.processor {
+            Processor::Cpu {
+                uniform_loads: true,
+                ..
+            } => Self::Rows(software::rows(columns, facts)),
+            _ => Self::Tile,
+        }
+    }
+
+    /// Name of the shader.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tile => "matmul_tile",
+            Self::Coop(_) => "matmul_coop",
+            Self::Rows(_) => "matmul_rows",
+            Self::Broadcast(_) => "matmul_broadcast",
+        }
+    }
+
+    fn fields(self) -> Fields {
+        match self {
+            Self::Tile => Fields::new(),
+            Self::Coop(product) => product.fields(),
+            Self::Rows(lanes) => software::rows_fields(lanes),
+            Self::Broadcast(tile) => tile.fields(),
+        }
+    }
+
+    /// Rows and columns that one workgroup computes.
+    pub fn tile(self) -> [u64; 2] {
+        match self {
+            Self::Tile => [64, 64],
+            Self::Coop(product) => product.tile().map(u64::from),
+            Self::Rows(lanes) => [64, u64::from(4 * lanes.threads())],
+            Self::Broadcast(tile) => tile.tile(),
+        }
+    }
+
+    /// Long sums over few tiles are split until there are about this many workgroups.
+    pub fn wanted_workgroups(self) -> u64 {
+        match self {
+            Self::Tile | Self::Coop(_) | Self::Broadcast(_) => 256,
+            // As each is large, enough to even out a few cores.
+            Self::Rows(_) => 16,
+        }
+    }
+
+    /// Whether factors are read in fours.
+    fn reads_fours(self) -> bool {
+        matches!(self, Self::Coop(_) | Self::Broadcast(_))
+    }
+}
+
+/// Product of two matrices, either transposed, with a bias, an activation and a residual.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MatmulKernel {
+    /// How the work is laid out.
+    pub variant: MatmulVariant,
+    /// The left factor is stored transposed.
+    pub transpose_a: bool,
+    /// The right factor is stored transposed.
+    pub transpose_b: bool,
+    /// Applied to the product and bias.
+    pub activation: Activation,
+    /// How the left factor is stored; the bias is f32.
+    pub left: Storage,
+    /// How the right factor is stored: f32, or as the left one.
+    pub right: Storage,
+    /// How the result and the residual are stored.
+    pub result: Cell,
+}
+
+impl KernelSpec for MatmulKernel {
+    fn name(&self) -> &'static str {
+        self.variant.name()
+    }
+
+    fn fields(&self) -> Fields {
+        let factors = match self.variant.reads_fours() {
+            true => "vec4",
+            false => "scalar",
+        };
+        self.variant
+            .fields()
+            .with("transpose_a", self.transpose_a)
+            .with("transpose_b", self.transpose_b)
+            .with("activation", self.activation.word())
+            .with("factors", factors)
+            .with("left_format", self.left.name())
+            .with("right_format", self.right.name())
+            .and(self.result.fields())
+    }
+
+    fn bindings(&self) -> &'static [Access] {
+        // a, b, bias, residual, c
+        &[
+            Access::Read,
+            Access::Read,
+            Access::Read,
+            Access::Read,
+            Access::ReadWrite,
+        ]
+    }
+
+    fn params(&self) -> ParamsInfo {
+        ParamsInfo::of::<MatmulParams>()
+    }
+
+    fn workgroup_work(&self, params: &[u8]) -> u64 {
+        let params: MatmulParams = read(params);
+        let [rows, columns] = self.variant.tile();
+        rows * columns * u64::from(params.inner.min(params.split))
+    }
+
+    fn tier(&self) -> Option<KernelTier> {
+        Some(match self.variant {
+            MatmulVariant::Tile => KernelTier::Tile,
+            MatmulVariant::Coop(product) => KernelTier::of_matrix(product.matrix),
+            MatmulVariant::Rows(_) => KernelTier::Rows,
+            MatmulVariant::Broadcast(_) => KernelTier::Broadcast,
+        })
+    }
+
+    fn workgroup_memory_bytes(&self) -> Option<u32> {
+        match self.variant {
+            MatmulVariant::Coop(product) => Some(product.workgroup_memory_bytes()),
+            _ => None,
+        }
+    }
+
+    /// Left factors, right factors and results of one type, or each of the last two f32; for narrow to wide results.
+    fn all(_: u32, storage: Storage, facts: &DeviceFacts) -> Vec<Self> {
+        let mut kernels = Vec::new();
+        let stored = [
+            (Storage::F32, Cell::smallest(storage)),
+            (Storage::F32, Cell::Scalar),
+            (storage, Cell::smallest(storage)),
+        ];
+        for columns in [1, 64, 256, 768, 1024, 3072] {
+            let tiers = KernelTier::ALL.into_iter();
+            let variants = tiers
+                .filter_map(|tier| MatmulVariant::of_tier(tier, columns, [storage; 2], facts).ok());
+            for variant in variants {
+                for (right, result) in stored {
+                    let result = match (variant, result) {
+                        (MatmulVariant::Broadcast(_), Cell::Scalar) => Cell::Vec4(Storage::F32),
+                        (_, result) => result,
+                    };
+                    if matches!(variant, MatmulVariant::Coop(_)) && right != storage {
+                        continue;
+                    }
+                    for transposed in 0..4 {
+                        kernels.extend(Activation::ALL.map(|activation| Self {
+                            variant,
+                            transpose_a: transposed & 1 != 0,
+                            transpose_b: transposed & 2 != 0,
+                            activation,
+                            left: storage,
+                            right,
+                            result,
+                        }));
+                    }
+                }
+            }
+        }
+        kernels
+    }
+}
+
+impl fmt::Display for MatmulVariant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [rows, columns] = self.tile();
+        write!(
+            f,
+            "{} ({rows} x {columns} elements a workgroup)",
+            self.name()
+        )
+    }
+}

@@ -1,0 +1,61 @@
+//! What the choice of an attention kernel depends on, of a configuration.
+
+use super::Fields;
+use crate::config::{DilatedAttentionConfig, Mask};
+use crate::error::Result;
+
+/// Heads and segments of a configuration, as far as a kernel's tile depends on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Segments {
+    pub head_dim: u32,
+    /// Rows of the shortest segment, rounded up to a power of two, at most [`MOST_ROWS`](Self::MOST_ROWS).
+    pub rows: u32,
+    pub mask: Mask,
+}
+
+impl Segments {
+    /// Twice as many as the largest tile of a kernel has.
+    pub const MOST_ROWS: u32 = 2048;
+
+    pub fn of(config: &DilatedAttentionConfig) -> Self {
+        Self {
+            head_dim: config.head_dim(),
+            rows: config
+                .rows_of_shortest_segment()
+                .min(Self::MOST_ROWS)
+                .next_power_of_two(),
+            mask: config.get_mask(),
+        }
+    }
+
+    /// Long ones.
+    pub fn long(head_dim: u32) -> Self {
+        Self {
+            head_dim,
+            rows: Self::MOST_ROWS,
+            mask: Mask::Full,
+        }
+    }
+
+    /// One branch of such segments.
+    ///
+    /// # Errors
+    /// None, since the numbers are those of a valid configuration.
+    pub fn config(&self, num_heads: u32) -> Result<DilatedAttentionConfig> {
+        let config = DilatedAttentionConfig::new(num_heads, self.head_dim, &[self.rows], &[1])?;
+        Ok(config.mask(self.mask))
+    }
+
+    /// What is remembered of them.
+    pub(super) fn key(&self, pass: &str) -> String {
+        let mask = match self.mask {
+            Mask::Full => "full",
+            Mask::Causal => "causal",
+        };
+        Fields::new()
+            .with("head_dim", self.head_dim)
+            .with("rows", self.rows)
+            .with("mask", mask)
+            .key(pass)
+    }
+}

@@ -1,0 +1,96 @@
+//! Products of matrices on software drivers; docs/performance.md has what was tried.
+
+use super::{BROADCAST_LANES, LaneGroups};
+use crate::device::{DeviceFacts, Processor};
+use crate::error::{Error, Result};
+use crate::kernels::Fields;
+
+/// Most cells of a row: beyond, kernels are slower and compile for long.
+const MOST_CELLS: u32 = 32;
+
+/// Groups of lanes for so many columns: as few tiles as there can be, all of about one width; in fours, for each width is a kernel
+/// to compile.
+pub(in crate::kernels) fn rows(columns: u64, facts: &DeviceFacts) -> LaneGroups {
+    let LaneGroups {
+        lanes,
+        groups: most,
+    } = LaneGroups::most(facts, 32);
+    let groups = columns.div_ceil(u64::from(4 * lanes)).max(1);
+    let even = groups.div_ceil(groups.div_ceil(u64::from(most)));
+    LaneGroups {
+        lanes,
+        groups: (even as u32).next_multiple_of(4).min(most),
+    }
+}
+
+/// Fields of the `rows` tier.
+pub(in crate::kernels) fn rows_fields(lanes: LaneGroups) -> Fields {
+    Fields::new()
+        .with("lanes", lanes.lanes)
+        .with("lane_groups", lanes.groups)
+}
+
+/// Rows of a lane in registers, whose columns are handed from lane to lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BroadcastTile {
+    /// Rows of a lane, 4 or 8.
+    pub rows: u32,
+    /// Fours of columns in each row.
+    pub cells: u32,
+    /// Elements of the sum in a step, 4 or 8, which the length of the sum is a multiple of.
+    pub depth: u32,
+}
+
+impl BroadcastTile {
+    /// The tile that is fast on such a device and compiles in a second or two.
+    pub(in crate::kernels) fn choose(facts: &DeviceFacts) -> Self {
+        match facts.processor {
+            Processor::Cpu {
+                uniform_loads: true,
+                ..
+            } => Self {
+                rows: 8,
+                cells: 12,
+                depth: 8,
+            },
+            _ => Self {
+                rows: 4,
+                cells: 6,
+                depth: 4,
+            },
+        }
+    }
+
+    /// For sums of `inner` elements, a multiple of 4.
+    pub(in crate::kernels) fn for_sums_of(self, inner: u64) -> Self {
+        match inner.is_multiple_of(u64::from(self.depth)) {
+            true => self,
+            false => Self { depth: 4, ..self },
+        }
+    }
+
+    pub(in crate::kernels) fn check(self) -> Result<()> {
+        let Self { rows, cells, depth } = self;
+        let even = (2..=MOST_CELLS).contains(&cells) && cells.is_multiple_of(2);
+        match even && [rows, depth].iter().all(|number| [4, 8].contains(number)) {
+            true => Ok(()),
+            false => Err(Error::InvalidConfig {
+                what: "kernel of a product",
+                given: format!("{self:?}"),
+                need: "4 or 8 rows and elements a step, 2 to 32 cells in pairs",
+            }),
+        }
+    }
+
+    /// Rows and columns that one workgroup computes.
+    pub(in crate::kernels) fn tile(self) -> [u64; 2] {
+        [BROADCAST_LANES * self.rows, 4 * self.cells].map(u64::from)
+    }
+
+    pub(in crate::kernels) fn fields(self) -> Fields {
+        Fields::new()
+            .with("rows", self.rows)
+            .with("cells", self.cells)
+            .with("depth", self.depth)
+    }
+}
