@@ -35,41 +35,107 @@
 #![warn(missing_docs)]
 #![deny(unsafe_code)]
 
-// 1: what to compute, and how
-pub mod config;
-pub mod device;
-pub mod plan;
+// Floors, lowest first: a module knows only those above it in this list; tests/architecture.rs keeps it so.
 
-// 2: where it runs, and in which memory
-pub mod context;
+// 1: what everything speaks of
+
+// types of elements
+mod element;
+
+// what a pool tells of itself
+mod pool_figures;
+
+// the one error type, and what errors carry
+pub mod error;
+
+// random numbers
+mod random;
+
+// files that are replaced whole
+#[cfg(not(target_arch = "wasm32"))]
+mod replacement;
+
+// 2: what to compute, and on what kind of device
+
+// options of attention
+pub mod config;
+
+// limits and traits
+pub mod device;
+
+// 3: calls to the driver, and memory
+
+// the only place that polls; who is told of a loss
+mod watch;
+
+// what wgpu refuses, as a value
+mod scope;
+
+// a thread that polls
+mod poller;
+
+// every buffer
 pub mod pool;
+
+// which tensor was written by what
+mod contents;
+
+// arrays in the buffers
 pub mod tensor;
 
-// 3: shaders, recorded commands, results
-pub mod kernels;
-pub mod readback;
-pub mod recorder;
-pub mod tuning;
+// 4: shaders, and how a call becomes dispatches of them
 
-// 4: what you call
-pub mod attention;
-pub mod longnet;
-pub mod models;
-pub mod nn;
+// a room for each family
+pub mod kernels;
+
+// dispatches, windows, bytes, as plain data
+pub mod plan;
+
+// 5: recorded commands, who runs them, results
+
+// results on their way to the host
+pub mod readback;
+
+// commands and leases; at once, in slices, into an encoder
+pub mod recorder;
+
+// a device with all of that; how to open one
+pub mod context;
+
+// 6: what you call
+
+// operations on matrices
 pub mod ops;
-pub mod training;
+
+// dilated attention
+pub mod attention;
+
+// layers with parameters
+pub mod nn;
+
+// encoder, decoder, language model
+pub mod longnet;
+
+// safetensors
 pub mod weights;
+
+// GigaPath, LongViT
+pub mod models;
+
+// steps, schedules, checkpoints
+pub mod training;
+
+// 7: on top
+
+// the f64 oracle
+pub mod reference;
+
+// which kernel is the fastest here
+#[cfg(not(target_arch = "wasm32"))]
+pub mod tuning;
 
 #[doc = include_str!("../docs/from_checkpoint_to_desktop_app.md")]
 pub mod guide {}
-
-// beside: errors, what was written, and the f64 oracle
-mod contents;
-pub mod error;
-mod poller;
-pub mod reference;
-mod scope;
-mod watch;
 
 pub use attention::{DilatedAttention, ForwardOutput, Gradients, UNCOVERED_LSE, softmax_lse};
 pub use config::{
@@ -79,12 +145,12 @@ pub use config::{
 pub use context::{AdapterChoice, Context, ContextOptions, WarmUp};
 pub use device::{DType, DeviceFacts, Element};
 pub use error::{Error, Result};
+pub use kernels::remembered::{CacheFolder, KernelOptions};
 pub use plan::{BackwardPlan, ForwardPlan};
 pub use pool::{Lease, PersistentBuffer, Pool, PoolOptions, PoolReport, PoolStats};
 pub use readback::Download;
 pub use recorder::{Recorder, Submission};
 pub use tensor::Tensor;
-pub use tuning::{CacheFolder, KernelOptions};
 pub use weights::{WeightFile, WeightSource, WeightWriter};
 
 pub use half;

@@ -20,9 +20,9 @@ use std::time::Duration;
 
 use crate::device::Element;
 use crate::error::{Error, Result};
-use crate::nn::Random;
 use crate::poller::Poller;
 use crate::pool::Lease;
+use crate::random::Random;
 use crate::scope;
 use crate::watch::{DeviceWatch, Outcome};
 

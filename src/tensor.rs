@@ -4,6 +4,7 @@
 //! [together](crate::Recorder::empty_together), a part of one. A plan binds [windows](crate::plan::TokenWindow) of it, byte
 //! ranges that one binding may cover, so that a tensor may be larger than a binding.
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::contents::Contents;
@@ -204,5 +205,19 @@ pub(crate) fn check_finite<T: Element>(
         value,
         index,
         axes,
+    })
+}
+
+/// Zeros that stand for an input of `given`. Memory that the system has no room for is an error; what it gives is not touched.
+pub(crate) fn zeros<T: bytemuck::Zeroable>(
+    what: &'static str,
+    given: impl fmt::Display,
+    count: Option<usize>,
+) -> Result<Vec<T>> {
+    let zeros = count.and_then(|count| bytemuck::allocation::try_zeroed_vec(count).ok());
+    zeros.ok_or_else(|| Error::InvalidShape {
+        what,
+        given: given.to_string(),
+        need: "small enough for the memory of this machine".to_owned(),
     })
 }

@@ -1,7 +1,7 @@
 //! The adapter with one device for everything: the library's contexts, ceilings, timestamps.
 
+use dilated_attention::KernelOptions;
 use dilated_attention::device::{KernelTier, Processor};
-use dilated_attention::tuning::KernelOptions;
 use dilated_attention::{Context, Result, wgpu};
 
 /// An adapter and what runs on it.

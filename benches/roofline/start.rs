@@ -8,7 +8,7 @@ use std::fs;
 use std::process::Command;
 use std::time::Instant;
 
-use dilated_attention::tuning::CACHE_VARIABLE;
+use dilated_attention::kernels::remembered::CACHE_VARIABLE;
 use dilated_attention::{Context, DType};
 use serde_json::json;
 

@@ -6,8 +6,8 @@
 use std::path::{Path, PathBuf};
 
 use super::Context;
+use crate::kernels::remembered::KernelOptions;
 use crate::kernels::{Compiler, Pipelines, pipeline_cache};
-use crate::tuning::KernelOptions;
 use crate::watch::DeviceWatch;
 
 /// Before the data: what it is, and a checksum of it.
@@ -63,10 +63,10 @@ impl Context {
     /// Keeps what the driver has compiled for later processes, where the backend lets a program do so and there is a cache
     /// folder; [`warm_up`](Self::warm_up) does it by itself. Whether a file was written.
     pub fn save_compiled(&self) -> bool {
-        let inner = &self.inner;
+        let machine = &self.machine;
         let (Some(file), Some(data)) = (
-            &inner.pipelines_file,
-            inner.pipelines.cached_data(&inner.watch),
+            &machine.pipelines_file,
+            machine.pipelines.cached_data(&machine.watch),
         ) else {
             return false;
         };
@@ -76,7 +76,7 @@ impl Context {
 
 #[cfg(not(target_arch = "wasm32"))]
 pub(super) fn replace(file: &Path, bytes: &[u8]) -> bool {
-    crate::tuning::replace(file, bytes).is_ok()
+    crate::replacement::replace(file, bytes).is_ok()
 }
 
 #[cfg(target_arch = "wasm32")]

@@ -3,10 +3,11 @@
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use super::{Context, Inner, trial};
+use super::{Context, trial};
 use crate::device::{CooperativeMatrix, DeviceFacts, KernelTier, NoCooperativeMatrix, Storage};
 use crate::kernels::Pipelines;
 use crate::pool::{Pool, PoolOptions};
+use crate::recorder::Machine;
 use crate::watch::{self, LastQueue};
 
 impl Context {
@@ -45,9 +46,9 @@ impl Context {
 
     /// [`facts`](Self::facts) after the trial of the cooperative matrices.
     fn tried_facts(&self) -> &DeviceFacts {
-        self.inner.tried_facts.get_or_init(|| {
-            let mut facts = self.inner.facts.clone();
-            if !self.inner.plans_only {
+        self.machine.tried_facts.get_or_init(|| {
+            let mut facts = self.machine.facts.clone();
+            if !self.machine.plans_only {
                 let claimed = facts.cooperative_matrix;
                 facts.cooperative_matrix =
                     claimed.and_then(|matrix| trial::run(self, matrix).map(|()| matrix));
@@ -75,16 +76,16 @@ impl Context {
 
     /// A context on the same device with a pool of its own.
     pub(super) fn beside(&self) -> Self {
-        let Inner {
+        let Machine {
             watch,
             queue,
             info,
             facts,
             tuner,
             ..
-        } = &*self.inner;
+        } = &*self.machine;
         Self {
-            inner: Arc::new(Inner {
+            machine: Arc::new(Machine {
                 pool: Pool::watched(watch.clone(), PoolOptions::default()),
                 pipelines: Pipelines::default(),
                 check_finite: AtomicBool::new(false),

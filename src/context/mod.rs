@@ -34,16 +34,16 @@ pub use warm_up::{WarmUp, WarmedKernel};
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use adapter::{choose_adapter, new_instance};
 
 use crate::device::{CooperativeMatrix, DeviceFacts};
 use crate::error::{Error, Result};
-use crate::kernels::{Kernel, Pipeline, Pipelines};
+use crate::kernels::remembered::{KernelOptions, Tuner};
+use crate::kernels::{Kernel, Pipeline};
 use crate::pool::{Pool, PoolOptions};
-use crate::recorder::{Pace, Recorder};
-use crate::tuning::{KernelOptions, Tuner};
+use crate::recorder::{Machine, Pace, Recorder};
 use crate::watch::{self, DeviceWatch, LastQueue};
 
 /// What an own device is asked for.
@@ -99,29 +99,7 @@ fn watch_own_device(watch: &Arc<DeviceWatch>) {
 /// A device ready to compute. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Context {
-    inner: Arc<Inner>,
-}
-
-#[derive(Debug)]
-struct Inner {
-    watch: Arc<DeviceWatch>,
-    queue: wgpu::Queue,
-    info: wgpu::AdapterInfo,
-    facts: DeviceFacts,
-    /// The facts after the trial of the cooperative matrices.
-    tried_facts: OnceLock<DeviceFacts>,
-    pool: Pool,
-    pipelines: Pipelines,
-    /// Where the driver's cache of compiled kernels is kept.
-    pipelines_file: Option<PathBuf>,
-    tuner: Arc<Tuner>,
-    /// What sliced submissions have learned of the kernels.
-    pace: Mutex<Pace>,
-    check_finite: AtomicBool,
-    /// Recordings are counted, not run.
-    plans_only: bool,
-    /// Kept for how it is dropped, after `queue`.
-    _last_queue: LastQueue,
+    machine: Arc<Machine>,
 }
 
 impl Context {
@@ -286,7 +264,7 @@ impl Context {
         };
         let tuner = Arc::new(Tuner::new(&info, options));
         let context = Self {
-            inner: Arc::new(Inner {
+            machine: Arc::new(Machine {
                 pipelines: compiled::load(&watch, options, pipelines_file.as_deref()),
                 pipelines_file,
                 info,
@@ -344,62 +322,61 @@ impl Context {
 
     /// Starts to record work under `label`. Recordings are independent; several may be open, on several threads.
     pub fn recorder(&self, label: &'static str) -> Recorder {
-        Recorder::new(self.clone(), label)
+        Recorder::new(self.machine.clone(), label)
     }
 
     /// The pool that every buffer of this context comes from.
     pub fn pool(&self) -> &Pool {
-        &self.inner.pool
+        &self.machine.pool
     }
 
     /// The device.
     pub fn device(&self) -> &wgpu::Device {
-        self.inner.watch.device()
+        self.machine.watch.device()
     }
 
     /// What all calls to the device go through.
     pub(crate) fn watch(&self) -> &Arc<DeviceWatch> {
-        &self.inner.watch
+        &self.machine.watch
     }
 
     /// The queue.
     pub fn queue(&self) -> &wgpu::Queue {
-        &self.inner.queue
+        &self.machine.queue
     }
 
     /// What is known of the adapter.
     pub fn adapter_info(&self) -> &wgpu::AdapterInfo {
-        &self.inner.info
+        &self.machine.info
     }
 
     /// What plans are made from.
     pub fn facts(&self) -> &DeviceFacts {
-        &self.inner.facts
+        &self.machine.facts
     }
 
     /// The file that [`tune`](Self::tune) writes, if there is a cache folder: to delete it, or to ship a copy with an
     /// application ([`KernelOptions::shipped_winners`]).
     pub fn winners_file(&self) -> Option<&Path> {
-        self.inner.tuner.file().map(PathBuf::as_path)
+        self.machine.tuner.file().map(PathBuf::as_path)
     }
 
     pub(crate) fn tuner(&self) -> &Tuner {
-        &self.inner.tuner
+        &self.machine.tuner
     }
 
     pub(crate) fn pace(&self) -> MutexGuard<'_, Pace> {
-        let pace = self.inner.pace.lock();
-        pace.unwrap_or_else(PoisonError::into_inner)
+        self.machine.pace()
     }
 
     /// Opt-in check: with `true`, uploads of floats that hold a NaN or an infinity are [`Error::NotFinite`]. Costs a pass
     /// over the data on the host; off by default.
     pub fn set_check_finite(&self, check: bool) {
-        self.inner.check_finite.store(check, Ordering::Relaxed);
+        self.machine.check_finite.store(check, Ordering::Relaxed);
     }
 
     pub(crate) fn checks_finite(&self) -> bool {
-        self.inner.check_finite.load(Ordering::Relaxed)
+        self.machine.checks_finite()
     }
 
     /// Lets finished work call back, without blocking: applications that await downloads or embed this library call it
@@ -408,7 +385,7 @@ impl Context {
     /// # Errors
     /// [`Error::DeviceLost`] when the device is known to be lost: what waits for work of the application's own on it waits in vain.
     pub fn poll(&self) -> Result<()> {
-        self.inner.watch.poll()
+        self.machine.watch.poll()
     }
 
     /// Blocks until all work that was submitted before is done (not in browsers).
@@ -416,12 +393,12 @@ impl Context {
     /// # Errors
     /// [`Error::DeviceLost`] when the device is known to be lost.
     pub fn wait(&self) -> Result<()> {
-        let watch = &self.inner.watch;
+        let watch = &self.machine.watch;
         let is_done = Arc::new(AtomicBool::new(false));
         let done = is_done.clone();
         let ticket = watch.expect(move |_| done.store(true, Ordering::Release));
         watch.guard(|| {
-            self.inner
+            self.machine
                 .queue
                 .on_submitted_work_done(move || ticket.done());
         })?;
@@ -430,7 +407,7 @@ impl Context {
 
     /// Whether recordings are counted, not run.
     pub(crate) fn plans_only(&self) -> bool {
-        self.inner.plans_only
+        self.machine.plans_only
     }
 
     /// The compiled kernel.
@@ -438,7 +415,7 @@ impl Context {
     /// # Errors
     /// [`Error::Validation`] when the device refuses the shader, [`Error::DeviceLost`].
     pub(crate) fn pipeline(&self, kernel: Kernel) -> Result<Arc<Pipeline>> {
-        self.inner.pipelines.get(&self.inner.watch, kernel)
+        self.machine.pipeline(kernel)
     }
 
     /// Compiles `kernels`, unless nothing will be run.
@@ -446,11 +423,20 @@ impl Context {
     /// # Errors
     /// As [`pipeline`](Self::pipeline).
     pub(crate) fn compile(&self, kernels: &[Kernel]) -> Result<()> {
-        if self.inner.plans_only {
+        if self.machine.plans_only {
             return Ok(());
         }
         kernels
             .iter()
             .try_for_each(|kernel| self.pipeline(*kernel).map(drop))
+    }
+}
+
+impl Recorder {
+    /// The context that the work will run on.
+    pub fn context(&self) -> Context {
+        Context {
+            machine: self.machine().clone(),
+        }
     }
 }

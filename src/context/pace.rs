@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{Context, compiled};
+use crate::kernels::remembered::Tuner;
 use crate::recorder::{Pace, Recorder};
-use crate::tuning::Tuner;
 
 /// More is not read: no file of this many kernels is as large.
 const MAX_FILE_BYTES: u64 = 1 << 20;

@@ -7,11 +7,12 @@
 
 use std::sync::Arc;
 
-use super::{Context, Inner};
+use super::Context;
 use crate::device::DeviceFacts;
 use crate::kernels::Pipelines;
+use crate::kernels::remembered::Tuner;
 use crate::pool::{BufferSource, CreateError, Pool, PoolOptions};
-use crate::tuning::Tuner;
+use crate::recorder::Machine;
 use crate::watch::{DeviceWatch, LastQueue};
 
 impl Context {
@@ -35,7 +36,7 @@ impl Context {
 
     /// A planner for this context's device, which chooses the same kernels.
     pub(crate) fn own_planner(&self) -> Self {
-        Self::planner_with(self.facts().clone(), self.inner.tuner.clone())
+        Self::planner_with(self.facts().clone(), self.machine.tuner.clone())
     }
 
     fn planner_with(facts: DeviceFacts, tuner: Arc<Tuner>) -> Self {
@@ -46,7 +47,7 @@ impl Context {
             max_buffer_bytes: facts.max_buffer_bytes,
         };
         Self {
-            inner: Arc::new(Inner {
+            machine: Arc::new(Machine {
                 info: device.adapter_info(),
                 _last_queue: LastQueue::new(&queue, &watch),
                 watch,

@@ -2,15 +2,14 @@
 //! Plain data, so that plans can be made without a device.
 
 mod cooperative_matrix;
-mod dtype;
 mod facts;
 mod limits;
 mod range;
 mod storage;
 mod tier;
 
+pub use crate::element::{DType, Element};
 pub use cooperative_matrix::{CooperativeMatrix, NoCooperativeMatrix};
-pub use dtype::{DType, Element};
 pub use facts::{DeviceFacts, Processor};
 pub use limits::{MOST_INVOCATIONS, WORKGROUP_MEMORY_BYTES};
 pub use range::ByteRange;

@@ -6,8 +6,8 @@
 //! whether [`SHADER_F16`](wgpu::Features::SHADER_F16) is there or not. What exceeds the largest f16 (65 504) by half a step
 //! becomes infinite, as IEEE 754 and other libraries have it; bf16 reaches as far as f32.
 
-use super::dtype::DType;
 use super::facts::DeviceFacts;
+use crate::element::DType;
 use crate::error::{Error, Result};
 
 /// How a kernel sees activations in memory.

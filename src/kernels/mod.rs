@@ -15,6 +15,7 @@ pub mod choice;
 pub mod cooperative;
 pub(crate) mod family;
 pub mod matmul;
+pub mod remembered;
 pub mod shader;
 pub mod software;
 

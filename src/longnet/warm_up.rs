@@ -4,9 +4,9 @@ use super::{Call, Input, LongNet};
 use crate::config::AttentionShape;
 use crate::context::{Context, WarmUp};
 use crate::error::Result;
-use crate::models::plan::zeros;
 use crate::nn::Parameters;
 use crate::ops::TokenIds;
+use crate::tensor::zeros;
 
 impl LongNet {
     /// Compiles the kernels of a forward over `shape` now, and those of its logits where the model has such; see

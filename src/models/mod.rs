@@ -14,5 +14,5 @@ pub mod longvit;
 pub(crate) mod plan;
 mod recordings;
 
-pub use finite::{NonFiniteResult, Origin, Token};
+pub use crate::error::{NonFiniteResult, Origin, Token};
 pub use plan::ModelPlan;

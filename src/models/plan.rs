@@ -121,20 +121,6 @@ pub(super) fn stand_ins(planner: &Context, list: &Arc<ParameterList>) -> Result<
     Parameters::submitted(planner, "load weights", list, |_, _, _| ())
 }
 
-/// Zeros that stand for an input of `given`. Memory that the system has no room for is an error; what it gives is not touched.
-pub(crate) fn zeros<T: bytemuck::Zeroable>(
-    what: &'static str,
-    given: impl fmt::Display,
-    count: Option<usize>,
-) -> Result<Vec<T>> {
-    let zeros = count.and_then(|count| bytemuck::allocation::try_zeroed_vec(count).ok());
-    zeros.ok_or_else(|| Error::InvalidShape {
-        what,
-        given: given.to_string(),
-        need: "small enough for the memory of this machine".to_owned(),
-    })
-}
-
 /// Floating point operations of products and attention in all layers of an encoder.
 pub(super) fn encoder_flop(
     planner: &Context,

@@ -54,7 +54,7 @@ pub(super) async fn in_slices(
 /// Submits everything at once, but for the staging memory: that of two recordings at most is in use.
 #[cfg(not(target_arch = "wasm32"))]
 pub(super) fn at_once(run: &mut impl Recordings) -> Result<()> {
-    let mut before: Option<crate::Submission> = None;
+    let mut before: Option<crate::recorder::Submission> = None;
     while let Some(recorder) = run.next()? {
         if let Some(before) = before.replace(recorder.submit()?) {
             before.wait()?;

@@ -24,6 +24,6 @@ pub use multihead::{
 };
 pub use norm::LayerNorm;
 pub use parameters::{Init, ParameterId, ParameterList, ParameterSpec, Parameters};
-pub(crate) use parameters::{PIECE_ELEMENTS, Random, dropout_at};
+pub(crate) use parameters::{PIECE_ELEMENTS, dropout_at};
 
 pub use crate::kernels::activation::Activation;

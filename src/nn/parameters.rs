@@ -6,6 +6,7 @@ use crate::context::Context;
 use crate::device::DType;
 use crate::error::{Error, Result};
 use crate::ops::Dropout;
+use crate::random::Random;
 use crate::readback::Download;
 use crate::recorder::Recorder;
 use crate::tensor::{Tensor, num_bytes, padded_bytes};
@@ -302,39 +303,6 @@ impl Parameters {
             return Ok(());
         }
         Err(Error::OtherModel { what })
-    }
-}
-
-/// Random numbers of a seed and a stream: splitmix64 (Steele, Lea and Flood 2014), which passes BigCrush and is one line.
-pub(crate) struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64, stream: u64) -> Self {
-        let mut random = Self(seed);
-        // Streams begin far apart.
-        random.0 = random.bits() ^ stream.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17);
-        random.bits();
-        random
-    }
-
-    pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// In -1..1.
-    pub fn uniform(&mut self) -> f32 {
-        (self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
-
-    /// Of mean 0 and variance 1 (Box and Muller 1958).
-    pub fn normal(&mut self) -> f32 {
-        let unit = |bits: u64| ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-        let (radius, angle) = (unit(self.bits()), unit(self.bits()));
-        ((-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * angle).cos()) as f32
     }
 }
 

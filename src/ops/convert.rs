@@ -25,10 +25,11 @@ use crate::tensor::Tensor;
 /// [`Error::WrongDType`] for integers, [`Error::InvalidShape`] when the number of elements is no multiple of 4,
 /// [`Error::ForeignDevice`], and the errors of leasing and recording.
 pub fn convert(recorder: &mut Recorder, x: &Tensor, dtype: DType) -> Result<Tensor> {
-    let facts = recorder.context().facts();
+    let context = recorder.context();
+    let facts = context.facts();
     let from = Storage::of("x", x.dtype(), facts)?;
     let to = Storage::of("dtype", dtype, facts)?;
-    x.expect("x", x.shape(), x.dtype(), recorder.context().pool().id())?;
+    x.expect("x", x.shape(), x.dtype(), context.pool().id())?;
     if x.dtype() == dtype {
         return Ok(x.clone());
     }

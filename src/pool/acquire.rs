@@ -6,10 +6,10 @@ use super::all::{All, Evicted};
 use super::core::Core;
 use super::event::EvictionCause;
 use super::lease::{Held, Lease};
-use super::report::PoolReport;
 use super::shard::{Gauge, Request, Taken};
 use super::source::CreateError;
 use super::sync::lock;
+use crate::pool_figures::PoolReport;
 use crate::wgpu::BufferUsages;
 
 /// Why there is no lease.

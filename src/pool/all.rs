@@ -8,11 +8,11 @@ use super::event::{Event, EvictionCause, Outcome};
 use super::lease::{Held, Lease};
 use super::ledger::{Ledger, WINDOW_ACQUIRES};
 use super::policy::{Limits, Pressure, Usage};
-use super::report::{LeaseInfo, PoolReport};
 use super::shard::{Counts, Fit, Gauge, Gauges, NUM_GAUGES, Place, Request, Shard, Taken};
 use super::size_class;
-use super::stats::PoolStats;
 use super::sync::{MutexGuard, Ordering, lock};
+use crate::pool_figures::PoolStats;
+use crate::pool_figures::{LeaseInfo, PoolReport};
 use crate::wgpu::BufferUsages;
 
 /// All locks of a pool. [`level`](Self::level) before they are given back if anything changed.
@@ -345,7 +345,7 @@ impl<'a, B> All<'a, B> {
         }
         let watch = self.ledger.watches.iter().find(|own| own.id == watch);
         let watch = watch.unwrap_or(&self.ledger.watches[0]);
-        PoolStats::new(&counts, &self.gauges(), watch, &self.ledger)
+        super::stats::stats(&counts, &self.gauges(), watch, &self.ledger)
     }
 
     pub fn leases(&self) -> Vec<LeaseInfo> {

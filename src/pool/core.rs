@@ -11,11 +11,11 @@ use super::event::{Event, EvictionCause, Outcome, TraceLog};
 use super::lease::Held;
 use super::ledger::{Budget, Ledger};
 use super::policy::{Policy, Pressure};
-use super::report::{LeaseInfo, PoolReport};
 use super::shard::{Done, Request, Shard};
 use super::source::BufferSource;
-use super::stats::PoolStats;
 use super::sync::{AtomicU32, AtomicU64, Mutex, Ordering, lock};
+use crate::pool_figures::PoolStats;
+use crate::pool_figures::{LeaseInfo, PoolReport};
 
 /// Threads take turns at these; two threads share one only beyond this number.
 #[cfg(not(loom))]

@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use super::event::EvictionCause;
 use super::policy::{Limits, Pressure};
 use super::shard::{Gauge, Gauges, NUM_GAUGES};
-use super::stats::Evictions;
+use crate::pool_figures::Evictions;
 
 /// Leases after which a window ends.
 pub(super) const WINDOW_ACQUIRES: u64 = 1024;

@@ -101,7 +101,6 @@ mod ledger;
 mod lists;
 mod options;
 mod persistent;
-mod report;
 mod scope;
 mod shard;
 mod simulated;
@@ -117,6 +116,9 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+pub use crate::pool_figures::{
+    ClassUse, Counter, Evictions, LabelUse, LeaseInfo, PoolReport, PoolStats, ScopeReport,
+};
 pub use demand::{BufferRequest, Demand};
 pub use device_source::DeviceSource;
 pub use event::{Event, EvictionCause, Outcome};
@@ -124,11 +126,9 @@ pub use lease::Lease;
 pub use options::PoolOptions;
 pub use persistent::PersistentBuffer;
 pub use policy::{Balanced, Exact, Lean, Limits, NoPooling, Policy, Pressure, Speed, Usage};
-pub use report::{ClassUse, LabelUse, LeaseInfo, PoolReport, ScopeReport};
 pub use scope::PoolScope;
 pub use simulated::{Faults, SimulatedBuffer, SimulatedSource};
 pub use source::{BufferSource, CreateError};
-pub use stats::{Counter, Evictions, PoolStats};
 pub use trace::Trace;
 
 use self::core::Core;

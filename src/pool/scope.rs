@@ -3,8 +3,8 @@
 use std::fmt;
 
 use super::Pool;
-use super::report::ScopeReport;
-use super::stats::PoolStats;
+use crate::pool_figures::PoolStats;
+use crate::pool_figures::ScopeReport;
 use crate::wgpu;
 
 /// Watches a pool; see [`Pool::scope`](super::Pool::scope).

@@ -25,8 +25,8 @@ use std::sync::Arc;
 
 use super::lease::Held;
 use super::lists::Lists;
-use super::report::ClassUse;
 use super::size_class;
+use crate::pool_figures::ClassUse;
 
 /// Cached buffers compared when sizes differ within a class, so that a lookup takes bounded time.
 const MAX_COMPARED: usize = 32;

@@ -1,176 +1,44 @@
-//! Figures of a pool at one moment.
-
-use std::fmt;
+//! The figures of a pool, from its counts.
 
 use super::ledger::{Ledger, Watch};
 use super::shard::{Counts, Gauge, Gauges};
+use crate::pool_figures::{Counter, PoolStats};
 
-/// A quantity that rises and falls.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-pub struct Counter {
-    /// Now.
-    pub current: u64,
-    /// Most at one moment, since the pool was made, its peaks were reset, or the [scope](super::Pool::scope) opened.
-    pub peak: u64,
-    /// All that was ever added, since the pool was made.
-    pub total: u64,
-}
-
-/// Cached buffers given up, by cause; see [`EvictionCause`](super::EvictionCause).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[non_exhaustive]
-pub struct Evictions {
-    /// To keep what is held near what is live.
-    pub retention: u64,
-    /// Too many buffers, or bytes of them, were cached.
-    pub cap: u64,
-    /// Not used for long.
-    pub idle: u64,
-    /// Memory was scarce, as the application or a watermark said.
-    pub pressure: u64,
-    /// To stay within the budget.
-    pub budget: u64,
-    /// The device had no memory.
-    pub out_of_memory: u64,
-    /// The application trimmed the pool.
-    pub trim: u64,
-}
-
-impl Evictions {
-    /// Of all causes.
-    pub fn total(&self) -> u64 {
-        self.retention
-            + self.cap
-            + self.idle
-            + self.pressure
-            + self.budget
-            + self.out_of_memory
-            + self.trim
-    }
-}
-
-/// Counters since the pool was made, and what it holds now. Taken under all locks of the pool, so the
-/// [identities](Self::identities_hold) hold at any moment, and peaks are exact however many threads use the pool.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[non_exhaustive]
-pub struct PoolStats {
-    /// Leases handed out.
-    pub acquires: u64,
-    /// Leases given back.
-    pub releases: u64,
-    /// Leases served by a cached buffer of the very size.
-    pub hits_exact: u64,
-    /// Leases served by a larger cached buffer.
-    pub hits_borrowed: u64,
-    /// Leases served by a buffer that was cached for other threads.
-    pub hits_shared: u64,
-    /// Leases served by a buffer that only the same recording still held.
-    pub hits_within_recording: u64,
-    /// Leases that needed a new buffer.
-    pub misses: u64,
-    /// Buffers created.
-    pub creates: u64,
-    /// Buffers given back to the device.
-    pub destroys: u64,
-    /// Cached buffers given up, by cause.
-    pub evictions: Evictions,
-    /// Buffers created soon after one of the same usage and class had been given up to keep what is held near what is live.
-    pub recreations: u64,
-    /// Requests that succeeded after the device had run out of memory, or the budget out of room, and was waited for.
-    pub recoveries: u64,
-    /// Leases.
-    pub leases: Counter,
-    /// Bytes that leases asked for.
-    pub requested_bytes: Counter,
-    /// Bytes of leased buffers.
-    pub leased_bytes: Counter,
-    /// Buffers that wait for the device before they can be lent again.
-    pub pending: Counter,
-    /// Their bytes.
-    pub pending_bytes: Counter,
-    /// Cached buffers.
-    pub free: Counter,
-    /// Their bytes.
-    pub free_bytes: Counter,
-    /// Bytes of all buffers: leased, pending, cached, and destroyed but still in use by submitted work.
-    pub held_bytes: Counter,
-    /// Bytes of destroyed buffers that submitted work may still use; the device frees them when that is done.
-    pub draining_bytes: u64,
-    /// Bytes of the buffers that were destroyed.
-    pub destroyed_bytes: u64,
-}
-
-impl PoolStats {
-    pub(super) fn new(counts: &Counts, gauges: &Gauges, watch: &Watch, ledger: &Ledger) -> Self {
-        let counter = |gauge: Gauge, total| Counter {
-            current: gauges[gauge as usize],
-            peak: watch.peaks[gauge as usize],
-            total,
-        };
-        let live_bytes = gauges[Gauge::LiveBytes as usize];
-        let free_bytes = gauges[Gauge::FreeBytes as usize];
-        Self {
-            acquires: counts.acquires,
-            releases: counts.releases,
-            hits_exact: counts.hits_exact,
-            hits_borrowed: counts.hits_borrowed,
-            hits_shared: counts.hits_shared,
-            hits_within_recording: counts.hits_within_recording,
-            misses: counts.misses,
-            creates: counts.creates,
-            destroys: counts.destroys,
-            evictions: ledger.evictions,
-            recreations: ledger.recreations,
-            recoveries: ledger.recoveries,
-            leases: counter(Gauge::Leases, counts.acquires),
-            requested_bytes: counter(Gauge::RequestedBytes, counts.requested_bytes),
-            leased_bytes: counter(Gauge::LeasedBytes, counts.leased_bytes),
-            pending: counter(Gauge::Pending, counts.suspends),
-            pending_bytes: counter(Gauge::PendingBytes, counts.suspended_bytes),
-            free: counter(Gauge::Free, counts.frees),
-            free_bytes: counter(Gauge::FreeBytes, counts.freed_bytes),
-            held_bytes: Counter {
-                current: live_bytes + free_bytes + ledger.draining_bytes,
-                peak: watch.peak_held_bytes,
-                total: counts.created_bytes,
-            },
-            draining_bytes: ledger.draining_bytes,
-            destroyed_bytes: counts.destroyed_bytes,
-        }
-    }
-
-    /// Leases served without creating a buffer.
-    pub fn hits(&self) -> u64 {
-        self.hits_exact + self.hits_borrowed + self.hits_shared + self.hits_within_recording
-    }
-
-    /// Share of the leases that were hits, 0 to 1; 1 when there were none.
-    pub fn hit_rate(&self) -> f64 {
-        if self.acquires == 0 {
-            return 1.0;
-        }
-        self.hits() as f64 / self.acquires as f64
-    }
-
-    /// Bytes of leased buffers that nobody asked for.
-    pub fn wasted_bytes(&self) -> u64 {
-        self.leased_bytes.current - self.requested_bytes.current
-    }
-
-    /// Whether the figures agree with each other:
-    /// `acquires == releases + leases`, `acquires == hits + misses`, `creates == destroys + leases + pending + free`, and
-    /// `bytes created == bytes destroyed + bytes leased, pending and cached`.
-    pub fn identities_hold(&self) -> bool {
-        let live_bytes = self.leased_bytes.current + self.pending_bytes.current;
-        self.acquires == self.releases + self.leases.current
-            && self.acquires == self.hits() + self.misses
-            && self.creates
-                == self.destroys + self.leases.current + self.pending.current + self.free.current
-            && self.held_bytes.total == self.destroyed_bytes + live_bytes + self.free_bytes.current
-            && self.held_bytes.current == live_bytes + self.free_bytes.current + self.draining_bytes
+pub(super) fn stats(counts: &Counts, gauges: &Gauges, watch: &Watch, ledger: &Ledger) -> PoolStats {
+    let counter = |gauge: Gauge, total| Counter {
+        current: gauges[gauge as usize],
+        peak: watch.peaks[gauge as usize],
+        total,
+    };
+    let live_bytes = gauges[Gauge::LiveBytes as usize];
+    let free_bytes = gauges[Gauge::FreeBytes as usize];
+    PoolStats {
+        acquires: counts.acquires,
+        releases: counts.releases,
+        hits_exact: counts.hits_exact,
+        hits_borrowed: counts.hits_borrowed,
+        hits_shared: counts.hits_shared,
+        hits_within_recording: counts.hits_within_recording,
+        misses: counts.misses,
+        creates: counts.creates,
+        destroys: counts.destroys,
+        evictions: ledger.evictions,
+        recreations: ledger.recreations,
+        recoveries: ledger.recoveries,
+        leases: counter(Gauge::Leases, counts.acquires),
+        requested_bytes: counter(Gauge::RequestedBytes, counts.requested_bytes),
+        leased_bytes: counter(Gauge::LeasedBytes, counts.leased_bytes),
+        pending: counter(Gauge::Pending, counts.suspends),
+        pending_bytes: counter(Gauge::PendingBytes, counts.suspended_bytes),
+        free: counter(Gauge::Free, counts.frees),
+        free_bytes: counter(Gauge::FreeBytes, counts.freed_bytes),
+        held_bytes: Counter {
+            current: live_bytes + free_bytes + ledger.draining_bytes,
+            peak: watch.peak_held_bytes,
+            total: counts.created_bytes,
+        },
+        draining_bytes: ledger.draining_bytes,
+        destroyed_bytes: counts.destroyed_bytes,
     }
 }
 
@@ -213,53 +81,5 @@ impl Counts {
         self.suspended_bytes += suspended_bytes;
         self.frees += frees;
         self.freed_bytes += freed_bytes;
-    }
-}
-
-impl fmt::Display for PoolStats {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "leases  {} taken, {} given back, {} out (peak {}); {} hits ({} exact, {} borrowed, {} shared, {} within a recording), {} misses",
-            self.acquires,
-            self.releases,
-            self.leases.current,
-            self.leases.peak,
-            self.hits(),
-            self.hits_exact,
-            self.hits_borrowed,
-            self.hits_shared,
-            self.hits_within_recording,
-            self.misses
-        )?;
-        let evictions = &self.evictions;
-        writeln!(
-            f,
-            "buffers {} created, {} destroyed, {} pending, {} cached; given up: {} retention, {} cap, {} idle, {} pressure, {} budget, {} out of memory, {} trim; {} made anew soon after",
-            self.creates,
-            self.destroys,
-            self.pending.current,
-            self.free.current,
-            evictions.retention,
-            evictions.cap,
-            evictions.idle,
-            evictions.pressure,
-            evictions.budget,
-            evictions.out_of_memory,
-            evictions.trim,
-            self.recreations
-        )?;
-        write!(
-            f,
-            "bytes   {} leased ({} asked for, peak {}), {} pending, {} cached, {} draining, {} held (peak {})",
-            self.leased_bytes.current,
-            self.requested_bytes.current,
-            self.requested_bytes.peak,
-            self.pending_bytes.current,
-            self.free_bytes.current,
-            self.draining_bytes,
-            self.held_bytes.current,
-            self.held_bytes.peak
-        )
     }
 }

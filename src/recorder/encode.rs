@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{Command, Held, Recorder, StagingChunk, Submission};
+use super::{Command, Held, Machine, Recorder, StagingChunk, Submission};
 use crate::contents::{Fate, Tracker};
-use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::pool::{Lease, PARAMS_USAGE};
 use crate::readback::Readback;
@@ -34,21 +33,21 @@ impl<'a> Buffers<'a> {
 /// # Errors
 /// Those of `record`, and as [`Recorder::submit`].
 pub(super) fn submit(
-    context: &Context,
+    machine: &Machine,
     label: &'static str,
     record: impl FnOnce(&mut wgpu::CommandEncoder) -> Result<()>,
 ) -> Result<Submission> {
-    let (device, watch) = (context.device(), context.watch());
+    let (device, watch) = (machine.device(), machine.watch());
     let submitted = scope::catch(watch, || {
         let mut encoder =
             device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(label) });
         record(&mut encoder)?;
-        Ok(context.queue().submit([encoder.finish()]))
+        Ok(machine.queue().submit([encoder.finish()]))
     });
-    let index = submitted.map_err(|caught| refused(context, label, caught))??;
+    let index = submitted.map_err(|caught| refused(machine, label, caught))??;
     // Counted before the recording's leases go back, so that the pool knows what may still use them.
     watch.submitted();
-    let pool = context.pool().clone();
+    let pool = machine.pool().clone();
     let number = pool.submitted();
     let is_done = Arc::new(AtomicBool::new(false));
     let done = is_done.clone();
@@ -57,7 +56,7 @@ pub(super) fn submit(
         done.store(true, Ordering::Release);
     });
     watch.guard(|| {
-        context
+        machine
             .queue()
             .on_submitted_work_done(move || ticket.done())
     })?;
@@ -65,11 +64,11 @@ pub(super) fn submit(
 }
 
 /// The error for what a device reported of a recording.
-fn refused(context: &Context, label: &'static str, caught: Caught) -> Error {
+fn refused(machine: &Machine, label: &'static str, caught: Caught) -> Error {
     match caught {
         Caught::OutOfMemory => Error::SubmissionOutOfMemory {
             label,
-            report: Box::new(context.pool().report()),
+            report: Box::new(machine.pool().report()),
         },
         Caught::Refused(reason) => Error::Validation {
             label: label.to_owned(),
@@ -81,7 +80,7 @@ fn refused(context: &Context, label: &'static str, caught: Caught) -> Error {
 
 /// Appends `commands` to `encoder`.
 pub(super) fn record(
-    context: &Context,
+    machine: &Machine,
     label: &'static str,
     encoder: &mut wgpu::CommandEncoder,
     commands: &[Command],
@@ -94,10 +93,10 @@ pub(super) fn record(
                 label: Some(label),
                 timestamp_writes: None,
             });
-            record_dispatch(context, &mut pass, command, buffers);
+            record_dispatch(machine, &mut pass, command, buffers);
             // Dispatches that follow each other share the pass.
             while let Some(next @ Command::Dispatch { .. }) = commands.peek() {
-                record_dispatch(context, &mut pass, next, buffers);
+                record_dispatch(machine, &mut pass, next, buffers);
                 commands.next();
             }
         } else {
@@ -142,7 +141,7 @@ fn record_copy(
 }
 
 fn record_dispatch(
-    context: &Context,
+    machine: &Machine,
     pass: &mut wgpu::ComputePass<'_>,
     command: &Command,
     buffers: &Buffers<'_>,
@@ -173,7 +172,7 @@ fn record_dispatch(
             resource: binding(buffers.held(held)?, range.offset, range.size),
         });
     }
-    let group = context
+    let group = machine
         .device()
         .create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some(pipeline.label()),
@@ -280,9 +279,9 @@ impl Recorder {
     /// # Errors
     /// What the device reports of the buffers and bindings, and what wgpu panics with.
     pub(super) fn record_into_foreign(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
-        let (context, label) = (self.context.clone(), self.label);
-        scope::catch(context.watch(), || self.record_into(encoder))
-            .map_err(|caught| refused(&context, label, caught))?
+        let (machine, label) = (self.machine.clone(), self.label);
+        scope::catch(machine.watch(), || self.record_into(encoder))
+            .map_err(|caught| refused(&machine, label, caught))?
     }
 
     /// Appends everything to `encoder`. Nothing of this recording was there before, or is after a failure.
@@ -294,9 +293,9 @@ impl Recorder {
             staging: &|chunk| staging.0.get(chunk),
             params: params.map(|params| &self.held[params]),
         };
-        record(&self.context, self.label, encoder, &self.commands, &buffers);
+        record(&self.machine, self.label, encoder, &self.commands, &buffers);
         for chunk in staging.0.drain(..) {
-            map_again_on_submit(self.context.watch(), chunk.lease, encoder, |_| ());
+            map_again_on_submit(self.machine.watch(), chunk.lease, encoder, |_| ());
         }
         for (readback, _) in &self.readbacks {
             readback.map_on_submit(encoder);
@@ -311,7 +310,7 @@ impl Recorder {
         }
         let params = std::mem::take(&mut self.params);
         let lease = self
-            .context
+            .machine
             .pool()
             .acquire("params", params.len() as u64, PARAMS_USAGE)?;
         let held = self.hold(&lease);

@@ -10,7 +10,7 @@ use crate::tensor::Tensor;
 impl Recorder {
     /// Records that the bytes `range` of `tensor` (both ends multiples of 4) hold `value` in every word.
     pub(super) fn fill(&mut self, tensor: &Tensor, range: ByteRange, value: u32) -> Result<()> {
-        let facts = self.context().facts().clone();
+        let facts = self.machine().facts().clone();
         for (window, skip) in word_windows(range, &facts) {
             // Bindings are below 2^32 bytes, so their words fit in 32 bits.
             let num_words = (window.size / 4) as u32 - skip;

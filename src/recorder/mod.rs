@@ -16,10 +16,12 @@
 
 mod encode;
 mod fill;
+mod machine;
 mod pace;
 pub mod slices;
 mod submission;
 
+pub(crate) use machine::Machine;
 pub(crate) use pace::Pace;
 pub use slices::{Progress, SliceOptions, SlicedSubmission};
 pub use submission::Submission;
@@ -28,7 +30,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::contents::{Contents, Fate, Tracker};
-use crate::context::Context;
 use crate::device::{ByteRange, DType, Element};
 use crate::error::{Error, Result};
 use crate::kernels::{Access, Kernel, KernelParams, Pipeline};
@@ -76,7 +77,7 @@ struct StagingChunk {
 /// Work being recorded; see the [module](self) documentation. `Send`, so recordings may be built on any thread.
 #[must_use = "a recording does nothing until it is submitted"]
 pub struct Recorder {
-    context: Context,
+    machine: Arc<Machine>,
     label: &'static str,
     commands: Vec<Command>,
     held: Vec<Lease>,
@@ -94,9 +95,9 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    pub(crate) fn new(context: Context, label: &'static str) -> Self {
+    pub(crate) fn new(machine: Arc<Machine>, label: &'static str) -> Self {
         Self {
-            context,
+            machine,
             label,
             commands: Vec::new(),
             held: Vec::new(),
@@ -110,9 +111,9 @@ impl Recorder {
         }
     }
 
-    /// The context that the work will run on.
-    pub fn context(&self) -> &Context {
-        &self.context
+    /// What the work will run on.
+    pub(crate) fn machine(&self) -> &Arc<Machine> {
+        &self.machine
     }
 
     /// Dispatches recorded so far.
@@ -171,7 +172,7 @@ impl Recorder {
     /// for tensor in &qkv {
     ///     recorder.write(tensor, &vec![0.5f32; 4096 * 8 * 64])?;
     /// }
-    /// assert_eq!(context.pool().stats().leases.current, 2); // and a staging buffer
+    /// assert_eq!(machine.pool().stats().leases.current, 2); // and a staging buffer
     /// # Ok::<(), dilated_attention::Error>(())
     /// ```
     ///
@@ -187,7 +188,7 @@ impl Recorder {
             what: label,
             given: format!("{shapes:?}"),
         };
-        let alignment = self.context.facts().storage_offset_alignment;
+        let alignment = self.machine.facts().storage_offset_alignment;
         let mut offsets = Vec::new();
         let mut end = 0u64;
         for shape in shapes {
@@ -214,7 +215,7 @@ impl Recorder {
     }
 
     fn poison(&mut self, tensor: &Tensor) -> Result<()> {
-        if self.context.pool().poisons() {
+        if self.machine.pool().poisons() {
             self.fill(tensor, tensor.whole(), POISON)?;
         }
         Ok(())
@@ -234,7 +235,7 @@ impl Recorder {
     ///
     /// # Errors
     /// [`Error::LengthMismatch`] when `data` does not have as many elements as `shape`, [`Error::NotFinite`] under
-    /// [`Context::set_check_finite`], [`Error::DeviceLost`] when staging memory cannot be written, and as
+    /// [`Context::set_check_finite`](crate::Context::set_check_finite), [`Error::DeviceLost`] when staging memory cannot be written, and as
     /// [`empty`](Self::empty).
     pub fn upload<T: Element>(
         &mut self,
@@ -255,7 +256,7 @@ impl Recorder {
     /// [`Error::WrongDType`], [`Error::ForeignDevice`], and as [`upload`](Self::upload).
     pub fn write<T: Element>(&mut self, tensor: &Tensor, data: &[T]) -> Result<()> {
         let (label, shape) = (tensor.label(), tensor.shape());
-        tensor.expect(label, shape, T::DTYPE, self.context.pool().id())?;
+        tensor.expect(label, shape, T::DTYPE, self.machine.pool().id())?;
         self.check_data(label, shape, tensor.num_elements(), data)?;
         self.stage(tensor, bytemuck::cast_slice(data))
     }
@@ -274,7 +275,7 @@ impl Recorder {
                 expected,
             });
         }
-        if self.context.checks_finite() {
+        if self.machine.checks_finite() {
             check_finite(label, shape, data)?;
         }
         Ok(())
@@ -289,7 +290,7 @@ impl Recorder {
             tensor.label(),
             tensor.shape(),
             T::DTYPE,
-            self.context.pool().id(),
+            self.machine.pool().id(),
         )?;
         let readback = self.readback(tensor.label(), tensor.num_bytes())?;
         if tensor.num_elements() > 0 {
@@ -316,9 +317,9 @@ impl Recorder {
             what: label,
             given: format!("{bytes} bytes"),
         })?;
-        let pool = self.context.pool();
+        let pool = self.machine.pool();
         let lease = pool.acquire(label, lease_bytes, READBACK_USAGE)?;
-        Ok(Readback::new(lease, self.context.watch().clone()))
+        Ok(Readback::new(lease, self.machine.watch().clone()))
     }
 
     /// Records that the bytes of `readback` are complete.
@@ -332,7 +333,7 @@ impl Recorder {
     /// A buffer for kernels: the smallest that fits of those that only this recording still holds, else one of the pool's. (The
     /// first that fits would let a small tensor that is kept take a large buffer that is wanted again.)
     fn lease(&mut self, label: &'static str, bytes: u64) -> Result<Lease> {
-        let pool = self.context.pool().clone();
+        let pool = self.machine.pool().clone();
         pool.reuse(&mut self.held, label, bytes, STORAGE_USAGE)?
             .map_or_else(|| pool.acquire(label, bytes, STORAGE_USAGE), Ok)
     }
@@ -399,7 +400,7 @@ impl Recorder {
                 .last()
                 .map_or(0, |chunk| chunk.lease.requested_bytes() - chunk.used_bytes);
             if room == 0 {
-                let lease = self.context.pool().acquire(
+                let lease = self.machine.pool().acquire(
                     "staging",
                     staging_bytes(left as u64),
                     STAGING_USAGE,
@@ -416,12 +417,12 @@ impl Recorder {
             // Copies move whole words. They fit, because chunks and their used parts are multiples of 8.
             let padded = (piece.len() as u64).next_multiple_of(4);
             let range = chunk.used_bytes..chunk.used_bytes + padded;
-            if self.context.plans_only() {
+            if self.machine.plans_only() {
                 chunk.used_bytes += padded.next_multiple_of(wgpu::MAP_ALIGNMENT);
                 offset += piece.len();
                 continue;
             }
-            let watch = self.context.watch();
+            let watch = self.machine.watch();
             let buffer = chunk.lease.buffer();
             let mut view = watch
                 .guard(|| buffer.get_mapped_range_mut(range))?
@@ -496,11 +497,11 @@ impl Recorder {
         params: &[u8],
         grid: [u32; 2],
     ) -> Result<()> {
-        let pipeline = match self.context.plans_only() {
+        let pipeline = match self.machine.plans_only() {
             true => None,
-            false => Some(self.context.pipeline(kernel)?),
+            false => Some(self.machine.pipeline(kernel)?),
         };
-        let alignment = self.context.facts().uniform_offset_alignment as usize;
+        let alignment = self.machine.facts().uniform_offset_alignment as usize;
         let params_offset = self.params.len().next_multiple_of(alignment);
         let Ok(params_offset_u32) = u32::try_from(params_offset) else {
             return Err(Error::SizeOverflow {
@@ -551,16 +552,16 @@ impl Recorder {
     }
 
     fn try_submit(&mut self) -> Result<Submission> {
-        let watch = self.context.watch().clone();
+        let watch = self.machine.watch().clone();
         watch.check()?;
         self.tracker.check()?;
-        if self.context.plans_only() {
+        if self.machine.plans_only() {
             self.stage_params()?;
-            let index = self.context.queue().submit([]);
+            let index = self.machine.queue().submit([]);
             return Ok(Submission::new(watch, index, Arc::new(true.into())));
         }
-        let (context, label) = (self.context.clone(), self.label);
-        let submission = encode::submit(&context, label, |encoder| self.record_into(encoder))?;
+        let (machine, label) = (self.machine.clone(), self.label);
+        let submission = encode::submit(&machine, label, |encoder| self.record_into(encoder))?;
         for (readback, _) in &self.readbacks {
             readback.submitted();
         }
@@ -574,7 +575,7 @@ impl Recorder {
     }
 
     /// Appends the work to an encoder of the caller's, who submits it to the context's queue and polls the device
-    /// ([`Context::poll`] once a frame will do). Leases return when that submission is done or the encoder is dropped.
+    /// ([`Context::poll`](crate::Context::poll) once a frame will do). Leases return when that submission is done or the encoder is dropped.
     ///
     /// Work of this library that is submitted before that encoder must not touch the same tensors: the order of submission
     /// is the order of execution, and only the caller knows when the encoder is submitted. Recordings may read what it writes
@@ -597,14 +598,14 @@ impl Recorder {
     }
 
     fn try_encode(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
-        self.context.watch().check()?;
+        self.machine.watch().check()?;
         self.tracker.check()?;
         // What tells whether the encoder ran: any download of this recording, else one of nothing.
         if self.readbacks.is_empty() {
             let receipt = self.readback("receipt", 0)?;
             self.seal(&receipt)?;
         }
-        if self.context.plans_only() {
+        if self.machine.plans_only() {
             self.stage_params()?;
             self.tracker.submitted();
             return Ok(());
@@ -612,7 +613,7 @@ impl Recorder {
         self.record_into_foreign(encoder)?;
         let encoded = encode::Encoded::new(self);
         let ticket = self
-            .context
+            .machine
             .watch()
             .expect(|outcome| encoded.ended(outcome));
         encoder.on_submitted_work_done(move || ticket.done());
@@ -622,7 +623,7 @@ impl Recorder {
 
 impl Drop for Recorder {
     fn drop(&mut self) {
-        let reason = match (self.context.plans_only(), self.tracker.fate()) {
+        let reason = match (self.machine.plans_only(), self.tracker.fate()) {
             (true, _) => "it was recorded on a planner, which runs nothing: record it on a device",
             (false, Fate::Refused) => {
                 "its recording was refused: see the error of its submission, then record it again"

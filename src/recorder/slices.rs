@@ -12,7 +12,7 @@
 //! **How much is in a slice.** As much as is expected to take the target time. What is expected is learned: seconds for a unit of
 //! work of each kernel, from submission (or the end of the application's work before it) until the device is done. An unknown
 //! kernel begins with little; slices at most double from one to the next, and shrink at once when one took longer. The
-//! [`Context`] keeps what is learned, so that the next recording begins with it. No timestamp queries: they are an optional
+//! [`Context`](crate::Context) keeps what is learned, so that the next recording begins with it. No timestamp queries: they are an optional
 //! feature, and software adapters, which need slices most, tell the same by their queue.
 //!
 //! **Who keeps what alive.** As with any recording, a lease goes back once the last command that uses it is submitted, here slice
@@ -49,9 +49,8 @@ use web_time::Instant;
 
 use super::encode::{self, Buffers, Unmapped};
 use super::pace::{Activity, Pace};
-use super::{Command, Recorder, StagingChunk};
+use super::{Command, Machine, Recorder, StagingChunk};
 use crate::contents::Tracker;
-use crate::context::Context;
 use crate::device::ByteRange;
 use crate::error::{Error, Result};
 use crate::poller::Poller;
@@ -199,7 +198,7 @@ struct Slice {
 /// what the recording uses.
 #[must_use = "nothing is submitted before it is advanced, and dropping it cancels the rest"]
 pub struct SlicedSubmission {
-    context: Context,
+    machine: Arc<Machine>,
     label: &'static str,
     options: SliceOptions,
     commands: Vec<Command>,
@@ -247,7 +246,7 @@ impl SlicedSubmission {
         let staging = std::mem::take(&mut recorder.staging);
         let chunks = staging.into_iter().zip(last_of_chunk);
         let mut this = Self {
-            context: recorder.context.clone(),
+            machine: recorder.machine.clone(),
             label: recorder.label,
             options,
             params: std::mem::take(&mut recorder.params),
@@ -276,7 +275,7 @@ impl SlicedSubmission {
             readback.in_slices();
         }
         {
-            let pace = this.context.pace();
+            let pace = this.machine.pace();
             for command in &this.commands {
                 let (activity, work) = this.unit(command);
                 let nanoseconds = pace.seconds(activity, work) * 1e9;
@@ -356,7 +355,7 @@ impl SlicedSubmission {
     /// call.
     pub fn advance(&mut self) -> Result<Progress> {
         // A loss is what has become of the slice under way.
-        let _ = self.context.watch().poll();
+        let _ = self.machine.watch().poll();
         if self.settle(None)?.is_ready() && !self.all_submitted() {
             self.submit_slice()?;
         }
@@ -420,13 +419,13 @@ impl SlicedSubmission {
         };
         if !mapped {
             let never = "memory of a slice could not be mapped again";
-            let error = self.context.watch().lost_error(never);
+            let error = self.machine.watch().lost_error(never);
             return Err(self.fail(error));
         }
         if let Some(flight) = self.flight.take() {
             self.done_nanoseconds += flight.nanoseconds;
             if let Some(seconds) = flight.seconds() {
-                self.context.pace().learn(&flight.parts, seconds);
+                self.machine.pace().learn(&flight.parts, seconds);
             }
         }
         Ok(Poll::Ready(()))
@@ -443,13 +442,13 @@ impl SlicedSubmission {
         let before = self.position;
         let submitted = match self.num_slices {
             0 => self
-                .context
+                .machine
                 .watch()
                 .check()
                 .and_then(|()| self.tracker.check()),
             _ => Ok(()),
         };
-        let submitted = submitted.and_then(|()| match self.context.plans_only() {
+        let submitted = submitted.and_then(|()| match self.machine.plans_only() {
             true => {
                 self.position.command = self.commands.len();
                 Ok(())
@@ -477,14 +476,14 @@ impl SlicedSubmission {
         let mut slice = self.next_slice();
         // Also slices without kernels have a chunk that is mapped again: it tells what became of the slice.
         slice.params.resize(slice.params.len().max(4), 0);
-        let mut own = Recorder::new(self.context.clone(), self.label);
+        let mut own = Recorder::new(self.machine.clone(), self.label);
         own.params = std::mem::take(&mut slice.params);
         let params = own.stage_params()?;
         let state = Arc::new(Mutex::new(FlightState::default()));
-        let context = self.context.clone();
+        let machine = self.machine.clone();
         let before = state.clone();
-        context.watch().guard(|| {
-            context
+        machine.watch().guard(|| {
+            machine
                 .queue()
                 .on_submitted_work_done(move || lock(&before).begun = Some(Instant::now()));
         })?;
@@ -495,7 +494,7 @@ impl SlicedSubmission {
             .partition(|(_, commands)| *commands <= complete);
         self.readbacks = later;
         let arriving = Arriving(arriving);
-        encode::submit(&context, self.label, |encoder| {
+        encode::submit(&machine, self.label, |encoder| {
             for command in &slice.commands {
                 if let Command::Upload { chunk, .. } = command
                     && let Some(Some(chunk)) = self.staging.get_mut(*chunk)
@@ -511,20 +510,20 @@ impl SlicedSubmission {
                 staging: &|chunk| own_staging.0.get(chunk),
                 params: None,
             };
-            encode::record(&context, self.label, encoder, &own.commands, &copy_params);
+            encode::record(&machine, self.label, encoder, &own.commands, &copy_params);
             let buffers = Buffers {
                 held: &|held| Some(&self.held.get(held)?.as_ref()?.0),
                 staging: &|chunk| Some(&self.staging.get(chunk)?.as_ref()?.staged),
                 params: params.and_then(|params| own.held.get(params)),
             };
-            encode::record(&context, self.label, encoder, &slice.commands, &buffers);
+            encode::record(&machine, self.label, encoder, &slice.commands, &buffers);
             for (chunk, then) in own_staging
                 .0
                 .drain(..)
                 .zip(std::iter::repeat(state.clone()))
             {
                 encode::map_again_on_submit(
-                    context.watch(),
+                    machine.watch(),
                     chunk.lease,
                     encoder,
                     move |outcome| {
@@ -535,7 +534,7 @@ impl SlicedSubmission {
             for chunk in &mut self.staging {
                 if let Some(done) = chunk.take_if(|chunk| chunk.last_command < complete) {
                     let lease = done.staged.lease;
-                    encode::map_again_on_submit(context.watch(), lease, encoder, |_| ());
+                    encode::map_again_on_submit(machine.watch(), lease, encoder, |_| ());
                 }
             }
             for (readback, _) in &arriving.0 {
@@ -554,17 +553,17 @@ impl SlicedSubmission {
             submitted,
             parts: slice.parts,
             nanoseconds: slice.nanoseconds,
-            _poller: Poller::start(context.watch().clone(), POLL_PERIOD),
+            _poller: Poller::start(machine.watch().clone(), POLL_PERIOD),
         });
         Ok(())
     }
 
     /// Takes what is expected to take the target time, at least one unit.
     fn next_slice(&mut self) -> Slice {
-        let alignment = self.context.facts().uniform_offset_alignment as usize;
-        let most_workgroups = u64::from(self.context.facts().max_workgroups_per_dimension);
-        let context = self.context.clone();
-        let pace = context.pace();
+        let alignment = self.machine.facts().uniform_offset_alignment as usize;
+        let most_workgroups = u64::from(self.machine.facts().max_workgroups_per_dimension);
+        let machine = self.machine.clone();
+        let pace = machine.pace();
         let mut slice = Slice::default();
         let mut left = self.options.target.as_secs_f64();
         while let Some(command) = self.commands.get(self.position.command) {
@@ -639,7 +638,7 @@ impl SlicedSubmission {
                 let buffer = chunk.staged.lease.buffer().clone();
                 if let Ok(pending) = chunk.staged.lease.suspend() {
                     // A lost device has destroyed it, and hands nothing back.
-                    let watch = self.context.watch();
+                    let watch = self.machine.watch();
                     let ticket = watch.expect(move |outcome| {
                         if outcome == Outcome::Done {
                             pending.ready();

@@ -8,8 +8,8 @@ use crate::context::{Context, WarmUp};
 use crate::device::DeviceFacts;
 use crate::error::Result;
 use crate::longnet::{LongNet, LongNetConfig, Recompute};
-use crate::models::plan::zeros;
 use crate::nn::Parameters;
+use crate::tensor::zeros;
 
 /// What a training step will need, known before it runs; made by [`Trainer::plan`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -3,10 +3,8 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::Tuner;
 use super::probe::{self, Probe};
 use super::search::{Outcome, search, winner};
-use super::winners::{Timed, Winner, Winners, store};
 use crate::config::DilatedAttentionConfig;
 use crate::context::Context;
 use crate::device::Storage;
@@ -14,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::kernels::attention_backward::BackwardFamily;
 use crate::kernels::attention_forward::ForwardFamily;
 use crate::kernels::matmul::MatmulFamily;
+use crate::kernels::remembered::{Timed, Tuner, Winner, Winners, store};
 
 /// How long and what to measure.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +61,7 @@ pub struct TunedPass {
 
 impl Context {
     /// Measures which kernels are the fastest for `config` on this adapter, and remembers them: attentions made from now on
-    /// use them, and so do those of later processes ([`KernelOptions`](super::KernelOptions) says where that is kept). What is
+    /// use them, and so do those of later processes ([`KernelOptions`](crate::KernelOptions) says where that is kept). What is
     /// remembered already is not measured again, and where there is only one kernel nothing is measured, so that an
     /// application may call this at every start.
     ///
@@ -185,7 +184,7 @@ impl Found {
     fn remember(self, tuner: &Tuner) -> TuneReport {
         let not_remembered = match tuner.file() {
             _ if self.winners.is_empty() => None,
-            Some(file) => store(file, &tuner.adapter, &self.winners)
+            Some(file) => store(file, tuner.adapter(), &self.winners)
                 .err()
                 .map(|error| format!("{}: {error}", file.display())),
             None => Some("there is no cache folder".to_owned()),

@@ -7,9 +7,9 @@ use super::foreign;
 use super::header::Header;
 use super::load::WeightSource;
 use super::mapping::FileBytes;
-use super::mismatch::{FoundPrefix, WeightsMismatch};
 use super::stored::StoredTensor;
 use crate::error::{Error, Result};
+use crate::error::{FoundPrefix, WeightsMismatch};
 
 /// A safetensors file: names, types, shapes, bytes. Mapped into memory or owned.
 pub struct WeightFile {

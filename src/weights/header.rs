@@ -22,7 +22,7 @@ use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::stored::StoredType;
+use crate::error::StoredType;
 
 /// Bytes of the length before the JSON.
 const LENGTH_BYTES: usize = 8;

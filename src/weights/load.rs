@@ -6,9 +6,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::file::WeightFile;
-use super::mismatch::{Duplicate, FoundPrefix, Misshapen, Mistyped, WeightsMismatch};
 use super::stored::StoredTensor;
 use crate::context::Context;
+use crate::error::{Duplicate, FoundPrefix, Misshapen, Mistyped, WeightsMismatch};
 use crate::error::{Error, Result};
 use crate::nn::{PIECE_ELEMENTS, ParameterList, Parameters};
 

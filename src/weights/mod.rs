@@ -48,16 +48,13 @@ mod foreign;
 mod header;
 mod load;
 mod mapping;
-mod mismatch;
 #[cfg(not(target_arch = "wasm32"))]
-mod replacement;
 mod save;
 mod stored;
 
+pub use crate::error::{Duplicate, FoundPrefix, Misshapen, Mistyped, StoredType, WeightsMismatch};
 pub use file::WeightFile;
 pub use load::WeightSource;
-pub use mismatch::{Duplicate, FoundPrefix, Misshapen, Mistyped, WeightsMismatch};
 #[cfg(not(target_arch = "wasm32"))]
-pub(crate) use replacement::Replacement;
 pub use save::{OWN_METADATA, WeightWriter};
-pub use stored::{StoredTensor, StoredType};
+pub use stored::StoredTensor;

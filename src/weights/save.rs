@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Write};
 
 use super::header::{METADATA_KEY, NewHeader};
-use super::stored::StoredType;
 use crate::context::Context;
+use crate::error::StoredType;
 use crate::error::{Error, Result};
 use crate::nn::Parameters;
 use crate::readback::Download;
@@ -94,7 +94,7 @@ impl<'a> WeightWriter<'a> {
             reason: error.to_string(),
         };
         let header = self.header()?;
-        let replacement = super::replacement::Replacement::begin(path).map_err(failed)?;
+        let replacement = crate::replacement::Replacement::begin(path).map_err(failed)?;
         let mut out = io::BufWriter::with_capacity(1 << 20, &replacement.file);
         pollster::block_on(self.write(context, &header, &mut out, &failed))?;
         out.flush().map_err(failed)?;

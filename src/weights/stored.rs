@@ -6,21 +6,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::header::Entry;
-use crate::error::{Error, Result};
-
-/// Type of the elements of a tensor in a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum StoredType {
-    /// IEEE 754 binary32.
-    F32,
-    /// IEEE 754 binary16.
-    F16,
-    /// The upper half of binary32.
-    Bf16,
-    /// Another type that the format has, by its name there. Such tensors can be in a file, but are no parameters.
-    Other(&'static str),
-}
+use crate::error::{Error, Result, StoredType};
 
 /// Names of the other types and bits of an element.
 const OTHERS: [(&str, usize); 19] = [
@@ -46,16 +32,6 @@ const OTHERS: [(&str, usize); 19] = [
 ];
 
 impl StoredType {
-    /// The name that the format has for it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "F32",
-            Self::F16 => "F16",
-            Self::Bf16 => "BF16",
-            Self::Other(name) => name,
-        }
-    }
-
     pub(super) fn from_name(name: &str) -> Option<Self> {
         let floats = [Self::F32, Self::F16, Self::Bf16];
         let others = OTHERS.iter().map(|(name, _)| Self::Other(name));
@@ -127,12 +103,6 @@ impl StoredType {
             }
         }
         None
-    }
-}
-
-impl fmt::Display for StoredType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
     }
 }
 

@@ -41,7 +41,7 @@ fn bits(downloads: Vec<Download<f32>>) -> Vec<Vec<u32>> {
 fn attention(recorder: &mut Recorder) -> Vec<Download<f32>> {
     let config = DilatedAttentionConfig::new(2, 16, &[32, 64], &[1, 4]).expect("valid");
     let shape = AttentionShape::new(1, TOKENS as u32).expect("valid");
-    let attention = DilatedAttention::new(recorder.context(), config).expect("fits");
+    let attention = DilatedAttention::new(&recorder.context(), config).expect("fits");
     let [q, k, v, dout] = [1, 2, 3, 4].map(|seed| {
         let data = uniform(seed, DIMS.iter().product());
         recorder.upload("input", &DIMS, &data).expect("uploads")

@@ -39,9 +39,9 @@ pub use slide::{Cell, Slide};
 use std::sync::Arc;
 
 use crate::context::Context;
+use crate::error::Origin;
 use crate::error::Result;
 use crate::longnet::LongNet;
-use crate::models::finite::Origin;
 use crate::models::recordings;
 use crate::nn::{Init, LayerNorm, Linear, ParameterId, ParameterList, Parameters};
 use crate::recorder::SliceOptions;

@@ -2,7 +2,8 @@
 
 use crate::device::DType;
 use crate::error::Result;
-use crate::models::finite::{self, Origin, Token};
+use crate::error::{Origin, Token};
+use crate::models::finite;
 
 /// What is wanted of a run besides the two embeddings of each slide, which are always returned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -5,6 +5,7 @@ use crate::context::{Context, WarmUp};
 use crate::device::DeviceFacts;
 use crate::error::Result;
 use crate::models::plan::{self, ModelPlan};
+use crate::tensor::zeros;
 
 /// What encoding a batch of slides will need; made by [`SlideEncoder::plan`].
 pub type SlidePlan = ModelPlan;
@@ -104,8 +105,8 @@ fn rehearse<T>(
     let longest = tiles.iter().copied().max().unwrap_or(0);
     // Never read but for half precision.
     let (what, elements) = ("number of tiles", longest.checked_mul(config.feature_dim));
-    let features = plan::zeros(what, longest, elements)?;
-    let coords = plan::zeros(what, longest, Some(longest))?;
+    let features = zeros(what, longest, elements)?;
+    let coords = zeros(what, longest, Some(longest))?;
     let slides: Vec<_> = tiles
         .iter()
         .map(|&tiles| Slide {

@@ -10,9 +10,9 @@ use super::{
 use crate::config::AttentionShape;
 use crate::context::Context;
 use crate::device::DType;
+use crate::error::Origin;
 use crate::error::{Error, Result};
 use crate::longnet::Call;
-use crate::models::finite::Origin;
 use crate::models::recordings::{Recordings, UPLOAD_BYTES};
 use crate::nn::Parameters;
 use crate::ops::{Matrix, TokenIds, embedding, mean_of_rows};

@@ -5,6 +5,7 @@ use crate::context::{Context, WarmUp};
 use crate::device::DeviceFacts;
 use crate::error::Result;
 use crate::models::plan::{self, ModelPlan};
+use crate::tensor::zeros;
 
 impl LongVit {
     /// Plans a run over images of `size`, (batch, height, width), on a device with `facts`: the run is recorded on a
@@ -88,7 +89,7 @@ fn rehearse<T>(
         .iter()
         .try_fold(1usize, |product, size| product.checked_mul(*size));
     let given = format!("{batch} of {height} x {width}");
-    let images = plan::zeros("images", given, elements)?;
+    let images = zeros("images", given, elements)?;
     with(LongVitRun::new(
         planner, &model, &weights, &images, size, states,
     )?)

@@ -89,3 +89,13 @@ fn new_file(directory: &Path) -> Result<(PathBuf, File)> {
         }
     }
 }
+
+/// Puts a file of `bytes` at `path`, whole or not at all.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let mut replacement = Replacement::begin(path)?;
+    std::io::Write::write_all(&mut replacement.file, bytes)?;
+    replacement.commit()
+}

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use super::stored::StoredType;
+use super::stored_type::StoredType;
 
-/// Everything that keeps a [`WeightSource`](super::WeightSource) from being loaded as the parameters of a list, in full;
+/// Everything that keeps a [`WeightSource`](crate::WeightSource) from being loaded as the parameters of a list, in full;
 /// only the text is shortened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -31,7 +31,7 @@ pub struct WeightsMismatch {
 /// What stands before parameters' names in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FoundPrefix {
-    /// For [`WeightFile::part`](super::WeightFile::part); empty where the names are the parameters' own.
+    /// For [`WeightFile::part`](crate::WeightFile::part); empty where the names are the parameters' own.
     pub prefix: String,
     /// Parameters that the file has tensors for under it.
     pub found: usize,

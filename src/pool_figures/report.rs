@@ -6,7 +6,7 @@ use std::fmt;
 use super::stats::{Counter, PoolStats};
 use crate::wgpu::BufferUsages;
 
-/// What happened in a [scope](super::Pool::scope): peaks since it opened, and counts of what happened meanwhile, on all
+/// What happened in a [scope](crate::Pool::scope): peaks since it opened, and counts of what happened meanwhile, on all
 /// threads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
@@ -30,7 +30,7 @@ pub struct ScopeReport {
 }
 
 impl ScopeReport {
-    pub(super) fn new(name: &'static str, before: &PoolStats, now: &PoolStats) -> Self {
+    pub(crate) fn new(name: &'static str, before: &PoolStats, now: &PoolStats) -> Self {
         let since = |now: Counter, before: Counter| Counter {
             total: now.total - before.total,
             ..now
@@ -134,7 +134,7 @@ pub struct LeaseInfo {
 const PRINTED_LABELS: usize = 8;
 
 impl PoolReport {
-    pub(super) fn new(stats: PoolStats, classes: Vec<ClassUse>, leases: Vec<LeaseInfo>) -> Self {
+    pub(crate) fn new(stats: PoolStats, classes: Vec<ClassUse>, leases: Vec<LeaseInfo>) -> Self {
         let mut by_label: BTreeMap<&'static str, LabelUse> = BTreeMap::new();
         let mut ages = Vec::new();
         for lease in leases.iter().filter(|lease| !lease.pending) {

@@ -15,7 +15,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 #[cfg(not(target_arch = "wasm32"))]
-use crate::weights::Replacement;
+use crate::replacement::replace;
 
 /// Number of the layout above.
 const FORMAT: u32 = 2;
@@ -29,21 +29,21 @@ const MAX_ADAPTERS: usize = 64;
 
 /// A kernel with its time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Timed {
+pub(crate) struct Timed {
     pub kernel: String,
     pub microseconds: u64,
 }
 
 /// The fastest kernel of a probe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Winner {
+pub(crate) struct Winner {
     #[serde(flatten)]
     pub timed: Timed,
     pub against: Option<Timed>,
 }
 
 /// Winners by what was probed.
-pub(super) type Winners = BTreeMap<String, Winner>;
+pub(crate) type Winners = BTreeMap<String, Winner>;
 
 #[derive(Default, Serialize, Deserialize)]
 struct WinnersFile {
@@ -92,7 +92,7 @@ pub(super) fn load(path: &Path, adapter: &str) -> Winners {
 /// Adds `winners` to the file at `path`, which other processes may replace at the same time: a reader finds one whole file
 /// or another, and what the slower writer did not see is measured again some day.
 #[cfg(not(target_arch = "wasm32"))]
-pub(super) fn store(path: &Path, adapter: &str, winners: &Winners) -> io::Result<()> {
+pub(crate) fn store(path: &Path, adapter: &str, winners: &Winners) -> io::Result<()> {
     let mut file = parse_file(&read(path));
     file.format = FORMAT;
     file.adapters
@@ -106,17 +106,6 @@ pub(super) fn store(path: &Path, adapter: &str, winners: &Winners) -> io::Result
         file.adapters.remove(&other);
     }
     replace(path, &serde_json::to_vec_pretty(&file)?)
-}
-
-/// Puts a file of `bytes` at `path`, whole or not at all.
-#[cfg(not(target_arch = "wasm32"))]
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    let mut replacement = Replacement::begin(path)?;
-    std::io::Write::write_all(&mut replacement.file, bytes)?;
-    replacement.commit()
 }
 
 #[cfg(test)]

@@ -1,9 +1,15 @@
 //! The one error type. Variants carry the value given, the limit it met and the next step, where there are such.
 
-use crate::device::DType;
-use crate::models::NonFiniteResult;
-use crate::pool::PoolReport;
-use crate::weights::{StoredType, WeightsMismatch};
+mod non_finite;
+mod stored_type;
+mod weights_mismatch;
+
+pub use non_finite::{NonFiniteResult, Origin, Token};
+pub use stored_type::StoredType;
+pub use weights_mismatch::{Duplicate, FoundPrefix, Misshapen, Mistyped, WeightsMismatch};
+
+use crate::element::DType;
+use crate::pool_figures::PoolReport;
 
 /// What went wrong; see the variants. No tensor that was there before a failed call is lost or changed by it.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

@@ -1,0 +1,84 @@
+//! What recordings run on.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use super::pace::Pace;
+use crate::device::DeviceFacts;
+use crate::error::Result;
+use crate::kernels::remembered::Tuner;
+use crate::kernels::{Kernel, Pipeline, Pipelines};
+use crate::pool::Pool;
+use crate::watch::{DeviceWatch, LastQueue};
+
+/// A device with its queue, its pool, its compiled kernels and what is known of their pace. A [`Context`](crate::Context) is a handle
+/// of one and knows how to make it.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub watch: Arc<DeviceWatch>,
+    pub queue: wgpu::Queue,
+    pub info: wgpu::AdapterInfo,
+    pub facts: DeviceFacts,
+    /// The facts after the trial of the cooperative matrices.
+    pub tried_facts: OnceLock<DeviceFacts>,
+    pub pool: Pool,
+    pub pipelines: Pipelines,
+    /// Where the driver's cache of compiled kernels is kept.
+    pub pipelines_file: Option<PathBuf>,
+    pub tuner: Arc<Tuner>,
+    /// What sliced submissions have learned of the kernels.
+    pub pace: Mutex<Pace>,
+    pub check_finite: AtomicBool,
+    /// Recordings are counted, not run.
+    pub plans_only: bool,
+    /// Kept for how it is dropped, after `queue`.
+    pub _last_queue: LastQueue,
+}
+
+impl Machine {
+    pub fn device(&self) -> &wgpu::Device {
+        self.watch.device()
+    }
+
+    /// What all calls to the device go through.
+    pub fn watch(&self) -> &Arc<DeviceWatch> {
+        &self.watch
+    }
+
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.queue
+    }
+
+    /// The pool that every buffer comes from.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// What plans are made from.
+    pub fn facts(&self) -> &DeviceFacts {
+        &self.facts
+    }
+
+    pub fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn checks_finite(&self) -> bool {
+        self.check_finite.load(Ordering::Relaxed)
+    }
+
+    /// Whether recordings are counted, not run.
+    pub fn plans_only(&self) -> bool {
+        self.plans_only
+    }
+
+    /// The compiled kernel.
+    ///
+    /// # Errors
+    /// [`Error::Validation`](crate::Error::Validation) when the device refuses the shader,
+    /// [`Error::DeviceLost`](crate::Error::DeviceLost).
+    pub fn pipeline(&self, kernel: Kernel) -> Result<Arc<Pipeline>> {
+        self.pipelines.get(&self.watch, kernel)
+    }
+}
