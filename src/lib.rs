@@ -151,7 +151,9 @@ pub use pool::{Lease, PersistentBuffer, Pool, PoolOptions, PoolReport, PoolStats
 pub use readback::Download;
 pub use recorder::{Recorder, Submission};
 pub use tensor::Tensor;
-pub use weights::{WeightFile, WeightSource, WeightWriter};
+#[cfg(not(target_arch = "wasm32"))]
+pub use weights::WeightWriter;
+pub use weights::{WeightFile, WeightSource};
 
 pub use half;
 pub use wgpu;

@@ -8,7 +8,7 @@ use crate::device::{CooperativeMatrix, DeviceFacts, KernelTier, NoCooperativeMat
 use crate::kernels::Pipelines;
 use crate::pool::{Pool, PoolOptions};
 use crate::recorder::Machine;
-use crate::watch::{self, LastQueue};
+use crate::watch::LastQueue;
 
 impl Context {
     /// Features for cooperative matrices worth requesting from `adapter`; none where it has no usable ones. They are
@@ -126,7 +126,7 @@ pub(super) fn experimental_features(features: wgpu::Features) -> wgpu::Experimen
 #[cfg(not(target_arch = "wasm32"))]
 pub(super) fn matrices_of(info: &wgpu::AdapterInfo) -> Vec<wgpu::CooperativeMatrixProperties> {
     // A driver that fails here has none to offer.
-    watch::catch(|| {
+    crate::watch::catch(|| {
         let adapters = super::new_instance().enumerate_adapters(wgpu::Backends::all());
         pollster::block_on(adapters)
             .iter()

@@ -2,7 +2,6 @@
 
 use super::Fields;
 use crate::config::{DilatedAttentionConfig, Mask};
-use crate::error::Result;
 
 /// Heads and segments of a configuration, as far as a kernel's tile depends on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,15 +34,6 @@ impl Segments {
             rows: Self::MOST_ROWS,
             mask: Mask::Full,
         }
-    }
-
-    /// One branch of such segments.
-    ///
-    /// # Errors
-    /// None, since the numbers are those of a valid configuration.
-    pub fn config(&self, num_heads: u32) -> Result<DilatedAttentionConfig> {
-        let config = DilatedAttentionConfig::new(num_heads, self.head_dim, &[self.rows], &[1])?;
-        Ok(config.mask(self.mask))
     }
 
     /// What is remembered of them.

@@ -5,7 +5,8 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::longnet::LongNet;
 #[cfg(not(target_arch = "wasm32"))]
-use crate::weights::{OWN_METADATA, WeightFile, WeightWriter};
+use crate::weights::WeightWriter;
+use crate::weights::{OWN_METADATA, WeightFile};
 
 /// Keys of the crate's own among a file's metadata.
 const FORMAT: (&str, &str) = ("format", "training 1");

@@ -63,7 +63,9 @@ fn problem(
         Processor::Gpu => (16, 4096),
         Processor::Cpu { .. } => (1, 512),
     };
-    let config = segments.config(num_heads)?;
+    // One branch of such segments.
+    let config = DilatedAttentionConfig::new(num_heads, segments.head_dim, &[segments.rows], &[1])?;
+    let config = config.mask(segments.mask);
     Ok((config, AttentionShape::new(1, tokens.max(segments.rows))?))
 }
 

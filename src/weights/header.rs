@@ -19,16 +19,15 @@ use std::fmt;
 use std::ops::Range;
 
 use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
-use serde::ser::SerializeMap;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer};
 
 use crate::error::StoredType;
 
 /// Bytes of the length before the JSON.
-const LENGTH_BYTES: usize = 8;
+pub(super) const LENGTH_BYTES: usize = 8;
 
 /// Largest JSON that readers of the format accept.
-const MAX_JSON_BYTES: u64 = 100_000_000;
+pub(super) const MAX_JSON_BYTES: u64 = 100_000_000;
 
 /// Most dimensions of a tensor: what NumPy and PyTorch allow.
 const MAX_RANK: usize = 64;
@@ -301,55 +300,5 @@ impl<'de> Deserialize<'de> for Shape {
             }
         }
         deserializer.deserialize_seq(Array)
-    }
-}
-
-/// A header to be written: tensors of one type, one after the other.
-pub(super) struct NewHeader<'a> {
-    pub metadata: &'a BTreeMap<String, String>,
-    pub stored_type: StoredType,
-    /// Name, shape, and where its bytes begin and end in the data.
-    pub tensors: Vec<(String, &'a [usize], [u64; 2])>,
-}
-
-#[derive(Serialize)]
-struct NewTensor<'a> {
-    dtype: &'static str,
-    shape: &'a [usize],
-    data_offsets: [u64; 2],
-}
-
-impl Serialize for NewHeader<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        if !self.metadata.is_empty() {
-            map.serialize_entry(METADATA_KEY, self.metadata)?;
-        }
-        for (name, shape, data_offsets) in &self.tensors {
-            let tensor = NewTensor {
-                dtype: self.stored_type.name(),
-                shape,
-                data_offsets: *data_offsets,
-            };
-            map.serialize_entry(name, &tensor)?;
-        }
-        map.end()
-    }
-}
-
-impl NewHeader<'_> {
-    /// The bytes before the data, which then begin at a multiple of 8.
-    pub fn to_bytes(&self) -> Result<Vec<u8>, String> {
-        let mut json = serde_json::to_vec(self).map_err(|error| error.to_string())?;
-        json.resize(json.len().next_multiple_of(LENGTH_BYTES), b' ');
-        let length = json.len() as u64;
-        if length > MAX_JSON_BYTES {
-            return Err(format!(
-                "its header would have {length} bytes; {MAX_JSON_BYTES} are allowed"
-            ));
-        }
-        let mut bytes = length.to_le_bytes().to_vec();
-        bytes.append(&mut json);
-        Ok(bytes)
     }
 }

@@ -49,6 +49,8 @@ mod header;
 mod load;
 mod mapping;
 #[cfg(not(target_arch = "wasm32"))]
+mod new_header;
+#[cfg(not(target_arch = "wasm32"))]
 mod save;
 mod stored;
 
@@ -56,5 +58,8 @@ pub use crate::error::{Duplicate, FoundPrefix, Misshapen, Mistyped, StoredType, 
 pub use file::WeightFile;
 pub use load::WeightSource;
 #[cfg(not(target_arch = "wasm32"))]
-pub use save::{OWN_METADATA, WeightWriter};
+pub use save::WeightWriter;
 pub use stored::StoredTensor;
+
+/// The beginning of the keys under which the crate itself writes into a file's metadata.
+pub const OWN_METADATA: &str = "dilated_attention.";

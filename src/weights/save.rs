@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Write};
 
-use super::header::{METADATA_KEY, NewHeader};
+use super::OWN_METADATA;
+use super::header::METADATA_KEY;
+use super::new_header::NewHeader;
 use crate::context::Context;
-use crate::error::StoredType;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, StoredType};
 use crate::nn::Parameters;
 use crate::readback::Download;
 use crate::tensor::Tensor;
@@ -20,9 +21,6 @@ const GROUP_DOWNLOADS: usize = 256;
 
 /// Elements rounded at a time.
 const ROUNDED_ELEMENTS: usize = 64 << 10;
-
-/// The beginning of the keys under which the crate itself writes into a file's metadata.
-pub const OWN_METADATA: &str = "dilated_attention.";
 
 /// What to save: parameters, each set under a prefix, and strings beside them.
 #[derive(Clone, Debug)]

@@ -76,6 +76,7 @@ impl StoredType {
     }
 
     /// Appends `values` to `bytes`, rounded to the nearest; gives the first finite value that would become infinite.
+    #[cfg(not(target_arch = "wasm32"))]
     pub(super) fn narrow(self, values: &[f32], bytes: &mut Vec<u8>) -> Option<f32> {
         let lost = |value: f32, infinite: bool| infinite && value.is_finite();
         match self {

@@ -5,8 +5,8 @@ mod winners;
 
 pub use folder::{CACHE_VARIABLE, CacheFolder};
 #[cfg(not(target_arch = "wasm32"))]
-pub(crate) use winners::store;
-pub(crate) use winners::{Timed, Winner, Winners};
+pub(crate) use winners::{Timed, store};
+pub(crate) use winners::{Winner, Winners};
 
 use std::borrow::Cow;
 use std::path::PathBuf;

@@ -20,6 +20,9 @@ mod wgpu {
     pub struct Buffer;
 }
 
+#[path = "../../../src/pool_figures/mod.rs"]
+mod pool_figures;
+
 #[path = "../../../src/pool"]
 mod pool {
     mod acquire;
@@ -32,7 +35,6 @@ mod pool {
     #[path = "../../tests/loom/src/models.rs"]
     mod models;
     pub mod policy;
-    mod report;
     pub mod shard;
     pub mod size_class;
     pub mod source;
