@@ -30,6 +30,7 @@ pub mod embedding;
 pub mod fill;
 pub mod layer_norm;
 pub mod reduce;
+pub mod rms_norm;
 pub mod sum_partials;
 pub mod token_weights;
 pub mod xpos;
@@ -146,6 +147,10 @@ kernels! {
     LayerNorm(layer_norm::LayerNorm),
     /// Gradient of the input of a layer norm, in f32.
     LayerNormBackward(layer_norm::LayerNormBackward),
+    /// RMS norm of rows.
+    RmsNorm(rms_norm::RmsNorm),
+    /// Gradient of the input of an RMS norm, in f32.
+    RmsNormBackward(rms_norm::RmsNormBackward),
     /// Sums of columns over blocks of rows.
     ColumnSums(column_sums::ColumnSums),
     /// An activation, element by element.

@@ -439,7 +439,8 @@ pub(super) fn column_sums(
     if let Some((x, stats)) = normalised {
         matrices.extend([x, stats]);
     }
-    let num_sums = sums.len() as u64;
+    // Those of products with what is normalised come first.
+    let num_sums = if normalised.is_some() { 2 } else { 1 };
     for (begin, end) in super::row_windows("dy", dy.rows(), &matrices, &facts)? {
         let rows = end - begin;
         // As many blocks as give every column enough workgroups, of at least 64 rows.

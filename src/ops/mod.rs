@@ -19,6 +19,7 @@ mod layer_norm;
 mod loss;
 mod matmul;
 mod reduce;
+mod rms_norm;
 mod xpos;
 
 pub use adamw::{AdamWOptions, AdamWStep, adamw};
@@ -29,6 +30,7 @@ pub use layer_norm::{layer_norm, layer_norm_backward};
 pub use loss::{IGNORED_LABEL, Labels, cross_entropy};
 pub use matmul::{Matmul, bias_backward};
 pub use reduce::{mean_of_rows, sum, sum_of_squares};
+pub use rms_norm::{rms_norm, rms_norm_backward};
 pub use xpos::{Positions, Rotations, XposRole, xpos};
 
 use crate::device::{ByteRange, DType, DeviceFacts, Storage};

@@ -41,6 +41,23 @@ pub fn layer_norm(x: &[f64], gain: &[f64], bias: &[f64], eps: f64) -> Vec<f64> {
     x.chunks(width).flat_map(row).collect()
 }
 
+/// RMS norm of rows as long as `gain`: `x / sqrt(mean of squares + eps) * gain`.
+///
+/// # Panics
+/// When `x` does not consist of such rows.
+pub fn rms_norm(x: &[f64], gain: &[f64], eps: f64) -> Vec<f64> {
+    assert!(x.len().is_multiple_of(gain.len()));
+    let row = |x: &[f64]| -> Vec<f64> {
+        let mean = x.iter().map(|x| x * x).sum::<f64>() / gain.len() as f64;
+        let scale = 1.0 / (mean + eps).sqrt();
+        x.iter()
+            .zip(gain)
+            .map(|(x, gain)| x * scale * gain)
+            .collect()
+    };
+    x.chunks(gain.len()).flat_map(row).collect()
+}
+
 /// The error function: `2/sqrt(pi) exp(-x^2) sum 2^n x^(2n+1) / (1 3 5 .. (2n+1))`, all terms of one sign.
 pub fn erf(x: f64) -> f64 {
     if x.abs() > 6.0 {

@@ -4,9 +4,9 @@
 use dilated_attention::kernels::activation::Activation;
 use dilated_attention::ops::{
     AdamWOptions, AdamWStep, Blend, Dropout, IGNORED_LABEL, Labels, Matmul, Matrix, Positions,
-    Rotations, TokenIds, XposRole, activation, activation_backward, adamw, bias_backward,
-    cross_entropy, embedding, embedding_backward, layer_norm, layer_norm_backward, sum,
-    sum_of_squares, xpos,
+    Rotations, TokenIds, XposRole, activation, activation_backward, adamw, bias_backward, convert,
+    cross_entropy, embedding, embedding_backward, layer_norm, layer_norm_backward, rms_norm,
+    rms_norm_backward, sum, sum_of_squares, xpos,
 };
 use dilated_attention::reference::layers;
 use dilated_attention::{Context, DType, Error, Recorder, Result, Tensor};
@@ -264,6 +264,81 @@ fn layer_norms_and_their_gradients() {
                 2.0 * weigh(&f(&wide_x, &wide_gain, bias), &dy)
             });
             near("dbias", &dbias, &expected);
+        }
+    });
+}
+
+#[test]
+fn rms_norms_and_their_gradients() {
+    let eps = 1e-5;
+    on_all(|context| {
+        for (rows, width) in [(1, 1), (5, 7), (50, 20), (300, 33), (9, 260)] {
+            let (x, gain) = (uniform(1, rows * width), uniform(2, width));
+            let (dy, before) = (uniform(4, rows * width), uniform(5, rows * width));
+            let [y, half, dx, added, dgain] = run(context, |recorder| {
+                let shape = [rows, width];
+                let x = recorder.upload("x", &shape, &x)?;
+                let gain = recorder.upload("gain", &[width], &gain)?;
+                let dy = recorder.upload("dy", &shape, &dy)?;
+                let y = recorder.empty("y", &shape, DType::F32)?;
+                rms_norm(recorder, x.matrix(), gain.vector(), eps, y.matrix())?;
+                // Half precision has rows of whole vectors.
+                let mut half = y.clone();
+                if width.is_multiple_of(4) {
+                    let x = convert(recorder, &x, DType::Bf16)?;
+                    let y = recorder.empty("y", &shape, DType::Bf16)?;
+                    rms_norm(recorder, x.matrix(), gain.vector(), eps, y.matrix())?;
+                    half = convert(recorder, &y, DType::F32)?;
+                }
+                let dx = recorder.empty("dx", &shape, DType::F32)?;
+                let added = recorder.upload("dx", &shape, &before)?;
+                let dgain = recorder.zeros("dgain", &[width], DType::F32)?;
+                for to in [(dx.matrix(), false), (added.matrix(), true)] {
+                    rms_norm_backward(
+                        recorder,
+                        x.matrix(),
+                        gain.vector(),
+                        eps,
+                        dy.matrix(),
+                        to,
+                        dgain.vector(),
+                    )?;
+                }
+                Ok([y, half, dx, added, dgain])
+            });
+            let [wide_x, wide_gain] = [&x, &gain].map(|values| wide(values));
+            let f = |x: &[f64], gain: &[f64]| layers::rms_norm(x, gain, f64::from(eps));
+            let expected = f(&wide_x, &wide_gain);
+            assert_near("y", &y, &expected);
+            for (half, expected) in half.iter().zip(&expected) {
+                // Input and result are rounded to 8 bits, and the input in the row's scale.
+                let allowed = 3.0 / 256.0 * expected.abs().max(0.1);
+                assert!(
+                    (f64::from(*half) - expected).abs() <= allowed,
+                    "{half} {expected}"
+                );
+            }
+            let near = |what: &str, given: &[f32], expected: &[f64]| {
+                let largest = expected
+                    .iter()
+                    .fold(1e-3, |max: f64, value| max.max(value.abs()));
+                for (given, expected) in given.iter().zip(expected) {
+                    let error = (f64::from(*given) - expected).abs();
+                    assert!(
+                        error <= 1e-5 * largest,
+                        "{what} {rows} {width}: {given}, {expected}"
+                    );
+                }
+            };
+            let expected = differences(&wide_x, |x| weigh(&f(x, &wide_gain), &dy));
+            near("dx", &dx, &expected);
+            let added_to = expected
+                .iter()
+                .zip(&before)
+                .map(|(dx, b)| dx + f64::from(*b));
+            near("dx added", &added, &added_to.collect::<Vec<_>>());
+            let expected = differences(&wide_gain, |gain| 2.0 * weigh(&f(&wide_x, gain), &dy));
+            near("dgain", &dgain, &expected);
         }
     });
 }
