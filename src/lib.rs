@@ -71,9 +71,6 @@ mod watch;
 // what wgpu refuses, as a value
 mod scope;
 
-// a thread that polls
-mod poller;
-
 // every buffer
 pub mod pool;
 

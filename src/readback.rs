@@ -20,11 +20,10 @@ use std::time::Duration;
 
 use crate::device::Element;
 use crate::error::{Error, Result};
-use crate::poller::Poller;
 use crate::pool::Lease;
 use crate::random::Random;
 use crate::scope;
-use crate::watch::{DeviceWatch, Outcome};
+use crate::watch::{DeviceWatch, Outcome, Polling};
 
 /// How long a callback may take that another thread's poll has found to be due.
 const CALLBACK_GRACE: Duration = Duration::from_millis(20);
@@ -220,7 +219,7 @@ impl Drop for Readback {
 pub struct Download<T: Element> {
     readback: Arc<Readback>,
     num_elements: usize,
-    poller: Option<Poller>,
+    polling: Option<Polling>,
     element: PhantomData<T>,
 }
 
@@ -229,7 +228,7 @@ impl<T: Element> Download<T> {
         Self {
             readback,
             num_elements,
-            poller: None,
+            polling: None,
             element: PhantomData,
         }
     }
@@ -351,8 +350,8 @@ impl<T: Element> Future for Download<T> {
         if let Some(result) = self.result() {
             return Poll::Ready(result);
         }
-        if self.poller.is_none() {
-            self.poller = Poller::start(self.readback.watch.clone(), POLL_PERIOD);
+        if self.polling.is_none() {
+            self.polling = Some(self.readback.watch.keep_polling(POLL_PERIOD));
         }
         Poll::Pending
     }

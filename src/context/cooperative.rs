@@ -7,7 +7,7 @@ use super::{Context, trial};
 use crate::device::{CooperativeMatrix, DeviceFacts, KernelTier, NoCooperativeMatrix, Storage};
 use crate::kernels::Pipelines;
 use crate::pool::{Pool, PoolOptions};
-use crate::recorder::Machine;
+use crate::recorder::{Machine, OnDevice};
 use crate::watch::LastQueue;
 
 impl Context {
@@ -48,7 +48,7 @@ impl Context {
     fn tried_facts(&self) -> &DeviceFacts {
         self.machine.tried_facts.get_or_init(|| {
             let mut facts = self.machine.facts.clone();
-            if !self.machine.plans_only {
+            if !self.machine.is_dry() {
                 let claimed = facts.cooperative_matrix;
                 facts.cooperative_matrix =
                     claimed.and_then(|matrix| trial::run(self, matrix).map(|()| matrix));
@@ -91,7 +91,7 @@ impl Context {
                 check_finite: AtomicBool::new(false),
                 tried_facts: OnceLock::new(),
                 pace: Mutex::default(),
-                plans_only: false,
+                runner: &OnDevice,
                 pipelines_file: None,
                 tuner: tuner.clone(),
                 info: info.clone(),

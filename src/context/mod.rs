@@ -43,7 +43,7 @@ use crate::error::{Error, Result};
 use crate::kernels::remembered::{KernelOptions, Tuner};
 use crate::kernels::{Kernel, Pipeline};
 use crate::pool::{Pool, PoolOptions};
-use crate::recorder::{Machine, Pace, Recorder};
+use crate::recorder::{Machine, OnDevice, Pace, Recorder};
 use crate::watch::{self, DeviceWatch, LastQueue};
 
 /// What an own device is asked for.
@@ -274,7 +274,7 @@ impl Context {
                 tuner,
                 pool,
                 check_finite: AtomicBool::new(false),
-                plans_only: false,
+                runner: &OnDevice,
                 _last_queue: LastQueue::new(&queue, &watch),
                 watch,
                 queue,
@@ -406,8 +406,8 @@ impl Context {
     }
 
     /// Whether recordings are counted, not run.
-    pub(crate) fn plans_only(&self) -> bool {
-        self.machine.plans_only
+    pub(crate) fn is_dry(&self) -> bool {
+        self.machine.is_dry()
     }
 
     /// The compiled kernel.
@@ -423,7 +423,7 @@ impl Context {
     /// # Errors
     /// As [`pipeline`](Self::pipeline).
     pub(crate) fn compile(&self, kernels: &[Kernel]) -> Result<()> {
-        if self.machine.plans_only {
+        if self.machine.is_dry() {
             return Ok(());
         }
         kernels

@@ -12,7 +12,7 @@ use crate::device::DeviceFacts;
 use crate::kernels::Pipelines;
 use crate::kernels::remembered::Tuner;
 use crate::pool::{BufferSource, CreateError, Pool, PoolOptions};
-use crate::recorder::Machine;
+use crate::recorder::{DryRun, Machine};
 use crate::watch::{DeviceWatch, LastQueue};
 
 impl Context {
@@ -59,7 +59,7 @@ impl Context {
                 pipelines_file: None,
                 tuner,
                 check_finite: false.into(),
-                plans_only: true,
+                runner: &DryRun,
                 queue,
             }),
         }

@@ -47,7 +47,7 @@ impl Context {
     /// [`Error::Validation`](crate::Error::Validation) when the device refuses a shader; those of submitting.
     pub fn warm_up(&self, kernels: &[Kernel]) -> Result<WarmUp> {
         let mut report = WarmUp::default();
-        if self.plans_only() {
+        if self.is_dry() {
             return Ok(report);
         }
         for &kernel in kernels {

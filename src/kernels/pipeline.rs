@@ -29,10 +29,6 @@ impl Pipeline {
         &self.layout
     }
 
-    pub fn kernel(&self) -> Kernel {
-        self.kernel
-    }
-
     pub fn params_bytes(&self) -> u64 {
         self.kernel.params_bytes()
     }

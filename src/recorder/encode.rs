@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{Command, Held, Machine, Recorder, StagingChunk, Submission};
+use super::machine::Machine;
+use super::recording::{Command, Held, Recording, StagingChunk};
+use super::submission::Submission;
 use crate::contents::{Fate, Tracker};
 use crate::error::{Error, Result};
-use crate::pool::{Lease, PARAMS_USAGE};
+use crate::pool::Lease;
 use crate::readback::Readback;
 use crate::scope::{self, Caught};
 use crate::watch::{DeviceWatch, Outcome};
@@ -31,7 +33,7 @@ impl<'a> Buffers<'a> {
 /// Records and submits one encoder on the context's queue, and counts it.
 ///
 /// # Errors
-/// Those of `record`, and as [`Recorder::submit`].
+/// Those of `record`, and as [`Recorder::submit`](super::Recorder::submit).
 pub(super) fn submit(
     machine: &Machine,
     label: &'static str,
@@ -79,13 +81,16 @@ fn refused(machine: &Machine, label: &'static str, caught: Caught) -> Error {
 }
 
 /// Appends `commands` to `encoder`.
+///
+/// # Errors
+/// Those of pipelines, which were there when it was recorded.
 pub(super) fn record(
     machine: &Machine,
     label: &'static str,
     encoder: &mut wgpu::CommandEncoder,
     commands: &[Command],
     buffers: &Buffers<'_>,
-) {
+) -> Result<()> {
     let mut commands = commands.iter().peekable();
     while let Some(command) = commands.next() {
         if let Command::Dispatch { .. } = command {
@@ -93,16 +98,17 @@ pub(super) fn record(
                 label: Some(label),
                 timestamp_writes: None,
             });
-            record_dispatch(machine, &mut pass, command, buffers);
+            record_dispatch(machine, &mut pass, command, buffers)?;
             // Dispatches that follow each other share the pass.
             while let Some(next @ Command::Dispatch { .. }) = commands.peek() {
-                record_dispatch(machine, &mut pass, next, buffers);
+                record_dispatch(machine, &mut pass, next, buffers)?;
                 commands.next();
             }
         } else {
             record_copy(encoder, command, buffers);
         }
     }
+    Ok(())
 }
 
 /// Uploads, copies and clears. A buffer that is missing was given back after its last command, so none is.
@@ -145,15 +151,20 @@ fn record_dispatch(
     pass: &mut wgpu::ComputePass<'_>,
     command: &Command,
     buffers: &Buffers<'_>,
-) -> Option<()> {
+) -> Result<()> {
     let Command::Dispatch {
-        pipeline,
+        kernel,
         bindings,
         params_offset,
         grid,
     } = command
     else {
-        return None;
+        return Ok(());
+    };
+    // Compiled when it was recorded.
+    let pipeline = machine.pipeline(*kernel)?;
+    let Some(params) = buffers.params else {
+        return Ok(());
     };
     let binding = |buffer, offset, size| {
         wgpu::BindingResource::Buffer(wgpu::BufferBinding {
@@ -164,12 +175,16 @@ fn record_dispatch(
     };
     let mut entries = vec![wgpu::BindGroupEntry {
         binding: 0,
-        resource: binding(buffers.params?.buffer(), 0, pipeline.params_bytes()),
+        resource: binding(params.buffer(), 0, pipeline.params_bytes()),
     }];
     for (number, &(held, range)) in (1..).zip(bindings) {
+        // Given back after its last command, so none is missing.
+        let Some(buffer) = buffers.held(held) else {
+            return Ok(());
+        };
         entries.push(wgpu::BindGroupEntry {
             binding: number,
-            resource: binding(buffers.held(held)?, range.offset, range.size),
+            resource: binding(buffer, range.offset, range.size),
         });
     }
     let group = machine
@@ -182,7 +197,7 @@ fn record_dispatch(
     pass.set_pipeline(pipeline.compute());
     pass.set_bind_group(0, &group, &[*params_offset]);
     pass.dispatch_workgroups(grid[0], grid[1], 1);
-    Some(())
+    Ok(())
 }
 
 /// Staging chunks that the device may read. The pool takes back mapped ones only: what is not mapped again, because recording or
@@ -238,15 +253,15 @@ pub(super) struct Encoded {
 }
 
 impl Encoded {
-    /// Takes over from `recorder`, which is in the encoder now.
-    pub fn new(recorder: &mut Recorder) -> Self {
-        let tracker = std::mem::replace(&mut recorder.tracker, Tracker::new(recorder.label));
+    /// Takes over from `recording`, which is in the encoder now.
+    pub fn new(recording: &mut Recording) -> Self {
+        let tracker = std::mem::replace(&mut recording.tracker, Tracker::new(recording.label));
         tracker.encoded();
         Self {
             tracker,
-            receipt: recorder.readbacks.first().map(|(first, _)| first.clone()),
+            receipt: recording.readbacks.first().map(|(first, _)| first.clone()),
             fate: Fate::EncoderDropped,
-            _held: std::mem::take(&mut recorder.held),
+            _held: std::mem::take(&mut recording.held),
         }
     }
 
@@ -273,51 +288,45 @@ impl Drop for Encoded {
     }
 }
 
-impl Recorder {
-    /// As [`record_into`](Self::record_into) an encoder of the application's.
-    ///
-    /// # Errors
-    /// What the device reports of the buffers and bindings, and what wgpu panics with.
-    pub(super) fn record_into_foreign(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
-        let (machine, label) = (self.machine.clone(), self.label);
-        scope::catch(machine.watch(), || self.record_into(encoder))
-            .map_err(|caught| refused(&machine, label, caught))?
-    }
+/// As [`record_into`] an encoder of the application's.
+///
+/// # Errors
+/// What the device reports of the buffers and bindings, and what wgpu panics with.
+pub(super) fn record_into_foreign(
+    machine: &Machine,
+    recording: &mut Recording,
+    encoder: &mut wgpu::CommandEncoder,
+) -> Result<()> {
+    let label = recording.label;
+    scope::catch(machine.watch(), || record_into(machine, recording, encoder))
+        .map_err(|caught| refused(machine, label, caught))?
+}
 
-    /// Appends everything to `encoder`. Nothing of this recording was there before, or is after a failure.
-    pub(super) fn record_into(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
-        let params = self.stage_params()?;
-        let mut staging = Unmapped::new(std::mem::take(&mut self.staging));
-        let buffers = Buffers {
-            held: &|held| self.held.get(held),
-            staging: &|chunk| staging.0.get(chunk),
-            params: params.map(|params| &self.held[params]),
-        };
-        record(&self.machine, self.label, encoder, &self.commands, &buffers);
-        for chunk in staging.0.drain(..) {
-            map_again_on_submit(self.machine.watch(), chunk.lease, encoder, |_| ());
-        }
-        for (readback, _) in &self.readbacks {
-            readback.map_on_submit(encoder);
-        }
-        Ok(())
+/// Appends all of a recording to `encoder`. Nothing of it was there before, or is after a failure.
+pub(super) fn record_into(
+    machine: &Machine,
+    recording: &mut Recording,
+    encoder: &mut wgpu::CommandEncoder,
+) -> Result<()> {
+    let params = recording.stage_params(machine)?;
+    let mut staging = Unmapped::new(std::mem::take(&mut recording.staging));
+    let buffers = Buffers {
+        held: &|held| recording.held.get(held),
+        staging: &|chunk| staging.0.get(chunk),
+        params: params.map(|params| &recording.held[params]),
+    };
+    record(
+        machine,
+        recording.label,
+        encoder,
+        &recording.commands,
+        &buffers,
+    )?;
+    for chunk in staging.0.drain(..) {
+        map_again_on_submit(machine.watch(), chunk.lease, encoder, |_| ());
     }
-
-    /// Puts the copy of the parameters before everything else and tells which lease they go to.
-    pub(super) fn stage_params(&mut self) -> Result<Option<Held>> {
-        if self.params.is_empty() {
-            return Ok(None);
-        }
-        let params = std::mem::take(&mut self.params);
-        let lease = self
-            .machine
-            .pool()
-            .acquire("params", params.len() as u64, PARAMS_USAGE)?;
-        let held = self.hold(&lease);
-        let before = self.commands.len();
-        self.stage_at(held, 0, &params)?;
-        let staged = self.commands.len() - before;
-        self.commands.rotate_right(staged);
-        Ok(Some(held))
+    for (readback, _) in &recording.readbacks {
+        readback.map_on_submit(encoder);
     }
+    Ok(())
 }

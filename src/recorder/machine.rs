@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::pace::Pace;
+use super::runner::Runner;
 use crate::device::DeviceFacts;
 use crate::error::Result;
 use crate::kernels::remembered::Tuner;
@@ -30,8 +31,8 @@ pub(crate) struct Machine {
     /// What sliced submissions have learned of the kernels.
     pub pace: Mutex<Pace>,
     pub check_finite: AtomicBool,
-    /// Recordings are counted, not run.
-    pub plans_only: bool,
+    /// Who runs recordings.
+    pub runner: &'static dyn Runner,
     /// Kept for how it is dropped, after `queue`.
     pub _last_queue: LastQueue,
 }
@@ -69,8 +70,8 @@ impl Machine {
     }
 
     /// Whether recordings are counted, not run.
-    pub fn plans_only(&self) -> bool {
-        self.plans_only
+    pub fn is_dry(&self) -> bool {
+        self.runner.never().is_some()
     }
 
     /// The compiled kernel.

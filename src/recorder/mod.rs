@@ -1,6 +1,7 @@
-//! Work written down, then submitted at once.
+//! Work written down, then run.
 //!
-//! A [`Recorder`] is a list of plain commands and the leases they use. Nothing reaches the device before
+//! A [`Recorder`] builds a recording: a list of plain commands and the leases they use (recording.rs). Who runs it is another matter
+//! (runner.rs): a device, at once, in slices or by way of an application's encoder; or nobody, for plans. Nothing reaches the device before
 //! [`submit`](Recorder::submit) (or [`encode`](Recorder::encode), for an application that owns the encoder), so a recording
 //! that is dropped has no effect and gives everything back.
 //!
@@ -18,96 +19,42 @@ mod encode;
 mod fill;
 mod machine;
 mod pace;
+mod recording;
+mod runner;
 pub mod slices;
 mod submission;
 
 pub(crate) use machine::Machine;
 pub(crate) use pace::Pace;
+pub(crate) use runner::{DryRun, OnDevice};
 pub use slices::{Progress, SliceOptions, SlicedSubmission};
 pub use submission::Submission;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::contents::{Contents, Fate, Tracker};
+use crate::contents::{Contents, Fate};
 use crate::device::{ByteRange, DType, Element};
 use crate::error::{Error, Result};
-use crate::kernels::{Access, Kernel, KernelParams, Pipeline};
-use crate::plan::staging_bytes;
-use crate::pool::{Lease, READBACK_USAGE, STAGING_USAGE, STORAGE_USAGE};
+use crate::kernels::{Access, Kernel, KernelParams};
+use crate::pool::{Lease, READBACK_USAGE, STORAGE_USAGE};
 use crate::readback::{self, Download, Readback};
 use crate::tensor::{Tensor, check_finite, num_bytes, padded_bytes};
-
-/// Index of a lease in the recording's list.
-type Held = usize;
-
-#[derive(Clone)]
-enum Command {
-    Upload {
-        chunk: usize,
-        chunk_offset: u64,
-        to: Held,
-        offset: u64,
-        bytes: u64,
-    },
-    Copy {
-        from: Held,
-        from_offset: u64,
-        to: Held,
-        to_offset: u64,
-        bytes: u64,
-    },
-    Clear {
-        to: Held,
-        range: ByteRange,
-    },
-    Dispatch {
-        pipeline: Arc<Pipeline>,
-        bindings: Vec<(Held, ByteRange)>,
-        params_offset: u32,
-        grid: [u32; 2],
-    },
-}
-
-struct StagingChunk {
-    lease: Lease,
-    used_bytes: u64,
-}
+use recording::{Command, Held, Recording};
 
 /// Work being recorded; see the [module](self) documentation. `Send`, so recordings may be built on any thread.
 #[must_use = "a recording does nothing until it is submitted"]
 pub struct Recorder {
     machine: Arc<Machine>,
-    label: &'static str,
-    commands: Vec<Command>,
-    held: Vec<Lease>,
-    /// By number of the buffer, which nobody else is lent while the recording holds it.
-    held_index: HashMap<u64, Held>,
-    staging: Vec<StagingChunk>,
-    /// With the number of commands before each is complete.
-    readbacks: Vec<(Arc<Readback>, usize)>,
-    /// Parameters of all dispatches, each at an offset that a dynamic uniform binding may have.
-    params: Vec<u8>,
+    recording: Recording,
     num_dispatches: u64,
-    tracker: Tracker,
-    /// Where recordings are only counted: the kernels, each once, in order of first use, with all of their work.
-    planned_kernels: Vec<(Kernel, f64)>,
 }
 
 impl Recorder {
     pub(crate) fn new(machine: Arc<Machine>, label: &'static str) -> Self {
         Self {
+            recording: Recording::new(&machine, label),
             machine,
-            label,
-            commands: Vec::new(),
-            held: Vec::new(),
-            held_index: HashMap::new(),
-            staging: Vec::new(),
-            readbacks: Vec::new(),
-            params: Vec::new(),
             num_dispatches: 0,
-            tracker: Tracker::new(label),
-            planned_kernels: Vec::new(),
         }
     }
 
@@ -128,22 +75,7 @@ impl Recorder {
 
     /// The same, with the work of all dispatches of each ([`Kernel::workgroup_work`]).
     pub(crate) fn work(&self) -> Vec<(Kernel, f64)> {
-        let mut work = self.planned_kernels.clone();
-        for command in &self.commands {
-            if let Command::Dispatch {
-                pipeline,
-                params_offset,
-                grid,
-                ..
-            } = command
-            {
-                let begin = *params_offset as usize;
-                let end = begin + pipeline.params_bytes() as usize;
-                let params = self.params.get(begin..end).unwrap_or_default();
-                add_work(&mut work, pipeline.kernel(), params, *grid);
-            }
-        }
-        work
+        self.recording.work()
     }
 
     /// A tensor whose contents are unspecified until something recorded writes it. `shape` counts elements, the last
@@ -295,10 +227,10 @@ impl Recorder {
         let readback = self.readback(tensor.label(), tensor.num_bytes())?;
         if tensor.num_elements() > 0 {
             self.reads(tensor);
-            let from = self.hold(tensor.lease());
-            let to = self.hold(readback.lease());
+            let from = self.recording.hold(tensor.lease());
+            let to = self.recording.hold(readback.lease());
             let range = tensor.stored(tensor.whole());
-            self.commands.push(Command::Copy {
+            self.recording.commands.push(Command::Copy {
                 from,
                 from_offset: range.offset,
                 to,
@@ -324,9 +256,11 @@ impl Recorder {
 
     /// Records that the bytes of `readback` are complete.
     fn seal(&mut self, readback: &Arc<Readback>) -> Result<()> {
-        let to = self.hold(readback.lease());
+        let to = self.recording.hold(readback.lease());
         self.stage_at(to, readback.seal_offset(), &readback.seal())?;
-        self.readbacks.push((readback.clone(), self.commands.len()));
+        self.recording
+            .readbacks
+            .push((readback.clone(), self.recording.commands.len()));
         Ok(())
     }
 
@@ -334,7 +268,7 @@ impl Recorder {
     /// first that fits would let a small tensor that is kept take a large buffer that is wanted again.)
     fn lease(&mut self, label: &'static str, bytes: u64) -> Result<Lease> {
         let pool = self.machine.pool().clone();
-        pool.reuse(&mut self.held, label, bytes, STORAGE_USAGE)?
+        pool.reuse(&mut self.recording.held, label, bytes, STORAGE_USAGE)?
             .map_or_else(|| pool.acquire(label, bytes, STORAGE_USAGE), Ok)
     }
 
@@ -343,104 +277,48 @@ impl Recorder {
     pub(crate) fn reads(&mut self, tensor: &Tensor) {
         // Of a tensor without elements nothing is read.
         if tensor.num_elements() > 0 {
-            self.tracker.read(tensor.contents());
+            self.recording.tracker.read(tensor.contents());
         }
     }
 
     /// What is recorded next writes `tensor`.
     fn writes(&mut self, tensor: &Tensor) {
         let fills = !tensor.is_part();
-        self.tracker
-            .write(tensor.contents(), fills, self.commands.len());
+        self.recording
+            .tracker
+            .write(tensor.contents(), fills, self.recording.commands.len());
     }
 
     /// What is recorded next needs what a recording that has written `contents` has done.
     pub(crate) fn needs(&mut self, contents: &Arc<Contents>) {
-        self.tracker.read(contents);
+        self.recording.tracker.read(contents);
     }
 
     /// What was recorded last has written `contents`, as a whole if it `fills` them.
     pub(crate) fn wrote(&mut self, contents: &Arc<Contents>, fills: bool) {
-        let last = self.commands.len().saturating_sub(1);
-        self.tracker.write(contents, fills, last);
-    }
-
-    /// Keeps `lease` until the recording is submitted.
-    fn hold(&mut self, lease: &Lease) -> Held {
-        *self
-            .held_index
-            .entry(lease.buffer_serial())
-            .or_insert_with(|| {
-                self.held.push(lease.clone());
-                self.held.len() - 1
-            })
+        let last = self.recording.commands.len().saturating_sub(1);
+        self.recording.tracker.write(contents, fills, last);
     }
 
     /// Copies `bytes` to staging memory now and records their copy to `tensor`.
     fn stage(&mut self, tensor: &Tensor, bytes: &[u8]) -> Result<()> {
-        let to = self.hold(tensor.lease());
-        let first = self.commands.len();
+        let to = self.recording.hold(tensor.lease());
+        let first = self.recording.commands.len();
         if let Err(error) = self.stage_at(to, tensor.stored(tensor.whole()).offset, bytes) {
             // The recording may go on without it: none of it, not a part.
-            self.commands.truncate(first);
+            self.recording.commands.truncate(first);
             return Err(error);
         }
         let fills = !tensor.is_part();
-        self.tracker.write(tensor.contents(), fills, first);
+        self.recording
+            .tracker
+            .write(tensor.contents(), fills, first);
         self.wrote(tensor.contents(), fills);
         Ok(())
     }
 
     fn stage_at(&mut self, to: Held, to_offset: u64, bytes: &[u8]) -> Result<()> {
-        let mut offset = 0;
-        while offset < bytes.len() {
-            let left = bytes.len() - offset;
-            let room = self
-                .staging
-                .last()
-                .map_or(0, |chunk| chunk.lease.requested_bytes() - chunk.used_bytes);
-            if room == 0 {
-                let lease = self.machine.pool().acquire(
-                    "staging",
-                    staging_bytes(left as u64),
-                    STAGING_USAGE,
-                )?;
-                self.staging.push(StagingChunk {
-                    lease,
-                    used_bytes: 0,
-                });
-                continue;
-            }
-            let chunk_index = self.staging.len() - 1;
-            let chunk = &mut self.staging[chunk_index];
-            let piece = &bytes[offset..offset + left.min(room as usize)];
-            // Copies move whole words. They fit, because chunks and their used parts are multiples of 8.
-            let padded = (piece.len() as u64).next_multiple_of(4);
-            let range = chunk.used_bytes..chunk.used_bytes + padded;
-            if self.machine.plans_only() {
-                chunk.used_bytes += padded.next_multiple_of(wgpu::MAP_ALIGNMENT);
-                offset += piece.len();
-                continue;
-            }
-            let watch = self.machine.watch();
-            let buffer = chunk.lease.buffer();
-            let mut view = watch
-                .guard(|| buffer.get_mapped_range_mut(range))?
-                .map_err(|error| watch.lost_error(&error.to_string()))?;
-            view.slice(..piece.len()).copy_from_slice(piece);
-            drop(view);
-            self.commands.push(Command::Upload {
-                chunk: chunk_index,
-                chunk_offset: chunk.used_bytes,
-                to,
-                offset: to_offset + offset as u64,
-                bytes: padded,
-            });
-            // The next piece begins where a mapped range may.
-            chunk.used_bytes += padded.next_multiple_of(wgpu::MAP_ALIGNMENT);
-            offset += piece.len();
-        }
-        Ok(())
+        self.recording.stage(&self.machine, to, to_offset, bytes)
     }
 
     /// Records that bytes of `to`, from `to_offset` on, become the bytes `range` of `from`, a tensor in another buffer. All
@@ -454,9 +332,9 @@ impl Recorder {
                 offset: to_offset,
                 size: range.size,
             });
-            let from = self.hold(from.lease());
-            let to = self.hold(to.lease());
-            self.commands.push(Command::Copy {
+            let from = self.recording.hold(from.lease());
+            let to = self.recording.hold(to.lease());
+            self.recording.commands.push(Command::Copy {
                 from,
                 from_offset: from_range.offset,
                 to,
@@ -470,8 +348,8 @@ impl Recorder {
     pub(crate) fn clear(&mut self, tensor: &Tensor, range: ByteRange) {
         if range.size > 0 {
             self.writes(tensor);
-            let to = self.hold(tensor.lease());
-            self.commands.push(Command::Clear {
+            let to = self.recording.hold(tensor.lease());
+            self.recording.commands.push(Command::Clear {
                 to,
                 range: tensor.stored(range),
             });
@@ -497,20 +375,17 @@ impl Recorder {
         params: &[u8],
         grid: [u32; 2],
     ) -> Result<()> {
-        let pipeline = match self.machine.plans_only() {
-            true => None,
-            false => Some(self.machine.pipeline(kernel)?),
-        };
+        self.machine.runner.prepare(&self.machine, kernel)?;
         let alignment = self.machine.facts().uniform_offset_alignment as usize;
-        let params_offset = self.params.len().next_multiple_of(alignment);
+        let params_offset = self.recording.params.len().next_multiple_of(alignment);
         let Ok(params_offset_u32) = u32::try_from(params_offset) else {
             return Err(Error::SizeOverflow {
                 what: "parameters of one recording",
                 given: format!("{params_offset} bytes"),
             });
         };
-        self.params.resize(params_offset, 0);
-        self.params.extend_from_slice(params);
+        self.recording.params.resize(params_offset, 0);
+        self.recording.params.extend_from_slice(params);
         for (access, (tensor, _)) in kernel.bindings().iter().zip(bindings) {
             match access {
                 Access::Read => self.reads(tensor),
@@ -519,15 +394,11 @@ impl Recorder {
         }
         let bindings = bindings
             .iter()
-            .map(|&(tensor, range)| (self.hold(tensor.lease()), tensor.stored(range)))
+            .map(|&(tensor, range)| (self.recording.hold(tensor.lease()), tensor.stored(range)))
             .collect();
         self.num_dispatches += 1;
-        let Some(pipeline) = pipeline else {
-            add_work(&mut self.planned_kernels, kernel, params, grid);
-            return Ok(());
-        };
-        self.commands.push(Command::Dispatch {
-            pipeline,
+        self.recording.commands.push(Command::Dispatch {
+            kernel,
             bindings,
             params_offset: params_offset_u32,
             grid,
@@ -545,33 +416,24 @@ impl Recorder {
     pub fn submit(mut self) -> Result<Submission> {
         let submitted = self.try_submit();
         match &submitted {
-            Ok(_) => self.tracker.submitted(),
-            Err(_) => self.tracker.failed(Fate::Refused),
+            Ok(_) => self.recording.tracker.submitted(),
+            Err(_) => self.recording.tracker.failed(Fate::Refused),
         }
         submitted
     }
 
     fn try_submit(&mut self) -> Result<Submission> {
-        let watch = self.machine.watch().clone();
-        watch.check()?;
-        self.tracker.check()?;
-        if self.machine.plans_only() {
-            self.stage_params()?;
-            let index = self.machine.queue().submit([]);
-            return Ok(Submission::new(watch, index, Arc::new(true.into())));
-        }
-        let (machine, label) = (self.machine.clone(), self.label);
-        let submission = encode::submit(&machine, label, |encoder| self.record_into(encoder))?;
-        for (readback, _) in &self.readbacks {
-            readback.submitted();
-        }
-        Ok(submission)
+        self.machine.watch().check()?;
+        self.recording.tracker.check()?;
+        self.machine
+            .runner
+            .submit(&self.machine, &mut self.recording)
     }
 
     /// Submits the work little by little, each slice in so little time that others may use the queue, too; see
     /// [`SlicedSubmission`]. Nothing is submitted yet.
     pub fn submit_in_slices(self, options: SliceOptions) -> SlicedSubmission {
-        SlicedSubmission::new(self, options)
+        SlicedSubmission::new(self.machine, self.recording, options)
     }
 
     /// Appends the work to an encoder of the caller's, who submits it to the context's queue and polls the device
@@ -592,66 +454,31 @@ impl Recorder {
     pub fn encode(mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
         let encoded = self.try_encode(encoder);
         if encoded.is_err() {
-            self.tracker.failed(Fate::Refused);
+            self.recording.tracker.failed(Fate::Refused);
         }
         encoded
     }
 
     fn try_encode(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
         self.machine.watch().check()?;
-        self.tracker.check()?;
+        self.recording.tracker.check()?;
         // What tells whether the encoder ran: any download of this recording, else one of nothing.
-        if self.readbacks.is_empty() {
+        if self.recording.readbacks.is_empty() {
             let receipt = self.readback("receipt", 0)?;
             self.seal(&receipt)?;
         }
-        if self.machine.plans_only() {
-            self.stage_params()?;
-            self.tracker.submitted();
-            return Ok(());
-        }
-        self.record_into_foreign(encoder)?;
-        let encoded = encode::Encoded::new(self);
-        let ticket = self
-            .machine
-            .watch()
-            .expect(|outcome| encoded.ended(outcome));
-        encoder.on_submitted_work_done(move || ticket.done());
-        Ok(())
-    }
-}
-
-impl Drop for Recorder {
-    fn drop(&mut self) {
-        let reason = match (self.machine.plans_only(), self.tracker.fate()) {
-            (true, _) => "it was recorded on a planner, which runs nothing: record it on a device",
-            (false, Fate::Refused) => {
-                "its recording was refused: see the error of its submission, then record it again"
-            }
-            (false, _) => "its recording was dropped unsubmitted: record it again",
-        };
-        for (readback, _) in &self.readbacks {
-            readback.abandon(reason);
-        }
+        let runner = self.machine.runner;
+        runner.encode(&self.machine, &mut self.recording, encoder)
     }
 }
 
 impl std::fmt::Debug for Recorder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Recorder")
-            .field("label", &self.label)
-            .field("commands", &self.commands.len())
-            .field("held", &self.held)
+            .field("label", &self.recording.label)
+            .field("commands", &self.recording.commands.len())
+            .field("held", &self.recording.held)
             .finish_non_exhaustive()
-    }
-}
-
-/// Adds the work of one dispatch.
-fn add_work(work: &mut Vec<(Kernel, f64)>, kernel: Kernel, params: &[u8], [x, y]: [u32; 2]) {
-    let more = kernel.workgroup_work(params) * f64::from(x) * f64::from(y);
-    match work.iter_mut().find(|(other, _)| *other == kernel) {
-        Some((_, sum)) => *sum += more,
-        None => work.push((kernel, more)),
     }
 }
 

@@ -48,16 +48,16 @@ use std::time::Duration;
 use web_time::Instant;
 
 use super::encode::{self, Buffers, Unmapped};
+use super::machine::Machine;
 use super::pace::{Activity, Pace};
-use super::{Command, Machine, Recorder, StagingChunk};
+use super::recording::{Command, Recording, StagingChunk, params_of};
 use crate::contents::Tracker;
 use crate::device::ByteRange;
 use crate::error::{Error, Result};
-use crate::poller::Poller;
 use crate::pool::Lease;
 use crate::readback::Readback;
 use crate::scope;
-use crate::watch::Outcome;
+use crate::watch::{Outcome, Polling};
 
 /// Copies and clears are cut at multiples of this many bytes.
 const BLOCK_BYTES: u64 = 64 << 10;
@@ -134,7 +134,7 @@ struct Flight {
     /// Expected nanoseconds, as progress counts them.
     nanoseconds: f64,
     /// Kept for what it does.
-    _poller: Option<Poller>,
+    _polling: Polling,
 }
 
 fn lock(state: &Mutex<FlightState>) -> MutexGuard<'_, FlightState> {
@@ -185,7 +185,7 @@ struct Slice {
 /// # let context = Context::headless()?;
 /// let mut recorder = context.recorder("long work");
 /// // ... record a model's forward ...
-/// let mut sliced = recorder.submit_in_slices(SliceOptions::default());
+/// let mut sliced = recording.submit_in_slices(SliceOptions::default());
 /// # pollster::block_on(async {
 /// sliced.run(|progress| println!("{:.0} %", 100.0 * progress.fraction())).await
 /// # })?;
@@ -219,11 +219,15 @@ pub struct SlicedSubmission {
 }
 
 impl SlicedSubmission {
-    pub(super) fn new(mut recorder: Recorder, options: SliceOptions) -> Self {
+    pub(super) fn new(
+        machine: Arc<Machine>,
+        mut recording: Recording,
+        options: SliceOptions,
+    ) -> Self {
         let take = std::mem::take::<Vec<Command>>;
-        let commands = take(&mut recorder.commands);
-        let mut last_of_held = vec![0; recorder.held.len()];
-        let mut last_of_chunk = vec![0; recorder.staging.len()];
+        let commands = take(&mut recording.commands);
+        let mut last_of_held = vec![0; recording.held.len()];
+        let mut last_of_chunk = vec![0; recording.staging.len()];
         for (index, command) in commands.iter().enumerate() {
             match command {
                 Command::Upload { chunk, to, .. } => {
@@ -242,14 +246,14 @@ impl SlicedSubmission {
                 }
             }
         }
-        let held = std::mem::take(&mut recorder.held);
-        let staging = std::mem::take(&mut recorder.staging);
+        let held = std::mem::take(&mut recording.held);
+        let staging = std::mem::take(&mut recording.staging);
         let chunks = staging.into_iter().zip(last_of_chunk);
         let mut this = Self {
-            machine: recorder.machine.clone(),
-            label: recorder.label,
+            machine,
+            label: recording.label,
             options,
-            params: std::mem::take(&mut recorder.params),
+            params: std::mem::take(&mut recording.params),
             held: held.into_iter().zip(last_of_held).map(Some).collect(),
             staging: chunks
                 .map(|(staged, last_command)| {
@@ -260,8 +264,8 @@ impl SlicedSubmission {
                     })
                 })
                 .collect(),
-            readbacks: std::mem::take(&mut recorder.readbacks),
-            tracker: std::mem::replace(&mut recorder.tracker, Tracker::new(recorder.label)),
+            readbacks: std::mem::take(&mut recording.readbacks),
+            tracker: std::mem::replace(&mut recording.tracker, Tracker::new(recording.label)),
             position: Position::default(),
             unit_nanoseconds: Vec::new(),
             done_nanoseconds: 0.0,
@@ -292,21 +296,14 @@ impl SlicedSubmission {
             Command::Upload { .. } | Command::Copy { .. } => (Activity::Copy, BLOCK_BYTES as f64),
             Command::Clear { .. } => (Activity::Clear, BLOCK_BYTES as f64),
             Command::Dispatch {
-                pipeline,
+                kernel,
                 params_offset,
                 ..
             } => {
-                let params = self.params_of(*params_offset, pipeline.params_bytes());
-                let kernel = pipeline.kernel();
-                (Activity::Kernel(kernel), kernel.workgroup_work(params))
+                let params = params_of(&self.params, *params_offset, *kernel);
+                (Activity::Kernel(*kernel), kernel.workgroup_work(params))
             }
         }
-    }
-
-    fn params_of(&self, offset: u32, bytes: u64) -> &[u8] {
-        let begin = offset as usize;
-        let params = self.params.get(begin..begin + bytes as usize);
-        params.unwrap_or_default()
     }
 
     /// How far it is, as of the slices that were seen to be done.
@@ -351,7 +348,7 @@ impl SlicedSubmission {
     /// Submits the next slice if the one before is done. Never blocks; what loops of frames call once a frame.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`], and as [`Recorder::submit`]. The rest is cancelled then, and the error is that of every later
+    /// [`Error::DeviceLost`], and as [`Recorder::submit`](super::Recorder::submit). The rest is cancelled then, and the error is that of every later
     /// call.
     pub fn advance(&mut self) -> Result<Progress> {
         // A loss is what has become of the slice under way.
@@ -448,13 +445,8 @@ impl SlicedSubmission {
                 .and_then(|()| self.tracker.check()),
             _ => Ok(()),
         };
-        let submitted = submitted.and_then(|()| match self.machine.plans_only() {
-            true => {
-                self.position.command = self.commands.len();
-                Ok(())
-            }
-            false => self.try_submit_slice(),
-        });
+        let runner = self.machine.runner;
+        let submitted = submitted.and_then(|()| runner.submit_slice(self));
         self.num_slices += 1;
         if let Err(error) = submitted {
             self.position = before;
@@ -472,15 +464,22 @@ impl SlicedSubmission {
         (self.position.command, self.position.unit > 0)
     }
 
-    fn try_submit_slice(&mut self) -> Result<()> {
+    /// As if all of it had been submitted.
+    pub(super) fn skip_all(&mut self) {
+        self.position.command = self.commands.len();
+    }
+
+    /// Submits what is expected to take the target time.
+    pub(super) fn submit_next(&mut self) -> Result<()> {
         let mut slice = self.next_slice();
         // Also slices without kernels have a chunk that is mapped again: it tells what became of the slice.
         slice.params.resize(slice.params.len().max(4), 0);
-        let mut own = Recorder::new(self.machine.clone(), self.label);
-        own.params = std::mem::take(&mut slice.params);
-        let params = own.stage_params()?;
-        let state = Arc::new(Mutex::new(FlightState::default()));
         let machine = self.machine.clone();
+        // The copy of the slice's parameters, before all else.
+        let mut own = Recording::new(&machine, self.label);
+        own.params = std::mem::take(&mut slice.params);
+        let params = own.stage_params(&machine)?;
+        let state = Arc::new(Mutex::new(FlightState::default()));
         let before = state.clone();
         machine.watch().guard(|| {
             machine
@@ -510,13 +509,13 @@ impl SlicedSubmission {
                 staging: &|chunk| own_staging.0.get(chunk),
                 params: None,
             };
-            encode::record(&machine, self.label, encoder, &own.commands, &copy_params);
+            encode::record(&machine, self.label, encoder, &own.commands, &copy_params)?;
             let buffers = Buffers {
                 held: &|held| Some(&self.held.get(held)?.as_ref()?.0),
                 staging: &|chunk| Some(&self.staging.get(chunk)?.as_ref()?.staged),
                 params: params.and_then(|params| own.held.get(params)),
             };
-            encode::record(&machine, self.label, encoder, &slice.commands, &buffers);
+            encode::record(&machine, self.label, encoder, &slice.commands, &buffers)?;
             for (chunk, then) in own_staging
                 .0
                 .drain(..)
@@ -553,7 +552,7 @@ impl SlicedSubmission {
             submitted,
             parts: slice.parts,
             nanoseconds: slice.nanoseconds,
-            _poller: Poller::start(machine.watch().clone(), POLL_PERIOD),
+            _polling: machine.watch().keep_polling(POLL_PERIOD),
         });
         Ok(())
     }
@@ -611,15 +610,15 @@ impl SlicedSubmission {
         alignment: usize,
     ) -> Command {
         if let Command::Dispatch {
-            pipeline,
+            kernel,
             params_offset,
             ..
         } = &mut command
         {
             let begin = params.len().next_multiple_of(alignment);
             params.resize(begin, 0);
-            params.extend_from_slice(self.params_of(*params_offset, pipeline.params_bytes()));
-            if let Some(field) = pipeline.kernel().first_workgroup_offset()
+            params.extend_from_slice(params_of(&self.params, *params_offset, *kernel));
+            if let Some(field) = kernel.first_workgroup_offset()
                 && let Some(number) = params.get_mut(begin + field..begin + field + 4)
             {
                 number.copy_from_slice(&(first as u32).to_le_bytes());

@@ -142,7 +142,7 @@ impl Found {
             .filter(|candidate| candidate.compile_time.is_some())
             .count();
         let mut considered = Vec::new();
-        if remembered.is_none() && affordable > 1 && !context.plans_only() {
+        if remembered.is_none() && affordable > 1 && !context.is_dry() {
             let mut outcomes = search(
                 family.choice(facts).variant,
                 &candidates,

@@ -43,7 +43,7 @@ fn values(seed: usize, count: usize) -> Vec<f32> {
 /// Attention of two branches, recorded for download.
 fn record(recorder: &mut Recorder) -> Result<Download<f32>> {
     let config = DilatedAttentionConfig::new(2, 16, &[32, 96], &[1, 2])?;
-    let attention = DilatedAttention::new(recorder.context(), config)?;
+    let attention = DilatedAttention::new(&recorder.context(), config)?;
     let count = DIMS.iter().product();
     let q = recorder.upload("q", &DIMS, &values(1, count))?;
     let k = recorder.upload("k", &DIMS, &values(2, count))?;

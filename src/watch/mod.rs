@@ -16,6 +16,8 @@
 //! There is one watch for a context and its pool. Two contexts that were made of one device each have theirs (wgpu's handles
 //! cannot be compared: devices of two instances may be equal), and each finds the loss by itself.
 
+mod poller;
+
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,6 +29,9 @@ use std::time::Duration;
 use web_time::Instant;
 
 use crate::error::{Error, Result};
+
+use poller::Poller;
+pub(crate) use poller::Polling;
 
 /// How long a wait goes on without sleeping: as long as a short submission takes.
 const BUSY_WAIT: Duration = Duration::from_micros(100);
@@ -65,6 +70,7 @@ pub(crate) struct DeviceWatch {
     is_lost: AtomicBool,
     has_submitted: AtomicBool,
     state: Mutex<State>,
+    poller: Poller,
 }
 
 #[derive(Default)]
@@ -82,6 +88,7 @@ impl DeviceWatch {
             is_lost: AtomicBool::new(false),
             has_submitted: AtomicBool::new(false),
             state: Mutex::default(),
+            poller: Poller::default(),
         })
     }
 

@@ -1,0 +1,144 @@
+//! Who runs recordings: a device, at once or in slices or by way of an application's encoder; or nobody, for plans.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::encode;
+use super::machine::Machine;
+use super::recording::Recording;
+use super::slices::SlicedSubmission;
+use super::submission::Submission;
+use crate::error::Result;
+use crate::kernels::Kernel;
+use crate::pool::Lease;
+
+/// Runs recordings.
+pub(crate) trait Runner: fmt::Debug + Send + Sync {
+    /// Makes a kernel ready before it is recorded, so that a shader that is refused leaves the recording as it was.
+    fn prepare(&self, machine: &Machine, kernel: Kernel) -> Result<()>;
+
+    /// Writes to staging memory, which is mapped.
+    fn write(
+        &self,
+        machine: &Machine,
+        chunk: &Lease,
+        range: Range<u64>,
+        bytes: &[u8],
+    ) -> Result<()>;
+
+    /// Submits a recording as a whole.
+    fn submit(&self, machine: &Machine, recording: &mut Recording) -> Result<Submission>;
+
+    /// Appends a recording to an application's encoder.
+    fn encode(
+        &self,
+        machine: &Machine,
+        recording: &mut Recording,
+        encoder: &mut wgpu::CommandEncoder,
+    ) -> Result<()>;
+
+    /// Submits the next slice.
+    fn submit_slice(&self, sliced: &mut SlicedSubmission) -> Result<()>;
+
+    /// Why downloads never arrive; none where they do.
+    fn never(&self) -> Option<&'static str>;
+}
+
+/// The machine's device.
+#[derive(Debug)]
+pub(crate) struct OnDevice;
+
+impl Runner for OnDevice {
+    fn prepare(&self, machine: &Machine, kernel: Kernel) -> Result<()> {
+        machine.pipeline(kernel).map(drop)
+    }
+
+    fn write(
+        &self,
+        machine: &Machine,
+        chunk: &Lease,
+        range: Range<u64>,
+        bytes: &[u8],
+    ) -> Result<()> {
+        let watch = machine.watch();
+        let mut view = watch
+            .guard(|| chunk.buffer().get_mapped_range_mut(range))?
+            .map_err(|error| watch.lost_error(&error.to_string()))?;
+        view.slice(..bytes.len()).copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn submit(&self, machine: &Machine, recording: &mut Recording) -> Result<Submission> {
+        let label = recording.label;
+        let submission = encode::submit(machine, label, |encoder| {
+            encode::record_into(machine, recording, encoder)
+        })?;
+        for (readback, _) in &recording.readbacks {
+            readback.submitted();
+        }
+        Ok(submission)
+    }
+
+    fn encode(
+        &self,
+        machine: &Machine,
+        recording: &mut Recording,
+        encoder: &mut wgpu::CommandEncoder,
+    ) -> Result<()> {
+        encode::record_into_foreign(machine, recording, encoder)?;
+        let encoded = encode::Encoded::new(recording);
+        let ticket = machine.watch().expect(|outcome| encoded.ended(outcome));
+        encoder.on_submitted_work_done(move || ticket.done());
+        Ok(())
+    }
+
+    fn submit_slice(&self, sliced: &mut SlicedSubmission) -> Result<()> {
+        sliced.submit_next()
+    }
+
+    fn never(&self) -> Option<&'static str> {
+        None
+    }
+}
+
+/// Nobody: recordings take their leases and are counted, no more.
+#[derive(Debug)]
+pub(crate) struct DryRun;
+
+impl Runner for DryRun {
+    fn prepare(&self, _: &Machine, _: Kernel) -> Result<()> {
+        Ok(())
+    }
+
+    fn write(&self, _: &Machine, _: &Lease, _: Range<u64>, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    fn submit(&self, machine: &Machine, recording: &mut Recording) -> Result<Submission> {
+        recording.stage_params(machine)?;
+        let index = machine.queue().submit([]);
+        let is_done = Arc::new(true.into());
+        Ok(Submission::new(machine.watch().clone(), index, is_done))
+    }
+
+    fn encode(
+        &self,
+        machine: &Machine,
+        recording: &mut Recording,
+        _: &mut wgpu::CommandEncoder,
+    ) -> Result<()> {
+        recording.stage_params(machine)?;
+        recording.tracker.submitted();
+        Ok(())
+    }
+
+    fn submit_slice(&self, sliced: &mut SlicedSubmission) -> Result<()> {
+        sliced.skip_all();
+        Ok(())
+    }
+
+    fn never(&self) -> Option<&'static str> {
+        Some("it was recorded on a planner, which runs nothing: record it on a device")
+    }
+}
