@@ -7,6 +7,7 @@ use super::DeviceWatch;
 
 /// How long the thread waits for somebody to ask again: from one slice to the next of a run that an application advances once a
 /// frame.
+#[cfg(not(target_arch = "wasm32"))]
 const LINGER: Duration = Duration::from_millis(100);
 
 /// A thread that polls a device without blocking it, so that `.await` works on executors that know nothing of wgpu. (A
