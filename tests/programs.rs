@@ -11,7 +11,7 @@ use std::process::{Command, Output, Stdio};
 
 use safetensors::tensor::{Dtype, TensorView};
 
-const PROGRAMS: [&str; 8] = [
+const PROGRAMS: [&str; 9] = [
     "bring_your_device",
     "conformance",
     "generate",
@@ -19,6 +19,7 @@ const PROGRAMS: [&str; 8] = [
     "own_device",
     "plan",
     "pool_report",
+    "shader",
     "train_lm",
 ];
 
@@ -419,4 +420,85 @@ fn what_is_not_finite_ends_training_and_writing() {
         output.status.code() == Some(1) && told.contains("the logit of byte 0 is NaN"),
         "{told}"
     );
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn every_kernel_can_be_printed_for_every_platform() {
+    let list = program("shader").output().expect("runs");
+    is_quiet_success("shader", &list);
+    let list = stdout(&list);
+    let kernels: Vec<(&str, bool)> = list
+        .lines()
+        .filter_map(|line| Some((line.split_whitespace().next()?, line.contains(" coop "))))
+        .collect();
+    assert!(kernels.len() > 30, "{list}");
+    for (name, is_cooperative) in kernels {
+        for (language, begins) in [
+            ("wgsl", "enable "),
+            ("spirv", "07230203"),
+            ("msl", "// language: metal"),
+            ("hlsl", "struct "),
+        ] {
+            let output = program("shader").args([name, "--to", language]).output();
+            let output = output.expect("runs");
+            if is_cooperative && language == "hlsl" {
+                assert!(stderr(&output).contains("no HLSL"), "{}", stderr(&output));
+                continue;
+            }
+            is_quiet_success(name, &output);
+            let text = stdout(&output);
+            assert!(text.starts_with(&format!("// {name}")), "{text}");
+            let (_, shader) = text.split_once('\n').expect("has lines");
+            match language {
+                "wgsl" => assert!(shader.contains(&format!("fn {name}(")), "{shader}"),
+                "spirv" | "msl" => assert!(shader.starts_with(begins), "{name}: {shader}"),
+                _ => assert!(shader.contains(begins), "{name}: {shader}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn shaders_that_are_not_there_are_errors() {
+    for (arguments, told) in [
+        (&["forward_til"][..], "without a name, all are listed"),
+        (
+            &["forward_tile", "--head-dim", "7"],
+            "a multiple of 4 up to 256",
+        ),
+        (
+            &["forward_coop", "--dtype", "f32"],
+            "no kernel forward_coop",
+        ),
+        (&["fill", "--to", "glsl"], "wgsl, spirv, msl or hlsl"),
+        (
+            &["reduce", "--field", "squares=maybe"],
+            "reduce squares=true",
+        ),
+        (&["reduce", "--field", "squares"], "NAME=VALUE"),
+    ] {
+        let output = program("shader").args(arguments).output().expect("runs");
+        assert!(!output.status.success());
+        assert!(stderr(&output).contains(told), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn compiled_shaders_are_dumped_where_a_folder_is_named() {
+    let folder = Folder::new("dump");
+    let mut command = program("quickstart");
+    command.env("DILATED_ATTENTION_SHADER_DUMP", folder.file("shaders"));
+    is_quiet_success("quickstart", &command.output().expect("runs"));
+    let files = std::fs::read_dir(folder.file("shaders")).expect("was made");
+    let files: Vec<PathBuf> = files.map(|file| file.expect("is there").path()).collect();
+    let of_forward = files.iter().find(|file| {
+        let name = file.file_name().expect("is a file").to_string_lossy();
+        name.starts_with("forward_") && name.ends_with(".wgsl")
+    });
+    let text = std::fs::read_to_string(of_forward.expect("was compiled")).expect("is text");
+    assert!(text.contains("fn forward_"), "{text}");
 }

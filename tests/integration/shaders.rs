@@ -158,6 +158,8 @@ fn names_and_fields_tell_kernels_apart() {
     let kernels = all_kernels();
     let keys: HashSet<_> = kernels.iter().map(|(kernel, _)| kernel.key()).collect();
     assert_eq!(keys.len(), kernels.len());
+    // With its ending, the name of a file that shaders are dumped to.
+    assert!(keys.iter().all(|key| key.len() + ".wgsl".len() <= 255));
 }
 
 #[test]
