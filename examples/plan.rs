@@ -13,7 +13,7 @@ use std::error::Error;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use dilated_attention::tuning::TuneOptions;
+use dilated_attention::tuning::{self, TuneOptions};
 use dilated_attention::{
     AttentionShape, Context, DType, DeviceFacts, DilatedAttention, DilatedAttentionConfig, Mask,
 };
@@ -71,7 +71,7 @@ fn run(mut arguments: Arguments) -> Result<(), Box<dyn Error>> {
                 backward,
                 again: true,
             };
-            say!("{}", context.tune(&config, &options)?);
+            say!("{}", tuning::tune(&context, &config, &options)?);
         }
         let attention = DilatedAttention::new(&context, config)?;
         (

@@ -86,7 +86,7 @@ fn requests(buffers: &[PlannedBuffer]) -> Vec<BufferRequest> {
 }
 
 impl DilatedAttention {
-    /// Attention as `config` says, with the kernels that suit the context's device: those that [`Context::tune`] found, else
+    /// Attention as `config` says, with the kernels that suit the context's device: those that [`tune`](crate::tuning::tune) found, else
     /// those that the adapter's facts suggest.
     ///
     /// # Errors

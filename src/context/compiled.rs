@@ -5,7 +5,6 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Context;
 use crate::kernels::remembered::KernelOptions;
 use crate::kernels::{Compiler, Pipelines, pipeline_cache};
 use crate::watch::DeviceWatch;
@@ -59,19 +58,9 @@ pub(super) fn checksum(data: &[u8]) -> u64 {
     })
 }
 
-impl Context {
-    /// Keeps what the driver has compiled for later processes, where the backend lets a program do so and there is a cache
-    /// folder; [`warm_up`](Self::warm_up) does it by itself. Whether a file was written.
-    pub fn save_compiled(&self) -> bool {
-        let machine = &self.machine;
-        let (Some(file), Some(data)) = (
-            &machine.pipelines_file,
-            machine.pipelines.cached_data(&machine.watch),
-        ) else {
-            return false;
-        };
-        replace(file, &pack(&data))
-    }
+/// Writes what the driver's cache holds. Whether a file was written.
+pub(super) fn save(file: &Path, data: &[u8]) -> bool {
+    replace(file, &pack(data))
 }
 
 #[cfg(not(target_arch = "wasm32"))]

@@ -24,77 +24,30 @@
 mod adapter;
 mod compiled;
 mod cooperative;
+mod open;
 mod pace;
 mod planner;
 mod trial;
 mod warm_up;
 
 pub use adapter::AdapterChoice;
+pub use open::ContextOptions;
 pub use warm_up::{WarmUp, WarmedKernel};
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, MutexGuard};
+use std::time::Duration;
 
-use adapter::{choose_adapter, new_instance};
-
-use crate::device::{CooperativeMatrix, DeviceFacts};
-use crate::error::{Error, Result};
-use crate::kernels::remembered::{KernelOptions, Tuner};
+use crate::device::{CooperativeMatrix, DeviceFacts, KernelTier, NoCooperativeMatrix, Storage};
+#[cfg(doc)]
+use crate::error::Error;
+use crate::error::Result;
+use crate::kernels::remembered::Tuner;
 use crate::kernels::{Kernel, Pipeline};
-use crate::pool::{Pool, PoolOptions};
-use crate::recorder::{Machine, OnDevice, Pace, Recorder};
-use crate::watch::{self, DeviceWatch, LastQueue};
-
-/// What an own device is asked for.
-#[derive(Clone, Debug, Default)]
-pub struct ContextOptions {
-    /// Which adapter.
-    pub adapter: AdapterChoice,
-    /// Limits of the device; `None` for [`Context::recommended_limits`] of the adapter.
-    pub limits: Option<wgpu::Limits>,
-    /// Features of the device; `None` for [`Context::recommended_features`] and [`Context::cooperative_features`] of the
-    /// adapter.
-    pub features: Option<wgpu::Features>,
-    /// How the pool behaves.
-    pub pool: PoolOptions,
-    /// How kernels are chosen and compiled.
-    pub kernels: KernelOptions,
-    /// Leave cooperative matrices out: an experimental feature of wgpu, asked for where the adapter has usable ones and
-    /// `features` are not given.
-    pub without_cooperative_matrices: bool,
-}
-
-fn facts_of(
-    device: &wgpu::Device,
-    matrices: &[wgpu::CooperativeMatrixProperties],
-) -> Result<DeviceFacts> {
-    let info = device.adapter_info();
-    DeviceFacts::new(&info, &device.limits(), device.features(), matrices)
-}
-
-/// Cooperative matrices of the adapter, device, queue.
-type Opened = (
-    Vec<wgpu::CooperativeMatrixProperties>,
-    wgpu::Device,
-    wgpu::Queue,
-);
-
-/// Has wgpu tell of the loss of a context's own device. It goes on to hand out buffers then, which nothing can use.
-#[expect(clippy::disallowed_methods, reason = "the device is the context's own")]
-fn watch_own_device(watch: &Arc<DeviceWatch>) {
-    let watched = Arc::downgrade(watch);
-    let lost = move |reason, message: String| {
-        // wgpu holds locks now: whoever polls or calls next tells the rest.
-        if let Some(watch) = watched.upgrade() {
-            watch.lose(match (reason, message.trim()) {
-                (wgpu::DeviceLostReason::Destroyed, "") => "it was destroyed",
-                (_, message) => message,
-            });
-        }
-    };
-    watch.device().set_device_lost_callback(lost);
-}
+use crate::pool::Pool;
+use crate::recorder::{Machine, Pace, Recorder};
+use crate::watch::DeviceWatch;
 
 /// A device ready to compute. Clones share it.
 #[derive(Clone, Debug)]
@@ -103,223 +56,6 @@ pub struct Context {
 }
 
 impl Context {
-    /// Opens a device on the default adapter with recommended limits.
-    ///
-    /// # Errors
-    /// [`Error::NoAdapter`], [`Error::NoDevice`], [`Error::DeviceTooSmall`].
-    pub async fn new() -> Result<Self> {
-        Self::with_options(&ContextOptions::default()).await
-    }
-
-    /// As [`new`](Self::new), blocking.
-    ///
-    /// # Errors
-    /// As [`new`](Self::new).
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn headless() -> Result<Self> {
-        pollster::block_on(Self::new())
-    }
-
-    /// Opens a device as `options` say.
-    ///
-    /// # Errors
-    /// [`Error::NoAdapter`] when no adapter matches, [`Error::NoDevice`] when it refuses the limits or features,
-    /// [`Error::DeviceTooSmall`] when they are below WebGPU's defaults in a way that kernels need, [`Error::InvalidConfig`] when
-    /// the device has no kernels of the tier asked for.
-    pub async fn with_options(options: &ContextOptions) -> Result<Self> {
-        // A driver may fail wherever it is asked something, and wgpu panics where it expects none to.
-        let opened = watch::catch_async(Self::open(options)).await;
-        let (matrices, device, queue) = opened.unwrap_or_else(|panic| {
-            Err(Error::NoAdapter {
-                reason: panic,
-                found: "unknown".to_owned(),
-            })
-        })?;
-        let watch = DeviceWatch::new(device);
-        let _last_queue = LastQueue::new(&queue, &watch);
-        watch_own_device(&watch);
-        let pool = Pool::watched(watch.clone(), options.pool.clone());
-        let facts = facts_of(watch.device(), &matrices)?;
-        Self::assemble(watch, queue, pool, facts, &options.kernels)
-    }
-
-    /// The device, its queue, and what the adapter has.
-    async fn open(options: &ContextOptions) -> Result<Opened> {
-        let instance = new_instance();
-        let adapter = choose_adapter(&instance, &options.adapter).await?;
-        let limits = options
-            .limits
-            .clone()
-            .unwrap_or_else(|| Self::recommended_limits(&adapter));
-        let features = options.features.unwrap_or_else(|| {
-            let features = Self::recommended_features(&adapter);
-            match options.without_cooperative_matrices {
-                false => features | Self::cooperative_features(&adapter),
-                true => features,
-            }
-        });
-        let (device, queue) = adapter
-            .request_device(&wgpu::DeviceDescriptor {
-                label: Some("dilated-attention"),
-                required_features: features,
-                experimental_features: cooperative::experimental_features(features),
-                required_limits: limits,
-                memory_hints: wgpu::MemoryHints::Performance,
-                ..Default::default()
-            })
-            .await
-            .map_err(|error| Error::NoDevice {
-                adapter: adapter.get_info().name,
-                reason: error.to_string(),
-            })?;
-        let matrices = adapter.cooperative_matrix_properties();
-        Ok((matrices, device, queue))
-    }
-
-    /// Uses a device that the application has. Submissions go to `queue`; whoever else submits there orders its work by
-    /// the order of submission.
-    ///
-    /// A device with the features of [`cooperative_features`](Self::cooperative_features) uses cooperative matrices, like one
-    /// of the context's own.
-    ///
-    /// # Errors
-    /// [`Error::DeviceTooSmall`] when its limits are below what kernels need, [`Error::InvalidConfig`] when `queue` is one of
-    /// another device, which shows when the device is idle: work that was submitted before is waited for, up to a second.
-    /// [`Error::DeviceLost`].
-    pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
-        Self::from_device_with(device, queue, PoolOptions::default())
-    }
-
-    /// As [`from_device`](Self::from_device), with pool options.
-    ///
-    /// # Errors
-    /// As [`from_device`](Self::from_device).
-    pub fn from_device_with(
-        device: wgpu::Device,
-        queue: wgpu::Queue,
-        pool: PoolOptions,
-    ) -> Result<Self> {
-        let watch = DeviceWatch::new(device);
-        let pool = Pool::watched(watch.clone(), pool);
-        Self::of_watched(watch, queue, pool)
-    }
-
-    /// As [`from_device`](Self::from_device), with a pool of the caller's, for example one over a
-    /// [`BufferSource`](crate::pool::BufferSource) of its own. The pool's buffers must be buffers of `device`; nothing checks
-    /// that before wgpu does. Contexts that share a pool accept each other's tensors.
-    ///
-    /// # Errors
-    /// As [`from_device`](Self::from_device).
-    pub fn from_device_and_pool(
-        device: wgpu::Device,
-        queue: wgpu::Queue,
-        pool: Pool,
-    ) -> Result<Self> {
-        let watch = match pool.watch() {
-            Some(watch) => watch.clone(),
-            None => {
-                let watch = DeviceWatch::new(device);
-                pool.give_up_when_lost(&watch);
-                watch
-            }
-        };
-        Self::of_watched(watch, queue, pool)
-    }
-
-    fn of_watched(watch: Arc<DeviceWatch>, queue: wgpu::Queue, pool: Pool) -> Result<Self> {
-        watch.check_queue(&queue)?;
-        let device = watch.device();
-        let matrices = match device.features().contains(CooperativeMatrix::FEATURES) {
-            true => cooperative::matrices_of(&device.adapter_info()),
-            false => Vec::new(),
-        };
-        let facts = facts_of(device, &matrices)?;
-        let options = KernelOptions::default();
-        Self::assemble(watch, queue, pool, facts, &options)
-    }
-
-    /// The same device, queue and pool, with kernels of its own that are chosen and compiled as `options` say; for devices of
-    /// an application's own. Tensors go from one context to the other.
-    ///
-    /// # Errors
-    /// [`Error::InvalidConfig`] when the device has no kernels of the tier asked for.
-    pub fn with_kernel_options(&self, options: &KernelOptions) -> Result<Self> {
-        let (watch, queue) = (self.watch().clone(), self.queue().clone());
-        let (pool, facts) = (self.pool().clone(), self.facts().clone());
-        Self::assemble(watch, queue, pool, facts, options)
-    }
-
-    fn assemble(
-        watch: Arc<DeviceWatch>,
-        queue: wgpu::Queue,
-        pool: Pool,
-        facts: DeviceFacts,
-        options: &KernelOptions,
-    ) -> Result<Self> {
-        let info = watch.device().adapter_info();
-        let pipelines_file = compiled::file(&info, options);
-        let facts = DeviceFacts {
-            tier: options.tier,
-            ..facts
-        };
-        let tuner = Arc::new(Tuner::new(&info, options));
-        let context = Self {
-            machine: Arc::new(Machine {
-                pipelines: compiled::load(&watch, options, pipelines_file.as_deref()),
-                pipelines_file,
-                info,
-                facts,
-                tried_facts: OnceLock::new(),
-                pace: Mutex::new(pace::load(pace::file(&tuner).as_deref())),
-                tuner,
-                pool,
-                check_finite: AtomicBool::new(false),
-                runner: &OnDevice,
-                _last_queue: LastQueue::new(&queue, &watch),
-                watch,
-                queue,
-            }),
-        };
-        if let Some(tier) = options.tier {
-            tier.check(context.tried_facts_of(tier))?;
-        }
-        Ok(context)
-    }
-
-    /// Features worth requesting from `adapter` for this library, those of them that it has: f16 in shaders
-    /// ([`SHADER_F16`](wgpu::Features::SHADER_F16)), [`SUBGROUP`](wgpu::Features::SUBGROUP) operations for software
-    /// adapters, and the driver's cache of compiled shaders ([`PIPELINE_CACHE`](wgpu::Features::PIPELINE_CACHE)). None is
-    /// required: there are kernels for every device within WebGPU's defaults.
-    pub fn recommended_features(adapter: &wgpu::Adapter) -> wgpu::Features {
-        let useful =
-            wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE;
-        adapter.features() & useful
-    }
-
-    /// Limits worth requesting from `adapter` for this library: its own for sizes of buffers, bindings and workgroup
-    /// memory (long sequences need fewer windows), WebGPU's defaults for the rest.
-    pub fn recommended_limits(adapter: &wgpu::Adapter) -> wgpu::Limits {
-        let own = adapter.limits();
-        wgpu::Limits {
-            max_buffer_size: own.max_buffer_size,
-            max_storage_buffer_binding_size: own.max_storage_buffer_binding_size,
-            max_compute_workgroup_storage_size: own.max_compute_workgroup_storage_size,
-            min_storage_buffer_offset_alignment: own.min_storage_buffer_offset_alignment,
-            ..wgpu::Limits::default()
-        }
-    }
-
-    /// What adapters there are, under `WGPU_BACKEND`.
-    pub async fn adapters() -> Vec<wgpu::AdapterInfo> {
-        let adapters = async {
-            let instance = new_instance();
-            let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
-            adapters.iter().map(wgpu::Adapter::get_info).collect()
-        };
-        // A driver that fails here has none to offer.
-        watch::catch_async(adapters).await.unwrap_or_default()
-    }
-
     /// Starts to record work under `label`. Recordings are independent; several may be open, on several threads.
     pub fn recorder(&self, label: &'static str) -> Recorder {
         Recorder::new(self.machine.clone(), label)
@@ -355,8 +91,8 @@ impl Context {
         &self.machine.facts
     }
 
-    /// The file that [`tune`](Self::tune) writes, if there is a cache folder: to delete it, or to ship a copy with an
-    /// application ([`KernelOptions::shipped_winners`]).
+    /// The file that [`tune`](crate::tuning::tune) writes, if there is a cache folder: to delete it, or to ship a copy with an
+    /// application ([`KernelOptions::shipped_winners`](crate::KernelOptions::shipped_winners)).
     pub fn winners_file(&self) -> Option<&Path> {
         self.machine.tuner.file().map(PathBuf::as_path)
     }
@@ -429,6 +165,137 @@ impl Context {
         kernels
             .iter()
             .try_for_each(|kernel| self.pipeline(*kernel).map(drop))
+    }
+
+    /// The cooperative matrices that kernels use for f16 tensors, or why none. The first call tries what the adapter claims:
+    /// it multiplies known numbers on the device, and waits for the result.
+    ///
+    /// # Errors
+    /// Why there are none.
+    pub fn cooperative_matrix(
+        &self,
+    ) -> std::result::Result<CooperativeMatrix, NoCooperativeMatrix> {
+        self.tried_facts().cooperative_matrix.clone()
+    }
+
+    /// Multiplies known numbers with such matrices on the device, and compares the result with the host's.
+    ///
+    /// # Errors
+    /// How it failed.
+    pub fn try_cooperative_matrix(
+        &self,
+        matrix: CooperativeMatrix,
+    ) -> std::result::Result<(), NoCooperativeMatrix> {
+        trial::run(self, matrix)
+    }
+
+    /// [`facts`](Self::facts) after the trial of the cooperative matrices.
+    fn tried_facts(&self) -> &DeviceFacts {
+        self.machine.tried_facts.get_or_init(|| {
+            let mut facts = self.machine.facts.clone();
+            if !self.machine.is_dry() {
+                let claimed = facts.cooperative_matrix;
+                facts.cooperative_matrix =
+                    claimed.and_then(|matrix| trial::run(self, matrix).map(|()| matrix));
+            }
+            facts
+        })
+    }
+
+    /// What kernels for tensors that are stored so are chosen from. Only f16 may meet cooperative matrices, so only for it they
+    /// are tried.
+    pub(crate) fn facts_for(&self, storage: Storage) -> &DeviceFacts {
+        match storage {
+            Storage::F16 => self.tried_facts(),
+            _ => self.facts(),
+        }
+    }
+
+    /// What decides whether the device has kernels of a tier.
+    pub(super) fn tried_facts_of(&self, tier: KernelTier) -> &DeviceFacts {
+        match tier {
+            KernelTier::Coop8 | KernelTier::Coop16 => self.tried_facts(),
+            _ => self.facts(),
+        }
+    }
+
+    /// As [`warm_up`](Self::warm_up), of all kernels that `record` records on the context it is given, which only counts
+    /// ([`planner`](Self::planner)) and chooses as this one does. Models and tensors for the recording are made on that context;
+    /// they take no memory of the device.
+    ///
+    /// ```no_run
+    /// use dilated_attention::longnet::{Call, Input, LongNet, LongNetConfig};
+    /// use dilated_attention::{AttentionShape, Context, DType, DilatedAttentionConfig, nn::Parameters};
+    /// let context = Context::headless()?;
+    /// let attention = DilatedAttentionConfig::new(8, 32, &[1024], &[1])?;
+    /// let config = LongNetConfig::encoder(attention, 4, 1024);
+    /// let report = context.warm_up_recording(|planner| {
+    ///     let model = LongNet::new(planner, config.clone())?;
+    ///     let mut recorder = planner.recorder("warm up");
+    ///     let weights = Parameters::zeros(&mut recorder, model.parameters(), "weights")?;
+    ///     let x = recorder.empty("x", &[1, 4096, 256], DType::F32)?;
+    ///     let call = Call::new(AttentionShape::new(1, 4096)?);
+    ///     model.forward(&mut recorder, &weights, Input::Embeddings(&x), &call, false)?;
+    ///     Ok(recorder)
+    /// })?;
+    /// println!("{report}");
+    /// # Ok::<(), dilated_attention::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of `record`, and as [`warm_up`](Self::warm_up).
+    pub fn warm_up_recording(
+        &self,
+        record: impl FnOnce(&Self) -> Result<Recorder>,
+    ) -> Result<WarmUp> {
+        let recorder = record(&self.own_planner())?;
+        self.warm_up(&recorder.kernels())
+    }
+
+    /// Compiles `kernels` now instead of at their first use; those that are compiled already cost nothing but an empty
+    /// dispatch. May run on any thread: only who wants a kernel that is being compiled waits for it. On drivers that compile
+    /// at the first dispatch, Mesa's software driver among them, other submissions wait while one kernel is compiled.
+    /// Durations are 0 in browsers, which have no clock here.
+    ///
+    /// # Errors
+    /// [`Error::Validation`] when the device refuses a shader; those of submitting.
+    pub fn warm_up(&self, kernels: &[Kernel]) -> Result<WarmUp> {
+        warm_up::run(self, kernels)
+    }
+
+    /// How long the dispatches of `recorder` will take, at the pace that sliced submissions of this context have measured, or
+    /// of a process before that [saved](Self::save_pace) it. `None` where one of their kernels has never been measured: nothing
+    /// is guessed. A recording of a [planner](Self::planner) for the same device will do.
+    ///
+    /// The pace is that of the whole machine, with whatever else it did. What is not cut into slices teaches nothing. What passes
+    /// between slices comes on top: the application's own work, threads that wait for their turn.
+    pub fn expected_time(&self, recorder: &Recorder) -> Option<Duration> {
+        let seconds = self.pace().expected(&recorder.work())?;
+        Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+    }
+
+    /// Keeps the pace that sliced submissions have measured for later processes on this adapter and driver, where there is a
+    /// cache folder: they know the [time](Self::expected_time) of work before it runs, and their first slices are larger than
+    /// guesses allow. Whether a file was written. It may be deleted at any time, and one that is damaged counts as none.
+    pub fn save_pace(&self) -> bool {
+        let Some(file) = pace::file(self.tuner()) else {
+            return false;
+        };
+        let json = self.pace().to_json();
+        compiled::replace(&file, &json)
+    }
+
+    /// Keeps what the driver has compiled for later processes, where the backend lets a program do so and there is a cache
+    /// folder; [`warm_up`](Self::warm_up) does it by itself. Whether a file was written.
+    pub fn save_compiled(&self) -> bool {
+        let machine = &self.machine;
+        let (Some(file), Some(data)) = (
+            &machine.pipelines_file,
+            machine.pipelines.cached_data(&machine.watch),
+        ) else {
+            return false;
+        };
+        compiled::save(file, &data)
     }
 }
 

@@ -5,72 +5,13 @@
 //! count dispatches but do nothing else: no shader is compiled, no byte copied, and the pool's buffers are of four bytes,
 //! whatever their leases say. What its pool measures is what the pool of a device will measure.
 
-use std::sync::Arc;
-
-use super::Context;
-use crate::device::DeviceFacts;
-use crate::kernels::Pipelines;
-use crate::kernels::remembered::Tuner;
-use crate::pool::{BufferSource, CreateError, Pool, PoolOptions};
-use crate::recorder::{DryRun, Machine};
-use crate::watch::{DeviceWatch, LastQueue};
-
-impl Context {
-    /// A context that plans for devices with `facts`, without one: recordings on it take leases and are counted, and do
-    /// nothing. Its downloads never arrive.
-    ///
-    /// ```
-    /// use dilated_attention::longnet::{LongNet, LongNetConfig};
-    /// use dilated_attention::{Context, DeviceFacts, DilatedAttentionConfig};
-    /// let planner = Context::planner(DeviceFacts::webgpu_defaults());
-    /// let attention = DilatedAttentionConfig::new(8, 32, &[1024], &[1])?;
-    /// let model = LongNet::new(&planner, LongNetConfig::encoder(attention, 4, 1024))?;
-    /// let weights = model.initial_weights(&planner, 0)?;
-    /// assert!(planner.pool().stats().requested_bytes.peak > 4 * model.parameters().num_elements());
-    /// # drop(weights);
-    /// # Ok::<(), dilated_attention::Error>(())
-    /// ```
-    pub fn planner(facts: DeviceFacts) -> Self {
-        Self::planner_with(facts, Arc::default())
-    }
-
-    /// A planner for this context's device, which chooses the same kernels.
-    pub(crate) fn own_planner(&self) -> Self {
-        Self::planner_with(self.facts().clone(), self.machine.tuner.clone())
-    }
-
-    fn planner_with(facts: DeviceFacts, tuner: Arc<Tuner>) -> Self {
-        let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
-        let watch = DeviceWatch::new(device.clone());
-        let source = PlannerSource {
-            device: device.clone(),
-            max_buffer_bytes: facts.max_buffer_bytes,
-        };
-        Self {
-            machine: Arc::new(Machine {
-                info: device.adapter_info(),
-                _last_queue: LastQueue::new(&queue, &watch),
-                watch,
-                facts,
-                tried_facts: std::sync::OnceLock::new(),
-                pace: std::sync::Mutex::default(),
-                pool: Pool::with_source(source, PoolOptions::default()),
-                pipelines: Pipelines::default(),
-                pipelines_file: None,
-                tuner,
-                check_finite: false.into(),
-                runner: &DryRun,
-                queue,
-            }),
-        }
-    }
-}
+use crate::pool::{BufferSource, CreateError};
 
 /// Buffers that stand for larger ones and are never used.
 #[derive(Debug)]
-struct PlannerSource {
-    device: wgpu::Device,
-    max_buffer_bytes: u64,
+pub(super) struct PlannerSource {
+    pub device: wgpu::Device,
+    pub max_buffer_bytes: u64,
 }
 
 impl BufferSource for PlannerSource {

@@ -17,7 +17,7 @@ pub struct Choice<V> {
 pub enum Reason {
     /// By what the adapter is; in words.
     Adapter(&'static str),
-    /// A timed probe found it the fastest ([`Context::tune`](crate::Context::tune)), now or in an earlier run.
+    /// A timed probe found it the fastest ([`tune`](crate::tuning::tune)), now or in an earlier run.
     Measured {
         /// Time of the probe.
         microseconds: u64,

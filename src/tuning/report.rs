@@ -1,4 +1,4 @@
-//! [`Context::tune`] and what it tells.
+//! [`tune`] and what it tells.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -59,65 +59,63 @@ pub struct TunedPass {
     pub spent: Duration,
 }
 
-impl Context {
-    /// Measures which kernels are the fastest for `config` on this adapter, and remembers them: attentions made from now on
-    /// use them, and so do those of later processes ([`KernelOptions`](crate::KernelOptions) says where that is kept). What is
-    /// remembered already is not measured again, and where there is only one kernel nothing is measured, so that an
-    /// application may call this at every start.
-    ///
-    /// Blocks for about the budget, on any thread; recordings of other threads go on meanwhile (and disturb the measurement).
-    ///
-    /// ```no_run
-    /// use dilated_attention::tuning::TuneOptions;
-    /// use dilated_attention::{Context, DType, DilatedAttention, DilatedAttentionConfig};
-    /// let context = Context::headless()?;
-    /// let config = DilatedAttentionConfig::new(8, 64, &[2048, 8192], &[1, 4])?;
-    /// println!("{}", context.tune(&config, &TuneOptions::default())?);
-    /// let attention = DilatedAttention::new(&context, config)?;
-    /// println!("{}", attention.choice(DType::F32)?);
-    /// # Ok::<(), dilated_attention::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// Those of recording and running, when not even the usual kernel runs.
-    pub fn tune(
-        &self,
-        config: &DilatedAttentionConfig,
-        options: &TuneOptions,
-    ) -> Result<TuneReport> {
-        let begin = Instant::now();
-        let mut found = Found::default();
-        found.tune(
-            self,
-            &ForwardFamily::of(config, Storage::F32),
-            options,
-            options.budget,
-        )?;
-        if options.backward {
-            let left = options.budget.saturating_sub(begin.elapsed());
-            let family = BackwardFamily::of(config, Storage::F32);
-            found.tune(self, &family, options, left)?;
-        }
-        Ok(found.remember(self.tuner()))
+/// Measures which kernels are the fastest for `config` on this adapter, and remembers them: attentions made from now on
+/// use them, and so do those of later processes ([`KernelOptions`](crate::KernelOptions) says where that is kept). What is
+/// remembered already is not measured again, and where there is only one kernel nothing is measured, so that an
+/// application may call this at every start.
+///
+/// Blocks for about the budget, on any thread; recordings of other threads go on meanwhile (and disturb the measurement).
+///
+/// ```no_run
+/// use dilated_attention::tuning::{TuneOptions, tune};
+/// use dilated_attention::{Context, DType, DilatedAttention, DilatedAttentionConfig};
+/// let context = Context::headless()?;
+/// let config = DilatedAttentionConfig::new(8, 64, &[2048, 8192], &[1, 4])?;
+/// println!("{}", tune(&context, &config, &TuneOptions::default())?);
+/// let attention = DilatedAttention::new(&context, config)?;
+/// println!("{}", attention.choice(DType::F32)?);
+/// # Ok::<(), dilated_attention::Error>(())
+/// ```
+///
+/// # Errors
+/// Those of recording and running, when not even the usual kernel runs.
+pub fn tune(
+    context: &Context,
+    config: &DilatedAttentionConfig,
+    options: &TuneOptions,
+) -> Result<TuneReport> {
+    let begin = Instant::now();
+    let mut found = Found::default();
+    found.tune(
+        context,
+        &ForwardFamily::of(config, Storage::F32),
+        options,
+        options.budget,
+    )?;
+    if options.backward {
+        let left = options.budget.saturating_sub(begin.elapsed());
+        let family = BackwardFamily::of(config, Storage::F32);
+        found.tune(context, &family, options, left)?;
     }
+    Ok(found.remember(context.tuner()))
+}
 
-    /// As [`tune`](Self::tune), of products with so many columns, such as those of a linear layer with so many outputs.
-    ///
-    /// # Errors
-    /// As [`tune`](Self::tune); [`Error::InvalidShape`] for no columns.
-    pub fn tune_product(&self, columns: u64, options: &TuneOptions) -> Result<TuneReport> {
-        if columns == 0 {
-            return Err(Error::InvalidShape {
-                what: "product",
-                given: "0 columns".to_owned(),
-                need: "at least 1".to_owned(),
-            });
-        }
-        let mut found = Found::default();
-        let family = MatmulFamily::of_linear_layer(columns);
-        found.tune(self, &family, options, options.budget)?;
-        Ok(found.remember(self.tuner()))
+/// As [`tune`], of products with so many columns, such as those of a linear layer with so many outputs.
+///
+/// # Errors
+/// As [`tune`]; [`Error::InvalidShape`] for no columns.
+pub fn tune_product(context: &Context, columns: u64, options: &TuneOptions) -> Result<TuneReport> {
+    if columns == 0 {
+        return Err(Error::InvalidShape {
+            what: "product",
+            given: "0 columns".to_owned(),
+            need: "at least 1".to_owned(),
+        });
     }
+    let mut found = Found::default();
+    let family = MatmulFamily::of_linear_layer(columns);
+    found.tune(context, &family, options, options.budget)?;
+    Ok(found.remember(context.tuner()))
 }
 
 #[derive(Default)]

@@ -14,7 +14,7 @@ use dilated_attention::longnet::{Call, Input, LongNet, LongNetConfig, OutputProj
 use dilated_attention::models::gigapath::{Slide, SlideEncoder, SlideEncoderConfig, SlideOutputs};
 use dilated_attention::ops::{Matmul, TokenIds};
 use dilated_attention::training::{Batch, LearningRate, Trainer, TrainingOptions};
-use dilated_attention::tuning::TuneOptions;
+use dilated_attention::tuning::{TuneOptions, tune, tune_product};
 use dilated_attention::{
     AttentionShape, CacheFolder, Context, ContextOptions, DType, DeviceFacts, DilatedAttention,
     DilatedAttentionConfig, Error, KernelOptions,
@@ -75,7 +75,7 @@ fn a_measured_kernel_is_remembered_by_later_contexts() {
     let folder = Folder::new("tune");
     let context = folder.context();
     assert!(matches!(reason(&context), Reason::Adapter(_)));
-    let report = context.tune(&config(), &tune_options()).expect("measures");
+    let report = tune(&context, &config(), &tune_options()).expect("measures");
     println!("{report}");
     assert_eq!(report.not_remembered, None);
     assert_eq!(report.passes.len(), 1);
@@ -103,7 +103,7 @@ fn a_measured_kernel_is_remembered_by_later_contexts() {
         .expect("plans")
         .to_string();
     assert!(plan.contains("chosen: measured"), "{plan}");
-    let report = later.tune(&config(), &tune_options()).expect("finds");
+    let report = tune(&later, &config(), &tune_options()).expect("finds");
     assert!(report.passes[0].considered.is_empty(), "{report}");
     // Other heads were not measured.
     let other = DilatedAttentionConfig::new(1, 8, &[64], &[1]).expect("valid");
@@ -131,7 +131,7 @@ fn winners_text(context: &Context, variant: &str) -> String {
         again: true,
         ..Default::default()
     };
-    context.tune(&config(), &quick).expect("measures");
+    tune(context, &config(), &quick).expect("measures");
     let file = context.winners_file().expect("has a folder");
     let text = std::fs::read_to_string(file).expect("was written");
     let mut json: serde_json::Value = serde_json::from_str(&text).expect("is JSON");
@@ -190,7 +190,7 @@ fn nothing_is_written_without_a_folder_and_failures_to_write_are_told() {
     };
     let off = context_with(&ContextOptions::default());
     assert_eq!(off.winners_file(), None);
-    let report = off.tune(&config(), &quick).expect("measures");
+    let report = tune(&off, &config(), &quick).expect("measures");
     assert!(report.not_remembered.is_some(), "{report}");
     // Within the context it is remembered all the same.
     assert!(matches!(reason(&off), Reason::Measured { .. }));
@@ -198,11 +198,11 @@ fn nothing_is_written_without_a_folder_and_failures_to_write_are_told() {
     let folder = Folder::new("unwritable");
     std::fs::write(&folder.0, "a file where a folder is wanted").expect("writes");
     let context = folder.context();
-    let report = context.tune(&config(), &quick).expect("measures");
+    let report = tune(&context, &config(), &quick).expect("measures");
     assert!(report.not_remembered.is_some(), "{report}");
     std::fs::remove_file(&folder.0).expect("removes");
     assert!(matches!(
-        context.tune_product(0, &quick),
+        tune_product(&context, 0, &quick),
         Err(Error::InvalidShape { .. })
     ));
 }
@@ -210,7 +210,7 @@ fn nothing_is_written_without_a_folder_and_failures_to_write_are_told() {
 #[test]
 fn a_planner_measures_nothing() {
     let planner = Context::planner(DeviceFacts::webgpu_defaults());
-    let report = planner.tune(&config(), &tune_options()).expect("plans");
+    let report = tune(&planner, &config(), &tune_options()).expect("plans");
     assert!(report.passes[0].considered.is_empty());
     assert!(planner.warm_up(&[]).expect("plans").kernels.is_empty());
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 /// Variable of the environment that names the folder, or turns it off: `off`, `0` or nothing.
 pub const CACHE_VARIABLE: &str = "DILATED_ATTENTION_CACHE";
 
-/// The folder of files that save time: remembered kernels ([`Context::tune`](crate::Context::tune)) and compiled ones. Any of
+/// The folder of files that save time: remembered kernels ([`tune`](crate::tuning::tune)) and compiled ones. Any of
 /// them may be deleted at any time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum CacheFolder {

@@ -22,7 +22,7 @@ pub struct KernelOptions {
     /// Where what was measured and compiled is remembered.
     pub cache: CacheFolder,
     /// The text of a file of remembered kernels that comes with the application, for adapters that its makers have measured;
-    /// what this user's own file says goes first. Such a file is what [`Context::tune`](crate::Context::tune) leaves at
+    /// what this user's own file says goes first. Such a file is what [`tune`](crate::tuning::tune) leaves at
     /// [`Context::winners_file`](crate::Context::winners_file); `include_str!` brings it along.
     pub shipped_winners: Option<Cow<'static, str>>,
     /// Compiles shaders without the checks that wgpu adds to them: bounds of every index, and a counter in every loop. The

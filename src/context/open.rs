@@ -1,0 +1,373 @@
+//! The ways to a context: a device of its own, a borrowed one, or none.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use super::adapter::{AdapterChoice, choose_adapter, new_instance};
+use super::planner::PlannerSource;
+use super::{Context, compiled, cooperative, pace};
+use crate::device::{CooperativeMatrix, DeviceFacts};
+use crate::error::{Error, Result};
+use crate::kernels::Pipelines;
+use crate::kernels::remembered::{KernelOptions, Tuner};
+use crate::pool::{Pool, PoolOptions};
+use crate::recorder::{DryRun, Machine, OnDevice};
+use crate::watch::{self, DeviceWatch, LastQueue};
+
+/// What an own device is asked for.
+#[derive(Clone, Debug, Default)]
+pub struct ContextOptions {
+    /// Which adapter.
+    pub adapter: AdapterChoice,
+    /// Limits of the device; `None` for [`Context::recommended_limits`] of the adapter.
+    pub limits: Option<wgpu::Limits>,
+    /// Features of the device; `None` for [`Context::recommended_features`] and [`Context::cooperative_features`] of the
+    /// adapter.
+    pub features: Option<wgpu::Features>,
+    /// How the pool behaves.
+    pub pool: PoolOptions,
+    /// How kernels are chosen and compiled.
+    pub kernels: KernelOptions,
+    /// Leave cooperative matrices out: an experimental feature of wgpu, asked for where the adapter has usable ones and
+    /// `features` are not given.
+    pub without_cooperative_matrices: bool,
+}
+
+fn facts_of(
+    device: &wgpu::Device,
+    matrices: &[wgpu::CooperativeMatrixProperties],
+) -> Result<DeviceFacts> {
+    let info = device.adapter_info();
+    DeviceFacts::new(&info, &device.limits(), device.features(), matrices)
+}
+
+/// Cooperative matrices of the adapter, device, queue.
+type Opened = (
+    Vec<wgpu::CooperativeMatrixProperties>,
+    wgpu::Device,
+    wgpu::Queue,
+);
+
+/// Has wgpu tell of the loss of a context's own device. It goes on to hand out buffers then, which nothing can use.
+#[expect(clippy::disallowed_methods, reason = "the device is the context's own")]
+fn watch_own_device(watch: &Arc<DeviceWatch>) {
+    let watched = Arc::downgrade(watch);
+    let lost = move |reason, message: String| {
+        // wgpu holds locks now: whoever polls or calls next tells the rest.
+        if let Some(watch) = watched.upgrade() {
+            watch.lose(match (reason, message.trim()) {
+                (wgpu::DeviceLostReason::Destroyed, "") => "it was destroyed",
+                (_, message) => message,
+            });
+        }
+    };
+    watch.device().set_device_lost_callback(lost);
+}
+
+impl Context {
+    /// Opens a device on the default adapter with recommended limits.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`], [`Error::NoDevice`], [`Error::DeviceTooSmall`].
+    pub async fn new() -> Result<Self> {
+        Self::with_options(&ContextOptions::default()).await
+    }
+
+    /// As [`new`](Self::new), blocking.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn headless() -> Result<Self> {
+        pollster::block_on(Self::new())
+    }
+
+    /// Opens a device as `options` say.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] when no adapter matches, [`Error::NoDevice`] when it refuses the limits or features,
+    /// [`Error::DeviceTooSmall`] when they are below WebGPU's defaults in a way that kernels need, [`Error::InvalidConfig`] when
+    /// the device has no kernels of the tier asked for.
+    pub async fn with_options(options: &ContextOptions) -> Result<Self> {
+        // A driver may fail wherever it is asked something, and wgpu panics where it expects none to.
+        let opened = watch::catch_async(Self::open(options)).await;
+        let (matrices, device, queue) = opened.unwrap_or_else(|panic| {
+            Err(Error::NoAdapter {
+                reason: panic,
+                found: "unknown".to_owned(),
+            })
+        })?;
+        let watch = DeviceWatch::new(device);
+        let _last_queue = LastQueue::new(&queue, &watch);
+        watch_own_device(&watch);
+        let pool = Pool::watched(watch.clone(), options.pool.clone());
+        let facts = facts_of(watch.device(), &matrices)?;
+        Self::assemble(watch, queue, pool, facts, &options.kernels)
+    }
+
+    /// The device, its queue, and what the adapter has.
+    async fn open(options: &ContextOptions) -> Result<Opened> {
+        let instance = new_instance();
+        let adapter = choose_adapter(&instance, &options.adapter).await?;
+        let limits = options
+            .limits
+            .clone()
+            .unwrap_or_else(|| Self::recommended_limits(&adapter));
+        let features = options.features.unwrap_or_else(|| {
+            let features = Self::recommended_features(&adapter);
+            match options.without_cooperative_matrices {
+                false => features | Self::cooperative_features(&adapter),
+                true => features,
+            }
+        });
+        let (device, queue) = adapter
+            .request_device(&wgpu::DeviceDescriptor {
+                label: Some("dilated-attention"),
+                required_features: features,
+                experimental_features: cooperative::experimental_features(features),
+                required_limits: limits,
+                memory_hints: wgpu::MemoryHints::Performance,
+                ..Default::default()
+            })
+            .await
+            .map_err(|error| Error::NoDevice {
+                adapter: adapter.get_info().name,
+                reason: error.to_string(),
+            })?;
+        let matrices = adapter.cooperative_matrix_properties();
+        Ok((matrices, device, queue))
+    }
+
+    /// Uses a device that the application has. Submissions go to `queue`; whoever else submits there orders its work by
+    /// the order of submission.
+    ///
+    /// A device with the features of [`cooperative_features`](Self::cooperative_features) uses cooperative matrices, like one
+    /// of the context's own.
+    ///
+    /// # Errors
+    /// [`Error::DeviceTooSmall`] when its limits are below what kernels need, [`Error::InvalidConfig`] when `queue` is one of
+    /// another device, which shows when the device is idle: work that was submitted before is waited for, up to a second.
+    /// [`Error::DeviceLost`].
+    pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
+        Self::from_device_with(device, queue, PoolOptions::default())
+    }
+
+    /// As [`from_device`](Self::from_device), with pool options.
+    ///
+    /// # Errors
+    /// As [`from_device`](Self::from_device).
+    pub fn from_device_with(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        pool: PoolOptions,
+    ) -> Result<Self> {
+        let watch = DeviceWatch::new(device);
+        let pool = Pool::watched(watch.clone(), pool);
+        Self::of_watched(watch, queue, pool)
+    }
+
+    /// As [`from_device`](Self::from_device), with a pool of the caller's, for example one over a
+    /// [`BufferSource`](crate::pool::BufferSource) of its own. The pool's buffers must be buffers of `device`; nothing checks
+    /// that before wgpu does. Contexts that share a pool accept each other's tensors.
+    ///
+    /// # Errors
+    /// As [`from_device`](Self::from_device).
+    pub fn from_device_and_pool(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        pool: Pool,
+    ) -> Result<Self> {
+        let watch = match pool.watch() {
+            Some(watch) => watch.clone(),
+            None => {
+                let watch = DeviceWatch::new(device);
+                pool.give_up_when_lost(&watch);
+                watch
+            }
+        };
+        Self::of_watched(watch, queue, pool)
+    }
+
+    fn of_watched(watch: Arc<DeviceWatch>, queue: wgpu::Queue, pool: Pool) -> Result<Self> {
+        watch.check_queue(&queue)?;
+        let device = watch.device();
+        let matrices = match device.features().contains(CooperativeMatrix::FEATURES) {
+            true => cooperative::matrices_of(&device.adapter_info()),
+            false => Vec::new(),
+        };
+        let facts = facts_of(device, &matrices)?;
+        let options = KernelOptions::default();
+        Self::assemble(watch, queue, pool, facts, &options)
+    }
+
+    /// The same device, queue and pool, with kernels of its own that are chosen and compiled as `options` say; for devices of
+    /// an application's own. Tensors go from one context to the other.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] when the device has no kernels of the tier asked for.
+    pub fn with_kernel_options(&self, options: &KernelOptions) -> Result<Self> {
+        let (watch, queue) = (self.watch().clone(), self.queue().clone());
+        let (pool, facts) = (self.pool().clone(), self.facts().clone());
+        Self::assemble(watch, queue, pool, facts, options)
+    }
+
+    fn assemble(
+        watch: Arc<DeviceWatch>,
+        queue: wgpu::Queue,
+        pool: Pool,
+        facts: DeviceFacts,
+        options: &KernelOptions,
+    ) -> Result<Self> {
+        let info = watch.device().adapter_info();
+        let pipelines_file = compiled::file(&info, options);
+        let facts = DeviceFacts {
+            tier: options.tier,
+            ..facts
+        };
+        let tuner = Arc::new(Tuner::new(&info, options));
+        let context = Self {
+            machine: Arc::new(Machine {
+                pipelines: compiled::load(&watch, options, pipelines_file.as_deref()),
+                pipelines_file,
+                info,
+                facts,
+                tried_facts: OnceLock::new(),
+                pace: Mutex::new(pace::load(pace::file(&tuner).as_deref())),
+                tuner,
+                pool,
+                check_finite: AtomicBool::new(false),
+                runner: &OnDevice,
+                _last_queue: LastQueue::new(&queue, &watch),
+                watch,
+                queue,
+            }),
+        };
+        if let Some(tier) = options.tier {
+            tier.check(context.tried_facts_of(tier))?;
+        }
+        Ok(context)
+    }
+
+    /// Features worth requesting from `adapter` for this library, those of them that it has: f16 in shaders
+    /// ([`SHADER_F16`](wgpu::Features::SHADER_F16)), [`SUBGROUP`](wgpu::Features::SUBGROUP) operations for software
+    /// adapters, and the driver's cache of compiled shaders ([`PIPELINE_CACHE`](wgpu::Features::PIPELINE_CACHE)). None is
+    /// required: there are kernels for every device within WebGPU's defaults.
+    pub fn recommended_features(adapter: &wgpu::Adapter) -> wgpu::Features {
+        let useful =
+            wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE;
+        adapter.features() & useful
+    }
+
+    /// Limits worth requesting from `adapter` for this library: its own for sizes of buffers, bindings and workgroup
+    /// memory (long sequences need fewer windows), WebGPU's defaults for the rest.
+    pub fn recommended_limits(adapter: &wgpu::Adapter) -> wgpu::Limits {
+        let own = adapter.limits();
+        wgpu::Limits {
+            max_buffer_size: own.max_buffer_size,
+            max_storage_buffer_binding_size: own.max_storage_buffer_binding_size,
+            max_compute_workgroup_storage_size: own.max_compute_workgroup_storage_size,
+            min_storage_buffer_offset_alignment: own.min_storage_buffer_offset_alignment,
+            ..wgpu::Limits::default()
+        }
+    }
+
+    /// What adapters there are, under `WGPU_BACKEND`.
+    pub async fn adapters() -> Vec<wgpu::AdapterInfo> {
+        let adapters = async {
+            let instance = new_instance();
+            let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
+            adapters.iter().map(wgpu::Adapter::get_info).collect()
+        };
+        // A driver that fails here has none to offer.
+        watch::catch_async(adapters).await.unwrap_or_default()
+    }
+
+    /// Features for cooperative matrices worth requesting from `adapter`; none where it has no usable ones. They are
+    /// experimental: an application that makes its own device must also set
+    /// [`wgpu::DeviceDescriptor::experimental_features`].
+    pub fn cooperative_features(adapter: &wgpu::Adapter) -> wgpu::Features {
+        let matrices = adapter.cooperative_matrix_properties();
+        match CooperativeMatrix::of(&adapter.get_info(), adapter.features(), &matrices) {
+            Ok(_) => CooperativeMatrix::FEATURES,
+            Err(_) => wgpu::Features::empty(),
+        }
+    }
+
+    /// A context on the same device with a pool of its own.
+    pub(super) fn beside(&self) -> Self {
+        let Machine {
+            watch,
+            queue,
+            info,
+            facts,
+            tuner,
+            ..
+        } = &*self.machine;
+        Self {
+            machine: Arc::new(Machine {
+                pool: Pool::watched(watch.clone(), PoolOptions::default()),
+                pipelines: Pipelines::default(),
+                check_finite: AtomicBool::new(false),
+                tried_facts: OnceLock::new(),
+                pace: Mutex::default(),
+                runner: &OnDevice,
+                pipelines_file: None,
+                tuner: tuner.clone(),
+                info: info.clone(),
+                facts: facts.clone(),
+                watch: watch.clone(),
+                _last_queue: LastQueue::new(queue, watch),
+                queue: queue.clone(),
+            }),
+        }
+    }
+
+    /// A context that plans for devices with `facts`, without one: recordings on it take leases and are counted, and do
+    /// nothing. Its downloads never arrive.
+    ///
+    /// ```
+    /// use dilated_attention::longnet::{LongNet, LongNetConfig};
+    /// use dilated_attention::{Context, DeviceFacts, DilatedAttentionConfig};
+    /// let planner = Context::planner(DeviceFacts::webgpu_defaults());
+    /// let attention = DilatedAttentionConfig::new(8, 32, &[1024], &[1])?;
+    /// let model = LongNet::new(&planner, LongNetConfig::encoder(attention, 4, 1024))?;
+    /// let weights = model.initial_weights(&planner, 0)?;
+    /// assert!(planner.pool().stats().requested_bytes.peak > 4 * model.parameters().num_elements());
+    /// # drop(weights);
+    /// # Ok::<(), dilated_attention::Error>(())
+    /// ```
+    pub fn planner(facts: DeviceFacts) -> Self {
+        Self::planner_with(facts, Arc::default())
+    }
+
+    /// A planner for this context's device, which chooses the same kernels.
+    pub(crate) fn own_planner(&self) -> Self {
+        Self::planner_with(self.facts().clone(), self.machine.tuner.clone())
+    }
+
+    fn planner_with(facts: DeviceFacts, tuner: Arc<Tuner>) -> Self {
+        let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+        let watch = DeviceWatch::new(device.clone());
+        let source = PlannerSource {
+            device: device.clone(),
+            max_buffer_bytes: facts.max_buffer_bytes,
+        };
+        Self {
+            machine: Arc::new(Machine {
+                info: device.adapter_info(),
+                _last_queue: LastQueue::new(&queue, &watch),
+                watch,
+                facts,
+                tried_facts: OnceLock::new(),
+                pace: Mutex::default(),
+                pool: Pool::with_source(source, PoolOptions::default()),
+                pipelines: Pipelines::default(),
+                pipelines_file: None,
+                tuner,
+                check_finite: false.into(),
+                runner: &DryRun,
+                queue,
+            }),
+        }
+    }
+}
