@@ -28,7 +28,7 @@
 //! until when, [`context`] how to bring a device or plan without one. The [`guide`] goes from a PyTorch checkpoint to a
 //! desktop application.
 //!
-//! Tensors are row-major, (batch B, token N, head H, element D), f32.
+//! Tensors are row-major, (batch B, token N, head H, element D), of f32, f16 or bf16.
 
 // rustdoc asks of every type whether it is Sync, down to the depths of wgpu.
 #![recursion_limit = "256"]

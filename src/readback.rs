@@ -348,6 +348,7 @@ impl<T: Element> Future for Download<T> {
             }
         }
         if let Some(result) = self.result() {
+            self.polling = None;
             return Poll::Ready(result);
         }
         if self.polling.is_none() {

@@ -10,7 +10,7 @@
 //
 // Between a store of a matrix and what reads it there is a barrier, also within one subgroup: stores of matrices carry no
 // memory semantics of their own. Strides are padded, so that rows begin in different banks.
-// A kernel has PAIR_SLABS (of weights: 1 or 2), SECOND_OF_Y (1 when the second ones are weights of y, 0 of x too), load_a, load_b,
+// A kernel calls load_own for each column of matrices, walk for each step, and write_sums for each column. It has PAIR_SLABS (of weights: 1 or 2), SECOND_OF_Y (1 when the second ones are weights of y, 0 of x too), load_a, load_b,
 // load_x, load_y, weigh and store, and calls load_own, add_sums and write_sums for each of theirs.
 
 #include "backward_pairs.wgsl"

@@ -49,8 +49,6 @@ struct AttentionParams {
 }
 
 @group(0) @binding(0) var<uniform> params: AttentionParams;
-const LOG2_E: f32 = 1.4426950408889634;
-const LN_2: f32 = 0.6931471805599453;
 
 fn has_flag(flag: u32) -> bool {
     return (params.flags & flag) != 0u;

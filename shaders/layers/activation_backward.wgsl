@@ -6,7 +6,6 @@
 struct ElementwiseParams {
     count: u32,
     x_skip: u32,
-    y_skip: u32,
     out_skip: u32,
     first_workgroup: u32,
     grid_width: u32,

@@ -3,7 +3,7 @@
 //
 // A workgroup is one subgroup of eight lanes; product_lanes.wgsl says how it multiplies. A step takes DEPTH elements.
 // Factors are read in fours, so strides and windows are multiples of 4, and the length of the sum is one of DEPTH;
-// src/ops/matmul.rs takes another kernel else.
+// MatmulVariant::for_lengths takes another kernel else.
 
 #include "product.wgsl"
 #include "product_lanes.wgsl"

@@ -3,7 +3,7 @@
 //
 // For four elements of the sum a lane loads those of its own rows, in as many loads, and an eighth of those of the columns;
 // subgroup operations hand these to the other seven lanes. An array stays in registers only while all its indices are constants, so
-// kernels call each of these functions once a number. docs/performance.md says why these numbers.
+// loops over them are written out. docs/performance.md says why these numbers.
 
 #include "vectors.wgsl"
 

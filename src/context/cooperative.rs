@@ -1,4 +1,4 @@
-//! Cooperative matrices of a context's device: asked for, tried before the first use, refused where they are wrong.
+//! Cooperative matrices of a device: the permission that wgpu wants, and what the adapter of a borrowed device has. trial.rs tries them.
 
 /// The permission that wgpu wants for experimental features.
 pub(super) fn experimental_features(features: wgpu::Features) -> wgpu::ExperimentalFeatures {

@@ -255,7 +255,6 @@ impl Context {
     /// Compiles `kernels` now instead of at their first use; those that are compiled already cost nothing but an empty
     /// dispatch. May run on any thread: only who wants a kernel that is being compiled waits for it. On drivers that compile
     /// at the first dispatch, Mesa's software driver among them, other submissions wait while one kernel is compiled.
-    /// Durations are 0 in browsers, which have no clock here.
     ///
     /// # Errors
     /// [`Error::Validation`] when the device refuses a shader; those of submitting.

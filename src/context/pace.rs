@@ -1,4 +1,4 @@
-//! How long work will take, from what sliced submissions have measured, in this process and in those before.
+//! The file in which the pace of kernels is kept between processes.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! A context that only counts.
+//! The buffers of a planner, a context that only counts ([`Context::planner`](crate::Context::planner)).
 //!
 //! Whoever wants to know what a training step will need could write a second program that adds up the sizes of all tensors,
 //! and keep both alike for ever. Here the program itself is run, on a context whose recordings take leases from a pool and

@@ -1,4 +1,4 @@
-//! Families of kernels that compute the same, each for one kind of processor.
+//! Tiers: kernels that compute the same, each for one kind of processor.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use super::cooperative_matrix::CooperativeMatrix;
 use super::facts::{DeviceFacts, Processor};
 use crate::error::{Error, Result};
 
-/// A family of the kernels of attention and products. All compute the same;
+/// A tier of the kernels of attention and products. All compute the same;
 /// [`KernelOptions::tier`](crate::KernelOptions::tier) asks for one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KernelTier {

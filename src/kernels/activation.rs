@@ -45,7 +45,7 @@ impl Activation {
 
 params! {
     /// Parameters of `activation.wgsl`, which says what each means.
-    ElementwiseParams { count: u32, x_skip: u32, y_skip: u32, out_skip: u32, first_workgroup: u32, grid_width: u32 }
+    ElementwiseParams { count: u32, x_skip: u32, out_skip: u32, first_workgroup: u32, grid_width: u32 }
 }
 
 /// An activation, element by element.

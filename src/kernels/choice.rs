@@ -5,7 +5,7 @@ use std::fmt;
 /// A kernel and why it was chosen.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Choice<V> {
-    /// The kernel with its shape.
+    /// The kernel with its numbers.
     pub variant: V,
     /// Why.
     pub reason: Reason,
@@ -78,6 +78,9 @@ impl fmt::Display for Reason {
 
 /// Reasons that are known without measuring.
 pub(super) mod reasons {
+    /// Where nothing else suits.
+    pub const EVERY_DEVICE: &str = "the kernel that every device runs";
+
     /// A GPU.
     pub const GPU: &str = "a GPU, kernels for workgroup memory";
 

@@ -9,7 +9,7 @@ params! {
     ColumnSumsParams { rows: u32, width: u32, x_skip: u32, dy_skip: u32, stats_skip: u32, partials_skip: u32, block: u32, tiles_x: u32, first_workgroup: u32, grid_width: u32 }
 }
 
-/// Sums of columns over blocks of rows: the gradients of biases and of the gains of layer norms.
+/// Sums of columns over blocks of rows: the gradients of biases and of the gains of norms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ColumnSums {
     /// Also of their products with the normalised input.

@@ -57,7 +57,7 @@ impl CoopTile {
             .map_err(|reason| Error::InvalidConfig {
                 what: "kernel with cooperative matrices",
                 given: format!("impossible ({reason})"),
-                need: "of another shape on this device",
+                need: "of another tier on this device",
             })
     }
 

@@ -67,7 +67,9 @@ pub(crate) trait Family {
             let variant = self.of_tier(tier, facts).ok()?;
             Some(Choice::adapter(variant, reason))
         });
-        fitting.next().unwrap_or_else(|| self.tile().into())
+        fitting
+            .next()
+            .unwrap_or_else(|| Choice::adapter(self.tile(), reasons::EVERY_DEVICE))
     }
 
     /// All that run on a device, with what their compilation costs.

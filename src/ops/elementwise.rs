@@ -68,7 +68,6 @@ pub(super) fn elementwise(
             out_skip: out.skip,
             first_workgroup: 0,
             grid_width: grid[0],
-            ..Default::default()
         };
         recorder.dispatch(kernel, &[x.binding, out.binding], &params, grid)?;
     }

@@ -105,13 +105,13 @@ pub(super) fn record(
                 commands.next();
             }
         } else {
-            record_copy(encoder, command, buffers);
+            record_copy(encoder, command, buffers).ok_or_else(|| given_back(label))?;
         }
     }
     Ok(())
 }
 
-/// Uploads, copies and clears. A buffer that is missing was given back after its last command, so none is.
+/// Uploads, copies and clears. `None` where a buffer is missing: they are given back after their last command, so none is.
 fn record_copy(
     encoder: &mut wgpu::CommandEncoder,
     command: &Command,
@@ -146,6 +146,14 @@ fn record_copy(
     Some(())
 }
 
+/// A mistake of this library: nothing runs, rather than a part.
+fn given_back(label: &str) -> Error {
+    Error::Validation {
+        label: label.to_owned(),
+        reason: "a buffer was given back before its last command".to_owned(),
+    }
+}
+
 fn record_dispatch(
     machine: &Machine,
     pass: &mut wgpu::ComputePass<'_>,
@@ -163,9 +171,7 @@ fn record_dispatch(
     };
     // Compiled when it was recorded.
     let pipeline = machine.pipeline(*kernel)?;
-    let Some(params) = buffers.params else {
-        return Ok(());
-    };
+    let params = buffers.params.ok_or_else(|| given_back(pipeline.label()))?;
     let binding = |buffer, offset, size| {
         wgpu::BindingResource::Buffer(wgpu::BufferBinding {
             buffer,
@@ -178,10 +184,9 @@ fn record_dispatch(
         resource: binding(params.buffer(), 0, pipeline.params_bytes()),
     }];
     for (number, &(held, range)) in (1..).zip(bindings) {
-        // Given back after its last command, so none is missing.
-        let Some(buffer) = buffers.held(held) else {
-            return Ok(());
-        };
+        let buffer = buffers
+            .held(held)
+            .ok_or_else(|| given_back(pipeline.label()))?;
         entries.push(wgpu::BindGroupEntry {
             binding: number,
             resource: binding(buffer, range.offset, range.size),

@@ -104,7 +104,7 @@ impl Recorder {
     /// for tensor in &qkv {
     ///     recorder.write(tensor, &vec![0.5f32; 4096 * 8 * 64])?;
     /// }
-    /// assert_eq!(machine.pool().stats().leases.current, 2); // and a staging buffer
+    /// assert_eq!(context.pool().stats().leases.current, 2); // and a staging buffer
     /// # Ok::<(), dilated_attention::Error>(())
     /// ```
     ///
@@ -356,7 +356,7 @@ impl Recorder {
         }
     }
 
-    /// Records one dispatch of `kernel` over `grid` workgroups with storage bindings in the order of the kernel's table.
+    /// Records one dispatch of `kernel` over `grid` workgroups with storage bindings in the order of [`KernelSpec::bindings`](crate::kernels::KernelSpec::bindings).
     pub(crate) fn dispatch<P: KernelParams>(
         &mut self,
         kernel: impl Into<Kernel>,

@@ -64,7 +64,7 @@ impl Measured {
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
     measured: HashMap<Activity, Measured>,
-    /// Of kernels, by their description, from a process before: better than a guess, but the first slice is as short.
+    /// Of kernels, by their key, from a process before: better than a guess, but the first slice is as short.
     remembered: BTreeMap<String, f64>,
 }
 

@@ -27,10 +27,10 @@ pub(crate) trait Runner: fmt::Debug + Send + Sync {
         bytes: &[u8],
     ) -> Result<()>;
 
-    /// Submits a recording as a whole.
+    /// Submits a recording as a whole. The caller tells its tracker.
     fn submit(&self, machine: &Machine, recording: &mut Recording) -> Result<Submission>;
 
-    /// Appends a recording to an application's encoder.
+    /// Appends a recording to an application's encoder, and tells its tracker: what becomes of the encoder is known later.
     fn encode(
         &self,
         machine: &Machine,
@@ -102,6 +102,9 @@ impl Runner for OnDevice {
     }
 }
 
+/// Why the downloads of a planner never arrive.
+const NEVER: &str = "it was recorded on a planner, which runs nothing: record it on a device";
+
 /// Nobody: recordings take their leases and are counted, no more.
 #[derive(Debug)]
 pub(crate) struct DryRun;
@@ -134,11 +137,11 @@ impl Runner for DryRun {
     }
 
     fn submit_slice(&self, sliced: &mut SlicedSubmission) -> Result<()> {
-        sliced.skip_all();
+        sliced.skip_all(NEVER);
         Ok(())
     }
 
     fn never(&self) -> Option<&'static str> {
-        Some("it was recorded on a planner, which runs nothing: record it on a device")
+        Some(NEVER)
     }
 }

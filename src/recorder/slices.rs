@@ -123,6 +123,8 @@ struct FlightState {
     /// Whether its memory came back, and when.
     ended: Option<(bool, Instant)>,
     waker: Option<Waker>,
+    /// Until it has ended.
+    polling: Option<Polling>,
 }
 
 /// One slice under way.
@@ -133,8 +135,6 @@ struct Flight {
     parts: Vec<(Activity, f64)>,
     /// Expected nanoseconds, as progress counts them.
     nanoseconds: f64,
-    /// Kept for what it does.
-    _polling: Polling,
 }
 
 fn lock(state: &Mutex<FlightState>) -> MutexGuard<'_, FlightState> {
@@ -185,7 +185,7 @@ struct Slice {
 /// # let context = Context::headless()?;
 /// let mut recorder = context.recorder("long work");
 /// // ... record a model's forward ...
-/// let mut sliced = recording.submit_in_slices(SliceOptions::default());
+/// let mut sliced = recorder.submit_in_slices(SliceOptions::default());
 /// # pollster::block_on(async {
 /// sliced.run(|progress| println!("{:.0} %", 100.0 * progress.fraction())).await
 /// # })?;
@@ -464,9 +464,12 @@ impl SlicedSubmission {
         (self.position.command, self.position.unit > 0)
     }
 
-    /// As if all of it had been submitted.
-    pub(super) fn skip_all(&mut self) {
+    /// As if all of it had been submitted; downloads hear why they never arrive.
+    pub(super) fn skip_all(&mut self, never: &'static str) {
         self.position.command = self.commands.len();
+        for (readback, _) in self.readbacks.drain(..) {
+            readback.abandon(never);
+        }
     }
 
     /// Submits what is expected to take the target time.
@@ -547,12 +550,17 @@ impl SlicedSubmission {
         for held in &mut self.held {
             held.take_if(|(_, last_command)| *last_command < complete);
         }
+        {
+            let mut state = lock(&state);
+            if state.ended.is_none() {
+                state.polling = Some(machine.watch().keep_polling(POLL_PERIOD));
+            }
+        }
         self.flight = Some(Flight {
             state,
             submitted,
             parts: slice.parts,
             nanoseconds: slice.nanoseconds,
-            _polling: machine.watch().keep_polling(POLL_PERIOD),
         });
         Ok(())
     }
@@ -692,11 +700,12 @@ impl Drop for Arriving {
 
 /// The slice is done, or its device is lost.
 fn end(state: &Mutex<FlightState>, mapped: bool) {
-    let waker = {
+    let (waker, polling) = {
         let mut state = lock(state);
         state.ended = Some((mapped, Instant::now()));
-        state.waker.take()
+        (state.waker.take(), state.polling.take())
     };
+    drop(polling);
     if let Some(waker) = waker {
         waker.wake();
     }

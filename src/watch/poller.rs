@@ -11,7 +11,7 @@ use super::DeviceWatch;
 const LINGER: Duration = Duration::from_millis(100);
 
 /// A thread that polls a device without blocking it, so that `.await` works on executors that know nothing of wgpu. (A
-/// blocking poll would hold the lock that a submission from another thread needs.) There is one for a device, while somebody asks
+/// blocking poll would hold the lock that a submission from another thread needs.) There is one for a watch, while somebody asks
 /// for it. Browsers poll by themselves.
 #[derive(Debug, Default)]
 pub(super) struct Poller {
@@ -76,16 +76,31 @@ impl DeviceWatch {
 #[cfg(not(target_arch = "wasm32"))]
 fn start(watch: Weak<DeviceWatch>, asked: Arc<Asked>) -> bool {
     let run = move || {
+        let _ended = Ended(&asked);
         while let Some(period) = next_period(&asked) {
             if watch.upgrade().is_none_or(|watch| watch.poll().is_err()) {
                 asked.lock().runs = false;
                 return;
             }
-            std::thread::sleep(period);
+            // Until the time is over, or somebody else asks, perhaps for less.
+            drop(asked.changed.wait_timeout(asked.lock(), period));
         }
     };
     let name = "dilated-attention poll".to_owned();
     std::thread::Builder::new().name(name).spawn(run).is_ok()
+}
+
+/// A thread that panics, in what a callback owned, is one less: the next who asks gets another.
+#[cfg(not(target_arch = "wasm32"))]
+struct Ended<'a>(&'a Asked);
+
+#[cfg(not(target_arch = "wasm32"))]
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.lock().runs = false;
+        }
+    }
 }
 
 /// None is needed.

@@ -39,7 +39,7 @@ pub(in crate::kernels) fn fitting(segments: &Segments, facts: &DeviceFacts) -> L
     let rows_per_group = vectors_per_lane(segments.head_dim) * largest.lanes;
     let fitting = segments.rows.div_ceil(rows_per_group);
     LaneGroups {
-        groups: fitting.min(largest.groups).next_power_of_two(),
+        groups: fitting.next_power_of_two().min(largest.groups),
         ..largest
     }
 }
