@@ -359,7 +359,7 @@ impl SlicedSubmission {
         Ok(self.progress())
     }
 
-    /// Submits the next slice and resolves when it is done. Dropping the future cancels nothing and loses nothing: the slice
+    /// Submits the next slice and resolves when it is done, which it is not at the first poll. Dropping the future cancels nothing and loses nothing: the slice
     /// under way is waited for by the next call.
     ///
     /// # Errors
@@ -368,6 +368,8 @@ impl SlicedSubmission {
         self.settled().await?;
         if !self.all_submitted() {
             self.submit_slice()?;
+            // Once for each slice, also where the device is faster than the question: others on this executor have their turn.
+            give_way().await;
             self.settled().await?;
         }
         Ok(self.progress())
@@ -685,6 +687,19 @@ impl std::fmt::Debug for SlicedSubmission {
             .field("failed", &self.failed)
             .finish_non_exhaustive()
     }
+}
+
+/// Pending once, to be polled again at once.
+async fn give_way() {
+    let mut given = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut given, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Downloads of one slice, which fail if it is not submitted.
