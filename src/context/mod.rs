@@ -159,12 +159,8 @@ impl Context {
     /// # Errors
     /// As [`pipeline`](Self::pipeline).
     pub(crate) fn compile(&self, kernels: &[Kernel]) -> Result<()> {
-        if self.machine.is_dry() {
-            return Ok(());
-        }
-        kernels
-            .iter()
-            .try_for_each(|kernel| self.pipeline(*kernel).map(drop))
+        let prepare = |kernel: &Kernel| self.machine.runner.prepare(&self.machine, *kernel);
+        kernels.iter().try_for_each(prepare)
     }
 
     /// The cooperative matrices that kernels use for f16 tensors, or why none. The first call tries what the adapter claims:

@@ -24,19 +24,6 @@
 //! What is not cut: a shader that is compiled at its first dispatch (warm up before), and the clearing of a new buffer at its
 //! first use, which wgpu does by itself: a run before leaves buffers in the pool that are used already.
 //!
-//! Frames of nothing else between slices of 8 ms, one slice a frame, each waited for: one encoder layer of width 768 (12 heads of
-//! 64, segments of 1024 and 4096, feed-forward of 3072) over 4096 tokens, lavapipe on 2 shared and busy cores, wall time,
-//! 2026-11-24:
-//!
-//! | Mesa | slices | time of a frame: median | 95th percentile | longest |
-//! |---|---|---|---|---|
-//! | 25.0.7, first and second run | 1985, 1879 | 7.1, 6.9 ms | 21.8, 19.3 ms | 49, 50 ms |
-//! | 26.2.6, first and second run | 330, 269 | 7.5, 7.8 ms | 25.6, 25.6 ms | 50, 156 ms |
-//!
-//! The fraction of progress was at most 0.14 off the fraction of time in the first runs, 0.05 to 0.08 in later ones, 0.29 in one
-//! that other processes disturbed. On 26.2.6 the same recording took 3.9 to 4.2 s at once, 3.1 to 3.5 s in slices: what slicing
-//! costs is less than this noise.
-//!
 //! Rejected: cutting only between dispatches (one matrix product is 300 ms on a software adapter); a buffer of parameters for
 //! all parts, written at first (how a dispatch is cut is not known then); two slices in flight (a frame waits for both).
 
