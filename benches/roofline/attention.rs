@@ -1,8 +1,9 @@
 //! Attention, forward and backward.
 
 use dilated_attention::device::{KernelTier, Storage};
+use dilated_attention::kernels::Family;
 use dilated_attention::kernels::Kernel;
-use dilated_attention::kernels::attention_forward::ForwardVariant;
+use dilated_attention::kernels::attention_forward::ForwardFamily;
 use dilated_attention::ops::convert;
 use dilated_attention::reference::plain;
 use dilated_attention::{
@@ -54,7 +55,7 @@ impl Prepared {
             None => DilatedAttention::new(context, config)?,
             Some(tier) => {
                 let facts = context.facts();
-                let variant = ForwardVariant::of_tier(tier, &config, Storage::F32, facts)?;
+                let variant = ForwardFamily::of(&config, Storage::F32).of_tier(tier, facts)?;
                 DilatedAttention::with_variant(context, config, variant)?
             }
         };

@@ -3,10 +3,10 @@
 use super::{DilatedAttention, requests};
 use crate::config::AttentionShape;
 use crate::context::WarmUp;
-use crate::device::{ByteRange, DType, Storage};
+use crate::device::{ByteRange, DType};
 use crate::error::Result;
 use crate::kernels::attention_backward::BackwardVariant;
-use crate::kernels::{Choice, Kernel, Pass, Reason};
+use crate::kernels::{Choice, Kernel, Pass};
 use crate::plan::BackwardPlan;
 use crate::pool::{BufferRequest, Demand};
 use crate::recorder::Recorder;
@@ -44,25 +44,7 @@ impl DilatedAttention {
     /// # Errors
     /// The same.
     pub fn backward_choice(&self, dtype: DType) -> Result<Choice<BackwardVariant>> {
-        let storage = Storage::of("q", dtype, self.context.facts())?;
-        let facts = self.context.facts_for(storage);
-        let given = &self.backward_choice;
-        if given.variant.storage.dtype() == dtype {
-            return Ok(given.clone());
-        }
-        // Cooperative matrices are for f16 alone.
-        let of_device = BackwardVariant::choice(&self.config, storage, facts);
-        let instead = of_device.variant.is_cooperative() && given.reason != Reason::Caller;
-        if instead || given.variant.is_cooperative() {
-            return Ok(of_device);
-        }
-        Ok(Choice {
-            variant: BackwardVariant {
-                storage,
-                ..given.variant
-            },
-            reason: given.reason.clone(),
-        })
+        self.choice_for(&self.backward_choice, dtype)
     }
 
     /// Plans a backward of tensors of `dtype`: what it will dispatch and lease.

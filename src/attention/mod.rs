@@ -14,7 +14,9 @@ use crate::device::{DType, Storage};
 use crate::error::{Error, Result};
 use crate::kernels::attention_backward::{BackwardFamily, BackwardVariant};
 use crate::kernels::attention_forward::{ForwardFamily, ForwardVariant};
-use crate::kernels::{Choice, Kernel, Reason};
+use crate::kernels::{
+    AttentionFamily, AttentionLayout, AttentionVariant, Choice, Family, Kernel, Reason,
+};
 use crate::plan::{BufferRole, ForwardPlan, PlannedBuffer};
 use crate::pool::{BufferRequest, Demand, PARAMS_USAGE, STAGING_USAGE, STORAGE_USAGE};
 use crate::recorder::Recorder;
@@ -160,20 +162,28 @@ impl DilatedAttention {
     /// # Errors
     /// The same.
     pub fn choice(&self, dtype: DType) -> Result<Choice<ForwardVariant>> {
+        self.choice_for(&self.choice, dtype)
+    }
+
+    /// What was chosen by the caller or by measuring, for tensors of `dtype`: the same kernel compiled for them. But cooperative
+    /// matrices are for f16 alone, and where the device has them, they are better than what was measured of f32.
+    fn choice_for<L: AttentionLayout>(
+        &self,
+        given: &Choice<AttentionVariant<L>>,
+        dtype: DType,
+    ) -> Result<Choice<AttentionVariant<L>>> {
         let storage = Storage::of("q", dtype, self.context.facts())?;
         let facts = self.context.facts_for(storage);
-        let given = &self.choice;
         if given.variant.storage.dtype() == dtype {
             return Ok(given.clone());
         }
-        // Cooperative matrices are for f16 alone.
-        let of_device = ForwardVariant::choice(&self.config, storage, facts);
+        let of_device = AttentionFamily::of(&self.config, storage).choice(facts);
         let instead = of_device.variant.is_cooperative() && given.reason != Reason::Caller;
         if instead || given.variant.is_cooperative() {
             return Ok(of_device);
         }
         Ok(Choice {
-            variant: ForwardVariant {
+            variant: AttentionVariant {
                 storage,
                 ..given.variant
             },

@@ -1,14 +1,12 @@
 //! The ways to a context: a device of its own, a borrowed one, or none.
 
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use super::adapter::{AdapterChoice, choose_adapter, new_instance};
 use super::planner::PlannerSource;
 use super::{Context, compiled, cooperative, pace};
 use crate::device::{CooperativeMatrix, DeviceFacts};
 use crate::error::{Error, Result};
-use crate::kernels::Pipelines;
 use crate::kernels::remembered::{KernelOptions, Tuner};
 use crate::pool::{Pool, PoolOptions};
 use crate::recorder::{DryRun, Machine, OnDevice};
@@ -225,22 +223,12 @@ impl Context {
             ..facts
         };
         let tuner = Arc::new(Tuner::new(&info, options));
+        let mut machine = Machine::new(watch, queue, pool, facts, tuner, &OnDevice);
+        machine.pipelines = compiled::load(&machine.watch, options, pipelines_file.as_deref());
+        machine.pipelines_file = pipelines_file;
+        machine.pace = Mutex::new(pace::load(pace::file(&machine.tuner).as_deref()));
         let context = Self {
-            machine: Arc::new(Machine {
-                pipelines: compiled::load(&watch, options, pipelines_file.as_deref()),
-                pipelines_file,
-                info,
-                facts,
-                tried_facts: OnceLock::new(),
-                pace: Mutex::new(pace::load(pace::file(&tuner).as_deref())),
-                tuner,
-                pool,
-                check_finite: AtomicBool::new(false),
-                runner: &OnDevice,
-                _last_queue: LastQueue::new(&queue, &watch),
-                watch,
-                queue,
-            }),
+            machine: Arc::new(machine),
         };
         if let Some(tier) = options.tier {
             tier.check(context.tried_facts_of(tier))?;
@@ -295,30 +283,17 @@ impl Context {
 
     /// A context on the same device with a pool of its own.
     pub(super) fn beside(&self) -> Self {
-        let Machine {
-            watch,
-            queue,
-            info,
-            facts,
-            tuner,
-            ..
-        } = &*self.machine;
+        let machine = &self.machine;
+        let pool = Pool::watched(machine.watch.clone(), PoolOptions::default());
         Self {
-            machine: Arc::new(Machine {
-                pool: Pool::watched(watch.clone(), PoolOptions::default()),
-                pipelines: Pipelines::default(),
-                check_finite: AtomicBool::new(false),
-                tried_facts: OnceLock::new(),
-                pace: Mutex::default(),
-                runner: &OnDevice,
-                pipelines_file: None,
-                tuner: tuner.clone(),
-                info: info.clone(),
-                facts: facts.clone(),
-                watch: watch.clone(),
-                _last_queue: LastQueue::new(queue, watch),
-                queue: queue.clone(),
-            }),
+            machine: Arc::new(Machine::new(
+                machine.watch.clone(),
+                machine.queue.clone(),
+                pool,
+                machine.facts.clone(),
+                machine.tuner.clone(),
+                &OnDevice,
+            )),
         }
     }
 
@@ -352,22 +327,9 @@ impl Context {
             device: device.clone(),
             max_buffer_bytes: facts.max_buffer_bytes,
         };
+        let pool = Pool::with_source(source, PoolOptions::default());
         Self {
-            machine: Arc::new(Machine {
-                info: device.adapter_info(),
-                _last_queue: LastQueue::new(&queue, &watch),
-                watch,
-                facts,
-                tried_facts: OnceLock::new(),
-                pace: Mutex::default(),
-                pool: Pool::with_source(source, PoolOptions::default()),
-                pipelines: Pipelines::default(),
-                pipelines_file: None,
-                tuner,
-                check_finite: false.into(),
-                runner: &DryRun,
-                queue,
-            }),
+            machine: Arc::new(Machine::new(watch, queue, pool, facts, tuner, &DryRun)),
         }
     }
 }

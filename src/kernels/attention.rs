@@ -1,6 +1,17 @@
-//! What the attention kernels have in common, forward and backward.
+//! What the attention kernels have in common, forward and backward: what a dispatch computes and its parameters, a kernel with its
+//! numbers, and the choice of one.
 
+use std::fmt;
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use super::cooperative::CoopTile;
+use super::family::{Family, invalid};
 use super::params::{params, read};
+use super::{Fields, Segments};
+use crate::config::{DilatedAttentionConfig, MAX_HEAD_DIM};
+use crate::device::{CooperativeMatrix, DeviceFacts, KernelTier, Processor, Storage};
+use crate::error::Result;
 
 /// What a dispatch of attention computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,5 +60,255 @@ impl AttentionParams {
         let params: Self = read(params);
         let rows = params.row_end.saturating_sub(params.row_begin);
         rows.min(params.rows_per_segment)
+    }
+}
+
+/// An attention kernel, or the kernels of all passes of a backward, with the numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AttentionVariant<L> {
+    /// How the work is laid out.
+    pub layout: L,
+    /// Elements in one head.
+    pub head_dim: u32,
+    /// How tensors are stored.
+    pub storage: Storage,
+}
+
+/// How the kernels of one direction, forward or backward, lay out their work.
+pub trait AttentionLayout: Copy + PartialEq + fmt::Debug {
+    /// What the direction is called in keys and in the names of kernels.
+    const DIRECTION: &'static str;
+
+    /// What is computed, the first pass first.
+    const PASSES: &'static [Pass];
+
+    /// What every device runs.
+    const TILE: Self;
+
+    /// The tiers that suit a device, the best first, and why.
+    fn suited(head_dim: u32, facts: &DeviceFacts) -> Vec<(KernelTier, &'static str)>;
+
+    /// The layout of the `rows` tier for such segments.
+    fn rows(segments: &Segments, facts: &DeviceFacts) -> Self;
+
+    /// The layout of the `broadcast` tier.
+    fn broadcast(segments: &Segments, facts: &DeviceFacts) -> Self;
+
+    /// The layout with such a tile of cooperative matrices.
+    fn coop(tile: CoopTile) -> Self;
+
+    /// Vectors that a subgroup with cooperative matrices owns.
+    fn coop_rows(matrix: CooperativeMatrix) -> u32;
+
+    /// Its tile of cooperative matrices.
+    fn coop_tile(self) -> Option<CoopTile>;
+
+    /// The tier that it is of.
+    fn tier(self) -> KernelTier;
+
+    /// Rows (or keys) that one workgroup computes, for heads of `head_dim`.
+    fn rows_per_workgroup(self, head_dim: u32) -> u32;
+
+    /// Bytes of workgroup memory in a pass.
+    fn memory_bytes(self, head_dim: u32, pass: Pass) -> u32;
+
+    /// Whether numbers that `rows` and `broadcast` have suit heads of `head_dim` and a device.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) or [`Error::BindingTooSmall`](crate::Error::BindingTooSmall) when not.
+    fn check(self, head_dim: u32, facts: &DeviceFacts) -> Result<()>;
+
+    /// The same with other numbers that may be faster.
+    fn alternatives(self) -> Vec<Self>;
+
+    /// Seconds that its compilation takes; see [`Family::compile_time`]. Not asked for cooperative matrices.
+    fn compile_seconds(self, head_dim: u32, processor: Processor) -> Option<u64>;
+
+    /// Name of the shader of a pass.
+    fn name(self, pass: Pass) -> &'static str;
+
+    /// Fields of the shader of a pass.
+    fn fields(self, head_dim: u32, pass: Pass) -> Fields;
+}
+
+impl<L: AttentionLayout> AttentionVariant<L> {
+    /// Whether it multiplies cooperative matrices.
+    pub fn is_cooperative(&self) -> bool {
+        self.layout.coop_tile().is_some()
+    }
+
+    /// Rows (or keys) that one workgroup computes.
+    pub fn rows_per_workgroup(&self) -> u32 {
+        self.layout.rows_per_workgroup(self.head_dim)
+    }
+
+    /// Bytes of workgroup memory, in the pass that takes most.
+    fn most_memory_bytes(&self) -> u32 {
+        let passes = L::PASSES.iter();
+        let bytes = passes.map(|pass| self.layout.memory_bytes(self.head_dim, *pass));
+        bytes.fold(0, u32::max)
+    }
+
+    pub(super) fn fields(&self, pass: Pass) -> Fields {
+        Fields::new()
+            .with("head_dim", self.head_dim)
+            .with("format", self.storage.name())
+            .and(self.layout.fields(self.head_dim, pass))
+    }
+
+    /// Whether it computes heads of `head_dim` on a device with `facts`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) when it does not, [`Error::BindingTooSmall`](crate::Error::BindingTooSmall)
+    /// when no binding covers what one workgroup leaves for others.
+    pub fn check(&self, head_dim: u32, facts: &DeviceFacts) -> Result<()> {
+        if self.head_dim != head_dim || head_dim > MAX_HEAD_DIM {
+            return invalid(
+                "head_dim of the kernel",
+                self.head_dim,
+                "the configuration's",
+            );
+        }
+        self.storage.check(facts)?;
+        if let Some(tile) = self.layout.coop_tile() {
+            tile.check(self.storage, facts)?;
+            CoopTile::check_head_dim(head_dim)?;
+            if tile.rows != L::coop_rows(tile.matrix) {
+                return invalid(
+                    "rows of a subgroup of the kernel",
+                    tile.rows,
+                    "those that the kernel has for the device's matrices",
+                );
+            }
+        }
+        if self.layout.tier() == KernelTier::Broadcast {
+            KernelTier::Broadcast.check(facts)?;
+        }
+        self.layout.check(head_dim, facts)?;
+        let bytes = self.most_memory_bytes();
+        if bytes > facts.max_workgroup_memory_bytes {
+            return invalid(
+                "workgroup memory of the kernel in bytes",
+                bytes,
+                "at most what the device offers",
+            );
+        }
+        Ok(())
+    }
+}
+
+impl<L: AttentionLayout> fmt::Display for AttentionVariant<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} by {} ({}, {} rows a workgroup, {} bytes of workgroup memory)",
+            L::DIRECTION,
+            self.layout.tier(),
+            self.storage.dtype(),
+            self.rows_per_workgroup(),
+            self.most_memory_bytes()
+        )
+    }
+}
+
+/// What the choice of an attention kernel depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionFamily<L> {
+    segments: Segments,
+    storage: Storage,
+    layout: PhantomData<L>,
+}
+
+impl<L: AttentionLayout> AttentionFamily<L> {
+    /// Kernels for the segments of `config` and tensors that are stored as `storage`.
+    pub fn of(config: &DilatedAttentionConfig, storage: Storage) -> Self {
+        Self {
+            segments: Segments::of(config),
+            storage,
+            layout: PhantomData,
+        }
+    }
+
+    /// Kernels for long segments.
+    pub fn of_long_segments(head_dim: u32, storage: Storage) -> Self {
+        Self {
+            segments: Segments::long(head_dim),
+            storage,
+            layout: PhantomData,
+        }
+    }
+
+    /// The segments, with heads.
+    pub(crate) fn segments(&self) -> &Segments {
+        &self.segments
+    }
+
+    fn with(&self, layout: L) -> AttentionVariant<L> {
+        AttentionVariant {
+            layout,
+            head_dim: self.segments.head_dim,
+            storage: self.storage,
+        }
+    }
+
+    /// The largest tile of cooperative matrices that fits.
+    fn coop(&self, facts: &DeviceFacts) -> Result<L> {
+        let matrix = CoopTile::matrix_for(self.storage, facts)?;
+        CoopTile::check_head_dim(self.segments.head_dim)?;
+        CoopTile::candidates(matrix, L::coop_rows(matrix))
+            .map(L::coop)
+            .find(|layout| {
+                self.with(*layout).most_memory_bytes() <= facts.max_workgroup_memory_bytes
+            })
+            .ok_or_else(|| CoopTile::no_room(facts))
+    }
+}
+
+impl<L: AttentionLayout> Family for AttentionFamily<L> {
+    type Variant = AttentionVariant<L>;
+
+    fn suited(&self, facts: &DeviceFacts) -> Vec<(KernelTier, &'static str)> {
+        L::suited(self.segments.head_dim, facts)
+    }
+
+    fn of_device_tier(&self, tier: KernelTier, facts: &DeviceFacts) -> Result<Self::Variant> {
+        Ok(self.with(match tier {
+            KernelTier::Tile => L::TILE,
+            KernelTier::Rows => L::rows(&self.segments, facts),
+            KernelTier::Broadcast => L::broadcast(&self.segments, facts),
+            KernelTier::Coop8 | KernelTier::Coop16 => self.coop(facts)?,
+        }))
+    }
+
+    fn tile(&self) -> Self::Variant {
+        self.with(L::TILE)
+    }
+
+    fn check(&self, variant: Self::Variant, facts: &DeviceFacts) -> Result<()> {
+        variant.check(self.segments.head_dim, facts)
+    }
+
+    fn alternatives(&self, variant: Self::Variant) -> Vec<Self::Variant> {
+        let layouts = variant.layout.alternatives().into_iter();
+        layouts.map(|layout| self.with(layout)).collect()
+    }
+
+    fn compile_time(&self, variant: Self::Variant, facts: &DeviceFacts) -> Option<Duration> {
+        // Cooperative matrices are known to be faster on GPUs and slower on CPUs; f16 only, and what is measured is f32.
+        if variant.is_cooperative() {
+            return None;
+        }
+        let layout = variant.layout;
+        let seconds = layout.compile_seconds(variant.head_dim, facts.processor)?;
+        Some(Duration::from_secs(seconds))
+    }
+
+    fn key(&self) -> String {
+        self.segments.key(L::DIRECTION)
+    }
+
+    fn variant_key(variant: &Self::Variant) -> String {
+        let pass = L::PASSES[0];
+        variant.fields(pass).key(variant.layout.name(pass))
     }
 }

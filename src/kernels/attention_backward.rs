@@ -10,23 +10,17 @@
 //! | rows | `software/backward_{means,dq,dkdv}_rows.wgsl` | CPUs whose driver loads an address that all lanes share once |
 //! | broadcast | `software/backward_{means,weights,gradient}_broadcast.wgsl` | CPUs with subgroups of eight lanes whose driver loads once a lane |
 
-use std::fmt;
-use std::time::Duration;
-
-use super::choice::{Choice, reasons};
+use super::attention::{AttentionFamily, AttentionLayout, AttentionVariant};
+use super::choice::reasons;
 use super::cooperative::CoopTile;
-use super::family::{Family, attention_fields, gpu_tiers, invalid};
+use super::family::{Family, gpu_tiers};
 use super::software::LaneGroups;
 use super::software::attention_backward::{self as software, MOST_ROWS_HEAD_DIM, ProductTile};
 use super::{Access, AttentionParams, Fields, Kernel, KernelSpec, ParamsInfo, Pass, Segments};
-use crate::config::{DilatedAttentionConfig, MAX_HEAD_DIM};
-use crate::device::{DeviceFacts, KernelTier, Processor, Storage};
+use crate::device::{CooperativeMatrix, DeviceFacts, KernelTier, Processor, Storage};
 use crate::error::Result;
 
-/// Largest heads that the kernels with cooperative matrices compute: two operands and up to two sums are kept in registers.
-const MOST_COOP_HEAD_DIM: u32 = 128;
-
-/// Vectors that a subgroup of these owns.
+/// Vectors that a subgroup with cooperative matrices owns: two operands and up to two sums of them are kept in registers.
 const COOP_ROWS: u32 = 16;
 
 /// How the work is laid out; see the shader files for each.
@@ -43,60 +37,23 @@ pub enum BackwardLayout {
 }
 
 /// The backward kernels with their numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct BackwardVariant {
-    /// How the work is laid out.
-    pub layout: BackwardLayout,
-    /// Elements in one head.
-    pub head_dim: u32,
-    /// How inputs and gradients are stored.
-    pub storage: Storage,
-}
+pub type BackwardVariant = AttentionVariant<BackwardLayout>;
 
 /// What the choice of the backward kernels depends on.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct BackwardFamily {
-    pub segments: Segments,
-    pub storage: Storage,
-}
+pub type BackwardFamily = AttentionFamily<BackwardLayout>;
 
-impl BackwardFamily {
-    pub fn of(config: &DilatedAttentionConfig, storage: Storage) -> Self {
-        Self {
-            segments: Segments::of(config),
-            storage,
-        }
-    }
+impl AttentionLayout for BackwardLayout {
+    const DIRECTION: &'static str = "attention_backward";
+    const PASSES: &'static [Pass] = &[Pass::Means, Pass::Dq, Pass::DkDv];
+    const TILE: Self = Self::Tile;
 
-    fn with(&self, layout: BackwardLayout) -> BackwardVariant {
-        BackwardVariant {
-            layout,
-            head_dim: self.segments.head_dim,
-            storage: self.storage,
-        }
-    }
-
-    /// With the largest tile that fits.
-    fn cooperative(&self, facts: &DeviceFacts) -> Result<BackwardVariant> {
-        let matrix = CoopTile::matrix_for(self.storage, facts)?;
-        CoopTile::check_head_dim(self.segments.head_dim, MOST_COOP_HEAD_DIM)?;
-        CoopTile::candidates(matrix, COOP_ROWS)
-            .map(|tile| self.with(BackwardLayout::Coop(tile)))
-            .find(|variant| variant.most_memory_bytes() <= facts.max_workgroup_memory_bytes)
-            .ok_or_else(|| CoopTile::no_room(facts))
-    }
-}
-
-impl Family for BackwardFamily {
-    type Variant = BackwardVariant;
-
-    fn suited(&self, facts: &DeviceFacts) -> Vec<(KernelTier, &'static str)> {
+    fn suited(head_dim: u32, facts: &DeviceFacts) -> Vec<(KernelTier, &'static str)> {
         match facts.processor {
             Processor::Gpu => gpu_tiers(facts),
             Processor::Cpu {
                 uniform_loads: true,
                 ..
-            } if self.segments.head_dim <= MOST_ROWS_HEAD_DIM => {
+            } if head_dim <= MOST_ROWS_HEAD_DIM => {
                 vec![(KernelTier::Rows, reasons::UNIFORM_LOADS)]
             }
             Processor::Cpu {
@@ -110,125 +67,140 @@ impl Family for BackwardFamily {
         }
     }
 
-    fn of_device_tier(&self, tier: KernelTier, facts: &DeviceFacts) -> Result<BackwardVariant> {
-        let head_dim = self.segments.head_dim;
-        Ok(match tier {
-            KernelTier::Tile => self.tile(),
-            KernelTier::Rows => self.with(BackwardLayout::Rows(software::fitting(
-                &self.segments,
-                facts,
-            ))),
-            KernelTier::Broadcast => self.with(BackwardLayout::Broadcast(ProductTile::choose(
-                head_dim, facts,
-            ))),
-            KernelTier::Coop8 | KernelTier::Coop16 => self.cooperative(facts)?,
-        })
+    fn rows(segments: &Segments, facts: &DeviceFacts) -> Self {
+        Self::Rows(software::fitting(segments, facts))
     }
 
-    fn tile(&self) -> BackwardVariant {
-        self.with(BackwardLayout::Tile)
+    fn broadcast(segments: &Segments, facts: &DeviceFacts) -> Self {
+        Self::Broadcast(ProductTile::choose(segments.head_dim, facts))
     }
 
-    fn check(&self, variant: BackwardVariant, facts: &DeviceFacts) -> Result<()> {
-        variant.check(self.segments.head_dim, facts)
+    fn coop(tile: CoopTile) -> Self {
+        Self::Coop(tile)
     }
 
-    fn alternatives(&self, variant: BackwardVariant) -> Vec<BackwardVariant> {
-        match variant.layout {
-            BackwardLayout::Rows(lanes) if lanes.groups > 1 => {
+    fn coop_rows(_: CooperativeMatrix) -> u32 {
+        COOP_ROWS
+    }
+
+    fn coop_tile(self) -> Option<CoopTile> {
+        match self {
+            Self::Coop(tile) => Some(tile),
+            _ => None,
+        }
+    }
+
+    fn tier(self) -> KernelTier {
+        match self {
+            Self::Tile => KernelTier::Tile,
+            Self::Coop(tile) => KernelTier::of_matrix(tile.matrix),
+            Self::Rows(_) => KernelTier::Rows,
+            Self::Broadcast(_) => KernelTier::Broadcast,
+        }
+    }
+
+    fn rows_per_workgroup(self, head_dim: u32) -> u32 {
+        match self {
+            Self::Tile => 32,
+            Self::Coop(tile) => tile.vectors(),
+            Self::Rows(lanes) => software::rows(lanes, head_dim),
+            Self::Broadcast(tile) => tile.side(),
+        }
+    }
+
+    fn memory_bytes(self, head_dim: u32, pass: Pass) -> u32 {
+        match self {
+            // Chunks of 32 vectors of two operands, 9 vec4 each; sums of 64 threads.
+            Self::Tile => {
+                let sums = if pass == Pass::Means { 2 * 64 * 16 } else { 0 };
+                2 * 32 * 9 * 16 + sums
+            }
+            Self::Rows(_) => software::workgroup_memory_bytes(head_dim, pass),
+            Self::Broadcast(_) => 0,
+            // Two operands, one or two slabs of weights; two of products; a word for each staged vector; what the rows have.
+            Self::Coop(tile) => {
+                let columns = tile.column_blocks(head_dim) * tile.matrix.size;
+                let (slabs, of_rows) = match pass {
+                    Pass::Means => (1, 4 * tile.vectors()),
+                    Pass::DkDv => (2, 12 * tile.staged),
+                    _ => (2, 12 * tile.vectors()),
+                };
+                CoopTile::halves(2 * tile.staged, columns)
+                    + CoopTile::halves(slabs * tile.vectors(), tile.staged)
+                    + CoopTile::floats(2 * tile.vectors(), tile.staged)
+                    + 4 * tile.staged
+                    + of_rows
+            }
+        }
+    }
+
+    fn check(self, head_dim: u32, facts: &DeviceFacts) -> Result<()> {
+        match self {
+            Self::Tile | Self::Coop(_) => Ok(()),
+            Self::Rows(lanes) => lanes.check(),
+            Self::Broadcast(tile) => tile.check(head_dim, facts),
+        }
+    }
+
+    fn alternatives(self) -> Vec<Self> {
+        match self {
+            Self::Rows(lanes) if lanes.groups > 1 => {
                 let groups = lanes.groups / 2;
-                let half = BackwardLayout::Rows(LaneGroups { groups, ..lanes });
-                vec![self.with(half)]
+                vec![Self::Rows(LaneGroups { groups, ..lanes })]
             }
             _ => Vec::new(),
         }
     }
 
-    fn compile_time(&self, variant: BackwardVariant, facts: &DeviceFacts) -> Option<Duration> {
-        let seconds = match (facts.processor, variant.layout) {
-            (_, BackwardLayout::Coop(_)) => return None,
-            (Processor::Gpu, BackwardLayout::Tile) => 1,
-            (Processor::Gpu, _) => return None,
+    fn compile_seconds(self, head_dim: u32, processor: Processor) -> Option<u64> {
+        match (processor, self) {
+            (Processor::Gpu, Self::Tile) => Some(1),
+            (Processor::Gpu, _) => None,
             (Processor::Cpu { uniform_loads, .. }, layout) => match (layout, uniform_loads) {
-                (BackwardLayout::Tile, true) => 5,
-                (BackwardLayout::Rows(_), true) if variant.head_dim <= 32 => 2,
-                (BackwardLayout::Rows(_), true) if variant.head_dim <= 128 => 8,
-                (BackwardLayout::Tile, false) => 16,
-                (BackwardLayout::Broadcast(_), true) => 4,
-                (BackwardLayout::Broadcast(_), false) => 12,
-                _ => return None,
+                (Self::Tile, true) => Some(5),
+                (Self::Rows(_), true) if head_dim <= 32 => Some(2),
+                (Self::Rows(_), true) if head_dim <= 128 => Some(8),
+                (Self::Tile, false) => Some(16),
+                (Self::Broadcast(_), true) => Some(4),
+                (Self::Broadcast(_), false) => Some(12),
+                _ => None,
             },
-        };
-        Some(Duration::from_secs(seconds))
+        }
     }
 
-    fn key(&self) -> String {
-        self.segments.key("attention_backward")
+    fn name(self, pass: Pass) -> &'static str {
+        match (self, pass) {
+            (Self::Tile, Pass::Means) => "backward_means_tile",
+            (Self::Tile, Pass::Dq) => "backward_dq_tile",
+            (Self::Tile, _) => "backward_dkdv_tile",
+            (Self::Coop(_), Pass::Means) => "backward_means_coop",
+            (Self::Coop(_), Pass::Dq) => "backward_dq_coop",
+            (Self::Coop(_), _) => "backward_dkdv_coop",
+            (Self::Rows(_), Pass::Means) => "backward_means_rows",
+            (Self::Rows(_), Pass::Dq) => "backward_dq_rows",
+            (Self::Rows(_), _) => "backward_dkdv_rows",
+            (Self::Broadcast(_), Pass::Means) => "backward_means_broadcast",
+            (Self::Broadcast(_), Pass::Weights) => "backward_weights_broadcast",
+            (Self::Broadcast(_), _) => "backward_gradient_broadcast",
+        }
     }
 
-    fn variant_key(variant: &BackwardVariant) -> String {
-        variant.fields(Pass::Means).key(variant.name(Pass::Means))
+    fn fields(self, head_dim: u32, pass: Pass) -> Fields {
+        match self {
+            Self::Tile => Fields::new(),
+            Self::Coop(tile) => tile.fields(),
+            Self::Rows(lanes) => software::fields(lanes, head_dim),
+            Self::Broadcast(tile) => tile.fields(head_dim, pass),
+        }
     }
 }
 
 impl BackwardVariant {
-    /// The kernels that measured best on such a device; see docs/performance.md.
-    pub fn choose(config: &DilatedAttentionConfig, storage: Storage, facts: &DeviceFacts) -> Self {
-        Self::choice(config, storage, facts).variant
-    }
-
-    /// As [`choose`](Self::choose), with the reason.
-    pub fn choice(
-        config: &DilatedAttentionConfig,
-        storage: Storage,
-        facts: &DeviceFacts,
-    ) -> Choice<Self> {
-        BackwardFamily::of(config, storage).choice(facts)
-    }
-
-    /// The kernels of a tier.
-    ///
-    /// # Errors
-    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) or [`Error::BindingTooSmall`](crate::Error::BindingTooSmall) with the
-    /// reason why there are none for such tensors on such a device.
-    pub fn of_tier(
-        tier: KernelTier,
-        config: &DilatedAttentionConfig,
-        storage: Storage,
-        facts: &DeviceFacts,
-    ) -> Result<Self> {
-        BackwardFamily::of(config, storage).of_tier(tier, facts)
-    }
-
-    /// The kernels with cooperative matrices, with the largest tile that fits.
-    ///
-    /// # Errors
-    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) with the reason why there are none for such tensors on such a device.
-    pub fn cooperative(head_dim: u32, storage: Storage, facts: &DeviceFacts) -> Result<Self> {
-        let segments = Segments::long(head_dim);
-        BackwardFamily { segments, storage }.cooperative(facts)
-    }
-
-    /// Whether it multiplies cooperative matrices.
-    pub fn is_cooperative(&self) -> bool {
-        matches!(self.layout, BackwardLayout::Coop(_))
-    }
-
     /// How weights are laid out, where they are kept in memory.
     pub(crate) fn product_tile(&self) -> Option<ProductTile> {
         match self.layout {
             BackwardLayout::Broadcast(tile) => Some(tile),
             _ => None,
-        }
-    }
-
-    /// Rows, or keys, that one workgroup computes.
-    pub fn tile(&self) -> u32 {
-        match self.layout {
-            BackwardLayout::Tile => 32,
-            BackwardLayout::Coop(tile) => tile.vectors(),
-            BackwardLayout::Rows(lanes) => software::rows(lanes, self.head_dim),
-            BackwardLayout::Broadcast(tile) => tile.side(),
         }
     }
 
@@ -259,108 +231,6 @@ impl BackwardVariant {
             _ => 1,
         }
     }
-
-    fn most_memory_bytes(&self) -> u32 {
-        [Pass::Means, Pass::Dq, Pass::DkDv]
-            .map(|pass| self.memory_bytes(pass))
-            .into_iter()
-            .fold(0, u32::max)
-    }
-
-    /// Bytes of workgroup memory in a pass.
-    fn memory_bytes(&self, pass: Pass) -> u32 {
-        match self.layout {
-            // Chunks of 32 vectors of two operands, 9 vec4 each; sums of 64 threads.
-            BackwardLayout::Tile => {
-                let sums = if pass == Pass::Means { 2 * 64 * 16 } else { 0 };
-                2 * 32 * 9 * 16 + sums
-            }
-            BackwardLayout::Rows(_) => software::workgroup_memory_bytes(self.head_dim, pass),
-            BackwardLayout::Broadcast(_) => 0,
-            // Two operands, one or two slabs of weights; two of products; a word for each staged vector; what the rows have.
-            BackwardLayout::Coop(tile) => {
-                let columns = tile.column_blocks(self.head_dim) * tile.matrix.size;
-                let (slabs, of_rows) = match pass {
-                    Pass::Means => (1, 4 * tile.vectors()),
-                    Pass::DkDv => (2, 12 * tile.staged),
-                    _ => (2, 12 * tile.vectors()),
-                };
-                CoopTile::halves(2 * tile.staged, columns)
-                    + CoopTile::halves(slabs * tile.vectors(), tile.staged)
-                    + CoopTile::floats(2 * tile.vectors(), tile.staged)
-                    + 4 * tile.staged
-                    + of_rows
-            }
-        }
-    }
-
-    /// Name of the shader of a pass.
-    fn name(&self, pass: Pass) -> &'static str {
-        match (self.layout, pass) {
-            (BackwardLayout::Tile, Pass::Means) => "backward_means_tile",
-            (BackwardLayout::Tile, Pass::Dq) => "backward_dq_tile",
-            (BackwardLayout::Tile, _) => "backward_dkdv_tile",
-            (BackwardLayout::Coop(_), Pass::Means) => "backward_means_coop",
-            (BackwardLayout::Coop(_), Pass::Dq) => "backward_dq_coop",
-            (BackwardLayout::Coop(_), _) => "backward_dkdv_coop",
-            (BackwardLayout::Rows(_), Pass::Means) => "backward_means_rows",
-            (BackwardLayout::Rows(_), Pass::Dq) => "backward_dq_rows",
-            (BackwardLayout::Rows(_), _) => "backward_dkdv_rows",
-            (BackwardLayout::Broadcast(_), Pass::Means) => "backward_means_broadcast",
-            (BackwardLayout::Broadcast(_), Pass::Weights) => "backward_weights_broadcast",
-            (BackwardLayout::Broadcast(_), _) => "backward_gradient_broadcast",
-        }
-    }
-
-    fn fields(&self, pass: Pass) -> Fields {
-        let fields = attention_fields(self.head_dim, self.storage);
-        match self.layout {
-            BackwardLayout::Tile => fields,
-            BackwardLayout::Coop(tile) => fields.and(tile.fields()),
-            BackwardLayout::Rows(lanes) => fields.and(software::fields(lanes, self.head_dim)),
-            BackwardLayout::Broadcast(tile) => fields.and(tile.fields(self.head_dim, pass)),
-        }
-    }
-
-    /// Whether the kernels compute heads of `head_dim` on a device with `facts`.
-    ///
-    /// # Errors
-    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) when they do not, [`Error::BindingTooSmall`](crate::Error::BindingTooSmall)
-    /// when no binding covers the weights of one tile.
-    pub fn check(&self, head_dim: u32, facts: &DeviceFacts) -> Result<()> {
-        if self.head_dim != head_dim || head_dim > MAX_HEAD_DIM {
-            return invalid(
-                "head_dim of the kernel",
-                self.head_dim,
-                "the configuration's",
-            );
-        }
-        self.storage.check(facts)?;
-        match self.layout {
-            BackwardLayout::Tile => {}
-            BackwardLayout::Coop(tile) => {
-                tile.check(self.storage, facts)?;
-                CoopTile::check_head_dim(head_dim, MOST_COOP_HEAD_DIM)?;
-                if tile.rows != COOP_ROWS {
-                    return invalid("rows of the kernel", tile.rows, "16");
-                }
-            }
-            BackwardLayout::Rows(lanes) => lanes.check()?,
-            BackwardLayout::Broadcast(tile) => {
-                KernelTier::Broadcast.check(facts)?;
-                tile.check(head_dim, facts)?;
-            }
-        }
-        let bytes = self.most_memory_bytes();
-        if bytes > facts.max_workgroup_memory_bytes {
-            return invalid(
-                "workgroup memory of the kernel in bytes",
-                bytes,
-                "at most what the device offers",
-            );
-        }
-        Ok(())
-    }
 }
 
 /// The kernel of one pass of the backward; see [`BackwardVariant::kernel`].
@@ -389,7 +259,7 @@ impl BackwardKernel {
 
 impl KernelSpec for BackwardKernel {
     fn name(&self) -> &'static str {
-        self.variant.name(self.pass)
+        self.variant.layout.name(self.pass)
     }
 
     fn fields(&self) -> Fields {
@@ -416,7 +286,7 @@ impl KernelSpec for BackwardKernel {
         let Self { variant, pass } = self;
         let others = match pass {
             Pass::Forward | Pass::Means | Pass::Dq => AttentionParams::keys(params),
-            Pass::Weights => variant.tile(),
+            Pass::Weights => variant.rows_per_workgroup(),
             Pass::Dk | Pass::Dv | Pass::DkDv => AttentionParams::rows(params),
         };
         let products = match pass {
@@ -427,49 +297,28 @@ impl KernelSpec for BackwardKernel {
             Pass::DkDv => 4,
             _ => 2,
         };
-        let pairs = u64::from(variant.tile()) * u64::from(others) * u64::from(variant.head_dim);
+        let pairs = u64::from(variant.rows_per_workgroup())
+            * u64::from(others)
+            * u64::from(variant.head_dim);
         products * pairs / u64::from(variant.column_tiles(*pass))
     }
 
     fn tier(&self) -> Option<KernelTier> {
-        Some(match self.variant.layout {
-            BackwardLayout::Tile => KernelTier::Tile,
-            BackwardLayout::Coop(tile) => KernelTier::of_matrix(tile.matrix),
-            BackwardLayout::Rows(_) => KernelTier::Rows,
-            BackwardLayout::Broadcast(_) => KernelTier::Broadcast,
-        })
+        Some(self.variant.layout.tier())
     }
 
     fn workgroup_memory_bytes(&self) -> Option<u32> {
-        Some(self.variant.memory_bytes(self.pass))
+        let variant = self.variant;
+        Some(variant.layout.memory_bytes(variant.head_dim, self.pass))
     }
 
     fn all(head_dim: u32, storage: Storage, facts: &DeviceFacts) -> Vec<Self> {
-        let segments = Segments::long(head_dim);
-        let family = BackwardFamily { segments, storage };
-        let tiers = KernelTier::ALL.into_iter();
-        let variants = tiers.filter_map(|tier| family.of_tier(tier, facts).ok());
+        let family = BackwardFamily::of_long_segments(head_dim, storage);
+        let variants = family.of_all_tiers(facts).into_iter();
         let kernels = variants.flat_map(|variant| {
             let passes = [&[Pass::Means], variant.passes()].concat();
             passes.into_iter().map(move |pass| Self { variant, pass })
         });
         kernels.collect()
-    }
-}
-
-impl fmt::Display for BackwardVariant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = match self.layout {
-            BackwardLayout::Tile => "backward_*_tile",
-            BackwardLayout::Coop(_) => "backward_*_coop",
-            BackwardLayout::Rows(_) => "backward_*_rows",
-            BackwardLayout::Broadcast(_) => "backward_*_broadcast",
-        };
-        write!(
-            f,
-            "{name} ({}, {} rows or keys a workgroup)",
-            self.storage.dtype(),
-            self.tile()
-        )
     }
 }

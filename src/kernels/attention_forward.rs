@@ -9,21 +9,15 @@
 //!
 //! All compute the same. Cooperative matrices are not chosen on CPUs: lavapipe multiplies them at a tenth of its ceiling.
 
-use std::fmt;
-use std::time::Duration;
-
-use super::choice::{Choice, reasons};
+use super::attention::{AttentionFamily, AttentionLayout, AttentionVariant};
+use super::choice::reasons;
 use super::cooperative::CoopTile;
-use super::family::{Family, attention_fields, gpu_tiers, invalid};
+use super::family::{Family, gpu_tiers};
 use super::software::LaneGroups;
 use super::software::attention_forward::Handed;
-use super::{Access, AttentionParams, Fields, KernelSpec, ParamsInfo, Segments};
-use crate::config::{DilatedAttentionConfig, MAX_HEAD_DIM};
-use crate::device::{DeviceFacts, KernelTier, Processor, Storage};
+use super::{Access, AttentionParams, Fields, KernelSpec, ParamsInfo, Pass, Segments};
+use crate::device::{CooperativeMatrix, DeviceFacts, KernelTier, Processor, Storage};
 use crate::error::Result;
-
-/// Largest heads that the kernel with cooperative matrices computes: its queries and its output are kept in registers.
-const MOST_COOP_HEAD_DIM: u32 = 128;
 
 /// How the work is laid out; see the shader files for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,56 +33,17 @@ pub enum ForwardLayout {
 }
 
 /// A forward kernel with its numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ForwardVariant {
-    /// How the work is laid out.
-    pub layout: ForwardLayout,
-    /// Elements in one head.
-    pub head_dim: u32,
-    /// How q, k, v and the output are stored.
-    pub storage: Storage,
-}
+pub type ForwardVariant = AttentionVariant<ForwardLayout>;
 
 /// What the choice of a forward kernel depends on.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ForwardFamily {
-    pub segments: Segments,
-    pub storage: Storage,
-}
+pub type ForwardFamily = AttentionFamily<ForwardLayout>;
 
-impl ForwardFamily {
-    pub fn of(config: &DilatedAttentionConfig, storage: Storage) -> Self {
-        Self {
-            segments: Segments::of(config),
-            storage,
-        }
-    }
+impl AttentionLayout for ForwardLayout {
+    const DIRECTION: &'static str = "attention_forward";
+    const PASSES: &'static [Pass] = &[Pass::Forward];
+    const TILE: Self = Self::Tile;
 
-    fn with(&self, layout: ForwardLayout) -> ForwardVariant {
-        ForwardVariant {
-            layout,
-            head_dim: self.segments.head_dim,
-            storage: self.storage,
-        }
-    }
-
-    /// With the largest tile that fits.
-    fn cooperative(&self, facts: &DeviceFacts) -> Result<ForwardVariant> {
-        let matrix = CoopTile::matrix_for(self.storage, facts)?;
-        CoopTile::check_head_dim(self.segments.head_dim, MOST_COOP_HEAD_DIM)?;
-        // Each lane owns whole rows, and a matrix of keys should meet two of queries.
-        let rows = matrix.lanes.max(2 * matrix.size);
-        CoopTile::candidates(matrix, rows)
-            .map(|tile| self.with(ForwardLayout::Coop(tile)))
-            .find(|variant| variant.memory_bytes() <= facts.max_workgroup_memory_bytes)
-            .ok_or_else(|| CoopTile::no_room(facts))
-    }
-}
-
-impl Family for ForwardFamily {
-    type Variant = ForwardVariant;
-
-    fn suited(&self, facts: &DeviceFacts) -> Vec<(KernelTier, &'static str)> {
+    fn suited(_: u32, facts: &DeviceFacts) -> Vec<(KernelTier, &'static str)> {
         match facts.processor {
             Processor::Gpu => gpu_tiers(facts),
             Processor::Cpu {
@@ -102,121 +57,58 @@ impl Family for ForwardFamily {
         }
     }
 
-    fn of_device_tier(&self, tier: KernelTier, facts: &DeviceFacts) -> Result<ForwardVariant> {
-        let fitting = |handed: Handed| handed.fitting(&self.segments, facts);
-        Ok(match tier {
-            KernelTier::Tile => self.tile(),
-            KernelTier::Rows => self.with(ForwardLayout::Rows(fitting(Handed::Loaded))),
-            KernelTier::Broadcast => {
-                self.with(ForwardLayout::Broadcast(fitting(Handed::Broadcast)))
-            }
-            KernelTier::Coop8 | KernelTier::Coop16 => self.cooperative(facts)?,
-        })
+    fn rows(segments: &Segments, facts: &DeviceFacts) -> Self {
+        Self::Rows(Handed::Loaded.fitting(segments, facts))
     }
 
-    fn tile(&self) -> ForwardVariant {
-        self.with(ForwardLayout::Tile)
+    fn broadcast(segments: &Segments, facts: &DeviceFacts) -> Self {
+        Self::Broadcast(Handed::Broadcast.fitting(segments, facts))
     }
 
-    fn check(&self, variant: ForwardVariant, facts: &DeviceFacts) -> Result<()> {
-        variant.check(self.segments.head_dim, facts)
+    fn coop(tile: CoopTile) -> Self {
+        Self::Coop(tile)
     }
 
-    fn alternatives(&self, _: ForwardVariant) -> Vec<ForwardVariant> {
-        Vec::new()
+    /// Each lane owns whole rows, and a matrix of keys should meet two of queries.
+    fn coop_rows(matrix: CooperativeMatrix) -> u32 {
+        matrix.lanes.max(2 * matrix.size)
     }
 
-    fn compile_time(&self, variant: ForwardVariant, facts: &DeviceFacts) -> Option<Duration> {
-        let seconds = match (facts.processor, variant.layout) {
-            // Known to be faster on GPUs and slower on CPUs; f16 only, and what is measured is f32.
-            (_, ForwardLayout::Coop(_)) => return None,
-            (Processor::Gpu, ForwardLayout::Tile) => 1,
-            // Rows in registers are more than a GPU's lane has.
-            (Processor::Gpu, _) => return None,
-            (Processor::Cpu { uniform_loads, .. }, layout) => match (layout, uniform_loads) {
-                (ForwardLayout::Tile, true) => 3,
-                (_, true) => 2,
-                (ForwardLayout::Tile, false) => 18,
-                (ForwardLayout::Broadcast(_), false) => 12,
-                (_, false) if variant.head_dim <= 8 => 12,
-                (_, false) => return None,
-            },
-        };
-        Some(Duration::from_secs(seconds))
-    }
-
-    fn key(&self) -> String {
-        self.segments.key("attention_forward")
-    }
-
-    fn variant_key(variant: &ForwardVariant) -> String {
-        variant.fields().key(variant.name())
-    }
-}
-
-impl ForwardVariant {
-    /// The kernel that measured best on such a device; see docs/performance.md.
-    pub fn choose(config: &DilatedAttentionConfig, storage: Storage, facts: &DeviceFacts) -> Self {
-        Self::choice(config, storage, facts).variant
-    }
-
-    /// As [`choose`](Self::choose), with the reason.
-    pub fn choice(
-        config: &DilatedAttentionConfig,
-        storage: Storage,
-        facts: &DeviceFacts,
-    ) -> Choice<Self> {
-        ForwardFamily::of(config, storage).choice(facts)
-    }
-
-    /// The kernel of a tier.
-    ///
-    /// # Errors
-    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) with the reason why there is none for such tensors on such a device.
-    pub fn of_tier(
-        tier: KernelTier,
-        config: &DilatedAttentionConfig,
-        storage: Storage,
-        facts: &DeviceFacts,
-    ) -> Result<Self> {
-        ForwardFamily::of(config, storage).of_tier(tier, facts)
-    }
-
-    /// The kernel with cooperative matrices, with the largest tile that fits.
-    ///
-    /// # Errors
-    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) with the reason why there is none for such tensors on such a device.
-    pub fn cooperative(head_dim: u32, storage: Storage, facts: &DeviceFacts) -> Result<Self> {
-        let segments = Segments::long(head_dim);
-        ForwardFamily { segments, storage }.cooperative(facts)
-    }
-
-    /// Whether it multiplies cooperative matrices.
-    pub fn is_cooperative(&self) -> bool {
-        matches!(self.layout, ForwardLayout::Coop(_))
-    }
-
-    /// Rows that one workgroup computes.
-    pub fn rows_per_workgroup(&self) -> u32 {
-        match self.layout {
-            ForwardLayout::Tile if self.head_dim <= 128 => 64,
-            ForwardLayout::Tile => 32,
-            ForwardLayout::Coop(tile) => tile.vectors(),
-            ForwardLayout::Rows(lanes) => Handed::Loaded.rows(lanes, self.head_dim),
-            ForwardLayout::Broadcast(lanes) => Handed::Broadcast.rows(lanes, self.head_dim),
+    fn coop_tile(self) -> Option<CoopTile> {
+        match self {
+            Self::Coop(tile) => Some(tile),
+            _ => None,
         }
     }
 
-    /// Bytes of workgroup memory.
-    fn memory_bytes(&self) -> u32 {
-        match self.layout {
+    fn tier(self) -> KernelTier {
+        match self {
+            Self::Tile => KernelTier::Tile,
+            Self::Coop(tile) => KernelTier::of_matrix(tile.matrix),
+            Self::Rows(_) => KernelTier::Rows,
+            Self::Broadcast(_) => KernelTier::Broadcast,
+        }
+    }
+
+    fn rows_per_workgroup(self, head_dim: u32) -> u32 {
+        match self {
+            Self::Tile if head_dim <= 128 => 64,
+            Self::Tile => 32,
+            Self::Coop(tile) => tile.vectors(),
+            Self::Rows(lanes) => Handed::Loaded.rows(lanes, head_dim),
+            Self::Broadcast(lanes) => Handed::Broadcast.rows(lanes, head_dim),
+        }
+    }
+
+    fn memory_bytes(self, head_dim: u32, _: Pass) -> u32 {
+        match self {
             // A chunk of q or weights (9 vec4 a row), a chunk of k or v (9 vec4 for 32 keys), maxima (2 vec4 a row).
-            ForwardLayout::Tile => (self.rows_per_workgroup() * (9 + 2) + 32 * 9) * 16,
-            ForwardLayout::Rows(_) => Handed::Loaded.workgroup_memory_bytes(self.head_dim),
-            ForwardLayout::Broadcast(_) => Handed::Broadcast.workgroup_memory_bytes(self.head_dim),
+            Self::Tile => (self.rows_per_workgroup(head_dim) * (9 + 2) + 32 * 9) * 16,
+            Self::Rows(_) => Handed::Loaded.workgroup_memory_bytes(head_dim),
+            Self::Broadcast(_) => Handed::Broadcast.workgroup_memory_bytes(head_dim),
             // Keys, values, weights; scores; a word for each key, a flag, two factors for each row.
-            ForwardLayout::Coop(tile) => {
-                let columns = tile.column_blocks(self.head_dim) * tile.matrix.size;
+            Self::Coop(tile) => {
+                let columns = tile.column_blocks(head_dim) * tile.matrix.size;
                 CoopTile::halves(2 * tile.staged, columns)
                     + CoopTile::halves(tile.vectors(), tile.staged)
                     + CoopTile::floats(tile.vectors(), tile.staged)
@@ -227,65 +119,59 @@ impl ForwardVariant {
         }
     }
 
-    /// Whether the kernel computes heads of `head_dim` on a device with `facts`.
-    ///
-    /// # Errors
-    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) when it does not.
-    pub fn check(&self, head_dim: u32, facts: &DeviceFacts) -> Result<()> {
-        if self.head_dim != head_dim || head_dim > MAX_HEAD_DIM {
-            return invalid(
-                "head_dim of the kernel",
-                self.head_dim,
-                "the configuration's",
-            );
+    fn check(self, _: u32, _: &DeviceFacts) -> Result<()> {
+        match self {
+            Self::Tile | Self::Coop(_) => Ok(()),
+            Self::Rows(lanes) | Self::Broadcast(lanes) => lanes.check(),
         }
-        self.storage.check(facts)?;
-        match self.layout {
-            ForwardLayout::Tile => {}
-            ForwardLayout::Coop(tile) => {
-                tile.check(self.storage, facts)?;
-                CoopTile::check_head_dim(head_dim, MOST_COOP_HEAD_DIM)?;
-                if !tile.rows.is_multiple_of(tile.matrix.lanes) {
-                    return invalid("rows of the kernel", tile.rows, "a multiple of the lanes");
-                }
-            }
-            ForwardLayout::Rows(lanes) => lanes.check()?,
-            ForwardLayout::Broadcast(lanes) => {
-                lanes.check()?;
-                KernelTier::Broadcast.check(facts)?;
-            }
+    }
+
+    fn alternatives(self) -> Vec<Self> {
+        Vec::new()
+    }
+
+    fn compile_seconds(self, head_dim: u32, processor: Processor) -> Option<u64> {
+        match (processor, self) {
+            (Processor::Gpu, Self::Tile) => Some(1),
+            // Rows in registers are more than a GPU's lane has.
+            (Processor::Gpu, _) => None,
+            (Processor::Cpu { uniform_loads, .. }, layout) => match (layout, uniform_loads) {
+                (Self::Tile, true) => Some(3),
+                (_, true) => Some(2),
+                (Self::Tile, false) => Some(18),
+                (Self::Broadcast(_), false) => Some(12),
+                (_, false) if head_dim <= 8 => Some(12),
+                (_, false) => None,
+            },
         }
-        if self.memory_bytes() > facts.max_workgroup_memory_bytes {
-            return invalid(
-                "workgroup memory of the kernel in bytes",
-                self.memory_bytes(),
-                "at most what the device offers",
-            );
+    }
+
+    fn name(self, _: Pass) -> &'static str {
+        match self {
+            Self::Tile => "forward_tile",
+            Self::Coop(_) => "forward_coop",
+            Self::Rows(_) => "forward_rows",
+            Self::Broadcast(_) => "forward_broadcast",
         }
-        Ok(())
+    }
+
+    fn fields(self, head_dim: u32, _: Pass) -> Fields {
+        match self {
+            Self::Tile => Fields::new(),
+            Self::Coop(tile) => tile.fields(),
+            Self::Rows(lanes) => Handed::Loaded.fields(lanes, head_dim),
+            Self::Broadcast(lanes) => Handed::Broadcast.fields(lanes, head_dim),
+        }
     }
 }
 
 impl KernelSpec for ForwardVariant {
     fn name(&self) -> &'static str {
-        match self.layout {
-            ForwardLayout::Tile => "forward_tile",
-            ForwardLayout::Coop(_) => "forward_coop",
-            ForwardLayout::Rows(_) => "forward_rows",
-            ForwardLayout::Broadcast(_) => "forward_broadcast",
-        }
+        self.layout.name(Pass::Forward)
     }
 
     fn fields(&self) -> Fields {
-        let fields = attention_fields(self.head_dim, self.storage);
-        match self.layout {
-            ForwardLayout::Tile => fields,
-            ForwardLayout::Coop(tile) => fields.and(tile.fields()),
-            ForwardLayout::Rows(lanes) => fields.and(Handed::Loaded.fields(lanes, self.head_dim)),
-            ForwardLayout::Broadcast(lanes) => {
-                fields.and(Handed::Broadcast.fields(lanes, self.head_dim))
-            }
-        }
+        AttentionVariant::fields(self, Pass::Forward)
     }
 
     fn bindings(&self) -> &'static [Access] {
@@ -309,37 +195,14 @@ impl KernelSpec for ForwardVariant {
     }
 
     fn tier(&self) -> Option<KernelTier> {
-        Some(match self.layout {
-            ForwardLayout::Tile => KernelTier::Tile,
-            ForwardLayout::Coop(tile) => KernelTier::of_matrix(tile.matrix),
-            ForwardLayout::Rows(_) => KernelTier::Rows,
-            ForwardLayout::Broadcast(_) => KernelTier::Broadcast,
-        })
+        Some(self.layout.tier())
     }
 
     fn workgroup_memory_bytes(&self) -> Option<u32> {
-        Some(self.memory_bytes())
+        Some(self.layout.memory_bytes(self.head_dim, Pass::Forward))
     }
 
     fn all(head_dim: u32, storage: Storage, facts: &DeviceFacts) -> Vec<Self> {
-        let segments = Segments::long(head_dim);
-        let family = ForwardFamily { segments, storage };
-        let tiers = KernelTier::ALL.into_iter();
-        tiers
-            .filter_map(|tier| family.of_tier(tier, facts).ok())
-            .collect()
-    }
-}
-
-impl fmt::Display for ForwardVariant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} ({}, {} rows a workgroup, {} bytes of workgroup memory)",
-            self.name(),
-            self.storage.dtype(),
-            self.rows_per_workgroup(),
-            self.memory_bytes()
-        )
+        ForwardFamily::of_long_segments(head_dim, storage).of_all_tiers(facts)
     }
 }

@@ -7,6 +7,9 @@ use super::Fields;
 use crate::device::{CooperativeMatrix, DeviceFacts, Storage};
 use crate::error::{Error, Result};
 
+/// Largest heads that the attention kernels compute: operands and sums are kept in registers.
+const MOST_HEAD_DIM: u32 = 128;
+
 /// Most matrices from top to bottom of what a subgroup owns: shaders name each.
 const MOST_ROW_BLOCKS: u32 = 4;
 
@@ -61,8 +64,8 @@ impl CoopTile {
             })
     }
 
-    pub(super) fn check_head_dim(head_dim: u32, limit: u32) -> Result<()> {
-        if head_dim > limit {
+    pub(super) fn check_head_dim(head_dim: u32) -> Result<()> {
+        if head_dim > MOST_HEAD_DIM {
             return Err(Error::InvalidConfig {
                 what: "head_dim of a kernel with cooperative matrices",
                 given: head_dim.to_string(),

@@ -3,14 +3,14 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::Choice;
 use super::choice::reasons;
-use super::{Choice, Fields};
-use crate::device::{DeviceFacts, KernelTier, Storage};
+use crate::device::{DeviceFacts, KernelTier};
 use crate::error::{Error, Result};
 
 /// A pass that several kernels compute, with all that the choice between them depends on. What plans choose, what a context
 /// compiles ahead and what a probe measures are all asked for here.
-pub(crate) trait Family {
+pub trait Family {
     /// A kernel, or the kernels of all passes, with their numbers.
     type Variant: Copy + PartialEq + fmt::Debug + fmt::Display;
 
@@ -72,10 +72,29 @@ pub(crate) trait Family {
             .unwrap_or_else(|| Choice::adapter(self.tile(), reasons::EVERY_DEVICE))
     }
 
+    /// The variant with cooperative matrices, those of the device.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] with the reason why there is none for such tensors on such a device.
+    fn cooperative(&self, facts: &DeviceFacts) -> Result<Self::Variant> {
+        let matrix = facts.cooperative_matrix.as_ref();
+        let tier = matrix.map_or(KernelTier::Coop16, |matrix| KernelTier::of_matrix(*matrix));
+        let variant = self.of_device_tier(tier, facts)?;
+        self.check(variant, facts)?;
+        Ok(variant)
+    }
+
+    /// The variants of all tiers that run on a device.
+    fn of_all_tiers(&self, facts: &DeviceFacts) -> Vec<Self::Variant> {
+        let tiers = KernelTier::ALL.into_iter();
+        tiers
+            .filter_map(|tier| self.of_tier(tier, facts).ok())
+            .collect()
+    }
+
     /// All that run on a device, with what their compilation costs.
     fn candidates(&self, facts: &DeviceFacts) -> Vec<Candidate<Self::Variant>> {
-        let tiers = KernelTier::ALL.into_iter();
-        let of_tiers = tiers.filter_map(|tier| self.of_tier(tier, facts).ok());
+        let of_tiers = self.of_all_tiers(facts).into_iter();
         let variants = of_tiers.flat_map(|variant| {
             let others = self.alternatives(variant).into_iter();
             std::iter::once(variant).chain(others)
@@ -92,7 +111,7 @@ pub(crate) trait Family {
 
 /// A variant that may suit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Candidate<V> {
+pub struct Candidate<V> {
     /// The variant.
     pub variant: V,
     /// What its compilation is known to take on this kind of driver; `None` for far too long.
@@ -115,18 +134,11 @@ pub(super) fn invalid<T>(what: &'static str, given: u32, need: &'static str) -> 
     })
 }
 
-/// Fields of all attention kernels.
-pub(super) fn attention_fields(head_dim: u32, storage: Storage) -> Fields {
-    Fields::new()
-        .with("head_dim", head_dim)
-        .with("format", storage.name())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::DilatedAttentionConfig;
-    use crate::device::Processor;
+    use crate::device::{Processor, Storage};
     use crate::kernels::attention_backward::BackwardFamily;
     use crate::kernels::attention_forward::{ForwardFamily, ForwardLayout};
     use crate::kernels::matmul::MatmulFamily;

@@ -11,7 +11,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::activation::Activation;
-use super::choice::{Choice, reasons};
+use super::choice::reasons;
 use super::cooperative::{CoopTile, matrix_fields};
 use super::family::{Family, gpu_tiers};
 use super::params::{params, read};
@@ -101,7 +101,7 @@ impl CoopProduct {
 
 /// What the choice of a product's kernel depends on.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct MatmulFamily {
+pub struct MatmulFamily {
     /// Columns of the result.
     pub columns: u64,
     /// How the factors are stored.
@@ -111,6 +111,15 @@ pub(crate) struct MatmulFamily {
 }
 
 impl MatmulFamily {
+    /// A product of untransposed factors.
+    pub fn of_factors(columns: u64, factors: [Storage; 2]) -> Self {
+        Self {
+            columns,
+            factors,
+            transposed: [false; 2],
+        }
+    }
+
     /// A linear layer's product, in f32: its weights are stored transposed.
     pub fn of_linear_layer(columns: u64) -> Self {
         Self {
@@ -210,55 +219,11 @@ impl Family for MatmulFamily {
 }
 
 impl MatmulVariant {
-    /// The kernel that measured best on such a device, for factors that are stored so, transposed or not, and a result with so
-    /// many columns.
-    pub fn choose(
-        columns: u64,
-        factors: [Storage; 2],
-        transposed: [bool; 2],
-        facts: &DeviceFacts,
-    ) -> Self {
-        Self::choice(columns, factors, transposed, facts).variant
-    }
-
-    /// As [`choose`](Self::choose), with the reason.
-    pub fn choice(
-        columns: u64,
-        factors: [Storage; 2],
-        transposed: [bool; 2],
-        facts: &DeviceFacts,
-    ) -> Choice<Self> {
-        let family = MatmulFamily {
-            columns,
-            factors,
-            transposed,
-        };
-        family.choice(facts)
-    }
-
-    /// The kernel of a tier.
-    ///
-    /// # Errors
-    /// [`Error::InvalidConfig`] with the reason why there is none for such factors on such a device.
-    pub fn of_tier(
-        tier: KernelTier,
-        columns: u64,
-        factors: [Storage; 2],
-        facts: &DeviceFacts,
-    ) -> Result<Self> {
-        let family = MatmulFamily {
-            columns,
-            factors,
-            transposed: [false; 2],
-        };
-        family.of_tier(tier, facts)
-    }
-
     /// The kernel with cooperative matrices.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] with the reason why there is none for such factors on such a device.
-    pub fn cooperative(factors: [Storage; 2], facts: &DeviceFacts) -> Result<Self> {
+    fn cooperative(factors: [Storage; 2], facts: &DeviceFacts) -> Result<Self> {
         let other = factors.into_iter().find(|storage| *storage != Storage::F16);
         let matrix = CoopTile::matrix_for(other.unwrap_or(Storage::F16), facts)?;
         let product = CoopProduct::with(matrix, facts);
@@ -284,7 +249,7 @@ impl MatmulVariant {
                 Err(Error::InvalidConfig {
                     what: "kernel of a product",
                     given: format!("{self:?}"),
-                    need: "the one that MatmulVariant::cooperative has for the device",
+                    need: "the one that is chosen for the device",
                 })
             }
             Self::Coop(_) => Ok(()),
@@ -444,10 +409,8 @@ impl KernelSpec for MatmulKernel {
             (storage, Cell::smallest(storage)),
         ];
         for columns in [1, 64, 256, 768, 1024, 3072] {
-            let tiers = KernelTier::ALL.into_iter();
-            let variants = tiers
-                .filter_map(|tier| MatmulVariant::of_tier(tier, columns, [storage; 2], facts).ok());
-            for variant in variants {
+            let family = MatmulFamily::of_factors(columns, [storage; 2]);
+            for variant in family.of_all_tiers(facts) {
                 for (right, result) in stored {
                     let result = match (variant, result) {
                         (MatmulVariant::Broadcast(_), Cell::Scalar) => Cell::Vec4(Storage::F32),

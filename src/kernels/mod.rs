@@ -13,7 +13,7 @@ pub mod attention_backward;
 pub mod attention_forward;
 pub mod choice;
 pub mod cooperative;
-pub(crate) mod family;
+mod family;
 pub mod matmul;
 pub mod remembered;
 pub mod shader;
@@ -28,9 +28,8 @@ pub mod convert;
 pub mod cross_entropy;
 pub mod embedding;
 pub mod fill;
-pub mod layer_norm;
+pub mod norm;
 pub mod reduce;
-pub mod rms_norm;
 pub mod sum_partials;
 pub mod token_weights;
 pub mod xpos;
@@ -40,13 +39,15 @@ mod params;
 mod pipeline;
 mod segments;
 
-pub use attention::{AttentionParams, Pass};
+pub(crate) use attention::AttentionLayout;
+pub use attention::{AttentionFamily, AttentionParams, AttentionVariant, Pass};
 pub use cell::Cell;
 pub use choice::{Choice, Reason};
+pub use family::{Candidate, Family};
 pub use fields::{Field, Fields};
 pub use params::{KernelParams, ParamsInfo};
 pub(crate) use pipeline::{Compiler, Pipeline, Pipelines, pipeline_cache};
-pub(crate) use segments::Segments;
+pub use segments::Segments;
 pub use shader::Shader;
 
 use crate::device::{DeviceFacts, KernelTier, Storage};
@@ -143,14 +144,10 @@ kernels! {
     Matmul(matmul::MatmulKernel),
     /// Adds up partial results.
     SumPartials(sum_partials::SumPartials),
-    /// Layer norm of rows.
-    LayerNorm(layer_norm::LayerNorm),
-    /// Gradient of the input of a layer norm, in f32.
-    LayerNormBackward(layer_norm::LayerNormBackward),
-    /// RMS norm of rows.
-    RmsNorm(rms_norm::RmsNorm),
-    /// Gradient of the input of an RMS norm, in f32.
-    RmsNormBackward(rms_norm::RmsNormBackward),
+    /// Layer norm or RMS norm of rows.
+    Norm(norm::Norm),
+    /// Gradient of the input of a norm, in f32.
+    NormBackward(norm::NormBackward),
     /// Sums of columns over blocks of rows.
     ColumnSums(column_sums::ColumnSums),
     /// An activation, element by element.

@@ -5,10 +5,12 @@ use crate::config::{DilatedAttentionConfig, Mask};
 
 /// Heads and segments of a configuration, as far as a kernel's tile depends on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Segments {
+pub struct Segments {
+    /// Elements in one head.
     pub head_dim: u32,
     /// Rows of the shortest segment, rounded up to a power of two, at most [`MOST_ROWS`](Self::MOST_ROWS).
     pub rows: u32,
+    /// Which keys a row sees.
     pub mask: Mask,
 }
 
@@ -16,6 +18,7 @@ impl Segments {
     /// Twice as many as the largest tile of a kernel has.
     pub const MOST_ROWS: u32 = 2048;
 
+    /// Those of a configuration.
     pub fn of(config: &DilatedAttentionConfig) -> Self {
         Self {
             head_dim: config.head_dim(),

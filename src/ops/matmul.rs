@@ -3,10 +3,10 @@
 use super::{Matrix, grid, size, windows_of};
 use crate::device::{DType, Storage};
 use crate::error::{Error, Result};
-use crate::kernels::Cell;
 use crate::kernels::activation::Activation;
 use crate::kernels::column_sums::{ColumnSums, ColumnSumsParams};
 use crate::kernels::matmul::{MatmulFamily, MatmulKernel, MatmulParams, MatmulVariant};
+use crate::kernels::{Cell, Family};
 use crate::ops::reduce::add_partials;
 use crate::recorder::Recorder;
 
@@ -243,7 +243,12 @@ impl<'a> Matmul<'a> {
             let context = recorder.context();
             let facts = context.facts_for(right);
             let transposed = [self.transpose_a, self.transpose_b];
-            match MatmulVariant::choose(columns, [left, right], transposed, facts) {
+            let family = MatmulFamily {
+                columns,
+                factors: [left, right],
+                transposed,
+            };
+            match family.choice(facts).variant {
                 matrices @ MatmulVariant::Coop(_) => matrices,
                 _ if transposed == [false, true] => {
                     let family = MatmulFamily::of_linear_layer(columns);

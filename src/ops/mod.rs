@@ -15,22 +15,20 @@ mod adamw;
 mod convert;
 mod elementwise;
 mod embedding;
-mod layer_norm;
 mod loss;
 mod matmul;
+mod norm;
 mod reduce;
-mod rms_norm;
 mod xpos;
 
 pub use adamw::{AdamWOptions, AdamWStep, adamw};
 pub use convert::convert;
 pub use elementwise::{Blend, Dropout, activation, activation_backward};
 pub use embedding::{TokenIds, embedding, embedding_backward};
-pub use layer_norm::{layer_norm, layer_norm_backward};
 pub use loss::{IGNORED_LABEL, Labels, cross_entropy};
 pub use matmul::{Matmul, bias_backward};
+pub use norm::{layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};
 pub use reduce::{mean_of_rows, sum, sum_of_squares};
-pub use rms_norm::{rms_norm, rms_norm_backward};
 pub use xpos::{Positions, Rotations, XposRole, xpos};
 
 use crate::device::{ByteRange, DType, DeviceFacts, Storage};

@@ -29,8 +29,8 @@ use crate::device::DeviceFacts;
 use crate::device::{DType, Storage};
 use crate::error::Result;
 use crate::kernels::Pass;
-use crate::kernels::attention_backward::BackwardVariant;
-use crate::kernels::{AttentionParams, Choice, Reason};
+use crate::kernels::attention_backward::{BackwardFamily, BackwardVariant};
+use crate::kernels::{AttentionParams, Choice, Family, Reason};
 
 /// Everything the backward will tell the device, as plain data. Made by [`DilatedAttentionConfig::plan_backward`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -74,7 +74,7 @@ impl DilatedAttentionConfig {
         facts: &DeviceFacts,
     ) -> Result<BackwardPlan> {
         let storage = Storage::of("q", dtype, facts)?;
-        let choice = BackwardVariant::choice(self, storage, facts);
+        let choice = BackwardFamily::of(self, storage).choice(facts);
         self.plan_backward_with(shape, facts, choice)
     }
 
@@ -93,7 +93,7 @@ impl DilatedAttentionConfig {
         let tensor_bytes = tensor_bytes(self, shape, variant.storage, facts)?;
         let planned = |pass| PlannedPass {
             pass,
-            tile: variant.tile(),
+            tile: variant.rows_per_workgroup(),
             columns: variant.column_tiles(pass),
         };
         let means = [planned(Pass::Means)];

@@ -14,8 +14,8 @@ use crate::device::DeviceFacts;
 use crate::device::{DType, Storage};
 use crate::error::{Error, Result};
 use crate::kernels::Pass;
-use crate::kernels::attention_forward::ForwardVariant;
-use crate::kernels::{AttentionParams, Choice, Reason};
+use crate::kernels::attention_forward::{ForwardFamily, ForwardVariant};
+use crate::kernels::{AttentionParams, Choice, Family, Reason};
 
 /// Everything the forward will tell the device, as plain data. Made by [`DilatedAttentionConfig::plan_forward`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -58,7 +58,7 @@ impl DilatedAttentionConfig {
         facts: &DeviceFacts,
     ) -> Result<ForwardPlan> {
         let storage = Storage::of("q", dtype, facts)?;
-        let choice = ForwardVariant::choice(self, storage, facts);
+        let choice = ForwardFamily::of(self, storage).choice(facts);
         self.plan_forward_with(shape, facts, choice)
     }
 

@@ -35,7 +35,7 @@
 //! replays and the model checker run that.
 //!
 //! Bind groups are not pooled. Making one takes 8 us, finding one in a map 0.02, and the cheapest dispatch with its wait 320 us
-//! (`cargo bench --bench pool`, lavapipe, 2026-11-23), so keeping them would save a fortieth of the smallest work there is; and
+//! (`cargo bench --bench pool`, lavapipe), so keeping them would save a fortieth of the smallest work there is; and
 //! kept ones hold on to buffers that the pool gives up. [`Lease::buffer_serial`] is a stable key for whoever wants to keep them
 //! all the same.
 //!

@@ -38,6 +38,32 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
+    /// Without compiled kernels, without a pace, without a file for either.
+    pub fn new(
+        watch: Arc<DeviceWatch>,
+        queue: wgpu::Queue,
+        pool: Pool,
+        facts: DeviceFacts,
+        tuner: Arc<Tuner>,
+        runner: &'static dyn Runner,
+    ) -> Self {
+        Self {
+            info: watch.device().adapter_info(),
+            facts,
+            tried_facts: OnceLock::new(),
+            pool,
+            pipelines: Pipelines::default(),
+            pipelines_file: None,
+            tuner,
+            pace: Mutex::default(),
+            check_finite: AtomicBool::new(false),
+            runner,
+            _last_queue: LastQueue::new(&queue, &watch),
+            watch,
+            queue,
+        }
+    }
+
     pub fn device(&self) -> &wgpu::Device {
         self.watch.device()
     }

@@ -8,10 +8,10 @@ use crate::config::{AttentionShape, DilatedAttentionConfig};
 use crate::context::Context;
 use crate::device::{DType, Processor};
 use crate::error::Result;
+use crate::kernels::Family;
 use crate::kernels::Segments;
 use crate::kernels::attention_backward::{BackwardFamily, BackwardVariant};
 use crate::kernels::attention_forward::{ForwardFamily, ForwardVariant};
-use crate::kernels::family::Family;
 use crate::kernels::matmul::{MatmulFamily, MatmulVariant};
 use crate::ops::Matmul;
 use crate::recorder::Recorder;
@@ -84,7 +84,7 @@ fn dims(config: &DilatedAttentionConfig, shape: &AttentionShape) -> [usize; 4] {
 
 impl Probe for ForwardFamily {
     fn prepare(&self, context: &Context, variant: ForwardVariant) -> Result<Work> {
-        let (config, shape) = problem(&self.segments, context)?;
+        let (config, shape) = problem(self.segments(), context)?;
         let dims = dims(&config, &shape);
         let attention = DilatedAttention::with_variant(context, config, variant)?;
         let mut recorder = context.recorder("probe");
@@ -98,7 +98,7 @@ impl Probe for ForwardFamily {
 
 impl Probe for BackwardFamily {
     fn prepare(&self, context: &Context, variant: BackwardVariant) -> Result<Work> {
-        let (config, shape) = problem(&self.segments, context)?;
+        let (config, shape) = problem(self.segments(), context)?;
         let dims = dims(&config, &shape);
         let attention = DilatedAttention::new(context, config)?.with_backward_variant(variant)?;
         let mut recorder = context.recorder("probe");

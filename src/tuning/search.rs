@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::kernels::family::Candidate;
+use crate::kernels::Candidate;
 
 /// What a probe measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

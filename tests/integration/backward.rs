@@ -1,8 +1,9 @@
 //! The backward kernels against the f64 reference, on every context and with every kernel that the adapter runs.
 
 use dilated_attention::device::Processor;
+use dilated_attention::kernels::Family;
 use dilated_attention::kernels::attention_backward::BackwardVariant;
-use dilated_attention::kernels::attention_forward::ForwardVariant;
+use dilated_attention::kernels::attention_forward::ForwardFamily;
 use dilated_attention::ops::convert;
 use dilated_attention::reference::{self, ReferenceGradients, plain};
 use dilated_attention::{
@@ -26,7 +27,9 @@ pub fn run(
     on: &TestContext,
     variant: BackwardVariant,
 ) -> dilated_attention::Result<Gradients32> {
-    let forward = ForwardVariant::choose(&problem.config, variant.storage, on.context.facts());
+    let forward = ForwardFamily::of(&problem.config, variant.storage)
+        .choice(on.context.facts())
+        .variant;
     let attention = DilatedAttention::with_variant(&on.context, problem.config.clone(), forward)?
         .with_backward_variant(variant)?;
     let mut recorder = on.context.recorder("test");

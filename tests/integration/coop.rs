@@ -6,10 +6,11 @@
 use dilated_attention::device::{
     CooperativeMatrix, DeviceFacts, KernelTier, NoCooperativeMatrix, Processor, Storage,
 };
+use dilated_attention::kernels::Family;
 use dilated_attention::kernels::activation::Activation;
-use dilated_attention::kernels::attention_backward::BackwardVariant;
-use dilated_attention::kernels::attention_forward::ForwardVariant;
-use dilated_attention::kernels::matmul::MatmulVariant;
+use dilated_attention::kernels::attention_backward::{BackwardFamily, BackwardVariant};
+use dilated_attention::kernels::attention_forward::{ForwardFamily, ForwardVariant};
+use dilated_attention::kernels::matmul::{MatmulFamily, MatmulVariant};
 use dilated_attention::ops::{Matmul, convert};
 use dilated_attention::{
     AttentionShape, Context, ContextOptions, DType, DilatedAttentionConfig, Mask, MixGradient,
@@ -32,8 +33,8 @@ use crate::support::problem::{Problem, roundoff};
 /// Whether kernels with cooperative matrices can run. Where not, it is checked that none is offered.
 fn has_matrices(on: &TestContext) -> bool {
     let facts = on.context.facts();
-    let forward = ForwardVariant::cooperative(64, Storage::F16, facts);
-    let product = MatmulVariant::cooperative([Storage::F16; 2], facts);
+    let forward = ForwardFamily::of_long_segments(64, Storage::F16).cooperative(facts);
+    let product = MatmulFamily::of_factors(64, [Storage::F16; 2]).cooperative(facts);
     match on.context.cooperative_matrix() {
         Ok(matrix) => {
             assert_eq!(facts.cooperative_matrix, Ok(matrix));
@@ -50,7 +51,9 @@ fn has_matrices(on: &TestContext) -> bool {
                 assert!(error.to_string().contains(&reason.to_string()), "{error}");
             }
             let config = DilatedAttentionConfig::new(1, 64, &[64], &[1]).unwrap();
-            let chosen = ForwardVariant::choose(&config, Storage::F16, facts);
+            let chosen = ForwardFamily::of(&config, Storage::F16)
+                .choice(facts)
+                .variant;
             assert!(!chosen.is_cooperative());
             false
         }
@@ -158,11 +161,15 @@ fn wrong_claims_are_refused_by_the_trial() {
 
 /// The kernels with matrices on a context that has them.
 fn forward_variant(on: &TestContext, head_dim: u32) -> ForwardVariant {
-    ForwardVariant::cooperative(head_dim, Storage::F16, on.context.facts()).expect("fits")
+    ForwardFamily::of_long_segments(head_dim, Storage::F16)
+        .cooperative(on.context.facts())
+        .expect("fits")
 }
 
 fn backward_variant(on: &TestContext, head_dim: u32) -> BackwardVariant {
-    BackwardVariant::cooperative(head_dim, Storage::F16, on.context.facts()).expect("fits")
+    BackwardFamily::of_long_segments(head_dim, Storage::F16)
+        .cooperative(on.context.facts())
+        .expect("fits")
 }
 
 /// Those of the contexts that have matrices.
@@ -284,14 +291,22 @@ fn other_sizes_and_types_are_refused_with_the_reason() {
     };
     let of = |head_dim| DilatedAttentionConfig::new(1, head_dim, &[64], &[1]).unwrap();
     let reason = |head_dim, storage, facts: &DeviceFacts| {
-        let chosen = ForwardVariant::choose(&of(head_dim), storage, facts);
+        let chosen = ForwardFamily::of(&of(head_dim), storage)
+            .choice(facts)
+            .variant;
         assert!(!chosen.is_cooperative(), "{chosen}");
-        let forward = ForwardVariant::cooperative(head_dim, storage, facts).unwrap_err();
-        let backward = BackwardVariant::cooperative(head_dim, storage, facts).unwrap_err();
+        let forward = ForwardFamily::of_long_segments(head_dim, storage)
+            .cooperative(facts)
+            .unwrap_err();
+        let backward = BackwardFamily::of_long_segments(head_dim, storage)
+            .cooperative(facts)
+            .unwrap_err();
         assert_eq!(forward, backward);
         forward.to_string()
     };
-    let chosen = ForwardVariant::choose(&of(128), Storage::F16, &facts);
+    let chosen = ForwardFamily::of(&of(128), Storage::F16)
+        .choice(&facts)
+        .variant;
     assert!(chosen.is_cooperative());
     assert!(reason(132, Storage::F16, &facts).contains("at most 128"));
     for storage in [Storage::F32, Storage::Bf16Packed] {
@@ -311,16 +326,26 @@ fn other_sizes_and_types_are_refused_with_the_reason() {
         },
         ..facts
     };
-    assert!(!ForwardVariant::choose(&of(64), Storage::F16, &cpu).is_cooperative());
-    assert!(ForwardVariant::cooperative(64, Storage::F16, &cpu).is_ok());
+    assert!(
+        !ForwardFamily::of(&of(64), Storage::F16)
+            .choice(&cpu)
+            .variant
+            .is_cooperative()
+    );
+    assert!(
+        ForwardFamily::of_long_segments(64, Storage::F16)
+            .cooperative(&cpu)
+            .is_ok()
+    );
 }
 
 /// Random products: (rows, inner, columns), how they are stored, and what follows.
 #[test]
 fn products_equal_those_of_the_other_kernel() {
     for on in contexts_with_matrices() {
-        let variant =
-            MatmulVariant::cooperative([Storage::F16; 2], on.context.facts()).expect("fits");
+        let variant = MatmulFamily::of_factors(64, [Storage::F16; 2])
+            .cooperative(on.context.facts())
+            .expect("fits");
         let mut draws = uniform(71, 1000).into_iter();
         let mut draw = |count: u32| ((draws.next().unwrap() * 0.5 + 0.5) * count as f32) as usize;
         for case in 0..24 {
@@ -424,7 +449,9 @@ fn attention_of_random_shapes_equals_that_of_the_other_kernels() {
             assert_eq!(with, again, "{told}");
             let tile = KernelTier::Tile;
             let config = &problem.config;
-            let other = ForwardVariant::of_tier(tile, config, Storage::F16, facts).unwrap();
+            let other = ForwardFamily::of(config, Storage::F16)
+                .of_tier(tile, facts)
+                .unwrap();
             let without = problem.run(on, other).unwrap();
             // Weights are rounded to f16, and each branch rounds the output.
             let branches = problem.config.branches().len() as f64;
@@ -434,7 +461,9 @@ fn attention_of_random_shapes_equals_that_of_the_other_kernels() {
             let [with, again] =
                 [(); 2].map(|()| backward::run(&problem, on, backward_variant(on, 8)).unwrap());
             assert_eq!(with, again, "{told}");
-            let other = BackwardVariant::of_tier(tile, config, Storage::F16, facts).unwrap();
+            let other = BackwardFamily::of(config, Storage::F16)
+                .of_tier(tile, facts)
+                .unwrap();
             let without = backward::run(&problem, on, other).unwrap();
             for (with, without) in with.iter().zip(&without) {
                 assert_alike(&told, with, without, 2.0 * allowed);

@@ -2,8 +2,9 @@
 //! twice the error of a plain implementation that stores the same type.
 
 use dilated_attention::device::{DeviceFacts, Storage};
-use dilated_attention::kernels::attention_backward::BackwardVariant;
-use dilated_attention::kernels::attention_forward::ForwardVariant;
+use dilated_attention::kernels::Family;
+use dilated_attention::kernels::attention_backward::BackwardFamily;
+use dilated_attention::kernels::attention_forward::{ForwardFamily, ForwardVariant};
 use dilated_attention::ops::convert;
 use dilated_attention::reference::{self, plain::rounded};
 use dilated_attention::{
@@ -29,7 +30,9 @@ fn storages(on: &TestContext, dtype: DType) -> Vec<Storage> {
 /// The kernel that the adapter would choose for long segments: one for all tests.
 fn forward_variant(on: &TestContext, head_dim: u32, storage: Storage) -> ForwardVariant {
     let config = DilatedAttentionConfig::new(1, head_dim, &[4096], &[1]).unwrap();
-    ForwardVariant::choose(&config, storage, on.context.facts())
+    ForwardFamily::of(&config, storage)
+        .choice(on.context.facts())
+        .variant
 }
 
 #[test]
@@ -77,7 +80,11 @@ fn gradients_equal_the_reference() {
             let config = DilatedAttentionConfig::new(1, 8, &[4096], &[1]).unwrap();
             let variants: Vec<_> = storages(on, dtype)
                 .into_iter()
-                .map(|storage| BackwardVariant::choose(&config, storage, on.context.facts()))
+                .map(|storage| {
+                    BackwardFamily::of(&config, storage)
+                        .choice(on.context.facts())
+                        .variant
+                })
                 .collect();
             for (name, problem) in named_problems() {
                 for gradient in [MixGradient::Exact, MixGradient::DetachedMix] {
@@ -251,7 +258,9 @@ fn gradients_overflow_to_infinity() {
         let problem = problem.clone().stored(dtype);
         let storage = storages(on, dtype)[0];
         let long = DilatedAttentionConfig::new(1, 8, &[4096], &[1]).unwrap();
-        let variant = BackwardVariant::choose(&long, storage, on.context.facts());
+        let variant = BackwardFamily::of(&long, storage)
+            .choice(on.context.facts())
+            .variant;
         let [_, _, dv] = backward::run(&problem, on, variant).unwrap();
         let Problem {
             config,

@@ -8,8 +8,9 @@
 //! gradient of a query sums up nearly cancels: keys of 1000, times weights that add up to 0 only if each row's softmax does.
 
 use dilated_attention::device::Storage;
-use dilated_attention::kernels::attention_backward::BackwardVariant;
-use dilated_attention::kernels::attention_forward::ForwardVariant;
+use dilated_attention::kernels::Family;
+use dilated_attention::kernels::attention_backward::{BackwardFamily, BackwardVariant};
+use dilated_attention::kernels::attention_forward::{ForwardFamily, ForwardVariant};
 use dilated_attention::reference::{self, plain};
 use dilated_attention::{AttentionShape, DType, DilatedAttentionConfig, Mask, MixGradient};
 
@@ -317,8 +318,8 @@ fn offsets_with_cooperative_matrices() {
     let on = default_limits();
     let facts = on.context.facts();
     let (Ok(forward), Ok(backward)) = (
-        ForwardVariant::cooperative(8, Storage::F16, facts),
-        BackwardVariant::cooperative(8, Storage::F16, facts),
+        ForwardFamily::of_long_segments(8, Storage::F16).cooperative(facts),
+        BackwardFamily::of_long_segments(8, Storage::F16).cooperative(facts),
     ) else {
         return;
     };

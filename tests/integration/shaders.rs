@@ -4,9 +4,9 @@ use std::collections::HashSet;
 
 use dilated_attention::DilatedAttentionConfig;
 use dilated_attention::device::{DeviceFacts, KernelTier, MOST_INVOCATIONS, Storage};
-use dilated_attention::kernels::attention_backward::BackwardVariant;
-use dilated_attention::kernels::attention_forward::ForwardVariant;
-use dilated_attention::kernels::{Access, Kernel};
+use dilated_attention::kernels::attention_backward::BackwardFamily;
+use dilated_attention::kernels::attention_forward::ForwardFamily;
+use dilated_attention::kernels::{Access, Family, Kernel};
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, StorageAccess, TypeInner};
@@ -105,7 +105,7 @@ fn expanded_shaders_change_only_on_purpose() {
             "matmul_broadcast",
             "rows=4 cells=6 depth=4 transpose_a=false transpose_b=true activation=gelu",
         ),
-        ("layer_norm", "cell=vec4 format=f32"),
+        ("norm", "centred=true cell=vec4 format=f32"),
         ("xpos", "format=f16_packed"),
     ] {
         let mut found = kernels.iter().filter(|(kernel, _)| {
@@ -284,11 +284,15 @@ fn every_head_size_gets_a_kernel_that_fits_on_every_kind_of_device() {
     for facts in DeviceFacts::of_every_kind() {
         for head_dim in (4..=256).step_by(4) {
             let config = DilatedAttentionConfig::new(1, head_dim, &[1000], &[1]).unwrap();
-            let variant = ForwardVariant::choose(&config, Storage::F32, &facts);
+            let variant = ForwardFamily::of(&config, Storage::F32)
+                .choice(&facts)
+                .variant;
             variant
                 .check(head_dim, &facts)
                 .expect("the chosen kernel fits");
-            BackwardVariant::choose(&config, Storage::F32, &facts)
+            BackwardFamily::of(&config, Storage::F32)
+                .choice(&facts)
+                .variant
                 .check(head_dim, &facts)
                 .expect("the chosen kernels fit");
         }

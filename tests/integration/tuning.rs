@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dilated_attention::device::{KernelTier, Processor, Storage};
-use dilated_attention::kernels::attention_forward::ForwardVariant;
+use dilated_attention::kernels::attention_forward::{ForwardFamily, ForwardVariant};
 use dilated_attention::kernels::fill::Fill;
-use dilated_attention::kernels::matmul::MatmulVariant;
+use dilated_attention::kernels::matmul::{MatmulFamily, MatmulVariant};
 use dilated_attention::kernels::software::LaneGroups;
 use dilated_attention::kernels::software::matmul::BroadcastTile;
-use dilated_attention::kernels::{Kernel, Pass, Reason};
+use dilated_attention::kernels::{Family, Kernel, Pass, Reason};
 use dilated_attention::longnet::{Call, Input, LongNet, LongNetConfig, OutputProjection};
 use dilated_attention::models::gigapath::{Slide, SlideEncoder, SlideEncoderConfig, SlideOutputs};
 use dilated_attention::ops::{Matmul, TokenIds};
@@ -149,7 +149,7 @@ fn a_shipped_file_chooses_among_affordable_kernels_only() {
     let folder = Folder::new("shipped");
     let context = folder.context();
     let facts = context.facts().clone();
-    let of_tier = |tier| ForwardVariant::of_tier(tier, &config(), Storage::F32, &facts);
+    let of_tier = |tier| ForwardFamily::of(&config(), Storage::F32).of_tier(tier, &facts);
     let tile = of_tier(KernelTier::Tile).expect("of every device");
     let name = |variant: ForwardVariant| Kernel::from(variant).key();
     let text = winners_text(&context, &name(tile));
@@ -172,12 +172,16 @@ fn a_shipped_file_chooses_among_affordable_kernels_only() {
         let (chosen, because) = shipped(&text.replace(&name(tile), &kernel));
         assert_eq!(
             chosen,
-            ForwardVariant::choose(&config(), Storage::F32, &facts)
+            ForwardFamily::of(&config(), Storage::F32)
+                .choice(&facts)
+                .variant
         );
         assert!(matches!(because, Reason::Adapter(_)));
     }
     // The user's own file goes first.
-    let own = ForwardVariant::choose(&config(), Storage::F32, &facts);
+    let own = ForwardFamily::of(&config(), Storage::F32)
+        .choice(&facts)
+        .variant;
     std::fs::write(&file, text.replace(&name(tile), &name(own))).expect("writes");
     assert_eq!(shipped(&text).0, own);
 }
@@ -357,10 +361,16 @@ fn kernels_of_one_tier_run_where_they_can() {
             );
         }
         let factors = [Storage::F16; 2];
-        let product = MatmulVariant::of_tier(tier, 64, factors, forced.facts());
+        let product = MatmulFamily::of_factors(64, factors).of_tier(tier, forced.facts());
         let product = product.expect("every tier has a product");
         for transposed in [[false, false], [false, true], [true, false]] {
-            let chosen = MatmulVariant::choose(64, factors, transposed, forced.facts());
+            let chosen = MatmulFamily {
+                columns: 64,
+                factors,
+                transposed,
+            }
+            .choice(forced.facts())
+            .variant;
             assert_eq!(chosen, product);
         }
     }

@@ -6,8 +6,9 @@
 use std::sync::OnceLock;
 
 use dilated_attention::device::{KernelTier, Processor, Storage};
-use dilated_attention::kernels::attention_backward::BackwardVariant;
-use dilated_attention::kernels::attention_forward::ForwardVariant;
+use dilated_attention::kernels::Family;
+use dilated_attention::kernels::attention_backward::{BackwardFamily, BackwardVariant};
+use dilated_attention::kernels::attention_forward::{ForwardFamily, ForwardVariant};
 use dilated_attention::pool::PoolOptions;
 use dilated_attention::{Context, ContextOptions, DilatedAttentionConfig, wgpu};
 
@@ -79,10 +80,15 @@ impl TestContext {
     pub fn forward_variants(&self, head_dim: u32) -> Vec<ForwardVariant> {
         let facts = self.context.facts();
         let config = long(head_dim);
-        let chosen = ForwardVariant::choose(&config, Storage::F32, facts);
+        let chosen = ForwardFamily::of(&config, Storage::F32)
+            .choice(facts)
+            .variant;
         let tiers = self.affordable_tiers(head_dim, 8);
-        let of_tiers = tiers
-            .filter_map(|tier| ForwardVariant::of_tier(tier, &config, Storage::F32, facts).ok());
+        let of_tiers = tiers.filter_map(|tier| {
+            ForwardFamily::of(&config, Storage::F32)
+                .of_tier(tier, facts)
+                .ok()
+        });
         let others = of_tiers.filter(|variant| *variant != chosen);
         std::iter::once(chosen).chain(others).collect()
     }
@@ -91,10 +97,15 @@ impl TestContext {
     pub fn backward_variants(&self, head_dim: u32) -> Vec<BackwardVariant> {
         let facts = self.context.facts();
         let config = long(head_dim);
-        let chosen = BackwardVariant::choose(&config, Storage::F32, facts);
+        let chosen = BackwardFamily::of(&config, Storage::F32)
+            .choice(facts)
+            .variant;
         let tiers = self.affordable_tiers(head_dim, 4);
-        let of_tiers = tiers
-            .filter_map(|tier| BackwardVariant::of_tier(tier, &config, Storage::F32, facts).ok());
+        let of_tiers = tiers.filter_map(|tier| {
+            BackwardFamily::of(&config, Storage::F32)
+                .of_tier(tier, facts)
+                .ok()
+        });
         let others = of_tiers.filter(|variant| *variant != chosen);
         std::iter::once(chosen).chain(others).collect()
     }

@@ -1,11 +1,11 @@
-//! Layer norm of rows (Ba, Kiros and Hinton 2016).
+//! Norms of rows: layer norm (Ba, Kiros and Hinton 2016) and RMS norm (Zhang and Sennrich 2019).
 
 use super::matmul::column_sums;
 use super::{Matrix, grid, row_windows, size};
 use crate::device::{DType, Storage};
 use crate::error::Result;
 use crate::kernels::Cell;
-use crate::kernels::layer_norm::{LayerNorm, LayerNormBackward, LayerNormParams, ROWS};
+use crate::kernels::norm::{Norm, NormBackward, NormParams, ROWS};
 use crate::recorder::Recorder;
 
 /// Records `y = (x - mean) / sqrt(variance + eps) * gain + bias`, mean and variance (of the population) over each row. `x`
@@ -21,35 +21,21 @@ pub fn layer_norm<'a>(
     eps: f32,
     y: Matrix<'a>,
 ) -> Result<()> {
-    let (rows, width) = (x.rows(), x.width());
-    let storage = x.expect_activations("x", rows, width, recorder)?;
-    y.expect("y", rows, width, x.dtype(), recorder)?;
-    gain.expect_f32("gain", 1, width, recorder)?;
-    bias.expect_f32("bias", 1, width, recorder)?;
-    let facts = recorder.context().facts().clone();
-    let cell = Cell::of(width, storage);
-    for (begin, end) in row_windows("x", rows, &[x, y], &facts)? {
-        let bind =
-            |matrix: Matrix<'a>, begin, end| matrix.bind_units(begin, end, cell.elements(), &facts);
-        let (x, y) = (bind(x, begin, end)?, bind(y, begin, end)?);
-        let (gain, bias) = (bind(gain, 0, 1)?, bind(bias, 0, 1)?);
-        let grid = grid("layer norm", (end - begin).div_ceil(ROWS), &facts)?;
-        let params = LayerNormParams {
-            rows: size("rows", end - begin)?,
-            width: size("width", width)?,
-            x_skip: x.skip,
-            y_skip: y.skip,
-            gain_skip: gain.skip,
-            bias_skip: bias.skip,
-            eps,
-            first_workgroup: 0,
-            grid_width: grid[0],
-            ..Default::default()
-        };
-        let bindings = [x.binding, gain.binding, bias.binding, y.binding];
-        recorder.dispatch(LayerNorm { cell }, &bindings, &params, grid)?;
-    }
-    Ok(())
+    forward(recorder, x, gain, Some(bias), eps, y)
+}
+
+/// Records `y = x / sqrt(m + eps) * gain`, m the mean of the squares of each row. `x` and `y` are activations of one type, `gain` is f32.
+///
+/// # Errors
+/// As [`layer_norm`].
+pub fn rms_norm<'a>(
+    recorder: &mut Recorder,
+    x: Matrix<'a>,
+    gain: Matrix<'a>,
+    eps: f32,
+    y: Matrix<'a>,
+) -> Result<()> {
+    forward(recorder, x, gain, None, eps, y)
 }
 
 /// Records the gradients of a [`layer_norm`] of `x`: that of `x` is written to `dx`, or added to it; those of the gain and
@@ -63,18 +49,93 @@ pub fn layer_norm_backward<'a>(
     gain: Matrix<'a>,
     eps: f32,
     dy: Matrix<'a>,
-    (dx, accumulate): (Matrix<'a>, bool),
+    dx: (Matrix<'a>, bool),
     sums: [Matrix<'a>; 2],
+) -> Result<()> {
+    backward(recorder, x, gain, eps, dy, dx, &sums)
+}
+
+/// Records the gradients of an [`rms_norm`] of `x`: that of `x` is written to `dx`, or added to it; that of the gain is added to `dgain`.
+///
+/// # Errors
+/// As [`layer_norm`].
+pub fn rms_norm_backward<'a>(
+    recorder: &mut Recorder,
+    x: Matrix<'a>,
+    gain: Matrix<'a>,
+    eps: f32,
+    dy: Matrix<'a>,
+    dx: (Matrix<'a>, bool),
+    dgain: Matrix<'a>,
+) -> Result<()> {
+    backward(recorder, x, gain, eps, dy, dx, &[dgain])
+}
+
+/// A layer norm where there is a bias, else an RMS norm.
+fn forward<'a>(
+    recorder: &mut Recorder,
+    x: Matrix<'a>,
+    gain: Matrix<'a>,
+    bias: Option<Matrix<'a>>,
+    eps: f32,
+    y: Matrix<'a>,
+) -> Result<()> {
+    let (rows, width) = (x.rows(), x.width());
+    let storage = x.expect_activations("x", rows, width, recorder)?;
+    y.expect("y", rows, width, x.dtype(), recorder)?;
+    gain.expect_f32("gain", 1, width, recorder)?;
+    if let Some(bias) = bias {
+        bias.expect_f32("bias", 1, width, recorder)?;
+    }
+    let facts = recorder.context().facts().clone();
+    let cell = Cell::of(width, storage);
+    let centred = bias.is_some();
+    for (begin, end) in row_windows("x", rows, &[x, y], &facts)? {
+        let bind =
+            |matrix: Matrix<'a>, begin, end| matrix.bind_units(begin, end, cell.elements(), &facts);
+        let (x, y) = (bind(x, begin, end)?, bind(y, begin, end)?);
+        let gain = bind(gain, 0, 1)?;
+        let bias = bias.map(|bias| bind(bias, 0, 1)).transpose()?;
+        let grid = grid("norm", (end - begin).div_ceil(ROWS), &facts)?;
+        let params = NormParams {
+            rows: size("rows", end - begin)?,
+            width: size("width", width)?,
+            x_skip: x.skip,
+            y_skip: y.skip,
+            gain_skip: gain.skip,
+            bias_skip: bias.as_ref().map_or(0, |bias| bias.skip),
+            eps,
+            grid_width: grid[0],
+            ..Default::default()
+        };
+        let mut bindings = vec![x.binding, gain.binding, y.binding];
+        bindings.extend(bias.map(|bias| bias.binding));
+        recorder.dispatch(Norm { centred, cell }, &bindings, &params, grid)?;
+    }
+    Ok(())
+}
+
+/// `sums` are the gradients of gain and bias of a layer norm, or that of the gain of an RMS norm.
+fn backward<'a>(
+    recorder: &mut Recorder,
+    x: Matrix<'a>,
+    gain: Matrix<'a>,
+    eps: f32,
+    dy: Matrix<'a>,
+    (dx, accumulate): (Matrix<'a>, bool),
+    sums: &[Matrix<'a>],
 ) -> Result<()> {
     let (rows, width) = (x.rows(), x.width());
     for (what, matrix) in [("x", x), ("dy", dy), ("dx", dx)] {
         matrix.expect_f32(what, rows, width, recorder)?;
     }
-    for (what, matrix) in [("gain", gain), ("dgain", sums[0]), ("dbias", sums[1])] {
+    gain.expect_f32("gain", 1, width, recorder)?;
+    for (what, matrix) in ["dgain", "dbias"].into_iter().zip(sums) {
         matrix.expect_f32(what, 1, width, recorder)?;
     }
     let facts = recorder.context().facts().clone();
     let cell = Cell::of(width, Storage::F32);
+    let centred = sums.len() == 2;
     let stats = recorder.empty("row statistics", &[rows as usize, 2], DType::F32)?;
     for (begin, end) in row_windows("x", rows, &[x, dy, dx, stats.matrix()], &facts)? {
         let bind =
@@ -86,8 +147,8 @@ pub fn layer_norm_backward<'a>(
         );
         let gain = bind(gain, 0, 1)?;
         let stats = stats.matrix().bind(begin, end, &facts)?;
-        let grid = grid("layer norm", (end - begin).div_ceil(ROWS), &facts)?;
-        let params = LayerNormParams {
+        let grid = grid("norm", (end - begin).div_ceil(ROWS), &facts)?;
+        let params = NormParams {
             rows: size("rows", end - begin)?,
             width: size("width", width)?,
             x_skip: x.skip,
@@ -97,7 +158,6 @@ pub fn layer_norm_backward<'a>(
             gain_skip: gain.skip,
             accumulate: u32::from(accumulate),
             eps,
-            first_workgroup: 0,
             grid_width: grid[0],
             ..Default::default()
         };
@@ -111,7 +171,7 @@ pub fn layer_norm_backward<'a>(
         if accumulate {
             recorder.reads(dx.binding.0);
         }
-        recorder.dispatch(LayerNormBackward { cell }, &bindings, &params, grid)?;
+        recorder.dispatch(NormBackward { centred, cell }, &bindings, &params, grid)?;
     }
-    column_sums(recorder, dy, Some((x, stats.matrix())), &sums)
+    column_sums(recorder, dy, Some((x, stats.matrix())), sums)
 }

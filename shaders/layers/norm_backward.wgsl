@@ -1,8 +1,10 @@
-// Gradient of a layer norm's input, and the rows' statistics for the gradients of its gain and bias.
+// Gradient of a norm's input, and the rows' statistics for the gradients of its gain and bias.
 //
 //   n = (x - mean) rstd    g = dy gain    dx = rstd (g - mean(g) - n mean(g n))
+//
+// An RMS norm takes the means of x and of g to be 0.
 
-#include "layer_norm_rows.wgsl"
+#include "norm_rows.wgsl"
 
 @group(0) @binding(1) var<storage, read> x: array<Cell>;
 @group(0) @binding(2) var<storage, read> gain: array<Cell>;
@@ -11,24 +13,33 @@
 @group(0) @binding(5) var<storage, read_write> stats: array<f32>;
 
 @compute @workgroup_size(64)
-fn layer_norm_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+fn norm_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     let row = workgroup_number(group) * ROWS + index / LANES;
     let lane = index % LANES;
     let exists = row < params.rows;
     let cells = params.width / CELL;
     let first = params.x_skip + row * cells;
     let of_row = row_stats(index, first, lane, exists);
+    #if centred
     var sum = Cell();
+    #endif
     var products = Cell();
     let first_dy = params.y_skip + row * cells;
     if (exists) {
         for (var i = lane; i < cells; i += LANES) {
             let g = dy[first_dy + i] * gain[params.gain_skip + i];
+            #if centred
             sum += g;
+            #endif
             products = fma(g, (x[first + i] - of_row.x) * of_row.y, products);
         }
     }
-    let means = row_sums(index, vec2<f32>(cell_sum(sum), cell_sum(products))) / f32(params.width);
+    #if centred
+    let of_g = cell_sum(sum);
+    #else
+    let of_g = 0.0;
+    #endif
+    let means = row_sums(index, vec2<f32>(of_g, cell_sum(products))) / f32(params.width);
     if (exists) {
         for (var i = lane; i < cells; i += LANES) {
             let g = dy[first_dy + i] * gain[params.gain_skip + i];

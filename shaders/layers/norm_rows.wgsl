@@ -1,10 +1,10 @@
-// Parameters of the layer norms, and what they know of a row. Skips count cells, but for stats_skip.
+// Parameters of the norms of rows, and what they know of a row. Skips count cells, but for stats_skip.
 
 #include "cells.wgsl"
 #include "row_sums.wgsl"
 #include "workgroup.wgsl"
 
-struct LayerNormParams {
+struct NormParams {
     rows: u32,
     width: u32,
     x_skip: u32,
@@ -19,11 +19,13 @@ struct LayerNormParams {
     grid_width: u32,
 }
 
-@group(0) @binding(0) var<uniform> params: LayerNormParams;
+@group(0) @binding(0) var<uniform> params: NormParams;
 
 // Mean and 1 / sqrt(variance + eps) of a row of x, in two passes: a single one loses the variance of rows with a large mean.
+// An RMS norm takes the mean to be 0.
 fn row_stats(index: u32, first: u32, lane: u32, exists: bool) -> vec2<f32> {
     let cells = params.width / CELL;
+    #if centred
     var sum = Cell();
     if (exists) {
         for (var i = lane; i < cells; i += LANES) {
@@ -31,6 +33,9 @@ fn row_stats(index: u32, first: u32, lane: u32, exists: bool) -> vec2<f32> {
         }
     }
     let mean = row_sums(index, vec2<f32>(cell_sum(sum), 0.0)).x / f32(params.width);
+    #else
+    let mean = 0.0;
+    #endif
     var squares = Cell();
     if (exists) {
         for (var i = lane; i < cells; i += LANES) {

@@ -1,0 +1,113 @@
+//! Norms of rows, and the gradients of their inputs: layer norm (Ba, Kiros and Hinton 2016) and RMS norm (Zhang and Sennrich 2019),
+//! which subtracts no mean and has no bias.
+
+use super::params::{params, read};
+use super::{Access, Cell, Fields, KernelSpec, ParamsInfo};
+use crate::device::{DeviceFacts, Storage};
+
+params! {
+    /// Parameters of `norm_rows.wgsl`, which says what each means.
+    NormParams { rows: u32, width: u32, x_skip: u32, y_skip: u32, out_skip: u32, stats_skip: u32, gain_skip: u32, bias_skip: u32, accumulate: u32, eps: f32, first_workgroup: u32, grid_width: u32 }
+}
+
+/// Rows that one workgroup takes.
+pub(crate) const ROWS: u64 = 8;
+
+/// 8 rows, in about four operations an element.
+fn work(params: &[u8]) -> u64 {
+    4 * ROWS * u64::from(read::<NormParams>(params).width)
+}
+
+/// Both norms of each cell of rows that are stored so.
+fn both(storage: Storage) -> impl Iterator<Item = (bool, Cell)> {
+    let cells = Cell::stored(storage).into_iter();
+    cells.flat_map(|cell| [(true, cell), (false, cell)])
+}
+
+/// A norm of rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Norm {
+    /// A layer norm; else an RMS norm.
+    pub centred: bool,
+    /// How input and result are stored.
+    pub cell: Cell,
+}
+
+impl KernelSpec for Norm {
+    fn name(&self) -> &'static str {
+        "norm"
+    }
+
+    fn fields(&self) -> Fields {
+        Fields::new()
+            .with("centred", self.centred)
+            .and(self.cell.fields())
+    }
+
+    fn bindings(&self) -> &'static [Access] {
+        // x, gain, y, bias
+        let all = &[Access::Read, Access::Read, Access::ReadWrite, Access::Read];
+        if self.centred { all } else { &all[..3] }
+    }
+
+    fn params(&self) -> ParamsInfo {
+        ParamsInfo::of::<NormParams>()
+    }
+
+    fn workgroup_work(&self, params: &[u8]) -> u64 {
+        work(params)
+    }
+
+    fn all(_: u32, storage: Storage, _: &DeviceFacts) -> Vec<Self> {
+        both(storage)
+            .map(|(centred, cell)| Self { centred, cell })
+            .collect()
+    }
+}
+
+/// Gradient of the input of a norm, in f32, and the rows' statistics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NormBackward {
+    /// Of a layer norm; else of an RMS norm.
+    pub centred: bool,
+    /// How all of them are stored.
+    pub cell: Cell,
+}
+
+impl KernelSpec for NormBackward {
+    fn name(&self) -> &'static str {
+        "norm_backward"
+    }
+
+    fn fields(&self) -> Fields {
+        Fields::new()
+            .with("centred", self.centred)
+            .and(self.cell.fields())
+    }
+
+    fn bindings(&self) -> &'static [Access] {
+        // x, gain, dy, dx, stats
+        &[
+            Access::Read,
+            Access::Read,
+            Access::Read,
+            Access::ReadWrite,
+            Access::ReadWrite,
+        ]
+    }
+
+    fn params(&self) -> ParamsInfo {
+        ParamsInfo::of::<NormParams>()
+    }
+
+    fn workgroup_work(&self, params: &[u8]) -> u64 {
+        work(params)
+    }
+
+    fn all(_: u32, storage: Storage, _: &DeviceFacts) -> Vec<Self> {
+        both(Storage::F32)
+            .filter(|_| storage == Storage::F32)
+            .map(|(centred, cell)| Self { centred, cell })
+            .collect()
+    }
+}
