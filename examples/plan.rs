@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use dilated_attention::tuning::{self, TuneOptions};
 use dilated_attention::{
-    AttentionShape, Context, DType, DeviceFacts, DilatedAttention, DilatedAttentionConfig, Mask,
+    AttentionShape, Context, DType, DeviceCaps, DilatedAttention, DilatedAttentionConfig, Mask,
 };
 use program::{Arguments, say};
 
@@ -30,7 +30,7 @@ fn run(mut arguments: Arguments) -> Result<(), Box<dyn Error>> {
     let (mut causal, mut torchscale) = (false, false);
     let mut dtype = DType::F32;
     let (mut backward, mut here, mut tune) = (false, false, None);
-    let mut facts = DeviceFacts::webgpu_defaults();
+    let mut caps = DeviceCaps::webgpu_defaults();
     while let Some(argument) = arguments.next_argument()? {
         match argument.option() {
             Some("--batch") => batch = arguments.value()?,
@@ -45,8 +45,8 @@ fn run(mut arguments: Arguments) -> Result<(), Box<dyn Error>> {
             Some("--backward") => backward = true,
             Some("--here") => here = true,
             Some("--tune") => (here, tune) = (true, Some(Duration::from_secs(arguments.value()?))),
-            Some("--binding-mib") => facts.max_binding_bytes = arguments.value::<u64>()? << 20,
-            Some("--buffer-mib") => facts.max_buffer_bytes = arguments.value::<u64>()? << 20,
+            Some("--binding-mib") => caps.max_binding_bytes = arguments.value::<u64>()? << 20,
+            Some("--buffer-mib") => caps.max_buffer_bytes = arguments.value::<u64>()? << 20,
             Some(_) => return Err(arguments.unknown()),
             None => {
                 let more = argument.into_path();
@@ -79,8 +79,8 @@ fn run(mut arguments: Arguments) -> Result<(), Box<dyn Error>> {
             attention.plan_backward(&shape, dtype)?,
         )
     } else {
-        let of_backward = config.plan_backward(&shape, dtype, &facts)?;
-        (config.plan_forward(&shape, dtype, &facts)?, of_backward)
+        let of_backward = config.plan_backward(&shape, dtype, &caps)?;
+        (config.plan_forward(&shape, dtype, &caps)?, of_backward)
     };
     say!("{forward}");
     if backward {

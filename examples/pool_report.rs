@@ -98,7 +98,7 @@ fn run(mut arguments: Arguments) -> Result<(), Box<dyn Error>> {
     ] {
         print_line(
             name,
-            &trace.replay(options, context.facts().max_buffer_bytes)?,
+            &trace.replay(options, context.caps().max_buffer_bytes)?,
         );
     }
 

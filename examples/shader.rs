@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::process::ExitCode;
 
-use dilated_attention::device::{DeviceFacts, KernelTier, Storage};
+use dilated_attention::device::{DeviceCaps, ElementFormat, KernelTier};
 use dilated_attention::kernels::Kernel;
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
@@ -35,14 +35,14 @@ fn main() -> ExitCode {
 fn run(mut arguments: Arguments) -> Result<()> {
     let mut name = None;
     let mut head_dim = 64u32;
-    let mut storage = None;
+    let mut format = None;
     let mut language = Language::Wgsl;
     let mut fields: Vec<(String, String)> = Vec::new();
     let mut all = false;
     while let Some(argument) = arguments.next_argument()? {
         match argument.option() {
             Some("--head-dim") => head_dim = arguments.value()?,
-            Some("--dtype") => storage = Some(stored_as(&arguments.value::<String>()?)?),
+            Some("--dtype") => format = Some(stored_as(&arguments.value::<String>()?)?),
             Some("--to") => language = language_called(&arguments.value::<String>()?)?,
             Some("--field") => {
                 let field: String = arguments.value()?;
@@ -62,10 +62,10 @@ fn run(mut arguments: Arguments) -> Result<()> {
         list(head_dim);
         return Ok(());
     };
-    let storages = storage.map_or_else(|| Storage::ALL.to_vec(), |storage| vec![storage]);
-    let of_storages = storages
+    let formats = format.map_or_else(|| ElementFormat::ALL.to_vec(), |format| vec![format]);
+    let of_storages = formats
         .into_iter()
-        .flat_map(|storage| kernels(head_dim, storage));
+        .flat_map(|format| kernels(head_dim, format));
     let named: Vec<Kernel> = of_storages.filter(|kernel| kernel.name() == name).collect();
     if named.is_empty() {
         return Err(
@@ -94,11 +94,11 @@ fn run(mut arguments: Arguments) -> Result<()> {
 }
 
 /// Kernels for such tensors on devices of every kind, each once.
-fn kernels(head_dim: u32, storage: Storage) -> Vec<Kernel> {
+fn kernels(head_dim: u32, format: ElementFormat) -> Vec<Kernel> {
     let mut seen = HashSet::new();
     let mut kernels = Vec::new();
-    for facts in DeviceFacts::of_every_kind() {
-        let of_device = Kernel::all(head_dim, storage, &facts).into_iter();
+    for caps in DeviceCaps::of_every_kind() {
+        let of_device = Kernel::all(head_dim, format, &caps).into_iter();
         kernels.extend(of_device.filter(|kernel| seen.insert(*kernel)));
     }
     kernels
@@ -106,9 +106,9 @@ fn kernels(head_dim: u32, storage: Storage) -> Vec<Kernel> {
 
 fn list(head_dim: u32) {
     let mut counts: BTreeMap<&str, (usize, Option<KernelTier>)> = BTreeMap::new();
-    let all = Storage::ALL
+    let all = ElementFormat::ALL
         .into_iter()
-        .flat_map(|storage| kernels(head_dim, storage));
+        .flat_map(|format| kernels(head_dim, format));
     for kernel in all {
         let entry = counts.entry(kernel.name()).or_insert((0, kernel.tier()));
         entry.0 += 1;
@@ -123,9 +123,9 @@ fn list(head_dim: u32) {
     }
 }
 
-fn stored_as(name: &str) -> Result<Storage> {
-    let mut all = Storage::ALL.into_iter();
-    let found = all.find(|storage| storage.name() == name);
+fn stored_as(name: &str) -> Result<ElementFormat> {
+    let mut all = ElementFormat::ALL.into_iter();
+    let found = all.find(|format| format.name() == name);
     Ok(found.ok_or(format!(
         "no type {name}: f32, f16, f16_packed or bf16_packed"
     ))?)

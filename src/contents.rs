@@ -62,14 +62,14 @@ impl Fate {
 
 /// A recording, as the tensors that it writes know it.
 #[derive(Debug)]
-pub(crate) struct Recording {
+pub(crate) struct WriterState {
     /// Unique in the process, from 1.
     id: u64,
     label: &'static str,
     fate: Mutex<Fate>,
 }
 
-impl Recording {
+impl WriterState {
     fn new(label: &'static str) -> Arc<Self> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         Arc::new(Self {
@@ -110,7 +110,7 @@ pub(crate) struct Contents {
     last_writer: AtomicU64,
     last_write: AtomicUsize,
     /// Why it holds nothing, while it does not.
-    writer: Mutex<Option<Arc<Recording>>>,
+    writer: Mutex<Option<Arc<WriterState>>>,
 }
 
 impl Contents {
@@ -170,7 +170,7 @@ struct Write {
 /// What a recording reads and writes, and what becomes of it. Dropped before it was submitted, it tells the tensors.
 #[derive(Debug)]
 pub(crate) struct Tracker {
-    recording: Arc<Recording>,
+    recording: Arc<WriterState>,
     /// What it reads that it has not written before.
     reads: Vec<Arc<Contents>>,
     writes: Vec<Write>,
@@ -179,7 +179,7 @@ pub(crate) struct Tracker {
 impl Tracker {
     pub fn new(label: &'static str) -> Self {
         Self {
-            recording: Recording::new(label),
+            recording: WriterState::new(label),
             reads: Vec::new(),
             writes: Vec::new(),
         }

@@ -140,7 +140,7 @@ pub use config::{
     OutputRows, Padding,
 };
 pub use context::{AdapterChoice, Context, ContextOptions, WarmUp};
-pub use device::{DType, DeviceFacts, Element};
+pub use device::{DType, DeviceCaps, Element};
 pub use error::{Error, Result};
 pub use kernels::remembered::{CacheFolder, KernelOptions};
 pub use plan::{BackwardPlan, ForwardPlan};

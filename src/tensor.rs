@@ -22,7 +22,7 @@ use crate::pool::Lease;
 pub struct Tensor {
     shape: Box<[usize]>,
     dtype: DType,
-    storage: Lease,
+    lease: Lease,
     /// Where in the storage the elements begin; an offset that bindings may have.
     offset: u64,
     contents: Arc<Contents>,
@@ -31,12 +31,12 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    pub(crate) fn new(shape: &[usize], dtype: DType, storage: Lease, offset: u64) -> Self {
+    pub(crate) fn new(shape: &[usize], dtype: DType, lease: Lease, offset: u64) -> Self {
         Self {
             shape: shape.into(),
             dtype,
-            contents: Contents::new(storage.label()),
-            storage,
+            contents: Contents::new(lease.label()),
+            lease,
             offset,
             is_part: false,
         }
@@ -48,7 +48,7 @@ impl Tensor {
         Self {
             shape: shape.into(),
             dtype: self.dtype,
-            storage: self.storage.clone(),
+            lease: self.lease.clone(),
             offset: self.offset + offset,
             contents: self.contents.clone(),
             is_part: true,
@@ -77,11 +77,11 @@ impl Tensor {
 
     /// What the tensor is for.
     pub fn label(&self) -> &'static str {
-        self.storage.label()
+        self.lease.label()
     }
 
     pub(crate) fn lease(&self) -> &Lease {
-        &self.storage
+        &self.lease
     }
 
     /// Whether it was written.
@@ -118,10 +118,10 @@ impl Tensor {
         dtype: DType,
         pool_id: u64,
     ) -> Result<()> {
-        if self.storage.pool_id() != pool_id {
-            return Err(Error::ForeignDevice {
+        if self.lease.pool_id() != pool_id {
+            return Err(Error::ContextMismatch {
                 what,
-                given: self.storage.pool_id(),
+                given: self.lease.pool_id(),
                 expected: pool_id,
             });
         }

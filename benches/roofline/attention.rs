@@ -1,6 +1,6 @@
 //! Attention, forward and backward.
 
-use dilated_attention::device::{KernelTier, Storage};
+use dilated_attention::device::{ElementFormat, KernelTier};
 use dilated_attention::kernels::Family;
 use dilated_attention::kernels::Kernel;
 use dilated_attention::kernels::attention_forward::ForwardFamily;
@@ -54,8 +54,8 @@ impl Prepared {
         let attention = match kernel {
             None => DilatedAttention::new(context, config)?,
             Some(tier) => {
-                let facts = context.facts();
-                let variant = ForwardFamily::of(&config, Storage::F32).of_tier(tier, facts)?;
+                let caps = context.caps();
+                let variant = ForwardFamily::of(&config, ElementFormat::F32).of_tier(tier, caps)?;
                 DilatedAttention::with_variant(context, config, variant)?
             }
         };

@@ -64,7 +64,7 @@ impl EncoderLayer {
         let shape = AttentionShape::new(1, tokens)?;
         let plan = config
             .attention()
-            .plan_forward(&shape, DType::F32, context.facts())?;
+            .plan_forward(&shape, DType::F32, context.caps())?;
         let products = 2.0 * f64::from(tokens) * (4 * WIDTH * WIDTH + 2 * WIDTH * FFN) as f64;
         Ok(Self {
             flop: plan.flop as f64 + products,

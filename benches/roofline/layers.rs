@@ -179,7 +179,7 @@ const EPS: f32 = 1e-5;
 /// A layer norm of 4096 rows of 768, or its backward.
 pub struct Norm {
     x: Filled,
-    gain: Filled,
+    weight: Filled,
     other: Other,
 }
 
@@ -196,7 +196,7 @@ impl Norm {
         let mut matrices = Matrices::new(&mut recorder);
         let norm = Self {
             x: matrices.add("x", [ROWS, WIDTH])?,
-            gain: matrices.add("gain", [1, WIDTH])?,
+            weight: matrices.add("weight", [1, WIDTH])?,
             other: match backward {
                 false => Other::Bias(matrices.add("bias", [1, WIDTH])?),
                 true => Other::Dy(matrices.add("dy", [ROWS, WIDTH])?),
@@ -218,28 +218,28 @@ impl Norm {
 
     fn forward_error(&self, bias: &[f32], y: &[f32]) -> f64 {
         let x = wide(&rows_of(&self.x.1, WIDTH));
-        let [gain, bias] = [&self.gain.1, bias].map(wide);
-        let expected = layers::layer_norm(&x, &gain, &bias, f64::from(EPS));
+        let [weight, bias] = [&self.weight.1, bias].map(wide);
+        let expected = layers::layer_norm(&x, &weight, &bias, f64::from(EPS));
         error_f32(rows_of(y, WIDTH), &expected)
     }
 
-    /// `dx = (g - mean(g) - x^ mean(g x^)) / deviation` with `g = gain dy` and x^ the normalised row; `dgain` and `dbias`
+    /// `dx = (g - mean(g) - x^ mean(g x^)) / deviation` with `g = weight dy` and x^ the normalised row; `dweight` and `dbias`
     /// are the sums of `dy x^` and `dy` over all rows.
     fn backward_error(&self, dy: &[f32], results: &[Vec<f32>]) -> f64 {
         let width = WIDTH as f64;
-        let (mut dgain, mut dbias) = (vec![0.0; WIDTH], vec![0.0; WIDTH]);
+        let (mut dweight, mut dbias) = (vec![0.0; WIDTH], vec![0.0; WIDTH]);
         let mut rows = Vec::new();
         for (x, dy) in self.x.1.chunks(WIDTH).zip(dy.chunks(WIDTH)) {
             let (x, deviation) = Self::normalised(x);
-            let g: Vec<f64> = std::iter::zip(dy, &self.gain.1)
-                .map(|(dy, gain)| f64::from(*dy) * f64::from(*gain))
+            let g: Vec<f64> = std::iter::zip(dy, &self.weight.1)
+                .map(|(dy, weight)| f64::from(*dy) * f64::from(*weight))
                 .collect();
             let mean = g.iter().sum::<f64>() / width;
             let mean_x = std::iter::zip(&g, &x).map(|(g, x)| g * x).sum::<f64>() / width;
             let dx = std::iter::zip(&g, &x).map(|(g, x)| (g - mean - x * mean_x) / deviation);
             rows.push(dx.collect::<Vec<f64>>());
             for (i, (dy, x)) in dy.iter().zip(&x).enumerate() {
-                dgain[i] += f64::from(*dy) * x;
+                dweight[i] += f64::from(*dy) * x;
                 dbias[i] += f64::from(*dy);
             }
         }
@@ -247,7 +247,7 @@ impl Norm {
         let dx: Vec<f64> = sampled
             .flat_map(|(_, row)| rows[row as usize].clone())
             .collect();
-        let of_sums = std::iter::zip(&results[1..], [dgain, dbias])
+        let of_sums = std::iter::zip(&results[1..], [dweight, dbias])
             .map(|(result, expected)| error_f32(result.iter().copied(), &expected));
         of_sums.fold(error_f32(rows_of(&results[0], WIDTH), &dx), f64::max)
     }
@@ -273,19 +273,19 @@ impl Timed for Norm {
 
     fn record(&self, recorder: &mut Recorder) -> Result<Vec<Tensor>> {
         let result = recorder.empty("result", &[ROWS, WIDTH], DType::F32)?;
-        let [x, gain] = [&self.x, &self.gain].map(|(tensor, _)| tensor.matrix());
+        let [x, weight] = [&self.x, &self.weight].map(|(tensor, _)| tensor.matrix());
         match &self.other {
             Other::Bias((bias, _)) => {
-                layer_norm(recorder, x, [gain, bias.matrix()], EPS, result.matrix())?;
+                layer_norm(recorder, x, [weight, bias.matrix()], EPS, result.matrix())?;
                 Ok(vec![result])
             }
             Other::Dy((dy, _)) => {
-                let dgain = recorder.zeros("dgain", &[1, WIDTH], DType::F32)?;
+                let dweight = recorder.zeros("dweight", &[1, WIDTH], DType::F32)?;
                 let dbias = recorder.zeros("dbias", &[1, WIDTH], DType::F32)?;
-                let sums = [dgain.matrix(), dbias.matrix()];
+                let sums = [dweight.matrix(), dbias.matrix()];
                 let dx = (result.matrix(), false);
-                layer_norm_backward(recorder, x, gain, EPS, dy.matrix(), dx, sums)?;
-                Ok(vec![result, dgain, dbias])
+                layer_norm_backward(recorder, x, weight, EPS, dy.matrix(), dx, sums)?;
+                Ok(vec![result, dweight, dbias])
             }
         }
     }
@@ -299,9 +299,9 @@ impl Timed for Norm {
 
     fn held_bytes(&self) -> u64 {
         match self.other {
-            // x, gain, bias
+            // x, weight, bias
             Other::Bias(_) => Self::matrix_bytes() + 2 * Self::row_bytes(),
-            // x, dy, gain
+            // x, dy, weight
             Other::Dy(_) => 2 * Self::matrix_bytes() + Self::row_bytes(),
         }
     }
@@ -309,7 +309,7 @@ impl Timed for Norm {
     fn floor_bytes(&self) -> u64 {
         let results = match self.other {
             Other::Bias(_) => Self::matrix_bytes(),
-            // dx, dgain, dbias
+            // dx, dweight, dbias
             Other::Dy(_) => Self::matrix_bytes() + 2 * Self::row_bytes(),
         };
         self.held_bytes() + results

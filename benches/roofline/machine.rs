@@ -76,7 +76,7 @@ impl Machine {
     }
 
     pub fn is_software(&self) -> bool {
-        self.context.facts().processor != Processor::Gpu
+        self.context.caps().processor != Processor::Gpu
     }
 }
 

@@ -163,7 +163,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         mib(stats.held_bytes.peak),
     );
     // The next run's plan tells the time. Without a folder for that it does not.
-    context.save_pace();
+    context.save_cost_model();
     let lost = output
         .cls
         .iter()

@@ -118,7 +118,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         })
     };
     let shapes = options.shapes()?;
-    let plan = Trainer::plan(&config, &shapes, &training, context.facts().clone())?;
+    let plan = Trainer::plan(&config, &shapes, &training, context.caps().clone())?;
     say!("{plan}");
 
     std::fs::create_dir_all(&options.out)

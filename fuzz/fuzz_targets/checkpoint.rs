@@ -1,4 +1,4 @@
-//! Any bytes, as a checkpoint of a small slide encoder on a planner, which needs no device; the same body runs as a property
+//! Any bytes, as a checkpoint of a small slide encoder on a dry run, which needs no device; the same body runs as a property
 //! test in `cargo test`.
 //!
 //! ```sh
@@ -8,22 +8,22 @@
 #![no_main]
 
 use dilated_attention::models::gigapath::SlideEncoder;
-use dilated_attention::{Context, DeviceFacts};
+use dilated_attention::{Context, DeviceCaps};
 
 #[path = "../../tests/integration/support/checkpoint_loading.rs"]
 mod checkpoint_loading;
 
 thread_local! {
     static PLANNED: (Context, SlideEncoder) = {
-        let planner = Context::planner(DeviceFacts::webgpu_defaults());
-        let encoder = checkpoint_loading::encoder(&planner);
-        (planner, encoder)
+        let dry_run = Context::dry_run(DeviceCaps::webgpu_defaults());
+        let encoder = checkpoint_loading::encoder(&dry_run);
+        (dry_run, encoder)
     };
 }
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    PLANNED.with(|(planner, encoder)| {
-        drop(checkpoint_loading::run(planner, encoder, bytes));
-        assert_eq!(planner.pool().stats().leases.current, 0);
+    PLANNED.with(|(dry_run, encoder)| {
+        drop(checkpoint_loading::run(dry_run, encoder, bytes));
+        assert_eq!(dry_run.pool().stats().leases.current, 0);
     });
 });

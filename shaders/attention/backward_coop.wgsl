@@ -39,15 +39,15 @@ const Y: u32 = STAGED * VECTOR_STRIDE; // after x
 const WEIGHTS: u32 = 2u * STAGED * VECTOR_STRIDE; // then slabs for each subgroup
 const WEIGHT_SLAB: u32 = ROWS * WEIGHT_STRIDE;
 const SCORE_SLAB: u32 = ROWS * SCORE_STRIDE;
-const HALVES: u32 = WEIGHTS + SUBGROUPS * PAIR_SLABS * WEIGHT_SLAB;
-const FLOATS: u32 = SUBGROUPS * 2u * SCORE_SLAB;
+const F16_VEC4S: u32 = WEIGHTS + SUBGROUPS * PAIR_SLABS * WEIGHT_SLAB;
+const F32_VEC4S: u32 = SUBGROUPS * 2u * SCORE_SLAB;
 
 var<private> tile: Tile;
 var<private> own_begin: u32; // number of the subgroup's first vector
 var<private> staged_begin: u32; // number of the first staged one
 var<private> lane: u32;
-var<private> weights_at: u32; // of the subgroup, in halves
-var<private> scores_at: u32; // of the subgroup, in floats
+var<private> weights_at: u32; // of the subgroup, in f16s
+var<private> scores_at: u32; // of the subgroup, in f32s
 
 var<private> own_a: array<Left, ROW_BLOCKS * COLUMN_BLOCKS>;
 var<private> own_b: array<Left, ROW_BLOCKS * COLUMN_BLOCKS>;
@@ -70,7 +70,7 @@ fn load_own(block: u32) {
     for (var item = lane; item < ROWS * SIZE / 4u; item += SUBGROUP) {
         let row = item / (SIZE / 4u);
         let place = item % (SIZE / 4u);
-        put_halves(weights_at + row * WEIGHT_STRIDE + place, load_a(own_begin + row, block * (SIZE / 4u) + place));
+        put_f16(weights_at + row * WEIGHT_STRIDE + place, load_a(own_begin + row, block * (SIZE / 4u) + place));
     }
     workgroupBarrier();
 #for i in range(row_blocks)
@@ -80,7 +80,7 @@ fn load_own(block: u32) {
     for (var item = lane; item < ROWS * SIZE / 4u; item += SUBGROUP) {
         let row = item / (SIZE / 4u);
         let place = item % (SIZE / 4u);
-        put_halves(weights_at + row * WEIGHT_STRIDE + place, load_b(own_begin + row, block * (SIZE / 4u) + place));
+        put_f16(weights_at + row * WEIGHT_STRIDE + place, load_b(own_begin + row, block * (SIZE / 4u) + place));
     }
     workgroupBarrier();
 #for i in range(row_blocks)
@@ -91,12 +91,12 @@ fn load_own(block: u32) {
 
 fn load_own_a_block(block: u32, row_block: u32) {
     let at = weights_at + row_block * SIZE * WEIGHT_STRIDE;
-    own_a[row_block * COLUMN_BLOCKS + block] = coopLoadT<Left>(&halves[at * CELLS], WEIGHT_STRIDE * CELLS);
+    own_a[row_block * COLUMN_BLOCKS + block] = coopLoadT<Left>(&f16s[at * VEC4], WEIGHT_STRIDE * VEC4);
 }
 
 fn load_own_b_block(block: u32, row_block: u32) {
     let at = weights_at + row_block * SIZE * WEIGHT_STRIDE;
-    own_b[row_block * COLUMN_BLOCKS + block] = coopLoadT<Left>(&halves[at * CELLS], WEIGHT_STRIDE * CELLS);
+    own_b[row_block * COLUMN_BLOCKS + block] = coopLoadT<Left>(&f16s[at * VEC4], WEIGHT_STRIDE * VEC4);
 }
 
 // With `partly`, some pairs do not see each other.
@@ -111,8 +111,8 @@ fn stage(index: u32, partly: bool) {
             y = vec4<f16>();
             mark_broken(place);
         }
-        put_halves(place * VECTOR_STRIDE + column, x);
-        put_halves(Y + place * VECTOR_STRIDE + column, y);
+        put_f16(place * VECTOR_STRIDE + column, x);
+        put_f16(Y + place * VECTOR_STRIDE + column, y);
     }
 }
 
@@ -126,8 +126,8 @@ fn add_products(i: u32) {
     let block = i / STAGED_BLOCKS;
     let staged_block = i % STAGED_BLOCKS;
     let at = staged_block * SIZE * VECTOR_STRIDE + block * SIZE / 4u;
-    let x = coopLoad<Right>(&halves[at * CELLS], VECTOR_STRIDE * CELLS);
-    let y = coopLoad<Right>(&halves[(Y + at) * CELLS], VECTOR_STRIDE * CELLS);
+    let x = coopLoad<Right>(&f16s[at * VEC4], VECTOR_STRIDE * VEC4);
+    let y = coopLoad<Right>(&f16s[(Y + at) * VEC4], VECTOR_STRIDE * VEC4);
 #for i in range(row_blocks)
     add_products_block(block, staged_block, ${i}u, x, y);
 #endfor
@@ -142,8 +142,8 @@ fn add_products_block(block: u32, staged_block: u32, row_block: u32, x: Right, y
 
 fn store_products(i: u32) {
     let at = scores_at + i / STAGED_BLOCKS * SIZE * SCORE_STRIDE + i % STAGED_BLOCKS * SIZE / 4u;
-    coopStoreT(first[i], &floats[at * CELLS], SCORE_STRIDE * CELLS);
-    coopStoreT(second[i], &floats[(at + SCORE_SLAB) * CELLS], SCORE_STRIDE * CELLS);
+    coopStoreT(first[i], &f32s[at * VEC4], SCORE_STRIDE * VEC4);
+    coopStoreT(second[i], &f32s[(at + SCORE_SLAB) * VEC4], SCORE_STRIDE * VEC4);
 }
 
 // Products of all pairs of what the subgroup owns and what is staged become weights.
@@ -153,7 +153,7 @@ fn weigh_pairs() {
         let place = item % (STAGED / 4u);
         let at = scores_at + row * SCORE_STRIDE + place;
         let to = weights_at + row * WEIGHT_STRIDE + place;
-        weigh(own_begin + row, 4u * place, to, get_floats(at), get_floats(at + SCORE_SLAB));
+        weigh(own_begin + row, 4u * place, to, get_f32(at), get_f32(at + SCORE_SLAB));
     }
 }
 
@@ -162,13 +162,13 @@ fn add_sums(i: u32) {
     let staged_block = i / COLUMN_BLOCKS;
     let block = i % COLUMN_BLOCKS;
     let at = staged_block * SIZE * VECTOR_STRIDE + block * SIZE / 4u;
-    let x = coopLoadT<Right>(&halves[at * CELLS], VECTOR_STRIDE * CELLS);
+    let x = coopLoadT<Right>(&f16s[at * VEC4], VECTOR_STRIDE * VEC4);
 #for i in range(row_blocks)
     add_sums_a_block(block, staged_block, ${i}u, x);
 #endfor
     if (PAIR_SLABS > 1u) {
         var y = x;
-        if (SECOND_OF_Y > 0u) { y = coopLoadT<Right>(&halves[(Y + at) * CELLS], VECTOR_STRIDE * CELLS); }
+        if (SECOND_OF_Y > 0u) { y = coopLoadT<Right>(&f16s[(Y + at) * VEC4], VECTOR_STRIDE * VEC4); }
 #for i in range(row_blocks)
         add_sums_b_block(block, staged_block, ${i}u, y);
 #endfor
@@ -178,13 +178,13 @@ fn add_sums(i: u32) {
 fn add_sums_a_block(block: u32, staged_block: u32, row_block: u32, x: Right) {
     let at = weights_at + row_block * SIZE * WEIGHT_STRIDE + staged_block * SIZE / 4u;
     let i = row_block * COLUMN_BLOCKS + block;
-    of_a[i] = coopMultiplyAdd(coopLoadT<Left>(&halves[at * CELLS], WEIGHT_STRIDE * CELLS), x, of_a[i]);
+    of_a[i] = coopMultiplyAdd(coopLoadT<Left>(&f16s[at * VEC4], WEIGHT_STRIDE * VEC4), x, of_a[i]);
 }
 
 fn add_sums_b_block(block: u32, staged_block: u32, row_block: u32, y: Right) {
     let at = weights_at + WEIGHT_SLAB + row_block * SIZE * WEIGHT_STRIDE + staged_block * SIZE / 4u;
     let i = row_block * COLUMN_BLOCKS + block;
-    of_b[i] = coopMultiplyAdd(coopLoadT<Left>(&halves[at * CELLS], WEIGHT_STRIDE * CELLS), y, of_b[i]);
+    of_b[i] = coopMultiplyAdd(coopLoadT<Left>(&f16s[at * VEC4], WEIGHT_STRIDE * VEC4), y, of_b[i]);
 }
 
 // Stages vectors, and turns their products with what the subgroup owns into weights. Called by all threads: it holds barriers.
@@ -217,9 +217,9 @@ fn walk(index: u32, partly: bool) {
 
 fn store_block(block: u32, row_block: u32) {
     let at = scores_at + row_block * SIZE * SCORE_STRIDE;
-    coopStoreT(of_a[row_block * COLUMN_BLOCKS + block], &floats[at * CELLS], SCORE_STRIDE * CELLS);
+    coopStoreT(of_a[row_block * COLUMN_BLOCKS + block], &f32s[at * VEC4], SCORE_STRIDE * VEC4);
     if (PAIR_SLABS > 1u) {
-        coopStoreT(of_b[row_block * COLUMN_BLOCKS + block], &floats[(at + SCORE_SLAB) * CELLS], SCORE_STRIDE * CELLS);
+        coopStoreT(of_b[row_block * COLUMN_BLOCKS + block], &f32s[(at + SCORE_SLAB) * VEC4], SCORE_STRIDE * VEC4);
     }
 }
 
@@ -235,7 +235,7 @@ fn write_sums(block: u32) {
         let column = block * (SIZE / 4u) + place;
         if (column < HEAD_DIM_VEC4) {
             let at = scores_at + row * SCORE_STRIDE + place;
-            store(own_begin + row, column, get_floats(at), get_floats(at + SCORE_SLAB));
+            store(own_begin + row, column, get_f32(at), get_f32(at + SCORE_SLAB));
         }
     }
     workgroupBarrier();

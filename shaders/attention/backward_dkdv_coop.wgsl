@@ -6,7 +6,7 @@
 #include "backward_coop.wgsl"
 #set column_blocks = (head_dim + size - 1) // size
 
-@group(0) @binding(5) var<storage, read> terms: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> row_stats: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> dk: array<Stored4>;
 @group(0) @binding(7) var<storage, read_write> dv: array<Stored4>;
 
@@ -52,8 +52,8 @@ fn weigh(own: u32, place: u32, at: u32, s: vec4<f32>, dp: vec4<f32>) {
     let share = shares(s, of_rows.top, of_rows.norm, seen);
     let ds = score_gradients(share, dp, of_rows.mean, seen);
     let marks = broken_places(place);
-    put_halves(at, vec4<f16>(select(vec4<f32>(), ds + marks, seen)));
-    put_halves(at + WEIGHT_SLAB, vec4<f16>(select(vec4<f32>(), share + marks, seen)));
+    put_f16(at, vec4<f16>(select(vec4<f32>(), ds + marks, seen)));
+    put_f16(at + WEIGHT_SLAB, vec4<f16>(select(vec4<f32>(), share + marks, seen)));
 }
 
 fn store(own: u32, column: u32, of_key: vec4<f32>, of_value: vec4<f32>) {

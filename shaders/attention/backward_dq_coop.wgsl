@@ -9,7 +9,7 @@
 #include "backward_coop.wgsl"
 #set column_blocks = (head_dim + size - 1) // size
 
-@group(0) @binding(5) var<storage, read> terms: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> row_stats: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> dq: array<Stored4>;
 
 const PAIR_SLABS: u32 = 2u;
@@ -62,8 +62,8 @@ fn weigh(own: u32, place: u32, at: u32, s: vec4<f32>, dp: vec4<f32>) {
     let share = shares(s, vec4<f32>(of_row.top), vec4<f32>(of_row.norm), seen);
     let ds = score_gradients(share, dp, vec4<f32>(of_row.mean), seen);
     let half = f16_part(ds);
-    put_halves(at, vec4<f16>(select(vec4<f32>(), half + broken_places(place), seen)));
-    put_halves(at + WEIGHT_SLAB, vec4<f16>(REST_SCALE * (ds - half)));
+    put_f16(at, vec4<f16>(select(vec4<f32>(), half + broken_places(place), seen)));
+    put_f16(at + WEIGHT_SLAB, vec4<f16>(REST_SCALE * (ds - half)));
 }
 
 fn store(own: u32, column: u32, value: vec4<f32>, rest: vec4<f32>) {

@@ -5,7 +5,7 @@
 #include "backward_tile.wgsl"
 #set chunks = (head_dim + 31) // 32
 
-@group(0) @binding(5) var<storage, read> terms: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> row_stats: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> dq: array<Stored4>;
 
 fn store_row(tile: Tile, row: u32, column: u32, value: vec4<f32>) {

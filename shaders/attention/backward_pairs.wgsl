@@ -1,4 +1,4 @@
-// Weights of the backward: the share of a pair in its row's softmax follows from the score and the row's terms.
+// Weights of the backward: the share of a pair in its row's softmax follows from the score and the row's statistics.
 
 #include "geometry.wgsl"
 
@@ -23,7 +23,7 @@ fn row_terms(tile: Tile, row: u32) -> RowTerms {
     if (row >= tile.row_end) {
         return RowTerms(0.0, 0.0, 0.0);
     }
-    let sums = terms[params.terms_skip + output_place(tile, row)];
+    let sums = row_stats[params.row_stats_skip + output_place(tile, row)];
     // Where nothing but weights that vanish is seen, no gradient flows.
     return RowTerms(sums.x, 1.0 / max(sums.y, 1e-37), sums.w / max(sums.z, 1e-37));
 }

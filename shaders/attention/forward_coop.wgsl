@@ -39,8 +39,8 @@ const WEIGHT_STRIDE: u32 = STAGED / 4u + 2u;
 const SCORE_STRIDE: u32 = STAGED / 4u + 1u;
 const VALUES: u32 = STAGED * VECTOR_STRIDE; // after the keys
 const WEIGHTS: u32 = 2u * STAGED * VECTOR_STRIDE; // then a slab for each subgroup
-const HALVES: u32 = WEIGHTS + SUBGROUPS * ROWS * WEIGHT_STRIDE;
-const FLOATS: u32 = SUBGROUPS * ROWS * SCORE_STRIDE;
+const F16_VEC4S: u32 = WEIGHTS + SUBGROUPS * ROWS * WEIGHT_STRIDE;
+const F32_VEC4S: u32 = SUBGROUPS * ROWS * SCORE_STRIDE;
 
 var<workgroup> grown: u32; // not 0 when a row's maximum has grown too much
 var<workgroup> ends: array<RowEnd, SUBGROUPS * ROWS>;
@@ -48,8 +48,8 @@ var<workgroup> ends: array<RowEnd, SUBGROUPS * ROWS>;
 var<private> tile: Tile;
 var<private> subgroup: u32;
 var<private> lane: u32;
-var<private> weights_at: u32; // of the subgroup, in halves
-var<private> scores_at: u32; // of the subgroup, in floats
+var<private> weights_at: u32; // of the subgroup, in f16s
+var<private> scores_at: u32; // of the subgroup, in f32s
 var<private> key_tile: u32;
 
 var<private> query: array<Left, ROW_BLOCKS * COLUMN_BLOCKS>;
@@ -76,7 +76,7 @@ fn load_query(block: u32) {
         if (row < min(tile.row_end, tile.real_rows) && column < HEAD_DIM_VEC4) {
             value = q[query_index(tile, row) + column];
         }
-        put_halves(weights_at + item / (SIZE / 4u) * WEIGHT_STRIDE + place, value);
+        put_f16(weights_at + item / (SIZE / 4u) * WEIGHT_STRIDE + place, value);
     }
     workgroupBarrier();
 #for i in range(row_blocks)
@@ -87,7 +87,7 @@ fn load_query(block: u32) {
 
 fn load_query_block(block: u32, row_block: u32) {
     let at = weights_at + row_block * SIZE * WEIGHT_STRIDE;
-    query[row_block * COLUMN_BLOCKS + block] = coopLoadT<Left>(&halves[at * CELLS], WEIGHT_STRIDE * CELLS);
+    query[row_block * COLUMN_BLOCKS + block] = coopLoadT<Left>(&f16s[at * VEC4], WEIGHT_STRIDE * VEC4);
 }
 
 // Keys and values of the tile, zero behind the last. With `partly`, some rows do not see all of them.
@@ -107,8 +107,8 @@ fn stage(index: u32, partly: bool) {
             value = vec4<f16>();
             mark_broken(place);
         }
-        put_halves(place * VECTOR_STRIDE + column, key);
-        put_halves(VALUES + place * VECTOR_STRIDE + column, value);
+        put_f16(place * VECTOR_STRIDE + column, key);
+        put_f16(VALUES + place * VECTOR_STRIDE + column, value);
     }
 }
 
@@ -121,7 +121,7 @@ fn add_scores(i: u32) {
     let block = i / KEY_BLOCKS;
     let key_block = i % KEY_BLOCKS;
     let at = key_block * SIZE * VECTOR_STRIDE + block * SIZE / 4u;
-    let keys = coopLoad<Right>(&halves[at * CELLS], VECTOR_STRIDE * CELLS);
+    let keys = coopLoad<Right>(&f16s[at * VEC4], VECTOR_STRIDE * VEC4);
 #for i in range(row_blocks)
     add_scores_block(block, key_block, ${i}u, keys);
 #endfor
@@ -134,12 +134,12 @@ fn add_scores_block(block: u32, key_block: u32, row_block: u32, keys: Right) {
 
 fn store_scores(i: u32) {
     let at = scores_at + i / KEY_BLOCKS * SIZE * SCORE_STRIDE + i % KEY_BLOCKS * SIZE / 4u;
-    coopStoreT(scores[i], &floats[at * CELLS], SCORE_STRIDE * CELLS);
+    coopStoreT(scores[i], &f32s[at * VEC4], SCORE_STRIDE * VEC4);
 }
 
 // Scores of four keys in log2 units, the floor for those that a row with `last` keys does not see.
 fn row_scores(at: u32, c: u32, last: u32, partly: bool) -> vec4<f32> {
-    var s = params.scale_log2e * get_floats(at + c);
+    var s = params.scale_log2e * get_f32(at + c);
     if (partly) {
         let places = vec4<u32>(4u * c) + vec4<u32>(0u, 1u, 2u, 3u);
         s += broken_places(4u * c);
@@ -171,7 +171,7 @@ fn soften(i: u32, partly: bool) {
     for (var c = 0u; c < STAGED / 4u; c++) {
         let w = weight(row_scores(at, c, last, partly), top[i]);
         total += w;
-        put_halves(weights_at + slab_row(i) * WEIGHT_STRIDE + c, vec4<f16>(w));
+        put_f16(weights_at + slab_row(i) * WEIGHT_STRIDE + c, vec4<f16>(w));
     }
     sum[i] = fma(sum[i], shrink[i], (total.x + total.y) + (total.z + total.w));
 }
@@ -185,12 +185,12 @@ fn store_output_column(block: u32) {
 
 fn store_output_block(block: u32, row_block: u32) {
     let at = scores_at + row_block * SIZE * SCORE_STRIDE;
-    coopStoreT(output[row_block * COLUMN_BLOCKS + block], &floats[at * CELLS], SCORE_STRIDE * CELLS);
+    coopStoreT(output[row_block * COLUMN_BLOCKS + block], &f32s[at * VEC4], SCORE_STRIDE * VEC4);
 }
 
 fn load_output_block(block: u32, row_block: u32) {
     let at = scores_at + row_block * SIZE * SCORE_STRIDE;
-    output[row_block * COLUMN_BLOCKS + block] = coopLoadT<Sum>(&floats[at * CELLS], SCORE_STRIDE * CELLS);
+    output[row_block * COLUMN_BLOCKS + block] = coopLoadT<Sum>(&f32s[at * VEC4], SCORE_STRIDE * VEC4);
 }
 
 // Scales the rows of one column of matrices of the output. Holds barriers.
@@ -200,7 +200,7 @@ fn shrink_output(block: u32) {
     for (var i = 0u; i < LANE_ROWS; i++) {
         let at = scores_at + slab_row(i) * SCORE_STRIDE;
         for (var c = 0u; c < SIZE / 4u; c++) {
-            put_floats(at + c, shrink[i] * get_floats(at + c));
+            put_f32(at + c, shrink[i] * get_f32(at + c));
         }
     }
     workgroupBarrier();
@@ -215,7 +215,7 @@ fn add_values(i: u32) {
     let key_block = i / COLUMN_BLOCKS;
     let block = i % COLUMN_BLOCKS;
     let at = VALUES + key_block * SIZE * VECTOR_STRIDE + block * SIZE / 4u;
-    let values = coopLoadT<Right>(&halves[at * CELLS], VECTOR_STRIDE * CELLS);
+    let values = coopLoadT<Right>(&f16s[at * VEC4], VECTOR_STRIDE * VEC4);
 #for i in range(row_blocks)
     add_values_block(block, key_block, ${i}u, values);
 #endfor
@@ -223,7 +223,7 @@ fn add_values(i: u32) {
 
 fn add_values_block(block: u32, key_block: u32, row_block: u32, values: Right) {
     let at = weights_at + row_block * SIZE * WEIGHT_STRIDE + key_block * SIZE / 4u;
-    let weights = coopLoadT<Left>(&halves[at * CELLS], WEIGHT_STRIDE * CELLS);
+    let weights = coopLoadT<Left>(&f16s[at * VEC4], WEIGHT_STRIDE * VEC4);
     let i = row_block * COLUMN_BLOCKS + block;
     output[i] = coopMultiplyAdd(weights, values, output[i]);
 }
@@ -239,7 +239,7 @@ fn write_output(block: u32) {
         let column = block * (SIZE / 4u) + place;
         if (tile.row_begin + own < tile.row_end && column < HEAD_DIM_VEC4) {
             let to = output_index(output_place(tile, tile.row_begin + own)) + column;
-            store_output(to, ends[own], get_floats(scores_at + slab * SCORE_STRIDE + place));
+            store_output(to, ends[own], get_f32(scores_at + slab * SCORE_STRIDE + place));
         }
     }
     workgroupBarrier();

@@ -42,7 +42,7 @@ struct AttentionParams {
     out_token0: u32,
     out_skip: u32,
     state_skip: u32,
-    terms_skip: u32,
+    row_stats_skip: u32,
     first_workgroup: u32,
     grid_width: u32,
     num_workgroups: u32,

@@ -1,9 +1,9 @@
 // Cooperative matrices of `size` x `size` elements: f16 factors, f32 sums. All lanes of a subgroup hold one together, and it gives
 // no access to its elements: matrices are loaded from and stored to workgroup memory only.
 //
-// Addresses and strides there count vec4 everywhere; a matrix begins at &halves[at * CELLS] and its rows lie stride * CELLS apart.
+// Addresses and strides there count vec4 everywhere; a matrix begins at &f16s[at * VEC4] and its rows lie stride * VEC4 apart.
 // Metal loads and stores matrices through pointers to scalars only (`scalar_pointers`).
-// A kernel has HALVES and FLOATS, the vec4 in each array.
+// A kernel has F16_VEC4S and F32_VEC4S, the vec4 in each array.
 
 enable f16;
 enable wgpu_cooperative_matrix;
@@ -14,43 +14,43 @@ alias Right = coop_mat${size}x${size}<f16, B>;
 alias Sum = coop_mat${size}x${size}<f32, C>;
 
 #if scalar_pointers
-const CELLS: u32 = 4u; // elements of the arrays in a vec4
+const VEC4: u32 = 4u; // elements of the arrays in a vec4
 
-var<workgroup> halves: array<f16, 4u * HALVES>;
-var<workgroup> floats: array<f32, 4u * FLOATS>;
+var<workgroup> f16s: array<f16, 4u * F16_VEC4S>;
+var<workgroup> f32s: array<f32, 4u * F32_VEC4S>;
 
-fn put_halves(at: u32, x: vec4<f16>) {
-    halves[4u * at] = x.x;
-    halves[4u * at + 1u] = x.y;
-    halves[4u * at + 2u] = x.z;
-    halves[4u * at + 3u] = x.w;
+fn put_f16(at: u32, x: vec4<f16>) {
+    f16s[4u * at] = x.x;
+    f16s[4u * at + 1u] = x.y;
+    f16s[4u * at + 2u] = x.z;
+    f16s[4u * at + 3u] = x.w;
 }
 
-fn put_floats(at: u32, x: vec4<f32>) {
-    floats[4u * at] = x.x;
-    floats[4u * at + 1u] = x.y;
-    floats[4u * at + 2u] = x.z;
-    floats[4u * at + 3u] = x.w;
+fn put_f32(at: u32, x: vec4<f32>) {
+    f32s[4u * at] = x.x;
+    f32s[4u * at + 1u] = x.y;
+    f32s[4u * at + 2u] = x.z;
+    f32s[4u * at + 3u] = x.w;
 }
 
-fn get_floats(at: u32) -> vec4<f32> {
-    return vec4<f32>(floats[4u * at], floats[4u * at + 1u], floats[4u * at + 2u], floats[4u * at + 3u]);
+fn get_f32(at: u32) -> vec4<f32> {
+    return vec4<f32>(f32s[4u * at], f32s[4u * at + 1u], f32s[4u * at + 2u], f32s[4u * at + 3u]);
 }
 #else
-const CELLS: u32 = 1u; // elements of the arrays in a vec4
+const VEC4: u32 = 1u; // elements of the arrays in a vec4
 
-var<workgroup> halves: array<vec4<f16>, HALVES>;
-var<workgroup> floats: array<vec4<f32>, FLOATS>;
+var<workgroup> f16s: array<vec4<f16>, F16_VEC4S>;
+var<workgroup> f32s: array<vec4<f32>, F32_VEC4S>;
 
-fn put_halves(at: u32, x: vec4<f16>) {
-    halves[at] = x;
+fn put_f16(at: u32, x: vec4<f16>) {
+    f16s[at] = x;
 }
 
-fn put_floats(at: u32, x: vec4<f32>) {
-    floats[at] = x;
+fn put_f32(at: u32, x: vec4<f32>) {
+    f32s[at] = x;
 }
 
-fn get_floats(at: u32) -> vec4<f32> {
-    return floats[at];
+fn get_f32(at: u32) -> vec4<f32> {
+    return f32s[at];
 }
 #endif

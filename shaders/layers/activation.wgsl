@@ -4,7 +4,7 @@
 #include "workgroup.wgsl"
 
 struct ElementwiseParams {
-    count: u32, // of cells, as all here
+    count: u32, // of vectors, as all here
     x_skip: u32,
     out_skip: u32,
     first_workgroup: u32,

@@ -1,5 +1,5 @@
 // Sums over a block of rows, for each column: of dy, and with `normalised` of dy times the normalised x. The gradients of
-// biases and of the gains of norms; the blocks' sums are added by sum_partials.
+// biases and of the weights of norms; the blocks' sums are added by sum_partials.
 
 #include "workgroup.wgsl"
 

@@ -1,11 +1,11 @@
 // out[r] (+)= scale * table[ids[r]], for ids in the window of the table that is bound.
 
-#include "cells.wgsl"
+#include "vector_width.wgsl"
 #include "workgroup.wgsl"
 
 struct EmbeddingParams {
     rows: u32,
-    width: u32, // in cells, as the skips of table and out
+    width: u32, // in vectors, as the skips of table and out
     first_id: u32, // of the window of the table, and how many
     num_ids: u32,
     ids_skip: u32,
@@ -13,14 +13,14 @@ struct EmbeddingParams {
     out_skip: u32,
     accumulate: u32,
     scale: f32,
-    tiles_x: u32, // tiles of 64 cells
+    tiles_x: u32, // tiles of 64 vectors
     first_workgroup: u32,
     grid_width: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: EmbeddingParams;
 @group(0) @binding(1) var<storage, read> ids: array<u32>;
-@group(0) @binding(2) var<storage, read> table: array<Cell>;
+@group(0) @binding(2) var<storage, read> table: array<Vector>;
 @group(0) @binding(3) var<storage, read_write> out: array<Stored>;
 
 @compute @workgroup_size(64)

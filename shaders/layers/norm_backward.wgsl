@@ -1,15 +1,15 @@
-// Gradient of a norm's input, and the rows' statistics for the gradients of its gain and bias.
+// Gradient of a norm's input, and the rows' statistics for the gradients of its weight and bias.
 //
-//   n = (x - mean) rstd    g = dy gain    dx = rstd (g - mean(g) - n mean(g n))
+//   n = (x - mean) rstd    g = dy weight    dx = rstd (g - mean(g) - n mean(g n))
 //
 // An RMS norm takes the means of x and of g to be 0.
 
 #include "norm_rows.wgsl"
 
-@group(0) @binding(1) var<storage, read> x: array<Cell>;
-@group(0) @binding(2) var<storage, read> gain: array<Cell>;
-@group(0) @binding(3) var<storage, read> dy: array<Cell>;
-@group(0) @binding(4) var<storage, read_write> dx: array<Cell>;
+@group(0) @binding(1) var<storage, read> x: array<Vector>;
+@group(0) @binding(2) var<storage, read> weight: array<Vector>;
+@group(0) @binding(3) var<storage, read> dy: array<Vector>;
+@group(0) @binding(4) var<storage, read_write> dx: array<Vector>;
 @group(0) @binding(5) var<storage, read_write> stats: array<f32>;
 
 @compute @workgroup_size(64)
@@ -17,17 +17,17 @@ fn norm_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
     let row = workgroup_number(group) * ROWS + index / LANES;
     let lane = index % LANES;
     let exists = row < params.rows;
-    let cells = params.width / CELL;
-    let first = params.x_skip + row * cells;
+    let vectors = params.width / VECTOR_WIDTH;
+    let first = params.x_skip + row * vectors;
     let of_row = row_stats(index, first, lane, exists);
     #if centred
-    var sum = Cell();
+    var sum = Vector();
     #endif
-    var products = Cell();
-    let first_dy = params.y_skip + row * cells;
+    var products = Vector();
+    let first_dy = params.y_skip + row * vectors;
     if (exists) {
-        for (var i = lane; i < cells; i += LANES) {
-            let g = dy[first_dy + i] * gain[params.gain_skip + i];
+        for (var i = lane; i < vectors; i += LANES) {
+            let g = dy[first_dy + i] * weight[params.weight_skip + i];
             #if centred
             sum += g;
             #endif
@@ -35,16 +35,16 @@ fn norm_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
         }
     }
     #if centred
-    let of_g = cell_sum(sum);
+    let of_g = vector_sum(sum);
     #else
     let of_g = 0.0;
     #endif
-    let means = row_sums(index, vec2<f32>(of_g, cell_sum(products))) / f32(params.width);
+    let means = row_sums(index, vec2<f32>(of_g, vector_sum(products))) / f32(params.width);
     if (exists) {
-        for (var i = lane; i < cells; i += LANES) {
-            let g = dy[first_dy + i] * gain[params.gain_skip + i];
+        for (var i = lane; i < vectors; i += LANES) {
+            let g = dy[first_dy + i] * weight[params.weight_skip + i];
             let n = (x[first + i] - of_row.x) * of_row.y;
-            let at = params.out_skip + row * cells + i;
+            let at = params.out_skip + row * vectors + i;
             var result = of_row.y * (g - means.x - n * means.y);
             if (params.accumulate != 0u) {
                 result += dx[at];

@@ -1,6 +1,6 @@
-// Parameters of the norms of rows, and what they know of a row. Skips count cells, but for stats_skip.
+// Parameters of the norms of rows, and what they know of a row. Skips count vectors, but for stats_skip.
 
-#include "cells.wgsl"
+#include "vector_width.wgsl"
 #include "row_sums.wgsl"
 #include "workgroup.wgsl"
 
@@ -11,7 +11,7 @@ struct NormParams {
     y_skip: u32, // of y, or of its gradient
     out_skip: u32, // of the gradient of x
     stats_skip: u32,
-    gain_skip: u32,
+    weight_skip: u32,
     bias_skip: u32,
     accumulate: u32,
     eps: f32,
@@ -24,25 +24,25 @@ struct NormParams {
 // Mean and 1 / sqrt(variance + eps) of a row of x, in two passes: a single one loses the variance of rows with a large mean.
 // An RMS norm takes the mean to be 0.
 fn row_stats(index: u32, first: u32, lane: u32, exists: bool) -> vec2<f32> {
-    let cells = params.width / CELL;
+    let vectors = params.width / VECTOR_WIDTH;
     #if centred
-    var sum = Cell();
+    var sum = Vector();
     if (exists) {
-        for (var i = lane; i < cells; i += LANES) {
+        for (var i = lane; i < vectors; i += LANES) {
             sum += widen(x[first + i]);
         }
     }
-    let mean = row_sums(index, vec2<f32>(cell_sum(sum), 0.0)).x / f32(params.width);
+    let mean = row_sums(index, vec2<f32>(vector_sum(sum), 0.0)).x / f32(params.width);
     #else
     let mean = 0.0;
     #endif
-    var squares = Cell();
+    var squares = Vector();
     if (exists) {
-        for (var i = lane; i < cells; i += LANES) {
+        for (var i = lane; i < vectors; i += LANES) {
             let off = widen(x[first + i]) - mean;
             squares = fma(off, off, squares);
         }
     }
-    let variance = row_sums(index, vec2<f32>(cell_sum(squares), 0.0)).x / f32(params.width);
+    let variance = row_sums(index, vec2<f32>(vector_sum(squares), 0.0)).x / f32(params.width);
     return vec2<f32>(mean, inverseSqrt(variance + params.eps));
 }

@@ -1,5 +1,5 @@
 // The factors of a product as they lie in memory: the left one as `left_format` has it, the right one alike or f32. Elements are read
-// one by one (`factors` is "scalar"), or in fours where widths, windows and strides are multiples of 4 ("vec4").
+// one by one (`factors` is "scalar"), or as vec4 where widths, windows and strides are multiples of 4 ("vec4").
 
 #if left_format == "f16"
 enable f16;

@@ -31,8 +31,8 @@ const RIGHT_WIDTH: u32 = select(TILE_COLUMNS, STAGED, TRANSPOSE_B) / 4u;
 const RIGHT_STRIDE: u32 = RIGHT_WIDTH + 2u;
 const SUM_STRIDE: u32 = SIZE / 4u + 1u;
 const RIGHT: u32 = LEFT_ROWS * LEFT_STRIDE; // after the left factor
-const HALVES: u32 = RIGHT + RIGHT_ROWS * RIGHT_STRIDE;
-const FLOATS: u32 = SUBGROUPS_X * SUBGROUPS_Y * SIZE * SUM_STRIDE;
+const F16_VEC4S: u32 = RIGHT + RIGHT_ROWS * RIGHT_STRIDE;
+const F32_VEC4S: u32 = SUBGROUPS_X * SUBGROUPS_Y * SIZE * SUM_STRIDE;
 
 var<private> lane: u32;
 var<private> sums_at: u32; // slab of the subgroup
@@ -66,23 +66,23 @@ fn stage(index: u32, first_k: u32, end: u32) {
         let place = item % LEFT_WIDTH;
         let row = first_row + select(line, 4u * place, TRANSPOSE_A);
         let k = first_k + select(4u * place, line, TRANSPOSE_A);
-        put_halves(line * LEFT_STRIDE + place, four_of_a(row, k, end));
+        put_f16(line * LEFT_STRIDE + place, four_of_a(row, k, end));
     }
     for (var item = index; item < RIGHT_ROWS * RIGHT_WIDTH; item += THREADS) {
         let line = item / RIGHT_WIDTH;
         let place = item % RIGHT_WIDTH;
         let k = first_k + select(line, 4u * place, TRANSPOSE_B);
         let column = first_column + select(4u * place, line, TRANSPOSE_B);
-        put_halves(RIGHT + line * RIGHT_STRIDE + place, four_of_b(k, column, end));
+        put_f16(RIGHT + line * RIGHT_STRIDE + place, four_of_b(k, column, end));
     }
 }
 
 fn load_left(row_block: u32) {
     let row = block_row + row_block * SIZE;
 #if transpose_a
-    lefts[row_block] = coopLoad<Left>(&halves[(step * LEFT_STRIDE + row / 4u) * CELLS], LEFT_STRIDE * CELLS);
+    lefts[row_block] = coopLoad<Left>(&f16s[(step * LEFT_STRIDE + row / 4u) * VEC4], LEFT_STRIDE * VEC4);
 #else
-    lefts[row_block] = coopLoadT<Left>(&halves[(row * LEFT_STRIDE + step / 4u) * CELLS], LEFT_STRIDE * CELLS);
+    lefts[row_block] = coopLoadT<Left>(&f16s[(row * LEFT_STRIDE + step / 4u) * VEC4], LEFT_STRIDE * VEC4);
 #endif
 }
 
@@ -90,10 +90,10 @@ fn add_products(block: u32) {
     let column = block_column + block * SIZE;
 #if transpose_b
     let at = RIGHT + column * RIGHT_STRIDE + step / 4u;
-    add_product_rows(block, coopLoad<Right>(&halves[at * CELLS], RIGHT_STRIDE * CELLS));
+    add_product_rows(block, coopLoad<Right>(&f16s[at * VEC4], RIGHT_STRIDE * VEC4));
 #else
     let at = RIGHT + step * RIGHT_STRIDE + column / 4u;
-    add_product_rows(block, coopLoadT<Right>(&halves[at * CELLS], RIGHT_STRIDE * CELLS));
+    add_product_rows(block, coopLoadT<Right>(&f16s[at * VEC4], RIGHT_STRIDE * VEC4));
 #endif
 }
 
@@ -110,14 +110,14 @@ fn add_product(block: u32, row_block: u32, right: Right) {
 
 // Writes the elements of one matrix. Holds barriers.
 fn write_block(i: u32) {
-    coopStoreT(sums[i], &floats[sums_at * CELLS], SUM_STRIDE * CELLS);
+    coopStoreT(sums[i], &f32s[sums_at * VEC4], SUM_STRIDE * VEC4);
     workgroupBarrier();
     for (var item = lane; item < SIZE * SIZE / 4u; item += SUBGROUP) {
         let line = item / (SIZE / 4u);
         let place = item % (SIZE / 4u);
         let row = first_row + block_row + i / COLUMN_BLOCKS * SIZE + line;
         let column = first_column + block_column + i % COLUMN_BLOCKS * SIZE + 4u * place;
-        store_row(row, column, offset, get_floats(sums_at + line * SUM_STRIDE + place));
+        store_row(row, column, offset, get_f32(sums_at + line * SUM_STRIDE + place));
     }
     workgroupBarrier();
 }

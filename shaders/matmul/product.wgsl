@@ -1,7 +1,7 @@
 // Parameters and bindings of the products of matrices, and how a sum is finished: bias, `activation`, scaled residual.
 //
 // Matrices are row-major with any number of columns, at any element of their bindings. The result, the bias and the residual are
-// cells. `transpose_a` and `transpose_b` say how the factors are stored.
+// vectors. `transpose_a` and `transpose_b` say how the factors are stored.
 
 #include "activations.wgsl"
 #include "factors.wgsl"
@@ -18,7 +18,7 @@ struct MatmulParams {
     a_stride: u32, // elements from row to row as stored
     b_skip: u32,
     b_stride: u32,
-    c_skip: u32, // of c, bias and residual: in cells
+    c_skip: u32, // of c, bias and residual: in vectors
     c_stride: u32,
     bias_skip: u32,
     residual_skip: u32,
@@ -37,7 +37,7 @@ const FLAG_BIAS: u32 = 2u;
 const FLAG_RESIDUAL: u32 = 4u;
 
 @group(0) @binding(0) var<uniform> params: MatmulParams;
-@group(0) @binding(3) var<storage, read> bias: array<Cell>;
+@group(0) @binding(3) var<storage, read> bias: array<Vector>;
 @group(0) @binding(4) var<storage, read> residual: array<Stored>;
 @group(0) @binding(5) var<storage, read_write> c: array<Stored>;
 
@@ -53,7 +53,7 @@ fn index_b(k: u32, column: u32) -> u32 {
     return params.b_skip + select(k * params.b_stride + column, column * params.b_stride + k, TRANSPOSE_B);
 }
 
-fn biased(sum: Cell, column: u32) -> Cell {
+fn biased(sum: Vector, column: u32) -> Vector {
     if (has_flag(FLAG_BIAS)) {
         return sum + bias[params.bias_skip + column];
     }
@@ -61,15 +61,15 @@ fn biased(sum: Cell, column: u32) -> Cell {
 }
 
 // With activation and residual.
-fn activated(sum: Cell, at: u32) -> Cell {
+fn activated(sum: Vector, at: u32) -> Vector {
     let result = activate(sum);
     if (has_flag(FLAG_RESIDUAL)) {
-        return fma(Cell(params.residual_scale), widen(residual[params.residual_skip + at]), result);
+        return fma(Vector(params.residual_scale), widen(residual[params.residual_skip + at]), result);
     }
     return result;
 }
 
-// Bias, activation and residual, in this order, of a cell whose sum is known.
-fn finish(sum: Cell, at: u32, column: u32) -> Cell {
+// Bias, activation and residual, in this order, of a vector whose sum is known.
+fn finish(sum: Vector, at: u32, column: u32) -> Vector {
     return activated(biased(sum, column), at);
 }

@@ -1,4 +1,4 @@
-// How activations lie in memory, in fours, and what kernels compute with: f32. `format` is one of
+// How activations lie in memory, as vec4, and what kernels compute with: f32. `format` is one of
 //
 //   f32
 //   f16            on devices with SHADER_F16

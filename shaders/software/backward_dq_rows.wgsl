@@ -2,7 +2,7 @@
 
 #include "backward_lanes.wgsl"
 
-@group(0) @binding(5) var<storage, read> terms: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> row_stats: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> dq: array<Stored4>;
 
 var<private> of_rows: FourTerms; // of each row

@@ -1,5 +1,5 @@
 // The `gradient` ("dq", "dk" or "dv") of a window of one branch as a product of matrices, on CPUs: dq = ds k, dk = ds^T q or dv = p^T dout, with the
-// weights that backward_weights_broadcast.wgsl wrote. A workgroup takes SIDE rows (of dk and dv: keys) and CELLS cells of
+// weights that backward_weights_broadcast.wgsl wrote. A workgroup takes SIDE rows (of dk and dv: keys) and VEC4S vec4s of
 // columns; product_lanes.wgsl multiplies.
 
 #include "backward_window.wgsl"
@@ -17,8 +17,8 @@ var<private> matrix: u32; // where the weights begin
 var<private> stride: u32; // of the weights
 var<private> first_row: u32; // of the lane, in the window
 var<private> num_rows: u32; // from there on
-var<private> first_cell: u32; // of all lanes
-var<private> place: u32; // of that cell in the lane's first row
+var<private> first_vec4: u32; // of all lanes
+var<private> place: u32; // of that vec4 in the lane's first row
 
 fn own_index(row: u32) -> u32 {
 #if gradient == "dq"
@@ -38,7 +38,7 @@ fn vector_index(number: u32) -> u32 {
 #endif
 }
 
-// From row to row, in fours, of all tensors.
+// From row to row, as vec4, of all tensors.
 fn row_stride() -> u32 {
     return params.dilation_rate * params.num_heads * HEAD_DIM_VEC4;
 }
@@ -57,7 +57,7 @@ fn load_left(four: u32) {
 }
 
 fn find_right(pair: u32) {
-    right_at[pair] = min(first_cell + 2u * pair + lane / 4u, HEAD_DIM_VEC4 - 1u);
+    right_at[pair] = min(first_vec4 + 2u * pair + lane / 4u, HEAD_DIM_VEC4 - 1u);
 }
 
 fn add_pair(pair: u32) {
@@ -77,31 +77,31 @@ fn add_four(vectors_at: u32, number: u32, last: u32) {
 #for i in range(rows // 4)
     load_left(${i}u);
 #endfor
-#for i in range(cells // 2)
+#for i in range(vec4s // 2)
     add_pair(${i}u);
 #endfor
 }
 
 fn exists(i: u32) -> bool {
-    return i / CELLS < num_rows && first_cell + i % CELLS < HEAD_DIM_VEC4;
+    return i / VEC4S < num_rows && first_vec4 + i % VEC4S < HEAD_DIM_VEC4;
 }
 
 fn load_sum(i: u32) {
     if (exists(i)) {
-        sums[i] = widen(gradient[place + i / CELLS * row_stride() + i % CELLS]);
+        sums[i] = widen(gradient[place + i / VEC4S * row_stride() + i % VEC4S]);
     }
 }
 
 fn store_sum(i: u32) {
     if (exists(i)) {
-        gradient[place + i / CELLS * row_stride() + i % CELLS] = narrow(sums[i]);
+        gradient[place + i / VEC4S * row_stride() + i % VEC4S] = narrow(sums[i]);
     }
 }
 
 @compute @workgroup_size(LANES)
 fn backward_gradient_broadcast(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocation_id) subgroup_lane: u32) {
     lane = subgroup_lane;
-    let column_tiles = (HEAD_DIM_VEC4 + CELLS - 1u) / CELLS;
+    let column_tiles = (HEAD_DIM_VEC4 + VEC4S - 1u) / VEC4S;
 #if gradient == "dq"
     let row_tiles = tiles_in(window_rows());
 #else
@@ -110,7 +110,7 @@ fn backward_gradient_broadcast(@builtin(workgroup_id) workgroup: vec3<u32>, @bui
     tile = locate_part(workgroup, row_tiles * column_tiles);
     let tile_row = part / column_tiles * SIDE;
     first_row = tile_row + ROWS * lane;
-    first_cell = part % column_tiles * CELLS;
+    first_vec4 = part % column_tiles * VEC4S;
 
     let queries_end = max(tile.row_begin, min(tile.row_end, tile.real_rows));
     var own_count = tile.key_end - tile.key_begin;
@@ -133,9 +133,9 @@ fn backward_gradient_broadcast(@builtin(workgroup_id) workgroup: vec3<u32>, @bui
 #endif
     }
     num_rows = max(own_count, first_row) - first_row;
-    place = own_index(first_row) + first_cell;
+    place = own_index(first_row) + first_vec4;
     if (has_flag(FLAG_MERGE)) {
-#for i in range(rows * cells)
+#for i in range(rows * vec4s)
         load_sum(${i}u);
 #endfor
     }
@@ -148,7 +148,7 @@ fn backward_gradient_broadcast(@builtin(workgroup_id) workgroup: vec3<u32>, @bui
 #for i in range(rows // 4)
     find_left(${i}u);
 #endfor
-#for i in range(cells // 2)
+#for i in range(vec4s // 2)
     find_right(${i}u);
 #endfor
     let vectors_at = vector_index(0u);
@@ -158,7 +158,7 @@ fn backward_gradient_broadcast(@builtin(workgroup_id) workgroup: vec3<u32>, @bui
         add_four(vectors_at, number + 4u, last);
 #endif
     }
-#for i in range(rows * cells)
+#for i in range(rows * vec4s)
     store_sum(${i}u);
 #endfor
 }

@@ -11,7 +11,7 @@ var<private> first_row: u32; // of the lane
 var<private> first_key: u32; // of all lanes
 var<private> gradients_at: array<vec4<u32>, ROWS / 4u>; // as left_at, in dout
 var<private> seen_end: array<u32, 8>; // of each row, the end of the keys that it sees
-var<private> scores: array<vec4<f32>, ROWS * CELLS>; // the products with values are in `sums`
+var<private> scores: array<vec4<f32>, ROWS * VEC4S>; // the products with values are in `sums`
 
 // Of rows and keys that do not exist the first of the binding is loaded: nobody sees what comes of it.
 fn query_at(row: u32) -> u32 {
@@ -61,7 +61,7 @@ fn add_scores(column: u32) {
 #for i in range(rows // 4)
     load_queries(${i}u);
 #endfor
-#for i in range(cells // 2)
+#for i in range(vec4s // 2)
     add_keys(${i}u);
 #endfor
 }
@@ -72,7 +72,7 @@ fn add_products(column: u32) {
 #for i in range(rows // 4)
     load_gradients(${i}u);
 #endfor
-#for i in range(cells // 2)
+#for i in range(vec4s // 2)
     add_values(${i}u);
 #endfor
 }
@@ -88,10 +88,10 @@ fn clear_sum(i: u32) {
 
 // Scores and products with the keys from first_key on, for rows that find_rows has found.
 fn score_keys() {
-#for i in range(cells // 2)
+#for i in range(vec4s // 2)
     find_keys(${i}u);
 #endfor
-#for i in range(rows * cells)
+#for i in range(rows * vec4s)
     clear_sum(${i}u);
 #endfor
     for (var column = 0u; column < HEAD_DIM_VEC4; column += DEPTH / 4u) {
@@ -100,7 +100,7 @@ fn score_keys() {
         add_scores(column + 1u);
 #endif
     }
-#for i in range(rows * cells)
+#for i in range(rows * vec4s)
     keep_score(${i}u);
 #endfor
     for (var column = 0u; column < HEAD_DIM_VEC4; column += DEPTH / 4u) {
@@ -112,13 +112,13 @@ fn score_keys() {
 }
 
 fn seen_of(i: u32) -> vec4<bool> {
-    return vec4<u32>(first_key + 4u * (i % CELLS)) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(seen_end[i / CELLS]);
+    return vec4<u32>(first_key + 4u * (i % VEC4S)) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(seen_end[i / VEC4S]);
 }
 
 // Of four pairs, their weights. A score or product that is not finite, because a vector is not, spoils what is seen of it.
 fn weights_of_pairs(i: u32, top: f32, seen: vec4<bool>) -> vec4<f32> {
     // Rows without a query have scores of 0.
-    let score = select(vec4<f32>(), scores[i], first_row + i / CELLS < tile.real_rows);
+    let score = select(vec4<f32>(), scores[i], first_row + i / VEC4S < tile.real_rows);
     let weight = weights_of(score, vec4<f32>(top), seen);
     let spoiled = seen & !(is_finite(score) & is_finite(sums[i]));
     return bitcast<vec4<f32>>(select(bitcast<vec4<u32>>(weight), vec4<u32>(0x7fc00000u), spoiled));

@@ -4,7 +4,7 @@
 #include "backward_scores.wgsl"
 #include "backward_window.wgsl"
 
-@group(0) @binding(5) var<storage, read> terms: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> row_stats: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> weights: array<vec4<f32>>;
 
 var<private> of_row: array<RowTerms, 8>;
@@ -17,11 +17,11 @@ fn find_terms(r: u32) {
 }
 
 fn write_weights(i: u32) {
-    let r = i / CELLS;
+    let r = i / VEC4S;
     let seen = seen_of(i);
     let share = of_row[r].norm * weights_of_pairs(i, of_row[r].top, seen);
     let has_query = first_row + r < tile.real_rows;
-    let at = place + r * stride + i % CELLS;
+    let at = place + r * stride + i % VEC4S;
     weights[at] = select(vec4<f32>(), params.scale * score_gradients(share, sums[i], vec4<f32>(of_row[r].mean), seen), has_query);
     weights[at + size] = params.out_scale * share;
 }
@@ -53,7 +53,7 @@ fn backward_weights_broadcast(@builtin(workgroup_id) workgroup: vec3<u32>, @buil
 #endfor
             score_keys();
         }
-#for i in range(rows * cells)
+#for i in range(rows * vec4s)
         write_weights(${i}u);
 #endfor
     }

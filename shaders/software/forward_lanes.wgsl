@@ -30,7 +30,7 @@ alias Vector = array<vec4<f32>, HEAD_DIM_VEC4>;
 // Of each row: arrays for four, of which the first ROWS_PER_LANE are used.
 var<private> query: array<Vector, 4>;
 var<private> output: array<Vector, 4>;
-var<private> scores: array<array<vec4<f32>, 2>, 4>; // of the staged keys in fours; then their weights
+var<private> scores: array<array<vec4<f32>, 2>, 4>; // of the staged keys as vec4; then their weights
 var<private> sums: array<vec4<f32>, 4>; // of weights
 var<private> top: vec4<f32>; // what weights are relative to: at most GROWTH below the row's maximum
 var<private> shrink: vec4<f32>; // factor on what the rows hold

@@ -2,7 +2,7 @@
 // eight lanes (lavapipe).
 //
 // A workgroup is one subgroup of eight lanes; product_lanes.wgsl says how it multiplies. A step takes DEPTH elements.
-// Factors are read in fours, so strides and windows are multiples of 4, and the length of the sum is one of DEPTH;
+// Factors are read as vec4, so strides and windows are multiples of 4, and the length of the sum is one of DEPTH;
 // MatmulVariant::for_lengths takes another kernel else.
 
 #include "product.wgsl"
@@ -10,16 +10,16 @@
 
 // What starting and storing work with.
 var<private> first_row: u32; // of the lane
-var<private> first_cell: u32; // of all lanes, along the columns
-var<private> place: u32; // of that cell in the first row, in c
+var<private> first_vec4: u32; // of all lanes, along the columns
+var<private> place: u32; // of that vec4 in the first row, in c
 
 fn find_right(pair: u32) {
 #if transpose_b
-    let column = min(4u * first_cell + 8u * pair + lane, params.columns - 1u);
+    let column = min(4u * first_vec4 + 8u * pair + lane, params.columns - 1u);
     right_at[pair] = (params.b_skip + column * params.b_stride) / 4u;
 #else
-    let cell = min(first_cell + 2u * pair + lane / 4u, params.columns / 4u - 1u);
-    right_at[pair] = (params.b_skip + lane % 4u * params.b_stride) / 4u + cell;
+    let column_vec4 = min(first_vec4 + 2u * pair + lane / 4u, params.columns / 4u - 1u);
+    right_at[pair] = (params.b_skip + lane % 4u * params.b_stride) / 4u + column_vec4;
 #endif
 }
 
@@ -48,29 +48,29 @@ fn add_four(k: u32) {
 #for i in range(rows // 4)
     load_left(${i}u);
 #endfor
-#for i in range(cells // 2)
+#for i in range(vec4s // 2)
     add_pair(${i}u);
 #endfor
 }
 
 // Sums begin at the bias, so that it is added before they are rounded.
 fn start_sum(i: u32) {
-    sums[i] = biased(vec4<f32>(), min(first_cell + i % CELLS, params.columns / 4u - 1u));
+    sums[i] = biased(vec4<f32>(), min(first_vec4 + i % VEC4S, params.columns / 4u - 1u));
 }
 
 fn exists(i: u32) -> bool {
-    return first_row + i / CELLS < params.rows && first_cell + i % CELLS < params.columns / 4u;
+    return first_row + i / VEC4S < params.rows && first_vec4 + i % VEC4S < params.columns / 4u;
 }
 
 fn add_stored(i: u32) {
     if (exists(i)) {
-        sums[i] += widen(c[place + i / CELLS * params.c_stride + i % CELLS]);
+        sums[i] += widen(c[place + i / VEC4S * params.c_stride + i % VEC4S]);
     }
 }
 
 fn store_sum(i: u32) {
     if (exists(i)) {
-        c[place + i / CELLS * params.c_stride + i % CELLS] = narrow(sums[i]);
+        c[place + i / VEC4S * params.c_stride + i % VEC4S] = narrow(sums[i]);
     }
 }
 
@@ -79,14 +79,14 @@ fn matmul_broadcast(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgro
     lane = subgroup_lane;
     let number = workgroup_number(workgroup);
     first_row = number / params.tiles_x * (ROWS * LANES) + ROWS * lane;
-    first_cell = number % params.tiles_x * CELLS;
+    first_vec4 = number % params.tiles_x * VEC4S;
 #for i in range(rows // 4)
     find_left(${i}u);
 #endfor
-#for i in range(cells // 2)
+#for i in range(vec4s // 2)
     find_right(${i}u);
 #endfor
-#for i in range(rows * cells)
+#for i in range(rows * vec4s)
     start_sum(${i}u);
 #endfor
     for (var k = 0u; k < params.inner; k += DEPTH) {
@@ -95,20 +95,20 @@ fn matmul_broadcast(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgro
         add_four(k + 4u);
 #endif
     }
-    let of_c = first_row * params.c_stride + first_cell;
+    let of_c = first_row * params.c_stride + first_vec4;
     place = params.c_skip + of_c;
     if (has_flag(FLAG_ACCUMULATE)) {
-#for i in range(rows * cells)
+#for i in range(rows * vec4s)
         add_stored(${i}u);
 #endfor
     }
-#for i in range(rows * cells)
+#for i in range(rows * vec4s)
     store_sum(${i}u);
 #endfor
     if (${activation != "identity"} || has_flag(FLAG_RESIDUAL)) {
-        for (var i = 0u; i < ROWS * CELLS; i++) {
+        for (var i = 0u; i < ROWS * VEC4S; i++) {
             if (exists(i)) {
-                let at = i / CELLS * params.c_stride + i % CELLS;
+                let at = i / VEC4S * params.c_stride + i % VEC4S;
                 c[place + at] = narrow(activated(widen(c[place + at]), of_c + at));
             }
         }

@@ -27,11 +27,11 @@ var<private> right_3: vec4<f32>;
 var<private> right_4: vec4<f32>;
 // What storing works with, beside its row.
 var<private> first_row: u32;
-var<private> first_column: u32; // of the lane, in cells
+var<private> first_column: u32; // of the lane, in vec4s
 var<private> place: u32; // of that column in the first row in c
 var<private> exists: vec4<bool>; // which of the lane's columns c has
 
-#if cell == "scalar"
+#if column_vec4 == "scalar"
 // A lane's four columns are LANES apart and stored one by one, for neighbouring lanes to take neighbours.
 
 const COLUMN_STEP: u32 = LANES;
@@ -130,7 +130,7 @@ fn add_row(r: u32) {
 fn matmul_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let number = workgroup_number(workgroup);
     first_row = number / params.tiles_x % params.tiles_y * ROWS;
-    let column = number % params.tiles_x * (4u * THREADS) + lane / LANES * (4u * LANES) + lane % LANES * CELL;
+    let column = number % params.tiles_x * (4u * THREADS) + lane / LANES * (4u * LANES) + lane % LANES * VECTOR_WIDTH;
     let columns = vec4<u32>(column) + COLUMN_STEP * vec4<u32>(0u, 1u, 2u, 3u);
     let read_columns = min(columns, vec4<u32>(params.columns - 1u));
     let split = number / (params.tiles_x * params.tiles_y);
@@ -152,7 +152,7 @@ fn matmul_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoc
     // Numbers beyond the last tile do nothing.
     if (split * params.split < max(params.inner, 1u)) {
         exists = columns < vec4<u32>(params.columns);
-        first_column = column / CELL;
+        first_column = column / VECTOR_WIDTH;
         place = params.c_skip + split * params.split_stride + first_row * params.c_stride + first_column;
         if (has_flag(FLAG_ACCUMULATE)) {
 #for r in range(rows)

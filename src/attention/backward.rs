@@ -53,8 +53,8 @@ impl DilatedAttention {
     /// As [`DilatedAttentionConfig::plan_backward`](crate::DilatedAttentionConfig::plan_backward).
     pub fn plan_backward(&self, shape: &AttentionShape, dtype: DType) -> Result<BackwardPlan> {
         let choice = self.backward_choice(dtype)?;
-        let facts = self.context.facts_for(choice.variant.storage);
-        self.config.plan_backward_with(shape, facts, choice)
+        let caps = self.context.caps_for(choice.variant.format);
+        self.config.plan_backward_with(shape, caps, choice)
     }
 
     /// Compiles the backward's kernels now; see [`Context::warm_up`](crate::Context::warm_up).
@@ -67,7 +67,7 @@ impl DilatedAttention {
     }
 
     fn backward_kernels(&self, variant: BackwardVariant) -> Vec<Kernel> {
-        let passes = [Pass::Means].iter().chain(variant.passes());
+        let passes = [Pass::BranchDelta].iter().chain(variant.passes());
         passes.filter_map(|pass| variant.kernel(*pass)).collect()
     }
 
@@ -117,8 +117,8 @@ impl DilatedAttention {
         let plan = self.plan_backward(shape, dtype)?;
         // Compiled before anything is recorded, so that a refused shader leaves the recording as it was.
         self.context.compile(&self.backward_kernels(plan.variant))?;
-        let terms_shape = [&query_shape[..3], &[4]].concat();
-        let terms = recorder.empty("terms", &terms_shape, DType::F32)?;
+        let row_stats_shape = [&query_shape[..3], &[4]].concat();
+        let row_stats = recorder.empty("row statistics", &row_stats_shape, DType::F32)?;
         let dq = recorder.empty("dq", &query_shape, dtype)?;
         let dk = recorder.empty("dk", &key_shape, dtype)?;
         let dv = recorder.empty("dv", &key_shape, dtype)?;
@@ -132,10 +132,10 @@ impl DilatedAttention {
             offset: begin * width,
             size: (end - begin) * width,
         };
-        let terms_width = u64::from(self.config.num_heads()) * 16;
+        let row_stats_width = u64::from(self.config.num_heads()) * 16;
         for range in &plan.query_clears {
             recorder.clear(&dq, rows(range, width));
-            recorder.clear(&terms, rows(range, terms_width));
+            recorder.clear(&row_stats, rows(range, row_stats_width));
         }
         for range in &plan.key_clears {
             recorder.clear(&dk, rows(range, width));
@@ -153,20 +153,20 @@ impl DilatedAttention {
                 (v, dispatch.kv.bytes),
                 (dout, dispatch.out.bytes),
             ];
-            let terms = (&terms, dispatch.terms.bytes);
+            let row_stats = (&row_stats, dispatch.row_stats.bytes);
             let state = (softmax_state, dispatch.state.bytes);
             let weights = weights.as_ref().map(|weights| (weights, all_weights));
             let dq = (&dq, dispatch.q.bytes);
             let [dk, dv] = [&dk, &dv].map(|gradient| (gradient, dispatch.kv.bytes));
             let [q, k, _, dout] = inputs;
             let bindings = match (dispatch.pass, weights) {
-                (Pass::Means, _) => [&inputs[..], &[state, terms]].concat(),
-                (Pass::Weights, Some(weights)) => [&inputs[..], &[terms, weights]].concat(),
+                (Pass::BranchDelta, _) => [&inputs[..], &[state, row_stats]].concat(),
+                (Pass::Weights, Some(weights)) => [&inputs[..], &[row_stats, weights]].concat(),
                 (Pass::Dq, Some(weights)) => vec![weights, k, dq],
                 (Pass::Dk, Some(weights)) => vec![weights, q, dk],
                 (Pass::Dv, Some(weights)) => vec![weights, dout, dv],
-                (Pass::Dq, None) => [&inputs[..], &[terms, dq]].concat(),
-                (Pass::DkDv, _) => [&inputs[..], &[terms, dk, dv]].concat(),
+                (Pass::Dq, None) => [&inputs[..], &[row_stats, dq]].concat(),
+                (Pass::DkDv, _) => [&inputs[..], &[row_stats, dk, dv]].concat(),
                 // A backward plan has none.
                 (Pass::Forward | Pass::Weights | Pass::Dk | Pass::Dv, _) => continue,
             };

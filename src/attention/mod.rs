@@ -10,7 +10,7 @@ pub use state::{UNCOVERED_LSE, softmax_lse};
 
 use crate::config::{AttentionShape, DilatedAttentionConfig, UNEQUAL_LENGTHS};
 use crate::context::{Context, WarmUp};
-use crate::device::{DType, Storage};
+use crate::device::{DType, ElementFormat};
 use crate::error::{Error, Result};
 use crate::kernels::attention_backward::{BackwardFamily, BackwardVariant};
 use crate::kernels::attention_forward::{ForwardFamily, ForwardVariant};
@@ -89,13 +89,13 @@ fn requests(buffers: &[PlannedBuffer]) -> Vec<BufferRequest> {
 
 impl DilatedAttention {
     /// Attention as `config` says, with the kernels that suit the context's device: those that [`tune`](crate::tuning::tune) found, else
-    /// those that the adapter's facts suggest.
+    /// those that the adapter's capabilities suggest.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when no kernel fits.
     pub fn new(context: &Context, config: DilatedAttentionConfig) -> Result<Self> {
-        let family = ForwardFamily::of(&config, Storage::F32);
-        let choice = context.tuner().choose(&family, context.facts());
+        let family = ForwardFamily::of(&config, ElementFormat::F32);
+        let choice = context.tuner().choose(&family, context.caps());
         Self::with_choice(context, config, choice)
     }
 
@@ -117,12 +117,12 @@ impl DilatedAttention {
         config: DilatedAttentionConfig,
         choice: Choice<ForwardVariant>,
     ) -> Result<Self> {
-        let facts = context.facts_for(choice.variant.storage);
-        choice.variant.check(config.head_dim(), facts)?;
-        let family = BackwardFamily::of(&config, Storage::F32);
-        let backward_choice = context.tuner().choose(&family, context.facts());
+        let caps = context.caps_for(choice.variant.format);
+        choice.variant.check(config.head_dim(), caps)?;
+        let family = BackwardFamily::of(&config, ElementFormat::F32);
+        let backward_choice = context.tuner().choose(&family, context.caps());
         let backward = backward_choice.variant;
-        backward.check(config.head_dim(), context.facts())?;
+        backward.check(config.head_dim(), context.caps())?;
         Ok(Self {
             context: context.clone(),
             config,
@@ -136,8 +136,8 @@ impl DilatedAttention {
     /// # Errors
     /// [`Error::InvalidConfig`] when the kernels do not fit the head size or the device.
     pub fn with_backward_variant(self, variant: BackwardVariant) -> Result<Self> {
-        let facts = self.context.facts_for(variant.storage);
-        variant.check(self.config.head_dim(), facts)?;
+        let caps = self.context.caps_for(variant.format);
+        variant.check(self.config.head_dim(), caps)?;
         Ok(Self {
             backward_choice: variant.into(),
             ..self
@@ -172,19 +172,19 @@ impl DilatedAttention {
         given: &Choice<AttentionVariant<L>>,
         dtype: DType,
     ) -> Result<Choice<AttentionVariant<L>>> {
-        let storage = Storage::of("q", dtype, self.context.facts())?;
-        let facts = self.context.facts_for(storage);
-        if given.variant.storage.dtype() == dtype {
+        let format = ElementFormat::of("q", dtype, self.context.caps())?;
+        let caps = self.context.caps_for(format);
+        if given.variant.format.dtype() == dtype {
             return Ok(given.clone());
         }
-        let of_device = AttentionFamily::of(&self.config, storage).choice(facts);
+        let of_device = AttentionFamily::of(&self.config, format).choice(caps);
         let instead = of_device.variant.is_cooperative() && given.reason != Reason::Caller;
         if instead || given.variant.is_cooperative() {
             return Ok(of_device);
         }
         Ok(Choice {
             variant: AttentionVariant {
-                storage,
+                format,
                 ..given.variant
             },
             reason: given.reason.clone(),
@@ -197,8 +197,8 @@ impl DilatedAttention {
     /// As [`DilatedAttentionConfig::plan_forward`].
     pub fn plan(&self, shape: &AttentionShape, dtype: DType) -> Result<ForwardPlan> {
         let choice = self.choice(dtype)?;
-        let facts = self.context.facts_for(choice.variant.storage);
-        self.config.plan_forward_with(shape, facts, choice)
+        let caps = self.context.caps_for(choice.variant.format);
+        self.config.plan_forward_with(shape, caps, choice)
     }
 
     /// Compiles the forward's kernels for tensors of `dtype` now instead of at the first call; see [`Context::warm_up`].
@@ -218,7 +218,7 @@ impl DilatedAttention {
     /// Values that are not finite stay with the rows that see them (their results are unspecified); no other row changes.
     ///
     /// # Errors
-    /// [`Error::ForeignDevice`], [`Error::WrongDType`], [`Error::InvalidShape`] for tensors that do not fit; the errors of
+    /// [`Error::ContextMismatch`], [`Error::WrongDType`], [`Error::InvalidShape`] for tensors that do not fit; the errors of
     /// [`plan`](Self::plan); [`Error::Validation`] when the device refuses a shader; [`Error::BudgetExceeded`] and [`Error::OutOfMemory`] when the
     /// pool cannot lend the output. What was recorded before the call stays valid.
     pub fn forward(
@@ -293,7 +293,7 @@ impl DilatedAttention {
     ) -> Result<()> {
         let pool_id = self.context.pool().id();
         if recorder.context().pool().id() != pool_id {
-            return Err(Error::ForeignDevice {
+            return Err(Error::ContextMismatch {
                 what: "recorder",
                 given: recorder.context().pool().id(),
                 expected: pool_id,

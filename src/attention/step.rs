@@ -45,7 +45,7 @@ impl DilatedAttention {
             capacity,
             query_cache,
         };
-        let plan = plan_step(&self.config, self.context.facts(), variant.storage, layout)?;
+        let plan = plan_step(&self.config, self.context.caps(), variant.format, layout)?;
         let kernel = Kernel::from(variant);
         self.context.compile(&[kernel])?;
         let shape = self.tensor_shape(batch, 1);

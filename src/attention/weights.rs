@@ -2,7 +2,7 @@
 
 use super::DilatedAttention;
 use crate::config::AttentionShape;
-use crate::device::{DType, Storage};
+use crate::device::{DType, ElementFormat};
 use crate::error::{Error, Result};
 use crate::kernels::fold_grid;
 use crate::kernels::token_weights::{TokenWeights, TokenWeightsParams};
@@ -25,7 +25,7 @@ impl DilatedAttention {
     /// `token` is written from is meant, which is another token's where [`OutputRows`](crate::OutputRows) moves rows.
     ///
     /// # Errors
-    /// [`Error::InvalidShape`] when there is no such token; [`Error::ForeignDevice`], [`Error::WrongDType`],
+    /// [`Error::InvalidShape`] when there is no such token; [`Error::ContextMismatch`], [`Error::WrongDType`],
     /// [`Error::InvalidShape`] for tensors that do not fit; [`Error::BindingTooSmall`] when a binding cannot cover the weights
     /// of one branch; those of leasing and recording.
     pub fn token_weights(
@@ -49,11 +49,11 @@ impl DilatedAttention {
                 need: format!("one of the {} queries", shape.seq_len()),
             });
         }
-        let facts = self.context.facts().clone();
-        let storage = Storage::of("q", dtype, &facts)?;
+        let caps = self.context.caps().clone();
+        let format = ElementFormat::of("q", dtype, &caps)?;
         let config = &self.config;
         let (num_heads, key_len) = (config.num_heads(), shape.key_len());
-        let tensor = RowLayout::of_activations(config, storage);
+        let tensor = RowLayout::of_activations(config, format);
         let state_row = RowLayout::of_state(config);
         let plane = RowLayout {
             row_bytes: u64::from(num_heads) * u64::from(key_len) * 4,
@@ -62,11 +62,11 @@ impl DilatedAttention {
         let too_small = |what, requested_bytes| Error::BindingTooSmall {
             what,
             requested_bytes,
-            limit_bytes: facts.max_binding_bytes,
+            limit_bytes: caps.max_binding_bytes,
         };
         let kernel = TokenWeights {
             head_dim: config.head_dim(),
-            storage,
+            format,
         };
         self.context.compile(&[kernel.into()])?;
         let num_branches = config.branches().len() as u32;
@@ -82,7 +82,7 @@ impl DilatedAttention {
             for branch in 0..num_branches {
                 let geometry = BranchGeometry::cross(config, branch, len, keys);
                 let rate = geometry.dilation_rate;
-                let window = tensor.max_rows(&facts) / u64::from(rate);
+                let window = tensor.max_rows(&caps) / u64::from(rate);
                 let window = u32::try_from(window).unwrap_or(u32::MAX);
                 if window == 0 {
                     return Err(too_small("k", tensor.row_bytes * u64::from(rate)));
@@ -101,22 +101,22 @@ impl DilatedAttention {
                         let end = num_keys.min(begin.saturating_add(window));
                         let rows = first_key + place(begin)..first_key + place(end - 1) + 1;
                         let k_window = tensor
-                            .window(rows.start, rows.end, &facts)
+                            .window(rows.start, rows.end, &caps)
                             .ok_or_else(|| too_small("k", tensor.row_bytes))?;
                         let query = first_query + query;
                         let q_window = tensor
-                            .window(query, query + 1, &facts)
+                            .window(query, query + 1, &caps)
                             .ok_or_else(|| too_small("q", tensor.row_bytes))?;
                         let state = first_query + u64::from(token);
                         let state_window = state_row
-                            .window(state, state + 1, &facts)
+                            .window(state, state + 1, &caps)
                             .ok_or_else(|| too_small("softmax_state", state_row.row_bytes))?;
                         let out = u64::from(item * num_branches + branch);
                         let out_window = plane
-                            .window(out, out + 1, &facts)
+                            .window(out, out + 1, &caps)
                             .ok_or_else(|| too_small("token weights", plane.row_bytes))?;
                         let number = (end - begin).div_ceil(KEYS) * heads.len();
-                        let grid = fold_grid(number, facts.max_workgroups_per_dimension)
+                        let grid = fold_grid(number, caps.max_workgroups_per_dimension)
                             .ok_or_else(|| too_small("k", tensor.row_bytes))?;
                         let params = TokenWeightsParams {
                             num_heads,

@@ -24,10 +24,10 @@
 mod adapter;
 mod compiled;
 mod cooperative;
+mod cost_model;
+mod dry_run;
 mod open;
-mod pace;
-mod planner;
-mod trial;
+mod self_test;
 mod warm_up;
 
 pub use adapter::AdapterChoice;
@@ -39,14 +39,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
-use crate::device::{CooperativeMatrix, DeviceFacts, KernelTier, NoCooperativeMatrix, Storage};
+use crate::device::{
+    CooperativeMatrix, DeviceCaps, ElementFormat, KernelTier, NoCooperativeMatrix,
+};
 #[cfg(doc)]
 use crate::error::Error;
 use crate::error::Result;
 use crate::kernels::remembered::Tuner;
 use crate::kernels::{Kernel, Pipeline};
 use crate::pool::Pool;
-use crate::recorder::{Machine, Pace, Recorder};
+use crate::recorder::{CostModel, Machine, Recorder};
 use crate::watch::DeviceWatch;
 
 /// A device ready to compute. Clones share it.
@@ -87,8 +89,8 @@ impl Context {
     }
 
     /// What plans are made from.
-    pub fn facts(&self) -> &DeviceFacts {
-        &self.machine.facts
+    pub fn caps(&self) -> &DeviceCaps {
+        &self.machine.caps
     }
 
     /// The file that [`tune`](crate::tuning::tune) writes, if there is a cache folder: to delete it, or to ship a copy with an
@@ -101,8 +103,8 @@ impl Context {
         &self.machine.tuner
     }
 
-    pub(crate) fn pace(&self) -> MutexGuard<'_, Pace> {
-        self.machine.pace()
+    pub(crate) fn cost_model(&self) -> MutexGuard<'_, CostModel> {
+        self.machine.cost_model()
     }
 
     /// Opt-in check: with `true`, uploads of floats that hold a NaN or an infinity are [`Error::NotFinite`]. Costs a pass
@@ -171,52 +173,52 @@ impl Context {
     pub fn cooperative_matrix(
         &self,
     ) -> std::result::Result<CooperativeMatrix, NoCooperativeMatrix> {
-        self.tried_facts().cooperative_matrix.clone()
+        self.tested_caps().cooperative_matrix.clone()
     }
 
     /// Multiplies known numbers with such matrices on the device, and compares the result with the host's.
     ///
     /// # Errors
     /// How it failed.
-    pub fn try_cooperative_matrix(
+    pub fn test_cooperative_matrix(
         &self,
         matrix: CooperativeMatrix,
     ) -> std::result::Result<(), NoCooperativeMatrix> {
-        trial::run(self, matrix)
+        self_test::run(self, matrix)
     }
 
-    /// [`facts`](Self::facts) after the trial of the cooperative matrices.
-    fn tried_facts(&self) -> &DeviceFacts {
-        self.machine.tried_facts.get_or_init(|| {
-            let mut facts = self.machine.facts.clone();
+    /// [`caps`](Self::caps) after the self test of the cooperative matrices.
+    fn tested_caps(&self) -> &DeviceCaps {
+        self.machine.tested_caps.get_or_init(|| {
+            let mut caps = self.machine.caps.clone();
             if !self.machine.is_dry() {
-                let claimed = facts.cooperative_matrix;
-                facts.cooperative_matrix =
-                    claimed.and_then(|matrix| trial::run(self, matrix).map(|()| matrix));
+                let claimed = caps.cooperative_matrix;
+                caps.cooperative_matrix =
+                    claimed.and_then(|matrix| self_test::run(self, matrix).map(|()| matrix));
             }
-            facts
+            caps
         })
     }
 
     /// What kernels for tensors that are stored so are chosen from. Only f16 may meet cooperative matrices, so only for it they
     /// are tried.
-    pub(crate) fn facts_for(&self, storage: Storage) -> &DeviceFacts {
-        match storage {
-            Storage::F16 => self.tried_facts(),
-            _ => self.facts(),
+    pub(crate) fn caps_for(&self, format: ElementFormat) -> &DeviceCaps {
+        match format {
+            ElementFormat::F16 => self.tested_caps(),
+            _ => self.caps(),
         }
     }
 
     /// What decides whether the device has kernels of a tier.
-    pub(super) fn tried_facts_of(&self, tier: KernelTier) -> &DeviceFacts {
+    pub(super) fn tested_caps_of(&self, tier: KernelTier) -> &DeviceCaps {
         match tier {
-            KernelTier::Coop8 | KernelTier::Coop16 => self.tried_facts(),
-            _ => self.facts(),
+            KernelTier::Coop8 | KernelTier::Coop16 => self.tested_caps(),
+            _ => self.caps(),
         }
     }
 
     /// As [`warm_up`](Self::warm_up), of all kernels that `record` records on the context it is given, which only counts
-    /// ([`planner`](Self::planner)) and chooses as this one does. Models and tensors for the recording are made on that context;
+    /// ([dry run](Self::dry_run)) and chooses as this one does. Models and tensors for the recording are made on that context;
     /// they take no memory of the device.
     ///
     /// ```no_run
@@ -225,9 +227,9 @@ impl Context {
     /// let context = Context::headless()?;
     /// let attention = DilatedAttentionConfig::new(8, 32, &[1024], &[1])?;
     /// let config = LongNetConfig::encoder(attention, 4, 1024);
-    /// let report = context.warm_up_recording(|planner| {
-    ///     let model = LongNet::new(planner, config.clone())?;
-    ///     let mut recorder = planner.recorder("warm up");
+    /// let report = context.warm_up_recording(|dry_run| {
+    ///     let model = LongNet::new(dry_run, config.clone())?;
+    ///     let mut recorder = dry_run.recorder("warm up");
     ///     let weights = Parameters::zeros(&mut recorder, model.parameters(), "weights")?;
     ///     let x = recorder.empty("x", &[1, 4096, 256], DType::F32)?;
     ///     let call = Call::new(AttentionShape::new(1, 4096)?);
@@ -244,7 +246,7 @@ impl Context {
         &self,
         record: impl FnOnce(&Self) -> Result<Recorder>,
     ) -> Result<WarmUp> {
-        let recorder = record(&self.own_planner())?;
+        let recorder = record(&self.own_dry_run())?;
         self.warm_up(&recorder.kernels())
     }
 
@@ -258,25 +260,25 @@ impl Context {
         warm_up::run(self, kernels)
     }
 
-    /// How long the dispatches of `recorder` will take, at the pace that sliced submissions of this context have measured, or
-    /// of a process before that [saved](Self::save_pace) it. `None` where one of their kernels has never been measured: nothing
-    /// is guessed. A recording of a [planner](Self::planner) for the same device will do.
+    /// How long the dispatches of `recorder` will take, as sliced submissions of this context have measured them, or
+    /// of a process before that [saved](Self::save_cost_model) it. `None` where one of their kernels has never been measured: nothing
+    /// is guessed. A recording of a [dry run](Self::dry_run) for the same device will do.
     ///
-    /// The pace is that of the whole machine, with whatever else it did. What is not cut into slices teaches nothing. What passes
+    /// What was measured is that of the whole machine, with whatever else it did. What is not cut into slices teaches nothing. What passes
     /// between slices comes on top: the application's own work, threads that wait for their turn.
     pub fn expected_time(&self, recorder: &Recorder) -> Option<Duration> {
-        let seconds = self.pace().expected(&recorder.work())?;
+        let seconds = self.cost_model().expected(&recorder.work())?;
         Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
     }
 
-    /// Keeps the pace that sliced submissions have measured for later processes on this adapter and driver, where there is a
+    /// Keeps what sliced submissions have measured of the kernels for later processes on this adapter and driver, where there is a
     /// cache folder: they know the [time](Self::expected_time) of work before it runs, and their first slices are larger than
     /// guesses allow. Whether a file was written. It may be deleted at any time, and one that is damaged counts as none.
-    pub fn save_pace(&self) -> bool {
-        let Some(file) = pace::file(self.tuner()) else {
+    pub fn save_cost_model(&self) -> bool {
+        let Some(file) = cost_model::file(self.tuner()) else {
             return false;
         };
-        let json = self.pace().to_json();
+        let json = self.cost_model().to_json();
         compiled::replace(&file, &json)
     }
 

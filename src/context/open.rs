@@ -3,9 +3,9 @@
 use std::sync::{Arc, Mutex};
 
 use super::adapter::{AdapterChoice, choose_adapter, new_instance};
-use super::planner::PlannerSource;
-use super::{Context, compiled, cooperative, pace};
-use crate::device::{CooperativeMatrix, DeviceFacts};
+use super::dry_run::DryRunSource;
+use super::{Context, compiled, cooperative, cost_model};
+use crate::device::{CooperativeMatrix, DeviceCaps};
 use crate::error::{Error, Result};
 use crate::kernels::remembered::{KernelOptions, Tuner};
 use crate::pool::{Pool, PoolOptions};
@@ -31,12 +31,12 @@ pub struct ContextOptions {
     pub without_cooperative_matrices: bool,
 }
 
-fn facts_of(
+fn caps_of(
     device: &wgpu::Device,
     matrices: &[wgpu::CooperativeMatrixProperties],
-) -> Result<DeviceFacts> {
+) -> Result<DeviceCaps> {
     let info = device.adapter_info();
-    DeviceFacts::new(&info, &device.limits(), device.features(), matrices)
+    DeviceCaps::new(&info, &device.limits(), device.features(), matrices)
 }
 
 /// Cooperative matrices of the adapter, device, queue.
@@ -99,8 +99,8 @@ impl Context {
         let _last_queue = LastQueue::new(&queue, &watch);
         watch_own_device(&watch);
         let pool = Pool::watched(watch.clone(), options.pool.clone());
-        let facts = facts_of(watch.device(), &matrices)?;
-        Self::assemble(watch, queue, pool, facts, &options.kernels)
+        let caps = caps_of(watch.device(), &matrices)?;
+        Self::assemble(watch, queue, pool, caps, &options.kernels)
     }
 
     /// The device, its queue, and what the adapter has.
@@ -193,9 +193,9 @@ impl Context {
             true => cooperative::matrices_of(&device.adapter_info()),
             false => Vec::new(),
         };
-        let facts = facts_of(device, &matrices)?;
+        let caps = caps_of(device, &matrices)?;
         let options = KernelOptions::default();
-        Self::assemble(watch, queue, pool, facts, &options)
+        Self::assemble(watch, queue, pool, caps, &options)
     }
 
     /// The same device, queue and pool, with kernels of its own that are chosen and compiled as `options` say; for devices of
@@ -205,33 +205,35 @@ impl Context {
     /// [`Error::InvalidConfig`] when the device has no kernels of the tier asked for.
     pub fn with_kernel_options(&self, options: &KernelOptions) -> Result<Self> {
         let (watch, queue) = (self.watch().clone(), self.queue().clone());
-        let (pool, facts) = (self.pool().clone(), self.facts().clone());
-        Self::assemble(watch, queue, pool, facts, options)
+        let (pool, caps) = (self.pool().clone(), self.caps().clone());
+        Self::assemble(watch, queue, pool, caps, options)
     }
 
     fn assemble(
         watch: Arc<DeviceWatch>,
         queue: wgpu::Queue,
         pool: Pool,
-        facts: DeviceFacts,
+        caps: DeviceCaps,
         options: &KernelOptions,
     ) -> Result<Self> {
         let info = watch.device().adapter_info();
         let pipelines_file = compiled::file(&info, options);
-        let facts = DeviceFacts {
+        let caps = DeviceCaps {
             tier: options.tier,
-            ..facts
+            ..caps
         };
         let tuner = Arc::new(Tuner::new(&info, options));
-        let mut machine = Machine::new(watch, queue, pool, facts, tuner, &OnDevice);
+        let mut machine = Machine::new(watch, queue, pool, caps, tuner, &OnDevice);
         machine.pipelines = compiled::load(&machine.watch, options, pipelines_file.as_deref());
         machine.pipelines_file = pipelines_file;
-        machine.pace = Mutex::new(pace::load(pace::file(&machine.tuner).as_deref()));
+        machine.cost_model = Mutex::new(cost_model::load(
+            cost_model::file(&machine.tuner).as_deref(),
+        ));
         let context = Self {
             machine: Arc::new(machine),
         };
         if let Some(tier) = options.tier {
-            tier.check(context.tried_facts_of(tier))?;
+            tier.check(context.tested_caps_of(tier))?;
         }
         Ok(context)
     }
@@ -290,46 +292,46 @@ impl Context {
                 machine.watch.clone(),
                 machine.queue.clone(),
                 pool,
-                machine.facts.clone(),
+                machine.caps.clone(),
                 machine.tuner.clone(),
                 &OnDevice,
             )),
         }
     }
 
-    /// A context that plans for devices with `facts`, without one: recordings on it take leases and are counted, and do
+    /// A context that plans for devices with `caps`, without one: recordings on it take leases and are counted, and do
     /// nothing. Its downloads never arrive.
     ///
     /// ```
     /// use dilated_attention::longnet::{LongNet, LongNetConfig};
-    /// use dilated_attention::{Context, DeviceFacts, DilatedAttentionConfig};
-    /// let planner = Context::planner(DeviceFacts::webgpu_defaults());
+    /// use dilated_attention::{Context, DeviceCaps, DilatedAttentionConfig};
+    /// let dry_run = Context::dry_run(DeviceCaps::webgpu_defaults());
     /// let attention = DilatedAttentionConfig::new(8, 32, &[1024], &[1])?;
-    /// let model = LongNet::new(&planner, LongNetConfig::encoder(attention, 4, 1024))?;
-    /// let weights = model.initial_weights(&planner, 0)?;
-    /// assert!(planner.pool().stats().requested_bytes.peak > 4 * model.parameters().num_elements());
+    /// let model = LongNet::new(&dry_run, LongNetConfig::encoder(attention, 4, 1024))?;
+    /// let weights = model.initial_weights(&dry_run, 0)?;
+    /// assert!(dry_run.pool().stats().requested_bytes.peak > 4 * model.parameters().num_elements());
     /// # drop(weights);
     /// # Ok::<(), dilated_attention::Error>(())
     /// ```
-    pub fn planner(facts: DeviceFacts) -> Self {
-        Self::planner_with(facts, Arc::default())
+    pub fn dry_run(caps: DeviceCaps) -> Self {
+        Self::dry_run_with(caps, Arc::default())
     }
 
-    /// A planner for this context's device, which chooses the same kernels.
-    pub(crate) fn own_planner(&self) -> Self {
-        Self::planner_with(self.facts().clone(), self.machine.tuner.clone())
+    /// A dry run for this context's device, which chooses the same kernels.
+    pub(crate) fn own_dry_run(&self) -> Self {
+        Self::dry_run_with(self.caps().clone(), self.machine.tuner.clone())
     }
 
-    fn planner_with(facts: DeviceFacts, tuner: Arc<Tuner>) -> Self {
+    fn dry_run_with(caps: DeviceCaps, tuner: Arc<Tuner>) -> Self {
         let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
         let watch = DeviceWatch::new(device.clone());
-        let source = PlannerSource {
+        let source = DryRunSource {
             device: device.clone(),
-            max_buffer_bytes: facts.max_buffer_bytes,
+            max_buffer_bytes: caps.max_buffer_bytes,
         };
         let pool = Pool::with_source(source, PoolOptions::default());
         Self {
-            machine: Arc::new(Machine::new(watch, queue, pool, facts, tuner, &DryRun)),
+            machine: Arc::new(Machine::new(watch, queue, pool, caps, tuner, &DryRun)),
         }
     }
 }

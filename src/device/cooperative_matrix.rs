@@ -35,9 +35,9 @@ pub enum NoCooperativeMatrix {
         /// Most lanes.
         max: u32,
     },
-    /// The device did not compile or run a trial product.
-    TrialFailed(String),
-    /// A trial product with known result was wrong.
+    /// The device did not compile or run the product of the self test.
+    SelfTestFailed(String),
+    /// A product of the self test, whose result is known, was wrong.
     TrialWrong {
         /// Row of the first wrong element.
         row: u32,
@@ -63,7 +63,7 @@ impl fmt::Display for NoCooperativeMatrix {
             Self::SubgroupSize { min, max } => {
                 write!(f, "subgroups have {min} to {max} lanes, not a fixed number")
             }
-            Self::TrialFailed(reason) => write!(f, "a trial product failed: {reason}"),
+            Self::SelfTestFailed(reason) => write!(f, "the product of the self test failed: {reason}"),
             Self::TrialWrong {
                 row,
                 column,
@@ -71,7 +71,7 @@ impl fmt::Display for NoCooperativeMatrix {
                 expected,
             } => write!(
                 f,
-                "element ({row}, {column}) of a trial product was {given} instead of {expected}"
+                "element ({row}, {column}) of the product of the self test was {given} instead of {expected}"
             ),
         }
     }

@@ -1,6 +1,6 @@
 //! What a device has to offer so that no pass meets a limit of wgpu's. A test compares each number with every kernel.
 
-/// Storage bindings of the kernel that has most: q, k, v, dout, terms, dk, dv.
+/// Storage bindings of the kernel that has most: q, k, v, dout, row statistics, dk, dv.
 const STORAGE_BINDINGS: u32 = 7;
 
 /// Bytes of the largest struct of parameters, that of attention.

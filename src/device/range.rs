@@ -1,6 +1,6 @@
 //! Byte ranges of buffers.
 
-use super::facts::DeviceFacts;
+use super::caps::DeviceCaps;
 
 /// A byte range of a buffer that a kernel may touch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,10 +15,10 @@ pub struct ByteRange {
 /// words of it come before the range.
 pub(crate) fn word_windows(
     range: ByteRange,
-    facts: &DeviceFacts,
+    caps: &DeviceCaps,
 ) -> impl Iterator<Item = (ByteRange, u32)> {
-    let alignment = facts.storage_offset_alignment;
-    let max_bytes = facts.max_binding_bytes / alignment * alignment;
+    let alignment = caps.storage_offset_alignment;
+    let max_bytes = caps.max_binding_bytes / alignment * alignment;
     let end = range.offset + range.size;
     let mut begin = range.offset;
     std::iter::from_fn(move || {

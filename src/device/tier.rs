@@ -2,8 +2,8 @@
 
 use std::fmt;
 
+use super::caps::{DeviceCaps, Processor};
 use super::cooperative_matrix::CooperativeMatrix;
-use super::facts::{DeviceFacts, Processor};
 use crate::error::{Error, Result};
 
 /// A tier of the kernels of attention and products. All compute the same;
@@ -60,11 +60,11 @@ impl KernelTier {
         matches!(self, Self::Coop8 | Self::Coop16)
     }
 
-    /// Whether a device with `facts` runs kernels of the tier.
+    /// Whether a device with `caps` runs kernels of the tier.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] with the reason why it does not.
-    pub fn check(self, facts: &DeviceFacts) -> Result<()> {
+    pub fn check(self, caps: &DeviceCaps) -> Result<()> {
         let refused = |given: String, need| {
             Err(Error::InvalidConfig {
                 what: "tier of the kernels",
@@ -72,7 +72,7 @@ impl KernelTier {
                 need,
             })
         };
-        match (self, &facts.cooperative_matrix, facts.processor) {
+        match (self, &caps.cooperative_matrix, caps.processor) {
             (Self::Tile, ..) | (Self::Rows, _, Processor::Cpu { .. }) => Ok(()),
             (Self::Rows, _, Processor::Gpu) => refused(
                 "the device is a GPU".to_owned(),

@@ -19,7 +19,7 @@ pub enum Error {
     #[error(
         "{what} of another model: names or shapes of its parameters differ; make it from this model"
     )]
-    OtherModel {
+    ParameterMismatch {
         /// What was given.
         what: &'static str,
     },
@@ -116,7 +116,7 @@ pub enum Error {
     #[error(
         "{what} belongs to another context (to pool {given}, this call's is pool {expected}): use what this context has made; elements get here by a download there and an upload here"
     )]
-    ForeignDevice {
+    ContextMismatch {
         /// Name of the tensor, or the recorder.
         what: &'static str,
         /// Number of the pool it belongs to, unique in the process.

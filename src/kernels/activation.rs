@@ -1,8 +1,8 @@
 //! Activations of feed-forward networks, element by element, and their gradients.
 
 use super::params::{LITTLE_WORK, params};
-use super::{Access, Cell, Fields, KernelSpec, ParamsInfo};
-use crate::device::{DeviceFacts, Storage};
+use super::{Access, Fields, KernelSpec, ParamsInfo, VectorWidth};
+use crate::device::{DeviceCaps, ElementFormat};
 
 /// What a feed-forward network applies between its two products.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -54,7 +54,7 @@ pub struct ActivationForward {
     /// Which one.
     pub activation: Activation,
     /// How input and result are stored.
-    pub cell: Cell,
+    pub vector_width: VectorWidth,
 }
 
 impl KernelSpec for ActivationForward {
@@ -65,7 +65,7 @@ impl KernelSpec for ActivationForward {
     fn fields(&self) -> Fields {
         Fields::new()
             .with("activation", self.activation.word())
-            .and(self.cell.fields())
+            .and(self.vector_width.fields())
     }
 
     fn bindings(&self) -> &'static [Access] {
@@ -81,10 +81,15 @@ impl KernelSpec for ActivationForward {
         LITTLE_WORK
     }
 
-    fn all(_: u32, storage: Storage, _: &DeviceFacts) -> Vec<Self> {
-        let cells = Cell::stored(storage).into_iter();
-        cells
-            .flat_map(|cell| Activation::ALL.map(|activation| Self { activation, cell }))
+    fn all(_: u32, format: ElementFormat, _: &DeviceCaps) -> Vec<Self> {
+        let vectors = VectorWidth::stored(format).into_iter();
+        vectors
+            .flat_map(|vector_width| {
+                Activation::ALL.map(|activation| Self {
+                    activation,
+                    vector_width,
+                })
+            })
             .collect()
     }
 }
@@ -104,7 +109,7 @@ impl KernelSpec for ActivationBackward {
     fn fields(&self) -> Fields {
         Fields::new()
             .with("activation", self.activation.word())
-            .and(Cell::Scalar.fields())
+            .and(VectorWidth::Scalar.fields())
     }
 
     fn bindings(&self) -> &'static [Access] {
@@ -120,11 +125,11 @@ impl KernelSpec for ActivationBackward {
         LITTLE_WORK
     }
 
-    fn all(_: u32, storage: Storage, _: &DeviceFacts) -> Vec<Self> {
+    fn all(_: u32, format: ElementFormat, _: &DeviceCaps) -> Vec<Self> {
         Activation::ALL
             .map(|activation| Self { activation })
             .into_iter()
-            .filter(|_| storage == Storage::F32)
+            .filter(|_| format == ElementFormat::F32)
             .collect()
     }
 }

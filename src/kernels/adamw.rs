@@ -2,7 +2,7 @@
 
 use super::params::{LITTLE_WORK, params};
 use super::{Access, Fields, KernelSpec, ParamsInfo};
-use crate::device::{DeviceFacts, Storage};
+use crate::device::{DeviceCaps, ElementFormat};
 
 params! {
     /// Parameters of `adamw.wgsl`, which says what each means.
@@ -41,7 +41,7 @@ impl KernelSpec for AdamW {
         LITTLE_WORK
     }
 
-    fn all(_: u32, _: Storage, _: &DeviceFacts) -> Vec<Self> {
+    fn all(_: u32, _: ElementFormat, _: &DeviceCaps) -> Vec<Self> {
         vec![Self]
     }
 }

@@ -10,7 +10,7 @@ use super::family::{Family, invalid};
 use super::params::{params, read};
 use super::{Fields, Segments};
 use crate::config::{DilatedAttentionConfig, MAX_HEAD_DIM};
-use crate::device::{CooperativeMatrix, DeviceFacts, KernelTier, Processor, Storage};
+use crate::device::{CooperativeMatrix, DeviceCaps, ElementFormat, KernelTier, Processor};
 use crate::error::Result;
 
 /// What a dispatch of attention computes.
@@ -19,7 +19,7 @@ pub enum Pass {
     /// The output and its softmax state.
     Forward,
     /// Backward: the sweep. Of each row, the sums of the weights and of weights times `dout . v` over its keys.
-    Means,
+    BranchDelta,
     /// Backward, where gradients are products of matrices: the weights of a window.
     Weights,
     /// Backward: the gradient of the queries.
@@ -34,7 +34,7 @@ pub enum Pass {
 
 params! {
     /// Parameters of `geometry.wgsl`, which says what each means.
-    AttentionParams { seq_len: u32, valid_len: u32, key_len: u32, valid_key_len: u32, num_heads: u32, head_begin: u32, head_count: u32, offset_base: u32, offset_div: u32, offset_mod: u32, segment_length: u32, dilation_rate: u32, rows_per_segment: u32, output_stride: u32, segment_begin: u32, segment_count: u32, row_begin: u32, row_end: u32, key_row_begin: u32, key_row_end: u32, flags: u32, scale: f32, scale_log2e: f32, out_scale: f32, q_token0: u32, q_skip: u32, kv_token0: u32, kv_skip: u32, out_token0: u32, out_skip: u32, state_skip: u32, terms_skip: u32, first_workgroup: u32, grid_width: u32, num_workgroups: u32 }
+    AttentionParams { seq_len: u32, valid_len: u32, key_len: u32, valid_key_len: u32, num_heads: u32, head_begin: u32, head_count: u32, offset_base: u32, offset_div: u32, offset_mod: u32, segment_length: u32, dilation_rate: u32, rows_per_segment: u32, output_stride: u32, segment_begin: u32, segment_count: u32, row_begin: u32, row_end: u32, key_row_begin: u32, key_row_end: u32, flags: u32, scale: f32, scale_log2e: f32, out_scale: f32, q_token0: u32, q_skip: u32, kv_token0: u32, kv_skip: u32, out_token0: u32, out_skip: u32, state_skip: u32, row_stats_skip: u32, first_workgroup: u32, grid_width: u32, num_workgroups: u32 }
 }
 impl AttentionParams {
     /// A row sees no row after itself.
@@ -71,7 +71,7 @@ pub struct AttentionVariant<L> {
     /// Elements in one head.
     pub head_dim: u32,
     /// How tensors are stored.
-    pub storage: Storage,
+    pub format: ElementFormat,
 }
 
 /// How the kernels of one direction, forward or backward, lay out their work.
@@ -86,13 +86,13 @@ pub trait AttentionLayout: Copy + PartialEq + fmt::Debug {
     const TILE: Self;
 
     /// The tiers that suit a device, the best first, and why.
-    fn suited(head_dim: u32, facts: &DeviceFacts) -> Vec<(KernelTier, &'static str)>;
+    fn suited(head_dim: u32, caps: &DeviceCaps) -> Vec<(KernelTier, &'static str)>;
 
     /// The layout of the `rows` tier for such segments.
-    fn rows(segments: &Segments, facts: &DeviceFacts) -> Self;
+    fn rows(segments: &Segments, caps: &DeviceCaps) -> Self;
 
     /// The layout of the `broadcast` tier.
-    fn broadcast(segments: &Segments, facts: &DeviceFacts) -> Self;
+    fn broadcast(segments: &Segments, caps: &DeviceCaps) -> Self;
 
     /// The layout with such a tile of cooperative matrices.
     fn coop(tile: CoopTile) -> Self;
@@ -116,7 +116,7 @@ pub trait AttentionLayout: Copy + PartialEq + fmt::Debug {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) or [`Error::BindingTooSmall`](crate::Error::BindingTooSmall) when not.
-    fn check(self, head_dim: u32, facts: &DeviceFacts) -> Result<()>;
+    fn check(self, head_dim: u32, caps: &DeviceCaps) -> Result<()>;
 
     /// The same with other numbers that may be faster.
     fn alternatives(self) -> Vec<Self>;
@@ -152,16 +152,16 @@ impl<L: AttentionLayout> AttentionVariant<L> {
     pub(super) fn fields(&self, pass: Pass) -> Fields {
         Fields::new()
             .with("head_dim", self.head_dim)
-            .with("format", self.storage.name())
+            .with("format", self.format.name())
             .and(self.layout.fields(self.head_dim, pass))
     }
 
-    /// Whether it computes heads of `head_dim` on a device with `facts`.
+    /// Whether it computes heads of `head_dim` on a device with `caps`.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) when it does not, [`Error::BindingTooSmall`](crate::Error::BindingTooSmall)
     /// when no binding covers what one workgroup leaves for others.
-    pub fn check(&self, head_dim: u32, facts: &DeviceFacts) -> Result<()> {
+    pub fn check(&self, head_dim: u32, caps: &DeviceCaps) -> Result<()> {
         if self.head_dim != head_dim || head_dim > MAX_HEAD_DIM {
             return invalid(
                 "head_dim of the kernel",
@@ -169,9 +169,9 @@ impl<L: AttentionLayout> AttentionVariant<L> {
                 "the configuration's",
             );
         }
-        self.storage.check(facts)?;
+        self.format.check(caps)?;
         if let Some(tile) = self.layout.coop_tile() {
-            tile.check(self.storage, facts)?;
+            tile.check(self.format, caps)?;
             CoopTile::check_head_dim(head_dim)?;
             if tile.rows != L::coop_rows(tile.matrix) {
                 return invalid(
@@ -182,11 +182,11 @@ impl<L: AttentionLayout> AttentionVariant<L> {
             }
         }
         if self.layout.tier() == KernelTier::Broadcast {
-            KernelTier::Broadcast.check(facts)?;
+            KernelTier::Broadcast.check(caps)?;
         }
-        self.layout.check(head_dim, facts)?;
+        self.layout.check(head_dim, caps)?;
         let bytes = self.most_memory_bytes();
-        if bytes > facts.max_workgroup_memory_bytes {
+        if bytes > caps.max_workgroup_memory_bytes {
             return invalid(
                 "workgroup memory of the kernel in bytes",
                 bytes,
@@ -204,7 +204,7 @@ impl<L: AttentionLayout> fmt::Display for AttentionVariant<L> {
             "{} by {} ({}, {} rows a workgroup, {} bytes of workgroup memory)",
             L::DIRECTION,
             self.layout.tier(),
-            self.storage.dtype(),
+            self.format.dtype(),
             self.rows_per_workgroup(),
             self.most_memory_bytes()
         )
@@ -215,25 +215,25 @@ impl<L: AttentionLayout> fmt::Display for AttentionVariant<L> {
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionFamily<L> {
     segments: Segments,
-    storage: Storage,
+    format: ElementFormat,
     layout: PhantomData<L>,
 }
 
 impl<L: AttentionLayout> AttentionFamily<L> {
-    /// Kernels for the segments of `config` and tensors that are stored as `storage`.
-    pub fn of(config: &DilatedAttentionConfig, storage: Storage) -> Self {
+    /// Kernels for the segments of `config` and tensors that are stored as `format`.
+    pub fn of(config: &DilatedAttentionConfig, format: ElementFormat) -> Self {
         Self {
             segments: Segments::of(config),
-            storage,
+            format,
             layout: PhantomData,
         }
     }
 
     /// Kernels for long segments.
-    pub fn of_long_segments(head_dim: u32, storage: Storage) -> Self {
+    pub fn of_long_segments(head_dim: u32, format: ElementFormat) -> Self {
         Self {
             segments: Segments::long(head_dim),
-            storage,
+            format,
             layout: PhantomData,
         }
     }
@@ -247,36 +247,36 @@ impl<L: AttentionLayout> AttentionFamily<L> {
         AttentionVariant {
             layout,
             head_dim: self.segments.head_dim,
-            storage: self.storage,
+            format: self.format,
         }
     }
 
     /// The largest tile of cooperative matrices that fits.
-    fn coop(&self, facts: &DeviceFacts) -> Result<L> {
-        let matrix = CoopTile::matrix_for(self.storage, facts)?;
+    fn coop(&self, caps: &DeviceCaps) -> Result<L> {
+        let matrix = CoopTile::matrix_for(self.format, caps)?;
         CoopTile::check_head_dim(self.segments.head_dim)?;
         CoopTile::candidates(matrix, L::coop_rows(matrix))
             .map(L::coop)
             .find(|layout| {
-                self.with(*layout).most_memory_bytes() <= facts.max_workgroup_memory_bytes
+                self.with(*layout).most_memory_bytes() <= caps.max_workgroup_memory_bytes
             })
-            .ok_or_else(|| CoopTile::no_room(facts))
+            .ok_or_else(|| CoopTile::no_room(caps))
     }
 }
 
 impl<L: AttentionLayout> Family for AttentionFamily<L> {
     type Variant = AttentionVariant<L>;
 
-    fn suited(&self, facts: &DeviceFacts) -> Vec<(KernelTier, &'static str)> {
-        L::suited(self.segments.head_dim, facts)
+    fn suited(&self, caps: &DeviceCaps) -> Vec<(KernelTier, &'static str)> {
+        L::suited(self.segments.head_dim, caps)
     }
 
-    fn of_device_tier(&self, tier: KernelTier, facts: &DeviceFacts) -> Result<Self::Variant> {
+    fn of_device_tier(&self, tier: KernelTier, caps: &DeviceCaps) -> Result<Self::Variant> {
         Ok(self.with(match tier {
             KernelTier::Tile => L::TILE,
-            KernelTier::Rows => L::rows(&self.segments, facts),
-            KernelTier::Broadcast => L::broadcast(&self.segments, facts),
-            KernelTier::Coop8 | KernelTier::Coop16 => self.coop(facts)?,
+            KernelTier::Rows => L::rows(&self.segments, caps),
+            KernelTier::Broadcast => L::broadcast(&self.segments, caps),
+            KernelTier::Coop8 | KernelTier::Coop16 => self.coop(caps)?,
         }))
     }
 
@@ -284,8 +284,8 @@ impl<L: AttentionLayout> Family for AttentionFamily<L> {
         self.with(L::TILE)
     }
 
-    fn check(&self, variant: Self::Variant, facts: &DeviceFacts) -> Result<()> {
-        variant.check(self.segments.head_dim, facts)
+    fn check(&self, variant: Self::Variant, caps: &DeviceCaps) -> Result<()> {
+        variant.check(self.segments.head_dim, caps)
     }
 
     fn alternatives(&self, variant: Self::Variant) -> Vec<Self::Variant> {
@@ -293,13 +293,13 @@ impl<L: AttentionLayout> Family for AttentionFamily<L> {
         layouts.map(|layout| self.with(layout)).collect()
     }
 
-    fn compile_time(&self, variant: Self::Variant, facts: &DeviceFacts) -> Option<Duration> {
+    fn compile_time(&self, variant: Self::Variant, caps: &DeviceCaps) -> Option<Duration> {
         // Cooperative matrices are known to be faster on GPUs and slower on CPUs; f16 only, and what is measured is f32.
         if variant.is_cooperative() {
             return None;
         }
         let layout = variant.layout;
-        let seconds = layout.compile_seconds(variant.head_dim, facts.processor)?;
+        let seconds = layout.compile_seconds(variant.head_dim, caps.processor)?;
         Some(Duration::from_secs(seconds))
     }
 

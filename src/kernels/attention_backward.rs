@@ -1,23 +1,23 @@
 //! The backward of attention: its kernels, and which of them a device gets.
 //!
-//! First a sweep leaves the sums of each row ([`Pass::Means`]). Then dq is computed, and dk with dv, each from scores of its own; on
+//! First a sweep leaves the sums of each row ([`Pass::BranchDelta`]). Then dq is computed, and dk with dv, each from scores of its own; on
 //! drivers that compile that badly, weights are written to memory and gradients are products of matrices.
 //!
 //! | tier | shaders | for |
 //! |---|---|---|
-//! | tile | `attention/backward_{means,dq,dkdv}_tile.wgsl` | GPUs; other software drivers |
-//! | coop | `attention/backward_{means,dq,dkdv}_coop.wgsl` | GPUs with cooperative matrices, tensors stored as f16 |
-//! | rows | `software/backward_{means,dq,dkdv}_rows.wgsl` | CPUs whose driver loads an address that all lanes share once |
-//! | broadcast | `software/backward_{means,weights,gradient}_broadcast.wgsl` | CPUs with subgroups of eight lanes whose driver loads once a lane |
+//! | tile | `attention/backward_{branch_delta,dq,dkdv}_tile.wgsl` | GPUs; other software drivers |
+//! | coop | `attention/backward_{branch_delta,dq,dkdv}_coop.wgsl` | GPUs with cooperative matrices, tensors stored as f16 |
+//! | rows | `software/backward_{branch_delta,dq,dkdv}_rows.wgsl` | CPUs whose driver loads an address that all lanes share once |
+//! | broadcast | `software/backward_{branch_delta,weights,gradient}_broadcast.wgsl` | CPUs with subgroups of eight lanes whose driver loads once a lane |
 
 use super::attention::{AttentionFamily, AttentionLayout, AttentionVariant};
 use super::choice::reasons;
 use super::cooperative::CoopTile;
 use super::family::{Family, gpu_tiers};
 use super::software::LaneGroups;
-use super::software::attention_backward::{self as software, MOST_ROWS_HEAD_DIM, ProductTile};
+use super::software::attention_backward::{self as software, MOST_ROWS_HEAD_DIM, WeightsTile};
 use super::{Access, AttentionParams, Fields, Kernel, KernelSpec, ParamsInfo, Pass, Segments};
-use crate::device::{CooperativeMatrix, DeviceFacts, KernelTier, Processor, Storage};
+use crate::device::{CooperativeMatrix, DeviceCaps, ElementFormat, KernelTier, Processor};
 use crate::error::Result;
 
 /// Vectors that a subgroup with cooperative matrices owns: two operands and up to two sums of them are kept in registers.
@@ -33,7 +33,7 @@ pub enum BackwardLayout {
     /// Lanes own rows (or keys) and load each staged vector that those meet together.
     Rows(LaneGroups),
     /// Products of matrices, by way of the weights of a window of rows and keys.
-    Broadcast(ProductTile),
+    Broadcast(WeightsTile),
 }
 
 /// The backward kernels with their numbers.
@@ -44,12 +44,12 @@ pub type BackwardFamily = AttentionFamily<BackwardLayout>;
 
 impl AttentionLayout for BackwardLayout {
     const DIRECTION: &'static str = "attention_backward";
-    const PASSES: &'static [Pass] = &[Pass::Means, Pass::Dq, Pass::DkDv];
+    const PASSES: &'static [Pass] = &[Pass::BranchDelta, Pass::Dq, Pass::DkDv];
     const TILE: Self = Self::Tile;
 
-    fn suited(head_dim: u32, facts: &DeviceFacts) -> Vec<(KernelTier, &'static str)> {
-        match facts.processor {
-            Processor::Gpu => gpu_tiers(facts),
+    fn suited(head_dim: u32, caps: &DeviceCaps) -> Vec<(KernelTier, &'static str)> {
+        match caps.processor {
+            Processor::Gpu => gpu_tiers(caps),
             Processor::Cpu {
                 uniform_loads: true,
                 ..
@@ -67,12 +67,12 @@ impl AttentionLayout for BackwardLayout {
         }
     }
 
-    fn rows(segments: &Segments, facts: &DeviceFacts) -> Self {
-        Self::Rows(software::fitting(segments, facts))
+    fn rows(segments: &Segments, caps: &DeviceCaps) -> Self {
+        Self::Rows(software::fitting(segments, caps))
     }
 
-    fn broadcast(segments: &Segments, facts: &DeviceFacts) -> Self {
-        Self::Broadcast(ProductTile::choose(segments.head_dim, facts))
+    fn broadcast(segments: &Segments, caps: &DeviceCaps) -> Self {
+        Self::Broadcast(WeightsTile::choose(segments.head_dim, caps))
     }
 
     fn coop(tile: CoopTile) -> Self {
@@ -112,7 +112,11 @@ impl AttentionLayout for BackwardLayout {
         match self {
             // Chunks of 32 vectors of two operands, 9 vec4 each; sums of 64 threads.
             Self::Tile => {
-                let sums = if pass == Pass::Means { 2 * 64 * 16 } else { 0 };
+                let sums = if pass == Pass::BranchDelta {
+                    2 * 64 * 16
+                } else {
+                    0
+                };
                 2 * 32 * 9 * 16 + sums
             }
             Self::Rows(_) => software::workgroup_memory_bytes(head_dim, pass),
@@ -121,24 +125,24 @@ impl AttentionLayout for BackwardLayout {
             Self::Coop(tile) => {
                 let columns = tile.column_blocks(head_dim) * tile.matrix.size;
                 let (slabs, of_rows) = match pass {
-                    Pass::Means => (1, 4 * tile.vectors()),
+                    Pass::BranchDelta => (1, 4 * tile.vectors()),
                     Pass::DkDv => (2, 12 * tile.staged),
                     _ => (2, 12 * tile.vectors()),
                 };
-                CoopTile::halves(2 * tile.staged, columns)
-                    + CoopTile::halves(slabs * tile.vectors(), tile.staged)
-                    + CoopTile::floats(2 * tile.vectors(), tile.staged)
+                CoopTile::f16_bytes(2 * tile.staged, columns)
+                    + CoopTile::f16_bytes(slabs * tile.vectors(), tile.staged)
+                    + CoopTile::f32_bytes(2 * tile.vectors(), tile.staged)
                     + 4 * tile.staged
                     + of_rows
             }
         }
     }
 
-    fn check(self, head_dim: u32, facts: &DeviceFacts) -> Result<()> {
+    fn check(self, head_dim: u32, caps: &DeviceCaps) -> Result<()> {
         match self {
             Self::Tile | Self::Coop(_) => Ok(()),
             Self::Rows(lanes) => lanes.check(),
-            Self::Broadcast(tile) => tile.check(head_dim, facts),
+            Self::Broadcast(tile) => tile.check(head_dim, caps),
         }
     }
 
@@ -170,16 +174,16 @@ impl AttentionLayout for BackwardLayout {
 
     fn name(self, pass: Pass) -> &'static str {
         match (self, pass) {
-            (Self::Tile, Pass::Means) => "backward_means_tile",
+            (Self::Tile, Pass::BranchDelta) => "backward_branch_delta_tile",
             (Self::Tile, Pass::Dq) => "backward_dq_tile",
             (Self::Tile, _) => "backward_dkdv_tile",
-            (Self::Coop(_), Pass::Means) => "backward_means_coop",
+            (Self::Coop(_), Pass::BranchDelta) => "backward_branch_delta_coop",
             (Self::Coop(_), Pass::Dq) => "backward_dq_coop",
             (Self::Coop(_), _) => "backward_dkdv_coop",
-            (Self::Rows(_), Pass::Means) => "backward_means_rows",
+            (Self::Rows(_), Pass::BranchDelta) => "backward_branch_delta_rows",
             (Self::Rows(_), Pass::Dq) => "backward_dq_rows",
             (Self::Rows(_), _) => "backward_dkdv_rows",
-            (Self::Broadcast(_), Pass::Means) => "backward_means_broadcast",
+            (Self::Broadcast(_), Pass::BranchDelta) => "backward_branch_delta_broadcast",
             (Self::Broadcast(_), Pass::Weights) => "backward_weights_broadcast",
             (Self::Broadcast(_), _) => "backward_gradient_broadcast",
         }
@@ -197,14 +201,14 @@ impl AttentionLayout for BackwardLayout {
 
 impl BackwardVariant {
     /// How weights are laid out, where they are kept in memory.
-    pub(crate) fn product_tile(&self) -> Option<ProductTile> {
+    pub(crate) fn weights_tile(&self) -> Option<WeightsTile> {
         match self.layout {
             BackwardLayout::Broadcast(tile) => Some(tile),
             _ => None,
         }
     }
 
-    /// What is computed of each part of a branch, in order, once the sweep of [`Pass::Means`] has left its sums.
+    /// What is computed of each part of a branch, in order, once the sweep of [`Pass::BranchDelta`] has left its sums.
     pub fn passes(&self) -> &'static [Pass] {
         match self.layout {
             BackwardLayout::Broadcast(_) => &[Pass::Weights, Pass::Dq, Pass::Dk, Pass::Dv],
@@ -212,9 +216,9 @@ impl BackwardVariant {
         }
     }
 
-    /// The kernel of a pass: of [`Pass::Means`] and those of [`passes`](Self::passes), no other.
+    /// The kernel of a pass: of [`Pass::BranchDelta`] and those of [`passes`](Self::passes), no other.
     pub fn kernel(&self, pass: Pass) -> Option<Kernel> {
-        let computed = pass == Pass::Means || self.passes().contains(&pass);
+        let computed = pass == Pass::BranchDelta || self.passes().contains(&pass);
         let kernel = BackwardKernel {
             variant: *self,
             pass,
@@ -253,7 +257,7 @@ impl BackwardKernel {
 
     /// Whether it multiplies the weights that an earlier pass has left in memory.
     fn is_product(&self) -> bool {
-        self.variant.product_tile().is_some() && matches!(self.pass, Pass::Dq | Pass::Dk | Pass::Dv)
+        self.variant.weights_tile().is_some() && matches!(self.pass, Pass::Dq | Pass::Dk | Pass::Dv)
     }
 }
 
@@ -271,9 +275,9 @@ impl KernelSpec for BackwardKernel {
         match self.pass {
             // weights, vectors, gradient
             _ if self.is_product() => &[Read, Read, ReadWrite],
-            // q, k, v, dout, terms, dk, dv
+            // q, k, v, dout, row statistics, dk, dv
             Pass::DkDv => &[Read, Read, Read, Read, Read, ReadWrite, ReadWrite],
-            // q, k, v, dout, and softmax_state, terms; terms, weights; terms, dq
+            // q, k, v, dout, and softmax_state, row statistics; row statistics, weights; row statistics, dq
             _ => &[Read, Read, Read, Read, Read, ReadWrite],
         }
     }
@@ -285,7 +289,7 @@ impl KernelSpec for BackwardKernel {
     fn workgroup_work(&self, params: &[u8]) -> u64 {
         let Self { variant, pass } = self;
         let others = match pass {
-            Pass::Forward | Pass::Means | Pass::Dq => AttentionParams::keys(params),
+            Pass::Forward | Pass::BranchDelta | Pass::Dq => AttentionParams::keys(params),
             Pass::Weights => variant.rows_per_workgroup(),
             Pass::Dk | Pass::Dv | Pass::DkDv => AttentionParams::rows(params),
         };
@@ -312,11 +316,11 @@ impl KernelSpec for BackwardKernel {
         Some(variant.layout.memory_bytes(variant.head_dim, self.pass))
     }
 
-    fn all(head_dim: u32, storage: Storage, facts: &DeviceFacts) -> Vec<Self> {
-        let family = BackwardFamily::of_long_segments(head_dim, storage);
-        let variants = family.of_all_tiers(facts).into_iter();
+    fn all(head_dim: u32, format: ElementFormat, caps: &DeviceCaps) -> Vec<Self> {
+        let family = BackwardFamily::of_long_segments(head_dim, format);
+        let variants = family.of_all_tiers(caps).into_iter();
         let kernels = variants.flat_map(|variant| {
-            let passes = [&[Pass::Means], variant.passes()].concat();
+            let passes = [&[Pass::BranchDelta], variant.passes()].concat();
             passes.into_iter().map(move |pass| Self { variant, pass })
         });
         kernels.collect()

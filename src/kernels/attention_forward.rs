@@ -16,7 +16,7 @@ use super::family::{Family, gpu_tiers};
 use super::software::LaneGroups;
 use super::software::attention_forward::Handed;
 use super::{Access, AttentionParams, Fields, KernelSpec, ParamsInfo, Pass, Segments};
-use crate::device::{CooperativeMatrix, DeviceFacts, KernelTier, Processor, Storage};
+use crate::device::{CooperativeMatrix, DeviceCaps, ElementFormat, KernelTier, Processor};
 use crate::error::Result;
 
 /// How the work is laid out; see the shader files for each.
@@ -43,9 +43,9 @@ impl AttentionLayout for ForwardLayout {
     const PASSES: &'static [Pass] = &[Pass::Forward];
     const TILE: Self = Self::Tile;
 
-    fn suited(_: u32, facts: &DeviceFacts) -> Vec<(KernelTier, &'static str)> {
-        match facts.processor {
-            Processor::Gpu => gpu_tiers(facts),
+    fn suited(_: u32, caps: &DeviceCaps) -> Vec<(KernelTier, &'static str)> {
+        match caps.processor {
+            Processor::Gpu => gpu_tiers(caps),
             Processor::Cpu {
                 uniform_loads: true,
                 ..
@@ -57,12 +57,12 @@ impl AttentionLayout for ForwardLayout {
         }
     }
 
-    fn rows(segments: &Segments, facts: &DeviceFacts) -> Self {
-        Self::Rows(Handed::Loaded.fitting(segments, facts))
+    fn rows(segments: &Segments, caps: &DeviceCaps) -> Self {
+        Self::Rows(Handed::Loaded.fitting(segments, caps))
     }
 
-    fn broadcast(segments: &Segments, facts: &DeviceFacts) -> Self {
-        Self::Broadcast(Handed::Broadcast.fitting(segments, facts))
+    fn broadcast(segments: &Segments, caps: &DeviceCaps) -> Self {
+        Self::Broadcast(Handed::Broadcast.fitting(segments, caps))
     }
 
     fn coop(tile: CoopTile) -> Self {
@@ -109,9 +109,9 @@ impl AttentionLayout for ForwardLayout {
             // Keys, values, weights; scores; a word for each key, a flag, two factors for each row.
             Self::Coop(tile) => {
                 let columns = tile.column_blocks(head_dim) * tile.matrix.size;
-                CoopTile::halves(2 * tile.staged, columns)
-                    + CoopTile::halves(tile.vectors(), tile.staged)
-                    + CoopTile::floats(tile.vectors(), tile.staged)
+                CoopTile::f16_bytes(2 * tile.staged, columns)
+                    + CoopTile::f16_bytes(tile.vectors(), tile.staged)
+                    + CoopTile::f32_bytes(tile.vectors(), tile.staged)
                     + 4 * tile.staged
                     + 16
                     + 8 * tile.vectors()
@@ -119,7 +119,7 @@ impl AttentionLayout for ForwardLayout {
         }
     }
 
-    fn check(self, _: u32, _: &DeviceFacts) -> Result<()> {
+    fn check(self, _: u32, _: &DeviceCaps) -> Result<()> {
         match self {
             Self::Tile | Self::Coop(_) => Ok(()),
             Self::Rows(lanes) | Self::Broadcast(lanes) => lanes.check(),
@@ -202,7 +202,7 @@ impl KernelSpec for ForwardVariant {
         Some(self.layout.memory_bytes(self.head_dim, Pass::Forward))
     }
 
-    fn all(head_dim: u32, storage: Storage, facts: &DeviceFacts) -> Vec<Self> {
-        ForwardFamily::of_long_segments(head_dim, storage).of_all_tiers(facts)
+    fn all(head_dim: u32, format: ElementFormat, caps: &DeviceCaps) -> Vec<Self> {
+        ForwardFamily::of_long_segments(head_dim, format).of_all_tiers(caps)
     }
 }

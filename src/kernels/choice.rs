@@ -30,10 +30,10 @@ pub enum Reason {
 
 impl<V> Choice<V> {
     /// Chosen by what the adapter is.
-    pub(crate) fn adapter(variant: V, because: &'static str) -> Self {
+    pub(crate) fn adapter(variant: V, reason: &'static str) -> Self {
         Self {
             variant,
-            reason: Reason::Adapter(because),
+            reason: Reason::Adapter(reason),
         }
     }
 }
@@ -58,7 +58,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let milliseconds = |microseconds: u64| microseconds as f64 / 1e3;
         match self {
-            Self::Adapter(because) => f.write_str(because),
+            Self::Adapter(reason) => f.write_str(reason),
             Self::Caller => f.write_str("by the caller"),
             Self::Measured {
                 microseconds,
@@ -94,7 +94,7 @@ pub(super) mod reasons {
     pub const BROADCASTS: &str = "a CPU whose driver loads shared addresses once a lane, and has subgroups of 8 lanes (lavapipe before Mesa 26)";
 
     /// A software driver with both, a linear layer's product.
-    pub const BROADCASTS_OF_FOURS: &str =
+    pub const BROADCASTS_OF_VEC4: &str =
         "a CPU with subgroups of 8 lanes, factors whose sums run along the stored rows";
 
     /// A software driver with neither.

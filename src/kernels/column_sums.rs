@@ -2,14 +2,14 @@
 
 use super::params::{params, read};
 use super::{Access, Fields, KernelSpec, ParamsInfo};
-use crate::device::{DeviceFacts, Storage};
+use crate::device::{DeviceCaps, ElementFormat};
 
 params! {
     /// Parameters of `column_sums.wgsl`, which says what each means.
     ColumnSumsParams { rows: u32, width: u32, x_skip: u32, dy_skip: u32, stats_skip: u32, partials_skip: u32, block: u32, tiles_x: u32, first_workgroup: u32, grid_width: u32 }
 }
 
-/// Sums of columns over blocks of rows: the gradients of biases and of the gains of norms.
+/// Sums of columns over blocks of rows: the gradients of biases and of the weights of norms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ColumnSums {
     /// Also of their products with the normalised input.
@@ -38,7 +38,7 @@ impl KernelSpec for ColumnSums {
         64 * u64::from(read::<ColumnSumsParams>(params).block)
     }
 
-    fn all(_: u32, _: Storage, _: &DeviceFacts) -> Vec<Self> {
+    fn all(_: u32, _: ElementFormat, _: &DeviceCaps) -> Vec<Self> {
         [false, true].map(|normalised| Self { normalised }).into()
     }
 }

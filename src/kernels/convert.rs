@@ -3,13 +3,13 @@
 use super::activation::ElementwiseParams;
 use super::params::LITTLE_WORK;
 use super::{Access, Fields, KernelSpec, ParamsInfo};
-use crate::device::{DeviceFacts, Storage};
+use crate::device::{DeviceCaps, ElementFormat};
 
 /// Elements of one type from those of another, one of which is f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Convert {
     /// The type that is not f32.
-    pub storage: Storage,
+    pub format: ElementFormat,
     /// To f32, not from it.
     pub widens: bool,
 }
@@ -21,7 +21,7 @@ impl KernelSpec for Convert {
 
     fn fields(&self) -> Fields {
         Fields::new()
-            .with("format", self.storage.name())
+            .with("format", self.format.name())
             .with("widens", self.widens)
     }
 
@@ -38,10 +38,10 @@ impl KernelSpec for Convert {
         LITTLE_WORK
     }
 
-    fn all(_: u32, storage: Storage, _: &DeviceFacts) -> Vec<Self> {
+    fn all(_: u32, format: ElementFormat, _: &DeviceCaps) -> Vec<Self> {
         // From f32 to f32 there is nothing to do.
-        let both = [false, true].map(|widens| Self { storage, widens });
-        let half = both.into_iter().filter(|_| storage != Storage::F32);
+        let both = [false, true].map(|widens| Self { format, widens });
+        let half = both.into_iter().filter(|_| format != ElementFormat::F32);
         half.collect()
     }
 }

@@ -4,7 +4,7 @@
 //! subgroups, which share what is staged, then more vectors a step, which need fewer barriers.
 
 use super::Fields;
-use crate::device::{CooperativeMatrix, DeviceFacts, Storage};
+use crate::device::{CooperativeMatrix, DeviceCaps, ElementFormat};
 use crate::error::{Error, Result};
 
 /// Largest heads that the attention kernels compute: operands and sums are kept in registers.
@@ -46,16 +46,18 @@ impl CoopTile {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] with the reason why there are none.
-    pub(super) fn matrix_for(storage: Storage, facts: &DeviceFacts) -> Result<CooperativeMatrix> {
-        if storage != Storage::F16 {
+    pub(super) fn matrix_for(
+        format: ElementFormat,
+        caps: &DeviceCaps,
+    ) -> Result<CooperativeMatrix> {
+        if format != ElementFormat::F16 {
             return Err(Error::InvalidConfig {
-                what: "storage of a kernel with cooperative matrices",
-                given: format!("{storage:?}"),
+                what: "format of a kernel with cooperative matrices",
+                given: format!("{format:?}"),
                 need: "F16: other types would lose precision",
             });
         }
-        facts
-            .cooperative_matrix
+        caps.cooperative_matrix
             .clone()
             .map_err(|reason| Error::InvalidConfig {
                 what: "kernel with cooperative matrices",
@@ -75,23 +77,23 @@ impl CoopTile {
         Ok(())
     }
 
-    pub(super) fn no_room(facts: &DeviceFacts) -> Error {
+    pub(super) fn no_room(caps: &DeviceCaps) -> Error {
         Error::InvalidConfig {
             what: "workgroup memory of the device in bytes",
-            given: facts.max_workgroup_memory_bytes.to_string(),
+            given: caps.max_workgroup_memory_bytes.to_string(),
             need: "more for a kernel with cooperative matrices",
         }
     }
 
-    /// Whether kernels with this tile run on a device with `facts`.
+    /// Whether kernels with this tile run on a device with `caps`.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when they do not.
-    pub(super) fn check(&self, storage: Storage, facts: &DeviceFacts) -> Result<()> {
+    pub(super) fn check(&self, format: ElementFormat, caps: &DeviceCaps) -> Result<()> {
         let size = self.matrix.size;
         let whole = |vectors: u32| vectors > 0 && vectors.is_multiple_of(size);
         let threads = self.matrix.lanes.checked_mul(self.subgroups);
-        if Self::matrix_for(storage, facts)? != self.matrix
+        if Self::matrix_for(format, caps)? != self.matrix
             || !whole(self.rows)
             || !whole(self.staged)
             || self.row_blocks() > MOST_ROW_BLOCKS
@@ -122,12 +124,12 @@ impl CoopTile {
     }
 
     /// Bytes of `count` rows of `columns` f16, each padded by 8 elements.
-    pub(super) fn halves(count: u32, columns: u32) -> u32 {
+    pub(super) fn f16_bytes(count: u32, columns: u32) -> u32 {
         count * (columns + 8) * 2
     }
 
     /// Bytes of `count` rows of `columns` f32, each padded by 4 elements.
-    pub(super) fn floats(count: u32, columns: u32) -> u32 {
+    pub(super) fn f32_bytes(count: u32, columns: u32) -> u32 {
         count * (columns + 4) * 4
     }
 

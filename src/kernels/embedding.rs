@@ -1,8 +1,8 @@
 //! Rows of a table by their numbers, and the gradient of the table.
 
 use super::params::{LITTLE_WORK, params};
-use super::{Access, Cell, Fields, KernelSpec, ParamsInfo};
-use crate::device::{DeviceFacts, Storage};
+use super::{Access, Fields, KernelSpec, ParamsInfo, VectorWidth};
+use crate::device::{DeviceCaps, ElementFormat};
 
 params! {
     /// Parameters of `embedding.wgsl`, which says what each means.
@@ -18,7 +18,7 @@ params! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Embedding {
     /// How the result is stored.
-    pub cell: Cell,
+    pub vector_width: VectorWidth,
 }
 
 impl KernelSpec for Embedding {
@@ -27,7 +27,7 @@ impl KernelSpec for Embedding {
     }
 
     fn fields(&self) -> Fields {
-        self.cell.fields()
+        self.vector_width.fields()
     }
 
     fn bindings(&self) -> &'static [Access] {
@@ -43,10 +43,10 @@ impl KernelSpec for Embedding {
         LITTLE_WORK
     }
 
-    fn all(_: u32, storage: Storage, _: &DeviceFacts) -> Vec<Self> {
-        Cell::stored(storage)
+    fn all(_: u32, format: ElementFormat, _: &DeviceCaps) -> Vec<Self> {
+        VectorWidth::stored(format)
             .into_iter()
-            .map(|cell| Self { cell })
+            .map(|vector_width| Self { vector_width })
             .collect()
     }
 }
@@ -77,7 +77,7 @@ impl KernelSpec for EmbeddingBackward {
         LITTLE_WORK
     }
 
-    fn all(_: u32, _: Storage, _: &DeviceFacts) -> Vec<Self> {
+    fn all(_: u32, _: ElementFormat, _: &DeviceCaps) -> Vec<Self> {
         vec![Self]
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Choice;
 use super::choice::reasons;
-use crate::device::{DeviceFacts, KernelTier};
+use crate::device::{DeviceCaps, KernelTier};
 use crate::error::{Error, Result};
 
 /// A pass that several kernels compute, with all that the choice between them depends on. What plans choose, what a context
@@ -15,13 +15,13 @@ pub trait Family {
     type Variant: Copy + PartialEq + fmt::Debug + fmt::Display;
 
     /// The tiers that suit a device, the best first, and why. As it measured; docs/performance.md has the figures.
-    fn suited(&self, facts: &DeviceFacts) -> Vec<(KernelTier, &'static str)>;
+    fn suited(&self, caps: &DeviceCaps) -> Vec<(KernelTier, &'static str)>;
 
     /// The variant of a tier that a device has.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] with the reason why there is none for such tensors.
-    fn of_device_tier(&self, tier: KernelTier, facts: &DeviceFacts) -> Result<Self::Variant>;
+    fn of_device_tier(&self, tier: KernelTier, caps: &DeviceCaps) -> Result<Self::Variant>;
 
     /// The variant that every device runs.
     fn tile(&self) -> Self::Variant;
@@ -30,7 +30,7 @@ pub trait Family {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when it does not.
-    fn check(&self, variant: Self::Variant, facts: &DeviceFacts) -> Result<()>;
+    fn check(&self, variant: Self::Variant, caps: &DeviceCaps) -> Result<()>;
 
     /// Variants of the same tier with other numbers that may be faster.
     fn alternatives(&self, variant: Self::Variant) -> Vec<Self::Variant>;
@@ -38,7 +38,7 @@ pub trait Family {
     /// What the compilation of a variant is known to take with its first run, on 2 cores and on this kind of driver, as
     /// [`Context::warm_up`](crate::Context::warm_up) reports it on lavapipe of Mesa 25.0.7 and 26.2.6; drivers of GPUs are
     /// assumed to take a second. `None`: too long to try.
-    fn compile_time(&self, variant: Self::Variant, facts: &DeviceFacts) -> Option<Duration>;
+    fn compile_time(&self, variant: Self::Variant, caps: &DeviceCaps) -> Option<Duration>;
 
     /// What a measured choice is remembered under: all that a probe depends on.
     fn key(&self) -> String;
@@ -50,21 +50,21 @@ pub trait Family {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] with the reason why there is none for such tensors on such a device.
-    fn of_tier(&self, tier: KernelTier, facts: &DeviceFacts) -> Result<Self::Variant> {
-        tier.check(facts)?;
-        let variant = self.of_device_tier(tier, facts)?;
-        self.check(variant, facts)?;
+    fn of_tier(&self, tier: KernelTier, caps: &DeviceCaps) -> Result<Self::Variant> {
+        tier.check(caps)?;
+        let variant = self.of_device_tier(tier, caps)?;
+        self.check(variant, caps)?;
         Ok(variant)
     }
 
     /// The tier that the caller wants where there is one, else the best that suits the device.
-    fn choice(&self, facts: &DeviceFacts) -> Choice<Self::Variant> {
-        if let Some(Ok(variant)) = facts.tier.map(|tier| self.of_tier(tier, facts)) {
+    fn choice(&self, caps: &DeviceCaps) -> Choice<Self::Variant> {
+        if let Some(Ok(variant)) = caps.tier.map(|tier| self.of_tier(tier, caps)) {
             return variant.into();
         }
-        let suited = self.suited(facts).into_iter();
+        let suited = self.suited(caps).into_iter();
         let mut fitting = suited.filter_map(|(tier, reason)| {
-            let variant = self.of_tier(tier, facts).ok()?;
+            let variant = self.of_tier(tier, caps).ok()?;
             Some(Choice::adapter(variant, reason))
         });
         fitting
@@ -76,34 +76,34 @@ pub trait Family {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] with the reason why there is none for such tensors on such a device.
-    fn cooperative(&self, facts: &DeviceFacts) -> Result<Self::Variant> {
-        let matrix = facts.cooperative_matrix.as_ref();
+    fn cooperative(&self, caps: &DeviceCaps) -> Result<Self::Variant> {
+        let matrix = caps.cooperative_matrix.as_ref();
         let tier = matrix.map_or(KernelTier::Coop16, |matrix| KernelTier::of_matrix(*matrix));
-        let variant = self.of_device_tier(tier, facts)?;
-        self.check(variant, facts)?;
+        let variant = self.of_device_tier(tier, caps)?;
+        self.check(variant, caps)?;
         Ok(variant)
     }
 
     /// The variants of all tiers that run on a device.
-    fn of_all_tiers(&self, facts: &DeviceFacts) -> Vec<Self::Variant> {
+    fn of_all_tiers(&self, caps: &DeviceCaps) -> Vec<Self::Variant> {
         let tiers = KernelTier::ALL.into_iter();
         tiers
-            .filter_map(|tier| self.of_tier(tier, facts).ok())
+            .filter_map(|tier| self.of_tier(tier, caps).ok())
             .collect()
     }
 
     /// All that run on a device, with what their compilation costs.
-    fn candidates(&self, facts: &DeviceFacts) -> Vec<Candidate<Self::Variant>> {
-        let of_tiers = self.of_all_tiers(facts).into_iter();
+    fn candidates(&self, caps: &DeviceCaps) -> Vec<Candidate<Self::Variant>> {
+        let of_tiers = self.of_all_tiers(caps).into_iter();
         let variants = of_tiers.flat_map(|variant| {
             let others = self.alternatives(variant).into_iter();
             std::iter::once(variant).chain(others)
         });
-        let fitting = variants.filter(|variant| self.check(*variant, facts).is_ok());
+        let fitting = variants.filter(|variant| self.check(*variant, caps).is_ok());
         fitting
             .map(|variant| Candidate {
                 variant,
-                compile_time: self.compile_time(variant, facts),
+                compile_time: self.compile_time(variant, caps),
             })
             .collect()
     }
@@ -119,8 +119,8 @@ pub struct Candidate<V> {
 }
 
 /// The tiers of a GPU.
-pub(super) fn gpu_tiers(facts: &DeviceFacts) -> Vec<(KernelTier, &'static str)> {
-    let matrices = facts.cooperative_matrix.iter();
+pub(super) fn gpu_tiers(caps: &DeviceCaps) -> Vec<(KernelTier, &'static str)> {
+    let matrices = caps.cooperative_matrix.iter();
     let matrices = matrices.map(|matrix| (KernelTier::of_matrix(*matrix), reasons::MATRICES));
     matrices.chain([(KernelTier::Tile, reasons::GPU)]).collect()
 }
@@ -138,13 +138,13 @@ pub(super) fn invalid<T>(what: &'static str, given: u32, need: &'static str) -> 
 mod tests {
     use super::*;
     use crate::config::DilatedAttentionConfig;
-    use crate::device::{Processor, Storage};
+    use crate::device::{ElementFormat, Processor};
     use crate::kernels::attention_backward::BackwardFamily;
     use crate::kernels::attention_forward::{ForwardFamily, ForwardLayout};
     use crate::kernels::matmul::MatmulFamily;
 
-    fn check<F: Family>(family: &F, facts: &DeviceFacts) {
-        let (chosen, candidates) = (family.choice(facts).variant, family.candidates(facts));
+    fn check<F: Family>(family: &F, caps: &DeviceCaps) {
+        let (chosen, candidates) = (family.choice(caps).variant, family.candidates(caps));
         let found = candidates
             .iter()
             .find(|candidate| candidate.variant == chosen);
@@ -167,41 +167,41 @@ mod tests {
         );
     }
 
-    fn without_matrices() -> impl Iterator<Item = DeviceFacts> {
-        let kinds = DeviceFacts::of_every_kind().into_iter();
-        kinds.filter(|facts| facts.cooperative_matrix.is_err())
+    fn without_matrices() -> impl Iterator<Item = DeviceCaps> {
+        let kinds = DeviceCaps::of_every_kind().into_iter();
+        kinds.filter(|caps| caps.cooperative_matrix.is_err())
     }
 
     #[test]
     fn what_is_chosen_is_an_affordable_candidate() {
-        let storage = Storage::F32;
-        for facts in without_matrices() {
+        let format = ElementFormat::F32;
+        for caps in without_matrices() {
             for head_dim in [4, 16, 64, 96, 128, 256] {
                 for (segment, rate) in [(1, 1), (33, 1), (65, 2), (2048, 16), (65_536, 1)] {
                     let config = DilatedAttentionConfig::new(2, head_dim, &[segment], &[rate])
                         .expect("valid");
-                    check(&ForwardFamily::of(&config, storage), &facts);
-                    check(&BackwardFamily::of(&config, storage), &facts);
+                    check(&ForwardFamily::of(&config, format), &caps);
+                    check(&BackwardFamily::of(&config, format), &caps);
                 }
             }
             for columns in [1, 20, 256, 768, 3072, 100_000] {
-                check(&MatmulFamily::of_linear_layer(columns), &facts);
+                check(&MatmulFamily::of_linear_layer(columns), &caps);
             }
         }
     }
 
     #[test]
     fn kernels_that_compile_for_a_minute_are_dear() {
-        let facts = DeviceFacts {
+        let caps = DeviceCaps {
             processor: Processor::Cpu {
                 lanes: 8,
                 uniform_loads: false,
                 broadcasts: true,
             },
-            ..DeviceFacts::webgpu_defaults()
+            ..DeviceCaps::webgpu_defaults()
         };
         let config = DilatedAttentionConfig::new(1, 64, &[512], &[1]).expect("valid");
-        let candidates = ForwardFamily::of(&config, Storage::F32).candidates(&facts);
+        let candidates = ForwardFamily::of(&config, ElementFormat::F32).candidates(&caps);
         let rows = candidates
             .iter()
             .find(|candidate| matches!(candidate.variant.layout, ForwardLayout::Rows(_)));

@@ -2,7 +2,7 @@
 
 use super::params::params;
 use super::{Access, Fields, KernelSpec, ParamsInfo};
-use crate::device::{DeviceFacts, Storage};
+use crate::device::{DeviceCaps, ElementFormat};
 
 params! {
     /// Parameters of `fill.wgsl`, which says what each means.
@@ -38,7 +38,7 @@ impl KernelSpec for Fill {
         WORDS_PER_WORKGROUP.into()
     }
 
-    fn all(_: u32, _: Storage, _: &DeviceFacts) -> Vec<Self> {
+    fn all(_: u32, _: ElementFormat, _: &DeviceCaps) -> Vec<Self> {
         vec![Self]
     }
 }

@@ -5,7 +5,7 @@
 //! | tile | `matmul/matmul_tile.wgsl` | GPUs; other software drivers |
 //! | coop | `matmul/matmul_coop.wgsl` | GPUs with cooperative matrices, factors stored as f16 |
 //! | rows | `software/matmul_rows.wgsl` | CPUs whose driver loads an address that all lanes share once, where broadcasts are slower or do not run |
-//! | broadcast | `software/matmul_broadcast.wgsl` | CPUs with subgroups of eight lanes, for factors and results of rows in fours; newer drivers for those of a linear layer, whose sums run along stored rows |
+//! | broadcast | `software/matmul_broadcast.wgsl` | CPUs with subgroups of eight lanes, for factors and results of rows of vec4; newer drivers for those of a linear layer, whose sums run along stored rows |
 
 use std::fmt;
 use std::time::Duration;
@@ -17,8 +17,8 @@ use super::family::{Family, gpu_tiers};
 use super::params::{params, read};
 use super::software::LaneGroups;
 use super::software::matmul::{self as software, BroadcastTile};
-use super::{Access, Cell, Fields, KernelSpec, ParamsInfo};
-use crate::device::{CooperativeMatrix, DeviceFacts, KernelTier, Processor, Storage};
+use super::{Access, Fields, KernelSpec, ParamsInfo, VectorWidth};
+use crate::device::{CooperativeMatrix, DeviceCaps, ElementFormat, KernelTier, Processor};
 use crate::error::{Error, Result};
 
 params! {
@@ -63,7 +63,7 @@ pub struct CoopProduct {
 
 impl CoopProduct {
     /// The largest block that fits.
-    pub(crate) fn with(matrix: CooperativeMatrix, facts: &DeviceFacts) -> Self {
+    pub(crate) fn with(matrix: CooperativeMatrix, caps: &DeviceCaps) -> Self {
         let of_rows = |row_blocks| Self {
             matrix,
             row_blocks,
@@ -71,7 +71,7 @@ impl CoopProduct {
             staged: 32,
         };
         let fits =
-            |product: &Self| product.workgroup_memory_bytes() <= facts.max_workgroup_memory_bytes;
+            |product: &Self| product.workgroup_memory_bytes() <= caps.max_workgroup_memory_bytes;
         Some(of_rows(4)).filter(fits).unwrap_or(of_rows(2))
     }
 
@@ -84,9 +84,9 @@ impl CoopProduct {
     pub fn workgroup_memory_bytes(&self) -> u32 {
         let [rows, columns] = self.tile();
         // Padding is least along the longer side, so this is what it takes untransposed or more.
-        CoopTile::halves(rows.max(self.staged), rows.min(self.staged))
-            + CoopTile::halves(columns.max(self.staged), columns.min(self.staged))
-            + CoopTile::floats(4 * self.matrix.size, self.matrix.size)
+        CoopTile::f16_bytes(rows.max(self.staged), rows.min(self.staged))
+            + CoopTile::f16_bytes(columns.max(self.staged), columns.min(self.staged))
+            + CoopTile::f32_bytes(4 * self.matrix.size, self.matrix.size)
     }
 
     fn fields(&self) -> Fields {
@@ -105,14 +105,14 @@ pub struct MatmulFamily {
     /// Columns of the result.
     pub columns: u64,
     /// How the factors are stored.
-    pub factors: [Storage; 2],
+    pub factors: [ElementFormat; 2],
     /// Whether they are stored transposed.
     pub transposed: [bool; 2],
 }
 
 impl MatmulFamily {
     /// A product of untransposed factors.
-    pub fn of_factors(columns: u64, factors: [Storage; 2]) -> Self {
+    pub fn of_factors(columns: u64, factors: [ElementFormat; 2]) -> Self {
         Self {
             columns,
             factors,
@@ -124,7 +124,7 @@ impl MatmulFamily {
     pub fn of_linear_layer(columns: u64) -> Self {
         Self {
             columns,
-            factors: [Storage::F32; 2],
+            factors: [ElementFormat::F32; 2],
             transposed: [false, true],
         }
     }
@@ -133,15 +133,15 @@ impl MatmulFamily {
 impl Family for MatmulFamily {
     type Variant = MatmulVariant;
 
-    fn suited(&self, facts: &DeviceFacts) -> Vec<(KernelTier, &'static str)> {
-        match facts.processor {
-            Processor::Gpu => gpu_tiers(facts),
+    fn suited(&self, caps: &DeviceCaps) -> Vec<(KernelTier, &'static str)> {
+        match caps.processor {
+            Processor::Gpu => gpu_tiers(caps),
             Processor::Cpu {
                 uniform_loads: true,
                 ..
             } => {
                 let sums_along_rows = self.transposed == [false, true];
-                let broadcast = (KernelTier::Broadcast, reasons::BROADCASTS_OF_FOURS);
+                let broadcast = (KernelTier::Broadcast, reasons::BROADCASTS_OF_VEC4);
                 let rows = (KernelTier::Rows, reasons::UNIFORM_LOADS);
                 match sums_along_rows {
                     true => vec![broadcast, rows],
@@ -155,13 +155,13 @@ impl Family for MatmulFamily {
         }
     }
 
-    fn of_device_tier(&self, tier: KernelTier, facts: &DeviceFacts) -> Result<MatmulVariant> {
+    fn of_device_tier(&self, tier: KernelTier, caps: &DeviceCaps) -> Result<MatmulVariant> {
         Ok(match tier {
             KernelTier::Tile => self.tile(),
-            KernelTier::Rows => MatmulVariant::Rows(software::rows(self.columns, facts)),
-            KernelTier::Broadcast => MatmulVariant::Broadcast(BroadcastTile::choose(facts)),
+            KernelTier::Rows => MatmulVariant::Rows(software::rows(self.columns, caps)),
+            KernelTier::Broadcast => MatmulVariant::Broadcast(BroadcastTile::choose(caps)),
             KernelTier::Coop8 | KernelTier::Coop16 => {
-                MatmulVariant::cooperative(self.factors, facts)?
+                MatmulVariant::cooperative(self.factors, caps)?
             }
         })
     }
@@ -170,8 +170,8 @@ impl Family for MatmulFamily {
         MatmulVariant::Tile
     }
 
-    fn check(&self, variant: MatmulVariant, facts: &DeviceFacts) -> Result<()> {
-        variant.check(self.factors, facts)
+    fn check(&self, variant: MatmulVariant, caps: &DeviceCaps) -> Result<()> {
+        variant.check(self.factors, caps)
     }
 
     fn alternatives(&self, variant: MatmulVariant) -> Vec<MatmulVariant> {
@@ -184,8 +184,8 @@ impl Family for MatmulFamily {
         }
     }
 
-    fn compile_time(&self, variant: MatmulVariant, facts: &DeviceFacts) -> Option<Duration> {
-        let seconds = match (facts.processor, variant) {
+    fn compile_time(&self, variant: MatmulVariant, caps: &DeviceCaps) -> Option<Duration> {
+        let seconds = match (caps.processor, variant) {
             (_, MatmulVariant::Coop(_)) => return None,
             (Processor::Gpu, MatmulVariant::Tile) => 1,
             (Processor::Gpu, _) => return None,
@@ -201,7 +201,7 @@ impl Family for MatmulFamily {
     }
 
     fn key(&self) -> String {
-        let names = self.factors.map(Storage::name);
+        let names = self.factors.map(ElementFormat::name);
         // Numbers of columns that are too large for a field are those of no layer.
         let columns = u32::try_from(self.columns).unwrap_or(u32::MAX);
         Fields::new()
@@ -223,29 +223,31 @@ impl MatmulVariant {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] with the reason why there is none for such factors on such a device.
-    fn cooperative(factors: [Storage; 2], facts: &DeviceFacts) -> Result<Self> {
-        let other = factors.into_iter().find(|storage| *storage != Storage::F16);
-        let matrix = CoopTile::matrix_for(other.unwrap_or(Storage::F16), facts)?;
-        let product = CoopProduct::with(matrix, facts);
-        if product.workgroup_memory_bytes() > facts.max_workgroup_memory_bytes {
-            return Err(CoopTile::no_room(facts));
+    fn cooperative(factors: [ElementFormat; 2], caps: &DeviceCaps) -> Result<Self> {
+        let other = factors
+            .into_iter()
+            .find(|format| *format != ElementFormat::F16);
+        let matrix = CoopTile::matrix_for(other.unwrap_or(ElementFormat::F16), caps)?;
+        let product = CoopProduct::with(matrix, caps);
+        if product.workgroup_memory_bytes() > caps.max_workgroup_memory_bytes {
+            return Err(CoopTile::no_room(caps));
         }
         Ok(Self::Coop(product))
     }
 
-    /// Whether the kernel takes factors that are stored so on a device with `facts`.
+    /// Whether the kernel takes factors that are stored so on a device with `caps`.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when it does not.
-    pub fn check(self, factors: [Storage; 2], facts: &DeviceFacts) -> Result<()> {
+    pub fn check(self, factors: [ElementFormat; 2], caps: &DeviceCaps) -> Result<()> {
         match self {
             Self::Tile => Ok(()),
             Self::Rows(lanes) => lanes.check(),
             Self::Broadcast(tile) => {
-                KernelTier::Broadcast.check(facts)?;
+                KernelTier::Broadcast.check(caps)?;
                 tile.check()
             }
-            Self::Coop(_) if Self::cooperative(factors, facts)? != self => {
+            Self::Coop(_) if Self::cooperative(factors, caps)? != self => {
                 Err(Error::InvalidConfig {
                     what: "kernel of a product",
                     given: format!("{self:?}"),
@@ -262,7 +264,7 @@ impl MatmulVariant {
         self,
         [inner, columns]: [u64; 2],
         in_fours: bool,
-        facts: &DeviceFacts,
+        caps: &DeviceCaps,
     ) -> Self {
         let Self::Broadcast(tile) = self else {
             return self;
@@ -270,11 +272,11 @@ impl MatmulVariant {
         if in_fours {
             return Self::Broadcast(tile.for_sums_of(inner));
         }
-        match facts.processor {
+        match caps.processor {
             Processor::Cpu {
                 uniform_loads: true,
                 ..
-            } => Self::Rows(software::rows(columns, facts)),
+            } => Self::Rows(software::rows(columns, caps)),
             _ => Self::Tile,
         }
     }
@@ -317,8 +319,8 @@ impl MatmulVariant {
         }
     }
 
-    /// Whether factors are read in fours.
-    fn reads_fours(self) -> bool {
+    /// Whether factors are read as vec4.
+    fn reads_vec4(self) -> bool {
         matches!(self, Self::Coop(_) | Self::Broadcast(_))
     }
 }
@@ -335,11 +337,11 @@ pub struct MatmulKernel {
     /// Applied to the product and bias.
     pub activation: Activation,
     /// How the left factor is stored; the bias is f32.
-    pub left: Storage,
+    pub left: ElementFormat,
     /// How the right factor is stored: f32, or as the left one.
-    pub right: Storage,
+    pub right: ElementFormat,
     /// How the result and the residual are stored.
-    pub result: Cell,
+    pub result: VectorWidth,
 }
 
 impl KernelSpec for MatmulKernel {
@@ -348,7 +350,7 @@ impl KernelSpec for MatmulKernel {
     }
 
     fn fields(&self) -> Fields {
-        let factors = match self.variant.reads_fours() {
+        let factors = match self.variant.reads_vec4() {
             true => "vec4",
             false => "scalar",
         };
@@ -401,22 +403,24 @@ impl KernelSpec for MatmulKernel {
     }
 
     /// Left factors, right factors and results of one type, or each of the last two f32; for narrow to wide results.
-    fn all(_: u32, storage: Storage, facts: &DeviceFacts) -> Vec<Self> {
+    fn all(_: u32, format: ElementFormat, caps: &DeviceCaps) -> Vec<Self> {
         let mut kernels = Vec::new();
         let stored = [
-            (Storage::F32, Cell::smallest(storage)),
-            (Storage::F32, Cell::Scalar),
-            (storage, Cell::smallest(storage)),
+            (ElementFormat::F32, VectorWidth::smallest(format)),
+            (ElementFormat::F32, VectorWidth::Scalar),
+            (format, VectorWidth::smallest(format)),
         ];
         for columns in [1, 64, 256, 768, 1024, 3072] {
-            let family = MatmulFamily::of_factors(columns, [storage; 2]);
-            for variant in family.of_all_tiers(facts) {
+            let family = MatmulFamily::of_factors(columns, [format; 2]);
+            for variant in family.of_all_tiers(caps) {
                 for (right, result) in stored {
                     let result = match (variant, result) {
-                        (MatmulVariant::Broadcast(_), Cell::Scalar) => Cell::Vec4(Storage::F32),
+                        (MatmulVariant::Broadcast(_), VectorWidth::Scalar) => {
+                            VectorWidth::Vec4(ElementFormat::F32)
+                        }
                         (_, result) => result,
                     };
-                    if matches!(variant, MatmulVariant::Coop(_)) && right != storage {
+                    if matches!(variant, MatmulVariant::Coop(_)) && right != format {
                         continue;
                     }
                     for transposed in 0..4 {
@@ -425,7 +429,7 @@ impl KernelSpec for MatmulKernel {
                             transpose_a: transposed & 1 != 0,
                             transpose_b: transposed & 2 != 0,
                             activation,
-                            left: storage,
+                            left: format,
                             right,
                             result,
                         }));

@@ -21,8 +21,6 @@ pub mod software;
 
 pub mod activation;
 pub mod adamw;
-pub mod blend;
-mod cell;
 pub mod column_sums;
 pub mod convert;
 pub mod cross_entropy;
@@ -30,8 +28,10 @@ pub mod embedding;
 pub mod fill;
 pub mod norm;
 pub mod reduce;
+pub mod scaled_add;
 pub mod sum_partials;
 pub mod token_weights;
+mod vector_width;
 pub mod xpos;
 
 mod fields;
@@ -41,7 +41,6 @@ mod segments;
 
 pub(crate) use attention::AttentionLayout;
 pub use attention::{AttentionFamily, AttentionParams, AttentionVariant, Pass};
-pub use cell::Cell;
 pub use choice::{Choice, Reason};
 pub use family::{Candidate, Family};
 pub use fields::{Field, Fields};
@@ -49,8 +48,9 @@ pub use params::{KernelParams, ParamsInfo};
 pub(crate) use pipeline::{Compiler, Pipeline, Pipelines, pipeline_cache};
 pub use segments::Segments;
 pub use shader::Shader;
+pub use vector_width::VectorWidth;
 
-use crate::device::{DeviceFacts, KernelTier, Storage};
+use crate::device::{DeviceCaps, ElementFormat, KernelTier};
 use crate::error::Result;
 
 /// How a kernel uses a storage binding.
@@ -92,8 +92,8 @@ pub trait KernelSpec {
         None
     }
 
-    /// The kernels of this kind for heads of `head_dim` elements and activations stored as `storage`, on a device with `facts`.
-    fn all(head_dim: u32, storage: Storage, facts: &DeviceFacts) -> Vec<Self>
+    /// The kernels of this kind for heads of `head_dim` elements and activations stored as `format`, on a device with `caps`.
+    fn all(head_dim: u32, format: ElementFormat, caps: &DeviceCaps) -> Vec<Self>
     where
         Self: Sized;
 }
@@ -115,10 +115,10 @@ macro_rules! kernels {
                 }
             }
 
-            /// All kernels for heads of `head_dim` elements and activations stored as `storage`, on a device with `facts`.
-            pub fn all(head_dim: u32, storage: Storage, facts: &DeviceFacts) -> Vec<Self> {
+            /// All kernels for heads of `head_dim` elements and activations stored as `format`, on a device with `caps`.
+            pub fn all(head_dim: u32, format: ElementFormat, caps: &DeviceCaps) -> Vec<Self> {
                 let mut kernels = Vec::new();
-                $(kernels.extend(<$spec>::all(head_dim, storage, facts).into_iter().map(Self::$name));)*
+                $(kernels.extend(<$spec>::all(head_dim, format, caps).into_iter().map(Self::$name));)*
                 kernels
             }
         }
@@ -155,7 +155,7 @@ kernels! {
     /// Its gradient.
     ActivationBackward(activation::ActivationBackward),
     /// Scaled sums and dropout, element by element.
-    Blend(blend::Blend),
+    ScaledAdd(scaled_add::ScaledAdd),
     /// Rows of a table, which is f32.
     Embedding(embedding::Embedding),
     /// Gradient of the table.

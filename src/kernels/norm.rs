@@ -2,12 +2,12 @@
 //! which subtracts no mean and has no bias.
 
 use super::params::{params, read};
-use super::{Access, Cell, Fields, KernelSpec, ParamsInfo};
-use crate::device::{DeviceFacts, Storage};
+use super::{Access, Fields, KernelSpec, ParamsInfo, VectorWidth};
+use crate::device::{DeviceCaps, ElementFormat};
 
 params! {
     /// Parameters of `norm_rows.wgsl`, which says what each means.
-    NormParams { rows: u32, width: u32, x_skip: u32, y_skip: u32, out_skip: u32, stats_skip: u32, gain_skip: u32, bias_skip: u32, accumulate: u32, eps: f32, first_workgroup: u32, grid_width: u32 }
+    NormParams { rows: u32, width: u32, x_skip: u32, y_skip: u32, out_skip: u32, stats_skip: u32, weight_skip: u32, bias_skip: u32, accumulate: u32, eps: f32, first_workgroup: u32, grid_width: u32 }
 }
 
 /// Rows that one workgroup takes.
@@ -18,10 +18,10 @@ fn work(params: &[u8]) -> u64 {
     4 * ROWS * u64::from(read::<NormParams>(params).width)
 }
 
-/// Both norms of each cell of rows that are stored so.
-fn both(storage: Storage) -> impl Iterator<Item = (bool, Cell)> {
-    let cells = Cell::stored(storage).into_iter();
-    cells.flat_map(|cell| [(true, cell), (false, cell)])
+/// Both norms, of rows of each vector width that are stored so.
+fn both(format: ElementFormat) -> impl Iterator<Item = (bool, VectorWidth)> {
+    let vectors = VectorWidth::stored(format).into_iter();
+    vectors.flat_map(|vector_width| [(true, vector_width), (false, vector_width)])
 }
 
 /// A norm of rows.
@@ -30,7 +30,7 @@ pub struct Norm {
     /// A layer norm; else an RMS norm.
     pub centred: bool,
     /// How input and result are stored.
-    pub cell: Cell,
+    pub vector_width: VectorWidth,
 }
 
 impl KernelSpec for Norm {
@@ -41,11 +41,11 @@ impl KernelSpec for Norm {
     fn fields(&self) -> Fields {
         Fields::new()
             .with("centred", self.centred)
-            .and(self.cell.fields())
+            .and(self.vector_width.fields())
     }
 
     fn bindings(&self) -> &'static [Access] {
-        // x, gain, y, bias
+        // x, weight, y, bias
         let all = &[Access::Read, Access::Read, Access::ReadWrite, Access::Read];
         if self.centred { all } else { &all[..3] }
     }
@@ -58,9 +58,12 @@ impl KernelSpec for Norm {
         work(params)
     }
 
-    fn all(_: u32, storage: Storage, _: &DeviceFacts) -> Vec<Self> {
-        both(storage)
-            .map(|(centred, cell)| Self { centred, cell })
+    fn all(_: u32, format: ElementFormat, _: &DeviceCaps) -> Vec<Self> {
+        both(format)
+            .map(|(centred, vector_width)| Self {
+                centred,
+                vector_width,
+            })
             .collect()
     }
 }
@@ -71,7 +74,7 @@ pub struct NormBackward {
     /// Of a layer norm; else of an RMS norm.
     pub centred: bool,
     /// How all of them are stored.
-    pub cell: Cell,
+    pub vector_width: VectorWidth,
 }
 
 impl KernelSpec for NormBackward {
@@ -82,11 +85,11 @@ impl KernelSpec for NormBackward {
     fn fields(&self) -> Fields {
         Fields::new()
             .with("centred", self.centred)
-            .and(self.cell.fields())
+            .and(self.vector_width.fields())
     }
 
     fn bindings(&self) -> &'static [Access] {
-        // x, gain, dy, dx, stats
+        // x, weight, dy, dx, stats
         &[
             Access::Read,
             Access::Read,
@@ -104,10 +107,13 @@ impl KernelSpec for NormBackward {
         work(params)
     }
 
-    fn all(_: u32, storage: Storage, _: &DeviceFacts) -> Vec<Self> {
-        both(Storage::F32)
-            .filter(|_| storage == Storage::F32)
-            .map(|(centred, cell)| Self { centred, cell })
+    fn all(_: u32, format: ElementFormat, _: &DeviceCaps) -> Vec<Self> {
+        both(ElementFormat::F32)
+            .filter(|_| format == ElementFormat::F32)
+            .map(|(centred, vector_width)| Self {
+                centred,
+                vector_width,
+            })
             .collect()
     }
 }

@@ -2,7 +2,7 @@
 
 use super::params::{params, read};
 use super::{Access, Fields, KernelSpec, ParamsInfo};
-use crate::device::{DeviceFacts, Storage};
+use crate::device::{DeviceCaps, ElementFormat};
 
 params! {
     /// Parameters of `sum_partials.wgsl`, which says what each means.
@@ -35,7 +35,7 @@ impl KernelSpec for SumPartials {
         64 * u64::from(read::<SumPartialsParams>(params).num_partials)
     }
 
-    fn all(_: u32, _: Storage, _: &DeviceFacts) -> Vec<Self> {
+    fn all(_: u32, _: ElementFormat, _: &DeviceCaps) -> Vec<Self> {
         vec![Self]
     }
 }

@@ -2,7 +2,7 @@
 
 use super::params::params;
 use super::{Access, Fields, KernelSpec, ParamsInfo};
-use crate::device::{DeviceFacts, Storage};
+use crate::device::{DeviceCaps, ElementFormat};
 
 params! {
     /// Parameters of `token_weights.wgsl`, which says what each means.
@@ -15,7 +15,7 @@ pub struct TokenWeights {
     /// Elements in one head.
     pub head_dim: u32,
     /// How queries and keys are stored.
-    pub storage: Storage,
+    pub format: ElementFormat,
 }
 
 impl KernelSpec for TokenWeights {
@@ -26,7 +26,7 @@ impl KernelSpec for TokenWeights {
     fn fields(&self) -> Fields {
         Fields::new()
             .with("head_dim", self.head_dim)
-            .with("format", self.storage.name())
+            .with("format", self.format.name())
     }
 
     fn bindings(&self) -> &'static [Access] {
@@ -42,7 +42,7 @@ impl KernelSpec for TokenWeights {
         64 * u64::from(self.head_dim)
     }
 
-    fn all(head_dim: u32, storage: Storage, _: &DeviceFacts) -> Vec<Self> {
-        vec![Self { head_dim, storage }]
+    fn all(head_dim: u32, format: ElementFormat, _: &DeviceCaps) -> Vec<Self> {
+        vec![Self { head_dim, format }]
     }
 }

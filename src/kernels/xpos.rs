@@ -2,7 +2,7 @@
 
 use super::params::{LITTLE_WORK, params};
 use super::{Access, Fields, KernelSpec, ParamsInfo};
-use crate::device::{DeviceFacts, Storage};
+use crate::device::{DeviceCaps, ElementFormat};
 
 params! {
     /// Parameters of `xpos.wgsl`, which says what each means.
@@ -13,7 +13,7 @@ params! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Xpos {
     /// How they are stored.
-    pub storage: Storage,
+    pub format: ElementFormat,
 }
 
 impl KernelSpec for Xpos {
@@ -22,7 +22,7 @@ impl KernelSpec for Xpos {
     }
 
     fn fields(&self) -> Fields {
-        Fields::new().with("format", self.storage.name())
+        Fields::new().with("format", self.format.name())
     }
 
     fn bindings(&self) -> &'static [Access] {
@@ -38,7 +38,7 @@ impl KernelSpec for Xpos {
         LITTLE_WORK
     }
 
-    fn all(_: u32, storage: Storage, _: &DeviceFacts) -> Vec<Self> {
-        vec![Self { storage }]
+    fn all(_: u32, format: ElementFormat, _: &DeviceCaps) -> Vec<Self> {
+        vec![Self { format }]
     }
 }

@@ -7,7 +7,7 @@ use super::{Call, Input, LongNet};
 use crate::device::DType;
 use crate::error::{Error, Result};
 use crate::nn::{Block, BlockSaved, ParameterList, Parameters, Pass};
-use crate::ops::{Blend, Dropout, TokenIds, embedding_backward};
+use crate::ops::{Dropout, ScaledAdd, TokenIds, embedding_backward};
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
@@ -148,7 +148,7 @@ impl LongNet {
     /// output is added to it.
     ///
     /// # Errors
-    /// [`Error::OtherModel`], [`Error::InvalidShape`] for what does not fit; the errors of leasing and recording.
+    /// [`Error::ParameterMismatch`], [`Error::InvalidShape`] for what does not fit; the errors of leasing and recording.
     pub fn backward(
         &self,
         recorder: &mut Recorder,
@@ -160,7 +160,7 @@ impl LongNet {
         weights.expect_list("weights", &self.list)?;
         gradients.expect_list("gradients", &self.list)?;
         if !saved.is_of(self) {
-            return Err(Error::OtherModel {
+            return Err(Error::ParameterMismatch {
                 what: "saved activations",
             });
         }
@@ -204,7 +204,7 @@ impl LongNet {
         }
         if let Some(dropout) = self.embedding_dropout(step_seed)? {
             let dropped = recorder.empty("d activations", dx.shape(), DType::F32)?;
-            Blend::new(dx.matrix(), 1.0)
+            ScaledAdd::new(dx.matrix(), 1.0)
                 .dropout(Some(dropout), 0)
                 .write(recorder, dropped.matrix())?;
             dx = dropped;

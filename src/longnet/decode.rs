@@ -7,7 +7,7 @@ use super::{Call, Input, KvCache, LongNet};
 use crate::config::AttentionShape;
 use crate::device::ByteRange;
 use crate::error::{Error, Result};
-use crate::nn::{Block, Multihead, MultiheadInput, Parameters, Pass, Sublayer};
+use crate::nn::{Block, MultiheadAttention, MultiheadInput, Parameters, Pass, Sublayer};
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
@@ -18,7 +18,7 @@ impl LongNet {
     /// matter here; it is read once, by the first call.
     ///
     /// # Errors
-    /// [`Error::OtherModel`] for weights or a cache of another model; [`Error::InvalidShape`] for another batch, items of
+    /// [`Error::ParameterMismatch`] for weights or a cache of another model; [`Error::InvalidShape`] for another batch, items of
     /// different lengths, a memory that is missing, other input that does not fit, and positions beyond the learned ones;
     /// [`Error::InvalidConfig`] for a model without causal mask and for positions beyond those of xPos; the errors of leasing
     /// and recording. The cache is as it was then.
@@ -34,7 +34,7 @@ impl LongNet {
         self.expect_causal("decoding")?;
         let same_list = Arc::ptr_eq(&cache.list, &self.list) || cache.list == self.list;
         if !same_list || cache.layers.len() != self.layers.len() {
-            return Err(Error::OtherModel { what: "cache" });
+            return Err(Error::ParameterMismatch { what: "cache" });
         }
         let (batch, count) = (call.shape.batch(), call.shape.seq_len());
         if batch != cache.batch {
@@ -230,7 +230,7 @@ impl LongNet {
         recorder: &mut Recorder,
         pass: &Pass<'_>,
         block: &Block,
-        attention: &Multihead,
+        attention: &MultiheadAttention,
         x: &Tensor,
         attend: impl FnOnce(&mut Recorder, &MultiheadInput<'_>) -> Result<Tensor>,
     ) -> Result<Tensor> {

@@ -5,7 +5,7 @@ use crate::config::{AttentionShape, UNEQUAL_LENGTHS};
 use crate::device::DType;
 use crate::error::{Error, Result};
 use crate::nn::{Block, LayerNorm, Memory, Parameters, Pass, Sublayer};
-use crate::ops::{Blend, Positions, Rotations, TokenIds, embedding};
+use crate::ops::{Positions, Rotations, ScaledAdd, TokenIds, embedding};
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
@@ -55,7 +55,7 @@ impl LongNet {
     /// Records features of `input`. With `keep_states`, the embedded input and the output of every layer are kept, too.
     ///
     /// # Errors
-    /// [`Error::OtherModel`] for weights that do not fit; [`Error::InvalidShape`] for inputs that do not, a memory that is
+    /// [`Error::ParameterMismatch`] for weights that do not fit; [`Error::InvalidShape`] for inputs that do not, a memory that is
     /// missing, and positions beyond the learned ones; [`Error::TokenOutOfRange`] for tokens that the model does not have;
     /// [`Error::InvalidConfig`] for tokens without a vocabulary and for positions beyond those of xPos; the errors of leasing
     /// and recording.
@@ -128,7 +128,7 @@ impl LongNet {
     /// Records logits, (batch, tokens, vocabulary) f32, of features.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] for a model without output projection, [`Error::OtherModel`] for weights of another; those of
+    /// [`Error::InvalidConfig`] for a model without output projection, [`Error::ParameterMismatch`] for weights of another; those of
     /// recording.
     pub fn logits(
         &self,
@@ -226,7 +226,7 @@ impl LongNet {
         }
         if let Some(dropout) = self.embedding_dropout(step_seed)? {
             let dropped = recorder.empty("activations", &shape, dtype)?;
-            Blend::new(x.matrix(), 1.0)
+            ScaledAdd::new(x.matrix(), 1.0)
                 .dropout(Some(dropout), 0)
                 .write(recorder, dropped.matrix())?;
             x = dropped;
@@ -257,7 +257,7 @@ impl LongNet {
 
     pub(super) fn scaled(&self, recorder: &mut Recorder, x: &Tensor, scale: f32) -> Result<Tensor> {
         let copy = recorder.empty("activations", x.shape(), x.dtype())?;
-        Blend::new(x.matrix(), scale).write(recorder, copy.matrix())?;
+        ScaledAdd::new(x.matrix(), scale).write(recorder, copy.matrix())?;
         Ok(copy)
     }
 

@@ -30,7 +30,7 @@ impl LongNet {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] for a model without output projection, and for gradients with activations in half precision;
-    /// [`Error::InvalidShape`], [`Error::OtherModel`] for what does not fit; the errors of leasing and recording.
+    /// [`Error::InvalidShape`], [`Error::ParameterMismatch`] for what does not fit; the errors of leasing and recording.
     pub fn loss(
         &self,
         recorder: &mut Recorder,

@@ -35,8 +35,8 @@ use crate::context::Context;
 use crate::device::DType;
 use crate::error::{Error, Result};
 use crate::nn::{
-    Block, FeedForward, FeedForwardConfig, Init, LayerNorm, Linear, Multihead, MultiheadConfig,
-    ParameterId, ParameterList, Parameters, ProjectionNorm, Sublayer,
+    Block, FeedForward, FeedForwardConfig, Init, LayerNorm, Linear, MultiheadAttention,
+    MultiheadAttentionConfig, ParameterId, ParameterList, Parameters, ProjectionNorm, Sublayer,
 };
 use crate::recorder::Recorder;
 
@@ -222,7 +222,7 @@ fn declare_layer(
     };
     let multihead =
         |attention: &DilatedAttentionConfig, norm: ProjectionNorm, xpos: bool, gain: f32| {
-            MultiheadConfig {
+            MultiheadAttentionConfig {
                 attention: attention.clone(),
                 norm,
                 norm_eps: config.norm_eps,
@@ -233,7 +233,7 @@ fn declare_layer(
     let gain = config.initial_gain;
     let xpos = config.xpos_scale_base.is_some();
     let own = multihead(config.attention(), config.projection_norm, xpos, gain);
-    let own = Multihead::new(context, list, &format!("{name}.self_attn"), &own)?;
+    let own = MultiheadAttention::new(context, list, &format!("{name}.self_attn"), &own)?;
     push(
         list,
         "self_attn_layer_norm",
@@ -242,7 +242,8 @@ fn declare_layer(
     );
     if let Some(cross) = &config.cross_attention {
         let cross = multihead(&cross.attention, cross.projection_norm, false, 1.0);
-        let cross = Multihead::new(context, list, &format!("{name}.encoder_attn"), &cross)?;
+        let cross =
+            MultiheadAttention::new(context, list, &format!("{name}.encoder_attn"), &cross)?;
         push(
             list,
             "encoder_attn_layer_norm",

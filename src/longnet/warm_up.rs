@@ -16,9 +16,9 @@ impl LongNet {
     /// # Errors
     /// As [`forward`](Self::forward) and [`Context::warm_up`].
     pub fn warm_up(&self, context: &Context, shape: &AttentionShape) -> Result<WarmUp> {
-        context.warm_up_recording(|planner| {
-            let model = Self::new(planner, self.config.clone())?;
-            let mut recorder = planner.recorder("warm up");
+        context.warm_up_recording(|dry_run| {
+            let model = Self::new(dry_run, self.config.clone())?;
+            let mut recorder = dry_run.recorder("warm up");
             let weights = Parameters::zeros(&mut recorder, model.parameters(), "weights")?;
             let (batch, len) = (shape.batch(), shape.seq_len());
             let dims = [batch as usize, len as usize, self.width() as usize];

@@ -33,8 +33,8 @@ pub struct ModelPlan {
     pub num_dispatches: u64,
     /// Floating point operations of products and attention.
     pub flop: u64,
-    /// Time of all dispatches at the pace that sliced submissions have measured on this adapter, now or in a process before
-    /// ([`Context::save_pace`]); `None` without a context, and where one of the kernels has not been measured.
+    /// Time of all dispatches as sliced submissions have measured them on this adapter, now or in a process before
+    /// ([`Context::save_cost_model`]); `None` without a context, and where one of the kernels has not been measured.
     pub expected_time: Option<Duration>,
 }
 
@@ -60,14 +60,14 @@ impl ModelPlan {
         }
     }
 
-    /// The plan of a run on `planner`, on which nothing was done but to load the model's weights; times are those of `measured`.
+    /// The plan of a run on `dry_run`, on which nothing was done but to load the model's weights; times are those of `measured`.
     pub(super) fn of_run(
-        planner: &Context,
+        dry_run: &Context,
         measured: Option<&Context>,
         mut run: impl Recordings,
         [num_tokens, flop]: [u64; 2],
     ) -> Result<Self> {
-        let pool = planner.pool();
+        let pool = dry_run.pool();
         let loading_bytes = pool.stats().held_bytes.peak;
         pool.reset_peaks();
         let weight_bytes = pool.stats().requested_bytes.current;
@@ -94,7 +94,7 @@ impl ModelPlan {
     }
 }
 
-/// The kernels of a run on a planner, each once.
+/// The kernels of a run on a dry run, each once.
 pub(super) fn kernels(mut run: impl Recordings) -> Result<Vec<Kernel>> {
     let mut kernels = Vec::new();
     rehearse(&mut run, |recorder| {
@@ -107,7 +107,7 @@ pub(super) fn kernels(mut run: impl Recordings) -> Result<Vec<Kernel>> {
     Ok(kernels)
 }
 
-/// Goes through a run on a planner, each recording shown to `seen`.
+/// Goes through a run on a dry run, each recording shown to `seen`.
 fn rehearse(run: &mut impl Recordings, mut seen: impl FnMut(&Recorder)) -> Result<()> {
     while let Some(recorder) = run.next()? {
         seen(&recorder);
@@ -117,19 +117,19 @@ fn rehearse(run: &mut impl Recordings, mut seen: impl FnMut(&Recorder)) -> Resul
 }
 
 /// Weights that stand for those of a model, loaded in the way that theirs are.
-pub(super) fn stand_ins(planner: &Context, list: &Arc<ParameterList>) -> Result<Parameters> {
-    Parameters::submitted(planner, "load weights", list, |_, _, _| ())
+pub(super) fn stand_ins(dry_run: &Context, list: &Arc<ParameterList>) -> Result<Parameters> {
+    Parameters::submitted(dry_run, "load weights", list, |_, _, _| ())
 }
 
 /// Floating point operations of products and attention in all layers of an encoder.
 pub(super) fn encoder_flop(
-    planner: &Context,
+    dry_run: &Context,
     config: &LongNetConfig,
     shape: &AttentionShape,
 ) -> Result<u64> {
     let attention = config
         .attention()
-        .plan_forward(shape, config.activations, planner.facts())?
+        .plan_forward(shape, config.activations, dry_run.caps())?
         .flop;
     let width = u64::from(config.attention().embed_dim());
     let rows = u64::from(shape.batch()) * u64::from(shape.seq_len());
@@ -158,7 +158,7 @@ impl fmt::Display for ModelPlan {
         match self.expected_time {
             Some(time) => writeln!(
                 f,
-                "time        about {:.1} s, at the pace measured here before",
+                "time        about {:.1} s, as measured here before",
                 time.as_secs_f64()
             ),
             None => Ok(()),

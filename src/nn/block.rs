@@ -8,13 +8,13 @@
 
 use super::parameters::dropout_at;
 use super::{
-    FeedForward, LayerNorm, Multihead, MultiheadGradients, MultiheadInput, MultiheadSaved,
+    FeedForward, LayerNorm, MultiheadAttention, MultiheadGradients, MultiheadInput, MultiheadSaved,
     Parameters,
 };
 use crate::config::AttentionShape;
 use crate::device::DType;
 use crate::error::{Error, Result};
-use crate::ops::{Blend, Matrix, Positions, Rotations};
+use crate::ops::{Matrix, Positions, Rotations, ScaledAdd};
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
@@ -22,9 +22,9 @@ use crate::tensor::Tensor;
 #[derive(Clone, Debug)]
 pub enum Sublayer {
     /// Attention over the block's own input.
-    SelfAttention(Multihead),
+    SelfAttention(MultiheadAttention),
     /// Attention over another sequence.
-    CrossAttention(Multihead),
+    CrossAttention(MultiheadAttention),
     /// A feed-forward network.
     FeedForward(FeedForward),
 }
@@ -116,7 +116,7 @@ impl Block {
             Some(_) => {
                 let out = recorder.empty("activations", x.shape(), x.dtype())?;
                 let attention = self.sublayer(recorder, pass, input, None, out.matrix())?;
-                Blend::new(out.matrix(), 1.0)
+                ScaledAdd::new(out.matrix(), 1.0)
                     .dropout(dropout, 0)
                     .plus(residual.0, residual.1)
                     .write(recorder, sum.matrix())?;
@@ -275,7 +275,7 @@ impl Block {
             None => None,
             Some(_) => {
                 let dropped = like_x(recorder)?;
-                Blend::new(dsum.matrix(), 1.0)
+                ScaledAdd::new(dsum.matrix(), 1.0)
                     .dropout(dropout, 0)
                     .write(recorder, dropped.matrix())?;
                 Some(dropped)
@@ -283,7 +283,7 @@ impl Block {
         };
         let dout = dropped.as_ref().unwrap_or(&dsum).matrix();
         let scaled = |recorder: &mut Recorder, like: Tensor| -> Result<Tensor> {
-            Blend::new(dsum.matrix(), self.residual_scale).write(recorder, like.matrix())?;
+            ScaledAdd::new(dsum.matrix(), self.residual_scale).write(recorder, like.matrix())?;
             Ok(like)
         };
         let Some(input) = self.input(recorder, pass, x)? else {
@@ -361,7 +361,7 @@ impl Block {
                 };
                 attention.backward(recorder, sets, &input, saved, dy, to)
             }
-            (_, None) => Err(Error::OtherModel {
+            (_, None) => Err(Error::ParameterMismatch {
                 what: "saved activations",
             }),
         }

@@ -8,7 +8,7 @@ use super::{Init, LayerNorm, Linear, ParameterList, Parameters};
 use crate::device::DType;
 use crate::error::Result;
 use crate::kernels::activation::Activation;
-use crate::ops::{Blend, Matrix, activation, activation_backward};
+use crate::ops::{Matrix, ScaledAdd, activation, activation_backward};
 use crate::recorder::Recorder;
 
 /// Bytes of a chunk's intermediate, about.
@@ -103,7 +103,7 @@ impl FeedForward {
                 .write(recorder, hidden.matrix())?;
             if dropout.is_some() {
                 let kept = recorder.empty("ffn hidden", &shape, x.dtype())?;
-                Blend::new(hidden.matrix(), 1.0)
+                ScaledAdd::new(hidden.matrix(), 1.0)
                     .dropout(dropout, begin * self.hidden as u64)
                     .write(recorder, kept.matrix())?;
                 hidden = kept;
@@ -149,7 +149,7 @@ impl FeedForward {
                 None => active,
                 Some(_) => {
                     let kept = recorder.empty("ffn hidden", &shape, DType::F32)?;
-                    Blend::new(active.matrix(), 1.0)
+                    ScaledAdd::new(active.matrix(), 1.0)
                         .dropout(dropout, first)
                         .write(recorder, kept.matrix())?;
                     kept
@@ -186,7 +186,7 @@ impl FeedForward {
                 Some(_) => Some(recorder.empty("ffn hidden", &shape, DType::F32)?),
             };
             if let Some(dropped) = &dropped {
-                Blend::new(gradient, 1.0)
+                ScaledAdd::new(gradient, 1.0)
                     .dropout(dropout, first)
                     .write(recorder, dropped.matrix())?;
                 gradient = dropped.matrix();

@@ -20,7 +20,8 @@ pub use block::{Block, BlockSaved, Memory, Pass, Sublayer};
 pub use feed_forward::{FeedForward, FeedForwardConfig};
 pub use linear::Linear;
 pub use multihead::{
-    Multihead, MultiheadConfig, MultiheadGradients, MultiheadInput, MultiheadSaved, ProjectionNorm,
+    MultiheadAttention, MultiheadAttentionConfig, MultiheadGradients, MultiheadInput,
+    MultiheadSaved, ProjectionNorm,
 };
 pub use norm::LayerNorm;
 pub use parameters::{Init, ParameterId, ParameterList, ParameterSpec, Parameters};

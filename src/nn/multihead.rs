@@ -25,7 +25,7 @@ pub enum ProjectionNorm {
 
 /// Options of multi-head attention.
 #[derive(Clone, Debug, PartialEq)]
-pub struct MultiheadConfig {
+pub struct MultiheadAttentionConfig {
     /// Heads, branches, mask.
     pub attention: DilatedAttentionConfig,
     /// Layer norms inside.
@@ -40,7 +40,7 @@ pub struct MultiheadConfig {
 
 /// Multi-head dilated attention with its four projections.
 #[derive(Clone, Debug)]
-pub struct Multihead {
+pub struct MultiheadAttention {
     attention: DilatedAttention,
     q_proj: Linear,
     k_proj: Linear,
@@ -104,7 +104,7 @@ impl MultiheadSaved {
     }
 }
 
-impl Multihead {
+impl MultiheadAttention {
     /// Declares `prefix.{q,k,v,out}_proj` and the norms.
     ///
     /// # Errors
@@ -113,7 +113,7 @@ impl Multihead {
         context: &Context,
         list: &mut ParameterList,
         prefix: &str,
-        config: &MultiheadConfig,
+        config: &MultiheadAttentionConfig,
     ) -> Result<Self> {
         let attention = DilatedAttention::new(context, config.attention.clone())?;
         let width = config.attention.embed_dim() as usize;

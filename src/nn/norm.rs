@@ -5,10 +5,10 @@ use crate::error::Result;
 use crate::ops::{Matrix, layer_norm, layer_norm_backward};
 use crate::recorder::Recorder;
 
-/// Layer norm of rows, with a gain and a bias.
+/// Layer norm of rows, with a weight and a bias.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LayerNorm {
-    gain: ParameterId,
+    weight: ParameterId,
     bias: ParameterId,
     eps: f32,
 }
@@ -17,7 +17,7 @@ impl LayerNorm {
     /// Declares `prefix.weight` and `prefix.bias`.
     pub fn new(list: &mut ParameterList, prefix: &str, width: usize, eps: f32) -> Self {
         Self {
-            gain: list.add(format!("{prefix}.weight"), &[width], Init::Ones),
+            weight: list.add(format!("{prefix}.weight"), &[width], Init::Ones),
             bias: list.add(format!("{prefix}.bias"), &[width], Init::Zeros),
             eps,
         }
@@ -34,7 +34,7 @@ impl LayerNorm {
         x: Matrix<'_>,
         y: Matrix<'_>,
     ) -> Result<()> {
-        let parameters = [self.gain, self.bias].map(|id| weights.get(id).vector());
+        let parameters = [self.weight, self.bias].map(|id| weights.get(id).vector());
         layer_norm(recorder, x, parameters, self.eps, y)
     }
 
@@ -50,8 +50,8 @@ impl LayerNorm {
         dy: Matrix<'_>,
         dx: (Matrix<'_>, bool),
     ) -> Result<()> {
-        let gain = weights.get(self.gain).vector();
-        let sums = [self.gain, self.bias].map(|id| gradients.get(id).vector());
-        layer_norm_backward(recorder, x, gain, self.eps, dy, dx, sums)
+        let weight = weights.get(self.weight).vector();
+        let sums = [self.weight, self.bias].map(|id| gradients.get(id).vector());
+        layer_norm_backward(recorder, x, weight, self.eps, dy, dx, sums)
     }
 }

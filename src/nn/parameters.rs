@@ -151,7 +151,7 @@ impl Parameters {
         list: &Arc<ParameterList>,
         label: &'static str,
     ) -> Result<Self> {
-        let facts = recorder.context().facts().clone();
+        let caps = recorder.context().caps().clone();
         let mut slabs = Vec::new();
         let mut tensors = vec![None; list.specs.len()];
         for decays in [true, false] {
@@ -175,7 +175,7 @@ impl Parameters {
                     continue;
                 }
                 let bytes = padded_bytes(num_bytes(label, &spec.shape, DType::F32)?);
-                let mut offset = end.next_multiple_of(facts.storage_offset_alignment);
+                let mut offset = end.next_multiple_of(caps.storage_offset_alignment);
                 if !placed.is_empty() && offset + bytes > SLAB_BYTES {
                     close(&mut placed, end)?;
                     offset = 0;
@@ -297,12 +297,12 @@ impl Parameters {
     /// Whether these are for the same parameters as `list`.
     ///
     /// # Errors
-    /// [`Error::OtherModel`].
+    /// [`Error::ParameterMismatch`].
     pub(crate) fn expect_list(&self, what: &'static str, list: &Arc<ParameterList>) -> Result<()> {
         if Arc::ptr_eq(&self.list, list) || self.list == *list {
             return Ok(());
         }
-        Err(Error::OtherModel { what })
+        Err(Error::ParameterMismatch { what })
     }
 }
 

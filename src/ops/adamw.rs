@@ -135,7 +135,7 @@ impl AdamWStep {
 ///
 /// # Errors
 /// [`Error::InvalidConfig`] for a number that means nothing; [`Error::InvalidShape`], [`Error::WrongDType`],
-/// [`Error::ForeignDevice`] for tensors that do not fit; and the errors of recording.
+/// [`Error::ContextMismatch`] for tensors that do not fit; and the errors of recording.
 pub fn adamw(
     recorder: &mut Recorder,
     step: &AdamWStep,
@@ -156,22 +156,22 @@ pub fn adamw(
     {
         tensor.vector().expect_f32(what, 1, count, recorder)?;
     }
-    let facts = recorder.context().facts().clone();
+    let caps = recorder.context().caps().clone();
     // In double precision: 1 - beta^t loses all digits otherwise.
     let exponent = i32::try_from(step.step).unwrap_or(i32::MAX);
     let correction = |beta: f32| (1.0 / (1.0 - f64::from(beta).powi(exponent))) as f32;
-    let window = (facts.max_binding_bytes / 4 / 64 * 64).max(1);
+    let window = (caps.max_binding_bytes / 4 / 64 * 64).max(1);
     let mut begin = 0;
     while begin < count {
         let end = count.min(begin + window);
         let bind = |tensor: &'_ Tensor| {
             tensor.vector().reshape(1).and_then(|elements| {
-                let bound = elements.bind(begin, end, &facts)?;
+                let bound = elements.bind(begin, end, &caps)?;
                 Ok((bound.binding.1, bound.skip))
             })
         };
         let (range, skip) = bind(value)?;
-        let grid = grid("adamw", (end - begin).div_ceil(64), &facts)?;
+        let grid = grid("adamw", (end - begin).div_ceil(64), &caps)?;
         let params = AdamWParams {
             count: size("elements", end - begin)?,
             skip,
@@ -188,7 +188,7 @@ pub fn adamw(
             grid_width: grid[0],
         };
         let bindings = [
-            (norm_squared, norm.bind(0, 1, &facts)?.binding.1),
+            (norm_squared, norm.bind(0, 1, &caps)?.binding.1),
             (gradient, range),
             (value, range),
             (moment_1, range),

@@ -1,9 +1,9 @@
 //! From one type of elements to another.
 
 use super::elementwise::elementwise;
-use crate::device::{DType, Storage};
+use crate::device::{DType, ElementFormat};
 use crate::error::{Error, Result};
-use crate::kernels::Cell;
+use crate::kernels::VectorWidth;
 use crate::kernels::convert::Convert;
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
@@ -23,23 +23,23 @@ use crate::tensor::Tensor;
 ///
 /// # Errors
 /// [`Error::WrongDType`] for integers, [`Error::InvalidShape`] when the number of elements is no multiple of 4,
-/// [`Error::ForeignDevice`], and the errors of leasing and recording.
+/// [`Error::ContextMismatch`], and the errors of leasing and recording.
 pub fn convert(recorder: &mut Recorder, x: &Tensor, dtype: DType) -> Result<Tensor> {
     let context = recorder.context();
-    let facts = context.facts();
-    let from = Storage::of("x", x.dtype(), facts)?;
-    let to = Storage::of("dtype", dtype, facts)?;
+    let caps = context.caps();
+    let from = ElementFormat::of("x", x.dtype(), caps)?;
+    let to = ElementFormat::of("dtype", dtype, caps)?;
     x.expect("x", x.shape(), x.dtype(), context.pool().id())?;
     if x.dtype() == dtype {
         return Ok(x.clone());
     }
     let kernel = match (from, to) {
-        (Storage::F32, storage) => Convert {
-            storage,
+        (ElementFormat::F32, format) => Convert {
+            format,
             widens: false,
         },
-        (storage, Storage::F32) => Convert {
-            storage,
+        (format, ElementFormat::F32) => Convert {
+            format,
             widens: true,
         },
         _ => {
@@ -55,7 +55,13 @@ pub fn convert(recorder: &mut Recorder, x: &Tensor, dtype: DType) -> Result<Tens
         });
     }
     let out = recorder.empty(x.label(), x.shape(), dtype)?;
-    let cell = Cell::Vec4(from);
-    elementwise(recorder, kernel.into(), cell, x.vector(), out.vector())?;
+    let vector_width = VectorWidth::Vec4(from);
+    elementwise(
+        recorder,
+        kernel.into(),
+        vector_width,
+        x.vector(),
+        out.vector(),
+    )?;
     Ok(out)
 }

@@ -1,13 +1,13 @@
 //! Element by element: activations, sums, dropout.
 
 use super::{Matrix, grid, row_windows, size};
-use crate::device::{DType, Storage};
+use crate::device::{DType, ElementFormat};
 use crate::error::{Error, Result};
 use crate::kernels::activation::{
     Activation, ActivationBackward, ActivationForward, ElementwiseParams,
 };
-use crate::kernels::blend::{self, BlendParams};
-use crate::kernels::{Cell, Kernel};
+use crate::kernels::scaled_add::{self, ScaledAddParams};
+use crate::kernels::{Kernel, VectorWidth};
 use crate::recorder::Recorder;
 
 /// Cells that one workgroup takes.
@@ -16,7 +16,7 @@ const BLOCK: u64 = 64;
 /// Records `out = activation(x)`, both activations of one type.
 ///
 /// # Errors
-/// [`Error::InvalidShape`], [`Error::WrongDType`], [`Error::ForeignDevice`] for matrices that do not fit, and the errors
+/// [`Error::InvalidShape`], [`Error::WrongDType`], [`Error::ContextMismatch`] for matrices that do not fit, and the errors
 /// of recording.
 pub fn activation(
     recorder: &mut Recorder,
@@ -24,11 +24,14 @@ pub fn activation(
     x: Matrix<'_>,
     out: Matrix<'_>,
 ) -> Result<()> {
-    let storage = x.expect_activations("x", x.rows(), x.width(), recorder)?;
+    let format = x.expect_activations("x", x.rows(), x.width(), recorder)?;
     out.expect("out", x.rows(), x.width(), x.dtype(), recorder)?;
-    let cell = Cell::smallest(storage);
-    let kernel = ActivationForward { activation, cell };
-    elementwise(recorder, kernel.into(), cell, x, out)
+    let vector_width = VectorWidth::smallest(format);
+    let kernel = ActivationForward {
+        activation,
+        vector_width,
+    };
+    elementwise(recorder, kernel.into(), vector_width, x, out)
 }
 
 /// Records that `gradient`, that of `activation(x)`, becomes that of `x`. Both are f32.
@@ -44,24 +47,24 @@ pub fn activation_backward(
     x.expect_f32("x", x.rows(), x.width(), recorder)?;
     gradient.expect_f32("gradient", x.rows(), x.width(), recorder)?;
     let kernel = ActivationBackward { activation };
-    elementwise(recorder, kernel.into(), Cell::Scalar, x, gradient)
+    elementwise(recorder, kernel.into(), VectorWidth::Scalar, x, gradient)
 }
 
-/// A kernel that makes cells of `out` of those of `x`.
+/// A kernel that makes vectors of `out` of those of `x`.
 pub(super) fn elementwise(
     recorder: &mut Recorder,
     kernel: Kernel,
-    cell: Cell,
+    vector_width: VectorWidth,
     x: Matrix<'_>,
     out: Matrix<'_>,
 ) -> Result<()> {
-    let facts = recorder.context().facts().clone();
-    let elements = cell.elements();
+    let caps = recorder.context().caps().clone();
+    let elements = vector_width.elements();
     let (x, out) = (x.reshape(elements)?, out.reshape(elements)?);
-    for (begin, end) in row_windows("elements", x.rows(), &[x, out], &facts)? {
-        let [x, out] = [x, out].map(|matrix| matrix.bind_units(begin, end, elements, &facts));
+    for (begin, end) in row_windows("elements", x.rows(), &[x, out], &caps)? {
+        let [x, out] = [x, out].map(|matrix| matrix.bind_units(begin, end, elements, &caps));
         let (x, out) = (x?, out?);
-        let grid = grid("elements", (end - begin).div_ceil(BLOCK), &facts)?;
+        let grid = grid("elements", (end - begin).div_ceil(BLOCK), &caps)?;
         let params = ElementwiseParams {
             count: size("elements", end - begin)?,
             x_skip: x.skip,
@@ -107,14 +110,14 @@ impl Dropout {
 /// `out = scale * dropout(x) + y_scale * y`, to be recorded; all activations of one type, with dropout f32.
 #[derive(Clone, Copy, Debug)]
 #[must_use = "a sum does nothing until it is recorded"]
-pub struct Blend<'a> {
+pub struct ScaledAdd<'a> {
     x: Matrix<'a>,
     scale: f32,
     dropout: Option<(Dropout, u64)>,
     y: Option<(Matrix<'a>, f32)>,
 }
 
-impl<'a> Blend<'a> {
+impl<'a> ScaledAdd<'a> {
     /// `scale * x`.
     pub fn new(x: Matrix<'a>, scale: f32) -> Self {
         Self {
@@ -148,8 +151,8 @@ impl<'a> Blend<'a> {
     /// As [`activation`].
     pub fn write(self, recorder: &mut Recorder, out: Matrix<'a>) -> Result<()> {
         let mode = match self.y {
-            None => BlendParams::Y_NONE,
-            Some(_) => BlendParams::Y_BOUND,
+            None => ScaledAddParams::Y_NONE,
+            Some(_) => ScaledAddParams::Y_BOUND,
         };
         self.record(recorder, out, mode, self.y.map_or(0.0, |(_, scale)| scale))
     }
@@ -166,7 +169,7 @@ impl<'a> Blend<'a> {
                 need: "two",
             });
         }
-        self.record(recorder, out, BlendParams::Y_OUT, out_scale)
+        self.record(recorder, out, ScaledAddParams::Y_OUT, out_scale)
     }
 
     fn record(
@@ -178,30 +181,30 @@ impl<'a> Blend<'a> {
     ) -> Result<()> {
         let Self { x, dropout, .. } = self;
         let y = self.y.map_or(x, |(y, _)| y);
-        let storage = x.expect_activations("x", x.rows(), x.width(), recorder)?;
+        let format = x.expect_activations("x", x.rows(), x.width(), recorder)?;
         for (what, matrix) in [("y", y), ("out", out)] {
             matrix.expect(what, x.rows(), x.width(), x.dtype(), recorder)?;
         }
-        if dropout.is_some() && storage != Storage::F32 {
+        if dropout.is_some() && format != ElementFormat::F32 {
             return Err(Error::WrongDType {
                 what: "x of a dropout",
                 given: x.dtype(),
                 need: DType::F32,
             });
         }
-        let facts = recorder.context().facts().clone();
-        let cell = Cell::smallest(storage);
-        let elements = cell.elements();
+        let caps = recorder.context().caps().clone();
+        let vector_width = VectorWidth::smallest(format);
+        let elements = vector_width.elements();
         let (x, y, out) = (
             x.reshape(elements)?,
             y.reshape(elements)?,
             out.reshape(elements)?,
         );
         let words = |value: u64| [value as u32, (value >> 32) as u32];
-        for (begin, end) in row_windows("elements", x.rows(), &[x, y, out], &facts)? {
-            let bound = |matrix: Matrix<'a>| matrix.bind_units(begin, end, elements, &facts);
+        for (begin, end) in row_windows("elements", x.rows(), &[x, y, out], &caps)? {
+            let bound = |matrix: Matrix<'a>| matrix.bind_units(begin, end, elements, &caps);
             let (x, y, out) = (bound(x)?, bound(y)?, bound(out)?);
-            let grid = grid("elements", (end - begin).div_ceil(BLOCK), &facts)?;
+            let grid = grid("elements", (end - begin).div_ceil(BLOCK), &caps)?;
             let (drop_below, keep_scale, seed, first) = match dropout {
                 None => (0, 1.0, 0, 0),
                 Some((dropout, first)) => (
@@ -212,7 +215,7 @@ impl<'a> Blend<'a> {
                 ),
             };
             let ([seed_low, seed_high], [first_low, first_high]) = (words(seed), words(first));
-            let params = BlendParams {
+            let params = ScaledAddParams {
                 count: size("elements", end - begin)?,
                 x_skip: x.skip,
                 y_skip: y.skip,
@@ -229,7 +232,12 @@ impl<'a> Blend<'a> {
                 grid_width: grid[0],
             };
             let bindings = [x.binding, y.binding, out.binding];
-            recorder.dispatch(blend::Blend { cell }, &bindings, &params, grid)?;
+            recorder.dispatch(
+                scaled_add::ScaledAdd { vector_width },
+                &bindings,
+                &params,
+                grid,
+            )?;
         }
         Ok(())
     }

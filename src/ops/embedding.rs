@@ -3,7 +3,7 @@
 use super::{Matrix, grid, row_windows, size, windows_of};
 use crate::device::DType;
 use crate::error::{Error, Result};
-use crate::kernels::Cell;
+use crate::kernels::VectorWidth;
 use crate::kernels::embedding::{
     Embedding, EmbeddingBackward, EmbeddingBackwardParams, EmbeddingParams,
 };
@@ -107,7 +107,7 @@ pub(super) fn expect_below(
 ///
 /// # Errors
 /// [`Error::TokenOutOfRange`] for ids that the table does not have; [`Error::InvalidShape`], [`Error::WrongDType`],
-/// [`Error::ForeignDevice`] for matrices that do not fit, and the errors of recording.
+/// [`Error::ContextMismatch`] for matrices that do not fit, and the errors of recording.
 pub fn embedding(
     recorder: &mut Recorder,
     ids: &TokenIds,
@@ -120,20 +120,21 @@ pub fn embedding(
     let ids = ids.ids.vector().reshape(1)?;
     ids.expect("token ids", ids.rows(), 1, DType::U32, recorder)?;
     table.expect_f32("table", table.rows(), width, recorder)?;
-    let cell = Cell::smallest(out.expect_activations("out", ids.rows(), width, recorder)?);
-    let facts = recorder.context().facts().clone();
-    let tables = windows_of("table", table.rows(), table.max_rows(&facts), &facts)?;
-    for (begin, end) in row_windows("out", ids.rows(), &[ids, out], &facts)? {
+    let vector_width =
+        VectorWidth::smallest(out.expect_activations("out", ids.rows(), width, recorder)?);
+    let caps = recorder.context().caps().clone();
+    let tables = windows_of("table", table.rows(), table.max_rows(&caps), &caps)?;
+    for (begin, end) in row_windows("out", ids.rows(), &[ids, out], &caps)? {
         for &(first_id, last_id) in &tables {
-            let ids = ids.bind(begin, end, &facts)?;
-            let out = out.bind_units(begin, end, cell.elements(), &facts)?;
-            let table = table.bind_units(first_id, last_id, cell.elements(), &facts)?;
-            let cells = width / cell.elements();
-            let tiles_x = cells.div_ceil(64);
-            let grid = grid("embedding", tiles_x * (end - begin), &facts)?;
+            let ids = ids.bind(begin, end, &caps)?;
+            let out = out.bind_units(begin, end, vector_width.elements(), &caps)?;
+            let table = table.bind_units(first_id, last_id, vector_width.elements(), &caps)?;
+            let vectors = width / vector_width.elements();
+            let tiles_x = vectors.div_ceil(64);
+            let grid = grid("embedding", tiles_x * (end - begin), &caps)?;
             let params = EmbeddingParams {
                 rows: size("rows", end - begin)?,
-                width: size("width", cells)?,
+                width: size("width", vectors)?,
                 first_id: size("id", first_id)?,
                 num_ids: size("ids", last_id - first_id)?,
                 ids_skip: ids.skip,
@@ -149,7 +150,7 @@ pub fn embedding(
             if accumulate {
                 recorder.reads(out.binding.0);
             }
-            recorder.dispatch(Embedding { cell }, &bindings, &params, grid)?;
+            recorder.dispatch(Embedding { vector_width }, &bindings, &params, grid)?;
         }
     }
     Ok(())
@@ -172,14 +173,14 @@ pub fn embedding_backward(
     order.expect("token order", ids.len(), 1, DType::U32, recorder)?;
     dout.expect_f32("dout", ids.len(), width, recorder)?;
     dtable.expect_f32("dtable", dtable.rows(), width, recorder)?;
-    let facts = recorder.context().facts().clone();
-    let tables = windows_of("dtable", dtable.rows(), dtable.max_rows(&facts), &facts)?;
-    for (begin, end) in row_windows("dout", ids.len(), &[dout], &facts)? {
+    let caps = recorder.context().caps().clone();
+    let tables = windows_of("dtable", dtable.rows(), dtable.max_rows(&caps), &caps)?;
+    for (begin, end) in row_windows("dout", ids.len(), &[dout], &caps)? {
         for &(first_id, last_id) in &tables {
-            let table = dtable.bind(first_id, last_id, &facts)?;
-            let dout = dout.bind(begin, end, &facts)?;
+            let table = dtable.bind(first_id, last_id, &caps)?;
+            let dout = dout.bind(begin, end, &caps)?;
             let tiles_x = width.div_ceil(64);
-            let grid = grid("embedding", tiles_x * runs.rows(), &facts)?;
+            let grid = grid("embedding", tiles_x * runs.rows(), &caps)?;
             let params = EmbeddingBackwardParams {
                 num_runs: size("ids", runs.rows())?,
                 width: size("width", width)?,
@@ -195,8 +196,8 @@ pub fn embedding_backward(
                 grid_width: grid[0],
             };
             let bindings = [
-                runs.bind(0, runs.rows(), &facts)?.binding,
-                order.bind(0, order.rows(), &facts)?.binding,
+                runs.bind(0, runs.rows(), &caps)?.binding,
+                order.bind(0, order.rows(), &caps)?.binding,
                 dout.binding,
                 table.binding,
             ];

@@ -76,7 +76,7 @@ impl Labels {
 ///
 /// # Errors
 /// [`Error::TokenOutOfRange`] for labels that are no class; [`Error::InvalidShape`], [`Error::WrongDType`],
-/// [`Error::ForeignDevice`] for matrices that do not fit, and the errors of recording.
+/// [`Error::ContextMismatch`] for matrices that do not fit, and the errors of recording.
 pub fn cross_entropy(
     recorder: &mut Recorder,
     logits: Matrix<'_>,
@@ -95,12 +95,12 @@ pub fn cross_entropy(
     labels.expect("labels", rows, 1, DType::U32, recorder)?;
     logits.expect_f32("logits", rows, width, recorder)?;
     losses.expect_f32("losses", rows, 1, recorder)?;
-    let facts = recorder.context().facts().clone();
-    for (begin, end) in row_windows("logits", rows, &[logits, labels, losses], &facts)? {
-        let labels = labels.bind(begin, end, &facts)?;
-        let logits = logits.bind(begin, end, &facts)?;
-        let losses = losses.bind(begin, end, &facts)?;
-        let grid = grid("cross-entropy", (end - begin).div_ceil(ROWS), &facts)?;
+    let caps = recorder.context().caps().clone();
+    for (begin, end) in row_windows("logits", rows, &[logits, labels, losses], &caps)? {
+        let labels = labels.bind(begin, end, &caps)?;
+        let logits = logits.bind(begin, end, &caps)?;
+        let losses = losses.bind(begin, end, &caps)?;
+        let grid = grid("cross-entropy", (end - begin).div_ceil(ROWS), &caps)?;
         let params = CrossEntropyParams {
             rows: size("rows", end - begin)?,
             width: size("classes", width)?,

@@ -1,12 +1,12 @@
 //! Products of matrices.
 
 use super::{Matrix, grid, size, windows_of};
-use crate::device::{DType, Storage};
+use crate::device::{DType, ElementFormat};
 use crate::error::{Error, Result};
 use crate::kernels::activation::Activation;
 use crate::kernels::column_sums::{ColumnSums, ColumnSumsParams};
 use crate::kernels::matmul::{MatmulFamily, MatmulKernel, MatmulParams, MatmulVariant};
-use crate::kernels::{Cell, Family};
+use crate::kernels::{Family, VectorWidth};
 use crate::ops::reduce::add_partials;
 use crate::recorder::Recorder;
 
@@ -107,7 +107,7 @@ impl<'a> Matmul<'a> {
     /// Records that `c` becomes the result.
     ///
     /// # Errors
-    /// [`Error::InvalidShape`], [`Error::WrongDType`], [`Error::ForeignDevice`] for matrices that do not fit,
+    /// [`Error::InvalidShape`], [`Error::WrongDType`], [`Error::ContextMismatch`] for matrices that do not fit,
     /// [`Error::BindingTooSmall`] when a binding cannot cover one row, [`Error::InvalidConfig`] when the kernel chosen is not
     /// for such factors on this device, and the errors of recording a dispatch.
     pub fn write(self, recorder: &mut Recorder, c: Matrix<'a>) -> Result<()> {
@@ -131,7 +131,7 @@ impl<'a> Matmul<'a> {
     }
 
     fn record(self, recorder: &mut Recorder, c: Matrix<'a>, accumulate: bool) -> Result<()> {
-        let facts = recorder.context().facts().clone();
+        let caps = recorder.context().caps().clone();
         let (rows, inner) = oriented(&self.a, self.transpose_a);
         let (_, columns) = oriented(&self.b, self.transpose_b);
         let stored = |transposed, rows, columns| match transposed {
@@ -147,7 +147,7 @@ impl<'a> Matmul<'a> {
             .b
             .expect_activations("b", b_shape.0, b_shape.1, recorder)?;
         let (left, right) = match self.variant {
-            Some(MatmulVariant::Coop(_)) => (left.of_matrices(&facts), right.of_matrices(&facts)),
+            Some(MatmulVariant::Coop(_)) => (left.of_matrices(&caps), right.of_matrices(&caps)),
             _ => (left, right),
         };
         if ![DType::F32, self.a.dtype()].contains(&self.b.dtype()) {
@@ -158,7 +158,7 @@ impl<'a> Matmul<'a> {
             });
         }
         if let Some(variant) = self.variant {
-            variant.check([left, right], recorder.context().facts_for(right))?;
+            variant.check([left, right], recorder.context().caps_for(right))?;
         }
         let result = c.expect_activations("c", rows, columns, recorder)?;
         if ![DType::F32, self.a.dtype()].contains(&c.dtype()) {
@@ -178,7 +178,7 @@ impl<'a> Matmul<'a> {
             return Ok(());
         }
         // Windows of the rows that each matrix is stored in.
-        let [max_a, max_b, max_c] = [&self.a, &self.b, &c].map(|matrix| matrix.max_rows(&facts));
+        let [max_a, max_b, max_c] = [&self.a, &self.b, &c].map(|matrix| matrix.max_rows(&caps));
         let (mut max_rows, mut max_inner, mut max_columns) = (max_c, u64::MAX, u64::MAX);
         match self.transpose_a {
             false => max_rows = max_rows.min(max_a),
@@ -189,14 +189,14 @@ impl<'a> Matmul<'a> {
             true => max_columns = max_columns.min(max_b),
         }
         // Windows of half precision begin at whole vectors.
-        let unit = if left == Storage::F32 { 1 } else { 4 };
+        let unit = if left == ElementFormat::F32 { 1 } else { 4 };
         let whole = |max: u64, all: u64| if max < all { max - max % unit } else { max };
         (max_rows, max_inner) = (whole(max_rows, rows), whole(max_inner, inner));
         max_columns = whole(max_columns, columns);
         let inner_windows = match inner {
             // An empty sum: bias, activation and residual of nothing.
             0 => vec![(0, 0)],
-            _ => windows_of("a", inner, max_inner, &facts)?,
+            _ => windows_of("a", inner, max_inner, &caps)?,
         };
         let epilogue_waits = inner_windows.len() > 1
             && (self.activation != Activation::Identity || self.residual.is_some());
@@ -206,12 +206,12 @@ impl<'a> Matmul<'a> {
             return Err(Error::BindingTooSmall {
                 what: "b",
                 requested_bytes: self.b.rows() * self.b.width() * 4,
-                limit_bytes: facts.max_binding_bytes,
+                limit_bytes: caps.max_binding_bytes,
             });
         }
-        let storages = (left, right, result);
-        for (row_begin, row_end) in windows_of("c", rows, max_rows, &facts)? {
-            for (column_begin, column_end) in windows_of("b", columns, max_columns, &facts)? {
+        let formats = (left, right, result);
+        for (row_begin, row_end) in windows_of("c", rows, max_rows, &caps)? {
+            for (column_begin, column_end) in windows_of("b", columns, max_columns, &caps)? {
                 for &(inner_begin, inner_end) in &inner_windows {
                     let block = Block {
                         rows: (row_begin, row_end),
@@ -219,13 +219,7 @@ impl<'a> Matmul<'a> {
                         inner: (inner_begin, inner_end),
                     };
                     let first = inner_begin == 0;
-                    self.record_block(
-                        recorder,
-                        c,
-                        storages,
-                        &block,
-                        (accumulate || !first, first),
-                    )?;
+                    self.record_block(recorder, c, formats, &block, (accumulate || !first, first))?;
                 }
             }
         }
@@ -236,23 +230,23 @@ impl<'a> Matmul<'a> {
     fn chosen(
         &self,
         columns: u64,
-        (left, right): (Storage, Storage),
+        (left, right): (ElementFormat, ElementFormat),
         recorder: &Recorder,
     ) -> MatmulVariant {
         self.variant.unwrap_or_else(|| {
             let context = recorder.context();
-            let facts = context.facts_for(right);
+            let caps = context.caps_for(right);
             let transposed = [self.transpose_a, self.transpose_b];
             let family = MatmulFamily {
                 columns,
                 factors: [left, right],
                 transposed,
             };
-            match family.choice(facts).variant {
+            match family.choice(caps).variant {
                 matrices @ MatmulVariant::Coop(_) => matrices,
                 _ if transposed == [false, true] => {
                     let family = MatmulFamily::of_linear_layer(columns);
-                    context.tuner().choose(&family, facts).variant
+                    context.tuner().choose(&family, caps).variant
                 }
                 variant => variant,
             }
@@ -263,23 +257,23 @@ impl<'a> Matmul<'a> {
         &self,
         recorder: &mut Recorder,
         c: Matrix<'_>,
-        (left, right, result): (Storage, Storage, Storage),
+        (left, right, result): (ElementFormat, ElementFormat, ElementFormat),
         block: &Block,
         (accumulate, first): (bool, bool),
     ) -> Result<()> {
-        let facts = recorder.context().facts().clone();
+        let caps = recorder.context().caps().clone();
         let Block {
             rows,
             columns,
             inner,
         } = *block;
         let a = match self.transpose_a {
-            false => self.a.bind(rows.0, rows.1, &facts)?,
-            true => self.a.bind(inner.0, inner.1, &facts)?,
+            false => self.a.bind(rows.0, rows.1, &caps)?,
+            true => self.a.bind(inner.0, inner.1, &caps)?,
         };
         let b = match self.transpose_b {
-            false => self.b.bind(inner.0, inner.1, &facts)?,
-            true => self.b.bind(columns.0, columns.1, &facts)?,
+            false => self.b.bind(inner.0, inner.1, &caps)?,
+            true => self.b.bind(columns.0, columns.1, &caps)?,
         };
         // The columns of a window within rows that are bound whole.
         let [a_offset, b_offset] = [
@@ -300,25 +294,25 @@ impl<'a> Matmul<'a> {
         let in_fours = lengths.iter().all(|length| length.is_multiple_of(4));
         let variant = self
             .chosen(num_columns, (left, right), recorder)
-            .for_lengths([num_inner, num_columns], in_fours, &facts);
-        let cell = match variant {
-            MatmulVariant::Broadcast(_) => Cell::Vec4(result),
-            _ => Cell::smallest(result),
+            .for_lengths([num_inner, num_columns], in_fours, &caps);
+        let vector_width = match variant {
+            MatmulVariant::Broadcast(_) => VectorWidth::Vec4(result),
+            _ => VectorWidth::smallest(result),
         };
-        let cell_elements = cell.elements();
+        let cell_elements = vector_width.elements();
         let [tile_rows, tile_columns] = variant.tile();
         let (tiles_x, tiles_y) = (
             num_columns.div_ceil(tile_columns),
             num_rows.div_ceil(tile_rows),
         );
         let tiles = tiles_x * tiles_y;
-        let plain = cell == Cell::Scalar
+        let plain = vector_width == VectorWidth::Scalar
             && self.activation == Activation::Identity
             && self.bias.is_none()
             && self.residual.is_none()
             && columns.0 == 0
             && num_columns == c.width();
-        let max_splits = facts.max_binding_bytes / (num_rows * num_columns * 4).max(1);
+        let max_splits = caps.max_binding_bytes / (num_rows * num_columns * 4).max(1);
         let splits = match plain {
             true => (variant.wanted_workgroups() / tiles.max(1))
                 .min(num_inner / LEAST_SPLIT)
@@ -336,16 +330,16 @@ impl<'a> Matmul<'a> {
             }
         };
         let written = match &partials {
-            None => c.bind_units(rows.0, rows.1, cell_elements, &facts)?,
-            Some(partials) => partials.vector().bind(0, 1, &facts)?,
+            None => c.bind_units(rows.0, rows.1, cell_elements, &caps)?,
+            Some(partials) => partials.vector().bind(0, 1, &caps)?,
         };
         let bias = match &self.bias {
-            Some(bias) if first => Some(bias.bind_units(0, 1, cell_elements, &facts)?),
+            Some(bias) if first => Some(bias.bind_units(0, 1, cell_elements, &caps)?),
             _ => None,
         };
         let residual = match &self.residual {
             Some((residual, scale)) => {
-                let bound = residual.bind_units(rows.0, rows.1, cell_elements, &facts)?;
+                let bound = residual.bind_units(rows.0, rows.1, cell_elements, &caps)?;
                 Some((bound, *scale))
             }
             None => None,
@@ -353,7 +347,7 @@ impl<'a> Matmul<'a> {
         let flag = |set: bool, flag: u32| if set { flag } else { 0 };
         let column_offset = |skip: u32| size("c", u64::from(skip) + columns.0 / cell_elements);
         let num_workgroups = tiles * splits;
-        let grid = grid("matmul", num_workgroups, &facts)?;
+        let grid = grid("matmul", num_workgroups, &caps)?;
         let params = MatmulParams {
             rows: size("rows", num_rows)?,
             columns: size("columns", num_columns)?,
@@ -384,7 +378,7 @@ impl<'a> Matmul<'a> {
             activation: self.activation,
             left,
             right,
-            result: cell,
+            result: vector_width,
         };
         let bindings = [
             a.binding,
@@ -438,7 +432,7 @@ pub(super) fn column_sums(
     normalised: Option<(Matrix<'_>, Matrix<'_>)>,
     sums: &[Matrix<'_>],
 ) -> Result<()> {
-    let facts = recorder.context().facts().clone();
+    let caps = recorder.context().caps().clone();
     let width = dy.width();
     let mut matrices = vec![dy];
     if let Some((x, stats)) = normalised {
@@ -446,7 +440,7 @@ pub(super) fn column_sums(
     }
     // Those of products with what is normalised come first.
     let num_sums = if normalised.is_some() { 2 } else { 1 };
-    for (begin, end) in super::row_windows("dy", dy.rows(), &matrices, &facts)? {
+    for (begin, end) in super::row_windows("dy", dy.rows(), &matrices, &caps)? {
         let rows = end - begin;
         // As many blocks as give every column enough workgroups, of at least 64 rows.
         let tiles_x = width.div_ceil(64);
@@ -455,13 +449,13 @@ pub(super) fn column_sums(
         let blocks = rows.div_ceil(block);
         let shape = [blocks, num_sums, width].map(|dim| dim as usize);
         let partials = recorder.empty("partials", &shape, DType::F32)?;
-        let bound = partials.vector().bind(0, 1, &facts)?;
-        let dy_bound = dy.bind(begin, end, &facts)?;
+        let bound = partials.vector().bind(0, 1, &caps)?;
+        let dy_bound = dy.bind(begin, end, &caps)?;
         let (x, stats) = match normalised {
-            Some((x, stats)) => (x.bind(begin, end, &facts)?, stats.bind(begin, end, &facts)?),
+            Some((x, stats)) => (x.bind(begin, end, &caps)?, stats.bind(begin, end, &caps)?),
             None => (dy_bound, dy_bound),
         };
-        let grid = grid("column sums", tiles_x * blocks, &facts)?;
+        let grid = grid("column sums", tiles_x * blocks, &caps)?;
         let params = ColumnSumsParams {
             rows: size("rows", rows)?,
             width: size("width", width)?,

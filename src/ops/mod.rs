@@ -23,7 +23,7 @@ mod xpos;
 
 pub use adamw::{AdamWOptions, AdamWStep, adamw};
 pub use convert::convert;
-pub use elementwise::{Blend, Dropout, activation, activation_backward};
+pub use elementwise::{Dropout, ScaledAdd, activation, activation_backward};
 pub use embedding::{TokenIds, embedding, embedding_backward};
 pub use loss::{IGNORED_LABEL, Labels, cross_entropy};
 pub use matmul::{Matmul, bias_backward};
@@ -31,7 +31,7 @@ pub use norm::{layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};
 pub use reduce::{mean_of_rows, sum, sum_of_squares};
 pub use xpos::{Positions, Rotations, XposRole, xpos};
 
-use crate::device::{ByteRange, DType, DeviceFacts, Storage};
+use crate::device::{ByteRange, DType, DeviceCaps, ElementFormat};
 use crate::error::{Error, Result};
 use crate::kernels::fold_grid;
 use crate::plan::RowLayout;
@@ -144,16 +144,16 @@ impl<'a> Matrix<'a> {
     }
 
     /// Rows that one binding covers wherever they begin.
-    fn max_rows(&self, facts: &DeviceFacts) -> u64 {
+    fn max_rows(&self, caps: &DeviceCaps) -> u64 {
         match self.width {
             0 => u64::MAX,
-            _ => self.layout(1).max_rows(facts),
+            _ => self.layout(1).max_rows(caps),
         }
     }
 
     /// Binds the rows `begin .. end` of this matrix.
-    fn bind(&self, begin: u64, end: u64, facts: &DeviceFacts) -> Result<Bound<'a>> {
-        self.bind_units(begin, end, 1, facts)
+    fn bind(&self, begin: u64, end: u64, caps: &DeviceCaps) -> Result<Bound<'a>> {
+        self.bind_units(begin, end, 1, caps)
     }
 
     /// Binds the rows `begin .. end` of this matrix in units of so many elements, which rows are multiples of.
@@ -162,15 +162,15 @@ impl<'a> Matrix<'a> {
         begin: u64,
         end: u64,
         elements: u64,
-        facts: &DeviceFacts,
+        caps: &DeviceCaps,
     ) -> Result<Bound<'a>> {
         let layout = self.layout(elements);
-        let window = layout.window(self.begin + begin, self.begin + end, facts);
+        let window = layout.window(self.begin + begin, self.begin + end, caps);
         let Some(mut window) = window else {
             return Err(Error::BindingTooSmall {
                 what: self.tensor.label(),
                 requested_bytes: (end - begin) * layout.row_bytes,
-                limit_bytes: facts.max_binding_bytes,
+                limit_bytes: caps.max_binding_bytes,
             });
         };
         // Nothing smaller than a word can be bound; a tensor without elements has one.
@@ -212,17 +212,17 @@ impl<'a> Matrix<'a> {
         rows: u64,
         width: u64,
         recorder: &Recorder,
-    ) -> Result<Storage> {
-        let storage = Storage::of(what, self.dtype(), recorder.context().facts())?;
+    ) -> Result<ElementFormat> {
+        let format = ElementFormat::of(what, self.dtype(), recorder.context().caps())?;
         self.expect(what, rows, width, self.dtype(), recorder)?;
-        if storage != Storage::F32 && !width.is_multiple_of(4) {
+        if format != ElementFormat::F32 && !width.is_multiple_of(4) {
             return Err(Error::InvalidShape {
                 what,
                 given: format!("rows of {width} elements of type {}", self.dtype()),
                 need: "rows of a multiple of 4 elements, in half precision".to_owned(),
             });
         }
-        Ok(storage)
+        Ok(format)
     }
 
     /// [`expect`](Self::expect) f32.
@@ -242,13 +242,13 @@ fn row_windows(
     what: &'static str,
     count: u64,
     matrices: &[Matrix<'_>],
-    facts: &DeviceFacts,
+    caps: &DeviceCaps,
 ) -> Result<Vec<(u64, u64)>> {
     let narrowest = matrices
         .iter()
-        .map(|matrix| matrix.max_rows(facts))
+        .map(|matrix| matrix.max_rows(caps))
         .fold(u64::MAX, u64::min);
-    windows_of(what, count, narrowest, facts)
+    windows_of(what, count, narrowest, caps)
 }
 
 /// `0 .. count` in windows of at most `size`.
@@ -256,13 +256,13 @@ fn windows_of(
     what: &'static str,
     count: u64,
     size: u64,
-    facts: &DeviceFacts,
+    caps: &DeviceCaps,
 ) -> Result<Vec<(u64, u64)>> {
     if size == 0 && count > 0 {
         return Err(Error::BindingTooSmall {
             what,
-            requested_bytes: facts.max_binding_bytes + 1,
-            limit_bytes: facts.max_binding_bytes,
+            requested_bytes: caps.max_binding_bytes + 1,
+            limit_bytes: caps.max_binding_bytes,
         });
     }
     let mut windows = Vec::new();
@@ -276,10 +276,10 @@ fn windows_of(
 }
 
 /// The grid of `num_workgroups`.
-fn grid(what: &'static str, num_workgroups: u64, facts: &DeviceFacts) -> Result<[u32; 2]> {
+fn grid(what: &'static str, num_workgroups: u64, caps: &DeviceCaps) -> Result<[u32; 2]> {
     u32::try_from(num_workgroups)
         .ok()
-        .and_then(|number| fold_grid(number, facts.max_workgroups_per_dimension))
+        .and_then(|number| fold_grid(number, caps.max_workgroups_per_dimension))
         .ok_or_else(|| Error::SizeOverflow {
             what,
             given: format!("{num_workgroups} workgroups"),

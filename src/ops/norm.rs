@@ -2,43 +2,43 @@
 
 use super::matmul::column_sums;
 use super::{Matrix, grid, row_windows, size};
-use crate::device::{DType, Storage};
+use crate::device::{DType, ElementFormat};
 use crate::error::Result;
-use crate::kernels::Cell;
+use crate::kernels::VectorWidth;
 use crate::kernels::norm::{Norm, NormBackward, NormParams, ROWS};
 use crate::recorder::Recorder;
 
-/// Records `y = (x - mean) / sqrt(variance + eps) * gain + bias`, mean and variance (of the population) over each row. `x`
-/// and `y` are activations of one type, `gain` and `bias` f32.
+/// Records `y = (x - mean) / sqrt(variance + eps) * weight + bias`, mean and variance (of the population) over each row. `x`
+/// and `y` are activations of one type, `weight` and `bias` f32.
 ///
 /// # Errors
 /// [`Error::InvalidShape`](crate::Error::InvalidShape), [`Error::WrongDType`](crate::Error::WrongDType),
-/// [`Error::ForeignDevice`](crate::Error::ForeignDevice) for matrices that do not fit, and the errors of recording.
+/// [`Error::ContextMismatch`](crate::Error::ContextMismatch) for matrices that do not fit, and the errors of recording.
 pub fn layer_norm<'a>(
     recorder: &mut Recorder,
     x: Matrix<'a>,
-    [gain, bias]: [Matrix<'a>; 2],
+    [weight, bias]: [Matrix<'a>; 2],
     eps: f32,
     y: Matrix<'a>,
 ) -> Result<()> {
-    forward(recorder, x, gain, Some(bias), eps, y)
+    forward(recorder, x, weight, Some(bias), eps, y)
 }
 
-/// Records `y = x / sqrt(m + eps) * gain`, m the mean of the squares of each row. `x` and `y` are activations of one type, `gain` is f32.
+/// Records `y = x / sqrt(m + eps) * weight`, m the mean of the squares of each row. `x` and `y` are activations of one type, `weight` is f32.
 ///
 /// # Errors
 /// As [`layer_norm`].
 pub fn rms_norm<'a>(
     recorder: &mut Recorder,
     x: Matrix<'a>,
-    gain: Matrix<'a>,
+    weight: Matrix<'a>,
     eps: f32,
     y: Matrix<'a>,
 ) -> Result<()> {
-    forward(recorder, x, gain, None, eps, y)
+    forward(recorder, x, weight, None, eps, y)
 }
 
-/// Records the gradients of a [`layer_norm`] of `x`: that of `x` is written to `dx`, or added to it; those of the gain and
+/// Records the gradients of a [`layer_norm`] of `x`: that of `x` is written to `dx`, or added to it; those of the weight and
 /// the bias are added to `sums`.
 ///
 /// # Errors
@@ -46,80 +46,89 @@ pub fn rms_norm<'a>(
 pub fn layer_norm_backward<'a>(
     recorder: &mut Recorder,
     x: Matrix<'a>,
-    gain: Matrix<'a>,
+    weight: Matrix<'a>,
     eps: f32,
     dy: Matrix<'a>,
     dx: (Matrix<'a>, bool),
     sums: [Matrix<'a>; 2],
 ) -> Result<()> {
-    backward(recorder, x, gain, eps, dy, dx, &sums)
+    backward(recorder, x, weight, eps, dy, dx, &sums)
 }
 
-/// Records the gradients of an [`rms_norm`] of `x`: that of `x` is written to `dx`, or added to it; that of the gain is added to `dgain`.
+/// Records the gradients of an [`rms_norm`] of `x`: that of `x` is written to `dx`, or added to it; that of the weight is added to `dweight`.
 ///
 /// # Errors
 /// As [`layer_norm`].
 pub fn rms_norm_backward<'a>(
     recorder: &mut Recorder,
     x: Matrix<'a>,
-    gain: Matrix<'a>,
+    weight: Matrix<'a>,
     eps: f32,
     dy: Matrix<'a>,
     dx: (Matrix<'a>, bool),
-    dgain: Matrix<'a>,
+    dweight: Matrix<'a>,
 ) -> Result<()> {
-    backward(recorder, x, gain, eps, dy, dx, &[dgain])
+    backward(recorder, x, weight, eps, dy, dx, &[dweight])
 }
 
 /// A layer norm where there is a bias, else an RMS norm.
 fn forward<'a>(
     recorder: &mut Recorder,
     x: Matrix<'a>,
-    gain: Matrix<'a>,
+    weight: Matrix<'a>,
     bias: Option<Matrix<'a>>,
     eps: f32,
     y: Matrix<'a>,
 ) -> Result<()> {
     let (rows, width) = (x.rows(), x.width());
-    let storage = x.expect_activations("x", rows, width, recorder)?;
+    let format = x.expect_activations("x", rows, width, recorder)?;
     y.expect("y", rows, width, x.dtype(), recorder)?;
-    gain.expect_f32("gain", 1, width, recorder)?;
+    weight.expect_f32("weight", 1, width, recorder)?;
     if let Some(bias) = bias {
         bias.expect_f32("bias", 1, width, recorder)?;
     }
-    let facts = recorder.context().facts().clone();
-    let cell = Cell::of(width, storage);
+    let caps = recorder.context().caps().clone();
+    let vector_width = VectorWidth::of(width, format);
     let centred = bias.is_some();
-    for (begin, end) in row_windows("x", rows, &[x, y], &facts)? {
-        let bind =
-            |matrix: Matrix<'a>, begin, end| matrix.bind_units(begin, end, cell.elements(), &facts);
+    for (begin, end) in row_windows("x", rows, &[x, y], &caps)? {
+        let bind = |matrix: Matrix<'a>, begin, end| {
+            matrix.bind_units(begin, end, vector_width.elements(), &caps)
+        };
         let (x, y) = (bind(x, begin, end)?, bind(y, begin, end)?);
-        let gain = bind(gain, 0, 1)?;
+        let weight = bind(weight, 0, 1)?;
         let bias = bias.map(|bias| bind(bias, 0, 1)).transpose()?;
-        let grid = grid("norm", (end - begin).div_ceil(ROWS), &facts)?;
+        let grid = grid("norm", (end - begin).div_ceil(ROWS), &caps)?;
         let params = NormParams {
             rows: size("rows", end - begin)?,
             width: size("width", width)?,
             x_skip: x.skip,
             y_skip: y.skip,
-            gain_skip: gain.skip,
+            weight_skip: weight.skip,
             bias_skip: bias.as_ref().map_or(0, |bias| bias.skip),
             eps,
             grid_width: grid[0],
             ..Default::default()
         };
-        let mut bindings = vec![x.binding, gain.binding, y.binding];
+        let mut bindings = vec![x.binding, weight.binding, y.binding];
         bindings.extend(bias.map(|bias| bias.binding));
-        recorder.dispatch(Norm { centred, cell }, &bindings, &params, grid)?;
+        recorder.dispatch(
+            Norm {
+                centred,
+                vector_width,
+            },
+            &bindings,
+            &params,
+            grid,
+        )?;
     }
     Ok(())
 }
 
-/// `sums` are the gradients of gain and bias of a layer norm, or that of the gain of an RMS norm.
+/// `sums` are the gradients of weight and bias of a layer norm, or that of the weight of an RMS norm.
 fn backward<'a>(
     recorder: &mut Recorder,
     x: Matrix<'a>,
-    gain: Matrix<'a>,
+    weight: Matrix<'a>,
     eps: f32,
     dy: Matrix<'a>,
     (dx, accumulate): (Matrix<'a>, bool),
@@ -129,25 +138,26 @@ fn backward<'a>(
     for (what, matrix) in [("x", x), ("dy", dy), ("dx", dx)] {
         matrix.expect_f32(what, rows, width, recorder)?;
     }
-    gain.expect_f32("gain", 1, width, recorder)?;
-    for (what, matrix) in ["dgain", "dbias"].into_iter().zip(sums) {
+    weight.expect_f32("weight", 1, width, recorder)?;
+    for (what, matrix) in ["dweight", "dbias"].into_iter().zip(sums) {
         matrix.expect_f32(what, 1, width, recorder)?;
     }
-    let facts = recorder.context().facts().clone();
-    let cell = Cell::of(width, Storage::F32);
+    let caps = recorder.context().caps().clone();
+    let vector_width = VectorWidth::of(width, ElementFormat::F32);
     let centred = sums.len() == 2;
     let stats = recorder.empty("row statistics", &[rows as usize, 2], DType::F32)?;
-    for (begin, end) in row_windows("x", rows, &[x, dy, dx, stats.matrix()], &facts)? {
-        let bind =
-            |matrix: Matrix<'a>, begin, end| matrix.bind_units(begin, end, cell.elements(), &facts);
+    for (begin, end) in row_windows("x", rows, &[x, dy, dx, stats.matrix()], &caps)? {
+        let bind = |matrix: Matrix<'a>, begin, end| {
+            matrix.bind_units(begin, end, vector_width.elements(), &caps)
+        };
         let (x, dy, dx) = (
             bind(x, begin, end)?,
             bind(dy, begin, end)?,
             bind(dx, begin, end)?,
         );
-        let gain = bind(gain, 0, 1)?;
-        let stats = stats.matrix().bind(begin, end, &facts)?;
-        let grid = grid("norm", (end - begin).div_ceil(ROWS), &facts)?;
+        let weight = bind(weight, 0, 1)?;
+        let stats = stats.matrix().bind(begin, end, &caps)?;
+        let grid = grid("norm", (end - begin).div_ceil(ROWS), &caps)?;
         let params = NormParams {
             rows: size("rows", end - begin)?,
             width: size("width", width)?,
@@ -155,7 +165,7 @@ fn backward<'a>(
             y_skip: dy.skip,
             out_skip: dx.skip,
             stats_skip: stats.skip,
-            gain_skip: gain.skip,
+            weight_skip: weight.skip,
             accumulate: u32::from(accumulate),
             eps,
             grid_width: grid[0],
@@ -163,7 +173,7 @@ fn backward<'a>(
         };
         let bindings = [
             x.binding,
-            gain.binding,
+            weight.binding,
             dy.binding,
             dx.binding,
             stats.binding,
@@ -171,7 +181,15 @@ fn backward<'a>(
         if accumulate {
             recorder.reads(dx.binding.0);
         }
-        recorder.dispatch(NormBackward { centred, cell }, &bindings, &params, grid)?;
+        recorder.dispatch(
+            NormBackward {
+                centred,
+                vector_width,
+            },
+            &bindings,
+            &params,
+            grid,
+        )?;
     }
     column_sums(recorder, dy, Some((x, stats.matrix())), sums)
 }

@@ -1,11 +1,11 @@
 //! Sums over many elements.
 
-use super::elementwise::{Blend, elementwise};
+use super::elementwise::{ScaledAdd, elementwise};
 use super::matmul::column_sums;
 use super::{Matrix, grid, size};
-use crate::device::{DType, Storage};
+use crate::device::{DType, ElementFormat};
 use crate::error::{Error, Result};
-use crate::kernels::Cell;
+use crate::kernels::VectorWidth;
 use crate::kernels::convert::Convert;
 use crate::kernels::reduce::{BLOCK, Reduce, ReduceParams};
 use crate::kernels::sum_partials::{SumPartials, SumPartialsParams};
@@ -15,7 +15,7 @@ use crate::tensor::Tensor;
 /// Records the sum of all elements of `tensors` (f32) and returns it, one element.
 ///
 /// # Errors
-/// [`Error::WrongDType`](crate::Error::WrongDType), [`Error::ForeignDevice`](crate::Error::ForeignDevice), and the errors
+/// [`Error::WrongDType`](crate::Error::WrongDType), [`Error::ContextMismatch`](crate::Error::ContextMismatch), and the errors
 /// of leasing and recording.
 pub fn sum(recorder: &mut Recorder, tensors: &[&Tensor]) -> Result<Tensor> {
     reduce(recorder, tensors, false)
@@ -36,10 +36,10 @@ const WIDENED_BYTES: u64 = 8 << 20;
 ///
 /// # Errors
 /// [`Error::InvalidShape`](crate::Error::InvalidShape) without rows, [`Error::WrongDType`](crate::Error::WrongDType),
-/// [`Error::ForeignDevice`](crate::Error::ForeignDevice), and the errors of leasing and recording.
+/// [`Error::ContextMismatch`](crate::Error::ContextMismatch), and the errors of leasing and recording.
 pub fn mean_of_rows(recorder: &mut Recorder, x: Matrix<'_>) -> Result<Tensor> {
     let (rows, width) = (x.rows(), x.width());
-    let storage = x.expect_activations("x", rows, width, recorder)?;
+    let format = x.expect_activations("x", rows, width, recorder)?;
     if rows == 0 {
         return Err(Error::InvalidShape {
             what: "x",
@@ -49,27 +49,27 @@ pub fn mean_of_rows(recorder: &mut Recorder, x: Matrix<'_>) -> Result<Tensor> {
     }
     let shape = [1, width as usize];
     let sums = recorder.zeros("sums", &shape, DType::F32)?;
-    let window = match storage {
-        Storage::F32 => rows,
+    let window = match format {
+        ElementFormat::F32 => rows,
         _ => (WIDENED_BYTES / (4 * width.max(1))).max(1),
     };
     let mut begin = 0;
     while begin < rows {
         let end = rows.min(begin + window);
         let part = x.slice(begin, end)?;
-        match storage {
-            Storage::F32 => column_sums(recorder, part, None, &[sums.matrix()])?,
+        match format {
+            ElementFormat::F32 => column_sums(recorder, part, None, &[sums.matrix()])?,
             _ => {
                 let dims = [(end - begin) as usize, width as usize];
                 let wide = recorder.empty("widened", &dims, DType::F32)?;
                 let kernel = Convert {
-                    storage,
+                    format,
                     widens: true,
                 };
                 elementwise(
                     recorder,
                     kernel.into(),
-                    Cell::Vec4(storage),
+                    VectorWidth::Vec4(format),
                     part,
                     wide.matrix(),
                 )?;
@@ -79,14 +79,14 @@ pub fn mean_of_rows(recorder: &mut Recorder, x: Matrix<'_>) -> Result<Tensor> {
         begin = end;
     }
     let mean = recorder.empty("mean", &shape, DType::F32)?;
-    Blend::new(sums.matrix(), 1.0 / rows as f32).write(recorder, mean.matrix())?;
+    ScaledAdd::new(sums.matrix(), 1.0 / rows as f32).write(recorder, mean.matrix())?;
     Ok(mean)
 }
 
 fn reduce(recorder: &mut Recorder, tensors: &[&Tensor], squares: bool) -> Result<Tensor> {
-    let facts = recorder.context().facts().clone();
+    let caps = recorder.context().caps().clone();
     // Windows that begin where bindings may.
-    let window = facts.max_binding_bytes / 4 / BLOCK * BLOCK;
+    let window = caps.max_binding_bytes / 4 / BLOCK * BLOCK;
     let mut pieces = Vec::new();
     for tensor in tensors {
         let elements = tensor.vector().reshape(1)?;
@@ -106,9 +106,9 @@ fn reduce(recorder: &mut Recorder, tensors: &[&Tensor], squares: bool) -> Result
     let mut at = 0;
     for (elements, begin, end) in pieces {
         let blocks = (end - begin).div_ceil(BLOCK);
-        let bound = elements.bind(begin, end, &facts)?;
-        let out = sums.vector().reshape(1)?.bind(at, at + blocks, &facts)?;
-        let grid = grid("sum", blocks, &facts)?;
+        let bound = elements.bind(begin, end, &caps)?;
+        let out = sums.vector().reshape(1)?.bind(at, at + blocks, &caps)?;
+        let grid = grid("sum", blocks, &caps)?;
         let params = ReduceParams {
             count: size("elements", end - begin)?,
             x_skip: bound.skip,
@@ -149,12 +149,12 @@ pub(super) fn add_strided(
     out: Matrix<'_>,
     accumulate: bool,
 ) -> Result<()> {
-    let facts = recorder.context().facts().clone();
+    let caps = recorder.context().caps().clone();
     let elements = out.rows() * out.width();
     let partials = partials.reshape(1)?;
-    let from = partials.bind(0, partials.rows(), &facts)?;
-    let to = out.bind(0, out.rows(), &facts)?;
-    let grid = grid("sum", elements.div_ceil(64), &facts)?;
+    let from = partials.bind(0, partials.rows(), &caps)?;
+    let to = out.bind(0, out.rows(), &caps)?;
+    let grid = grid("sum", elements.div_ceil(64), &caps)?;
     let params = SumPartialsParams {
         count: size("elements", elements)?,
         num_partials: size("partials", count)?,

@@ -108,7 +108,7 @@ pub struct Positions {
 ///
 /// # Errors
 /// [`Error::InvalidShape`] when rows hold no whole number of heads or a position has no rotation;
-/// [`Error::WrongDType`], [`Error::ForeignDevice`]; the errors of recording.
+/// [`Error::WrongDType`], [`Error::ContextMismatch`]; the errors of recording.
 pub fn xpos(
     recorder: &mut Recorder,
     rotations: &Rotations,
@@ -130,18 +130,18 @@ pub fn xpos(
             ),
         });
     }
-    let storage = x.expect_activations("x", rows, width, recorder)?;
+    let format = x.expect_activations("x", rows, width, recorder)?;
     let table = rotations.table.matrix();
     table.expect("rotations", table.rows(), 2, DType::F32, recorder)?;
-    let facts = recorder.context().facts().clone();
+    let caps = recorder.context().caps().clone();
     let num_heads = width / head_dim;
     let per_position = 1.0 / rotations.scale_base;
-    for (begin, end) in row_windows("x", rows, &[x], &facts)? {
-        let bound = x.bind_units(begin, end, 4, &facts)?;
+    for (begin, end) in row_windows("x", rows, &[x], &caps)? {
+        let bound = x.bind_units(begin, end, 4, &caps)?;
         let places = (end - begin) * num_heads;
         let quads = rotations.pairs / 2;
         let num_workgroups = (places * u64::from(quads)).div_ceil(64);
-        let grid = grid("xPos", num_workgroups, &facts)?;
+        let grid = grid("xPos", num_workgroups, &caps)?;
         let params = XposParams {
             num_places: size("places", places)?,
             num_heads: size("heads", num_heads)?,
@@ -162,10 +162,10 @@ pub fn xpos(
             first_workgroup: 0,
             grid_width: grid[0],
         };
-        let rotations = table.bind(0, table.rows(), &facts)?;
+        let rotations = table.bind(0, table.rows(), &caps)?;
         let bindings = [rotations.binding, bound.binding];
         recorder.reads(x.tensor);
-        recorder.dispatch(Xpos { storage }, &bindings, &params, grid)?;
+        recorder.dispatch(Xpos { format }, &bindings, &params, grid)?;
     }
     Ok(())
 }

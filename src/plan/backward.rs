@@ -1,7 +1,7 @@
 //! The backward plan: which dispatches compute the gradients of an attention, with which windows, in which memory.
 //!
 //! ```text
-//! means    the sweep: for each branch, each tile of rows walks over its keys and adds up p = 2^(score - m) and p (dout . v).
+//! branch delta  the sweep: for each branch, each tile of rows walks over its keys and adds up p = 2^(score - m) and p (dout . v).
 //!          True gradient: over the keys of all branches, which are swept before anything else.
 //!          Constant mixing weights: over one branch's keys, swept anew for each branch.
 //! dq       for each branch, each tile of rows walks over its keys
@@ -25,8 +25,8 @@ use super::planner::{PlannedPass, Planner};
 use super::window::RowLayout;
 use super::workspace::{BufferRole, ParamsLayout, PlannedBuffer};
 use crate::config::{AttentionShape, DilatedAttentionConfig, MixGradient};
-use crate::device::DeviceFacts;
-use crate::device::{DType, Storage};
+use crate::device::DeviceCaps;
+use crate::device::{DType, ElementFormat};
 use crate::error::Result;
 use crate::kernels::Pass;
 use crate::kernels::attention_backward::{BackwardFamily, BackwardVariant};
@@ -45,7 +45,7 @@ pub struct BackwardPlan {
     pub variant: BackwardVariant,
     /// Why those.
     pub reason: Reason,
-    /// Half-open ranges of rows (`item * seq_len + token`) of dq and of the terms that are cleared first.
+    /// Half-open ranges of rows (`item * seq_len + token`) of dq and of the row statistics that are cleared first.
     pub query_clears: Vec<(u64, u64)>,
     /// Half-open ranges of rows (`item * key_len + token`) of dk and dv that are cleared first.
     pub key_clears: Vec<(u64, u64)>,
@@ -63,7 +63,7 @@ pub struct BackwardPlan {
 }
 
 impl DilatedAttentionConfig {
-    /// Plans the backward of tensors of `shape` and `dtype` on a device with `facts`. Needs no device.
+    /// Plans the backward of tensors of `shape` and `dtype` on a device with `caps`. Needs no device.
     ///
     /// # Errors
     /// As [`plan_forward`](Self::plan_forward).
@@ -71,11 +71,11 @@ impl DilatedAttentionConfig {
         &self,
         shape: &AttentionShape,
         dtype: DType,
-        facts: &DeviceFacts,
+        caps: &DeviceCaps,
     ) -> Result<BackwardPlan> {
-        let storage = Storage::of("q", dtype, facts)?;
-        let choice = BackwardFamily::of(self, storage).choice(facts);
-        self.plan_backward_with(shape, facts, choice)
+        let format = ElementFormat::of("q", dtype, caps)?;
+        let choice = BackwardFamily::of(self, format).choice(caps);
+        self.plan_backward_with(shape, caps, choice)
     }
 
     /// As [`plan_backward`](Self::plan_backward), with kernels of the caller's choice.
@@ -85,27 +85,27 @@ impl DilatedAttentionConfig {
     pub fn plan_backward_with(
         &self,
         shape: &AttentionShape,
-        facts: &DeviceFacts,
+        caps: &DeviceCaps,
         choice: impl Into<Choice<BackwardVariant>>,
     ) -> Result<BackwardPlan> {
         let Choice { variant, reason } = choice.into();
-        variant.check(self.head_dim(), facts)?;
-        let tensor_bytes = tensor_bytes(self, shape, variant.storage, facts)?;
+        variant.check(self.head_dim(), caps)?;
+        let tensor_bytes = tensor_bytes(self, shape, variant.format, caps)?;
         let planned = |pass| PlannedPass {
             pass,
             tile: variant.rows_per_workgroup(),
             columns: variant.column_tiles(pass),
         };
-        let means = [planned(Pass::Means)];
+        let sweep = [planned(Pass::BranchDelta)];
         let gradients: Vec<PlannedPass> = variant.passes().iter().copied().map(planned).collect();
-        let all_first: [&[&[PlannedPass]]; 2] = [&[&means[..]], &[&gradients[..]]];
-        let branch_by_branch: [&[&[PlannedPass]]; 1] = [&[&means[..], &gradients[..]]];
+        let all_first: [&[&[PlannedPass]]; 2] = [&[&sweep[..]], &[&gradients[..]]];
+        let branch_by_branch: [&[&[PlannedPass]]; 1] = [&[&sweep[..], &gradients[..]]];
         let rounds = match self.get_gradient() {
             MixGradient::Exact => &all_first[..],
             MixGradient::DetachedMix => &branch_by_branch[..],
         };
-        let tile = variant.product_tile();
-        let planner = Planner::new(self, shape, facts, rounds, tile, variant.storage)?;
+        let tile = variant.weights_tile();
+        let planner = Planner::new(self, shape, caps, rounds, tile, variant.format)?;
         let dispatches = planner.plan()?;
         let weights_bytes = tile.map_or(0, |tile| {
             let of_weights = dispatches.iter().filter(|d| d.pass == Pass::Weights);
@@ -118,17 +118,17 @@ impl DilatedAttentionConfig {
             _ => shape.valid_key_len(item),
         };
         let batch = shape.batch();
-        let mut params = ParamsLayout::new(facts);
+        let mut params = ParamsLayout::new(caps);
         dispatches
             .iter()
             .for_each(|_| params.add::<AttentionParams>());
-        let planned = |label, bytes| PlannedBuffer::new(label, BufferRole::Storage, bytes, facts);
+        let planned = |label, bytes| PlannedBuffer::new(label, BufferRole::Storage, bytes, caps);
         let rows = |len: u32| u64::from(batch) * u64::from(len);
-        let width = RowLayout::of_activations(self, variant.storage).row_bytes;
+        let width = RowLayout::of_activations(self, variant.format).row_bytes;
         let mut buffers = vec![
             planned(
-                "terms",
-                rows(shape.seq_len()) * RowLayout::of_terms(self).row_bytes,
+                "row statistics",
+                rows(shape.seq_len()) * RowLayout::of_row_stats(self).row_bytes,
             ),
             planned("dq", rows(shape.seq_len()) * width),
             planned("dk", rows(shape.key_len()) * width),
@@ -156,7 +156,7 @@ impl DilatedAttentionConfig {
 }
 
 impl BackwardPlan {
-    /// Bytes that a backward recorded alone asks the pool for, at its peak: the gradients, the terms, parameters and their
+    /// Bytes that a backward recorded alone asks the pool for, at its peak: the gradients, the row statistics, parameters and their
     /// staging. The inputs are the caller's.
     pub fn requested_bytes(&self) -> u64 {
         self.buffers

@@ -3,7 +3,7 @@
 use super::branch::BranchGeometry;
 use super::window::TokenWindow;
 use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, MixGradient};
-use crate::kernels::software::attention_backward::ProductTile;
+use crate::kernels::software::attention_backward::WeightsTile;
 use crate::kernels::{AttentionParams, Pass};
 
 /// A half-open range of indices.
@@ -48,8 +48,8 @@ pub struct AttentionDispatch {
     pub out: TokenWindow,
     /// What is bound of the softmax state.
     pub state: TokenWindow,
-    /// What is bound of the backward's terms: what the sweep leaves of each row and head.
-    pub terms: TokenWindow,
+    /// What is bound of the backward's row statistics: what the sweep leaves of each row and head.
+    pub row_stats: TokenWindow,
     /// First token of the windows of q, of k and v, and of the outputs, in the first item.
     pub first_tokens: [u32; 3],
     /// Workgroups.
@@ -60,7 +60,7 @@ pub struct AttentionDispatch {
 
 impl AttentionDispatch {
     /// Bytes of the weights of all its items, segments and heads.
-    pub(crate) fn weights_bytes(&self, tile: ProductTile) -> u64 {
+    pub(crate) fn weights_bytes(&self, tile: WeightsTile) -> u64 {
         let units = [self.items, self.segments, self.heads].map(|range| u64::from(range.len()));
         units.iter().product::<u64>() * tile.weights_bytes(self.rows.len(), self.key_rows.len())
     }
@@ -124,7 +124,7 @@ impl AttentionDispatch {
             out_token0: self.first_tokens[2],
             out_skip: self.out.skip,
             state_skip: self.state.skip,
-            terms_skip: self.terms.skip,
+            row_stats_skip: self.row_stats.skip,
             first_workgroup: 0,
             grid_width: self.grid[0],
             num_workgroups: self.num_workgroups,

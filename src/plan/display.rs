@@ -82,7 +82,7 @@ fn write_dispatches(f: &mut fmt::Formatter<'_>, dispatches: &[AttentionDispatch]
             "{:7}  {:6}  {:7}  {:4}  {:>8}  {:>8}  {:>9}  {:>9}  {:5}  {:10} ({} x {})   {:.1} / {:.1}",
             match dispatch.pass {
                 Pass::Forward => "forward",
-                Pass::Means => "means",
+                Pass::BranchDelta => "branch delta",
                 Pass::Weights => "weights",
                 Pass::Dq => "dq",
                 Pass::Dk => "dk",

@@ -10,8 +10,8 @@ use super::window::RowLayout;
 use super::workspace::{BufferRole, ParamsLayout, PlannedBuffer};
 use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, Mask};
 use crate::device::ByteRange;
-use crate::device::DeviceFacts;
-use crate::device::{DType, Storage};
+use crate::device::DeviceCaps;
+use crate::device::{DType, ElementFormat};
 use crate::error::{Error, Result};
 use crate::kernels::Pass;
 use crate::kernels::attention_forward::{ForwardFamily, ForwardVariant};
@@ -46,7 +46,7 @@ pub struct ForwardPlan {
 }
 
 impl DilatedAttentionConfig {
-    /// Plans the forward of tensors of `shape` and `dtype` on a device with `facts`. Needs no device.
+    /// Plans the forward of tensors of `shape` and `dtype` on a device with `caps`. Needs no device.
     ///
     /// # Errors
     /// [`Error::SizeOverflow`], [`Error::BufferTooLarge`] when a tensor exceeds a buffer of the device,
@@ -55,11 +55,11 @@ impl DilatedAttentionConfig {
         &self,
         shape: &AttentionShape,
         dtype: DType,
-        facts: &DeviceFacts,
+        caps: &DeviceCaps,
     ) -> Result<ForwardPlan> {
-        let storage = Storage::of("q", dtype, facts)?;
-        let choice = ForwardFamily::of(self, storage).choice(facts);
-        self.plan_forward_with(shape, facts, choice)
+        let format = ElementFormat::of("q", dtype, caps)?;
+        let choice = ForwardFamily::of(self, format).choice(caps);
+        self.plan_forward_with(shape, caps, choice)
     }
 
     /// As [`plan_forward`](Self::plan_forward), with a kernel of the caller's choice.
@@ -70,13 +70,13 @@ impl DilatedAttentionConfig {
     pub fn plan_forward_with(
         &self,
         shape: &AttentionShape,
-        facts: &DeviceFacts,
+        caps: &DeviceCaps,
         choice: impl Into<Choice<ForwardVariant>>,
     ) -> Result<ForwardPlan> {
         let Choice { variant, reason } = choice.into();
-        variant.check(self.head_dim(), facts)?;
+        variant.check(self.head_dim(), caps)?;
         let num_rows = u64::from(shape.batch()) * u64::from(shape.seq_len());
-        let tensor_bytes = tensor_bytes(self, shape, variant.storage, facts)?;
+        let tensor_bytes = tensor_bytes(self, shape, variant.format, caps)?;
         let clears = clears(self, shape.batch(), shape.seq_len(), |item| {
             shape.valid_len(item)
         });
@@ -87,9 +87,9 @@ impl DilatedAttentionConfig {
         }];
         let stages = [&forward[..]];
         let rounds = [&stages[..]];
-        let planner = Planner::new(self, shape, facts, &rounds, None, variant.storage)?;
+        let planner = Planner::new(self, shape, caps, &rounds, None, variant.format)?;
         let dispatches = planner.plan()?;
-        let buffers = buffers(self, num_rows, variant.storage, &dispatches, facts);
+        let buffers = buffers(self, num_rows, variant.format, &dispatches, caps);
         Ok(ForwardPlan {
             shape: shape.clone(),
             num_rows,
@@ -113,10 +113,10 @@ impl DilatedAttentionConfig {
 pub(super) fn tensor_bytes(
     config: &DilatedAttentionConfig,
     shape: &AttentionShape,
-    storage: Storage,
-    facts: &DeviceFacts,
+    format: ElementFormat,
+    caps: &DeviceCaps,
 ) -> Result<u64> {
-    let row_bytes = RowLayout::of_activations(config, storage).row_bytes;
+    let row_bytes = RowLayout::of_activations(config, format).row_bytes;
     let len = shape.seq_len().max(shape.key_len());
     let num_rows = u64::from(shape.batch()) * u64::from(len);
     let bytes = row_bytes
@@ -125,11 +125,11 @@ pub(super) fn tensor_bytes(
             what: "q",
             given: format!("{num_rows} rows of {row_bytes} bytes"),
         })?;
-    if bytes > facts.max_buffer_bytes {
+    if bytes > caps.max_buffer_bytes {
         return Err(Error::BufferTooLarge {
             label: "out",
             requested_bytes: bytes,
-            limit_bytes: facts.max_buffer_bytes,
+            limit_bytes: caps.max_buffer_bytes,
         });
     }
     Ok(bytes)
@@ -203,18 +203,18 @@ pub(super) fn clears(
 fn buffers(
     config: &DilatedAttentionConfig,
     num_rows: u64,
-    storage: Storage,
+    format: ElementFormat,
     dispatches: &[AttentionDispatch],
-    facts: &DeviceFacts,
+    caps: &DeviceCaps,
 ) -> Vec<PlannedBuffer> {
     let state_bytes = num_rows * RowLayout::of_state(config).row_bytes;
-    let out_bytes = num_rows * RowLayout::of_activations(config, storage).row_bytes;
-    let planned = |label, bytes| PlannedBuffer::new(label, BufferRole::Storage, bytes, facts);
+    let out_bytes = num_rows * RowLayout::of_activations(config, format).row_bytes;
+    let planned = |label, bytes| PlannedBuffer::new(label, BufferRole::Storage, bytes, caps);
     let mut buffers = vec![
         planned("out", out_bytes),
         planned("softmax_state", state_bytes),
     ];
-    let mut params = ParamsLayout::new(facts);
+    let mut params = ParamsLayout::new(caps);
     for _ in dispatches {
         params.add::<AttentionParams>();
     }
@@ -248,7 +248,7 @@ impl ForwardPlan {
 
     /// Byte range of rows `begin .. end` of the output.
     pub(crate) fn out_range(&self, (begin, end): (u64, u64)) -> ByteRange {
-        let element_bytes = u64::from(self.variant.storage.bytes());
+        let element_bytes = u64::from(self.variant.format.bytes());
         let row_bytes = u64::from(self.num_heads) * u64::from(self.head_dim) * element_bytes;
         ByteRange {
             offset: begin * row_bytes,

@@ -15,25 +15,25 @@ use super::branch::BranchGeometry;
 use super::dispatch::{AttentionDispatch, Range};
 use super::window::RowLayout;
 use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, MixGradient};
-use crate::device::DeviceFacts;
-use crate::device::Storage;
+use crate::device::DeviceCaps;
+use crate::device::ElementFormat;
 use crate::error::{Error, Result};
 use crate::kernels::Pass;
 use crate::kernels::fold_grid;
-use crate::kernels::software::attention_backward::ProductTile;
+use crate::kernels::software::attention_backward::WeightsTile;
 
 pub(super) struct Planner<'a> {
     config: &'a DilatedAttentionConfig,
     shape: &'a AttentionShape,
-    facts: &'a DeviceFacts,
+    caps: &'a DeviceCaps,
     /// What to compute: rounds, one after the other over all branches, of stages, one after the other over each whole branch, of
     /// passes that follow each other over each part of it.
     rounds: &'a [&'a [&'a [PlannedPass]]],
     /// How weights are laid out, where some are kept.
-    weights: Option<ProductTile>,
+    weights: Option<WeightsTile>,
     tensor: RowLayout,
     state: RowLayout,
-    terms: RowLayout,
+    row_stats: RowLayout,
     /// Rows of all of them that one binding each covers.
     max_rows: u64,
     dispatches: Vec<AttentionDispatch>,
@@ -45,35 +45,39 @@ impl<'a> Planner<'a> {
     pub fn new(
         config: &'a DilatedAttentionConfig,
         shape: &'a AttentionShape,
-        facts: &'a DeviceFacts,
+        caps: &'a DeviceCaps,
         rounds: &'a [&'a [&'a [PlannedPass]]],
-        weights: Option<ProductTile>,
-        storage: Storage,
+        weights: Option<WeightsTile>,
+        format: ElementFormat,
     ) -> Result<Self> {
         shape.check_config(config)?;
-        let tensor = RowLayout::of_activations(config, storage);
-        let [state, terms] = [RowLayout::of_state(config), RowLayout::of_terms(config)];
-        let layouts = [("q", tensor), ("softmax_state", state), ("terms", terms)];
+        let tensor = RowLayout::of_activations(config, format);
+        let [state, row_stats] = [RowLayout::of_state(config), RowLayout::of_row_stats(config)];
+        let layouts = [
+            ("q", tensor),
+            ("softmax_state", state),
+            ("row statistics", row_stats),
+        ];
         let mut max_rows = u64::MAX;
         for (what, layout) in layouts {
-            max_rows = max_rows.min(layout.max_rows(facts));
+            max_rows = max_rows.min(layout.max_rows(caps));
             if max_rows == 0 {
                 return Err(Error::BindingTooSmall {
                     what,
-                    requested_bytes: layout.row_bytes + facts.storage_offset_alignment,
-                    limit_bytes: facts.max_binding_bytes,
+                    requested_bytes: layout.row_bytes + caps.storage_offset_alignment,
+                    limit_bytes: caps.max_binding_bytes,
                 });
             }
         }
         Ok(Self {
             config,
             shape,
-            facts,
+            caps,
             rounds,
             weights,
             tensor,
             state,
-            terms,
+            row_stats,
             max_rows,
             dispatches: Vec::new(),
         })
@@ -211,13 +215,13 @@ impl<'a> Planner<'a> {
         let Some(tile) = self.weights.filter(|_| keeps_weights) else {
             return self.push_passes(work, unit);
         };
-        let side = tile.window_side(self.facts);
+        let side = tile.window_side(self.caps);
         let [rows, key_rows] =
             [unit.rows, unit.key_rows].map(|range| chunks(range, side).collect::<Vec<_>>());
         let longest = |ranges: &[Range]| ranges.iter().map(|range| range.len()).max().unwrap_or(0);
         let bytes = tile.weights_bytes(longest(&rows), longest(&key_rows));
         // At least one: the window fits.
-        let at_once = (ProductTile::most_bytes(self.facts) / bytes.max(1)).max(1);
+        let at_once = (WeightsTile::most_bytes(self.caps) / bytes.max(1)).max(1);
         let at_once = u32::try_from(at_once).unwrap_or(u32::MAX);
         let heads_at_once = at_once.min(unit.heads.len()).max(1);
         let segments_at_once = (at_once / heads_at_once).min(unit.segments.len()).max(1);
@@ -282,18 +286,18 @@ impl<'a> Planner<'a> {
             let first = u64::from(unit.items.begin) * u64::from(len) + tokens.0;
             let last = u64::from(unit.items.end - 1) * u64::from(len) + tokens.1;
             layout
-                .window(first, last, self.facts)
+                .window(first, last, self.caps)
                 .ok_or(Error::BindingTooSmall {
                     what: "q",
                     requested_bytes: (last - first) * layout.row_bytes,
-                    limit_bytes: self.facts.max_binding_bytes,
+                    limit_bytes: self.caps.max_binding_bytes,
                 })
         };
         let (seq_len, key_len) = (self.shape.seq_len(), self.shape.key_len());
         let [row_tiles, key_tiles] =
             [unit.rows, unit.key_rows].map(|range| range.len().div_ceil(planned.tile));
         let tiles = match pass {
-            Pass::Forward | Pass::Means | Pass::Dq => row_tiles,
+            Pass::Forward | Pass::BranchDelta | Pass::Dq => row_tiles,
             Pass::DkDv | Pass::Dk | Pass::Dv => key_tiles,
             // Of a window.
             Pass::Weights => row_tiles * key_tiles,
@@ -304,7 +308,7 @@ impl<'a> Planner<'a> {
             .chain(&factors)
             .try_fold(tiles, |product, factor| product.checked_mul(*factor));
         let grid = num_workgroups
-            .and_then(|n| Some((n, fold_grid(n, self.facts.max_workgroups_per_dimension)?)));
+            .and_then(|n| Some((n, fold_grid(n, self.caps.max_workgroups_per_dimension)?)));
         let Some((num_workgroups, grid)) = grid else {
             return Err(Error::SizeOverflow {
                 what: "workgroups of one dispatch",
@@ -329,7 +333,7 @@ impl<'a> Planner<'a> {
             kv: window(&self.tensor, kv_tokens, key_len)?,
             out: window(&self.tensor, out_tokens, seq_len)?,
             state: window(&self.state, out_tokens, seq_len)?,
-            terms: window(&self.terms, out_tokens, seq_len)?,
+            row_stats: window(&self.row_stats, out_tokens, seq_len)?,
             // Tokens are below 2^31.
             first_tokens: [q_tokens.0, kv_tokens.0, out_tokens.0].map(|token| token as u32),
             num_workgroups,
@@ -371,7 +375,7 @@ impl Work<'_> {
         };
         match pass {
             Pass::Forward | Pass::Dq => self.follows || later_keys,
-            Pass::Means => self.follows && self.sweeps_all || later_keys,
+            Pass::BranchDelta => self.follows && self.sweeps_all || later_keys,
             // Each window's are written anew.
             Pass::Weights => false,
             Pass::DkDv | Pass::Dk | Pass::Dv => self.follows || unit.rows.begin > first_rows,

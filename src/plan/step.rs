@@ -8,8 +8,8 @@ use super::branch::BranchGeometry;
 use super::dispatch::{AttentionDispatch, Range};
 use super::window::RowLayout;
 use crate::config::DilatedAttentionConfig;
-use crate::device::DeviceFacts;
-use crate::device::Storage;
+use crate::device::DeviceCaps;
+use crate::device::ElementFormat;
 use crate::error::{Error, Result};
 use crate::kernels::Pass;
 use crate::kernels::fold_grid;
@@ -39,8 +39,8 @@ pub(crate) struct StepPlan {
 /// Plans a step.
 pub(crate) fn plan_step(
     config: &DilatedAttentionConfig,
-    facts: &DeviceFacts,
-    storage: Storage,
+    caps: &DeviceCaps,
+    format: ElementFormat,
     layout: StepLayout,
 ) -> Result<StepPlan> {
     let StepLayout {
@@ -49,17 +49,17 @@ pub(crate) fn plan_step(
         capacity,
         query_cache,
     } = layout;
-    let tensor = RowLayout::of_activations(config, storage);
-    let [state, terms] = [RowLayout::of_state(config), RowLayout::of_terms(config)];
+    let tensor = RowLayout::of_activations(config, format);
+    let [state, row_stats] = [RowLayout::of_state(config), RowLayout::of_row_stats(config)];
     let too_small = || Error::BindingTooSmall {
         what: "k",
-        requested_bytes: tensor.row_bytes + facts.storage_offset_alignment,
-        limit_bytes: facts.max_binding_bytes,
+        requested_bytes: tensor.row_bytes + caps.storage_offset_alignment,
+        limit_bytes: caps.max_binding_bytes,
     };
     let mut dispatches = Vec::new();
     for branch in 0..config.branches().len() as u32 {
         let geometry = BranchGeometry::new(config, branch, token + 1);
-        let window_rows = tensor.max_rows(facts) / u64::from(geometry.dilation_rate);
+        let window_rows = tensor.max_rows(caps) / u64::from(geometry.dilation_rate);
         let window_rows = u32::try_from(window_rows).unwrap_or(u32::MAX);
         if window_rows == 0 {
             return Err(too_small());
@@ -97,10 +97,10 @@ pub(crate) fn plan_step(
                     false => u64::from(item),
                 };
                 let window = |layout: &RowLayout, begin: u64, end: u64| {
-                    layout.window(begin, end, facts).ok_or_else(too_small)
+                    layout.window(begin, end, caps).ok_or_else(too_small)
                 };
                 let item_row = u64::from(item);
-                let grid = fold_grid(heads.len(), facts.max_workgroups_per_dimension)
+                let grid = fold_grid(heads.len(), caps.max_workgroups_per_dimension)
                     .ok_or_else(too_small)?;
                 dispatches.push(AttentionDispatch {
                     pass: Pass::Forward,
@@ -124,7 +124,7 @@ pub(crate) fn plan_step(
                     kv: window(&tensor, in_cache + first_key, in_cache + last_key + 1)?,
                     out: window(&tensor, item_row, item_row + 1)?,
                     state: window(&state, item_row, item_row + 1)?,
-                    terms: window(&terms, item_row, item_row + 1)?,
+                    row_stats: window(&row_stats, item_row, item_row + 1)?,
                     // Tokens are below 2^31.
                     first_tokens: [query as u32, first_key as u32, token],
                     num_workgroups: heads.len(),

@@ -5,14 +5,14 @@
 //! skipped, and compute indices from there.
 
 use crate::config::DilatedAttentionConfig;
-use crate::device::{ByteRange, DeviceFacts, Storage};
+use crate::device::{ByteRange, DeviceCaps, ElementFormat};
 
 /// Rows of one tensor as kernels see them: token `p` of item `b` is row `b * seq_len + p`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RowLayout {
     /// Bytes of one row.
     pub row_bytes: u64,
-    /// Bytes of one element as the kernel indexes it (16 for a vec4 of f32, 8 for one of halves or for a pair of f32).
+    /// Bytes of one element as the kernel indexes it (16 for a vec4 of f32, 8 for one of f16 or for a pair of f32).
     pub element_bytes: u64,
 }
 
@@ -27,8 +27,8 @@ pub struct TokenWindow {
 
 impl RowLayout {
     /// Rows of activations, which kernels index in vec4.
-    pub(crate) fn of_activations(config: &DilatedAttentionConfig, storage: Storage) -> Self {
-        let element_bytes = u64::from(storage.bytes());
+    pub(crate) fn of_activations(config: &DilatedAttentionConfig, format: ElementFormat) -> Self {
+        let element_bytes = u64::from(format.bytes());
         Self {
             row_bytes: u64::from(config.embed_dim()) * element_bytes,
             element_bytes: 4 * element_bytes,
@@ -40,8 +40,8 @@ impl RowLayout {
         Self::per_head(config, 8)
     }
 
-    /// Rows of the backward's terms: four f32 for each head.
-    pub(crate) fn of_terms(config: &DilatedAttentionConfig) -> Self {
+    /// The backward's row statistics: four f32 for each head.
+    pub(crate) fn of_row_stats(config: &DilatedAttentionConfig) -> Self {
         Self::per_head(config, 16)
     }
 
@@ -53,13 +53,13 @@ impl RowLayout {
     }
 
     /// The window of rows `begin .. end`, or `None` when one binding cannot cover it.
-    pub fn window(&self, begin: u64, end: u64, facts: &DeviceFacts) -> Option<TokenWindow> {
+    pub fn window(&self, begin: u64, end: u64, caps: &DeviceCaps) -> Option<TokenWindow> {
         let first = begin * self.row_bytes;
         // Aligning to whole elements too keeps `skip` exact for any row size.
-        let alignment = facts.storage_offset_alignment.max(self.element_bytes);
+        let alignment = caps.storage_offset_alignment.max(self.element_bytes);
         let offset = first / alignment * alignment;
         let size = end * self.row_bytes - offset;
-        (size <= facts.max_binding_bytes).then_some(TokenWindow {
+        (size <= caps.max_binding_bytes).then_some(TokenWindow {
             bytes: ByteRange { offset, size },
             // At most the alignment, divided.
             skip: ((first - offset) / self.element_bytes) as u32,
@@ -67,8 +67,8 @@ impl RowLayout {
     }
 
     /// Rows that fit in one window wherever it begins.
-    pub fn max_rows(&self, facts: &DeviceFacts) -> u64 {
-        let alignment = facts.storage_offset_alignment.max(self.element_bytes);
-        facts.max_binding_bytes.saturating_sub(alignment) / self.row_bytes
+    pub fn max_rows(&self, caps: &DeviceCaps) -> u64 {
+        let alignment = caps.storage_offset_alignment.max(self.element_bytes);
+        caps.max_binding_bytes.saturating_sub(alignment) / self.row_bytes
     }
 }

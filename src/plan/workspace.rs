@@ -2,7 +2,7 @@
 
 use crate::pool::size_class::class_bytes;
 
-use crate::device::DeviceFacts;
+use crate::device::DeviceCaps;
 
 /// What a planned buffer is for, which decides its usages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,32 +47,32 @@ impl PlannedBuffer {
         label: &'static str,
         role: BufferRole,
         bytes: u64,
-        facts: &DeviceFacts,
+        caps: &DeviceCaps,
     ) -> Self {
         let requested_bytes = bytes.max(4).next_multiple_of(4);
         Self {
             label,
             role,
             requested_bytes,
-            class_bytes: class_bytes(requested_bytes, facts.max_buffer_bytes),
+            class_bytes: class_bytes(requested_bytes, caps.max_buffer_bytes),
         }
     }
 }
 
 /// Where the parameters of a recording's dispatches go: each at an aligned offset of one uniform buffer.
 pub(super) struct ParamsLayout<'a> {
-    facts: &'a DeviceFacts,
+    caps: &'a DeviceCaps,
     bytes: u64,
 }
 
 impl<'a> ParamsLayout<'a> {
-    pub fn new(facts: &'a DeviceFacts) -> Self {
-        Self { facts, bytes: 0 }
+    pub fn new(caps: &'a DeviceCaps) -> Self {
+        Self { caps, bytes: 0 }
     }
 
     /// One more dispatch with parameters of type `P`.
     pub fn add<P>(&mut self) {
-        let alignment = self.facts.uniform_offset_alignment;
+        let alignment = self.caps.uniform_offset_alignment;
         self.bytes = self.bytes.next_multiple_of(alignment) + size_of::<P>() as u64;
     }
 
@@ -81,7 +81,7 @@ impl<'a> ParamsLayout<'a> {
         if self.bytes == 0 {
             return Vec::new();
         }
-        let planned = |label, role, bytes| PlannedBuffer::new(label, role, bytes, self.facts);
+        let planned = |label, role, bytes| PlannedBuffer::new(label, role, bytes, self.caps);
         let mut buffers = vec![planned("params", BufferRole::Params, self.bytes)];
         let mut left = self.bytes;
         while left > 0 {

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::all::{All, Evicted};
 use super::core::Core;
 use super::event::EvictionCause;
-use super::lease::{Held, Lease};
+use super::lease::{Lease, PooledBuffer};
+use super::locked_pool::{Evicted, LockedPool};
 use super::shard::{Gauge, Request, Taken};
 use super::source::CreateError;
 use super::sync::lock;
@@ -79,7 +79,7 @@ impl<B> Core<B> {
                 all.evict(EvictionCause::OutOfMemory, &mut evicted, |_| true);
             }
             if let Some(budget_bytes) = all.ledger.budget.bytes {
-                let over = |all: &All<'_, B>| {
+                let over = |all: &LockedPool<'_, B>| {
                     all.committed_bytes().saturating_add(request.buffer_bytes) > budget_bytes
                 };
                 all.evict(EvictionCause::Budget, &mut evicted, over);
@@ -121,7 +121,7 @@ impl<B> Core<B> {
                         "a buffer is created"
                     );
                     let keeps = self.policy.keeps(request.buffer_bytes);
-                    let held = Held::new(self.clone(), buffer, request);
+                    let held = PooledBuffer::new(self.clone(), buffer, request);
                     let mut all = self.lock_all(Some(shard_index));
                     creating.end(&mut all);
                     all.insert(shard_index, &held, request, keeps);
@@ -169,13 +169,13 @@ struct Creating<'a, B> {
 }
 
 impl<'a, B> Creating<'a, B> {
-    fn begin(core: &'a Core<B>, all: &mut All<'_, B>, bytes: u64) -> Self {
+    fn begin(core: &'a Core<B>, all: &mut LockedPool<'_, B>, bytes: u64) -> Self {
         all.ledger.creating_bytes += bytes;
         Self { core, bytes }
     }
 
     /// The buffer exists: what was set aside for it is held now.
-    fn end(mut self, all: &mut All<'_, B>) {
+    fn end(mut self, all: &mut LockedPool<'_, B>) {
         all.ledger.creating_bytes -= std::mem::take(&mut self.bytes);
     }
 }

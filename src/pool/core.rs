@@ -6,10 +6,10 @@
 
 use std::sync::Arc;
 
-use super::all::{All, Evicted};
 use super::event::{Event, EvictionCause, Outcome, TraceLog};
-use super::lease::Held;
+use super::lease::PooledBuffer;
 use super::ledger::{Budget, Ledger};
+use super::locked_pool::{Evicted, LockedPool};
 use super::policy::{Policy, Pressure};
 use super::shard::{Done, Request, Shard};
 use super::source::BufferSource;
@@ -103,7 +103,7 @@ impl<B> Core<B> {
     }
 
     /// The last handle of a lease is gone.
-    pub fn release(&self, held: &Held<B>) {
+    pub fn release(&self, held: &PooledBuffer<B>) {
         let buffer = held.serial();
         self.give_back(
             held,
@@ -113,7 +113,7 @@ impl<B> Core<B> {
     }
 
     /// A lease ends, but the device has yet to hand the buffer back to the host.
-    pub fn suspend(&self, held: &Held<B>) {
+    pub fn suspend(&self, held: &PooledBuffer<B>) {
         let buffer = held.serial();
         self.give_back(
             held,
@@ -123,7 +123,7 @@ impl<B> Core<B> {
     }
 
     /// A pending buffer is back, or will never be usable again.
-    pub fn resume(&self, held: &Held<B>, usable: bool) {
+    pub fn resume(&self, held: &PooledBuffer<B>, usable: bool) {
         let buffer = held.serial();
         self.give_back(
             held,
@@ -137,7 +137,7 @@ impl<B> Core<B> {
     }
 
     /// One lease ends and another begins on the same buffer.
-    pub fn relabel(&self, held: &Held<B>, request: &Request) {
+    pub fn relabel(&self, held: &PooledBuffer<B>, request: &Request) {
         self.give_back(
             held,
             |_| acquired(held, request, Outcome::WithinRecording),
@@ -149,7 +149,7 @@ impl<B> Core<B> {
     /// given whether the buffer is still the pool's.
     fn give_back(
         &self,
-        held: &Held<B>,
+        held: &PooledBuffer<B>,
         event: impl Fn(bool) -> Event,
         operation: impl Fn(&mut Shard<B>, u32, u64, bool) -> Done,
     ) {
@@ -321,7 +321,7 @@ impl<B> Core<B> {
         lock(&self.trace).take().map(TraceLog::finish)
     }
 
-    pub(super) fn log_acquire(&self, held: &Held<B>, request: &Request, outcome: Outcome) {
+    pub(super) fn log_acquire(&self, held: &PooledBuffer<B>, request: &Request, outcome: Outcome) {
         self.log(acquired(held, request, outcome));
     }
 
@@ -333,7 +333,7 @@ impl<B> Core<B> {
     }
 
     /// Asks the policy anew if a window has ended.
-    pub(super) fn unlock_and_follow_up(&self, mut all: All<'_, B>) {
+    pub(super) fn unlock_and_follow_up(&self, mut all: LockedPool<'_, B>) {
         all.level();
         if !std::mem::take(&mut all.ledger.policy_due) {
             return;
@@ -351,7 +351,7 @@ impl<B> Core<B> {
     }
 
     /// Takes all locks; `own` is the shard that the caller works for, if any.
-    pub(super) fn lock_all(&self, own: Option<usize>) -> All<'_, B> {
+    pub(super) fn lock_all(&self, own: Option<usize>) -> LockedPool<'_, B> {
         let mut ledger = lock(&self.ledger.0);
         // Changed only here, under the ledger's lock.
         let before = self.active.load(Ordering::Relaxed);
@@ -363,7 +363,7 @@ impl<B> Core<B> {
         let shards = std::array::from_fn(|index| {
             (active >> index & 1 == 1).then(|| lock(&self.shards[index].0))
         });
-        All::new(self, ledger, shards)
+        LockedPool::new(self, ledger, shards)
     }
 }
 
@@ -377,7 +377,7 @@ impl<B> std::fmt::Debug for Core<B> {
     }
 }
 
-fn acquired<B>(held: &Held<B>, request: &Request, outcome: Outcome) -> Event {
+fn acquired<B>(held: &PooledBuffer<B>, request: &Request, outcome: Outcome) -> Event {
     Event::Acquire {
         buffer: held.serial(),
         requested_bytes: request.requested_bytes,

@@ -11,7 +11,7 @@ use super::sync::{AtomicU64, AtomicUsize, Ordering};
 /// when the last clone is dropped, on any thread, also after the pool or its device is gone. Contents are unspecified
 /// when it is lent.
 pub struct Lease<B = crate::wgpu::Buffer> {
-    held: Arc<Held<B>>,
+    held: Arc<PooledBuffer<B>>,
     requested_bytes: u64,
     /// Size class of the request that the buffer was lent for: what others may be lent within the recording that holds it.
     /// The buffer itself may be larger, which depends on what was cached.
@@ -22,7 +22,7 @@ pub struct Lease<B = crate::wgpu::Buffer> {
 /// A buffer of a pool for as long as it exists, leased or not: leases come and go without an allocation. What each of them
 /// touches comes first, to lie in as few cache lines as possible.
 #[repr(C)]
-pub(super) struct Held<B> {
+pub(super) struct PooledBuffer<B> {
     /// Handles that keep the buffer from going back. Not the count of `Arc`s: two threads that drop the last two handles
     /// could each see the other's.
     handles: AtomicUsize,
@@ -36,7 +36,7 @@ pub(super) struct Held<B> {
     buffer: B,
 }
 
-impl<B> Held<B> {
+impl<B> PooledBuffer<B> {
     /// A new buffer, made for `request`.
     pub fn new(core: Arc<Core<B>>, buffer: B, request: &Request) -> Arc<Self> {
         Arc::new(Self {
@@ -80,7 +80,7 @@ impl<B> Held<B> {
 }
 
 impl<B> Lease<B> {
-    pub(super) fn new(held: Arc<Held<B>>, request: &Request) -> Self {
+    pub(super) fn new(held: Arc<PooledBuffer<B>>, request: &Request) -> Self {
         Self {
             held,
             requested_bytes: request.requested_bytes,
@@ -189,7 +189,7 @@ impl<B> fmt::Debug for Lease<B> {
 
 /// A buffer on its way back to the host: [`ready`](Self::ready) returns it to the pool, dropping it destroys it.
 pub(crate) struct Pending<B = crate::wgpu::Buffer> {
-    held: Arc<Held<B>>,
+    held: Arc<PooledBuffer<B>>,
     usable: bool,
 }
 

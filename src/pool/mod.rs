@@ -91,7 +91,6 @@ pub mod policy;
 pub mod size_class;
 
 mod acquire;
-mod all;
 mod core;
 mod demand;
 mod device_source;
@@ -99,6 +98,7 @@ mod event;
 mod lease;
 mod ledger;
 mod lists;
+mod locked_pool;
 mod options;
 mod persistent;
 mod scope;

@@ -23,7 +23,7 @@
 
 use std::sync::Arc;
 
-use super::lease::Held;
+use super::lease::PooledBuffer;
 use super::lists::Lists;
 use super::size_class;
 use crate::pool_figures::ClassUse;
@@ -97,7 +97,7 @@ pub(super) enum Place {
 /// A buffer, in a cache line of its own.
 #[repr(align(64))]
 pub(super) struct Entry<B> {
-    pub buffer: Option<Arc<Held<B>>>,
+    pub buffer: Option<Arc<PooledBuffer<B>>>,
     pub place: Place,
     pub requested_bytes: u64,
     pub label: &'static str,
@@ -121,7 +121,7 @@ pub(super) enum Fit {
 
 /// What a shard says to a request.
 pub(super) enum Taken<B> {
-    Hit(Arc<Held<B>>, Fit),
+    Hit(Arc<PooledBuffer<B>>, Fit),
     Miss,
     /// A ceiling is in the way.
     Crowded,
@@ -282,7 +282,7 @@ impl<B> Shard<B> {
     }
 
     /// Takes a new buffer in, leased. Only under all locks, since it may pass ceilings.
-    pub fn insert(&mut self, held: Arc<Held<B>>, request: &Request, keeps: bool) -> u32 {
+    pub fn insert(&mut self, held: Arc<PooledBuffer<B>>, request: &Request, keeps: bool) -> u32 {
         let bytes = held.bytes();
         let (index, list, class) = self.place(held, keeps);
         self.counts.creates += 1;
@@ -293,7 +293,7 @@ impl<B> Shard<B> {
         index
     }
 
-    fn place(&mut self, held: Arc<Held<B>>, keeps: bool) -> (u32, u16, usize) {
+    fn place(&mut self, held: Arc<PooledBuffer<B>>, keeps: bool) -> (u32, u16, usize) {
         let list = self.list_or_new(held.usage());
         let class = size_class::class_index(held.bytes());
         let in_class = &mut self.lists[list as usize].classes[class];
@@ -438,7 +438,7 @@ impl<B> Shard<B> {
     }
 
     /// Takes a cached buffer out, with the submissions there were when it came back.
-    pub fn remove(&mut self, index: u32) -> Option<(Arc<Held<B>>, u64)> {
+    pub fn remove(&mut self, index: u32) -> Option<(Arc<PooledBuffer<B>>, u64)> {
         let entry = &self.entries[index as usize];
         let (list, class, epoch) = (entry.list, usize::from(entry.class), entry.epoch);
         self.lists[list as usize].take_out(class, index);
@@ -449,7 +449,7 @@ impl<B> Shard<B> {
     }
 
     /// Takes in a cached buffer that another shard gave away, as if it had always been here.
-    pub fn adopt(&mut self, held: Arc<Held<B>>, epoch: u64) -> u32 {
+    pub fn adopt(&mut self, held: Arc<PooledBuffer<B>>, epoch: u64) -> u32 {
         let bytes = held.bytes();
         let (index, _, _) = self.place(held, true);
         self.entries[index as usize].epoch = epoch;
@@ -471,7 +471,7 @@ impl<B> Shard<B> {
         Some((index, fit))
     }
 
-    fn vacate(&mut self, index: u32) -> Option<Arc<Held<B>>> {
+    fn vacate(&mut self, index: u32) -> Option<Arc<PooledBuffer<B>>> {
         let entry = &mut self.entries[index as usize];
         entry.place = Place::Vacant;
         self.lists[entry.list as usize].classes[usize::from(entry.class)].members -= 1;

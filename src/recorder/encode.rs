@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::machine::Machine;
-use super::recording::{Command, Held, Recording, StagingChunk};
+use super::recording::{Command, LeaseIndex, Recording, StagingChunk};
 use super::submission::Submission;
 use crate::contents::{Fate, Tracker};
 use crate::error::{Error, Result};
@@ -15,13 +15,13 @@ use crate::watch::{DeviceWatch, Outcome};
 
 /// What the numbers in commands stand for.
 pub(super) struct Buffers<'a> {
-    pub held: &'a dyn Fn(Held) -> Option<&'a Lease>,
+    pub held: &'a dyn Fn(LeaseIndex) -> Option<&'a Lease>,
     pub staging: &'a dyn Fn(usize) -> Option<&'a StagingChunk>,
     pub params: Option<&'a Lease>,
 }
 
 impl<'a> Buffers<'a> {
-    fn held(&self, held: Held) -> Option<&'a wgpu::Buffer> {
+    fn held(&self, held: LeaseIndex) -> Option<&'a wgpu::Buffer> {
         Some((self.held)(held)?.buffer())
     }
 

@@ -10,12 +10,12 @@ use crate::tensor::Tensor;
 impl Recorder {
     /// Records that the bytes `range` of `tensor` (both ends multiples of 4) hold `value` in every word.
     pub(super) fn fill(&mut self, tensor: &Tensor, range: ByteRange, value: u32) -> Result<()> {
-        let facts = self.machine().facts().clone();
-        for (window, skip) in word_windows(range, &facts) {
+        let caps = self.machine().caps().clone();
+        for (window, skip) in word_windows(range, &caps) {
             // Bindings are below 2^32 bytes, so their words fit in 32 bits.
             let num_words = (window.size / 4) as u32 - skip;
             let num_workgroups = num_words.div_ceil(WORDS_PER_WORKGROUP);
-            let Some(grid) = fold_grid(num_workgroups, facts.max_workgroups_per_dimension) else {
+            let Some(grid) = fold_grid(num_workgroups, caps.max_workgroups_per_dimension) else {
                 return Err(Error::SizeOverflow {
                     what: "workgroups of one fill",
                     given: num_workgroups.to_string(),

@@ -4,32 +4,32 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use super::pace::Pace;
+use super::cost_model::CostModel;
 use super::runner::Runner;
-use crate::device::DeviceFacts;
+use crate::device::DeviceCaps;
 use crate::error::Result;
 use crate::kernels::remembered::Tuner;
 use crate::kernels::{Kernel, Pipeline, Pipelines};
 use crate::pool::Pool;
 use crate::watch::{DeviceWatch, LastQueue};
 
-/// A device with its queue, its pool, its compiled kernels and what is known of their pace. A [`Context`](crate::Context) is a handle
+/// A device with its queue, its pool, its compiled kernels and their cost model. A [`Context`](crate::Context) is a handle
 /// of one and knows how to make it.
 #[derive(Debug)]
 pub(crate) struct Machine {
     pub watch: Arc<DeviceWatch>,
     pub queue: wgpu::Queue,
     pub info: wgpu::AdapterInfo,
-    pub facts: DeviceFacts,
-    /// The facts after the trial of the cooperative matrices.
-    pub tried_facts: OnceLock<DeviceFacts>,
+    pub caps: DeviceCaps,
+    /// The capabilities after the self test of the cooperative matrices.
+    pub tested_caps: OnceLock<DeviceCaps>,
     pub pool: Pool,
     pub pipelines: Pipelines,
     /// Where the driver's cache of compiled kernels is kept.
     pub pipelines_file: Option<PathBuf>,
     pub tuner: Arc<Tuner>,
     /// What sliced submissions have learned of the kernels.
-    pub pace: Mutex<Pace>,
+    pub cost_model: Mutex<CostModel>,
     pub check_finite: AtomicBool,
     /// Who runs recordings.
     pub runner: &'static dyn Runner,
@@ -38,24 +38,24 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Without compiled kernels, without a pace, without a file for either.
+    /// Without compiled kernels, without a cost model, without a file for either.
     pub fn new(
         watch: Arc<DeviceWatch>,
         queue: wgpu::Queue,
         pool: Pool,
-        facts: DeviceFacts,
+        caps: DeviceCaps,
         tuner: Arc<Tuner>,
         runner: &'static dyn Runner,
     ) -> Self {
         Self {
             info: watch.device().adapter_info(),
-            facts,
-            tried_facts: OnceLock::new(),
+            caps,
+            tested_caps: OnceLock::new(),
             pool,
             pipelines: Pipelines::default(),
             pipelines_file: None,
             tuner,
-            pace: Mutex::default(),
+            cost_model: Mutex::default(),
             check_finite: AtomicBool::new(false),
             runner,
             _last_queue: LastQueue::new(&queue, &watch),
@@ -83,12 +83,14 @@ impl Machine {
     }
 
     /// What plans are made from.
-    pub fn facts(&self) -> &DeviceFacts {
-        &self.facts
+    pub fn caps(&self) -> &DeviceCaps {
+        &self.caps
     }
 
-    pub fn pace(&self) -> MutexGuard<'_, Pace> {
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn cost_model(&self) -> MutexGuard<'_, CostModel> {
+        self.cost_model
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn checks_finite(&self) -> bool {

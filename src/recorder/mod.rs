@@ -15,17 +15,17 @@
 //! dropped unsubmitted, since its callbacks are dropped with it. A guard for the caller to keep would be the alternative;
 //! ownership by the callback needs none and cannot release too early.
 
+mod cost_model;
 mod encode;
 mod fill;
 mod machine;
-mod pace;
 mod recording;
 mod runner;
 pub mod slices;
 mod submission;
 
+pub(crate) use cost_model::CostModel;
 pub(crate) use machine::Machine;
-pub(crate) use pace::Pace;
 pub(crate) use runner::{DryRun, OnDevice};
 pub use slices::{Progress, SliceOptions, SlicedSubmission};
 pub use submission::Submission;
@@ -39,7 +39,7 @@ use crate::kernels::{Access, Kernel, KernelParams};
 use crate::pool::{Lease, READBACK_USAGE, STORAGE_USAGE};
 use crate::readback::{self, Download, Readback};
 use crate::tensor::{Tensor, check_finite, num_bytes, padded_bytes};
-use recording::{Command, Held, Recording};
+use recording::{Command, LeaseIndex, Recording};
 
 /// Work being recorded; see the [module](self) documentation. `Send`, so recordings may be built on any thread.
 #[must_use = "a recording does nothing until it is submitted"]
@@ -120,7 +120,7 @@ impl Recorder {
             what: label,
             given: format!("{shapes:?}"),
         };
-        let alignment = self.machine.facts().storage_offset_alignment;
+        let alignment = self.machine.caps().storage_offset_alignment;
         let mut offsets = Vec::new();
         let mut end = 0u64;
         for shape in shapes {
@@ -185,7 +185,7 @@ impl Recorder {
     /// Records that `tensor` holds the elements `data` from here on. They are copied at once; `data` need not live on.
     ///
     /// # Errors
-    /// [`Error::WrongDType`], [`Error::ForeignDevice`], and as [`upload`](Self::upload).
+    /// [`Error::WrongDType`], [`Error::ContextMismatch`], and as [`upload`](Self::upload).
     pub fn write<T: Element>(&mut self, tensor: &Tensor, data: &[T]) -> Result<()> {
         let (label, shape) = (tensor.label(), tensor.shape());
         tensor.expect(label, shape, T::DTYPE, self.machine.pool().id())?;
@@ -216,7 +216,7 @@ impl Recorder {
     /// Starts to read `tensor` back as it is at this point of the recording: all its elements, row-major.
     ///
     /// # Errors
-    /// [`Error::WrongDType`], [`Error::ForeignDevice`] and the errors of [`Pool::acquire`](crate::pool::Pool::acquire).
+    /// [`Error::WrongDType`], [`Error::ContextMismatch`] and the errors of [`Pool::acquire`](crate::pool::Pool::acquire).
     pub fn download<T: Element>(&mut self, tensor: &Tensor) -> Result<Download<T>> {
         tensor.expect(
             tensor.label(),
@@ -317,7 +317,7 @@ impl Recorder {
         Ok(())
     }
 
-    fn stage_at(&mut self, to: Held, to_offset: u64, bytes: &[u8]) -> Result<()> {
+    fn stage_at(&mut self, to: LeaseIndex, to_offset: u64, bytes: &[u8]) -> Result<()> {
         self.recording.stage(&self.machine, to, to_offset, bytes)
     }
 
@@ -376,7 +376,7 @@ impl Recorder {
         grid: [u32; 2],
     ) -> Result<()> {
         self.machine.runner.prepare(&self.machine, kernel)?;
-        let alignment = self.machine.facts().uniform_offset_alignment as usize;
+        let alignment = self.machine.caps().uniform_offset_alignment as usize;
         let params_offset = self.recording.params.len().next_multiple_of(alignment);
         let Ok(params_offset_u32) = u32::try_from(params_offset) else {
             return Err(Error::SizeOverflow {

@@ -13,7 +13,7 @@ use crate::pool::{Lease, PARAMS_USAGE, STAGING_USAGE};
 use crate::readback::Readback;
 
 /// Index of a lease in the recording's list.
-pub(super) type Held = usize;
+pub(super) type LeaseIndex = usize;
 
 /// What the device is to do.
 #[derive(Clone)]
@@ -21,24 +21,24 @@ pub(super) enum Command {
     Upload {
         chunk: usize,
         chunk_offset: u64,
-        to: Held,
+        to: LeaseIndex,
         offset: u64,
         bytes: u64,
     },
     Copy {
-        from: Held,
+        from: LeaseIndex,
         from_offset: u64,
-        to: Held,
+        to: LeaseIndex,
         to_offset: u64,
         bytes: u64,
     },
     Clear {
-        to: Held,
+        to: LeaseIndex,
         range: ByteRange,
     },
     Dispatch {
         kernel: Kernel,
-        bindings: Vec<(Held, ByteRange)>,
+        bindings: Vec<(LeaseIndex, ByteRange)>,
         params_offset: u32,
         grid: [u32; 2],
     },
@@ -56,7 +56,7 @@ pub(crate) struct Recording {
     pub(super) commands: Vec<Command>,
     pub(super) held: Vec<Lease>,
     /// By number of the buffer, which nobody else is lent while the recording holds it.
-    held_index: HashMap<u64, Held>,
+    held_index: HashMap<u64, LeaseIndex>,
     pub(super) staging: Vec<StagingChunk>,
     /// With the number of commands before each is complete.
     pub(super) readbacks: Vec<(Arc<Readback>, usize)>,
@@ -106,7 +106,7 @@ impl Recording {
     }
 
     /// Keeps `lease` until the recording is run.
-    pub(super) fn hold(&mut self, lease: &Lease) -> Held {
+    pub(super) fn hold(&mut self, lease: &Lease) -> LeaseIndex {
         *self
             .held_index
             .entry(lease.buffer_serial())
@@ -120,7 +120,7 @@ impl Recording {
     pub(super) fn stage(
         &mut self,
         machine: &Machine,
-        to: Held,
+        to: LeaseIndex,
         to_offset: u64,
         bytes: &[u8],
     ) -> Result<()> {
@@ -164,7 +164,7 @@ impl Recording {
     }
 
     /// Puts the copy of the parameters before everything else and tells which lease they go to.
-    pub(super) fn stage_params(&mut self, machine: &Machine) -> Result<Option<Held>> {
+    pub(super) fn stage_params(&mut self, machine: &Machine) -> Result<Option<LeaseIndex>> {
         if self.params.is_empty() {
             return Ok(None);
         }

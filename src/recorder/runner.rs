@@ -102,8 +102,8 @@ impl Runner for OnDevice {
     }
 }
 
-/// Why the downloads of a planner never arrive.
-const NEVER: &str = "it was recorded on a planner, which runs nothing: record it on a device";
+/// Why the downloads of a dry run never arrive.
+const NEVER: &str = "it was recorded on a dry_run, which runs nothing: record it on a device";
 
 /// Nobody: recordings take their leases and are counted, no more.
 #[derive(Debug)]

@@ -34,9 +34,9 @@ use std::time::Duration;
 
 use web_time::Instant;
 
+use super::cost_model::{Activity, CostModel};
 use super::encode::{self, Buffers, Unmapped};
 use super::machine::Machine;
-use super::pace::{Activity, Pace};
 use super::recording::{Command, Recording, StagingChunk, params_of};
 use crate::contents::Tracker;
 use crate::device::ByteRange;
@@ -266,10 +266,10 @@ impl SlicedSubmission {
             readback.in_slices();
         }
         {
-            let pace = this.machine.pace();
+            let cost_model = this.machine.cost_model();
             for command in &this.commands {
                 let (activity, work) = this.unit(command);
-                let nanoseconds = pace.seconds(activity, work) * 1e9;
+                let nanoseconds = cost_model.seconds(activity, work) * 1e9;
                 this.unit_nanoseconds.push(nanoseconds);
                 this.total_nanoseconds += nanoseconds * units(command) as f64;
             }
@@ -411,7 +411,7 @@ impl SlicedSubmission {
         if let Some(flight) = self.flight.take() {
             self.done_nanoseconds += flight.nanoseconds;
             if let Some(seconds) = flight.seconds() {
-                self.machine.pace().learn(&flight.parts, seconds);
+                self.machine.cost_model().learn(&flight.parts, seconds);
             }
         }
         Ok(Poll::Ready(()))
@@ -556,17 +556,17 @@ impl SlicedSubmission {
 
     /// Takes what is expected to take the target time, at least one unit.
     fn next_slice(&mut self) -> Slice {
-        let alignment = self.machine.facts().uniform_offset_alignment as usize;
-        let most_workgroups = u64::from(self.machine.facts().max_workgroups_per_dimension);
+        let alignment = self.machine.caps().uniform_offset_alignment as usize;
+        let most_workgroups = u64::from(self.machine.caps().max_workgroups_per_dimension);
         let machine = self.machine.clone();
-        let pace = machine.pace();
+        let cost_model = machine.cost_model();
         let mut slice = Slice::default();
         let mut left = self.options.target.as_secs_f64();
         while let Some(command) = self.commands.get(self.position.command) {
             let all = units(command);
             let begin = self.position.unit;
             let (activity, work) = self.unit(command);
-            let fitting = fitting(&pace, activity, work, left);
+            let fitting = fitting(&cost_model, activity, work, left);
             let at_least = u64::from(slice.parts.is_empty());
             let mut count = fitting.max(at_least).min(all - begin);
             if count == 0 && begin < all {
@@ -585,7 +585,7 @@ impl SlicedSubmission {
                 slice.commands.push(part);
                 slice.parts.push((activity, work * count as f64));
                 slice.nanoseconds += self.unit_nanoseconds[self.position.command] * count as f64;
-                left -= pace.seconds(activity, work * count as f64);
+                left -= cost_model.seconds(activity, work * count as f64);
             }
             self.position.unit += count;
             if self.position.unit >= all {
@@ -714,9 +714,9 @@ fn end(state: &Mutex<FlightState>, mapped: bool) {
 }
 
 /// Units that are expected to take `left` seconds.
-fn fitting(pace: &Pace, activity: Activity, work: f64, left: f64) -> u64 {
+fn fitting(cost_model: &CostModel, activity: Activity, work: f64, left: f64) -> u64 {
     // Saturates.
-    (pace.allowed(activity, left) / pace.seconds(activity, work)) as u64
+    (cost_model.allowed(activity, left) / cost_model.seconds(activity, work)) as u64
 }
 
 /// Units that a command can be cut into.

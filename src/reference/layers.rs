@@ -22,40 +22,40 @@ pub fn linear(x: &[f64], w: &[f64], b: &[f64], inner: usize) -> Vec<f64> {
     x.chunks(inner).flat_map(row).collect()
 }
 
-/// `(x - mean) / sqrt(variance + eps) * gain + bias` for each row.
+/// `(x - mean) / sqrt(variance + eps) * weight + bias` for each row.
 ///
 /// # Panics
 /// When lengths do not fit.
-pub fn layer_norm(x: &[f64], gain: &[f64], bias: &[f64], eps: f64) -> Vec<f64> {
-    let width = gain.len();
+pub fn layer_norm(x: &[f64], weight: &[f64], bias: &[f64], eps: f64) -> Vec<f64> {
+    let width = weight.len();
     assert!(bias.len() == width && x.len().is_multiple_of(width));
     let row = |x: &[f64]| -> Vec<f64> {
         let mean = x.iter().sum::<f64>() / width as f64;
         let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
         let scale = 1.0 / (variance + eps).sqrt();
         x.iter()
-            .zip(gain.iter().zip(bias))
-            .map(|(x, (gain, bias))| (x - mean) * scale * gain + bias)
+            .zip(weight.iter().zip(bias))
+            .map(|(x, (weight, bias))| (x - mean) * scale * weight + bias)
             .collect()
     };
     x.chunks(width).flat_map(row).collect()
 }
 
-/// RMS norm of rows as long as `gain`: `x / sqrt(mean of squares + eps) * gain`.
+/// RMS norm of rows as long as `weight`: `x / sqrt(mean of squares + eps) * weight`.
 ///
 /// # Panics
 /// When `x` does not consist of such rows.
-pub fn rms_norm(x: &[f64], gain: &[f64], eps: f64) -> Vec<f64> {
-    assert!(x.len().is_multiple_of(gain.len()));
+pub fn rms_norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
+    assert!(x.len().is_multiple_of(weight.len()));
     let row = |x: &[f64]| -> Vec<f64> {
-        let mean = x.iter().map(|x| x * x).sum::<f64>() / gain.len() as f64;
+        let mean = x.iter().map(|x| x * x).sum::<f64>() / weight.len() as f64;
         let scale = 1.0 / (mean + eps).sqrt();
         x.iter()
-            .zip(gain)
-            .map(|(x, gain)| x * scale * gain)
+            .zip(weight)
+            .map(|(x, weight)| x * scale * weight)
             .collect()
     };
-    x.chunks(gain.len()).flat_map(row).collect()
+    x.chunks(weight.len()).flat_map(row).collect()
 }
 
 /// The error function: `2/sqrt(pi) exp(-x^2) sum 2^n x^(2n+1) / (1 3 5 .. (2n+1))`, all terms of one sign.

@@ -53,8 +53,8 @@ pub fn linear(values: &Values, layer: &str, x: &[f64], inner: usize) -> Vec<f64>
 /// # Panics
 /// Without these, or when lengths do not fit.
 pub fn layer_norm(values: &Values, layer: &str, x: &[f64], eps: f32) -> Vec<f64> {
-    let [gain, bias] = ["weight", "bias"].map(|name| value(values, layer, name));
-    layers::layer_norm(x, gain, bias, f64::from(eps))
+    let [weight, bias] = ["weight", "bias"].map(|name| value(values, layer, name));
+    layers::layer_norm(x, weight, bias, f64::from(eps))
 }
 
 /// Options of a feed-forward network.
@@ -108,7 +108,7 @@ impl FeedForward {
 
 /// Options of multi-head attention.
 #[derive(Clone, Copy, Debug)]
-pub struct Multihead<'a> {
+pub struct MultiheadAttention<'a> {
     /// The attention inside.
     pub attention: &'a DilatedAttentionConfig,
     /// Layer norms inside.
@@ -121,7 +121,7 @@ pub struct Multihead<'a> {
     pub activations: DType,
 }
 
-impl Multihead<'_> {
+impl MultiheadAttention<'_> {
     /// The attention called `name`, of `x` to `memory`, which is `x` again in self-attention.
     ///
     /// # Errors
@@ -284,7 +284,7 @@ impl Model<'_> {
         memory: Option<(&[f64], &AttentionShape)>,
     ) -> Result<Vec<f64>> {
         let config = self.config;
-        let own = Multihead {
+        let own = MultiheadAttention {
             attention: config.attention(),
             norm: config.projection_norm,
             norm_eps: config.norm_eps,
@@ -296,7 +296,7 @@ impl Model<'_> {
             own.forward(self.values, &name, shape, x, x)
         })?;
         if let Some(cross) = &config.cross_attention {
-            let cross = Multihead {
+            let cross = MultiheadAttention {
                 attention: &cross.attention,
                 norm: cross.projection_norm,
                 norm_eps: config.norm_eps,

@@ -38,7 +38,7 @@ impl Optimizer {
     /// For weights and means that were saved, with gradients of 0.
     ///
     /// # Errors
-    /// [`Error::OtherModel`] when the means are not those of the weights' parameters; those of leasing.
+    /// [`Error::ParameterMismatch`] when the means are not those of the weights' parameters; those of leasing.
     pub fn with_moments(
         recorder: &mut Recorder,
         weights: Parameters,

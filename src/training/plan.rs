@@ -5,7 +5,7 @@ use std::fmt;
 use super::{Batch, Optimizer, Trainer, TrainingOptions};
 use crate::config::AttentionShape;
 use crate::context::{Context, WarmUp};
-use crate::device::DeviceFacts;
+use crate::device::DeviceCaps;
 use crate::error::Result;
 use crate::longnet::{LongNet, LongNetConfig, Recompute};
 use crate::nn::Parameters;
@@ -34,13 +34,13 @@ pub struct TrainingPlan {
 }
 
 impl Trainer {
-    /// Plans a step of a model of `config` over batches of `shapes`, on a device with `facts`: the step is recorded on a
-    /// [planner](Context::planner), without a device.
+    /// Plans a step of a model of `config` over batches of `shapes`, on a device with `caps`: the step is recorded on a
+    /// [dry run](Context::dry_run), without a device.
     ///
     /// ```
     /// use dilated_attention::longnet::{LongNetConfig, OutputProjection, Recompute};
     /// use dilated_attention::training::{LearningRate, Trainer, TrainingOptions};
-    /// use dilated_attention::{AttentionShape, DeviceFacts, DilatedAttentionConfig};
+    /// use dilated_attention::{AttentionShape, DeviceCaps, DilatedAttentionConfig};
     /// let attention = DilatedAttentionConfig::new(8, 32, &[1024, 8192], &[1, 8])?;
     /// let mut config = LongNetConfig::decoder(attention, 12, 1024);
     /// config.vocab_size = Some(256);
@@ -48,7 +48,7 @@ impl Trainer {
     /// let mut options = TrainingOptions::new(LearningRate::Constant(1e-3));
     /// options.recompute = Recompute::Layers;
     /// let shapes = [AttentionShape::new(1, 16_384)?];
-    /// let plan = Trainer::plan(&config, &shapes, &options, DeviceFacts::webgpu_defaults())?;
+    /// let plan = Trainer::plan(&config, &shapes, &options, DeviceCaps::webgpu_defaults())?;
     /// assert!(plan.saved_by_recomputing_bytes > 800 << 20);
     /// println!("{plan}");
     /// # Ok::<(), dilated_attention::Error>(())
@@ -61,14 +61,14 @@ impl Trainer {
         config: &LongNetConfig,
         shapes: &[AttentionShape],
         options: &TrainingOptions,
-        facts: DeviceFacts,
+        caps: DeviceCaps,
     ) -> Result<TrainingPlan> {
         let with = |recompute| {
             let options = TrainingOptions {
                 recompute,
                 ..options.clone()
             };
-            measure(config, shapes, options, facts.clone())
+            measure(config, shapes, options, caps.clone())
         };
         let (insides, layers) = (with(Recompute::Insides)?, with(Recompute::Layers)?);
         let saved = insides
@@ -91,25 +91,25 @@ impl Trainer {
     /// # Errors
     /// As [`step`](Self::step) and [`Context::warm_up`].
     pub fn warm_up(&self, shapes: &[AttentionShape]) -> Result<WarmUp> {
-        self.context.warm_up_recording(|planner| {
-            let trainer = planned(planner, self.model.config(), self.options.clone())?;
-            let mut recorder = planner.recorder("training step");
+        self.context.warm_up_recording(|dry_run| {
+            let trainer = planned(dry_run, self.model.config(), self.options.clone())?;
+            let mut recorder = dry_run.recorder("training step");
             drop(trainer.record(&mut recorder, &batches(shapes)?)?);
             Ok(recorder)
         })
     }
 }
 
-/// A trainer on a planner.
-fn planned(planner: &Context, config: &LongNetConfig, options: TrainingOptions) -> Result<Trainer> {
-    let model = LongNet::new(planner, config.clone())?;
+/// A trainer on a dry run.
+fn planned(dry_run: &Context, config: &LongNetConfig, options: TrainingOptions) -> Result<Trainer> {
+    let model = LongNet::new(dry_run, config.clone())?;
     // As they are drawn, but for the numbers.
     let weights =
-        Parameters::submitted(planner, "initial weights", model.parameters(), |_, _, _| ())?;
-    let mut recorder = planner.recorder("optimizer");
+        Parameters::submitted(dry_run, "initial weights", model.parameters(), |_, _, _| ())?;
+    let mut recorder = dry_run.recorder("optimizer");
     let optimizer = Optimizer::new(&mut recorder, weights)?;
     recorder.submit()?;
-    Trainer::assemble(planner, model, options, optimizer, 0)
+    Trainer::assemble(dry_run, model, options, optimizer, 0)
 }
 
 /// Batches of such shapes, whatever is in them.
@@ -128,22 +128,22 @@ fn measure(
     config: &LongNetConfig,
     shapes: &[AttentionShape],
     options: TrainingOptions,
-    facts: DeviceFacts,
+    caps: DeviceCaps,
 ) -> Result<TrainingPlan> {
-    let planner = Context::planner(facts);
+    let dry_run = Context::dry_run(caps);
     let recompute = options.recompute;
-    let trainer = planned(&planner, config, options)?;
-    let setting_up_bytes = planner.pool().stats().held_bytes.peak;
-    planner.pool().reset_peaks();
+    let trainer = planned(&dry_run, config, options)?;
+    let setting_up_bytes = dry_run.pool().stats().held_bytes.peak;
+    dry_run.pool().reset_peaks();
     let num_parameters = trainer.model.parameters().num_elements();
     let batches = batches(shapes)?;
-    let kept_bytes = planner.pool().stats().requested_bytes.current;
-    let mut recorder = planner.recorder("training step");
+    let kept_bytes = dry_run.pool().stats().requested_bytes.current;
+    let mut recorder = dry_run.recorder("training step");
     let pending = trainer.record(&mut recorder, &batches)?;
     let num_dispatches = recorder.num_dispatches();
     recorder.submit()?;
     drop(pending);
-    let stats = planner.pool().stats();
+    let stats = dry_run.pool().stats();
     Ok(TrainingPlan {
         num_parameters,
         recompute,

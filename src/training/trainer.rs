@@ -92,7 +92,7 @@ impl Trainer {
     /// A model with given weights, which the steps change.
     ///
     /// # Errors
-    /// [`Error::OtherModel`] for weights of another model, and as [`new`](Self::new).
+    /// [`Error::ParameterMismatch`] for weights of another model, and as [`new`](Self::new).
     pub fn with_weights(
         context: &Context,
         model: LongNet,

@@ -1,7 +1,7 @@
 //! Which of several kernels that compute the same is the fastest here: known, measured, remembered.
 //!
 //! ```text
-//! by the adapter's facts       always, without measuring                 Family::choice
+//! by the adapter's capabilities       always, without measuring                 Family::choice
 //! by a remembered probe        when there is one for this adapter,       the user's file, or one that was shipped
 //!                              driver and version
 //! by a probe                   when an application asks: tuning::tune    remembered from then on

@@ -59,7 +59,7 @@ fn problem(
     segments: &Segments,
     context: &Context,
 ) -> Result<(DilatedAttentionConfig, AttentionShape)> {
-    let (num_heads, tokens) = match context.facts().processor {
+    let (num_heads, tokens) = match context.caps().processor {
         Processor::Gpu => (16, 4096),
         Processor::Cpu { .. } => (1, 512),
     };
@@ -116,7 +116,7 @@ impl Probe for BackwardFamily {
 
 impl Probe for MatmulFamily {
     fn prepare(&self, context: &Context, variant: MatmulVariant) -> Result<Work> {
-        let rows = match context.facts().processor {
+        let rows = match context.caps().processor {
             Processor::Gpu => 4096,
             Processor::Cpu { .. } => 256,
         };

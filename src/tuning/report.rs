@@ -7,7 +7,7 @@ use super::probe::{self, Probe};
 use super::search::{Outcome, search, winner};
 use crate::config::DilatedAttentionConfig;
 use crate::context::Context;
-use crate::device::Storage;
+use crate::device::ElementFormat;
 use crate::error::{Error, Result};
 use crate::kernels::attention_backward::BackwardFamily;
 use crate::kernels::attention_forward::ForwardFamily;
@@ -88,13 +88,13 @@ pub fn tune(
     let mut found = Found::default();
     found.tune(
         context,
-        &ForwardFamily::of(config, Storage::F32),
+        &ForwardFamily::of(config, ElementFormat::F32),
         options,
         options.budget,
     )?;
     if options.backward {
         let left = options.budget.saturating_sub(begin.elapsed());
-        let family = BackwardFamily::of(config, Storage::F32);
+        let family = BackwardFamily::of(config, ElementFormat::F32);
         found.tune(context, &family, options, left)?;
     }
     Ok(found.remember(context.tuner()))
@@ -132,9 +132,9 @@ impl Found {
         options: &TuneOptions,
         budget: Duration,
     ) -> Result<()> {
-        let (begin, facts, tuner) = (Instant::now(), context.facts(), context.tuner());
-        let remembered = tuner.remembered(family, facts).filter(|_| !options.again);
-        let candidates = family.candidates(facts);
+        let (begin, caps, tuner) = (Instant::now(), context.caps(), context.tuner());
+        let remembered = tuner.remembered(family, caps).filter(|_| !options.again);
+        let candidates = family.candidates(caps);
         let affordable = candidates
             .iter()
             .filter(|candidate| candidate.compile_time.is_some())
@@ -142,7 +142,7 @@ impl Found {
         let mut considered = Vec::new();
         if remembered.is_none() && affordable > 1 && !context.is_dry() {
             let mut outcomes = search(
-                family.choice(facts).variant,
+                family.choice(caps).variant,
                 &candidates,
                 budget,
                 |variant| probe::measure(family, context, variant),
@@ -171,7 +171,7 @@ impl Found {
         }
         self.passes.push(TunedPass {
             pass: family.key(),
-            choice: tuner.choose(family, facts).to_string(),
+            choice: tuner.choose(family, caps).to_string(),
             considered,
             spent: begin.elapsed(),
         });

@@ -1,7 +1,7 @@
 //! Which candidates are measured, and which of them wins. Knows neither device nor clock.
 //!
 //! A driver's compilation cannot be cancelled, so a search keeps to its time by what it begins:
-//! 1. the kernel that the adapter's facts suggest is measured first: it is what would be used anyway;
+//! 1. the kernel that the adapter's capabilities suggest is measured first: it is what would be used anyway;
 //! 2. then the others, the cheapest to compile first; never one that is known to be dear, and none that is known to
 //!    take longer than what is left;
 //! 3. one that took longer than the whole budget ends the search: what is known of compile times does not hold here.

@@ -27,8 +27,8 @@ pub fn run(
     on: &TestContext,
     variant: BackwardVariant,
 ) -> dilated_attention::Result<Gradients32> {
-    let forward = ForwardFamily::of(&problem.config, variant.storage)
-        .choice(on.context.facts())
+    let forward = ForwardFamily::of(&problem.config, variant.format)
+        .choice(on.context.caps())
         .variant;
     let attention = DilatedAttention::with_variant(&on.context, problem.config.clone(), forward)?
         .with_backward_variant(variant)?;
@@ -227,7 +227,7 @@ const HEAD_DIMS: [u32; 9] = [4, 8, 12, 24, 48, 64, 96, 128, 256];
 fn every_head_size_equals_the_reference() {
     for (index, on) in kernel_contexts().iter().enumerate() {
         // For these all shapes; older software drivers take minutes for those of 64 that they are not given.
-        let with_all_shapes: &[u32] = match on.context.facts().processor {
+        let with_all_shapes: &[u32] = match on.context.caps().processor {
             Processor::Gpu => &HEAD_DIMS,
             Processor::Cpu {
                 uniform_loads: true,
@@ -357,7 +357,7 @@ fn wrong_inputs_are_errors() {
         Err(Error::InvalidShape { what: "dout", .. })
     ));
     let cross = AttentionShape::cross(1, 20, 30).unwrap();
-    let result = config.plan_backward(&cross, DType::F32, on.context.facts());
+    let result = config.plan_backward(&cross, DType::F32, on.context.caps());
     assert!(
         matches!(result, Err(Error::InvalidConfig { .. })),
         "{result:?}"

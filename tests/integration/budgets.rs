@@ -124,7 +124,7 @@ fn of_longvit() {
     }
 }
 
-/// Models without a plan of their own are planned by doing the same on a planner.
+/// Models without a plan of their own are planned by doing the same on a dry run.
 #[test]
 fn of_longnet() {
     let device = context();
@@ -143,9 +143,9 @@ fn of_longnet() {
             recorder.submit()?;
             Ok(download)
         };
-        let planner = Context::planner(device.facts().clone());
-        drop(run(&planner).unwrap());
-        let budget_bytes = planner.pool().stats().held_bytes.peak;
+        let dry_run = Context::dry_run(device.caps().clone());
+        drop(run(&dry_run).unwrap());
+        let budget_bytes = dry_run.pool().stats().held_bytes.peak;
         within(&device, budget_bytes, || run(&device)?.wait());
     }
 }
@@ -160,8 +160,8 @@ fn of_training() {
         config.ffn_dim = ffn_dim;
         let batches = [batch(0, 1, 20)];
         let shapes = batches.each_ref().map(|batch| batch.shape().clone());
-        let facts = context.facts().clone();
-        let plan = Trainer::plan(&config, &shapes, &options(), facts).unwrap();
+        let caps = context.caps().clone();
+        let plan = Trainer::plan(&config, &shapes, &options(), caps).unwrap();
         within(&context, plan.held_bytes, || {
             let model = LongNet::new(&context, config.clone())?;
             let mut trainer = Trainer::new(&context, model, options())?;

@@ -1,10 +1,10 @@
 //! Kernels with cooperative matrices: where the adapter has usable ones, against the f64 reference and the other kernels;
-//! where it has none, that they are not offered and that the facts say why.
+//! where it has none, that they are not offered and that the capabilities say why.
 //!
 //! Lavapipe has them from Mesa 26 on. It would not choose them itself, for they are slower there, so tests name the kernels.
 
 use dilated_attention::device::{
-    CooperativeMatrix, DeviceFacts, KernelTier, NoCooperativeMatrix, Processor, Storage,
+    CooperativeMatrix, DeviceCaps, ElementFormat, KernelTier, NoCooperativeMatrix, Processor,
 };
 use dilated_attention::kernels::Family;
 use dilated_attention::kernels::activation::Activation;
@@ -32,12 +32,12 @@ use crate::support::problem::{Problem, roundoff};
 
 /// Whether kernels with cooperative matrices can run. Where not, it is checked that none is offered.
 fn has_matrices(on: &TestContext) -> bool {
-    let facts = on.context.facts();
-    let forward = ForwardFamily::of_long_segments(64, Storage::F16).cooperative(facts);
-    let product = MatmulFamily::of_factors(64, [Storage::F16; 2]).cooperative(facts);
+    let caps = on.context.caps();
+    let forward = ForwardFamily::of_long_segments(64, ElementFormat::F16).cooperative(caps);
+    let product = MatmulFamily::of_factors(64, [ElementFormat::F16; 2]).cooperative(caps);
     match on.context.cooperative_matrix() {
         Ok(matrix) => {
-            assert_eq!(facts.cooperative_matrix, Ok(matrix));
+            assert_eq!(caps.cooperative_matrix, Ok(matrix));
             assert!(
                 forward.is_ok() && product.is_ok(),
                 "{forward:?} {product:?}"
@@ -45,14 +45,14 @@ fn has_matrices(on: &TestContext) -> bool {
             true
         }
         Err(reason) => {
-            assert_eq!(facts.cooperative_matrix, Err(reason.clone()));
+            assert_eq!(caps.cooperative_matrix, Err(reason.clone()));
             let reasons = [forward.unwrap_err(), product.unwrap_err()];
             for error in reasons {
                 assert!(error.to_string().contains(&reason.to_string()), "{error}");
             }
             let config = DilatedAttentionConfig::new(1, 64, &[64], &[1]).unwrap();
-            let chosen = ForwardFamily::of(&config, Storage::F16)
-                .choice(facts)
+            let chosen = ForwardFamily::of(&config, ElementFormat::F16)
+                .choice(caps)
                 .variant;
             assert!(!chosen.is_cooperative());
             false
@@ -140,18 +140,18 @@ fn wrong_claims_are_refused_by_the_trial() {
         lanes: 8,
         scalar_pointers: false,
     };
-    let refusal = without.try_cooperative_matrix(claimed);
+    let refusal = without.test_cooperative_matrix(claimed);
     assert!(
-        matches!(refusal, Err(NoCooperativeMatrix::TrialFailed(_))),
+        matches!(refusal, Err(NoCooperativeMatrix::SelfTestFailed(_))),
         "{refusal:?}"
     );
     if let Ok(matrix) = context.cooperative_matrix() {
-        assert_eq!(context.try_cooperative_matrix(matrix), Ok(()));
+        assert_eq!(context.test_cooperative_matrix(matrix), Ok(()));
         let wrong = CooperativeMatrix {
             lanes: matrix.lanes / 2,
             ..matrix
         };
-        let refusal = context.try_cooperative_matrix(wrong);
+        let refusal = context.test_cooperative_matrix(wrong);
         assert!(
             matches!(refusal, Err(NoCooperativeMatrix::TrialWrong { .. })),
             "{refusal:?}"
@@ -161,14 +161,14 @@ fn wrong_claims_are_refused_by_the_trial() {
 
 /// The kernels with matrices on a context that has them.
 fn forward_variant(on: &TestContext, head_dim: u32) -> ForwardVariant {
-    ForwardFamily::of_long_segments(head_dim, Storage::F16)
-        .cooperative(on.context.facts())
+    ForwardFamily::of_long_segments(head_dim, ElementFormat::F16)
+        .cooperative(on.context.caps())
         .expect("fits")
 }
 
 fn backward_variant(on: &TestContext, head_dim: u32) -> BackwardVariant {
-    BackwardFamily::of_long_segments(head_dim, Storage::F16)
-        .cooperative(on.context.facts())
+    BackwardFamily::of_long_segments(head_dim, ElementFormat::F16)
+        .cooperative(on.context.caps())
         .expect("fits")
 }
 
@@ -279,7 +279,7 @@ fn values_that_are_no_numbers_stay_with_rows_that_see_them() {
 /// Head sizes and types that the kernels are not for are told, and get the other kernels.
 #[test]
 fn other_sizes_and_types_are_refused_with_the_reason() {
-    let facts = DeviceFacts {
+    let caps = DeviceCaps {
         shader_f16: true,
         max_workgroup_memory_bytes: 49_152,
         cooperative_matrix: Ok(CooperativeMatrix {
@@ -287,53 +287,53 @@ fn other_sizes_and_types_are_refused_with_the_reason() {
             lanes: 32,
             scalar_pointers: false,
         }),
-        ..DeviceFacts::webgpu_defaults()
+        ..DeviceCaps::webgpu_defaults()
     };
     let of = |head_dim| DilatedAttentionConfig::new(1, head_dim, &[64], &[1]).unwrap();
-    let reason = |head_dim, storage, facts: &DeviceFacts| {
-        let chosen = ForwardFamily::of(&of(head_dim), storage)
-            .choice(facts)
+    let reason = |head_dim, format, caps: &DeviceCaps| {
+        let chosen = ForwardFamily::of(&of(head_dim), format)
+            .choice(caps)
             .variant;
         assert!(!chosen.is_cooperative(), "{chosen}");
-        let forward = ForwardFamily::of_long_segments(head_dim, storage)
-            .cooperative(facts)
+        let forward = ForwardFamily::of_long_segments(head_dim, format)
+            .cooperative(caps)
             .unwrap_err();
-        let backward = BackwardFamily::of_long_segments(head_dim, storage)
-            .cooperative(facts)
+        let backward = BackwardFamily::of_long_segments(head_dim, format)
+            .cooperative(caps)
             .unwrap_err();
         assert_eq!(forward, backward);
         forward.to_string()
     };
-    let chosen = ForwardFamily::of(&of(128), Storage::F16)
-        .choice(&facts)
+    let chosen = ForwardFamily::of(&of(128), ElementFormat::F16)
+        .choice(&caps)
         .variant;
     assert!(chosen.is_cooperative());
-    assert!(reason(132, Storage::F16, &facts).contains("at most 128"));
-    for storage in [Storage::F32, Storage::Bf16Packed] {
-        assert!(reason(64, storage, &facts).contains("lose precision"));
+    assert!(reason(132, ElementFormat::F16, &caps).contains("at most 128"));
+    for format in [ElementFormat::F32, ElementFormat::Bf16Packed] {
+        assert!(reason(64, format, &caps).contains("lose precision"));
     }
-    let small = DeviceFacts {
+    let small = DeviceCaps {
         max_workgroup_memory_bytes: 8192,
-        ..facts.clone()
+        ..caps.clone()
     };
-    assert!(reason(128, Storage::F16, &small).contains("8192"));
+    assert!(reason(128, ElementFormat::F16, &small).contains("8192"));
     // Where they are slower.
-    let cpu = DeviceFacts {
+    let cpu = DeviceCaps {
         processor: Processor::Cpu {
             lanes: 8,
             uniform_loads: true,
             broadcasts: true,
         },
-        ..facts
+        ..caps
     };
     assert!(
-        !ForwardFamily::of(&of(64), Storage::F16)
+        !ForwardFamily::of(&of(64), ElementFormat::F16)
             .choice(&cpu)
             .variant
             .is_cooperative()
     );
     assert!(
-        ForwardFamily::of_long_segments(64, Storage::F16)
+        ForwardFamily::of_long_segments(64, ElementFormat::F16)
             .cooperative(&cpu)
             .is_ok()
     );
@@ -343,8 +343,8 @@ fn other_sizes_and_types_are_refused_with_the_reason() {
 #[test]
 fn products_equal_those_of_the_other_kernel() {
     for on in contexts_with_matrices() {
-        let variant = MatmulFamily::of_factors(64, [Storage::F16; 2])
-            .cooperative(on.context.facts())
+        let variant = MatmulFamily::of_factors(64, [ElementFormat::F16; 2])
+            .cooperative(on.context.caps())
             .expect("fits");
         let mut draws = uniform(71, 1000).into_iter();
         let mut draw = |count: u32| ((draws.next().unwrap() * 0.5 + 0.5) * count as f32) as usize;
@@ -355,7 +355,7 @@ fn products_equal_those_of_the_other_kernel() {
             let (transpose_a, transpose_b, add) = (way % 2 == 1, way / 2 == 1, draw(2) == 1);
             let result = [DType::F32, DType::F16][way / 2];
             // Where bindings are small, sums come in parts, and parts cannot be activated.
-            let parts = on.context.facts().max_binding_bytes < 1 << 20;
+            let parts = on.context.caps().max_binding_bytes < 1 << 20;
             let activation = [Activation::Identity, Activation::Gelu][way % 2];
             let activation = if parts {
                 Activation::Identity
@@ -427,7 +427,7 @@ fn attention_of_random_shapes_equals_that_of_the_other_kernels() {
         Err(_) => 16,
     };
     for on in contexts_with_matrices() {
-        let facts = on.context.facts();
+        let caps = on.context.caps();
         let strategy = (any_config(), 0..400u32, 0..3u32, 0..3usize);
         let mut runner = TestRunner::new_with_rng(
             ProptestConfig::default(),
@@ -449,8 +449,8 @@ fn attention_of_random_shapes_equals_that_of_the_other_kernels() {
             assert_eq!(with, again, "{told}");
             let tile = KernelTier::Tile;
             let config = &problem.config;
-            let other = ForwardFamily::of(config, Storage::F16)
-                .of_tier(tile, facts)
+            let other = ForwardFamily::of(config, ElementFormat::F16)
+                .of_tier(tile, caps)
                 .unwrap();
             let without = problem.run(on, other).unwrap();
             // Weights are rounded to f16, and each branch rounds the output.
@@ -461,8 +461,8 @@ fn attention_of_random_shapes_equals_that_of_the_other_kernels() {
             let [with, again] =
                 [(); 2].map(|()| backward::run(&problem, on, backward_variant(on, 8)).unwrap());
             assert_eq!(with, again, "{told}");
-            let other = BackwardFamily::of(config, Storage::F16)
-                .of_tier(tile, facts)
+            let other = BackwardFamily::of(config, ElementFormat::F16)
+                .of_tier(tile, caps)
                 .unwrap();
             let without = backward::run(&problem, on, other).unwrap();
             for (with, without) in with.iter().zip(&without) {

@@ -1,13 +1,13 @@
 //! Devices that an application brings: too small ones, queues and encoders of another.
 
-use dilated_attention::{Context, ContextOptions, DType, DeviceFacts, Error};
+use dilated_attention::{Context, ContextOptions, DType, DeviceCaps, Error};
 
 use crate::support::contexts::context_with;
 use crate::support::training::{batch, config, options, step, trainer};
 
 #[test]
 fn a_device_of_the_least_limits_trains_and_each_smaller_one_is_refused() {
-    let least = DeviceFacts::least_limits();
+    let least = DeviceCaps::least_limits();
     let context = context_with(&ContextOptions {
         limits: Some(least.clone()),
         ..ContextOptions::default()
@@ -42,7 +42,7 @@ fn a_device_of_the_least_limits_trains_and_each_smaller_one_is_refused() {
         let mut limits = least.clone();
         make_smaller(&mut limits);
         let info = context.adapter_info();
-        let error = DeviceFacts::new(info, &limits, wgpu::Features::empty(), &[]);
+        let error = DeviceCaps::new(info, &limits, wgpu::Features::empty(), &[]);
         let Err(Error::DeviceTooSmall { limit, given, need }) = error else {
             panic!("{name}: {error:?}");
         };

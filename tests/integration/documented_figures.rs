@@ -4,9 +4,7 @@
 use dilated_attention::longnet::{LongNetConfig, OutputProjection};
 use dilated_attention::models::gigapath::{SlideEncoder, SlideEncoderConfig, SlideOutputs};
 use dilated_attention::training::{LearningRate, Trainer, TrainingOptions};
-use dilated_attention::{
-    AttentionShape, DType, DeviceFacts, DilatedAttentionConfig, Error, Result,
-};
+use dilated_attention::{AttentionShape, DType, DeviceCaps, DilatedAttentionConfig, Error, Result};
 
 const README: &str = include_str!("../../README.md");
 const GUIDE: &str = include_str!("../../docs/from_checkpoint_to_desktop_app.md");
@@ -41,8 +39,8 @@ fn mebibytes(bytes: u64) -> String {
 fn held_mebibytes(tiles: usize, activations: DType) -> Result<String> {
     let mut config = SlideEncoderConfig::base();
     config.activations = activations;
-    let facts = DeviceFacts::webgpu_defaults();
-    let plan = SlideEncoder::plan(&config, &[tiles], &SlideOutputs::default(), facts)?;
+    let caps = DeviceCaps::webgpu_defaults();
+    let plan = SlideEncoder::plan(&config, &[tiles], &SlideOutputs::default(), caps)?;
     Ok(mebibytes(plan.held_bytes))
 }
 
@@ -75,8 +73,8 @@ fn the_largest_slide_within_default_limits() {
 
 fn step_bytes(config: &LongNetConfig, shape: AttentionShape) -> String {
     let options = TrainingOptions::new(LearningRate::Constant(1e-3));
-    let facts = DeviceFacts::webgpu_defaults();
-    let plan = Trainer::plan(config, &[shape], &options, facts).unwrap();
+    let caps = DeviceCaps::webgpu_defaults();
+    let plan = Trainer::plan(config, &[shape], &options, caps).unwrap();
     println!("{plan}");
     grouped(plan.requested_bytes)
 }

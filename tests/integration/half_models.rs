@@ -1,11 +1,11 @@
 //! Operations of layers and whole models with activations in half precision: operations against exact results, models against
 //! double precision that rounds what they store.
 
-use dilated_attention::device::DeviceFacts;
+use dilated_attention::device::DeviceCaps;
 use dilated_attention::longnet::{Call, EncoderDecoder, Input, LongNet, LongNetConfig};
 use dilated_attention::nn::Activation;
 use dilated_attention::ops::{
-    Blend, Dropout, Matmul, Positions, Rotations, TokenIds, XposRole, activation, convert,
+    Dropout, Matmul, Positions, Rotations, ScaledAdd, TokenIds, XposRole, activation, convert,
     embedding, layer_norm, xpos,
 };
 use dilated_attention::reference::layers;
@@ -124,23 +124,23 @@ fn rows_and_elements_equal_double_precision() -> Result<()> {
             let (rows, width) = (70, 44);
             let x = rounded(dtype, &uniform(1, rows * width));
             let y = rounded(dtype, &uniform(2, rows * width));
-            let (gain, bias) = (uniform(3, width), uniform(4, width));
+            let (weight, bias) = (uniform(3, width), uniform(4, width));
             let table = uniform(5, 9 * width);
             let ids: Vec<u32> = (0..rows as u32).map(|row| row * 5 % 9).collect();
             let mut recorder = context.recorder("test");
             let shape = [rows, width];
             let a = stored(&mut recorder, &shape, &x, dtype)?;
             let b = stored(&mut recorder, &shape, &y, dtype)?;
-            let gains = recorder.upload("gain", &[width], &gain)?;
+            let weights = recorder.upload("weight", &[width], &weight)?;
             let biases = recorder.upload("bias", &[width], &bias)?;
             let [normal, gelu, silu, sum, rows_of] =
                 [(); 5].map(|()| recorder.empty("out", &shape, dtype));
             let (normal, gelu, silu, sum, rows_of) = (normal?, gelu?, silu?, sum?, rows_of?);
-            let parameters = [gains.vector(), biases.vector()];
+            let parameters = [weights.vector(), biases.vector()];
             layer_norm(&mut recorder, a.matrix(), parameters, 1e-5, normal.matrix())?;
             activation(&mut recorder, Activation::Gelu, a.matrix(), gelu.matrix())?;
             activation(&mut recorder, Activation::Silu, a.matrix(), silu.matrix())?;
-            Blend::new(a.matrix(), 2.0)
+            ScaledAdd::new(a.matrix(), 2.0)
                 .plus(b.matrix(), -0.5)
                 .write(&mut recorder, sum.matrix())?;
             let given_table = recorder.upload("table", &[9, width], &table)?;
@@ -166,7 +166,7 @@ fn rows_and_elements_equal_double_precision() -> Result<()> {
             let results = read(recorder, &tensors)?;
             let [xs, ys] = [&x, &y].map(|values| wide(values));
             let expected = [
-                layers::layer_norm(&xs, &wide(&gain), &wide(&bias), 1e-5),
+                layers::layer_norm(&xs, &wide(&weight), &wide(&bias), 1e-5),
                 xs.iter().map(|x| layers::gelu(*x)).collect(),
                 xs.iter().map(|x| layers::silu(*x)).collect(),
                 xs.iter().zip(&ys).map(|(x, y)| 2.0 * x - 0.5 * y).collect(),
@@ -182,7 +182,14 @@ fn rows_and_elements_equal_double_precision() -> Result<()> {
                     })
                     .collect::<Vec<f64>>(),
             ];
-            let names = ["layer norm", "GELU", "SiLU", "blend", "embedding", "xpos"];
+            let names = [
+                "layer norm",
+                "GELU",
+                "SiLU",
+                "scaled_add",
+                "embedding",
+                "xpos",
+            ];
             for ((name, given), expected) in names.iter().zip(&results).zip(&expected) {
                 assert_rounded(name, given, expected, dtype, 1.0);
             }
@@ -191,7 +198,7 @@ fn rows_and_elements_equal_double_precision() -> Result<()> {
     Ok(())
 }
 
-/// Cases of other tests whose networks have widths that halves allow.
+/// Cases of other tests whose networks have widths that half precision allows.
 fn cases() -> Vec<Case> {
     let mut cases = models::cases();
     for case in &mut cases {
@@ -336,7 +343,7 @@ fn decoding_equals_the_forward() -> Result<()> {
 
 #[test]
 fn training_and_widths_that_do_not_fit_are_errors() -> Result<()> {
-    let context = &Context::planner(DeviceFacts::webgpu_defaults());
+    let context = &Context::dry_run(DeviceCaps::webgpu_defaults());
     let model = LongNet::new(context, decoder(DType::F16))?;
     let options = TrainingOptions::new(LearningRate::Constant(1e-3));
     let result = Trainer::new(context, model, options);
@@ -396,7 +403,7 @@ fn training_and_widths_that_do_not_fit_are_errors() -> Result<()> {
     let product = Matmul::new(half.matrix(), brain.matrix()).transpose_b();
     let square = recorder.zeros("c", &[3, 3], DType::F32)?;
     wrong(product.write(&mut recorder, square.matrix()), "b");
-    let dropout = Blend::new(half.matrix(), 1.0).dropout(Some(Dropout::new(0.5, 1)?), 0);
+    let dropout = ScaledAdd::new(half.matrix(), 1.0).dropout(Some(Dropout::new(0.5, 1)?), 0);
     let out = recorder.zeros("out", &[3, 8], DType::F16)?;
     wrong(dropout.write(&mut recorder, out.matrix()), "x of a dropout");
     Ok(())
@@ -405,14 +412,14 @@ fn training_and_widths_that_do_not_fit_are_errors() -> Result<()> {
 /// Compiling ahead takes embeddings and memories of the model's own type.
 #[test]
 fn models_in_half_precision_can_be_warmed_up() -> Result<()> {
-    let planner = Context::planner(DeviceFacts::webgpu_defaults());
+    let dry_run = Context::dry_run(DeviceCaps::webgpu_defaults());
     let shape = AttentionShape::new(1, 8)?;
     for dtype in HALVES {
         let attention = DilatedAttentionConfig::new(2, 8, &[4, 16], &[1, 2])?;
         let mut encoder = LongNetConfig::encoder(attention, 1, 32);
         encoder.activations = dtype;
         for config in [encoder, decoder(dtype)] {
-            LongNet::new(&planner, config)?.warm_up(&planner, &shape)?;
+            LongNet::new(&dry_run, config)?.warm_up(&dry_run, &shape)?;
         }
     }
     Ok(())

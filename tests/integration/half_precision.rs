@@ -1,7 +1,7 @@
 //! Attention with f16 and bf16 tensors, with and without f16 in shaders: against the f64 reference of the rounded inputs, allowed
 //! twice the error of a plain implementation that stores the same type.
 
-use dilated_attention::device::{DeviceFacts, Storage};
+use dilated_attention::device::{DeviceCaps, ElementFormat};
 use dilated_attention::kernels::Family;
 use dilated_attention::kernels::attention_backward::BackwardFamily;
 use dilated_attention::kernels::attention_forward::{ForwardFamily, ForwardVariant};
@@ -21,17 +21,17 @@ use crate::support::problem::Problem;
 const HALVES: [DType; 2] = [DType::F16, DType::Bf16];
 
 /// What stores `dtype` on a context: f16 in words on every device, and as such where shaders know it.
-fn storages(on: &TestContext, dtype: DType) -> Vec<Storage> {
-    let all = Storage::ALL.into_iter();
-    all.filter(|storage| storage.dtype() == dtype && storage.check(on.context.facts()).is_ok())
+fn formats(on: &TestContext, dtype: DType) -> Vec<ElementFormat> {
+    let all = ElementFormat::ALL.into_iter();
+    all.filter(|format| format.dtype() == dtype && format.check(on.context.caps()).is_ok())
         .collect()
 }
 
 /// The kernel that the adapter would choose for long segments: one for all tests.
-fn forward_variant(on: &TestContext, head_dim: u32, storage: Storage) -> ForwardVariant {
+fn forward_variant(on: &TestContext, head_dim: u32, format: ElementFormat) -> ForwardVariant {
     let config = DilatedAttentionConfig::new(1, head_dim, &[4096], &[1]).unwrap();
-    ForwardFamily::of(&config, storage)
-        .choice(on.context.facts())
+    ForwardFamily::of(&config, format)
+        .choice(on.context.caps())
         .variant
 }
 
@@ -40,9 +40,9 @@ fn named_forwards_equal_the_reference() {
     for on in [&kernel_contexts()[0], tiny_bindings()] {
         for dtype in HALVES {
             for (name, problem) in named_problems() {
-                let variants: Vec<_> = storages(on, dtype)
+                let variants: Vec<_> = formats(on, dtype)
                     .into_iter()
-                    .map(|storage| forward_variant(on, 8, storage))
+                    .map(|format| forward_variant(on, 8, format))
                     .collect();
                 problem
                     .stored(dtype)
@@ -61,12 +61,12 @@ fn every_forward_kernel_equals_the_reference() {
     let shape = AttentionShape::new(2, 70).unwrap();
     for dtype in HALVES {
         let problem = Problem::new(config.clone().torchscale(), shape.clone(), 1.0).stored(dtype);
-        let storage = *storages(on, dtype).last().unwrap();
+        let format = *formats(on, dtype).last().unwrap();
         let variants: Vec<_> = on
             .forward_variants(8)
             .into_iter()
             .skip(1)
-            .map(|variant| ForwardVariant { storage, ..variant })
+            .map(|variant| ForwardVariant { format, ..variant })
             .collect();
         problem.check_kernels(on, &variants).unwrap();
     }
@@ -78,11 +78,11 @@ fn gradients_equal_the_reference() {
         for dtype in HALVES {
             // Of segments as long as those of other tests, so that kernels are compiled once.
             let config = DilatedAttentionConfig::new(1, 8, &[4096], &[1]).unwrap();
-            let variants: Vec<_> = storages(on, dtype)
+            let variants: Vec<_> = formats(on, dtype)
                 .into_iter()
-                .map(|storage| {
-                    BackwardFamily::of(&config, storage)
-                        .choice(on.context.facts())
+                .map(|format| {
+                    BackwardFamily::of(&config, format)
+                        .choice(on.context.caps())
                         .variant
                 })
                 .collect();
@@ -108,8 +108,8 @@ fn wide_heads_and_many_branches_equal_the_reference() {
     let shape = AttentionShape::new(1, 130).unwrap();
     for dtype in HALVES {
         let problem = Problem::new(config.clone(), shape.clone(), 4.0).stored(dtype);
-        let storage = storages(on, dtype)[0];
-        let variant = forward_variant(on, 64, storage);
+        let format = formats(on, dtype)[0];
+        let variant = forward_variant(on, 64, format);
         problem.check_kernels(on, &[variant]).unwrap();
     }
 }
@@ -118,19 +118,19 @@ fn wide_heads_and_many_branches_equal_the_reference() {
 #[test]
 fn storages_of_one_type_agree_bit_for_bit() {
     let [without, on] = [&kernel_contexts()[0], &kernel_contexts()[1]];
-    assert!(!without.context.facts().shader_f16);
-    assert_eq!(storages(without, DType::F16), [Storage::F16Packed]);
+    assert!(!without.context.caps().shader_f16);
+    assert_eq!(formats(without, DType::F16), [ElementFormat::F16Packed]);
     let config = DilatedAttentionConfig::new(2, 8, &[16, 50], &[1, 3]).unwrap();
     let problem = Problem::new(config, AttentionShape::new(2, 70).unwrap(), 1.0).stored(DType::F16);
-    let results: Vec<_> = storages(on, DType::F16)
+    let results: Vec<_> = formats(on, DType::F16)
         .into_iter()
-        .flat_map(|storage| [forward_variant(on, 8, storage); 2])
+        .flat_map(|format| [forward_variant(on, 8, format); 2])
         .map(|variant| problem.run(on, variant).unwrap())
         .collect();
     // Where shaders know no f16, one storage runs twice.
     assert_eq!(
         results.len(),
-        if on.context.facts().shader_f16 { 4 } else { 2 }
+        if on.context.caps().shader_f16 { 4 } else { 2 }
     );
     for result in &results {
         assert_eq!(result, &results[0]);
@@ -231,7 +231,7 @@ fn values_that_are_no_numbers_stay_with_rows_that_see_them() {
         .mask(Mask::Causal);
     let shape = AttentionShape::new(1, 60).unwrap();
     for dtype in HALVES {
-        let variant = forward_variant(on, 8, storages(on, dtype)[0]);
+        let variant = forward_variant(on, 8, formats(on, dtype)[0]);
         let problem = Problem::new(config.clone(), shape.clone(), 1.0).stored(dtype);
         let before = problem.run(on, variant).unwrap();
         let token = 40;
@@ -256,10 +256,10 @@ fn gradients_overflow_to_infinity() {
     problem.dout.fill(65_504.0);
     for dtype in HALVES {
         let problem = problem.clone().stored(dtype);
-        let storage = storages(on, dtype)[0];
+        let format = formats(on, dtype)[0];
         let long = DilatedAttentionConfig::new(1, 8, &[4096], &[1]).unwrap();
-        let variant = BackwardFamily::of(&long, storage)
-            .choice(on.context.facts())
+        let variant = BackwardFamily::of(&long, format)
+            .choice(on.context.caps())
             .variant;
         let [_, _, dv] = backward::run(&problem, on, variant).unwrap();
         let Problem {
@@ -347,15 +347,15 @@ fn mixed_types_are_errors() {
 
 #[test]
 fn plans_promise_what_the_pool_measures() {
-    let defaults = DeviceFacts::webgpu_defaults();
-    let tight = DeviceFacts {
+    let defaults = DeviceCaps::webgpu_defaults();
+    let tight = DeviceCaps {
         max_binding_bytes: 16 << 10,
         ..defaults.clone()
     };
-    for facts in [defaults, tight] {
+    for caps in [defaults, tight] {
         for dtype in HALVES {
             // It takes leases and runs nothing; another test runs one type on a device.
-            let context = Context::planner(facts.clone());
+            let context = Context::dry_run(caps.clone());
             let config = DilatedAttentionConfig::new(2, 8, &[32, 700], &[2, 4]).unwrap();
             let attention = DilatedAttention::new(&context, config).unwrap();
             let shape = AttentionShape::new(1, 900).unwrap();
@@ -403,7 +403,7 @@ fn rounding_a_tensor_is_what_storing_it_does() {
     let problem = Problem::new(config, AttentionShape::new(1, 30).unwrap(), 1.0);
     for dtype in HALVES {
         let problem = problem.clone().stored(dtype);
-        let variant = forward_variant(on, 8, storages(on, dtype)[0]);
+        let variant = forward_variant(on, 8, formats(on, dtype)[0]);
         // One key a row: the output is its value.
         let halved: Vec<f32> = problem.v.iter().map(|value| value / 2.0).collect();
         assert_eq!(

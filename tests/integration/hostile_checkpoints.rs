@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use dilated_attention::models::gigapath::{Slide, SlideEncoder, SlideOutput, SlideOutputs};
 use dilated_attention::nn::Parameters;
-use dilated_attention::{Context, DeviceFacts};
+use dilated_attention::{Context, DeviceCaps};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -211,23 +211,23 @@ fn encode(context: &Context, encoder: &SlideEncoder, weights: &Parameters) -> Sl
 
 #[test]
 fn a_checkpoint_cut_off_anywhere_is_refused() {
-    let planner = Context::planner(DeviceFacts::webgpu_defaults());
-    let encoder = encoder(&planner);
+    let dry_run = Context::dry_run(DeviceCaps::webgpu_defaults());
+    let encoder = encoder(&dry_run);
     let bytes = Checkpoint::of(&encoder).bytes();
-    assert!(run(&planner, &encoder, &bytes).is_some());
+    assert!(run(&dry_run, &encoder, &bytes).is_some());
     for end in 0..bytes.len() {
         assert!(
-            run(&planner, &encoder, &bytes[..end]).is_none(),
+            run(&dry_run, &encoder, &bytes[..end]).is_none(),
             "{end} bytes"
         );
     }
-    nothing_is_leased(&planner);
+    nothing_is_leased(&dry_run);
 }
 
 #[test]
 fn a_checkpoint_without_one_of_its_tensors_or_with_one_more_is_refused() {
-    let planner = Context::planner(DeviceFacts::webgpu_defaults());
-    let encoder = encoder(&planner);
+    let dry_run = Context::dry_run(DeviceCaps::webgpu_defaults());
+    let encoder = encoder(&dry_run);
     let right = Checkpoint::of(&encoder);
     let mut refusals = BTreeSet::new();
     for index in 0..right.entries.len() {
@@ -251,14 +251,14 @@ fn a_checkpoint_without_one_of_its_tensors_or_with_one_more_is_refused() {
             }
             let file = dilated_attention::WeightFile::from_bytes(checkpoint.bytes());
             let file = file.expect("a right file of another model");
-            let told = encoder.load(&planner, &file).expect_err(change).to_string();
+            let told = encoder.load(&dry_run, &file).expect_err(change).to_string();
             let name = &right.entries[index].name;
             assert!(told.contains(change) && told.contains(name), "{told}");
             refusals.insert(told);
         }
     }
     assert_eq!(refusals.len(), 4 * right.entries.len());
-    nothing_is_leased(&planner);
+    nothing_is_leased(&dry_run);
 }
 
 proptest! {
@@ -270,19 +270,19 @@ proptest! {
     ) {
         thread_local! {
             static PLANNED: (Context, SlideEncoder) = {
-                let planner = Context::planner(DeviceFacts::webgpu_defaults());
-                let encoder = encoder(&planner);
-                (planner, encoder)
+                let dry_run = Context::dry_run(DeviceCaps::webgpu_defaults());
+                let encoder = encoder(&dry_run);
+                (dry_run, encoder)
             };
         }
-        PLANNED.with(|(planner, encoder)| {
+        PLANNED.with(|(dry_run, encoder)| {
             let bytes = changed(&Checkpoint::of(encoder), &changes);
             let before = bytes_allocated_by_this_thread();
-            let weights = run(planner, encoder, &bytes);
+            let weights = run(dry_run, encoder, &bytes);
             let allocated = bytes_allocated_by_this_thread() - before;
             assert!(allocated < 8 << 20, "{allocated} bytes for a file of {}", bytes.len());
             drop(weights);
-            nothing_is_leased(planner);
+            nothing_is_leased(dry_run);
         });
     }
 }

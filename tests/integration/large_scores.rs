@@ -7,7 +7,7 @@
 //! A part that all scores of a row share changes nothing of the result, but it takes digits of every score, and what the
 //! gradient of a query sums up nearly cancels: keys of 1000, times weights that add up to 0 only if each row's softmax does.
 
-use dilated_attention::device::Storage;
+use dilated_attention::device::ElementFormat;
 use dilated_attention::kernels::Family;
 use dilated_attention::kernels::attention_backward::{BackwardFamily, BackwardVariant};
 use dilated_attention::kernels::attention_forward::{ForwardFamily, ForwardVariant};
@@ -153,7 +153,7 @@ fn run(
 fn variants(
     on: &TestContext,
     head_dim: u32,
-    storage: Storage,
+    format: ElementFormat,
 ) -> Vec<(ForwardVariant, BackwardVariant)> {
     let forwards = on.forward_variants(head_dim);
     let backwards = on.backward_variants(head_dim);
@@ -163,11 +163,8 @@ fn variants(
             let forward = forwards[i.min(forwards.len() - 1)];
             let backward = backwards[i.min(backwards.len() - 1)];
             (
-                ForwardVariant { storage, ..forward },
-                BackwardVariant {
-                    storage,
-                    ..backward
-                },
+                ForwardVariant { format, ..forward },
+                BackwardVariant { format, ..backward },
             )
         })
         .collect()
@@ -236,7 +233,7 @@ fn a_few_keys_of_a_thousand() {
     let problem = with_offset(config, shape(8), 1000.0);
     let mut failures = Vec::new();
     for on in kernel_contexts() {
-        let kernels = variants(on, 8, Storage::F32);
+        let kernels = variants(on, 8, ElementFormat::F32);
         failures.extend(check("8 tokens", &problem, on, &kernels));
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
@@ -245,7 +242,7 @@ fn a_few_keys_of_a_thousand() {
 #[test]
 fn offsets_take_no_more_digits_than_two_passes_do() {
     let on = &kernel_contexts()[1];
-    let kernels = variants(on, 8, Storage::F32);
+    let kernels = variants(on, 8, ElementFormat::F32);
     let mut failures = Vec::new();
     for offset in OFFSETS {
         for config in [
@@ -284,7 +281,7 @@ fn offsets_of_wide_heads() {
     for offset in OFFSETS {
         let config = DilatedAttentionConfig::new(1, 32, &[128], &[1]).unwrap();
         let problem = with_offset(config, shape(128), offset);
-        let kernels = &variants(on, 32, Storage::F32)[..1];
+        let kernels = &variants(on, 32, ElementFormat::F32)[..1];
         failures.extend(check(
             &format!("heads of 32, offset {offset}"),
             &problem,
@@ -299,12 +296,12 @@ fn offsets_of_wide_heads() {
 fn offsets_in_half_precision() {
     let on = &kernel_contexts()[0];
     let mut failures = Vec::new();
-    for storage in [Storage::F16Packed, Storage::Bf16Packed] {
-        let kernels = variants(on, 8, storage);
+    for format in [ElementFormat::F16Packed, ElementFormat::Bf16Packed] {
+        let kernels = variants(on, 8, format);
         for offset in OFFSETS {
             for config in [config(&[128], &[1]), config(&[32, 64, 128], &[1, 2, 4])] {
                 let config = config.gradient(MixGradient::Exact);
-                let problem = with_offset(config, shape(125), offset).stored(storage.dtype());
+                let problem = with_offset(config, shape(125), offset).stored(format.dtype());
                 let name = format!("offset {offset}");
                 failures.extend(check(&name, &problem, on, &kernels[..1]));
             }
@@ -316,10 +313,10 @@ fn offsets_in_half_precision() {
 #[test]
 fn offsets_with_cooperative_matrices() {
     let on = default_limits();
-    let facts = on.context.facts();
+    let caps = on.context.caps();
     let (Ok(forward), Ok(backward)) = (
-        ForwardFamily::of_long_segments(8, Storage::F16).cooperative(facts),
-        BackwardFamily::of_long_segments(8, Storage::F16).cooperative(facts),
+        ForwardFamily::of_long_segments(8, ElementFormat::F16).cooperative(caps),
+        BackwardFamily::of_long_segments(8, ElementFormat::F16).cooperative(caps),
     ) else {
         return;
     };
@@ -339,14 +336,14 @@ fn offsets_with_cooperative_matrices() {
 #[test]
 fn offsets_in_many_windows_of_keys() {
     let on = tiny_bindings();
-    let kernels = &variants(on, 8, Storage::F32)[..1];
+    let kernels = &variants(on, 8, ElementFormat::F32)[..1];
     let mut failures = Vec::new();
     for windows in [1, 16, 256] {
         // One binding covers 504 tokens.
         let shape = AttentionShape::cross(1, 16, 504 * windows).unwrap();
         let dense = DilatedAttentionConfig::dense(1, 8).unwrap();
         let plan = dense
-            .plan_forward(&shape, DType::F32, on.context.facts())
+            .plan_forward(&shape, DType::F32, on.context.caps())
             .unwrap();
         assert_eq!(plan.dispatches.len(), windows as usize);
         for offset in [0.0, 200.0, 1000.0] {
@@ -363,7 +360,7 @@ fn offsets_in_many_windows_of_keys() {
 fn scores_of_any_size() {
     let mut failures = Vec::new();
     for on in [&kernel_contexts()[0], tiny_bindings()] {
-        let kernels = variants(on, 8, Storage::F32);
+        let kernels = variants(on, 8, ElementFormat::F32);
         for offset in [-1000.0, -1e5, 1e5, 3e8, -3e8] {
             for config in [
                 config(&[32, 64], &[1, 2]),

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use dilated_attention::nn::{
-    Activation, Block, FeedForward, FeedForwardConfig, Init, LayerNorm, Linear, Memory, Multihead,
-    MultiheadConfig, MultiheadInput, ParameterList, Parameters, Pass, ProjectionNorm, Sublayer,
+    Activation, Block, FeedForward, FeedForwardConfig, Init, LayerNorm, Linear, Memory,
+    MultiheadAttention, MultiheadAttentionConfig, MultiheadInput, ParameterList, Parameters, Pass,
+    ProjectionNorm, Sublayer,
 };
 use dilated_attention::ops::{Positions, Rotations};
 use dilated_attention::reference::model::{self, Values};
@@ -258,14 +259,14 @@ fn multihead_attention() {
                     false => AttentionShape::cross(batch, len, key_len).unwrap(),
                 };
                 let mut list = ParameterList::new();
-                let config = MultiheadConfig {
+                let config = MultiheadAttentionConfig {
                     attention: attention.clone(),
                     norm,
                     norm_eps: EPS,
                     xpos,
                     gain: 1.0,
                 };
-                let layer = Multihead::new(context, &mut list, "attn", &config).unwrap();
+                let layer = MultiheadAttention::new(context, &mut list, "attn", &config).unwrap();
                 let rows = (batch * len) as usize;
                 let [x, residual] = [1, 2].map(|seed| uniform(seed, rows * width));
                 let memory = uniform(3, (batch * key_len) as usize * width);
@@ -308,7 +309,7 @@ fn multihead_attention() {
                     }
                     Ok(vec![y])
                 });
-                let reference = model::Multihead {
+                let reference = model::MultiheadAttention {
                     activations: DType::F32,
                     attention,
                     norm,
@@ -342,14 +343,14 @@ fn blocks() {
             let mut list = ParameterList::new();
             let norm = LayerNorm::new(&mut list, "norm", width, EPS);
             let mut multihead = |attention: &DilatedAttentionConfig| {
-                let config = MultiheadConfig {
+                let config = MultiheadAttentionConfig {
                     attention: attention.clone(),
                     norm: ProjectionNorm::Inner,
                     norm_eps: EPS,
                     xpos: false,
                     gain: 1.0,
                 };
-                Multihead::new(context, &mut list, "attn", &config).unwrap()
+                MultiheadAttention::new(context, &mut list, "attn", &config).unwrap()
             };
             let sublayer = match kind {
                 0 => Sublayer::SelfAttention(multihead(&moved)),
@@ -395,7 +396,7 @@ fn blocks() {
             let (x, memory) = (wide(&x), wide(&memory));
             let input = if post_norm { x.clone() } else { norm(&x) };
             let attend = |attention, shape, memory: &[f64]| {
-                let reference = model::Multihead {
+                let reference = model::MultiheadAttention {
                     activations: DType::F32,
                     attention,
                     norm: ProjectionNorm::Inner,

@@ -10,7 +10,7 @@ use dilated_attention::nn::{Init, ParameterList, Parameters};
 use dilated_attention::recorder::SliceOptions;
 use dilated_attention::reference::layers;
 use dilated_attention::{
-    Context, DeviceFacts, DilatedAttentionConfig, Error, WeightFile, WeightWriter,
+    Context, DeviceCaps, DilatedAttentionConfig, Error, WeightFile, WeightWriter,
 };
 
 use crate::support::contexts::contexts;
@@ -114,8 +114,8 @@ fn a_run_asks_for_what_its_plan_says() {
     let configs = [small(), without_head(FeatureNorm::OfPatches)];
     for ((limits, context), config) in contexts().into_iter().zip(configs) {
         let (model, weights) = with_weights_of(&context, config.clone());
-        let facts = context.facts().clone();
-        let plan = LongVit::plan(&config, SIZE, &STATES, facts).unwrap();
+        let caps = context.caps().clone();
+        let plan = LongVit::plan(&config, SIZE, &STATES, caps).unwrap();
         assert_eq!(plan.expected_time, None);
         context.wait().expect("waits");
         context.pool().trim();
@@ -142,16 +142,16 @@ fn a_run_asks_for_what_its_plan_says() {
 /// The published size on images of 4096 pixels: patches go up in chunks of 1365.
 #[test]
 fn a_large_image_goes_up_in_chunks() {
-    let facts = DeviceFacts::webgpu_defaults();
+    let caps = DeviceCaps::webgpu_defaults();
     let config = LongVitConfig::published(2);
-    let plan = LongVit::plan(&config, [1, 4096, 4096], &[], facts.clone()).unwrap();
+    let plan = LongVit::plan(&config, [1, 4096, 4096], &[], caps.clone()).unwrap();
     println!("{plan}");
     assert_eq!(
         (plan.num_tokens, plan.num_recordings),
         (128 * 128, 13 + 12 + 1)
     );
     for size in [[usize::MAX, 32, 32], [1, 1 << 40, 32], [1 << 50, 32, 32]] {
-        let error = LongVit::plan(&config, size, &[], facts.clone()).unwrap_err();
+        let error = LongVit::plan(&config, size, &[], caps.clone()).unwrap_err();
         assert!(matches!(error, Error::InvalidShape { .. }), "{error}");
     }
 }
@@ -184,7 +184,7 @@ fn encoding_in_slices_is_the_same_and_can_be_given_up() {
             .kernels
             .is_empty()
     );
-    // The pace is known now.
+    // The kernels have been measured now.
     let plan = LongVit::plan_for(context, &small(), SIZE, &STATES).unwrap();
     assert!(plan.expected_time.is_some());
 }
@@ -343,7 +343,10 @@ fn bad_images_are_errors() {
     let foreign = LongVitRun::new(context, &other, &weights, &images, SIZE, &[])
         .err()
         .unwrap();
-    assert!(matches!(foreign, Error::OtherModel { .. }), "{foreign}");
+    assert!(
+        matches!(foreign, Error::ParameterMismatch { .. }),
+        "{foreign}"
+    );
     let run = LongVitRun::new(context, &model, &weights, &images, SIZE, &[]).unwrap();
     let early = pollster::block_on(run.finish()).unwrap_err();
     assert!(matches!(early, Error::InvalidShape { .. }), "{early}");

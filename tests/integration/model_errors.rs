@@ -95,7 +95,7 @@ fn wrong_inputs_of_models_are_errors() {
     }
     assert_error!(
         model.forward(r, &other_weights, tokens, &call(1, 10), false),
-        Error::OtherModel { what: "weights" }
+        Error::ParameterMismatch { what: "weights" }
     );
     let x = r.zeros("x", &[1, 10, 16], DType::F32).unwrap();
     let narrow = r.zeros("x", &[1, 10, 8], DType::F32).unwrap();
@@ -137,7 +137,7 @@ fn wrong_inputs_of_models_are_errors() {
     );
     assert_error!(
         model.logits(r, &encoder_weights, &features),
-        Error::OtherModel { what: "weights" }
+        Error::ParameterMismatch { what: "weights" }
     );
     assert_error!(
         model.logits(r, &weights, &narrow),
@@ -167,14 +167,14 @@ fn wrong_inputs_of_models_are_errors() {
             &labels,
             Some((&other_gradients, 1.0))
         ),
-        Error::OtherModel { what: "gradients" }
+        Error::ParameterMismatch { what: "gradients" }
     );
     let logits = model.logits(r, &weights, &features).unwrap();
     for sets in [[&weights, &other_gradients], [&other_weights, &gradients]] {
         let result = model.logits_backward(r, sets, &features, &logits);
-        assert_error!(result, Error::OtherModel { .. });
+        assert_error!(result, Error::ParameterMismatch { .. });
         let result = model.backward(r, sets, saved.clone(), &features, None);
-        assert_error!(result, Error::OtherModel { .. });
+        assert_error!(result, Error::ParameterMismatch { .. });
     }
     assert_error!(
         model.backward(r, [&weights, &gradients], saved.clone(), &x, None),
@@ -186,7 +186,7 @@ fn wrong_inputs_of_models_are_errors() {
     let sets = [&other_weights, &other_gradients];
     assert_error!(
         other.backward(r, sets, saved.clone(), &features, None),
-        Error::OtherModel {
+        Error::ParameterMismatch {
             what: "saved activations"
         }
     );
@@ -281,7 +281,7 @@ fn wrong_memories_are_errors() {
     assert_error!(
         both.encoder()
             .backward(r, sets, saved.clone(), &features, None),
-        Error::OtherModel {
+        Error::ParameterMismatch {
             what: "saved activations"
         }
     );
@@ -323,9 +323,9 @@ fn wrong_steps_are_errors_and_the_cache_stays() {
         let cache = &mut cache;
         assert_eq!(cache.len(), len);
         let wrong = other.decode(r, &other_weights, two, &call(2, 1), cache);
-        assert_error!(wrong, Error::OtherModel { what: "cache" });
+        assert_error!(wrong, Error::ParameterMismatch { what: "cache" });
         let wrong = model.decode(r, &other_weights, two, &with(1, 2), cache);
-        assert_error!(wrong, Error::OtherModel { what: "weights" });
+        assert_error!(wrong, Error::ParameterMismatch { what: "weights" });
         let wrong = model.decode(r, &weights, six, &call(6, 1), cache);
         assert_error!(
             wrong,

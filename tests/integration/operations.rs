@@ -3,8 +3,8 @@
 
 use dilated_attention::kernels::activation::Activation;
 use dilated_attention::ops::{
-    AdamWOptions, AdamWStep, Blend, Dropout, IGNORED_LABEL, Labels, Matmul, Matrix, Positions,
-    Rotations, TokenIds, XposRole, activation, activation_backward, adamw, bias_backward, convert,
+    AdamWOptions, AdamWStep, Dropout, IGNORED_LABEL, Labels, Matmul, Matrix, Positions, Rotations,
+    ScaledAdd, TokenIds, XposRole, activation, activation_backward, adamw, bias_backward, convert,
     cross_entropy, embedding, embedding_backward, layer_norm, layer_norm_backward, rms_norm,
     rms_norm_backward, sum, sum_of_squares, xpos,
 };
@@ -87,7 +87,7 @@ fn products_of_every_orientation() {
             (65, 300, 9),
             (3, 1500, 5),
             (700, 33, 20),
-            // In fours.
+            // As vec4.
             (33, 68, 124),
             (70, 136, 44),
         ] {
@@ -152,7 +152,11 @@ fn products_of_every_orientation() {
                         Err(Error::BindingTooSmall { .. }) => {
                             let matmul = matmul.bias(Some(bias.vector()));
                             matmul.write(recorder, all.matrix())?;
-                            Blend::new(residual.matrix(), 0.5).add(recorder, all.matrix(), 1.0)?;
+                            ScaledAdd::new(residual.matrix(), 0.5).add(
+                                recorder,
+                                all.matrix(),
+                                1.0,
+                            )?;
                         }
                         other => other?,
                     }
@@ -425,18 +429,18 @@ fn dropout_drops_its_share_and_draws_the_same_again() {
             let other = Some(Dropout::new(probability, 0x1234_5678_9abd).unwrap());
             let [first, again, shifted, other] = run(context, |recorder| {
                 let x = recorder.upload("x", &[count], &x)?;
-                let blend = |recorder: &mut Recorder, dropout, first| {
+                let scaled_add = |recorder: &mut Recorder, dropout, first| {
                     let y = recorder.empty("y", &[count], DType::F32)?;
-                    Blend::new(x.vector(), 1.0)
+                    ScaledAdd::new(x.vector(), 1.0)
                         .dropout(dropout, first)
                         .write(recorder, y.vector())?;
                     Ok(y)
                 };
                 Ok([
-                    blend(recorder, dropout, 0)?,
-                    blend(recorder, dropout, 0)?,
-                    blend(recorder, dropout, 1000)?,
-                    blend(recorder, other, 0)?,
+                    scaled_add(recorder, dropout, 0)?,
+                    scaled_add(recorder, dropout, 0)?,
+                    scaled_add(recorder, dropout, 1000)?,
+                    scaled_add(recorder, other, 0)?,
                 ])
             });
             assert_eq!(first, again);
@@ -481,10 +485,10 @@ fn sums_of_two_and_of_all() {
                 let x = recorder.upload("x", &[count], &x)?;
                 let y = recorder.upload("y", &[count], &y)?;
                 let both = recorder.empty("both", &[count], DType::F32)?;
-                Blend::new(x.vector(), 2.0)
+                ScaledAdd::new(x.vector(), 2.0)
                     .plus(y.vector(), -3.0)
                     .write(recorder, both.vector())?;
-                Blend::new(x.vector(), 0.5).add(recorder, y.vector(), 4.0)?;
+                ScaledAdd::new(x.vector(), 0.5).add(recorder, y.vector(), 4.0)?;
                 let total = sum(recorder, &[&x, &x])?;
                 let squares = sum_of_squares(recorder, &[&x, &both])?;
                 Ok([both, y, total, squares])
@@ -633,7 +637,7 @@ fn positions_turn_and_scale() {
         let width = heads * head_dim;
         let x = uniform(1, batch * seq_len * width);
         // The rotations of all positions are one binding.
-        let far = if context.facts().max_binding_bytes < 1 << 20 {
+        let far = if context.caps().max_binding_bytes < 1 << 20 {
             30_000
         } else {
             1_000_000

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use dilated_attention::device::{DeviceFacts, Processor};
+use dilated_attention::device::{DeviceCaps, Processor};
 use dilated_attention::plan::ForwardPlan;
 use dilated_attention::{
     AttentionShape, DType, DilatedAttentionConfig, Error, HeadOffsets, Heads, Mask, OutputRows,
@@ -18,7 +18,7 @@ fn longnet_plan_prints_as_a_table() {
     let config = DilatedAttentionConfig::new(12, 64, &segments, &[1, 2, 4, 6, 12]).expect("valid");
     let shape = AttentionShape::new(1, 32_768).expect("valid");
     let plan = config
-        .plan_forward(&shape, DType::F32, &DeviceFacts::webgpu_defaults())
+        .plan_forward(&shape, DType::F32, &DeviceCaps::webgpu_defaults())
         .expect("plans");
     assert_snapshot("longnet", &plan.to_string());
 }
@@ -32,7 +32,7 @@ fn plan_with_windows_prints_as_a_table() {
     let shape = AttentionShape::new(2, 80_000)
         .and_then(|shape| shape.with_valid_lens(&[80_000, 50_000]))
         .expect("valid");
-    let facts = DeviceFacts {
+    let caps = DeviceCaps {
         max_buffer_bytes: 1 << 30,
         max_binding_bytes: 64 << 20,
         processor: Processor::Cpu {
@@ -40,10 +40,10 @@ fn plan_with_windows_prints_as_a_table() {
             uniform_loads: true,
             broadcasts: true,
         },
-        ..DeviceFacts::webgpu_defaults()
+        ..DeviceCaps::webgpu_defaults()
     };
     let plan = config
-        .plan_forward(&shape, DType::F32, &facts)
+        .plan_forward(&shape, DType::F32, &caps)
         .expect("plans");
     assert_snapshot("windows", &plan.to_string());
 }
@@ -51,24 +51,20 @@ fn plan_with_windows_prints_as_a_table() {
 #[test]
 fn limits_give_typed_errors() {
     let config = DilatedAttentionConfig::new(64, 256, &[1024], &[1]).expect("valid");
-    let facts = DeviceFacts::webgpu_defaults();
-    let plan = |n: u32, facts: &DeviceFacts| {
-        config.plan_forward(
-            &AttentionShape::new(1, n).expect("valid"),
-            DType::F32,
-            facts,
-        )
+    let caps = DeviceCaps::webgpu_defaults();
+    let plan = |n: u32, caps: &DeviceCaps| {
+        config.plan_forward(&AttentionShape::new(1, n).expect("valid"), DType::F32, caps)
     };
     assert!(matches!(
-        plan(100_000, &facts),
+        plan(100_000, &caps),
         Err(Error::BufferTooLarge {
             requested_bytes: 6_553_600_000,
             ..
         })
     ));
-    let tight = DeviceFacts {
+    let tight = DeviceCaps {
         max_binding_bytes: 65_536,
-        ..facts
+        ..caps
     };
     assert!(matches!(
         plan(16, &tight),
@@ -134,7 +130,7 @@ fn empty_calls_plan_nothing() {
     for (batch, seq_len) in [(0, 5), (5, 0), (0, 0)] {
         let shape = AttentionShape::new(batch, seq_len).expect("valid");
         let plan = config
-            .plan_forward(&shape, DType::F32, &DeviceFacts::webgpu_defaults())
+            .plan_forward(&shape, DType::F32, &DeviceCaps::webgpu_defaults())
             .expect("plans");
         assert!(plan.dispatches.is_empty() && plan.clears.is_empty());
         assert_eq!(plan.flop, 0);
@@ -149,13 +145,13 @@ struct Row {
 }
 
 /// Runs a plan's dispatches on indices: what each output row of each head sees, and how it is stored.
-fn execute(plan: &ForwardPlan, facts: &DeviceFacts) -> HashMap<(u64, u32), Row> {
+fn execute(plan: &ForwardPlan, caps: &DeviceCaps) -> HashMap<(u64, u32), Row> {
     let mut rows: HashMap<(u64, u32), Row> = HashMap::new();
     let seq_len = u64::from(plan.shape.seq_len());
     for dispatch in &plan.dispatches {
         for window in [dispatch.q, dispatch.kv, dispatch.out, dispatch.state] {
-            assert!(window.bytes.size <= facts.max_binding_bytes);
-            assert_eq!(window.bytes.offset % facts.storage_offset_alignment, 0);
+            assert!(window.bytes.size <= caps.max_binding_bytes);
+            assert_eq!(window.bytes.offset % caps.storage_offset_alignment, 0);
         }
         let geometry = &dispatch.geometry;
         for item in dispatch.items.begin..dispatch.items.end {
@@ -248,12 +244,12 @@ proptest! {
             lens[0] = seq_len.saturating_sub(shorten);
             shape = shape.with_valid_lens(&lens).expect("valid");
         }
-        let facts = DeviceFacts {
+        let caps = DeviceCaps {
             max_binding_bytes: 256 + binding_rows * u64::from(num_heads) * 32,
-            ..DeviceFacts::webgpu_defaults()
+            ..DeviceCaps::webgpu_defaults()
         };
-        let plan = config.plan_forward(&shape, DType::F32, &facts).expect("plans");
-        let rows = execute(&plan, &facts);
+        let plan = config.plan_forward(&shape, DType::F32, &caps).expect("plans");
+        let rows = execute(&plan, &caps);
         for item in 0..batch {
             let valid_len = shape.valid_len(item);
             for token in 0..seq_len {

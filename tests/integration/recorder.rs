@@ -372,18 +372,18 @@ fn tensors_of_another_context_are_refused() {
         .expect("leases");
     assert!(matches!(
         attention.forward(&mut recorder, &shape, &own, &tensor, &own),
-        Err(Error::ForeignDevice { what: "k", .. })
+        Err(Error::ContextMismatch { what: "k", .. })
     ));
     assert!(matches!(
         attention.forward(&mut foreign, &shape, &own, &own, &own),
-        Err(Error::ForeignDevice {
+        Err(Error::ContextMismatch {
             what: "recorder",
             ..
         })
     ));
     assert!(matches!(
         recorder.download::<f32>(&tensor),
-        Err(Error::ForeignDevice { .. })
+        Err(Error::ContextMismatch { .. })
     ));
     let short = recorder
         .zeros("short", &[1, 3, 1, 8], DType::F32)

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use dilated_attention::DilatedAttentionConfig;
-use dilated_attention::device::{DeviceFacts, KernelTier, MOST_INVOCATIONS, Storage};
+use dilated_attention::device::{DeviceCaps, ElementFormat, KernelTier, MOST_INVOCATIONS};
 use dilated_attention::kernels::attention_backward::BackwardFamily;
 use dilated_attention::kernels::attention_forward::ForwardFamily;
 use dilated_attention::kernels::{Access, Family, Kernel};
@@ -14,21 +14,22 @@ use naga::{AddressSpace, Module, StorageAccess, TypeInner};
 use crate::support::snapshot::assert_snapshot;
 
 /// Every kernel for heads of each size at which kernels change their structure, with a device that has it.
-pub fn all_kernels() -> Vec<(Kernel, DeviceFacts)> {
+pub fn all_kernels() -> Vec<(Kernel, DeviceCaps)> {
     let head_dims = [4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 160, 256].into_iter();
-    let stored = head_dims.flat_map(|head_dim| Storage::ALL.map(|storage| (head_dim, storage)));
+    let stored = head_dims.flat_map(|head_dim| ElementFormat::ALL.map(|format| (head_dim, format)));
     // Half precision changes what is loaded, but for matrices, whose tiles it is.
-    let few =
-        |head_dim: u32, storage| storage == Storage::F32 || [4, 64, 128, 256].contains(&head_dim);
-    let kinds = DeviceFacts::of_every_kind();
+    let few = |head_dim: u32, format| {
+        format == ElementFormat::F32 || [4, 64, 128, 256].contains(&head_dim)
+    };
+    let kinds = DeviceCaps::of_every_kind();
     let mut seen = HashSet::new();
     let mut kernels = Vec::new();
-    for (head_dim, storage) in stored {
-        for facts in &kinds {
-            let all = Kernel::all(head_dim, storage, facts).into_iter();
-            let wanted = all.filter(|kernel| few(head_dim, storage) || is_cooperative(kernel));
+    for (head_dim, format) in stored {
+        for caps in &kinds {
+            let all = Kernel::all(head_dim, format, caps).into_iter();
+            let wanted = all.filter(|kernel| few(head_dim, format) || is_cooperative(kernel));
             let new = wanted.filter(|kernel| seen.insert(*kernel));
-            kernels.extend(new.map(|kernel| (kernel, facts.clone())));
+            kernels.extend(new.map(|kernel| (kernel, caps.clone())));
         }
     }
     kernels
@@ -39,14 +40,14 @@ fn is_cooperative(kernel: &Kernel) -> bool {
 }
 
 /// Those without cooperative matrices.
-fn kernels() -> Vec<(Kernel, DeviceFacts)> {
+fn kernels() -> Vec<(Kernel, DeviceCaps)> {
     let mut kernels = all_kernels();
     kernels.retain(|(kernel, _)| !is_cooperative(kernel));
     kernels
 }
 
 /// Every kernel with cooperative matrices. No HLSL is written of these: naga has none for them.
-pub fn cooperative_kernels() -> Vec<(Kernel, DeviceFacts)> {
+pub fn cooperative_kernels() -> Vec<(Kernel, DeviceCaps)> {
     let mut kernels = all_kernels();
     kernels.retain(|(kernel, _)| is_cooperative(kernel));
     kernels
@@ -80,7 +81,7 @@ fn expanded_shaders_change_only_on_purpose() {
         ("forward_coop", "head_dim=24 format=f16 size=16"),
         ("forward_rows", "head_dim=4 format=f16_packed lanes=8"),
         ("forward_broadcast", "head_dim=4 format=bf16_packed"),
-        ("backward_means_tile", "head_dim=64 format=f16"),
+        ("backward_branch_delta_tile", "head_dim=64 format=f16"),
         ("backward_dq_tile", "head_dim=4 format=f32"),
         (
             "backward_dkdv_coop",
@@ -103,9 +104,9 @@ fn expanded_shaders_change_only_on_purpose() {
         ),
         (
             "matmul_broadcast",
-            "rows=4 cells=6 depth=4 transpose_a=false transpose_b=true activation=gelu",
+            "rows=4 vec4s=6 depth=4 transpose_a=false transpose_b=true activation=gelu",
         ),
-        ("norm", "centred=true cell=vec4 format=f32"),
+        ("norm", "centred=true vector_width=vec4 format=f32"),
         ("xpos", "format=f16_packed"),
     ] {
         let mut found = kernels.iter().filter(|(kernel, _)| {
@@ -222,7 +223,7 @@ fn translate(kernel: Kernel, module: &Module, capabilities: Capabilities) -> Mod
 fn the_least_limits_of_a_device_are_what_kernels_need() {
     let kernels = kernels();
     let most = |of: &dyn Fn(&Kernel) -> u64| kernels.iter().map(|(kernel, _)| of(kernel)).max();
-    let least = DeviceFacts::least_limits();
+    let least = DeviceCaps::least_limits();
     let bindings = most(&|kernel| kernel.bindings().len() as u64);
     let given = u64::from(least.max_storage_buffers_per_shader_stage);
     assert_eq!(bindings, Some(given));
@@ -255,7 +256,7 @@ fn entry_points_bear_the_name_of_the_kernel_and_fit_webgpu_defaults() {
 
 #[test]
 fn workgroup_memory_is_what_the_plan_says_and_within_the_limit() {
-    for (kernel, facts) in all_kernels() {
+    for (kernel, caps) in all_kernels() {
         let module = parse(kernel);
         let bytes: u32 = module
             .global_variables
@@ -265,7 +266,7 @@ fn workgroup_memory_is_what_the_plan_says_and_within_the_limit() {
             .map(|(_, variable)| size(&module, variable.ty).next_multiple_of(16))
             .sum();
         assert!(
-            bytes <= facts.max_workgroup_memory_bytes,
+            bytes <= caps.max_workgroup_memory_bytes,
             "{kernel:?} takes {bytes} bytes"
         );
         let Some(expected) = kernel.workgroup_memory_bytes() else {
@@ -281,19 +282,19 @@ fn workgroup_memory_is_what_the_plan_says_and_within_the_limit() {
 
 #[test]
 fn every_head_size_gets_a_kernel_that_fits_on_every_kind_of_device() {
-    for facts in DeviceFacts::of_every_kind() {
+    for caps in DeviceCaps::of_every_kind() {
         for head_dim in (4..=256).step_by(4) {
             let config = DilatedAttentionConfig::new(1, head_dim, &[1000], &[1]).unwrap();
-            let variant = ForwardFamily::of(&config, Storage::F32)
-                .choice(&facts)
+            let variant = ForwardFamily::of(&config, ElementFormat::F32)
+                .choice(&caps)
                 .variant;
             variant
-                .check(head_dim, &facts)
+                .check(head_dim, &caps)
                 .expect("the chosen kernel fits");
-            BackwardFamily::of(&config, Storage::F32)
-                .choice(&facts)
+            BackwardFamily::of(&config, ElementFormat::F32)
+                .choice(&caps)
                 .variant
-                .check(head_dim, &facts)
+                .check(head_dim, &caps)
                 .expect("the chosen kernels fit");
         }
     }
@@ -313,7 +314,7 @@ fn bindings_agree_with_the_kernel_table() {
             .filter_map(|(_, variable)| Some((variable.binding?.binding, variable)))
             .collect();
         bindings.sort_by_key(|(number, _)| *number);
-        let (uniform, storage) = bindings.split_first().expect("parameters");
+        let (uniform, format) = bindings.split_first().expect("parameters");
         assert_eq!(uniform.0, 0);
         assert_eq!(uniform.1.space, AddressSpace::Uniform);
         assert_eq!(
@@ -330,14 +331,14 @@ fn bindings_agree_with_the_kernel_table() {
                 (number, AddressSpace::Storage { access })
             })
             .collect();
-        let found: Vec<_> = storage
+        let found: Vec<_> = format
             .iter()
             .map(|(n, variable)| (*n, variable.space))
             .collect();
         assert_eq!(found, expected, "{kernel:?}");
         assert!(
             found.len() <= 7,
-            "Metal takes one of WebGPU's eight storage buffers"
+            "Metal takes one of WebGPU's eight format buffers"
         );
     }
 }

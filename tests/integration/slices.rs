@@ -422,8 +422,8 @@ fn a_recording_of_nothing_is_done_at_once() {
     let mut sliced = recorder.submit_in_slices(SliceOptions::default());
     pollster::block_on(sliced.run(|_| ())).expect("runs");
     assert_eq!(download.wait(), Ok(vec![]));
-    let planner = Context::planner(context.facts().clone());
-    let mut sliced = planner
+    let dry_run = Context::dry_run(context.caps().clone());
+    let mut sliced = dry_run
         .recorder("planned")
         .submit_in_slices(SliceOptions::default());
     pollster::block_on(sliced.run(|_| ())).expect("runs");

@@ -10,7 +10,7 @@ use dilated_attention::models::gigapath::{
 use dilated_attention::nn::Parameters;
 use dilated_attention::recorder::SliceOptions;
 use dilated_attention::{
-    AttentionShape, CacheFolder, Context, ContextOptions, DType, DeviceFacts, DilatedAttention,
+    AttentionShape, CacheFolder, Context, ContextOptions, DType, DeviceCaps, DilatedAttention,
     DilatedAttentionConfig, Error, Mask, WeightFile, WeightWriter, reference,
 };
 
@@ -248,8 +248,8 @@ fn a_run_asks_for_what_its_plan_says_and_gives_all_back() {
             let before = context.pool().stats().requested_bytes.current;
             let model = with_weights(&context, config.clone());
             let outputs = SlideOutputs::default();
-            let facts = context.facts().clone();
-            let plan = SlideEncoder::plan(&config, &[90], &outputs, facts).unwrap();
+            let caps = context.caps().clone();
+            let plan = SlideEncoder::plan(&config, &[90], &outputs, caps).unwrap();
             context.wait().expect("waits");
             context.pool().trim();
             context.pool().reset_peaks();
@@ -343,20 +343,20 @@ fn scans_at_20x_and_40x_give_the_same_embedding() {
 #[test]
 fn a_large_slide_fits_where_it_should() {
     let mut config = SlideEncoderConfig::base();
-    let facts = DeviceFacts::webgpu_defaults();
+    let caps = DeviceCaps::webgpu_defaults();
     let outputs = SlideOutputs {
         layers: true,
         ..Default::default()
     };
     let tiles = [45_680];
-    let single = SlideEncoder::plan(&config, &tiles, &outputs, facts.clone()).unwrap();
+    let single = SlideEncoder::plan(&config, &tiles, &outputs, caps.clone()).unwrap();
     assert!(single.held_bytes <= 1536 << 20, "{single}");
     config.activations = DType::F16;
-    let half = SlideEncoder::plan(&config, &tiles, &outputs, facts.clone()).unwrap();
+    let half = SlideEncoder::plan(&config, &tiles, &outputs, caps.clone()).unwrap();
     assert!(half.held_bytes <= 900 << 20, "{half}");
     println!("{single}\n{half}");
     // One activation of the slide would exceed what a buffer may be.
-    let too_large = SlideEncoder::plan(&config, &[200_000], &outputs, facts).unwrap_err();
+    let too_large = SlideEncoder::plan(&config, &[200_000], &outputs, caps).unwrap_err();
     assert!(
         matches!(too_large, Error::BufferTooLarge { .. }),
         "{too_large}"
@@ -481,7 +481,7 @@ fn a_lost_device_is_an_error_and_a_new_context_goes_on() {
 /// Before anything was measured nothing is expected; then about what it takes, in later contexts of the same adapter, too.
 #[test]
 fn a_plan_tells_the_time_where_the_pace_was_measured() {
-    let folder = std::env::temp_dir().join(format!("slide-pace-{}", std::process::id()));
+    let folder = std::env::temp_dir().join(format!("slide-cost-model-{}", std::process::id()));
     let open = || {
         let mut options = ContextOptions::default();
         options.kernels.cache = CacheFolder::At(folder.clone());
@@ -492,8 +492,8 @@ fn a_plan_tells_the_time_where_the_pace_was_measured() {
     let plan = |context: &Context, tiles: usize| {
         SlideEncoder::plan_for(context, &small(), &[tiles], &outputs).unwrap()
     };
-    let facts = context.facts().clone();
-    let without = SlideEncoder::plan(&small(), &[300], &outputs, facts).unwrap();
+    let caps = context.caps().clone();
+    let without = SlideEncoder::plan(&small(), &[300], &outputs, caps).unwrap();
     assert_eq!(without.expected_time, None);
     assert_eq!(plan(&context, 300), without);
     let (encoder, weights) = with_weights(&context, small());
@@ -529,7 +529,7 @@ fn a_plan_tells_the_time_where_the_pace_was_measured() {
     let first = context.expected_time(&first).unwrap();
     assert!(first > std::time::Duration::ZERO && first < expected);
 
-    assert!(context.save_pace());
+    assert!(context.save_cost_model());
     let expected = plan(&context, 300);
     assert_eq!(plan(&open(), 300), expected);
     for file in std::fs::read_dir(&folder).unwrap() {
@@ -539,7 +539,7 @@ fn a_plan_tells_the_time_where_the_pace_was_measured() {
             .unwrap()
             .to_str()
             .unwrap()
-            .starts_with("pace-")
+            .starts_with("cost-model-")
         {
             std::fs::write(path, "{\"damaged\"").unwrap();
         }
@@ -589,8 +589,8 @@ fn a_run_goes_on_after_memory_ran_out() {
 
 #[test]
 fn parameters_are_those_of_the_checkpoint() {
-    let planner = Context::planner(DeviceFacts::webgpu_defaults());
-    let encoder = SlideEncoder::new(&planner, SlideEncoderConfig::base()).unwrap();
+    let dry_run = Context::dry_run(DeviceCaps::webgpu_defaults());
+    let encoder = SlideEncoder::new(&dry_run, SlideEncoderConfig::base()).unwrap();
     let list = encoder.parameters();
     assert_eq!((list.specs().len(), list.num_elements()), (247, 86_330_880));
     for name in [
@@ -605,7 +605,7 @@ fn parameters_are_those_of_the_checkpoint() {
         assert!(list.find(name).is_some(), "{name}");
     }
     for config in [SlideEncoderConfig::large(), SlideEncoderConfig::wide()] {
-        SlideEncoder::new(&planner, config).unwrap();
+        SlideEncoder::new(&dry_run, config).unwrap();
     }
 }
 
@@ -663,8 +663,8 @@ fn checkpoints_load_strictly() {
 #[test]
 fn plans_of_impossible_slides_are_errors() {
     let plan = |config: &SlideEncoderConfig, tiles: &[usize]| {
-        let facts = DeviceFacts::webgpu_defaults();
-        SlideEncoder::plan(config, tiles, &SlideOutputs::default(), facts).unwrap_err()
+        let caps = DeviceCaps::webgpu_defaults();
+        SlideEncoder::plan(config, tiles, &SlideOutputs::default(), caps).unwrap_err()
     };
     let mut narrow = small();
     narrow.feature_dim = 1;
@@ -774,7 +774,10 @@ fn bad_slides_are_errors_that_name_what_is_wrong() {
     let foreign = SlideRun::new(context, &other, &weights, &[good], &none)
         .err()
         .unwrap();
-    assert!(matches!(foreign, Error::OtherModel { .. }), "{foreign}");
+    assert!(
+        matches!(foreign, Error::ParameterMismatch { .. }),
+        "{foreign}"
+    );
 }
 
 /// Layers, width, feed-forward width and features come from the shapes; heads from the published models, or from the caller.
@@ -813,7 +816,7 @@ fn a_checkpoint_tells_its_architecture() {
         &expected,
         &[50],
         &everything(),
-        DeviceFacts::webgpu_defaults(),
+        DeviceCaps::webgpu_defaults(),
     );
     assert!(plan.unwrap().num_dispatches > 0);
     for (published, width) in [

@@ -3,11 +3,11 @@
 
 use dilated_attention::longnet::{Input, LongNet};
 use dilated_attention::nn::Parameters;
-use dilated_attention::ops::{Blend, bias_backward};
+use dilated_attention::ops::{ScaledAdd, bias_backward};
 use dilated_attention::recorder::SliceOptions;
 use dilated_attention::training::{Batch, Trainer};
 use dilated_attention::{
-    AttentionShape, Context, ContextOptions, DType, DeviceFacts, DilatedAttention, Error,
+    AttentionShape, Context, ContextOptions, DType, DeviceCaps, DilatedAttention, Error,
     PoolOptions, Recorder, Tensor, wgpu,
 };
 
@@ -137,10 +137,10 @@ fn poison_shows_in_what_a_dropped_recording_was_to_write() {
     not_written(read(&context, &tensor));
 }
 
-/// Kernels that read, that add to what is there and that change it in place; on a planner, which asks the same questions.
+/// Kernels that read, that add to what is there and that change it in place; on a dry run, which asks the same questions.
 #[test]
 fn kernels_do_not_take_what_was_never_written() {
-    let context = Context::planner(DeviceFacts::webgpu_defaults());
+    let context = Context::dry_run(DeviceCaps::webgpu_defaults());
     let mut ready = context.recorder("ready");
     let x = ready.zeros("x", &[8, 4], DType::F32).unwrap();
     let sum = ready.zeros("sum", &[4], DType::F32).unwrap();
@@ -158,7 +158,7 @@ fn kernels_do_not_take_what_was_never_written() {
     assert_eq!(not_written(add(&lost_x, &sum)).0, "lost x");
     assert_eq!(not_written(add(&x, &lost_sum)).0, "lost sum");
     let mut recorder = context.recorder("written first");
-    Blend::new(x.matrix(), 2.0)
+    ScaledAdd::new(x.matrix(), 2.0)
         .write(&mut recorder, lost_x.matrix())
         .unwrap();
     bias_backward(&mut recorder, lost_x.matrix(), sum.matrix()).unwrap();
@@ -168,7 +168,7 @@ fn kernels_do_not_take_what_was_never_written() {
 
 #[test]
 fn training_does_not_start_from_weights_that_are_not_there() {
-    let context = Context::planner(DeviceFacts::webgpu_defaults());
+    let context = Context::dry_run(DeviceCaps::webgpu_defaults());
     let model = LongNet::new(&context, config()).unwrap();
     let mut later = context.recorder("weights");
     let weights = Parameters::zeros(&mut later, model.parameters(), "weights").unwrap();
@@ -188,7 +188,7 @@ fn training_does_not_start_from_weights_that_are_not_there() {
 /// A cache knows whether the recordings that computed its tokens were submitted.
 #[test]
 fn decoding_does_not_go_on_from_a_step_that_was_dropped() {
-    let context = Context::planner(DeviceFacts::webgpu_defaults());
+    let context = Context::dry_run(DeviceCaps::webgpu_defaults());
     let model = LongNet::new(&context, decoder()).unwrap();
     let weights = model.initial_weights(&context, 1).unwrap();
     let mut recorder = context.recorder("cache");
@@ -370,19 +370,19 @@ fn what_a_cancelled_run_left_half_written_is_an_error_until_it_is_written_anew()
 
 #[test]
 fn downloads_of_a_planner_say_that_nothing_runs_there() {
-    let planner = Context::planner(DeviceFacts::webgpu_defaults());
-    let mut recorder = planner.recorder("planned");
+    let dry_run = Context::dry_run(DeviceCaps::webgpu_defaults());
+    let mut recorder = dry_run.recorder("planned");
     let tensor = recorder.zeros("data", &[4], DType::F32).unwrap();
     let download = recorder.download::<f32>(&tensor).unwrap();
     recorder.submit().unwrap();
     let error = download.wait().unwrap_err();
-    assert!(error.to_string().contains("planner"), "{error}");
+    assert!(error.to_string().contains("dry run"), "{error}");
 }
 
 /// Words of messages that a reader acts on.
 #[test]
 fn messages_say_what_is_so() {
-    let [here, there] = [(); 2].map(|()| Context::planner(DeviceFacts::webgpu_defaults()));
+    let [here, there] = [(); 2].map(|()| Context::dry_run(DeviceCaps::webgpu_defaults()));
     let attention = DilatedAttention::new(&here, config().attention().clone()).unwrap();
     let shape = AttentionShape::new(1, 8).unwrap();
     let mut recorder = there.recorder("there");

@@ -5,9 +5,7 @@ use dilated_attention::ops::IGNORED_LABEL;
 use dilated_attention::training::{
     AdamWOptions, Batch, LearningRate, Optimizer, Trainer, TrainingOptions,
 };
-use dilated_attention::{
-    AttentionShape, Context, DeviceFacts, DilatedAttentionConfig, Error, Mask,
-};
+use dilated_attention::{AttentionShape, Context, DeviceCaps, DilatedAttentionConfig, Error, Mask};
 
 use crate::support::contexts::contexts;
 use crate::support::training::{
@@ -29,7 +27,7 @@ fn a_model_learns_and_the_plan_knew_the_bytes() {
             let batches = [batch(0, 2, 71), batch(3, 1, 50)];
             let shapes = batches.each_ref().map(|batch| batch.shape().clone());
             let plan =
-                Trainer::plan(&config, &shapes, &options, context.facts().clone()).expect("plans");
+                Trainer::plan(&config, &shapes, &options, context.caps().clone()).expect("plans");
             let before = context.pool().stats().requested_bytes.current;
             let mut trainer = trainer(&context, config, options);
             let kept = context.pool().stats().requested_bytes.current - before;
@@ -78,8 +76,8 @@ fn recomputing_layers_keeps_one_tensor_a_layer() {
             ..options()
         };
         let shapes = [AttentionShape::new(1, 8192).expect("valid")];
-        let facts = DeviceFacts::webgpu_defaults();
-        Trainer::plan(&config, &shapes, &options, facts).expect("plans")
+        let caps = DeviceCaps::webgpu_defaults();
+        Trainer::plan(&config, &shapes, &options, caps).expect("plans")
     };
     let activations = 8192 * 256 * 4;
     let of_a_layer = |recompute| {
@@ -308,14 +306,14 @@ fn batches_without_tokens_are_errors() {
     ] {
         let error = Batch::new(shape.clone(), vec![1; count], vec![1; count]).expect_err("nothing");
         assert!(matches!(error, Error::InvalidShape { .. }), "{error}");
-        let facts = DeviceFacts::webgpu_defaults();
-        let error = Trainer::plan(&config(), &[shape], &options(), facts).expect_err("nothing");
+        let caps = DeviceCaps::webgpu_defaults();
+        let error = Trainer::plan(&config(), &[shape], &options(), caps).expect_err("nothing");
         assert!(matches!(error, Error::InvalidShape { .. }), "{error}");
     }
     // More than any machine holds.
     let endless = AttentionShape::new(u32::MAX, 1 << 30).expect("valid");
-    let facts = DeviceFacts::webgpu_defaults();
-    let error = Trainer::plan(&config(), &[endless], &options(), facts).expect_err("too many");
+    let caps = DeviceCaps::webgpu_defaults();
+    let error = Trainer::plan(&config(), &[endless], &options(), caps).expect_err("too many");
     assert!(
         matches!(error, Error::InvalidShape { what: "batch", .. }),
         "{error}"
@@ -344,9 +342,9 @@ fn options_that_mean_nothing_are_refused() {
     peeking.vocab_size = Some(VOCAB);
     peeking.output_projection = OutputProjection::Own;
     refused(peeking.clone(), options());
-    let facts = context.facts().clone();
+    let caps = context.caps().clone();
     let shapes = [AttentionShape::new(1, 20).expect("valid")];
-    let error = Trainer::plan(&peeking, &shapes, &options(), facts).expect_err("refused");
+    let error = Trainer::plan(&peeking, &shapes, &options(), caps).expect_err("refused");
     assert!(error.to_string().contains("causal"), "{error}");
 
     type Change = fn(&mut TrainingOptions);
@@ -433,9 +431,9 @@ fn options_that_mean_nothing_are_refused() {
     context.wait().unwrap();
     assert_eq!(context.pool().stats().leases.current, leases);
     // An optimiser by itself has the same rules, and those of a step.
-    let planner = Context::planner(DeviceFacts::webgpu_defaults());
-    let mut recorder = planner.recorder("optimizer");
-    let small = LongNet::new(&planner, config()).expect("valid");
+    let dry_run = Context::dry_run(DeviceCaps::webgpu_defaults());
+    let mut recorder = dry_run.recorder("optimizer");
+    let small = LongNet::new(&dry_run, config()).expect("valid");
     let weights = small.zero_gradients(&mut recorder).expect("leases");
     let optimizer = Optimizer::new(&mut recorder, weights).expect("leases");
     let good = AdamWOptions::default();
@@ -462,5 +460,8 @@ fn options_that_mean_nothing_are_refused() {
     other.ffn_dim += 4;
     let weights = model(other).initial_weights(&context, 1).expect("leases");
     let error = Trainer::with_weights(&context, model(config()), weights, options());
-    assert!(matches!(error, Err(Error::OtherModel { what: "weights" })));
+    assert!(matches!(
+        error,
+        Err(Error::ParameterMismatch { what: "weights" })
+    ));
 }

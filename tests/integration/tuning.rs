@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use dilated_attention::device::{KernelTier, Processor, Storage};
+use dilated_attention::device::{ElementFormat, KernelTier, Processor};
 use dilated_attention::kernels::attention_forward::{ForwardFamily, ForwardVariant};
 use dilated_attention::kernels::fill::Fill;
 use dilated_attention::kernels::matmul::{MatmulFamily, MatmulVariant};
@@ -16,7 +16,7 @@ use dilated_attention::ops::{Matmul, TokenIds};
 use dilated_attention::training::{Batch, LearningRate, Trainer, TrainingOptions};
 use dilated_attention::tuning::{TuneOptions, tune, tune_product};
 use dilated_attention::{
-    AttentionShape, CacheFolder, Context, ContextOptions, DType, DeviceFacts, DilatedAttention,
+    AttentionShape, CacheFolder, Context, ContextOptions, DType, DeviceCaps, DilatedAttention,
     DilatedAttentionConfig, Error, KernelOptions,
 };
 
@@ -148,8 +148,8 @@ fn winners_text(context: &Context, variant: &str) -> String {
 fn a_shipped_file_chooses_among_affordable_kernels_only() {
     let folder = Folder::new("shipped");
     let context = folder.context();
-    let facts = context.facts().clone();
-    let of_tier = |tier| ForwardFamily::of(&config(), Storage::F32).of_tier(tier, &facts);
+    let caps = context.caps().clone();
+    let of_tier = |tier| ForwardFamily::of(&config(), ElementFormat::F32).of_tier(tier, &caps);
     let tile = of_tier(KernelTier::Tile).expect("of every device");
     let name = |variant: ForwardVariant| Kernel::from(variant).key();
     let text = winners_text(&context, &name(tile));
@@ -163,24 +163,24 @@ fn a_shipped_file_chooses_among_affordable_kernels_only() {
             attention.choice(DType::F32).unwrap().reason.clone(),
         )
     };
-    let (chosen, because) = shipped(&text);
+    let (chosen, reason) = shipped(&text);
     assert_eq!(chosen, tile);
-    assert!(matches!(because, Reason::Measured { .. }));
+    assert!(matches!(reason, Reason::Measured { .. }));
     // What is no kernel of this device has no say.
     let hostile = format!("{} lanes={}", name(tile), u32::MAX);
     for kernel in [hostile, String::new(), "rm -rf".to_owned()] {
-        let (chosen, because) = shipped(&text.replace(&name(tile), &kernel));
+        let (chosen, reason) = shipped(&text.replace(&name(tile), &kernel));
         assert_eq!(
             chosen,
-            ForwardFamily::of(&config(), Storage::F32)
-                .choice(&facts)
+            ForwardFamily::of(&config(), ElementFormat::F32)
+                .choice(&caps)
                 .variant
         );
-        assert!(matches!(because, Reason::Adapter(_)));
+        assert!(matches!(reason, Reason::Adapter(_)));
     }
     // The user's own file goes first.
-    let own = ForwardFamily::of(&config(), Storage::F32)
-        .choice(&facts)
+    let own = ForwardFamily::of(&config(), ElementFormat::F32)
+        .choice(&caps)
         .variant;
     std::fs::write(&file, text.replace(&name(tile), &name(own))).expect("writes");
     assert_eq!(shipped(&text).0, own);
@@ -213,10 +213,10 @@ fn nothing_is_written_without_a_folder_and_failures_to_write_are_told() {
 
 #[test]
 fn a_planner_measures_nothing() {
-    let planner = Context::planner(DeviceFacts::webgpu_defaults());
-    let report = tune(&planner, &config(), &tune_options()).expect("plans");
+    let dry_run = Context::dry_run(DeviceCaps::webgpu_defaults());
+    let report = tune(&dry_run, &config(), &tune_options()).expect("plans");
     assert!(report.passes[0].considered.is_empty());
-    assert!(planner.warm_up(&[]).expect("plans").kernels.is_empty());
+    assert!(dry_run.warm_up(&[]).expect("plans").kernels.is_empty());
 }
 
 fn tiny_model() -> LongNetConfig {
@@ -324,7 +324,7 @@ fn kernels_of_one_tier_run_where_they_can() {
             ..Default::default()
         });
         let matrix = context.cooperative_matrix().map(KernelTier::of_matrix);
-        let offered = match (tier, context.facts().processor) {
+        let offered = match (tier, context.caps().processor) {
             (KernelTier::Tile, _) | (KernelTier::Rows, Processor::Cpu { .. }) => true,
             (
                 KernelTier::Broadcast,
@@ -360,8 +360,8 @@ fn kernels_of_one_tier_run_where_they_can() {
                 "{tier} {dtype}"
             );
         }
-        let factors = [Storage::F16; 2];
-        let product = MatmulFamily::of_factors(64, factors).of_tier(tier, forced.facts());
+        let factors = [ElementFormat::F16; 2];
+        let product = MatmulFamily::of_factors(64, factors).of_tier(tier, forced.caps());
         let product = product.expect("every tier has a product");
         for transposed in [[false, false], [false, true], [true, false]] {
             let chosen = MatmulFamily {
@@ -369,7 +369,7 @@ fn kernels_of_one_tier_run_where_they_can() {
                 factors,
                 transposed,
             }
-            .choice(forced.facts())
+            .choice(forced.caps())
             .variant;
             assert_eq!(chosen, product);
         }
@@ -381,7 +381,7 @@ fn kernels_of_one_tier_run_where_they_can() {
 fn impossible_shapes_of_products_are_errors() {
     let context = context_with(&ContextOptions::default());
     let broadcast =
-        |rows, cells, depth| MatmulVariant::Broadcast(BroadcastTile { rows, cells, depth });
+        |rows, vec4s, depth| MatmulVariant::Broadcast(BroadcastTile { rows, vec4s, depth });
     let rows = |lanes, groups| MatmulVariant::Rows(LaneGroups { lanes, groups });
     let shapes = [
         broadcast(5, 6, 4),

@@ -9,25 +9,25 @@ use dilated_attention::pool::{
 
 use dilated_attention::longnet::{LongNet, LongNetConfig, OutputProjection};
 use dilated_attention::training::{Batch, LearningRate, Trainer, TrainingOptions};
-use dilated_attention::{AttentionShape, Context, DeviceFacts, DilatedAttentionConfig};
+use dilated_attention::{AttentionShape, Context, DeviceCaps, DilatedAttentionConfig};
 
 use crate::simulated::Simulated;
 use crate::support::snapshot::assert_snapshot;
 use crate::traces::Workload;
 
 /// Six training steps of a small language model at several lengths, each over two batches, as the pool's own profile records
-/// them on a planner.
+/// them on a dry run.
 fn training_steps() -> Trace {
-    let planner = Context::planner(DeviceFacts::webgpu_defaults());
+    let dry_run = Context::dry_run(DeviceCaps::webgpu_defaults());
     let attention = DilatedAttentionConfig::new(4, 16, &[64, 256], &[1, 4]).expect("valid");
     let mut config = LongNetConfig::decoder(attention, 3, 256);
     config.vocab_size = Some(64);
     config.output_projection = OutputProjection::Own;
-    let model = LongNet::new(&planner, config).expect("valid");
+    let model = LongNet::new(&dry_run, config).expect("valid");
     let options = TrainingOptions::new(LearningRate::Constant(1e-3));
-    let mut trainer = Trainer::new(&planner, model, options).expect("leases");
-    planner.pool().trim();
-    planner.pool().start_trace();
+    let mut trainer = Trainer::new(&dry_run, model, options).expect("leases");
+    dry_run.pool().trim();
+    dry_run.pool().start_trace();
     for len in [512, 512, 384, 1024, 700, 512] {
         let batch = |items| {
             let shape = AttentionShape::new(items, len).expect("valid");
@@ -36,7 +36,7 @@ fn training_steps() -> Trace {
         };
         drop(trainer.step(&[batch(1), batch(2)]).expect("records"));
     }
-    planner.pool().take_trace()
+    dry_run.pool().take_trace()
 }
 
 fn policies() -> [(&'static str, PoolOptions); 5] {

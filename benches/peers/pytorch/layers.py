@@ -50,13 +50,13 @@ def product(measure, name, case, device, dtype):
 
 
 def norm(measure, name, device, dtype):
-    x, gain, bias = (random(device, dtype, *shape) for shape in ((ROWS, WIDTH), (WIDTH,), (WIDTH,)))
+    x, weight, bias = (random(device, dtype, *shape) for shape in ((ROWS, WIDTH), (WIDTH,), (WIDTH,)))
 
     def call():
-        return [functional.layer_norm(x, (WIDTH,), gain, bias)]
+        return [functional.layer_norm(x, (WIDTH,), weight, bias)]
 
     def check(results):
-        expected = functional.layer_norm(x.double(), (WIDTH,), gain.double(), bias.double())
+        expected = functional.layer_norm(x.double(), (WIDTH,), weight.double(), bias.double())
         return attention.error(results[0], expected, dtype)
 
     parameters = {"rows": ROWS, "width": WIDTH}

@@ -6,8 +6,8 @@ use dilated_attention::models::gigapath::{
     Slide, SlideEncoder, SlideEncoderConfig, SlideOutput, SlideOutputs,
 };
 use dilated_attention::nn::{
-    LayerNorm, Multihead, MultiheadConfig, MultiheadInput, ParameterList, Parameters,
-    ProjectionNorm,
+    LayerNorm, MultiheadAttention, MultiheadAttentionConfig, MultiheadInput, ParameterList,
+    Parameters, ProjectionNorm,
 };
 use dilated_attention::{AttentionShape, Context, DType, DilatedAttentionConfig, Recorder};
 use serde_json::Value;
@@ -386,7 +386,7 @@ fn mixed_heads(
 /// its `l0.attn`.
 pub struct FirstLayer {
     norm: LayerNorm,
-    attention: Multihead,
+    attention: MultiheadAttention,
     /// Names begin with those of the layer's parts.
     pub list: Arc<ParameterList>,
 }
@@ -405,14 +405,15 @@ impl FirstLayer {
         let mut list = ParameterList::new();
         let width = attention.embed_dim() as usize;
         let norm = LayerNorm::new(&mut list, "self_attn_layer_norm", width, eps);
-        let options = MultiheadConfig {
+        let options = MultiheadAttentionConfig {
             attention: attention.clone(),
             norm: ProjectionNorm::Inner,
             norm_eps: eps,
             xpos: false,
             gain: 1.0,
         };
-        let attention = Multihead::new(context, &mut list, "self_attn", &options).map_err(told)?;
+        let attention =
+            MultiheadAttention::new(context, &mut list, "self_attn", &options).map_err(told)?;
         Ok(Some(Self {
             norm,
             attention,

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use dilated_attention::nn::{
-    Multihead, MultiheadConfig, MultiheadGradients, MultiheadInput, ParameterList, Parameters,
-    ProjectionNorm,
+    MultiheadAttention, MultiheadAttentionConfig, MultiheadGradients, MultiheadInput,
+    ParameterList, Parameters, ProjectionNorm,
 };
 use dilated_attention::ops::{self, Positions, Rotations};
 use dilated_attention::reference::{model, plain};
@@ -32,7 +32,7 @@ pub fn check(
         (_, true) => ProjectionNorm::QueryKey,
         _ => ProjectionNorm::None,
     };
-    let config = MultiheadConfig {
+    let config = MultiheadAttentionConfig {
         attention,
         norm,
         norm_eps: float(file, &["layernorm_eps", "layer_norm_eps"], 1e-5),
@@ -44,7 +44,7 @@ pub fn check(
     }
     run(file, &context, &config, ("out", "attn", "dx", "g."), report)?;
     if file.has("dx_true") {
-        let exact = MultiheadConfig {
+        let exact = MultiheadAttentionConfig {
             attention: config.attention.clone().gradient(MixGradient::Exact),
             ..config
         };
@@ -57,14 +57,14 @@ pub fn check(
 fn run_half(
     file: &GoldenFile,
     context: &Context,
-    config: &MultiheadConfig,
+    config: &MultiheadAttentionConfig,
     dtype: DType,
     report: &mut Report,
 ) -> Result<(), String> {
     let shape = file.shape::<3>("x")?;
     let x = plain::rounded(dtype, &file.f32s("x", &shape)?);
     let mut list = ParameterList::new();
-    let module = Multihead::new(context, &mut list, "", config).map_err(told)?;
+    let module = MultiheadAttention::new(context, &mut list, "", config).map_err(told)?;
     let list = Arc::new(list);
     let mut recorder = context.recorder("multi-head attention");
     let rename = |name: &str| same(name.trim_start_matches('.'));
@@ -92,7 +92,7 @@ fn run_half(
     let x = half::wide(&x);
     let base = float(file, &["xpos_scale_base"], 512.0);
     let model = |activations| {
-        let model = model::Multihead {
+        let model = model::MultiheadAttention {
             attention: &config.attention,
             norm: config.norm,
             norm_eps: config.norm_eps,
@@ -109,7 +109,7 @@ fn run_half(
 /// Rotations and positions of `tokens`, for modules with xPos.
 fn turns(
     file: &GoldenFile,
-    config: &MultiheadConfig,
+    config: &MultiheadAttentionConfig,
     recorder: &mut Recorder,
     tokens: u32,
 ) -> Result<Option<(Rotations, Positions)>, String> {
@@ -132,14 +132,14 @@ fn turns(
 fn run(
     file: &GoldenFile,
     context: &Context,
-    config: &MultiheadConfig,
+    config: &MultiheadAttentionConfig,
     (out, attn, dx, gradients): (&str, &str, &str, &str),
     report: &mut Report,
 ) -> Result<(), String> {
     let shape = file.shape::<3>("x")?;
     let [batch, tokens, width] = shape;
     let mut list = ParameterList::new();
-    let module = Multihead::new(context, &mut list, "", config).map_err(told)?;
+    let module = MultiheadAttention::new(context, &mut list, "", config).map_err(told)?;
     let list = Arc::new(list);
     let mut recorder = context.recorder("multi-head attention");
     // Names begin with the point after an empty prefix.

@@ -137,12 +137,12 @@ pub struct TileSize {
     /// Pixels of level 0.
     pub pixels: u32,
     /// Where that is from, for a line that is shown.
-    pub because: String,
+    pub reason: String,
 }
 
 impl fmt::Display for TileSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} pixels of level 0, {}", self.pixels, self.because)
+        write!(f, "{} pixels of level 0, {}", self.pixels, self.reason)
     }
 }
 
@@ -272,7 +272,7 @@ impl TileGeometry {
         choice: TileSizeChoice,
         default: u32,
     ) -> Result<TileSize, Error> {
-        let told = |pixels, because: String| TileSize { pixels, because };
+        let told = |pixels, reason: String| TileSize { pixels, reason };
         let contradiction = |one: String, other: String, advice: String| {
             let what = format!("{one}, but {other}");
             Err(Error::Geometry { what, advice })
@@ -316,10 +316,10 @@ impl TileGeometry {
                     Some(said) => format!("only {said}"),
                     None => "nothing".to_owned(),
                 };
-                let because = format!(
+                let reason = format!(
                     "the default: the file says {said} of its tiles' size (--tile-size N says it)"
                 );
-                told(default, because)
+                told(default, reason)
             }
         };
         if let (Some(unit), TileSizeChoice::OfFile) = (&self.unit, choice) {

@@ -64,7 +64,7 @@ pub fn draw(count: usize, feature_dim: usize, tile_size: u32) -> Result<(Tiles, 
     };
     let size = TileSize {
         pixels: tile_size,
-        because: "as they were drawn".to_owned(),
+        reason: "as they were drawn".to_owned(),
     };
     Ok((tiles, size))
 }

@@ -193,8 +193,8 @@ impl Model {
             attention: (0..config.num_layers).collect(),
             ..SlideOutputs::default()
         };
-        let facts = context.facts().clone();
-        let plan = SlideEncoder::plan(config, &[cells.len()], &outputs, facts).map_err(text)?;
+        let caps = context.caps().clone();
+        let plan = SlideEncoder::plan(config, &[cells.len()], &outputs, caps).map_err(text)?;
         report(Message::Preparing("loading the weights"));
         let encoder = SlideEncoder::new(context, config.clone()).map_err(text)?;
         let weights = match &settings.source {

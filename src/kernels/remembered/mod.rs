@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::family::Family;
 use super::{Choice, Reason};
-use crate::device::{DeviceFacts, KernelTier};
+use crate::device::{DeviceCaps, KernelTier};
 
 /// How kernels are chosen and compiled; see [`Context::with_kernel_options`](crate::Context::with_kernel_options).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -96,14 +96,14 @@ impl Tuner {
     pub fn remembered<F: Family>(
         &self,
         family: &F,
-        facts: &DeviceFacts,
+        caps: &DeviceCaps,
     ) -> Option<Choice<F::Variant>> {
         let winners = self.winners();
         if winners.is_empty() {
             return None;
         }
         let Winner { timed, against } = winners.get(&family.key())?;
-        let candidates = family.candidates(facts);
+        let candidates = family.candidates(caps);
         let named = |kernel: &str| {
             let affordable = candidates
                 .iter()
@@ -124,13 +124,13 @@ impl Tuner {
         })
     }
 
-    /// The remembered kernel of a family, else what the adapter's facts suggest.
-    pub fn choose<F: Family>(&self, family: &F, facts: &DeviceFacts) -> Choice<F::Variant> {
-        let suggested = family.choice(facts);
+    /// The remembered kernel of a family, else what the adapter's capabilities suggest.
+    pub fn choose<F: Family>(&self, family: &F, caps: &DeviceCaps) -> Choice<F::Variant> {
+        let suggested = family.choice(caps);
         match suggested.reason {
             // By a tier.
             Reason::Caller => suggested,
-            _ => self.remembered(family, facts).unwrap_or(suggested),
+            _ => self.remembered(family, caps).unwrap_or(suggested),
         }
     }
 }

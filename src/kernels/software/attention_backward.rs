@@ -12,7 +12,7 @@
 //! was tried.
 
 use super::{BROADCAST_LANES, LaneGroups};
-use crate::device::{DeviceFacts, Processor};
+use crate::device::{DeviceCaps, Processor};
 use crate::error::{Error, Result};
 use crate::kernels::family::invalid;
 use crate::kernels::{Fields, Pass, Segments};
@@ -34,8 +34,8 @@ pub(in crate::kernels) fn rows(lanes: LaneGroups, head_dim: u32) -> u32 {
 }
 
 /// The tile of the `rows` tier for such segments: no larger than they have rows, for lanes without a row cost what others do.
-pub(in crate::kernels) fn fitting(segments: &Segments, facts: &DeviceFacts) -> LaneGroups {
-    let largest = LaneGroups::most(facts, MOST_LANE_GROUPS);
+pub(in crate::kernels) fn fitting(segments: &Segments, caps: &DeviceCaps) -> LaneGroups {
+    let largest = LaneGroups::most(caps, MOST_LANE_GROUPS);
     let rows_per_group = vectors_per_lane(segments.head_dim) * largest.lanes;
     let fitting = segments.rows.div_ceil(rows_per_group);
     LaneGroups {
@@ -52,10 +52,10 @@ pub(in crate::kernels) fn fields(lanes: LaneGroups, head_dim: u32) -> Fields {
         .with("vectors_per_lane", vectors_per_lane(head_dim))
 }
 
-/// Vectors of two operands and a flag each; for keys also their rows' terms.
+/// Vectors of two operands and a flag each; for keys also the statistics of their rows.
 pub(in crate::kernels) fn workgroup_memory_bytes(head_dim: u32, pass: Pass) -> u32 {
-    let terms = if pass == Pass::DkDv { 12 } else { 0 };
-    4 * (2 * head_dim * 4 + 4 + terms)
+    let row_stats = if pass == Pass::DkDv { 12 } else { 0 };
+    4 * (2 * head_dim * 4 + 4 + row_stats)
 }
 
 /// Rows, and keys, of a window at most. Larger ones have fewer dispatches, smaller ones take less memory; other sides were not
@@ -67,17 +67,17 @@ const MOST_BYTES: u64 = 16 << 20;
 
 /// How these kernels lay their work out: a lane owns rows, and subgroup operations hand it the other factor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ProductTile {
+pub struct WeightsTile {
     /// Rows of a lane, 4 or 8.
     pub rows: u32,
     /// Elements of a sum in a step, 4 or 8.
     pub depth: u32,
 }
 
-impl ProductTile {
-    /// The tile for heads of `head_dim` on a device with `facts`; docs/performance.md has the figures.
-    pub(crate) fn choose(head_dim: u32, facts: &DeviceFacts) -> Self {
-        match facts.processor {
+impl WeightsTile {
+    /// The tile for heads of `head_dim` on a device with `caps`; docs/performance.md has the figures.
+    pub(crate) fn choose(head_dim: u32, caps: &DeviceCaps) -> Self {
+        match caps.processor {
             Processor::Cpu {
                 uniform_loads: true,
                 ..
@@ -94,38 +94,38 @@ impl ProductTile {
         BROADCAST_LANES * self.rows
     }
 
-    /// Cells of four keys in the weights of a workgroup.
-    fn key_cells(self) -> u32 {
+    /// The vec4s of keys in the weights of a workgroup.
+    fn key_vec4s(self) -> u32 {
         self.side() / 4
     }
 
-    /// Cells of four columns of a gradient in a workgroup: all of them where they are few.
-    fn column_cells(self, head_dim: u32) -> u32 {
-        (head_dim / 4).next_multiple_of(2).min(self.key_cells())
+    /// The vec4s of columns of a gradient in a workgroup: all of them where they are few.
+    fn column_vec4s(self, head_dim: u32) -> u32 {
+        (head_dim / 4).next_multiple_of(2).min(self.key_vec4s())
     }
 
     /// Workgroups beside each other in a row of a gradient.
     pub(crate) fn column_tiles(self, head_dim: u32) -> u32 {
-        (head_dim / 4).div_ceil(self.column_cells(head_dim))
+        (head_dim / 4).div_ceil(self.column_vec4s(head_dim))
     }
 
     /// Bytes of the weights of `rows` rows and `keys` keys. As in backward_window.wgsl: tiles that are written
-    /// whole, rows that are an odd number of fours apart.
+    /// whole, rows that are an odd number of vec4s apart.
     pub(crate) fn weights_bytes(self, rows: u32, keys: u32) -> u64 {
         let padded = |length: u32| u64::from(length.next_multiple_of(self.side()));
         2 * padded(rows) * (padded(keys) + 4) * 4
     }
 
     /// Bytes of weights of a dispatch at most.
-    pub(crate) fn most_bytes(facts: &DeviceFacts) -> u64 {
+    pub(crate) fn most_bytes(caps: &DeviceCaps) -> u64 {
         MOST_BYTES
-            .min(facts.max_binding_bytes)
-            .min(facts.max_buffer_bytes)
+            .min(caps.max_binding_bytes)
+            .min(caps.max_buffer_bytes)
     }
 
     /// Rows, and keys, of a window.
-    pub(crate) fn window_side(self, facts: &DeviceFacts) -> u32 {
-        let fits = |side: &u32| self.weights_bytes(*side, *side) <= Self::most_bytes(facts);
+    pub(crate) fn window_side(self, caps: &DeviceCaps) -> u32 {
+        let fits = |side: &u32| self.weights_bytes(*side, *side) <= Self::most_bytes(caps);
         let sides = (1..=MOST_WINDOW_SIDE / self.side()).map(|tiles| tiles * self.side());
         sides.rev().find(fits).unwrap_or(self.side())
     }
@@ -134,7 +134,7 @@ impl ProductTile {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when it is not, [`Error::BindingTooSmall`] when no binding covers the weights of one tile.
-    pub(crate) fn check(self, head_dim: u32, facts: &DeviceFacts) -> Result<()> {
+    pub(crate) fn check(self, head_dim: u32, caps: &DeviceCaps) -> Result<()> {
         if ![4, 8].contains(&self.rows) {
             return invalid("rows of a lane of the kernel", self.rows, "4 or 8");
         }
@@ -146,11 +146,11 @@ impl ProductTile {
             );
         }
         let bytes = self.weights_bytes(self.side(), self.side());
-        if bytes > Self::most_bytes(facts) {
+        if bytes > Self::most_bytes(caps) {
             return Err(Error::BindingTooSmall {
                 what: "weights",
                 requested_bytes: bytes,
-                limit_bytes: Self::most_bytes(facts),
+                limit_bytes: Self::most_bytes(caps),
             });
         }
         Ok(())
@@ -158,16 +158,16 @@ impl ProductTile {
 
     /// Fields of the kernel of a pass.
     pub(in crate::kernels) fn fields(self, head_dim: u32, pass: Pass) -> Fields {
-        let (cells, gradient) = match pass {
-            Pass::Dq => (self.column_cells(head_dim), Some("dq")),
-            Pass::Dk => (self.column_cells(head_dim), Some("dk")),
-            Pass::Dv => (self.column_cells(head_dim), Some("dv")),
+        let (vec4s, gradient) = match pass {
+            Pass::Dq => (self.column_vec4s(head_dim), Some("dq")),
+            Pass::Dk => (self.column_vec4s(head_dim), Some("dk")),
+            Pass::Dv => (self.column_vec4s(head_dim), Some("dv")),
             // Scores: keys are the columns, and both factors' sums run along their rows.
-            _ => (self.key_cells(), None),
+            _ => (self.key_vec4s(), None),
         };
         let fields = Fields::new()
             .with("rows", self.rows)
-            .with("cells", cells)
+            .with("vec4s", vec4s)
             .with("depth", self.depth)
             .with("transpose_a", matches!(pass, Pass::Dk | Pass::Dv))
             .with("transpose_b", gradient.is_none());

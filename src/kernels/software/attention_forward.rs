@@ -4,7 +4,7 @@
 //! what was tried.
 
 use super::{BROADCAST_LANES, LaneGroups};
-use crate::device::DeviceFacts;
+use crate::device::DeviceCaps;
 use crate::kernels::{Fields, Segments};
 
 /// Groups of lanes that share the staged keys in the `rows` tier, at most.
@@ -47,7 +47,7 @@ impl Handed {
     }
 
     /// The tile for such segments: about half of their rows or less, so that there is work for several cores.
-    pub fn fitting(self, segments: &Segments, facts: &DeviceFacts) -> LaneGroups {
+    pub fn fitting(self, segments: &Segments, caps: &DeviceCaps) -> LaneGroups {
         if self == Self::Broadcast {
             // One kernel for all segments, for each compiles for many seconds.
             return LaneGroups {
@@ -55,7 +55,7 @@ impl Handed {
                 groups: BROADCAST_LANE_GROUPS,
             };
         }
-        let largest = LaneGroups::most(facts, MOST_LANE_GROUPS);
+        let largest = LaneGroups::most(caps, MOST_LANE_GROUPS);
         let rows_per_group = self.rows_per_lane(segments.head_dim) * largest.lanes;
         let fitting = segments.rows.div_ceil(2 * rows_per_group);
         LaneGroups {

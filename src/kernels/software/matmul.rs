@@ -1,20 +1,20 @@
 //! Products of matrices on software drivers; docs/performance.md has what was tried.
 
 use super::{BROADCAST_LANES, LaneGroups};
-use crate::device::{DeviceFacts, Processor};
+use crate::device::{DeviceCaps, Processor};
 use crate::error::{Error, Result};
 use crate::kernels::Fields;
 
-/// Most cells of a row: beyond, kernels are slower and compile for long.
-const MOST_CELLS: u32 = 32;
+/// Most vec4s of a row: beyond, kernels are slower and compile for long.
+const MOST_VEC4S: u32 = 32;
 
-/// Groups of lanes for so many columns: as few tiles as there can be, all of about one width; in fours, for each width is a kernel
+/// Groups of lanes for so many columns: as few tiles as there can be, all of about one width; in multiples of 4, for each width is a kernel
 /// to compile.
-pub(in crate::kernels) fn rows(columns: u64, facts: &DeviceFacts) -> LaneGroups {
+pub(in crate::kernels) fn rows(columns: u64, caps: &DeviceCaps) -> LaneGroups {
     let LaneGroups {
         lanes,
         groups: most,
-    } = LaneGroups::most(facts, 32);
+    } = LaneGroups::most(caps, 32);
     let groups = columns.div_ceil(u64::from(4 * lanes)).max(1);
     let even = groups.div_ceil(groups.div_ceil(u64::from(most)));
     LaneGroups {
@@ -35,27 +35,27 @@ pub(in crate::kernels) fn rows_fields(lanes: LaneGroups) -> Fields {
 pub struct BroadcastTile {
     /// Rows of a lane, 4 or 8.
     pub rows: u32,
-    /// Fours of columns in each row.
-    pub cells: u32,
+    /// The vec4s of columns in each row.
+    pub vec4s: u32,
     /// Elements of the sum in a step, 4 or 8, which the length of the sum is a multiple of.
     pub depth: u32,
 }
 
 impl BroadcastTile {
     /// The tile that is fast on such a device and compiles in a second or two.
-    pub(in crate::kernels) fn choose(facts: &DeviceFacts) -> Self {
-        match facts.processor {
+    pub(in crate::kernels) fn choose(caps: &DeviceCaps) -> Self {
+        match caps.processor {
             Processor::Cpu {
                 uniform_loads: true,
                 ..
             } => Self {
                 rows: 8,
-                cells: 12,
+                vec4s: 12,
                 depth: 8,
             },
             _ => Self {
                 rows: 4,
-                cells: 6,
+                vec4s: 6,
                 depth: 4,
             },
         }
@@ -70,27 +70,27 @@ impl BroadcastTile {
     }
 
     pub(in crate::kernels) fn check(self) -> Result<()> {
-        let Self { rows, cells, depth } = self;
-        let even = (2..=MOST_CELLS).contains(&cells) && cells.is_multiple_of(2);
+        let Self { rows, vec4s, depth } = self;
+        let even = (2..=MOST_VEC4S).contains(&vec4s) && vec4s.is_multiple_of(2);
         match even && [rows, depth].iter().all(|number| [4, 8].contains(number)) {
             true => Ok(()),
             false => Err(Error::InvalidConfig {
                 what: "kernel of a product",
                 given: format!("{self:?}"),
-                need: "4 or 8 rows and elements a step, 2 to 32 cells in pairs",
+                need: "4 or 8 rows and elements a step, 2 to 32 vec4s in pairs",
             }),
         }
     }
 
     /// Rows and columns that one workgroup computes.
     pub(in crate::kernels) fn tile(self) -> [u64; 2] {
-        [BROADCAST_LANES * self.rows, 4 * self.cells].map(u64::from)
+        [BROADCAST_LANES * self.rows, 4 * self.vec4s].map(u64::from)
     }
 
     pub(in crate::kernels) fn fields(self) -> Fields {
         Fields::new()
             .with("rows", self.rows)
-            .with("cells", self.cells)
+            .with("vec4s", self.vec4s)
             .with("depth", self.depth)
     }
 }

@@ -6,7 +6,7 @@ pub(super) mod attention_forward;
 pub mod matmul;
 
 use super::family::invalid;
-use crate::device::{DeviceFacts, Processor};
+use crate::device::{DeviceCaps, Processor};
 use crate::error::Result;
 
 /// Lanes of a subgroup that hand values over, which is a workgroup of the kernels with broadcasts of products.
@@ -22,9 +22,9 @@ pub struct LaneGroups {
 }
 
 impl LaneGroups {
-    /// As many groups as there can be, `most` at most, on a device with `facts`.
-    pub(super) fn most(facts: &DeviceFacts, most: u32) -> Self {
-        let lanes = match facts.processor {
+    /// As many groups as there can be, `most` at most, on a device with `caps`.
+    pub(super) fn most(caps: &DeviceCaps, most: u32) -> Self {
+        let lanes = match caps.processor {
             Processor::Cpu { lanes, .. } => lanes.max(1),
             Processor::Gpu => 32,
         };

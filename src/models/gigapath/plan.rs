@@ -2,7 +2,7 @@
 
 use super::{Slide, SlideEncoder, SlideEncoderConfig, SlideOutputs, SlideRun};
 use crate::context::{Context, WarmUp};
-use crate::device::DeviceFacts;
+use crate::device::DeviceCaps;
 use crate::error::Result;
 use crate::models::plan::{self, ModelPlan};
 use crate::tensor::zeros;
@@ -11,15 +11,15 @@ use crate::tensor::zeros;
 pub type SlidePlan = ModelPlan;
 
 impl SlideEncoder {
-    /// Plans encoding slides of so many tiles on a device with `facts`: the run is recorded on a
-    /// [planner](Context::planner), without a device. [`Context::facts`] has those of a context.
+    /// Plans encoding slides of so many tiles on a device with `caps`: the run is recorded on a
+    /// [dry run](Context::dry_run), without a device. [`Context::caps`] has those of a context.
     ///
     /// ```
-    /// use dilated_attention::DeviceFacts;
+    /// use dilated_attention::DeviceCaps;
     /// use dilated_attention::models::gigapath::{SlideEncoder, SlideEncoderConfig, SlideOutputs};
     /// let config = SlideEncoderConfig::base();
-    /// let facts = DeviceFacts::webgpu_defaults();
-    /// let plan = SlideEncoder::plan(&config, &[45_680], &SlideOutputs::default(), facts)?;
+    /// let caps = DeviceCaps::webgpu_defaults();
+    /// let plan = SlideEncoder::plan(&config, &[45_680], &SlideOutputs::default(), caps)?;
     /// assert!(plan.held_bytes < 1536 << 20);
     /// println!("{plan}");
     /// # Ok::<(), dilated_attention::Error>(())
@@ -32,13 +32,13 @@ impl SlideEncoder {
         config: &SlideEncoderConfig,
         tiles: &[usize],
         outputs: &SlideOutputs,
-        facts: DeviceFacts,
+        caps: DeviceCaps,
     ) -> Result<SlidePlan> {
-        plan_on(&Context::planner(facts), None, config, tiles, outputs)
+        plan_on(&Context::dry_run(caps), None, config, tiles, outputs)
     }
 
     /// As [`plan`](Self::plan), for a context: with the kernels that it has tuned, and with the
-    /// [time](ModelPlan::expected_time) where their pace is known. The device does nothing.
+    /// [time](ModelPlan::expected_time) where the kernels have been measured. The device does nothing.
     ///
     /// # Errors
     /// As [`plan`](Self::plan).
@@ -49,7 +49,7 @@ impl SlideEncoder {
         outputs: &SlideOutputs,
     ) -> Result<SlidePlan> {
         plan_on(
-            &context.own_planner(),
+            &context.own_dry_run(),
             Some(context),
             config,
             tiles,
@@ -67,8 +67,8 @@ impl SlideEncoder {
         tiles: &[usize],
         outputs: &SlideOutputs,
     ) -> Result<WarmUp> {
-        let planner = context.own_planner();
-        let kernels = rehearse(&planner, &self.config, tiles, outputs, |run| {
+        let dry_run = context.own_dry_run();
+        let kernels = rehearse(&dry_run, &self.config, tiles, outputs, |run| {
             plan::kernels(run)
         })?;
         context.warm_up(&kernels)
@@ -76,32 +76,32 @@ impl SlideEncoder {
 }
 
 fn plan_on(
-    planner: &Context,
+    dry_run: &Context,
     measured: Option<&Context>,
     config: &SlideEncoderConfig,
     tiles: &[usize],
     outputs: &SlideOutputs,
 ) -> Result<SlidePlan> {
-    rehearse(planner, config, tiles, outputs, |run| {
+    rehearse(dry_run, config, tiles, outputs, |run| {
         let longest = tiles.iter().copied().max().unwrap_or(0) as u64;
         let num_tiles = tiles.iter().sum::<usize>() as u64;
         let embedding = 2 * num_tiles * config.feature_dim as u64 * config.width() as u64;
-        let flop = embedding + plan::encoder_flop(planner, &config.encoder(), run.shape())?;
+        let flop = embedding + plan::encoder_flop(dry_run, &config.encoder(), run.shape())?;
         let num_tokens = (longest + 1) * tiles.len() as u64;
-        ModelPlan::of_run(planner, measured, run, [num_tokens, flop])
+        ModelPlan::of_run(dry_run, measured, run, [num_tokens, flop])
     })
 }
 
-/// What `with` makes of a run on a planner, with stand-ins for weights and tiles.
+/// What `with` makes of a run on a dry run, with stand-ins for weights and tiles.
 fn rehearse<T>(
-    planner: &Context,
+    dry_run: &Context,
     config: &SlideEncoderConfig,
     tiles: &[usize],
     outputs: &SlideOutputs,
     with: impl FnOnce(SlideRun<'_>) -> Result<T>,
 ) -> Result<T> {
-    let encoder = SlideEncoder::new(planner, config.clone())?;
-    let weights = plan::stand_ins(planner, encoder.parameters())?;
+    let encoder = SlideEncoder::new(dry_run, config.clone())?;
+    let weights = plan::stand_ins(dry_run, encoder.parameters())?;
     let longest = tiles.iter().copied().max().unwrap_or(0);
     // Never read but for half precision.
     let (what, elements) = ("number of tiles", longest.checked_mul(config.feature_dim));
@@ -120,6 +120,6 @@ fn rehearse<T>(
         ..outputs.clone()
     };
     with(SlideRun::new(
-        planner, &encoder, &weights, &slides, &outputs,
+        dry_run, &encoder, &weights, &slides, &outputs,
     )?)
 }

@@ -105,7 +105,7 @@ impl<'a> SlideRun<'a> {
     /// Checks everything; nothing is recorded or leased yet.
     ///
     /// # Errors
-    /// [`Error::OtherModel`] for weights that do not fit; [`Error::TileOutOfGrid`] for a tile outside of the grid and
+    /// [`Error::ParameterMismatch`] for weights that do not fit; [`Error::TileOutOfGrid`] for a tile outside of the grid and
     /// [`Error::InvalidShape`] for slides without tiles, features of another number or width and outputs of layers that the
     /// encoder does not have, [`Error::FeatureNotFinite`] for features that are not finite as the activations' type holds them,
     /// [`Error::InSlide`] around them when there are several slides.

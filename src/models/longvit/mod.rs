@@ -29,7 +29,7 @@ use crate::error::{Error, Result};
 use crate::longnet::{Input, LongNet, LongNetConfig, Output};
 use crate::models::recordings;
 use crate::nn::{Init, LayerNorm, Linear, ParameterId, ParameterList, Parameters};
-use crate::ops::{Blend, Matmul, mean_of_rows};
+use crate::ops::{Matmul, ScaledAdd, mean_of_rows};
 #[cfg(doc)]
 use crate::recorder::SlicedSubmission;
 use crate::recorder::{Recorder, SliceOptions};
@@ -304,7 +304,7 @@ impl LongVit {
     /// keeps the states of all layers.
     ///
     /// # Errors
-    /// [`Error::OtherModel`] for weights that do not fit; [`Error::InvalidShape`] for images that do not, or are not whole
+    /// [`Error::ParameterMismatch`] for weights that do not fit; [`Error::InvalidShape`] for images that do not, or are not whole
     /// patches; the errors of leasing and recording.
     pub fn forward(
         &self,
@@ -411,7 +411,7 @@ impl LongVit {
         for item in 0..images.batch() {
             let (begin, end) = images.rows_of(item);
             let to = x.matrix().slice(begin, end)?;
-            Blend::new(positions.matrix(), 1.0).add(recorder, to, 1.0)?;
+            ScaledAdd::new(positions.matrix(), 1.0).add(recorder, to, 1.0)?;
         }
         Ok(positions)
     }
@@ -442,7 +442,7 @@ impl LongVit {
                     self.norm
                         .forward(recorder, weights, patches, normal.matrix())?;
                     let mean = mean_of_rows(recorder, normal.matrix())?;
-                    Blend::new(mean.matrix(), 1.0).write(recorder, to)?;
+                    ScaledAdd::new(mean.matrix(), 1.0).write(recorder, to)?;
                 }
             }
         }

@@ -91,7 +91,7 @@ impl<'a> LongVitRun<'a> {
     /// (batch, height, width), `states` are those of [`LongVitResult::states`] that are wanted.
     ///
     /// # Errors
-    /// [`Error::OtherModel`] for weights that do not fit; [`Error::InvalidShape`] for images that are not whole patches or not
+    /// [`Error::ParameterMismatch`] for weights that do not fit; [`Error::InvalidShape`] for images that are not whole patches or not
     /// as large as `size` says, and states that there are not.
     pub fn new(
         context: &Context,

@@ -5,7 +5,7 @@
 
 use std::sync::OnceLock;
 
-use dilated_attention::device::{KernelTier, Processor, Storage};
+use dilated_attention::device::{ElementFormat, KernelTier, Processor};
 use dilated_attention::kernels::Family;
 use dilated_attention::kernels::attention_backward::{BackwardFamily, BackwardVariant};
 use dilated_attention::kernels::attention_forward::{ForwardFamily, ForwardVariant};
@@ -78,15 +78,15 @@ fn open(
 impl TestContext {
     /// Every forward kernel that this adapter runs in reasonable time, the one it would choose first.
     pub fn forward_variants(&self, head_dim: u32) -> Vec<ForwardVariant> {
-        let facts = self.context.facts();
+        let caps = self.context.caps();
         let config = long(head_dim);
-        let chosen = ForwardFamily::of(&config, Storage::F32)
-            .choice(facts)
+        let chosen = ForwardFamily::of(&config, ElementFormat::F32)
+            .choice(caps)
             .variant;
         let tiers = self.affordable_tiers(head_dim, 8);
         let of_tiers = tiers.filter_map(|tier| {
-            ForwardFamily::of(&config, Storage::F32)
-                .of_tier(tier, facts)
+            ForwardFamily::of(&config, ElementFormat::F32)
+                .of_tier(tier, caps)
                 .ok()
         });
         let others = of_tiers.filter(|variant| *variant != chosen);
@@ -95,15 +95,15 @@ impl TestContext {
 
     /// Every backward kernel that this adapter runs in reasonable time, the one it would choose first.
     pub fn backward_variants(&self, head_dim: u32) -> Vec<BackwardVariant> {
-        let facts = self.context.facts();
+        let caps = self.context.caps();
         let config = long(head_dim);
-        let chosen = BackwardFamily::of(&config, Storage::F32)
-            .choice(facts)
+        let chosen = BackwardFamily::of(&config, ElementFormat::F32)
+            .choice(caps)
             .variant;
         let tiers = self.affordable_tiers(head_dim, 4);
         let of_tiers = tiers.filter_map(|tier| {
-            BackwardFamily::of(&config, Storage::F32)
-                .of_tier(tier, facts)
+            BackwardFamily::of(&config, ElementFormat::F32)
+                .of_tier(tier, caps)
                 .ok()
         });
         let others = of_tiers.filter(|variant| *variant != chosen);
@@ -118,7 +118,7 @@ impl TestContext {
         most_rows: u32,
     ) -> impl Iterator<Item = KernelTier> + use<> {
         let old = matches!(
-            self.context.facts().processor,
+            self.context.caps().processor,
             Processor::Cpu {
                 uniform_loads: false,
                 ..

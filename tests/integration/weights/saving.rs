@@ -220,7 +220,7 @@ fn the_old_file_is_replaced_whole_or_not_at_all() {
     let elsewhere = context_with(&Default::default());
     assert!(matches!(
         other.save(&elsewhere, &path),
-        Err(Error::ForeignDevice { .. })
+        Err(Error::ContextMismatch { .. })
     ));
     assert!(std::fs::read(&path).expect("read") == old);
 

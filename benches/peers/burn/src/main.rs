@@ -52,7 +52,7 @@ fn main() -> Outcome<()> {
     }
     let repetitions = repetitions.unwrap_or(if quick { 3 } else { 10 }).max(1);
     let context = Context::headless()?;
-    let is_software = context.facts().processor != Processor::Gpu;
+    let is_software = context.caps().processor != Processor::Gpu;
     let mut cases = Case::set(if is_software { "peers" } else { "gpu" });
     if quick {
         cases.truncate(1);

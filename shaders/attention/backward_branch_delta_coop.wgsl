@@ -50,8 +50,8 @@ fn weigh(own: u32, place: u32, unused: u32, s: vec4<f32>, dp: vec4<f32>) {
     let weight = weights_of(s, vec4<f32>(own_tops[own]), seen);
     let marked = select(vec4<f32>(), weight + broken_places(place), seen);
     let at = scores_at + (own - own_begin) * SCORE_STRIDE + place / 4u;
-    put_floats(at, marked);
-    put_floats(at + SCORE_SLAB, score_gradients(weight, dp, vec4<f32>(), seen));
+    put_f32(at, marked);
+    put_f32(at + SCORE_SLAB, score_gradients(weight, dp, vec4<f32>(), seen));
 }
 
 fn store(own: u32, column: u32, of_a: vec4<f32>, of_b: vec4<f32>) {
@@ -63,7 +63,7 @@ fn slab_row(i: u32) -> u32 {
 }
 
 @compute @workgroup_size(SUBGROUP * SUBGROUPS)
-fn backward_means_coop(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+fn backward_branch_delta_coop(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     tile = locate_tile(workgroup, SUBGROUPS * ROWS);
     begin_subgroup(index);
     for (var own = index; own < SUBGROUPS * ROWS; own += THREADS) {
@@ -80,8 +80,8 @@ fn backward_means_coop(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(loc
                 var weight = vec4<f32>();
                 var weighted = vec4<f32>();
                 for (var c = 0u; c < STAGED / 4u; c++) {
-                    weight += get_floats(at + c);
-                    weighted += get_floats(at + SCORE_SLAB + c);
+                    weight += get_f32(at + c);
+                    weighted += get_f32(at + SCORE_SLAB + c);
                 }
                 let ones = vec4<f32>(1.0);
                 sums[i] += vec2<f32>(dot(weight, ones), dot(weighted, ones));

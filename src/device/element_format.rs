@@ -6,13 +6,13 @@
 //! whether [`SHADER_F16`](wgpu::Features::SHADER_F16) is there or not. What exceeds the largest f16 (65 504) by half a step
 //! becomes infinite, as IEEE 754 and other libraries have it; bf16 reaches as far as f32.
 
-use super::facts::DeviceFacts;
+use super::caps::DeviceCaps;
 use crate::element::DType;
 use crate::error::{Error, Result};
 
 /// How a kernel sees activations in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Storage {
+pub enum ElementFormat {
     /// f32.
     F32,
     /// f16, on devices with [`SHADER_F16`](wgpu::Features::SHADER_F16).
@@ -23,7 +23,7 @@ pub enum Storage {
     Bf16Packed,
 }
 
-impl Storage {
+impl ElementFormat {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::F16Packed, Self::Bf16Packed];
 
@@ -31,10 +31,10 @@ impl Storage {
     ///
     /// # Errors
     /// [`Error::WrongDType`] for integers.
-    pub fn of(what: &'static str, dtype: DType, facts: &DeviceFacts) -> Result<Self> {
+    pub fn of(what: &'static str, dtype: DType, caps: &DeviceCaps) -> Result<Self> {
         match dtype {
             DType::F32 => Ok(Self::F32),
-            DType::F16 if facts.reads_halves() => Ok(Self::F16),
+            DType::F16 if caps.reads_f16() => Ok(Self::F16),
             DType::F16 => Ok(Self::F16Packed),
             DType::Bf16 => Ok(Self::Bf16Packed),
             DType::U32 => Err(Error::WrongDType {
@@ -45,10 +45,10 @@ impl Storage {
         }
     }
 
-    /// The same elements as cooperative matrices take them, where a device with `facts` can show them so.
-    pub(crate) fn of_matrices(self, facts: &DeviceFacts) -> Self {
+    /// The same elements as cooperative matrices take them, where a device with `caps` can show them so.
+    pub(crate) fn of_matrices(self, caps: &DeviceCaps) -> Self {
         match self {
-            Self::F16Packed if facts.shader_f16 => Self::F16,
+            Self::F16Packed if caps.shader_f16 => Self::F16,
             _ => self,
         }
     }
@@ -77,14 +77,14 @@ impl Storage {
         self.dtype().bytes() as u32
     }
 
-    /// Whether a device with `facts` has it.
+    /// Whether a device with `caps` has it.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when it has not.
-    pub fn check(self, facts: &DeviceFacts) -> Result<()> {
-        if self == Self::F16 && !facts.shader_f16 {
+    pub fn check(self, caps: &DeviceCaps) -> Result<()> {
+        if self == Self::F16 && !caps.shader_f16 {
             return Err(Error::InvalidConfig {
-                what: "storage of the kernel",
+                what: "format of the kernel",
                 given: format!("{self:?} on a device without SHADER_F16"),
                 need: "F16Packed there",
             });

@@ -62,13 +62,13 @@ impl Measured {
 
 /// Seconds for a unit of work of each activity.
 #[derive(Debug, Default)]
-pub(crate) struct Pace {
+pub(crate) struct CostModel {
     measured: HashMap<Activity, Measured>,
     /// Of kernels, by their key, from a process before: better than a guess, but the first slice is as short.
     remembered: BTreeMap<String, f64>,
 }
 
-impl Pace {
+impl CostModel {
     /// With what [`to_json`](Self::to_json) wrote in another process; what cannot be read counts as nothing.
     pub fn from_json(json: &[u8]) -> Self {
         let file = serde_json::from_slice::<PaceFile>(json).ok();
@@ -180,22 +180,22 @@ mod tests {
     use crate::kernels::adamw::AdamW;
     use crate::kernels::fill::Fill;
 
-    /// Work that fits in `seconds`, as the pace has it.
-    fn fitting(pace: &Pace, activity: Activity, seconds: f64) -> f64 {
-        pace.allowed(activity, seconds) / pace.seconds(activity, 1.0)
+    /// Work that fits in `seconds`, as the cost model has it.
+    fn fitting(cost_model: &CostModel, activity: Activity, seconds: f64) -> f64 {
+        cost_model.allowed(activity, seconds) / cost_model.seconds(activity, 1.0)
     }
 
     #[test]
     fn a_slice_grows_to_its_time_and_at_most_doubles_but_for_the_first() {
-        let (mut pace, activity) = (Pace::default(), Activity::Copy);
+        let (mut cost_model, activity) = (CostModel::default(), Activity::Copy);
         let (true_seconds, overhead, target) = (1e-11, 4e-4, 8e-3);
-        let mut work = fitting(&pace, activity, target);
+        let mut work = fitting(&cost_model, activity, target);
         assert!(work * true_seconds < target / 4.0);
-        pace.learn(&[(activity, work)], overhead + work * true_seconds);
-        work = fitting(&pace, activity, target);
+        cost_model.learn(&[(activity, work)], overhead + work * true_seconds);
+        work = fitting(&cost_model, activity, target);
         for _ in 0..20 {
-            pace.learn(&[(activity, work)], overhead + work * true_seconds);
-            let next = fitting(&pace, activity, target);
+            cost_model.learn(&[(activity, work)], overhead + work * true_seconds);
+            let next = fitting(&cost_model, activity, target);
             assert!(next <= work * 2.001, "{work} {next}");
             work = next;
         }
@@ -205,39 +205,39 @@ mod tests {
 
     #[test]
     fn a_slow_slice_is_believed_at_once_and_a_short_one_never_slows() {
-        let (mut pace, kernel) = (Pace::default(), Activity::Kernel(Kernel::Fill(Fill)));
-        let work = 8e-3 / pace.seconds(kernel, 1.0);
-        pace.learn(&[(kernel, work)], 80e-3);
-        assert!((fitting(&pace, kernel, 8e-3) - work / 10.0).abs() < 1e-3 * work);
-        let before = pace.seconds(kernel, 1.0);
-        pace.learn(&[(kernel, 1.0)], 1e-3);
-        assert_eq!(pace.seconds(kernel, 1.0), before);
+        let (mut cost_model, kernel) = (CostModel::default(), Activity::Kernel(Kernel::Fill(Fill)));
+        let work = 8e-3 / cost_model.seconds(kernel, 1.0);
+        cost_model.learn(&[(kernel, work)], 80e-3);
+        assert!((fitting(&cost_model, kernel, 8e-3) - work / 10.0).abs() < 1e-3 * work);
+        let before = cost_model.seconds(kernel, 1.0);
+        cost_model.learn(&[(kernel, 1.0)], 1e-3);
+        assert_eq!(cost_model.seconds(kernel, 1.0), before);
     }
 
     #[test]
     fn what_is_remembered_is_a_better_guess_and_nothing_else_is_expected() {
         let (fill, known) = (Kernel::Fill(Fill), Activity::Kernel(Kernel::Fill(Fill)));
-        let mut pace = Pace::default();
-        assert_eq!(pace.expected(&[(fill, 1.0)]), None);
-        pace.learn(&[(known, 1e6)], 2.0);
+        let mut cost_model = CostModel::default();
+        assert_eq!(cost_model.expected(&[(fill, 1.0)]), None);
+        cost_model.learn(&[(known, 1e6)], 2.0);
         let near = |given: f64, expected: f64| assert!((given - expected).abs() < 1e-9 * expected);
-        near(pace.expected(&[(fill, 3e6)]).unwrap(), 6.0);
+        near(cost_model.expected(&[(fill, 3e6)]).unwrap(), 6.0);
         assert_eq!(
-            pace.expected(&[(fill, 1.0), (Kernel::AdamW(AdamW), 1.0)]),
+            cost_model.expected(&[(fill, 1.0), (Kernel::AdamW(AdamW), 1.0)]),
             None
         );
-        let mut later = Pace::from_json(&pace.to_json());
+        let mut later = CostModel::from_json(&cost_model.to_json());
         near(later.expected(&[(fill, 3e6)]).unwrap(), 6.0);
         // The first slice stays short.
         near(fitting(&later, known, 8.0), 1e6);
-        assert_eq!(later.to_json(), pace.to_json());
+        assert_eq!(later.to_json(), cost_model.to_json());
         later.learn(&[(known, 1e6)], 3.0);
         near(later.expected(&[(fill, 1e6)]).unwrap(), 3.0);
         // In the mean, without the first.
         later.learn(&[(known, 1e6)], 1.0);
         later.learn(&[(known, 3e6)], 5.0);
         near(later.expected(&[(fill, 2e6)]).unwrap(), 3.0);
-        assert_ne!(later.to_json(), pace.to_json());
+        assert_ne!(later.to_json(), cost_model.to_json());
     }
 
     #[test]
@@ -246,7 +246,8 @@ mod tests {
             let seconds = format!("{{\"fill\": {seconds}}}");
             format!("{{\"format\": {FORMAT}, \"seconds\": {seconds}}}").into_bytes()
         };
-        let expected = |json: &[u8]| Pace::from_json(json).expected(&[(Kernel::Fill(Fill), 1.0)]);
+        let expected =
+            |json: &[u8]| CostModel::from_json(json).expected(&[(Kernel::Fill(Fill), 1.0)]);
         assert_eq!(expected(&entry("1e-9")), Some(1e-9));
         for seconds in ["0", "-1e-9", "1e9", "1e-300", "null", "[]", "\"1\""] {
             assert_eq!(expected(&entry(seconds)), None, "{seconds}");

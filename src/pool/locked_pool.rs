@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::core::{Core, NUM_SHARDS};
 use super::event::{Event, EvictionCause, Outcome};
-use super::lease::{Held, Lease};
+use super::lease::{Lease, PooledBuffer};
 use super::ledger::{Ledger, WINDOW_ACQUIRES};
 use super::policy::{Limits, Pressure, Usage};
 use super::shard::{Counts, Fit, Gauge, Gauges, NUM_GAUGES, Place, Request, Shard, Taken};
@@ -16,13 +16,13 @@ use crate::pool_figures::{LeaseInfo, PoolReport};
 use crate::wgpu::BufferUsages;
 
 /// All locks of a pool. [`level`](Self::level) before they are given back if anything changed.
-pub(super) struct All<'a, B> {
+pub(super) struct LockedPool<'a, B> {
     core: &'a Core<B>,
     pub ledger: MutexGuard<'a, Ledger>,
     shards: [Option<MutexGuard<'a, Shard<B>>>; NUM_SHARDS],
 }
 
-impl<'a, B> All<'a, B> {
+impl<'a, B> LockedPool<'a, B> {
     pub fn new(
         core: &'a Core<B>,
         ledger: MutexGuard<'a, Ledger>,
@@ -148,7 +148,13 @@ impl<'a, B> All<'a, B> {
     }
 
     /// Takes in a new buffer, leased.
-    pub fn insert(&mut self, own: usize, held: &Arc<Held<B>>, request: &Request, keeps: bool) {
+    pub fn insert(
+        &mut self,
+        own: usize,
+        held: &Arc<PooledBuffer<B>>,
+        request: &Request,
+        keeps: bool,
+    ) {
         let class = size_class::class_index(held.bytes());
         let entry = self.shard(own).insert(held.clone(), request, keeps);
         held.set_home(own, entry);
@@ -381,7 +387,7 @@ impl<'a, B> All<'a, B> {
 
 /// Buffers on their way out: destroyed, and told to the application, when no lock is held.
 pub(super) struct Evicted<B> {
-    buffers: Vec<(Arc<Held<B>>, EvictionCause)>,
+    buffers: Vec<(Arc<PooledBuffer<B>>, EvictionCause)>,
 }
 
 impl<B> Evicted<B> {

@@ -13,7 +13,7 @@ fn find_top(r: u32) {
 }
 
 fn weigh_pairs(i: u32) {
-    let r = i / CELLS;
+    let r = i / VEC4S;
     let seen = seen_of(i);
     let share = weights_of_pairs(i, top[r], seen);
     weight[r] += share;
@@ -28,7 +28,7 @@ fn end_row(r: u32) {
 }
 
 @compute @workgroup_size(LANES)
-fn backward_means_broadcast(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocation_id) subgroup_lane: u32) {
+fn backward_branch_delta_broadcast(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgroup_invocation_id) subgroup_lane: u32) {
     lane = subgroup_lane;
     tile = locate_tile(workgroup, SIDE);
     first_row = tile.row_begin + ROWS * lane;
@@ -43,7 +43,7 @@ fn backward_means_broadcast(@builtin(workgroup_id) workgroup: vec3<u32>, @builti
 #endfor
     for (first_key = tile.key_begin; first_key < tile.key_end; first_key += SIDE) {
         score_keys();
-#for i in range(rows * cells)
+#for i in range(rows * vec4s)
         weigh_pairs(${i}u);
 #endfor
     }

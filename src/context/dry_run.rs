@@ -1,4 +1,4 @@
-//! The buffers of a planner, a context that only counts ([`Context::planner`](crate::Context::planner)).
+//! The buffers of a dry run, a context that only counts ([`Context::dry_run`](crate::Context::dry_run)).
 //!
 //! Whoever wants to know what a training step will need could write a second program that adds up the sizes of all tensors,
 //! and keep both alike for ever. Here the program itself is run, on a context whose recordings take leases from a pool and
@@ -9,12 +9,12 @@ use crate::pool::{BufferSource, CreateError};
 
 /// Buffers that stand for larger ones and are never used.
 #[derive(Debug)]
-pub(super) struct PlannerSource {
+pub(super) struct DryRunSource {
     pub device: wgpu::Device,
     pub max_buffer_bytes: u64,
 }
 
-impl BufferSource for PlannerSource {
+impl BufferSource for DryRunSource {
     #[expect(
         clippy::disallowed_methods,
         reason = "a buffer source, like the pool's own"

@@ -7,7 +7,7 @@
 var<workgroup> partial: array<vec4<f32>, 128>;
 
 @compute @workgroup_size(64)
-fn backward_means_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+fn backward_branch_delta_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     let tile = locate_tile(workgroup, SIDE);
     let thread = Thread(index / 8u, index % 8u);
     let rows = vectors_of(tile.row_begin + thread.group);

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 
 /// Limits and traits of a device.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct DeviceFacts {
+pub struct DeviceCaps {
     /// Largest buffer in bytes.
     pub max_buffer_bytes: u64,
     /// Most bytes that one storage binding may cover.
@@ -63,10 +63,10 @@ impl Processor {
     }
 }
 
-impl DeviceFacts {
+impl DeviceCaps {
     /// Whether kernels see f16 as such, not as words of two: where shaders may store it, but on CPUs for cooperative matrices
-    /// alone, for their drivers load halves one by one.
-    pub(crate) fn reads_halves(&self) -> bool {
+    /// alone, for their drivers load f16s one by one.
+    pub(crate) fn reads_f16(&self) -> bool {
         let for_matrices = || self.tier.is_some_and(KernelTier::is_cooperative);
         self.shader_f16 && (self.processor == Processor::Gpu || for_matrices())
     }
@@ -148,7 +148,7 @@ impl DeviceFacts {
         limits
     }
 
-    /// The facts of an adapter whose device was made with `limits` and `features`; `matrices` are the adapter's cooperative
+    /// The capabilities of an adapter whose device was made with `limits` and `features`; `matrices` are the adapter's cooperative
     /// matrices ([`wgpu::Adapter::cooperative_matrix_properties`]).
     ///
     /// # Errors

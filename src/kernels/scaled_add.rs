@@ -1,15 +1,15 @@
 //! Scaled sums and dropout, element by element.
 
 use super::params::{LITTLE_WORK, params};
-use super::{Access, Cell, Fields, KernelSpec, ParamsInfo};
-use crate::device::{DeviceFacts, Storage};
+use super::{Access, Fields, KernelSpec, ParamsInfo, VectorWidth};
+use crate::device::{DeviceCaps, ElementFormat};
 
 params! {
-    /// Parameters of `blend.wgsl`, which says what each means.
-    BlendParams { count: u32, x_skip: u32, y_skip: u32, out_skip: u32, x_scale: f32, y_scale: f32, mode: u32, drop_below: u32, seed_low: u32, seed_high: u32, first_low: u32, first_high: u32, first_workgroup: u32, grid_width: u32 }
+    /// Parameters of `scaled_add.wgsl`, which says what each means.
+    ScaledAddParams { count: u32, x_skip: u32, y_skip: u32, out_skip: u32, x_scale: f32, y_scale: f32, mode: u32, drop_below: u32, seed_low: u32, seed_high: u32, first_low: u32, first_high: u32, first_workgroup: u32, grid_width: u32 }
 }
 
-impl BlendParams {
+impl ScaledAddParams {
     /// There is no second term.
     pub const Y_NONE: u32 = 0;
     /// The second term is what the result holds.
@@ -20,18 +20,18 @@ impl BlendParams {
 
 /// Scaled sums and dropout, element by element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Blend {
+pub struct ScaledAdd {
     /// How all of them are stored.
-    pub cell: Cell,
+    pub vector_width: VectorWidth,
 }
 
-impl KernelSpec for Blend {
+impl KernelSpec for ScaledAdd {
     fn name(&self) -> &'static str {
-        "blend"
+        "scaled_add"
     }
 
     fn fields(&self) -> Fields {
-        self.cell.fields()
+        self.vector_width.fields()
     }
 
     fn bindings(&self) -> &'static [Access] {
@@ -40,17 +40,17 @@ impl KernelSpec for Blend {
     }
 
     fn params(&self) -> ParamsInfo {
-        ParamsInfo::of::<BlendParams>()
+        ParamsInfo::of::<ScaledAddParams>()
     }
 
     fn workgroup_work(&self, _: &[u8]) -> u64 {
         LITTLE_WORK
     }
 
-    fn all(_: u32, storage: Storage, _: &DeviceFacts) -> Vec<Self> {
-        Cell::stored(storage)
+    fn all(_: u32, format: ElementFormat, _: &DeviceCaps) -> Vec<Self> {
+        VectorWidth::stored(format)
             .into_iter()
-            .map(|cell| Self { cell })
+            .map(|vector_width| Self { vector_width })
             .collect()
     }
 }

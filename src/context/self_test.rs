@@ -1,4 +1,4 @@
-//! A trial of the cooperative matrices before their first use.
+//! The self test of the cooperative matrices before their first use.
 //!
 //! What an adapter lists is a claim: wgpu marks the feature as experimental, drivers are young, and which lanes make up a
 //! subgroup is nowhere guaranteed. So the kernel of products computes one whose result is known exactly: whole numbers, small
@@ -6,9 +6,9 @@
 //! load, sums over several steps, a slab for each subgroup, stores that other lanes read, edges that are no whole matrix.
 
 use super::Context;
-use crate::device::{CooperativeMatrix, NoCooperativeMatrix, Storage};
+use crate::device::{CooperativeMatrix, ElementFormat, NoCooperativeMatrix};
 use crate::error::Result;
-use crate::kernels::Cell;
+use crate::kernels::VectorWidth;
 use crate::kernels::activation::Activation;
 use crate::kernels::matmul::{CoopProduct, MatmulKernel, MatmulParams, MatmulVariant};
 
@@ -27,7 +27,7 @@ pub(super) fn run(context: &Context, matrix: CooperativeMatrix) -> Result<(), No
     let context = context.beside();
     for transposed in TRANSPOSED {
         let product = product(&context, matrix, transposed)
-            .map_err(|error| NoCooperativeMatrix::TrialFailed(error.to_string()))?;
+            .map_err(|error| NoCooperativeMatrix::SelfTestFailed(error.to_string()))?;
         compare(&product)?;
     }
     Ok(())
@@ -68,10 +68,10 @@ fn product(
     };
     let (a_stride, a) = stored(rows, inner, transpose_a, left);
     let (b_stride, b) = stored(inner, columns, transpose_b, right);
-    let variant = CoopProduct::with(matrix, context.facts());
+    let variant = CoopProduct::with(matrix, context.caps());
     let [tile_rows, tile_columns] = variant.tile();
     let (tiles_x, tiles_y) = (columns.div_ceil(tile_columns), rows.div_ceil(tile_rows));
-    let mut recorder = context.recorder("trial of cooperative matrices");
+    let mut recorder = context.recorder("self test of cooperative matrices");
     let a = recorder.upload("a", &[a.len()], &a)?;
     let b = recorder.upload("b", &[b.len()], &b)?;
     let c = recorder.upload(
@@ -94,9 +94,9 @@ fn product(
     };
     let kernel = MatmulKernel {
         variant: MatmulVariant::Coop(variant),
-        left: Storage::F16,
-        right: Storage::F16,
-        result: Cell::Scalar,
+        left: ElementFormat::F16,
+        right: ElementFormat::F16,
+        result: VectorWidth::Scalar,
         transpose_a,
         transpose_b,
         activation: Activation::Identity,

@@ -52,7 +52,7 @@ fn end_row(tile: Tile, r: u32, row: u32) {
 }
 
 @compute @workgroup_size(THREADS)
-fn backward_means_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
+fn backward_branch_delta_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
     let tile = locate_tile(workgroup, SIDE);
     let own = find_own(tile.row_begin, invocation);
     begin_row(tile, 0u, own.x);

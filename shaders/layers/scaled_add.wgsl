@@ -1,18 +1,18 @@
 // out = x_scale * keep(i) * x + y_scale * y: sums, residuals, scalings and dropout. keep(i) is 0 or 1 / (1 - p), drawn from
 // a counter, so that the backward of a dropout draws the same again.
 
-#include "cells.wgsl"
+#include "vector_width.wgsl"
 #include "workgroup.wgsl"
 
-struct BlendParams {
-    count: u32, // of cells, as the skips
+struct ScaledAddParams {
+    count: u32, // of vectors, as the skips
     x_skip: u32,
     y_skip: u32,
     out_skip: u32,
     x_scale: f32,
     y_scale: f32,
     mode: u32, // what y is: nothing, the old out, or its own binding
-    drop_below: u32, // an element is dropped when its draw is below this; 0 where a cell is not one element
+    drop_below: u32, // an element is dropped when its draw is below this; 0 where a vector is not one element
     seed_low: u32,
     seed_high: u32,
     first_low: u32, // number of element 0 among all that are drawn with the seed
@@ -25,7 +25,7 @@ const Y_NONE: u32 = 0u;
 const Y_OUT: u32 = 1u;
 const Y_BOUND: u32 = 2u;
 
-@group(0) @binding(0) var<uniform> params: BlendParams;
+@group(0) @binding(0) var<uniform> params: ScaledAddParams;
 @group(0) @binding(1) var<storage, read> x: array<Stored>;
 @group(0) @binding(2) var<storage, read> y: array<Stored>;
 @group(0) @binding(3) var<storage, read_write> out: array<Stored>;
@@ -49,18 +49,18 @@ fn draw(i: u32) -> u32 {
 }
 
 @compute @workgroup_size(64)
-fn blend(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn scaled_add(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let i = workgroup_number(group) * 64u + lane;
     if (i < params.count) {
         let at = params.out_skip + i;
         var result = params.x_scale * widen(x[params.x_skip + i]);
         if (params.drop_below > 0u && draw(i) < params.drop_below) {
-            result = Cell();
+            result = Vector();
         }
         if (params.mode == Y_OUT) {
-            result = fma(Cell(params.y_scale), widen(out[at]), result);
+            result = fma(Vector(params.y_scale), widen(out[at]), result);
         } else if (params.mode == Y_BOUND) {
-            result = fma(Cell(params.y_scale), widen(y[params.y_skip + i]), result);
+            result = fma(Vector(params.y_scale), widen(y[params.y_skip + i]), result);
         }
         out[at] = narrow(result);
     }

@@ -1,0 +1,30 @@
+// Rows of any width are read element by element, in f32 (`vector_width` is "scalar"); rows whose widths are multiples of 4, four elements
+// at a time, as `format` has them ("vec4").
+
+#if vector_width == "scalar"
+alias Vector = f32;
+alias Stored = f32;
+const VECTOR_WIDTH: u32 = 1u; // elements of a vector
+
+fn widen(x: Stored) -> Vector {
+    return x;
+}
+
+fn narrow(x: Vector) -> Stored {
+    return x;
+}
+
+fn vector_sum(x: Vector) -> f32 {
+    return x;
+}
+#else
+#include "elements.wgsl"
+
+alias Vector = vec4<f32>;
+alias Stored = Stored4;
+const VECTOR_WIDTH: u32 = 4u; // elements of a vector
+
+fn vector_sum(x: Vector) -> f32 {
+    return (x.x + x.y) + (x.z + x.w);
+}
+#endif
