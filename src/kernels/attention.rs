@@ -124,6 +124,9 @@ pub trait AttentionLayout: Copy + PartialEq + fmt::Debug {
     /// Seconds that its compilation takes; see [`Family::compile_time`]. Not asked for cooperative matrices.
     fn compile_seconds(self, head_dim: u32, processor: Processor) -> Option<u64>;
 
+    /// What plans and reports call the kernel, or the kernels of all passes.
+    fn title(self) -> &'static str;
+
     /// Name of the shader of a pass.
     fn name(self, pass: Pass) -> &'static str;
 
@@ -201,9 +204,8 @@ impl<L: AttentionLayout> fmt::Display for AttentionVariant<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} by {} ({}, {} rows a workgroup, {} bytes of workgroup memory)",
-            L::DIRECTION,
-            self.layout.tier(),
+            "{} ({}, {} rows a workgroup, {} bytes of workgroup memory)",
+            self.layout.title(),
             self.format.dtype(),
             self.rows_per_workgroup(),
             self.most_memory_bytes()

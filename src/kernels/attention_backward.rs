@@ -172,6 +172,15 @@ impl AttentionLayout for BackwardLayout {
         }
     }
 
+    fn title(self) -> &'static str {
+        match self {
+            Self::Tile => "backward_*_tile",
+            Self::Coop(_) => "backward_*_coop",
+            Self::Rows(_) => "backward_*_rows",
+            Self::Broadcast(_) => "backward_*_broadcast",
+        }
+    }
+
     fn name(self, pass: Pass) -> &'static str {
         match (self, pass) {
             (Self::Tile, Pass::BranchDelta) => "backward_branch_delta_tile",

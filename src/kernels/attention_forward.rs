@@ -146,6 +146,10 @@ impl AttentionLayout for ForwardLayout {
         }
     }
 
+    fn title(self) -> &'static str {
+        self.name(Pass::Forward)
+    }
+
     fn name(self, _: Pass) -> &'static str {
         match self {
             Self::Tile => "forward_tile",

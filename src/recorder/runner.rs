@@ -103,7 +103,7 @@ impl Runner for OnDevice {
 }
 
 /// Why the downloads of a dry run never arrive.
-const NEVER: &str = "it was recorded on a dry_run, which runs nothing: record it on a device";
+const NEVER: &str = "it was recorded as a dry run, which runs nothing: record it on a device";
 
 /// Nobody: recordings take their leases and are counted, no more.
 #[derive(Debug)]

@@ -369,7 +369,7 @@ fn what_a_cancelled_run_left_half_written_is_an_error_until_it_is_written_anew()
 }
 
 #[test]
-fn downloads_of_a_planner_say_that_nothing_runs_there() {
+fn downloads_of_a_dry_run_say_that_nothing_runs_there() {
     let dry_run = Context::dry_run(DeviceCaps::webgpu_defaults());
     let mut recorder = dry_run.recorder("planned");
     let tensor = recorder.zeros("data", &[4], DType::F32).unwrap();
