@@ -15,7 +15,7 @@ use dilated_attention::{
 };
 use program::{Arguments, say};
 
-const TOKENS: u32 = 4096;
+const TOKENS: usize = 4096;
 
 /// Records attention over attention, a few times.
 fn record(
@@ -23,7 +23,7 @@ fn record(
     attention: &DilatedAttention,
 ) -> Result<(SlicedSubmission, Download<f32>)> {
     let shape = AttentionShape::new(1, TOKENS)?;
-    let dims = [1, TOKENS as usize, 4, 32];
+    let dims = [1, TOKENS, 4, 32];
     let data: Vec<f32> = (0..dims.iter().product())
         .map(|i: usize| ((i * 31) % 97) as f32 / 48.0 - 1.0)
         .collect();

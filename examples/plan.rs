@@ -24,7 +24,7 @@ fn main() -> ExitCode {
 }
 
 fn run(mut arguments: Arguments) -> Result<(), Box<dyn Error>> {
-    let (mut batch, mut tokens, mut heads, mut head_dim) = (1u32, 65_536u32, 8u32, 64u32);
+    let (mut batch, mut tokens, mut heads, mut head_dim) = (1usize, 65_536usize, 8usize, 64usize);
     let mut segments = vec![2048, 4096, 8192, 16_384, 32_768];
     let mut rates = vec![1, 2, 4, 6, 12];
     let (mut causal, mut torchscale) = (false, false);
@@ -59,7 +59,7 @@ fn run(mut arguments: Arguments) -> Result<(), Box<dyn Error>> {
         config = config.torchscale();
     }
     if causal {
-        config = config.mask(Mask::Causal);
+        config = config.with_mask(Mask::Causal);
     }
     let shape = AttentionShape::new(batch, tokens)?;
     say!("{config}");

@@ -55,14 +55,13 @@ fn run(mut arguments: Arguments) -> Result<(), Box<dyn Error>> {
         ..Balanced::default()
     };
     let context = pollster::block_on(Context::with_options(&ContextOptions {
-        pool: PoolOptions::default().policy(policy),
+        pool: PoolOptions::default().with_policy(policy),
         ..Default::default()
     }))?;
     let info = context.adapter_info();
     say!("adapter  {} ({})\n", info.name, info.driver_info);
 
-    let config =
-        DilatedAttentionConfig::new(NUM_HEADS as u32, HEAD_DIM as u32, &[64, 256], &[1, 4])?;
+    let config = DilatedAttentionConfig::new(NUM_HEADS, HEAD_DIM, &[64, 256], &[1, 4])?;
     let attention = DilatedAttention::new(&context, config)?;
     request(&context, &attention, 64)?; // compiles
     context.pool().force_trim();
@@ -89,12 +88,12 @@ fn run(mut arguments: Arguments) -> Result<(), Box<dyn Error>> {
     );
     let options = PoolOptions::default;
     for (name, options) in [
-        ("here", options().policy(policy)),
-        ("Balanced", options().policy(Balanced::default())),
-        ("Speed", options().policy(Speed)),
-        ("Lean", options().policy(Lean)),
-        ("Exact", options().policy(Exact)),
-        ("NoPooling", options().policy(NoPooling)),
+        ("here", options().with_policy(policy)),
+        ("Balanced", options().with_policy(Balanced::default())),
+        ("Speed", options().with_policy(Speed)),
+        ("Lean", options().with_policy(Lean)),
+        ("Exact", options().with_policy(Exact)),
+        ("NoPooling", options().with_policy(NoPooling)),
     ] {
         print_line(
             name,
@@ -124,7 +123,7 @@ fn request(
     tokens: usize,
 ) -> Result<(), Box<dyn Error>> {
     let dims = [1, tokens, NUM_HEADS, HEAD_DIM];
-    let shape = AttentionShape::new(1, tokens as u32)?;
+    let shape = AttentionShape::new(1, tokens)?;
     let data = vec![0.5f32; dims.iter().product()];
     let mut recorder = context.recorder("request");
     let mut hidden = recorder.upload("hidden", &dims, &data)?;

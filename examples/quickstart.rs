@@ -50,14 +50,10 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         info.backend,
         info.driver_info
     );
-    let config = DilatedAttentionConfig::new(
-        NUM_HEADS as u32,
-        HEAD_DIM as u32,
-        &[1024, 4096, 16_384],
-        &[1, 4, 16],
-    )?
-    .mask(Mask::Causal);
-    let shape = AttentionShape::new(1, num_tokens as u32)?;
+    let config =
+        DilatedAttentionConfig::new(NUM_HEADS, HEAD_DIM, &[1024, 4096, 16_384], &[1, 4, 16])?
+            .with_mask(Mask::Causal);
+    let shape = AttentionShape::new(1, num_tokens)?;
     let attention = DilatedAttention::new(&context, config.clone())?;
     let plan = attention.plan(&shape, DType::F32)?;
     say!("\n{plan}\n");
@@ -82,7 +78,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     say!("\npool\n{}", context.pool().stats());
 
     let options = ContextOptions {
-        pool: PoolOptions::default().policy(NoPooling),
+        pool: PoolOptions::default().with_policy(NoPooling),
         ..Default::default()
     };
     let fresh = pollster::block_on(Context::with_options(&options))?;
@@ -106,7 +102,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
 
 fn read_arguments(mut arguments: Arguments) -> Result<(PathBuf, usize), Box<dyn Error>> {
     let mut path = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.lock");
-    let mut num_tokens = 16_384u32;
+    let mut num_tokens = 16_384usize;
     while let Some(argument) = arguments.next_argument()? {
         match argument.option() {
             Some("--tokens") => num_tokens = arguments.value()?,
@@ -117,7 +113,7 @@ fn read_arguments(mut arguments: Arguments) -> Result<(PathBuf, usize), Box<dyn 
     if num_tokens == 0 {
         return Err("--tokens must be at least 1".into());
     }
-    Ok((path, num_tokens as usize))
+    Ok((path, num_tokens))
 }
 
 /// (N, H, D) numbers in about [-2, 2]: a fixed random vector for each byte value, turned slowly with the position.
@@ -157,7 +153,7 @@ impl<'a> Runner<'a> {
         shape: &'a AttentionShape,
         data: [&[f32]; 3],
     ) -> dilated_attention::Result<Self> {
-        let dims = [1, shape.seq_len() as usize, NUM_HEADS, HEAD_DIM];
+        let dims = [1, shape.seq_len(), NUM_HEADS, HEAD_DIM];
         let mut recorder = context.recorder("upload");
         let inputs = [
             recorder.upload("q", &dims, data[0])?,
@@ -205,15 +201,15 @@ fn largest_error(
     [q, k, v]: [&[f32]; 3],
     out: &[f32],
 ) -> dilated_attention::Result<f64> {
-    let last = u64::from(shape.seq_len() - 1);
-    let rows: Vec<(u32, u32)> = (0..SAMPLED_ROWS as u64)
-        .map(|i| (0, (i * last / (SAMPLED_ROWS as u64 - 1)) as u32))
+    let last = (shape.seq_len() - 1) as u64;
+    let rows: Vec<(usize, usize)> = (0..SAMPLED_ROWS as u64)
+        .map(|i| (0, (i * last / (SAMPLED_ROWS as u64 - 1)) as usize))
         .collect();
     let expected = reference::forward_rows(config, shape, q, k, v, &rows)?;
     let width = NUM_HEADS * HEAD_DIM;
     let mut largest = 0f64;
     for (number, (_, token)) in rows.iter().enumerate() {
-        let row = &out[*token as usize * width..][..width];
+        let row = &out[*token * width..][..width];
         for (got, want) in row.iter().zip(&expected.out[number * width..]) {
             let error = (f64::from(*got) - want).abs();
             // A NaN is the largest error, whatever comes after it.

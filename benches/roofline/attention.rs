@@ -124,7 +124,7 @@ impl Prepared {
     }
 
     fn state_bytes(&self) -> u64 {
-        u64::from(self.case.tokens) * u64::from(self.case.heads) * 8
+        (self.case.tokens as u64) * (self.case.heads as u64) * 8
     }
 
     fn forward_error(&self, results: &[Vec<f32>]) -> Result<f64> {
@@ -134,7 +134,7 @@ impl Prepared {
         let expected = reference::forward_rows(&config, &self.shape, &q, &k, &v, &rows)?;
         let width = (self.case.heads * self.case.head_dim) as usize;
         let sampled = |values: &[f32], width: usize| -> Vec<f32> {
-            let row = |&(_, token): &(u32, u32)| &values[token as usize * width..][..width];
+            let row = |&(_, token): &(usize, usize)| &values[token as usize * width..][..width];
             rows.iter().flat_map(row).copied().collect()
         };
         let out = sampled(&results[0], width);

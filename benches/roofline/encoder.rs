@@ -28,13 +28,13 @@ fn attention() -> Result<DilatedAttentionConfig> {
     )
 }
 
-pub fn parameters(tokens: u32) -> Value {
+pub fn parameters(tokens: usize) -> Value {
     json!({"tokens": tokens, "width": WIDTH, "heads": 16, "ffn": FFN})
 }
 
 /// One layer with its weights and its input.
 pub struct EncoderLayer {
-    tokens: u32,
+    tokens: usize,
     config: LongNetConfig,
     model: LongNet,
     weights: Parameters,
@@ -45,7 +45,7 @@ pub struct EncoderLayer {
 }
 
 impl EncoderLayer {
-    pub fn new(context: &Context, tokens: u32) -> Result<Self> {
+    pub fn new(context: &Context, tokens: usize) -> Result<Self> {
         let mut config = LongNetConfig::encoder(attention()?, 1, FFN);
         config.final_norm = false;
         let model = LongNet::new(context, config.clone())?;
@@ -65,7 +65,7 @@ impl EncoderLayer {
         let plan = config
             .attention()
             .plan_forward(&shape, DType::F32, context.caps())?;
-        let products = 2.0 * f64::from(tokens) * (4 * WIDTH * WIDTH + 2 * WIDTH * FFN) as f64;
+        let products = 2.0 * ((tokens) as f64) * (4 * WIDTH * WIDTH + 2 * WIDTH * FFN) as f64;
         Ok(Self {
             flop: plan.flop as f64 + products,
             tokens,

@@ -43,8 +43,7 @@ impl<'a> Matrices<'a> {
 
 /// Sampled rows of a matrix.
 fn rows_of(matrix: &[f32], width: usize) -> Vec<f32> {
-    let rows = (matrix.len() / width) as u32;
-    sampled_rows(rows)
+    sampled_rows(matrix.len() / width)
         .into_iter()
         .flat_map(|(_, row)| &matrix[row as usize * width..][..width])
         .copied()
@@ -148,7 +147,7 @@ impl Timed for Product {
 
     fn error(&self, results: &[Vec<f32>]) -> Result<f64> {
         let [rows, _, columns] = self.case.dims();
-        let expected: Vec<f64> = sampled_rows(rows as u32)
+        let expected: Vec<f64> = sampled_rows(rows)
             .into_iter()
             .flat_map(|(_, row)| (0..columns).map(move |column| self.element(row as usize, column)))
             .collect();
@@ -243,7 +242,7 @@ impl Norm {
                 dbias[i] += f64::from(*dy);
             }
         }
-        let sampled = sampled_rows(ROWS as u32).into_iter();
+        let sampled = sampled_rows(ROWS).into_iter();
         let dx: Vec<f64> = sampled
             .flat_map(|(_, row)| rows[row as usize].clone())
             .collect();

@@ -331,7 +331,7 @@ impl Run {
             return Ok(());
         }
         self.report.header("layer", "GFLOP/s");
-        let lengths: &[u32] = match (self.options.quick, self.machine.is_software()) {
+        let lengths: &[usize] = match (self.options.quick, self.machine.is_software()) {
             (true, _) => &[256],
             (false, true) => &[1024, 2048],
             (false, false) => &[1000, 5000, 20_000],

@@ -41,7 +41,7 @@ pub struct Settings {
     max_wsi_size: Option<u32>,
     /// What stands before names in the checkpoint, where that was told.
     prefix: Option<String>,
-    heads: Option<u32>,
+    heads: Option<usize>,
     masked: bool,
     half: bool,
     pub outputs: SlideOutputs,
@@ -121,7 +121,7 @@ impl Settings {
                 }
                 Some("--slice") => {
                     let target = Duration::from_millis(arguments.value()?);
-                    settings.slices = SliceOptions::default().target(target);
+                    settings.slices = SliceOptions::default().with_target(target);
                 }
                 Some("--depth") => depth = Some(arguments.value::<u16>()?),
                 Some("--size") => {

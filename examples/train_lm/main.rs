@@ -287,7 +287,7 @@ impl Options {
     /// Shapes of the parts of a step.
     fn shapes(&self) -> Result<Vec<AttentionShape>, Box<dyn Error>> {
         let sizes = self.part_sizes();
-        let shape = |size: &usize| AttentionShape::new(*size as u32, self.tokens as u32);
+        let shape = |size: &usize| AttentionShape::new(*size, self.tokens);
         Ok(sizes.iter().map(shape).collect::<Result<_, _>>()?)
     }
 

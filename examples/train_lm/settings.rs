@@ -11,11 +11,11 @@ use dilated_attention::longnet::{LongNetConfig, OutputProjection};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     pub layers: usize,
-    pub heads: u32,
-    pub head_dim: u32,
+    pub heads: usize,
+    pub head_dim: usize,
     pub ffn_dim: usize,
-    pub segments: Vec<u32>,
-    pub rates: Vec<u32>,
+    pub segments: Vec<usize>,
+    pub rates: Vec<usize>,
 }
 
 impl Default for Settings {
@@ -96,6 +96,6 @@ fn parse<T: FromStr<Err: Display>>(text: &str) -> Result<T, String> {
 }
 
 /// Numbers with commas between them.
-fn list(text: &str) -> Result<Vec<u32>, String> {
+fn list(text: &str) -> Result<Vec<usize>, String> {
     text.split(',').map(parse).collect()
 }

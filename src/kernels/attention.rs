@@ -9,7 +9,7 @@ use super::cooperative::CoopTile;
 use super::family::{Family, invalid};
 use super::params::{params, read};
 use super::{Fields, Segments};
-use crate::config::{DilatedAttentionConfig, MAX_HEAD_DIM};
+use crate::config::{DilatedAttentionConfig, MAX_HEAD_DIM, in_u32};
 use crate::device::{CooperativeMatrix, DeviceCaps, ElementFormat, KernelTier, Processor};
 use crate::error::Result;
 
@@ -164,14 +164,15 @@ impl<L: AttentionLayout> AttentionVariant<L> {
     /// # Errors
     /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) when it does not, [`Error::BindingTooSmall`](crate::Error::BindingTooSmall)
     /// when no binding covers what one workgroup leaves for others.
-    pub fn check(&self, head_dim: u32, caps: &DeviceCaps) -> Result<()> {
-        if self.head_dim != head_dim || head_dim > MAX_HEAD_DIM {
+    pub fn check(&self, head_dim: usize, caps: &DeviceCaps) -> Result<()> {
+        if self.head_dim as usize != head_dim || head_dim > MAX_HEAD_DIM {
             return invalid(
                 "head_dim of the kernel",
                 self.head_dim,
                 "the configuration's",
             );
         }
+        let head_dim = self.head_dim;
         self.format.check(caps)?;
         if let Some(tile) = self.layout.coop_tile() {
             tile.check(self.format, caps)?;
@@ -232,9 +233,9 @@ impl<L: AttentionLayout> AttentionFamily<L> {
     }
 
     /// Kernels for long segments.
-    pub fn of_long_segments(head_dim: u32, format: ElementFormat) -> Self {
+    pub fn of_long_segments(head_dim: usize, format: ElementFormat) -> Self {
         Self {
-            segments: Segments::long(head_dim),
+            segments: Segments::long(in_u32(head_dim)),
             format,
             layout: PhantomData,
         }
@@ -287,7 +288,7 @@ impl<L: AttentionLayout> Family for AttentionFamily<L> {
     }
 
     fn check(&self, variant: Self::Variant, caps: &DeviceCaps) -> Result<()> {
-        variant.check(self.segments.head_dim, caps)
+        variant.check(self.segments.head_dim as usize, caps)
     }
 
     fn alternatives(&self, variant: Self::Variant) -> Vec<Self::Variant> {

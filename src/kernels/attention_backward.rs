@@ -326,7 +326,7 @@ impl KernelSpec for BackwardKernel {
     }
 
     fn all(head_dim: u32, format: ElementFormat, caps: &DeviceCaps) -> Vec<Self> {
-        let family = BackwardFamily::of_long_segments(head_dim, format);
+        let family = BackwardFamily::of_long_segments(head_dim as usize, format);
         let variants = family.of_all_tiers(caps).into_iter();
         let kernels = variants.flat_map(|variant| {
             let passes = [&[Pass::BranchDelta], variant.passes()].concat();

@@ -1,7 +1,7 @@
 //! What the choice of an attention kernel depends on, of a configuration.
 
 use super::Fields;
-use crate::config::{DilatedAttentionConfig, Mask};
+use crate::config::{DilatedAttentionConfig, Mask, in_u32};
 
 /// Heads and segments of a configuration, as far as a kernel's tile depends on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,12 +21,11 @@ impl Segments {
     /// Those of a configuration.
     pub fn of(config: &DilatedAttentionConfig) -> Self {
         Self {
-            head_dim: config.head_dim(),
-            rows: config
-                .rows_of_shortest_segment()
+            head_dim: in_u32(config.head_dim()),
+            rows: in_u32(config.rows_of_shortest_segment())
                 .min(Self::MOST_ROWS)
                 .next_power_of_two(),
-            mask: config.get_mask(),
+            mask: config.mask(),
         }
     }
 

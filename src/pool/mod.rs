@@ -64,7 +64,7 @@
 //! ```
 //! # use dilated_attention::pool::{NoPooling, Pool, PoolOptions, STORAGE_USAGE};
 //! # let (device, _) = dilated_attention::wgpu::Device::noop(&Default::default());
-//! let pool = Pool::new(&device, PoolOptions::default().policy(NoPooling));
+//! let pool = Pool::new(&device, PoolOptions::default().with_policy(NoPooling));
 //! drop(pool.acquire("scores", 1 << 20, STORAGE_USAGE)?);
 //! assert_eq!((pool.stats().destroys, pool.stats().held_bytes.current), (1, 0));
 //! # Ok::<(), dilated_attention::Error>(())
@@ -81,7 +81,7 @@
 //! drop(pool.acquire("weights", 900, STORAGE_USAGE)?);
 //! let trace = pool.take_trace();
 //! assert_eq!(trace.to_string().parse(), Ok(trace.clone()));
-//! let exact = trace.replay(PoolOptions::default().policy(Exact), 1 << 30)?;
+//! let exact = trace.replay(PoolOptions::default().with_policy(Exact), 1 << 30)?;
 //! assert_eq!((pool.stats().creates, exact.stats.creates), (1, 2));
 //! assert!(trace.timeline_svg("two leases").starts_with("<svg"));
 //! # Ok::<(), dilated_attention::Error>(())

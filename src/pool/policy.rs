@@ -34,7 +34,7 @@
 //!
 //! # let (device, _) = dilated_attention::wgpu::Device::noop(&Default::default());
 //! let policy = Capped { cap_bytes: 64 << 20, cleanup_threshold: 0.8 };
-//! let pool = Pool::new(&device, PoolOptions::default().policy(policy));
+//! let pool = Pool::new(&device, PoolOptions::default().with_policy(policy));
 //! drop(pool.acquire("scores", 1 << 20, STORAGE_USAGE)?);
 //! assert_eq!(pool.stats().free.current, 1);
 //! # Ok::<(), dilated_attention::Error>(())

@@ -217,8 +217,8 @@ mod tests {
         };
         // No watermarks: they would keep buffers from being cached.
         let budget = PoolOptions::default()
-            .budget_bytes(8 << 20)
-            .watermarks(2.0, 2.0);
+            .with_budget_bytes(8 << 20)
+            .with_watermarks(2.0, 2.0);
         for (faults, options) in [
             (memory, PoolOptions::default()),
             (Faults::default(), budget),

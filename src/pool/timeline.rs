@@ -231,8 +231,8 @@ mod tests {
     fn a_timeline_ends_where_the_pool_is_and_peaks_where_it_did() -> crate::Result<()> {
         for options in [
             PoolOptions::default(),
-            PoolOptions::default().policy(NoPooling),
-            PoolOptions::default().policy(Balanced {
+            PoolOptions::default().with_policy(NoPooling),
+            PoolOptions::default().with_policy(Balanced {
                 floor_bytes: 0,
                 ..Balanced::default()
             }),

@@ -75,7 +75,7 @@ impl Default for SliceOptions {
 
 impl SliceOptions {
     /// With another target time.
-    pub fn target(self, target: Duration) -> Self {
+    pub fn with_target(self, target: Duration) -> Self {
         Self { target }
     }
 }

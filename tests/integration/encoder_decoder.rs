@@ -163,7 +163,7 @@ impl Pair {
     }
 }
 
-fn attention(segments: &[u32], rates: &[u32]) -> DilatedAttentionConfig {
+fn attention(segments: &[usize], rates: &[usize]) -> DilatedAttentionConfig {
     DilatedAttentionConfig::new(2, 8, segments, rates).unwrap()
 }
 
@@ -180,7 +180,7 @@ fn pairs() -> Vec<Pair> {
         attention: DilatedAttentionConfig::dense(2, 8).unwrap(),
         projection_norm,
     };
-    let ragged = |batch, len, lens: &[u32]| {
+    let ragged = |batch, len, lens: &[usize]| {
         let shape = AttentionShape::new(batch, len).unwrap();
         shape.with_valid_lens(lens).unwrap()
     };
@@ -210,7 +210,7 @@ fn pairs() -> Vec<Pair> {
     let pair = [encoder.clone(), config];
     let post_norm = Pair::new("post-norm", pair, longer_source, longer_cross);
 
-    let groups = attention(&[6, 24], &[1, 2]).heads(Heads::Partitioned);
+    let groups = attention(&[6, 24], &[1, 2]).with_heads(Heads::Partitioned);
     let cross = dense(ProjectionNorm::QueryKey);
     let mut config = decoder(groups, cross).pre_norm();
     config.projection_norm = ProjectionNorm::QueryKey;

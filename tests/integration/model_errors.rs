@@ -10,7 +10,7 @@ use dilated_attention::{AttentionShape, DType, DilatedAttentionConfig, Error, Re
 
 use crate::support::kernel_contexts::kernel_contexts;
 
-pub const VOCAB: u32 = 11;
+pub const VOCAB: usize = 11;
 
 fn attention() -> DilatedAttentionConfig {
     DilatedAttentionConfig::new(2, 8, &[4, 16], &[1, 2]).unwrap()
@@ -35,7 +35,7 @@ fn with_memory(mut config: LongNetConfig) -> LongNetConfig {
     config
 }
 
-pub fn call(batch: u32, len: u32) -> Call {
+pub fn call(batch: usize, len: usize) -> Call {
     Call::new(AttentionShape::new(batch, len).unwrap())
 }
 
@@ -69,11 +69,11 @@ fn wrong_inputs_of_models_are_errors() {
     let tokens = Input::Tokens(&ten);
 
     assert_error!(
-        TokenIds::upload(r, &[0, VOCAB], VOCAB),
+        TokenIds::upload(r, &[0, VOCAB as u32], VOCAB),
         Error::TokenOutOfRange { index: 1, .. }
     );
     assert_error!(
-        Labels::upload(r, &[VOCAB], VOCAB),
+        Labels::upload(r, &[VOCAB as u32], VOCAB),
         Error::TokenOutOfRange { what: "label", .. }
     );
     // Checked against another vocabulary than the model's.
@@ -400,7 +400,7 @@ fn numbers_that_mean_nothing_are_errors_and_sizes_of_0_do_nothing() {
         |config| config.xpos_scale_base = Some(f32::NAN),
         |config| config.xpos_scale_base = Some(-512.0),
         |config| config.learned_positions = Some(0),
-        |config| config.learned_positions = Some(u32::MAX),
+        |config| config.learned_positions = Some(usize::MAX),
         |config| *config = with_layers(usize::MAX),
     ];
     for change in change {

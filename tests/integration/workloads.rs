@@ -42,11 +42,11 @@ fn training_steps() -> Trace {
 fn policies() -> [(&'static str, PoolOptions); 5] {
     let options = PoolOptions::default;
     [
-        ("Balanced", options().policy(Balanced::default())),
-        ("Speed", options().policy(Speed)),
-        ("Lean", options().policy(Lean)),
-        ("Exact", options().policy(Exact)),
-        ("NoPooling", options().policy(NoPooling)),
+        ("Balanced", options().with_policy(Balanced::default())),
+        ("Speed", options().with_policy(Speed)),
+        ("Lean", options().with_policy(Lean)),
+        ("Exact", options().with_policy(Exact)),
+        ("NoPooling", options().with_policy(NoPooling)),
     ]
 }
 

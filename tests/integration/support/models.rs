@@ -143,7 +143,7 @@ impl Inputs {
         };
         let len = inputs.shape.seq_len() as usize;
         for row in 0..rows {
-            if row % len >= inputs.shape.valid_len((row / len) as u32) as usize {
+            if row % len >= inputs.shape.valid_len(row / len) {
                 inputs.labels[row] = None;
                 inputs.dy[row * width..][..width].fill(0.0);
             }
@@ -152,9 +152,9 @@ impl Inputs {
     }
 
     /// The first `len` tokens of each of `items`.
-    pub fn part(&self, items: Range<u32>, len: u32) -> Self {
+    pub fn part(&self, items: Range<usize>, len: usize) -> Self {
         let width = self.x.len() / self.tokens.len();
-        let lens: Vec<u32> = items
+        let lens: Vec<usize> = items
             .clone()
             .map(|item| self.shape.valid_len(item).min(len))
             .collect();
@@ -195,23 +195,23 @@ pub struct Run {
 }
 
 /// Token ids of `count` rows. Not all occur.
-pub fn tokens(seed: u64, count: usize, vocab: u32) -> Vec<u32> {
+pub fn tokens(seed: u64, count: usize, vocab: usize) -> Vec<u32> {
     let id = |u: &f32| ((u * 0.5 + 0.5) * vocab as f32 * 0.8) as u32;
     uniform(seed, count).iter().map(id).collect()
 }
 
 /// Labels of `count` rows, every fifth without one.
-pub fn labels(seed: u64, count: usize, vocab: u32) -> Vec<Option<u32>> {
+pub fn labels(seed: u64, count: usize, vocab: usize) -> Vec<Option<u32>> {
     let labels = tokens(seed, count, vocab).into_iter().enumerate();
     labels
-        .map(|(row, label)| (row % 5 != 3).then_some(vocab - 1 - label))
+        .map(|(row, label)| (row % 5 != 3).then_some(vocab as u32 - 1 - label))
         .collect()
 }
 
 pub fn upload_labels(
     recorder: &mut Recorder,
     labels: &[Option<u32>],
-    vocab: u32,
+    vocab: usize,
 ) -> Result<Labels> {
     let labels: Vec<u32> = labels
         .iter()

@@ -30,8 +30,8 @@ pub struct Problem {
 fn tensor(
     config: &DilatedAttentionConfig,
     shape: &AttentionShape,
-    len: u32,
-    valid_len: impl Fn(u32) -> u32,
+    len: usize,
+    valid_len: impl Fn(usize) -> usize,
     seed: u64,
     scale: f32,
 ) -> Vec<f32> {
@@ -144,7 +144,7 @@ impl Problem {
     }
 
     /// Dimensions of a tensor with `len` tokens an item.
-    pub fn dims(&self, len: u32) -> [usize; 4] {
+    pub fn dims(&self, len: usize) -> [usize; 4] {
         let Self { config, shape, .. } = self;
         [shape.batch(), len, config.num_heads(), config.head_dim()].map(|dim| dim as usize)
     }
