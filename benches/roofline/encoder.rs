@@ -52,8 +52,8 @@ impl EncoderLayer {
         let weights = model.initial_weights(context, 1)?;
         let mut recorder = context.recorder("input");
         let mut random = random();
-        let elements: Vec<f32> = (0..tokens as usize * WIDTH).map(|_| random()).collect();
-        let x = recorder.upload("x", &[1, tokens as usize, WIDTH], &elements)?;
+        let elements: Vec<f32> = (0..tokens * WIDTH).map(|_| random()).collect();
+        let x = recorder.upload("x", &[1, tokens, WIDTH], &elements)?;
         let downloads = weights.download(&mut recorder)?;
         recorder.submit()?.wait()?;
         let mut values = Values::new();
@@ -108,9 +108,7 @@ impl EncoderLayer {
         let attended = reference::forward_rows(self.config.attention(), &shape, &q, &k, &v, &rows)?;
         let inner = norm("self_attn.inner_attn_ln", &attended.out);
         let mut sum = self.project("out_proj", &inner);
-        let residual = rows
-            .iter()
-            .flat_map(|&(_, row)| &x[row as usize * WIDTH..][..WIDTH]);
+        let residual = rows.iter().flat_map(|&(_, row)| &x[row * WIDTH..][..WIDTH]);
         sum.iter_mut().zip(residual).for_each(|(sum, x)| *sum += x);
         let network = model::FeedForward {
             activations: DType::F32,
@@ -145,7 +143,7 @@ impl Timed for EncoderLayer {
 
     fn error(&self, results: &[Vec<f32>]) -> Result<f64> {
         let rows = sampled_rows(self.tokens).into_iter();
-        let sampled = rows.flat_map(|(_, row)| &results[0][row as usize * WIDTH..][..WIDTH]);
+        let sampled = rows.flat_map(|(_, row)| &results[0][row * WIDTH..][..WIDTH]);
         Ok(error_f32(sampled.copied(), &self.expected()?))
     }
 

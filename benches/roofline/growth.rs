@@ -53,7 +53,7 @@ pub fn run(
     let mut times = vec![Vec::new(); lengths.len()];
     for _ in 0..repetitions {
         for ((times, series), &tokens) in times.iter_mut().zip(&mut series).zip(lengths) {
-            times.push(series.again()?.best_known() / f64::from(tokens) * 1e9);
+            times.push(series.again()?.best_known() / tokens as f64 * 1e9);
         }
     }
     println!(

@@ -105,10 +105,7 @@ impl Engine for Gpu {
         let Some(first) = configs.first() else {
             return Ok(());
         };
-        let (batch, seq_len) = (
-            inputs.shape.batch(),
-            inputs.shape.seq_len(),
-        );
+        let (batch, seq_len) = (inputs.shape.batch(), inputs.shape.seq_len());
         let (heads, head_dim) = (first.num_heads(), first.head_dim());
         let dims = [batch, seq_len, heads, head_dim];
         let mut recorder = self.context.recorder("inputs");

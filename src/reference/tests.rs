@@ -29,7 +29,7 @@ struct Case {
 
 impl Case {
     fn new(config: DilatedAttentionConfig, batch: usize, seq_len: usize) -> Self {
-        let count = (batch * seq_len * config.embed_dim()) as usize;
+        let count = (batch * seq_len * config.embed_dim());
         Self {
             shape: AttentionShape::new(batch, seq_len).unwrap(),
             q: numbers(count, 1),
@@ -77,7 +77,7 @@ fn one_softmax_over_the_union_of_all_keys() {
                 };
                 let (mut times, mut zero_keys) = (vec![0u32; n], 0u32);
                 for &(w, r) in &branches {
-                    let (w, r) = ((w as usize).min(n), r as usize);
+                    let (w, r) = (w.min(n), r);
                     let offset = match offsets {
                         HeadOffsets::Blocked => head / heads.div_ceil(r),
                         HeadOffsets::RoundRobin => head % r,
@@ -141,7 +141,7 @@ fn valid_lengths_equal_separate_runs() {
         let result = case.run();
         let (width, heads) = (20, 5);
         for (item, len) in lens.into_iter().enumerate() {
-            let len = len as usize;
+            let len = len;
             let part = |tensor: &[f64]| tensor[item * 30 * width..][..len * width].to_vec();
             let alone = forward(
                 &case.config,
@@ -256,7 +256,7 @@ fn rows_equal_those_of_the_whole() {
     let (whole, rows) = (case.run(), [(1, 20), (0, 0), (1, 7), (1, 7), (0, 13)]);
     let some = forward_rows(&case.config, &case.shape, &case.q, &case.k, &case.v, &rows).unwrap();
     for (index, (item, token)) in rows.into_iter().enumerate() {
-        let row = (item * 21 + token) as usize;
+        let row = (item * 21 + token);
         assert_eq!(some.out[index * 12..][..12], whole.out[row * 12..][..12]);
         assert_eq!(
             some.softmax_lse[index * 3..][..3],
@@ -314,7 +314,7 @@ fn finite_differences(case: &Case, dout: &[f64]) -> ReferenceGradients {
         forward_branch(&case.config, &case.shape, q, k, v, branch).unwrap()
     };
     let at = [case.q.clone(), case.k.clone(), case.v.clone()];
-    let head_dim = case.config.head_dim() as usize;
+    let head_dim = case.config.head_dim();
     // ln of the share of each branch in each row.
     let total = case.run().softmax_lse;
     let shares: Vec<Vec<f64>> = (0..branches)
@@ -405,8 +405,8 @@ fn gradients_are_those_of_finite_differences() {
     {
         let config = config.with_gradient(gradient);
         let width = config.embed_dim();
-        let count = (shape.batch() * shape.seq_len() * width) as usize;
-        let keys = (shape.batch() * shape.key_len() * width) as usize;
+        let count = (shape.batch() * shape.seq_len() * width);
+        let keys = (shape.batch() * shape.key_len() * width);
         let case = Case {
             q: numbers(count, 1),
             k: numbers(keys, 2),

@@ -88,21 +88,21 @@ impl<'a> Session<'a> {
     fn new(context: &'a Context, config: LongNetConfig, batch: usize, seq_len: usize) -> Self {
         let model = LongNet::new(context, config).unwrap();
         let values = draw(model.parameters(), 7);
-        let width = model.config().attention().embed_dim() as usize;
+        let width = model.config().attention().embed_dim();
         let mut recorder = context.recorder("weights");
         let weights = upload(&mut recorder, model.parameters(), &values).unwrap();
-        let source = uniform(8, batch as usize * SOURCE as usize * width);
+        let source = uniform(8, batch * SOURCE * width);
         let attends = model.config().cross_attention.is_some();
         let cross = AttentionShape::cross(batch, seq_len, SOURCE).unwrap();
-        let cross = cross.with_valid_key_lens(&SOURCE_LENS[..batch as usize]);
+        let cross = cross.with_valid_key_lens(&SOURCE_LENS[..batch]);
         let cross = cross.unwrap();
         let memory = attends.then(|| {
-            let dims = [batch as usize, SOURCE as usize, width];
+            let dims = [batch, SOURCE, width];
             let source = recorder.upload("memory", &dims, &source).unwrap();
             (source, cross.clone())
         });
         recorder.submit().unwrap();
-        let tokens = tokens(9, (batch * seq_len) as usize, VOCAB);
+        let tokens = tokens(9, (batch * seq_len), VOCAB);
         let shape = AttentionShape::new(batch, seq_len).unwrap();
         let values = by_name(model.parameters(), &values);
         let reference = model::Model {
@@ -141,10 +141,10 @@ impl<'a> Session<'a> {
         count: usize,
         wrong: bool,
     ) -> Result<Tensor> {
-        let first = cache.len() as usize;
-        let items = self.tokens.chunks(self.seq_len as usize);
+        let first = cache.len();
+        let items = self.tokens.chunks(self.seq_len);
         let ids: Vec<u32> = items
-            .flat_map(|item| &item[first..first + count as usize])
+            .flat_map(|item| &item[first..first + count])
             .map(|id| match wrong {
                 true => VOCAB as u32 - 1 - id,
                 false => *id,
@@ -175,7 +175,7 @@ impl<'a> Session<'a> {
         }
         let (parts, _) = read(recorder, &parts.iter().collect::<Vec<_>>(), &[]).unwrap();
         for (part, (first, count)) in parts.iter().zip(places) {
-            for (item, given) in part.chunks(count as usize * width).enumerate() {
+            for (item, given) in part.chunks(count * width).enumerate() {
                 let begin = (item * self.seq_len + first) * width;
                 let expected = &self.expected[begin..begin + given.len()];
                 let what = format!("{what}, item {item}, tokens from {first}");

@@ -64,9 +64,9 @@ impl Pair {
         let weights = upload(&mut recorder, both.parameters(), values)?;
         let gradients = encoder.zero_gradients(&mut recorder)?;
         let sets = [&weights, &gradients];
-        let width = self.encoder.attention().embed_dim() as usize;
+        let width = self.encoder.attention().embed_dim();
         let dims = [self.source.shape.batch(), self.source.shape.seq_len()];
-        let dims = [dims[0] as usize, dims[1] as usize, width];
+        let dims = [dims[0], dims[1], width];
         let source = recorder.upload("source", &dims, &self.source.x)?;
         let source = Input::Embeddings(&source);
         let vocab = self.decoder.vocab_size.unwrap_or(1);

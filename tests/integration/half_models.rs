@@ -214,11 +214,7 @@ fn run(context: &Context, case: &Case, values: &[Vec<f32>]) -> Result<(Vec<f32>,
     let weights = upload(&mut recorder, model.parameters(), values)?;
     let inputs = &case.inputs;
     let call = Call::new(inputs.shape.clone());
-    let dims = [
-        inputs.shape.batch() as usize,
-        inputs.shape.seq_len() as usize,
-        case.width(),
-    ];
+    let dims = [inputs.shape.batch(), inputs.shape.seq_len(), case.width()];
     let features = match case.config.vocab_size {
         Some(vocab) => {
             let ids = TokenIds::upload(&mut recorder, &inputs.tokens, vocab)?;
@@ -322,7 +318,7 @@ fn decoding_equals_the_forward() -> Result<()> {
         let mut parts = Vec::new();
         for (begin, end) in [(0, 13), (13, 15), (15, 21)] {
             let tokens = TokenIds::upload(&mut recorder, &ids[begin..end], 20)?;
-            let call = Call::new(AttentionShape::new(1, (end - begin))?);
+            let call = Call::new(AttentionShape::new(1, end - begin)?);
             let input = Input::Tokens(&tokens);
             parts.push(model.decode(&mut recorder, &weights, input, &call, &mut cache)?);
         }

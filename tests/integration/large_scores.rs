@@ -27,7 +27,7 @@ const NAMES: [&str; 5] = ["out", "lse", "dq", "dk", "dv"];
 
 /// Inputs in -1..1, but the first element of keys is `offset`, and that of queries is such that scores have it in common.
 fn with_offset(config: DilatedAttentionConfig, shape: AttentionShape, offset: f32) -> Problem {
-    let head_dim = config.head_dim() as usize;
+    let head_dim = config.head_dim();
     let query = 1.0 / config.softmax_scale();
     let mut problem = Problem::new(config, shape, 1.0);
     problem
@@ -45,7 +45,7 @@ fn with_offset(config: DilatedAttentionConfig, shape: AttentionShape, offset: f3
 
 /// The same with one key per 32 that outweighs all others, in a part of the queries.
 fn peaked(mut problem: Problem) -> Problem {
-    let head_dim = problem.config.head_dim() as usize;
+    let head_dim = problem.config.head_dim();
     for (token, key) in problem.k.chunks_mut(head_dim).enumerate() {
         key[1] = if token % 32 == 3 { 30.0 } else { 0.0 };
     }
@@ -57,7 +57,7 @@ fn peaked(mut problem: Problem) -> Problem {
 
 /// The same with keys far from their mean, in an element that scores do not depend on, and with two groups of scores.
 fn spread(mut problem: Problem, offset: f32) -> Problem {
-    let head_dim = problem.config.head_dim() as usize;
+    let head_dim = problem.config.head_dim();
     for (token, key) in problem.k.chunks_mut(head_dim).enumerate() {
         key[0] -= if token % 2 == 0 { 4.0 } else { 0.0 };
         key[1] = if token % 4 < 2 { offset } else { -offset };
@@ -120,7 +120,7 @@ fn yardstick(problem: &Problem) -> ([Vec<f64>; 5], Relative) {
         gradients.dk,
         gradients.dv,
     ];
-    let head_dim = config.head_dim() as usize;
+    let head_dim = config.head_dim();
     let mut errors = Relative::default();
     for by in (0..head_dim).step_by(head_dim / 8) {
         let [q, k, v, dout] = [q, k, v, dout].map(|values| rotated(values, head_dim, by));
@@ -348,7 +348,7 @@ fn offsets_in_many_windows_of_keys() {
         let plan = dense
             .plan_forward(&shape, DType::F32, on.context.caps())
             .unwrap();
-        assert_eq!(plan.dispatches.len(), windows as usize);
+        assert_eq!(plan.dispatches.len(), windows);
         for offset in [0.0, 200.0, 1000.0] {
             let problem = with_offset(dense.clone(), shape.clone(), offset);
             let name = format!("{windows} windows of keys, offset {offset}");

@@ -377,7 +377,7 @@ fn blocks() {
             let x = uniform(1, batch * len * width);
             let memory = uniform(2, batch * memory_len * width);
             let (given, values) = run(context, list, |recorder, weights| {
-                let dims = |len| [batch as usize, len as usize, width];
+                let dims = |len| [batch, len, width];
                 let x = recorder.upload("x", &dims(len), &x)?;
                 let memory = recorder.upload("memory", &dims(memory_len), &memory)?;
                 let pass = Pass {

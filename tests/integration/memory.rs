@@ -13,12 +13,7 @@ use crate::support::failing_source::FailingSource;
 /// One forward on fresh uploads; returns the output.
 fn forward(context: &Context, attention: &DilatedAttention, n: usize) -> Result<Vec<f32>, Error> {
     let config = attention.config();
-    let dims = [
-        1,
-        n,
-        config.num_heads() as usize,
-        config.head_dim() as usize,
-    ];
+    let dims = [1, n, config.num_heads(), config.head_dim()];
     let shape = AttentionShape::new(1, n)?;
     let data: Vec<f32> = numbers(dims.iter().product(), 7)
         .iter()

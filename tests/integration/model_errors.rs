@@ -376,7 +376,7 @@ fn wrong_steps_are_errors_and_the_cache_stays() {
         let nothing = model
             .decode(r, &weights, none, &call(0, count), &mut cache)
             .unwrap();
-        assert_eq!(nothing.shape(), [0, count as usize, 16]);
+        assert_eq!(nothing.shape(), [0, count, 16]);
     }
     assert_eq!(cache.len(), 5);
     recorder.submit().unwrap();
@@ -424,7 +424,7 @@ fn numbers_that_mean_nothing_are_errors_and_sizes_of_0_do_nothing() {
         let (features, saved) = model
             .forward_saving(r, &weights, input, &call, seed, recompute)
             .unwrap();
-        assert_eq!(features.shape(), [batch as usize, len as usize, 16]);
+        assert_eq!(features.shape(), [batch, len, 16]);
         let labels = Labels::upload(r, &[], VOCAB).unwrap();
         let to = Some((&gradients, 1.0));
         let loss = model.loss(r, &weights, &features, &labels, to).unwrap();

@@ -216,12 +216,12 @@ fn a_ragged_batch_is_its_items_alone() {
                 .unwrap()
         };
         let mut whole = run(std::slice::from_ref(&case.inputs));
-        let parts = [0, 1, 2].map(|item| case.inputs.part(item..item + 1, lens[item as usize]));
+        let parts = [0, 1, 2].map(|item| case.inputs.part(item..item + 1, lens[item]));
         let alone = run(&parts);
         let width = case.width();
         let exists = |index: usize| {
             let row = index / width;
-            row % 31 < lens[row / 31] as usize
+            row % 31 < lens[row / 31]
         };
         for values in [&mut whole.features, &mut whole.dinput] {
             let kept = values

@@ -518,14 +518,11 @@ fn embeddings_and_their_gradients() {
         let ids: Vec<u32> = (0..count)
             .map(|i| ((i * i * 7 + i / 3) % (num_ids - 10)) as u32)
             .collect();
-        let (table, dout) = (
-            uniform(1, num_ids as usize * width),
-            uniform(2, count * width),
-        );
+        let (table, dout) = (uniform(1, num_ids * width), uniform(2, count * width));
         let before = uniform(3, count * width);
         let [out, added, dtable] = run(context, |recorder| {
             let ids = TokenIds::upload(recorder, &ids, num_ids)?;
-            let table_shape = [num_ids as usize, width];
+            let table_shape = [num_ids, width];
             let table = recorder.upload("table", &table_shape, &table)?;
             let dout = recorder.upload("dout", &[count, width], &dout)?;
             let out = recorder.empty("out", &[count, width], DType::F32)?;

@@ -50,7 +50,7 @@ fn run(config: &DilatedAttentionConfig, tokens: usize, qkv: &[Vec<f32>; 3]) -> R
 }
 
 fn inputs(config: &DilatedAttentionConfig, tokens: usize) -> [Vec<f32>; 3] {
-    let count = (tokens * config.embed_dim()) as usize;
+    let count = (tokens * config.embed_dim());
     [1, 2, 3].map(|seed| uniform(seed, count))
 }
 
@@ -70,7 +70,7 @@ proptest! {
             Heads::Partitioned => branches.len() as f64,
             Heads::EveryBranch => 1.0,
         };
-        let head_dim = config.head_dim() as usize;
+        let head_dim = config.head_dim();
         for (row, lse) in whole.softmax_lse.iter().enumerate() {
             let covered = branches.iter().any(|branch| branch.softmax_lse[row] != UNCOVERED_LSE);
             prop_assert_eq!(covered, *lse != UNCOVERED_LSE);
@@ -91,7 +91,7 @@ proptest! {
         qkv[2].fill(1.0);
         let whole = run(&config, tokens, &qkv);
         let full = config.padding() == Padding::Masked && config.heads() == Heads::EveryBranch;
-        for (row, out) in whole.out.chunks(config.head_dim() as usize).enumerate() {
+        for (row, out) in whole.out.chunks(config.head_dim()).enumerate() {
             for value in out {
                 prop_assert!(*value >= 0.0 && *value < 1.0 + 1e-12);
                 if full && whole.softmax_lse[row] != UNCOVERED_LSE {
@@ -107,7 +107,7 @@ proptest! {
         let config = config.with_mask(Mask::Causal).with_output_rows(OutputRows::Aligned);
         let qkv = inputs(&config, tokens);
         let prefix = 1 + at.index(tokens - 1);
-        let width = config.embed_dim() as usize;
+        let width = config.embed_dim();
         let shorter = qkv.clone().map(|tensor| tensor[..prefix * width].to_vec());
         let (whole, part) = (run(&config, tokens, &qkv), run(&config, prefix, &shorter));
         prop_assert_eq!(&whole.out[..prefix * width], &part.out[..]);
@@ -117,8 +117,8 @@ proptest! {
     #[test]
     fn poison_reaches_only_rows_that_see_it(config in any_config(), tokens in 1..30usize, at in any::<prop::sample::Index>()) {
         let mut qkv = inputs(&config, tokens);
-        let token = at.index(tokens as usize);
-        let width = config.embed_dim() as usize;
+        let token = at.index(tokens);
+        let width = config.embed_dim();
         let before = run(&config, tokens, &qkv);
         let elements = token * width..(token + 1) * width;
         let kept = qkv[2][elements.clone()].to_vec();

@@ -196,7 +196,7 @@ fn decoding_does_not_go_on_from_a_step_that_was_dropped() {
     recorder.submit().unwrap();
     let mut decode = |label, tokens: usize| {
         let mut recorder = context.recorder(label);
-        let ids = ids(&mut recorder, tokens as usize);
+        let ids = ids(&mut recorder, tokens);
         let (input, call) = (Input::Tokens(&ids), call(1, tokens));
         let features = model.decode(&mut recorder, &weights, input, &call, &mut cache);
         (features.map(drop), recorder, cache.len())

@@ -131,8 +131,8 @@ pub struct Inputs {
 
 impl Inputs {
     pub fn new(config: &LongNetConfig, shape: AttentionShape) -> Self {
-        let rows = (shape.batch() * shape.seq_len()) as usize;
-        let width = config.attention().embed_dim() as usize;
+        let rows = (shape.batch() * shape.seq_len());
+        let width = config.attention().embed_dim();
         let vocab = config.vocab_size.unwrap_or(1);
         let mut inputs = Self {
             tokens: tokens(21, rows, vocab),
@@ -141,7 +141,7 @@ impl Inputs {
             dy: uniform(12, rows * width),
             shape,
         };
-        let len = inputs.shape.seq_len() as usize;
+        let len = inputs.shape.seq_len();
         for row in 0..rows {
             if row % len >= inputs.shape.valid_len(row / len) {
                 inputs.labels[row] = None;
@@ -167,8 +167,8 @@ impl Inputs {
             dy: Vec::new(),
         };
         for item in items {
-            let begin = (item * self.shape.seq_len()) as usize;
-            let end = begin + len as usize;
+            let begin = (item * self.shape.seq_len());
+            let end = begin + len;
             part.tokens.extend(&self.tokens[begin..end]);
             part.labels.extend(&self.labels[begin..end]);
             part.x.extend(&self.x[begin * width..end * width]);
@@ -231,7 +231,7 @@ impl Case {
     }
 
     pub fn width(&self) -> usize {
-        self.config.attention().embed_dim() as usize
+        self.config.attention().embed_dim()
     }
 
     /// Forward and backward on a device.
@@ -264,7 +264,7 @@ impl Case {
         let mut tensors = Vec::new();
         for part in parts {
             let call = Call::new(part.shape.clone());
-            let dims = [part.shape.batch(), part.shape.seq_len()].map(|dim| dim as usize);
+            let dims = [part.shape.batch(), part.shape.seq_len()].map(|dim| dim);
             let dims = [dims[0], dims[1], self.width()];
             let vocab = self.config.vocab_size;
             let embeddings = recorder.upload("x", &dims, &part.x)?;
