@@ -132,7 +132,7 @@ impl Prepared {
         let rows = sampled_rows(self.case.tokens);
         let config = self.case.config()?;
         let expected = reference::forward_rows(&config, &self.shape, &q, &k, &v, &rows)?;
-        let width = (self.case.heads * self.case.head_dim);
+        let width = self.case.heads * self.case.head_dim;
         let sampled = |values: &[f32], width: usize| -> Vec<f32> {
             let row = |&(_, token): &(usize, usize)| &values[token * width..][..width];
             rows.iter().flat_map(row).copied().collect()
@@ -186,7 +186,7 @@ impl Prepared {
 
 /// Elements of head 0 of a tensor.
 fn head_0(all: &[f32], case: &Case) -> Vec<f32> {
-    let width = (case.heads * case.head_dim);
+    let width = case.heads * case.head_dim;
     let rows = all.chunks_exact(width);
     rows.flat_map(|row| &row[..case.head_dim])
         .copied()

@@ -65,7 +65,7 @@ impl EncoderLayer {
         let plan = config
             .attention()
             .plan_forward(&shape, DType::F32, context.caps())?;
-        let products = 2.0 * ((tokens) as f64) * (4 * WIDTH * WIDTH + 2 * WIDTH * FFN) as f64;
+        let products = 2.0 * (tokens as f64) * (4 * WIDTH * WIDTH + 2 * WIDTH * FFN) as f64;
         Ok(Self {
             flop: plan.flop as f64 + products,
             tokens,

@@ -243,7 +243,7 @@ impl Norm {
             }
         }
         let sampled = sampled_rows(ROWS).into_iter();
-        let dx: Vec<f64> = sampled.flat_map(|(_, row)| rows[{ row }].clone()).collect();
+        let dx: Vec<f64> = sampled.flat_map(|(_, row)| rows[row].clone()).collect();
         let of_sums = std::iter::zip(&results[1..], [dweight, dbias])
             .map(|(result, expected)| error_f32(result.iter().copied(), &expected));
         of_sums.fold(error_f32(rows_of(&results[0], WIDTH), &dx), f64::max)
@@ -280,7 +280,7 @@ impl Timed for Norm {
                 let dweight = recorder.zeros("dweight", &[1, WIDTH], DType::F32)?;
                 let dbias = recorder.zeros("dbias", &[1, WIDTH], DType::F32)?;
                 let sums = [dweight.matrix(), dbias.matrix()];
-                let dx = (result.matrix(), false);
+                let dx = result.matrix(), false;
                 layer_norm_backward(recorder, x, weight, EPS, dy.matrix(), dx, sums)?;
                 Ok(vec![result, dweight, dbias])
             }

@@ -29,7 +29,7 @@ struct Case {
 
 impl Case {
     fn new(config: DilatedAttentionConfig, batch: usize, seq_len: usize) -> Self {
-        let count = (batch * seq_len * config.embed_dim());
+        let count = batch * seq_len * config.embed_dim();
         Self {
             shape: AttentionShape::new(batch, seq_len).unwrap(),
             q: numbers(count, 1),
@@ -256,7 +256,7 @@ fn rows_equal_those_of_the_whole() {
     let (whole, rows) = (case.run(), [(1, 20), (0, 0), (1, 7), (1, 7), (0, 13)]);
     let some = forward_rows(&case.config, &case.shape, &case.q, &case.k, &case.v, &rows).unwrap();
     for (index, (item, token)) in rows.into_iter().enumerate() {
-        let row = (item * 21 + token);
+        let row = item * 21 + token;
         assert_eq!(some.out[index * 12..][..12], whole.out[row * 12..][..12]);
         assert_eq!(
             some.softmax_lse[index * 3..][..3],

@@ -664,9 +664,9 @@ fn positions_turn_and_scale() {
                         .enumerate()
                         .flat_map(|(place, head)| {
                             let position = first + place / heads % seq_len;
-                            let from = ((position % block) as f64) - ((centre) as f64);
+                            let from = ((position % block) as f64) - (centre as f64);
                             let mut head = layers::xpos(head, 0.0, sign * from / 512.0);
-                            head = layers::xpos(&head, direction * ((position) as f64), 0.0);
+                            head = layers::xpos(&head, direction * (position as f64), 0.0);
                             head
                         })
                         .collect()
