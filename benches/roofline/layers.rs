@@ -280,7 +280,7 @@ impl Timed for Norm {
                 let dweight = recorder.zeros("dweight", &[1, WIDTH], DType::F32)?;
                 let dbias = recorder.zeros("dbias", &[1, WIDTH], DType::F32)?;
                 let sums = [dweight.matrix(), dbias.matrix()];
-                let dx = result.matrix(), false;
+                let dx = (result.matrix(), false);
                 layer_norm_backward(recorder, x, weight, EPS, dy.matrix(), dx, sums)?;
                 Ok(vec![result, dweight, dbias])
             }

@@ -1,4 +1,4 @@
-//! What a trace says of bytes over time, and at which moments buffers came and went: what a picture is drawn from.
+//! The data of a trace's picture: bytes over time, and the moments at which buffers came and went.
 
 use std::collections::HashMap;
 
@@ -150,8 +150,8 @@ impl Timeline {
         self.samples.iter().map(of).max().unwrap_or(0)
     }
 
-    /// The samples of `columns` equal parts of the time, each by the one in which most is held, of those the one in which most
-    /// is leased; a part without events has the last sample of before.
+    /// One sample for each of `columns` equal parts of the time: the one with the most held bytes and, among those, the most
+    /// leased bytes. A part without events repeats the last sample before it.
     pub fn columns(&self, columns: usize) -> Vec<Sample> {
         let end = self.samples.last().map_or(0, |sample| sample.micros).max(1);
         let mut resampled: Vec<Option<Sample>> = vec![None; columns];
@@ -178,7 +178,7 @@ impl Timeline {
     }
 }
 
-/// Which of `columns` equal parts of `0..=end` holds `micros`.
+/// Index of the one of `columns` equal parts of `0..=end` that contains `micros`.
 pub(super) fn column(micros: u64, end: u64, columns: usize) -> usize {
     let column = u128::from(micros) * columns as u128 / (u128::from(end) + 1);
     column as usize

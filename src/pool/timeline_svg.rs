@@ -43,9 +43,9 @@ const CAUSES: [(EvictionCause, &str, &str); 7] = [
 ];
 
 impl Trace {
-    /// The trace as a picture (SVG, without scripts or fonts of its own): bytes leased, pending and cached over time, one upon
-    /// the other, so that the upper edge is what is held; the bytes that leases asked for as a line; and below, where buffers
-    /// were created and where cached ones were given up, by cause.
+    /// Draws the trace as an SVG picture without scripts or fonts. Leased, pending and cached bytes over time are stacked,
+    /// so that the upper edge shows the held bytes. A line shows the bytes that leases asked for. Marks below show when
+    /// buffers were created, and when cached ones were destroyed, by cause.
     pub fn timeline_svg(&self, title: &str) -> String {
         let timeline = Timeline::new(self);
         let end = timeline.samples.last().map_or(0, |sample| sample.micros);
