@@ -1,4 +1,5 @@
-//! What a pool did, event by event: recorded, saved, replayed under another policy, [drawn](Trace::timeline_svg).
+//! What a pool did, event by event: recorded, saved, replayed under another policy, or as bytes
+//! [over time](Trace::timeline).
 //!
 //! A saved trace is text, a line an event: microseconds since the trace began, what happened, and its figures.
 //!
