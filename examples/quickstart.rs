@@ -1,37 +1,46 @@
-//! Dilated attention over the bytes of a real file, checked against the f64 oracle.
-//!
-//! ```text
-//! cargo run --release --example quickstart -- [FILE] [--tokens N]
-//! ```
-//!
-//! Each byte becomes one token; its query, key and value follow from the byte and its place by a fixed rule, so every run
-//! computes the same numbers on every machine. A file of fewer bytes than tokens is read again from its start.
+//! Dilated attention with its plan, its time, its error and what the pool is worth: `cargo run --release --example quickstart`.
 
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use clap::Parser;
 use dilated_attention::pool::{NoPooling, PoolOptions};
 use dilated_attention::{
     AttentionShape, Context, ContextOptions, DType, DilatedAttention, DilatedAttentionConfig, Mask,
     Tensor, reference,
 };
-use program::{Arguments, say};
+use program::say;
 
 const NUM_HEADS: usize = 4;
 const HEAD_DIM: usize = 64;
 const SAMPLED_ROWS: usize = 64;
 const REPETITIONS: usize = 5;
 
-fn main() -> ExitCode {
-    program::run(include_str!("quickstart.rs"), run)
+/// Dilated attention over the bytes of a real file, checked against the f64 oracle
+///
+/// Each byte becomes one token; its query, key and value follow from the byte and its place by a fixed rule,
+/// so every run computes the same numbers on every machine.
+#[derive(Parser)]
+#[command(verbatim_doc_comment)]
+struct Options {
+    /// What is read, from its start again where it has fewer bytes than there are tokens
+    #[arg(default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.lock"))]
+    file: PathBuf,
+    /// Length of the sequence
+    #[arg(long, value_name = "N", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..))]
+    tokens: u32,
 }
 
-fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
-    let (path, num_tokens) = read_arguments(arguments)?;
-    let shown = path.display();
-    let file = std::fs::read(&path).map_err(|error| format!("{shown}: {error}"))?;
+fn main() -> ExitCode {
+    program::run(run)
+}
+
+fn run(options: Options) -> Result<(), Box<dyn Error>> {
+    let num_tokens = options.tokens as usize;
+    let shown = options.file.display();
+    let file = std::fs::read(&options.file).map_err(|error| format!("{shown}: {error}"))?;
     if file.is_empty() {
         return Err(format!("{shown} is empty; give a file with at least one byte").into());
     }
@@ -100,22 +109,6 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn read_arguments(mut arguments: Arguments) -> Result<(PathBuf, usize), Box<dyn Error>> {
-    let mut path = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.lock");
-    let mut num_tokens = 16_384usize;
-    while let Some(argument) = arguments.next_argument()? {
-        match argument.option() {
-            Some("--tokens") => num_tokens = arguments.value()?,
-            Some(_) => return Err(arguments.unknown()),
-            None => path = argument.into_path(),
-        }
-    }
-    if num_tokens == 0 {
-        return Err("--tokens must be at least 1".into());
-    }
-    Ok((path, num_tokens))
-}
-
 /// (N, H, D) numbers in about [-2, 2]: a fixed random vector for each byte value, turned slowly with the position.
 fn embed(bytes: &[u8], role: u64) -> Vec<f32> {
     let width = NUM_HEADS * HEAD_DIM;
@@ -153,7 +146,7 @@ impl<'a> Runner<'a> {
         shape: &'a AttentionShape,
         data: [&[f32]; 3],
     ) -> dilated_attention::Result<Self> {
-        let dims = [1, shape.seq_len(), NUM_HEADS, HEAD_DIM];
+        let dims = [1, shape.seq_len() as usize, NUM_HEADS, HEAD_DIM];
         let mut recorder = context.recorder("upload");
         let inputs = [
             recorder.upload("q", &dims, data[0])?,
@@ -209,7 +202,7 @@ fn largest_error(
     let width = NUM_HEADS * HEAD_DIM;
     let mut largest = 0f64;
     for (number, (_, token)) in rows.iter().enumerate() {
-        let row = &out[*token * width..][..width];
+        let row = &out[*token as usize * width..][..width];
         for (got, want) in row.iter().zip(&expected.out[number * width..]) {
             let error = (f64::from(*got) - want).abs();
             // A NaN is the largest error, whatever comes after it.

@@ -72,7 +72,7 @@
 //! # Ok::<(), dilated_attention::Error>(())
 //! ```
 //!
-//! A trace records everything a pool does. You can save it, draw it, or replay it under another policy:
+//! A trace records everything a pool does. You can save it, look at it over time, or replay it under another policy:
 //!
 //! ```
 //! # use dilated_attention::pool::{Exact, Pool, PoolOptions, STORAGE_USAGE};
@@ -85,7 +85,7 @@
 //! assert_eq!(trace.to_string().parse(), Ok(trace.clone()));
 //! let exact = trace.replay(PoolOptions::default().with_policy(Exact), 1 << 30)?;
 //! assert_eq!((pool.stats().creates, exact.stats.creates), (1, 2));
-//! assert!(trace.timeline_svg("two leases").starts_with("<svg"));
+//! assert_eq!(trace.timeline().samples.len(), 4);
 //! # Ok::<(), dilated_attention::Error>(())
 //! ```
 
@@ -111,7 +111,6 @@ mod stats;
 mod sync;
 mod threads;
 mod timeline;
-mod timeline_svg;
 mod trace;
 
 use std::fmt;
@@ -131,6 +130,7 @@ pub use policy::{Balanced, Exact, Lean, Limits, NoPooling, Policy, Pressure, Spe
 pub use scope::PoolScope;
 pub use simulated::{Faults, SimulatedBuffer, SimulatedSource};
 pub use source::{BufferSource, CreateError};
+pub use timeline::{MarkKind, Timeline, TimelineMark, TimelineSample};
 pub use trace::Trace;
 
 use self::core::Core;

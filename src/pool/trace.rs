@@ -1,5 +1,5 @@
-//! Traces: what a pool did, event by event. A trace can be saved, replayed under another policy, and
-//! [drawn](Trace::timeline_svg).
+//! Traces: what a pool did, event by event. A trace can be saved, replayed under another policy, and seen as bytes
+//! [over time](Trace::timeline).
 //!
 //! A saved trace is text with one line per event: microseconds since the trace began, the kind of event, and its figures.
 //!
