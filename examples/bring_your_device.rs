@@ -73,7 +73,7 @@ fn run(_: Options) -> Result<(), Box<dyn Error>> {
         if frame == 2 {
             let mut recorder = context.recorder("attention in a frame");
             let q = recorder.upload("q", &dims, &data)?;
-            let result = attention.forward(&mut recorder, &shape, &q, &q, &q)?;
+            let result = attention.forward(&mut recorder, &q, &q, &q)?;
             let out = recorder.download::<f32>(&result.out)?;
             // Into the application's encoder; the application submits.
             recorder.encode(&mut encoder)?;
@@ -100,7 +100,7 @@ fn run(_: Options) -> Result<(), Box<dyn Error>> {
         let mut recorder = context.recorder("between frames");
         let mut x = recorder.upload("x", &dims, &data)?;
         for _ in 0..4 {
-            x = attention.forward(&mut recorder, &shape, &x, &x, &x)?.out;
+            x = attention.forward(&mut recorder, &x, &x, &x)?.out;
         }
         let out = recorder.download::<f32>(&x)?;
         let mut sliced = recorder.submit_in_slices(SliceOptions::default());

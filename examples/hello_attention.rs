@@ -1,6 +1,6 @@
 //! Dilated attention in a few lines: `cargo run --release --example hello_attention`.
 
-use dilated_attention::{AttentionShape, Context, DilatedAttention, DilatedAttentionConfig};
+use dilated_attention::{Context, DilatedAttention, DilatedAttentionConfig};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     // A device, and the buffers on it.
@@ -11,7 +11,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let attention = DilatedAttention::new(&context, config)?;
 
     // One sequence of 1024 tokens: (batch, tokens, heads, elements of a head).
-    let shape = AttentionShape::new(1, 1024)?;
     let dims = [1, 1024, 4, 32];
     let wave = |i| (i as f32 * 0.01).sin();
     let data: Vec<f32> = (0..1024 * 4 * 32).map(wave).collect();
@@ -21,7 +20,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let q = recorder.upload("q", &dims, &data)?;
     let k = recorder.upload("k", &dims, &data)?;
     let v = recorder.upload("v", &dims, &data)?;
-    let result = attention.forward(&mut recorder, &shape, &q, &k, &v)?;
+    let result = attention.forward(&mut recorder, &q, &k, &v)?;
     let out = recorder.download::<f32>(&result.out)?;
     recorder.submit()?;
 

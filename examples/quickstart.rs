@@ -135,7 +135,6 @@ fn embed(bytes: &[u8], role: u64) -> Vec<f32> {
 struct Runner<'a> {
     context: &'a Context,
     attention: &'a DilatedAttention,
-    shape: &'a AttentionShape,
     inputs: [Tensor; 3],
 }
 
@@ -146,7 +145,7 @@ impl<'a> Runner<'a> {
         shape: &'a AttentionShape,
         data: [&[f32]; 3],
     ) -> dilated_attention::Result<Self> {
-        let dims = [1, shape.seq_len() as usize, NUM_HEADS, HEAD_DIM];
+        let dims = [1, shape.seq_len(), NUM_HEADS, HEAD_DIM];
         let mut recorder = context.recorder("upload");
         let inputs = [
             recorder.upload("q", &dims, data[0])?,
@@ -157,7 +156,6 @@ impl<'a> Runner<'a> {
         Ok(Self {
             context,
             attention,
-            shape,
             inputs,
         })
     }
@@ -165,7 +163,7 @@ impl<'a> Runner<'a> {
     fn output(&mut self) -> dilated_attention::Result<Vec<f32>> {
         let mut recorder = self.context.recorder("forward");
         let [q, k, v] = &self.inputs;
-        let result = self.attention.forward(&mut recorder, self.shape, q, k, v)?;
+        let result = self.attention.forward(&mut recorder, q, k, v)?;
         let out = recorder.download::<f32>(&result.out)?;
         recorder.submit()?;
         out.wait()
@@ -178,7 +176,7 @@ impl<'a> Runner<'a> {
             let started = Instant::now();
             let mut recorder = self.context.recorder("forward");
             let [q, k, v] = &self.inputs;
-            let _result = self.attention.forward(&mut recorder, self.shape, q, k, v)?;
+            let _result = self.attention.forward(&mut recorder, q, k, v)?;
             recorder.submit()?.wait()?;
             times.push(started.elapsed());
         }
@@ -202,7 +200,7 @@ fn largest_error(
     let width = NUM_HEADS * HEAD_DIM;
     let mut largest = 0f64;
     for (number, (_, token)) in rows.iter().enumerate() {
-        let row = &out[*token as usize * width..][..width];
+        let row = &out[*token * width..][..width];
         for (got, want) in row.iter().zip(&expected.out[number * width..]) {
             let error = (f64::from(*got) - want).abs();
             // A NaN is the largest error, whatever comes after it.

@@ -136,8 +136,8 @@ pub mod guide {}
 
 pub use attention::{DilatedAttention, ForwardOutput, Gradients, UNCOVERED_LSE, softmax_lse};
 pub use config::{
-    AttentionShape, Branch, DilatedAttentionConfig, HeadOffsets, Heads, Mask, MixGradient,
-    OutputRows, Padding,
+    AttentionShape, Branch, CallOptions, DilatedAttentionConfig, HeadOffsets, Heads, Mask,
+    MixGradient, OutputRows, Padding,
 };
 pub use context::{AdapterChoice, Context, ContextOptions, WarmUp};
 pub use device::{DType, DeviceCaps, Element};

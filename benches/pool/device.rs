@@ -5,9 +5,7 @@ use std::time::Instant;
 
 use dilated_attention::pool::{Lease, NoPooling, Pool, PoolOptions, STORAGE_USAGE};
 use dilated_attention::wgpu;
-use dilated_attention::{
-    AttentionShape, Context, ContextOptions, DilatedAttention, DilatedAttentionConfig,
-};
+use dilated_attention::{Context, ContextOptions, DilatedAttention, DilatedAttentionConfig};
 
 use crate::table::{Samples, Table};
 
@@ -175,7 +173,6 @@ fn forwards(repetitions: usize) {
         let attention = DilatedAttention::new(&context, config).expect("fits");
         (context, attention)
     });
-    let shape = AttentionShape::new(1, 2048).expect("valid");
     let data = vec![0.5f32; 2048 * 128];
     let run = |(context, attention): &(Context, DilatedAttention)| {
         let started = Instant::now();
@@ -184,7 +181,7 @@ fn forwards(repetitions: usize) {
             .upload("q", &[1, 2048, 4, 32], &data)
             .expect("uploads");
         let result = attention
-            .forward(&mut recorder, &shape, &q, &q, &q)
+            .forward(&mut recorder, &q, &q, &q)
             .expect("records");
         let out = recorder.download::<f32>(&result.out).expect("records");
         recorder.submit().expect("submits");

@@ -76,7 +76,7 @@ impl Prepared {
             None => (None, attention.plan(&shape, dtype)?.flop),
             Some(dout) => {
                 let [q, k, v] = &inputs;
-                let forward = attention.forward(&mut recorder, &shape, q, k, v)?;
+                let forward = attention.forward(&mut recorder, q, k, v)?;
                 let flop = attention.plan_backward(&shape, dtype)?.flop;
                 (Some((forward.softmax_state, dout)), flop)
             }
@@ -213,14 +213,12 @@ impl Timed for Prepared {
         let [q, k, v] = &self.inputs;
         match &self.results {
             None => {
-                let result = self.attention.forward(recorder, &self.shape, q, k, v)?;
+                let result = self.attention.forward(recorder, q, k, v)?;
                 Ok(vec![result.out, result.softmax_state])
             }
             Some((state, dout)) => {
                 let inputs = [q, k, v];
-                let gradients =
-                    self.attention
-                        .backward(recorder, &self.shape, inputs, state, dout)?;
+                let gradients = self.attention.backward(recorder, inputs, state, dout)?;
                 Ok(vec![gradients.dq, gradients.dk, gradients.dv])
             }
         }

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use dilated_attention::CallOptions;
 use dilated_attention::kernels::Kernel;
 use dilated_attention::ops::convert;
 use dilated_attention::{
@@ -80,13 +81,14 @@ impl Engine for Gpu {
         let k = self.upload(&mut recorder, "k", &dims, inputs.k)?;
         let v = self.upload(&mut recorder, "v", &dims, inputs.v)?;
         let dout = self.upload(&mut recorder, "dout", &dims, dout)?;
-        let forward = attention.forward(&mut recorder, shape, &q, &k, &v)?;
-        let gradients = attention.backward(
+        let forward =
+            attention.forward_with(&mut recorder, &q, &k, &v, &CallOptions::from(shape))?;
+        let gradients = attention.backward_with(
             &mut recorder,
-            shape,
             [&q, &k, &v],
             &forward.softmax_state,
             &dout,
+            &CallOptions::from(shape),
         )?;
         let dq = download(&mut recorder, &gradients.dq)?;
         let dk = download(&mut recorder, &gradients.dk)?;
@@ -116,7 +118,13 @@ impl Engine for Gpu {
         for (number, config) in configs.iter().enumerate() {
             let attention = DilatedAttention::new(&self.context, config.clone())?;
             let mut recorder = self.context.recorder("forward");
-            let result = attention.forward(&mut recorder, &inputs.shape, &q, &k, &v)?;
+            let result = attention.forward_with(
+                &mut recorder,
+                &q,
+                &k,
+                &v,
+                &CallOptions::from(&inputs.shape),
+            )?;
             let out = download(&mut recorder, &result.out)?;
             let state = recorder.download::<f32>(&result.softmax_state)?;
             self.kernels.extend(recorder.kernels());

@@ -9,9 +9,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use dilated_attention::pool::{Balanced, Exact, Lean, NoPooling, PoolOptions, PoolReport, Speed};
-use dilated_attention::{
-    AttentionShape, Context, ContextOptions, DType, DilatedAttention, DilatedAttentionConfig,
-};
+use dilated_attention::{Context, ContextOptions, DType, DilatedAttention, DilatedAttentionConfig};
 use program::say;
 
 const NUM_HEADS: usize = 4;
@@ -111,14 +109,13 @@ fn request(
     tokens: usize,
 ) -> Result<(), Box<dyn Error>> {
     let dims = [1, tokens, NUM_HEADS, HEAD_DIM];
-    let shape = AttentionShape::new(1, tokens)?;
     let data = vec![0.5f32; dims.iter().product()];
     let mut recorder = context.recorder("request");
     let mut hidden = recorder.upload("hidden", &dims, &data)?;
     for _ in 0..LAYERS {
         let keys = recorder.zeros("keys", &dims, DType::F32)?;
         hidden = attention
-            .forward(&mut recorder, &shape, &hidden, &keys, &hidden)?
+            .forward(&mut recorder, &hidden, &keys, &hidden)?
             .out;
     }
     let result = recorder.download::<f32>(&hidden)?;

@@ -67,6 +67,9 @@ fn end_ms(timeline: &Timeline) -> f64 {
     timeline.end_micros() as f64 / 1000.0
 }
 
+/// Bytes of a sample.
+type Bytes = fn(&TimelineSample) -> u64;
+
 /// When a column begins.
 fn column_ms(timeline: &Timeline, column: usize) -> f64 {
     end_ms(timeline) * column as f64 / COLUMNS as f64
@@ -105,7 +108,7 @@ fn draw_bytes(timeline: &Timeline, area: &Area<'_>) -> Result<(), Box<dyn Error>
         points
     };
     // From the highest down, each over the one before.
-    let stacks: [(RGBColor, fn(&TimelineSample) -> u64); 3] = [
+    let stacks: [(RGBColor, Bytes); 3] = [
         (CACHED, TimelineSample::held_bytes),
         (PENDING, |sample| {
             sample.leased_bytes.saturating_add(sample.pending_bytes)

@@ -221,7 +221,7 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
     );
 
     let bits = measure(&trainer)?;
-    let bytes: usize = shapes.iter().map(|s| (s.batch() * s.seq_len())).sum();
+    let bytes: usize = shapes.iter().map(|s| s.batch() * s.seq_len()).sum();
     say!(
         "\n{} steps of {bytes} bytes in {:.1} minutes: {bits:.3} bits per byte of validation;\n\
          single bytes {order_0:.3}, three bytes before {order_3:.3}",

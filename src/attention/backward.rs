@@ -1,7 +1,7 @@
 //! Gradients of dilated attention on the device.
 
 use super::{DilatedAttention, requests};
-use crate::config::AttentionShape;
+use crate::config::{AttentionShape, CallOptions};
 use crate::context::WarmUp;
 use crate::device::{ByteRange, DType};
 use crate::error::Result;
@@ -79,18 +79,17 @@ impl DilatedAttention {
     /// The result has the same bits on every run on one device.
     ///
     /// ```no_run
-    /// use dilated_attention::{AttentionShape, Context, DilatedAttention, DilatedAttentionConfig};
+    /// use dilated_attention::{Context, DilatedAttention, DilatedAttentionConfig};
     /// let context = Context::headless()?;
     /// let config = DilatedAttentionConfig::new(8, 64, &[2048, 8192], &[1, 4])?;
     /// let attention = DilatedAttention::new(&context, config)?;
-    /// let shape = AttentionShape::new(1, 16_384)?;
     /// let data = vec![0.5f32; 16_384 * 8 * 64];
     /// let mut recorder = context.recorder("layer 0");
     /// let q = recorder.upload("q", &[1, 16_384, 8, 64], &data)?;
-    /// let forward = attention.forward(&mut recorder, &shape, &q, &q, &q)?;
+    /// let forward = attention.forward(&mut recorder, &q, &q, &q)?;
     /// let dout = recorder.upload("dout", &[1, 16_384, 8, 64], &data)?;
     /// let state = &forward.softmax_state;
-    /// let gradients = attention.backward(&mut recorder, &shape, [&q, &q, &q], state, &dout)?;
+    /// let gradients = attention.backward(&mut recorder, [&q, &q, &q], state, &dout)?;
     /// let dq = recorder.download::<f32>(&gradients.dq)?;
     /// recorder.submit()?;
     /// assert_eq!(dq.wait()?.len(), data.len());
@@ -100,6 +99,32 @@ impl DilatedAttention {
     /// # Errors
     /// As [`forward`](Self::forward).
     pub fn backward(
+        &self,
+        recorder: &mut Recorder,
+        inputs: [&Tensor; 3],
+        softmax_state: &Tensor,
+        dout: &Tensor,
+    ) -> Result<Gradients> {
+        self.backward_with(recorder, inputs, softmax_state, dout, &CallOptions::new())
+    }
+
+    /// As [`backward`](Self::backward), of a [`forward_with`](Self::forward_with) these options.
+    ///
+    /// # Errors
+    /// As [`forward_with`](Self::forward_with).
+    pub fn backward_with(
+        &self,
+        recorder: &mut Recorder,
+        [q, k, v]: [&Tensor; 3],
+        softmax_state: &Tensor,
+        dout: &Tensor,
+        options: &CallOptions,
+    ) -> Result<Gradients> {
+        let shape = options.shape_of(q.shape(), k.shape())?;
+        self.record_backward(recorder, &shape, [q, k, v], softmax_state, dout)
+    }
+
+    pub(crate) fn record_backward(
         &self,
         recorder: &mut Recorder,
         shape: &AttentionShape,

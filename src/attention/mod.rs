@@ -8,7 +8,7 @@ mod weights;
 pub use backward::Gradients;
 pub use state::{UNCOVERED_LSE, softmax_lse};
 
-use crate::config::{AttentionShape, DilatedAttentionConfig, UNEQUAL_LENGTHS};
+use crate::config::{AttentionShape, CallOptions, DilatedAttentionConfig, UNEQUAL_LENGTHS};
 use crate::context::{Context, WarmUp};
 use crate::device::{DType, ElementFormat};
 use crate::error::{Error, Result};
@@ -25,15 +25,14 @@ use crate::tensor::Tensor;
 /// Dilated attention with fixed options, on one context.
 ///
 /// ```no_run
-/// use dilated_attention::{AttentionShape, Context, DilatedAttention, DilatedAttentionConfig};
+/// use dilated_attention::{Context, DilatedAttention, DilatedAttentionConfig};
 /// let context = Context::headless()?;
 /// let config = DilatedAttentionConfig::new(8, 64, &[2048, 8192], &[1, 4])?;
 /// let attention = DilatedAttention::new(&context, config)?;
-/// let shape = AttentionShape::new(1, 16_384)?;
 /// let zeros = vec![0f32; 16_384 * 8 * 64];
 /// let mut recorder = context.recorder("layer 0");
 /// let q = recorder.upload("q", &[1, 16_384, 8, 64], &zeros)?;
-/// let result = attention.forward(&mut recorder, &shape, &q, &q, &q)?;
+/// let result = attention.forward(&mut recorder, &q, &q, &q)?;
 /// let out = recorder.download::<f32>(&result.out)?;
 /// recorder.submit()?;
 /// assert_eq!(out.wait()?.len(), zeros.len());
@@ -210,18 +209,45 @@ impl DilatedAttention {
         self.context.warm_up(&[forward])
     }
 
-    /// Records the attention of `q`, `k` and `v`, each (B, N, H, D) and all of one type, f32, f16 or bf16: batch items, tokens
-    /// and heads of `shape` and the configuration. The output has their type; everything is computed in f32, and the softmax
-    /// state is f32. A running output in half precision is rounded each time a branch joins it: no second copy of it in f32 exists. The outputs are leased from the pool; they may be used by later calls on the same recorder, or after
-    /// it was submitted.
+    /// Records the attention of `q`, `k` and `v`, each (B, N, H, D) and all of one type, f32, f16 or bf16: batch items, tokens,
+    /// and the heads of the configuration. The output has their type; everything is computed in f32, and the softmax state is f32. A
+    /// running output in half precision is rounded each time a branch joins it: no second copy of it in f32 exists. The outputs
+    /// are leased from the pool; they may be used by later calls on the same recorder, or after it was submitted.
     ///
     /// Values that are not finite stay with the rows that see them (their results are unspecified); no other row changes.
     ///
     /// # Errors
     /// [`Error::ContextMismatch`], [`Error::WrongDType`], [`Error::InvalidShape`] for tensors that do not fit; the errors of
-    /// [`plan`](Self::plan); [`Error::Validation`] when the device refuses a shader; [`Error::BudgetExceeded`] and [`Error::OutOfMemory`] when the
-    /// pool cannot lend the output. What was recorded before the call stays valid.
+    /// [`plan`](Self::plan); [`Error::Validation`] when the device refuses a shader; [`Error::BudgetExceeded`] and
+    /// [`Error::OutOfMemory`] when the pool cannot lend the output. What was recorded before the call stays valid.
     pub fn forward(
+        &self,
+        recorder: &mut Recorder,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+    ) -> Result<ForwardOutput> {
+        self.forward_with(recorder, q, k, v, &CallOptions::new())
+    }
+
+    /// As [`forward`](Self::forward), of items that have lengths of their own, or over keys of another sequence.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward); [`Error::InvalidShape`] for lengths that do not fit, [`Error::InvalidConfig`] for a configuration
+    /// that is not defined for two sequences.
+    pub fn forward_with(
+        &self,
+        recorder: &mut Recorder,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        options: &CallOptions,
+    ) -> Result<ForwardOutput> {
+        let shape = options.shape_of(q.shape(), k.shape())?;
+        self.record_forward(recorder, &shape, q, k, v)
+    }
+
+    pub(crate) fn record_forward(
         &self,
         recorder: &mut Recorder,
         shape: &AttentionShape,

@@ -1,7 +1,7 @@
 //! How much one token attends to each other.
 
 use super::DilatedAttention;
-use crate::config::{AttentionShape, in_u32};
+use crate::config::{AttentionShape, CallOptions, in_u32};
 use crate::device::{DType, ElementFormat};
 use crate::error::{Error, Result};
 use crate::kernels::fold_grid;
@@ -29,6 +29,32 @@ impl DilatedAttention {
     /// [`Error::InvalidShape`] for tensors that do not fit; [`Error::BindingTooSmall`] when a binding cannot cover the weights
     /// of one branch; those of leasing and recording.
     pub fn token_weights(
+        &self,
+        recorder: &mut Recorder,
+        inputs: [&Tensor; 2],
+        softmax_state: &Tensor,
+        token: usize,
+    ) -> Result<Tensor> {
+        self.token_weights_with(recorder, inputs, softmax_state, token, &CallOptions::new())
+    }
+
+    /// As [`token_weights`](Self::token_weights), of a [`forward_with`](Self::forward_with) these options.
+    ///
+    /// # Errors
+    /// As [`token_weights`](Self::token_weights), and for lengths that do not fit.
+    pub fn token_weights_with(
+        &self,
+        recorder: &mut Recorder,
+        [q, k]: [&Tensor; 2],
+        softmax_state: &Tensor,
+        token: usize,
+        options: &CallOptions,
+    ) -> Result<Tensor> {
+        let shape = options.shape_of(q.shape(), k.shape())?;
+        self.record_token_weights(recorder, &shape, [q, k], softmax_state, token)
+    }
+
+    pub(crate) fn record_token_weights(
         &self,
         recorder: &mut Recorder,
         shape: &AttentionShape,

@@ -212,8 +212,9 @@ impl LongNet {
                                 };
                                 let (q, _) =
                                     attention.project_queries(recorder, weights, &input)?;
-                                let attended =
-                                    attention.attention().forward(recorder, shape, &q, k, v)?;
+                                let attended = attention
+                                    .attention()
+                                    .record_forward(recorder, shape, &q, k, v)?;
                                 Ok(attended.out)
                             },
                         )?

@@ -172,14 +172,19 @@ impl Block {
                 let ([q, k, v], _) = attention.project_all(recorder, pass.weights, &input)?;
                 drop(normal);
                 let attention_of = attention.attention();
-                let mixed = attention_of.forward(recorder, shape, &q, &k, &v)?;
+                let mixed = attention_of.record_forward(recorder, shape, &q, &k, &v)?;
                 drop(v);
                 let weights = match watched {
                     None => None,
                     Some(token) => {
                         let state = &mixed.softmax_state;
-                        let weights =
-                            attention_of.token_weights(recorder, shape, [&q, &k], state, token)?;
+                        let weights = attention_of.record_token_weights(
+                            recorder,
+                            shape,
+                            [&q, &k],
+                            state,
+                            token,
+                        )?;
                         Some(weights)
                     }
                 };

@@ -324,7 +324,9 @@ impl MultiheadAttention {
         y: Matrix<'_>,
     ) -> Result<MultiheadSaved> {
         let ([q, k, v], before_norms) = self.project_all(recorder, weights, input)?;
-        let forward = self.attention.forward(recorder, input.shape, &q, &k, &v)?;
+        let forward = self
+            .attention
+            .record_forward(recorder, input.shape, &q, &k, &v)?;
         self.project_out(recorder, weights, &forward.out, residual, y)?;
         Ok(MultiheadSaved {
             q,
@@ -392,9 +394,13 @@ impl MultiheadAttention {
                     .backward_input(recorder, weights, dy, (dmixed_rows, false))?;
             }
         }
-        let heads =
-            self.attention
-                .backward(recorder, shape, [q, k, v], &forward.softmax_state, &dmixed)?;
+        let heads = self.attention.record_backward(
+            recorder,
+            shape,
+            [q, k, v],
+            &forward.softmax_state,
+            &dmixed,
+        )?;
         drop(dmixed);
         self.turn(recorder, input, &heads.dq, XposRole::Query, true)?;
         self.turn(recorder, input, &heads.dk, XposRole::Key, true)?;

@@ -141,7 +141,6 @@ fn valid_lengths_equal_separate_runs() {
         let result = case.run();
         let (width, heads) = (20, 5);
         for (item, len) in lens.into_iter().enumerate() {
-            let len = len;
             let part = |tensor: &[f64]| tensor[item * 30 * width..][..len * width].to_vec();
             let alone = forward(
                 &case.config,
@@ -405,8 +404,8 @@ fn gradients_are_those_of_finite_differences() {
     {
         let config = config.with_gradient(gradient);
         let width = config.embed_dim();
-        let count = (shape.batch() * shape.seq_len() * width);
-        let keys = (shape.batch() * shape.key_len() * width);
+        let count = shape.batch() * shape.seq_len() * width;
+        let keys = shape.batch() * shape.key_len() * width;
         let case = Case {
             q: numbers(count, 1),
             k: numbers(keys, 2),

@@ -92,7 +92,7 @@ impl Probe for ForwardFamily {
         let q = numbers(&mut recorder, "q", &dims)?;
         recorder.submit()?;
         Ok(Box::new(move |recorder| {
-            attention.forward(recorder, &shape, &q, &q, &q).map(drop)
+            attention.forward(recorder, &q, &q, &q).map(drop)
         }))
     }
 }
@@ -104,12 +104,12 @@ impl Probe for BackwardFamily {
         let attention = DilatedAttention::new(context, config)?.with_backward_variant(variant)?;
         let mut recorder = context.recorder("probe");
         let q = numbers(&mut recorder, "q", &dims)?;
-        let forward = attention.forward(&mut recorder, &shape, &q, &q, &q)?;
+        let forward = attention.forward(&mut recorder, &q, &q, &q)?;
         // Compiled and done before the first run is timed.
         recorder.submit()?.wait()?;
         Ok(Box::new(move |recorder| {
             attention
-                .backward(recorder, &shape, [&q, &q, &q], &forward.softmax_state, &q)
+                .backward(recorder, [&q, &q, &q], &forward.softmax_state, &q)
                 .map(drop)
         }))
     }

@@ -1,5 +1,6 @@
 //! The backward kernels against the f64 reference, on every context and with every kernel that the adapter runs.
 
+use dilated_attention::CallOptions;
 use dilated_attention::device::Processor;
 use dilated_attention::kernels::Family;
 use dilated_attention::kernels::attention_backward::BackwardVariant;
@@ -36,13 +37,19 @@ pub fn run(
     let [q, k, v] = problem.upload(&mut recorder)?;
     let dims = problem.dims(problem.shape.seq_len());
     let dout = problem.upload_one(&mut recorder, "dout", &dims, &problem.dout)?;
-    let forward = attention.forward(&mut recorder, &problem.shape, &q, &k, &v)?;
-    let gradients = attention.backward(
+    let forward = attention.forward_with(
         &mut recorder,
-        &problem.shape,
+        &q,
+        &k,
+        &v,
+        &CallOptions::from(&problem.shape),
+    )?;
+    let gradients = attention.backward_with(
+        &mut recorder,
         [&q, &k, &v],
         &forward.softmax_state,
         &dout,
+        &CallOptions::from(&problem.shape),
     )?;
     let mut download = |tensor| {
         let wide = convert(&mut recorder, tensor, DType::F32)?;
@@ -346,15 +353,21 @@ fn wrong_inputs_are_errors() {
     let mut recorder = on.context.recorder("test");
     let [q, k, v] = problem.upload(&mut recorder).unwrap();
     let forward = attention
-        .forward(&mut recorder, &problem.shape, &q, &k, &v)
+        .forward_with(
+            &mut recorder,
+            &q,
+            &k,
+            &v,
+            &CallOptions::from(&problem.shape),
+        )
         .unwrap();
     let short = recorder.zeros("dout", &[1, 19, 2, 8], q.dtype()).unwrap();
-    let result = attention.backward(
+    let result = attention.backward_with(
         &mut recorder,
-        &problem.shape,
         [&q, &k, &v],
         &forward.softmax_state,
         &short,
+        &CallOptions::from(&problem.shape),
     );
     assert!(matches!(
         result,

@@ -102,7 +102,7 @@ impl<'a> Session<'a> {
             (source, cross.clone())
         });
         recorder.submit().unwrap();
-        let tokens = tokens(9, (batch * seq_len), VOCAB);
+        let tokens = tokens(9, batch * seq_len, VOCAB);
         let shape = AttentionShape::new(batch, seq_len).unwrap();
         let values = by_name(model.parameters(), &values);
         let reference = model::Model {

@@ -1,6 +1,7 @@
 //! Attention with f16 and bf16 tensors, with and without f16 in shaders: against the f64 reference of the rounded inputs, allowed
 //! twice the error of a plain implementation that stores the same type.
 
+use dilated_attention::CallOptions;
 use dilated_attention::device::{DeviceCaps, ElementFormat};
 use dilated_attention::kernels::Family;
 use dilated_attention::kernels::attention_backward::BackwardFamily;
@@ -305,12 +306,18 @@ fn mixed_types_are_errors() {
         (&half, &half, &wide, "v", DType::F32, DType::F16),
         (&brain, &half, &brain, "k", DType::F16, DType::Bf16),
     ] {
-        let result = attention.forward(&mut recorder, &shape, q, k, v);
+        let result = attention.forward_with(&mut recorder, q, k, v, &CallOptions::from(&shape));
         let expected = Error::WrongDType { what, given, need };
         assert_eq!(result.map(drop).unwrap_err(), expected);
     }
     let integers = zeros(&mut recorder, DType::U32);
-    let result = attention.forward(&mut recorder, &shape, &integers, &integers, &integers);
+    let result = attention.forward_with(
+        &mut recorder,
+        &integers,
+        &integers,
+        &integers,
+        &CallOptions::from(&shape),
+    );
     assert!(matches!(
         result,
         Err(Error::WrongDType {
@@ -320,15 +327,21 @@ fn mixed_types_are_errors() {
         })
     ));
     let forward = attention
-        .forward(&mut recorder, &shape, &half, &half, &half)
+        .forward_with(
+            &mut recorder,
+            &half,
+            &half,
+            &half,
+            &CallOptions::from(&shape),
+        )
         .unwrap();
     assert_eq!(forward.softmax_state.dtype(), DType::F32);
-    let result = attention.backward(
+    let result = attention.backward_with(
         &mut recorder,
-        &shape,
         [&half; 3],
         &forward.softmax_state,
         &wide,
+        &CallOptions::from(&shape),
     );
     assert_eq!(
         result.map(drop).unwrap_err(),
@@ -374,7 +387,11 @@ fn plans_promise_what_the_pool_measures() {
             };
             let mut result = None;
             let bytes = measured(&mut |recorder| {
-                result = Some(attention.forward(recorder, &shape, &q, &q, &q).unwrap());
+                result = Some(
+                    attention
+                        .forward_with(recorder, &q, &q, &q, &CallOptions::from(&shape))
+                        .unwrap(),
+                );
             });
             let plan = attention.plan(&shape, dtype).unwrap();
             assert_eq!(bytes, plan.requested_bytes(), "{plan}");
@@ -384,7 +401,13 @@ fn plans_promise_what_the_pool_measures() {
             let result = result.unwrap();
             let bytes = measured(&mut |recorder| {
                 attention
-                    .backward(recorder, &shape, [&q; 3], &result.softmax_state, &q)
+                    .backward_with(
+                        recorder,
+                        [&q; 3],
+                        &result.softmax_state,
+                        &q,
+                        &CallOptions::from(&shape),
+                    )
                     .unwrap();
             });
             let plan = attention.plan_backward(&shape, dtype).unwrap();

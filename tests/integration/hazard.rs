@@ -259,11 +259,8 @@ impl<'a> Order<'a> {
             return;
         };
         let Known { tensor, values, .. } = &self.known[source];
-        let shape = AttentionShape::new(1, tensor.shape()[1]).expect("valid");
-        let copied = self
-            .machine
-            .copy
-            .forward(recorder, &shape, tensor, tensor, tensor);
+        let _shape = AttentionShape::new(1, tensor.shape()[1]).expect("valid");
+        let copied = self.machine.copy.forward(recorder, tensor, tensor, tensor);
         if let Some(output) = done(copied) {
             let values = values.clone();
             let written = Written::Open(*id);

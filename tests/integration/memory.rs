@@ -14,7 +14,7 @@ use crate::support::failing_source::FailingSource;
 fn forward(context: &Context, attention: &DilatedAttention, n: usize) -> Result<Vec<f32>, Error> {
     let config = attention.config();
     let dims = [1, n, config.num_heads(), config.head_dim()];
-    let shape = AttentionShape::new(1, n)?;
+    let _shape = AttentionShape::new(1, n)?;
     let data: Vec<f32> = numbers(dims.iter().product(), 7)
         .iter()
         .map(|x| x / 65_536.0)
@@ -23,7 +23,7 @@ fn forward(context: &Context, attention: &DilatedAttention, n: usize) -> Result<
     let q = recorder.upload("q", &dims, &data)?;
     let k = recorder.upload("k", &dims, &data)?;
     let v = recorder.upload("v", &dims, &data)?;
-    let result = attention.forward(&mut recorder, &shape, &q, &k, &v)?;
+    let result = attention.forward(&mut recorder, &q, &k, &v)?;
     let out = recorder.download::<f32>(&result.out)?;
     recorder.submit()?;
     out.wait()
@@ -76,7 +76,7 @@ fn the_plan_promises_what_the_pool_measures() {
             context.pool().reset_peaks();
             let mut recorder = context.recorder("measured");
             let result = attention
-                .forward(&mut recorder, &shape, &q, &q, &q)
+                .forward(&mut recorder, &q, &q, &q)
                 .expect("records");
             recorder.submit().expect("submits");
             let stats = context.pool().stats();
@@ -101,13 +101,7 @@ fn the_plan_promises_what_the_pool_measures() {
                 context.pool().reset_peaks();
                 let mut recorder = context.recorder("measured");
                 attention
-                    .backward(
-                        &mut recorder,
-                        &shape,
-                        [&q, &q, &q],
-                        &result.softmax_state,
-                        &q,
-                    )
+                    .backward(&mut recorder, [&q, &q, &q], &result.softmax_state, &q)
                     .expect("records");
                 recorder.submit().expect("submits");
                 let stats = context.pool().stats();
@@ -207,12 +201,12 @@ fn empty_calls_return_empty_tensors() {
     let attention = small_attention(context);
     assert_eq!(forward(context, &attention, 0), Ok(Vec::new()));
     let mut recorder = context.recorder("no items");
-    let shape = AttentionShape::new(0, 7).expect("valid");
+    let _shape = AttentionShape::new(0, 7).expect("valid");
     let empty = recorder
         .upload::<f32>("q", &[0, 7, 2, 16], &[])
         .expect("uploads");
     let result = attention
-        .forward(&mut recorder, &shape, &empty, &empty, &empty)
+        .forward(&mut recorder, &empty, &empty, &empty)
         .expect("records");
     assert_eq!(result.out.shape(), [0, 7, 2, 16]);
     recorder.submit().expect("submits");

@@ -50,7 +50,7 @@ fn run(config: &DilatedAttentionConfig, tokens: usize, qkv: &[Vec<f32>; 3]) -> R
 }
 
 fn inputs(config: &DilatedAttentionConfig, tokens: usize) -> [Vec<f32>; 3] {
-    let count = (tokens * config.embed_dim());
+    let count = tokens * config.embed_dim();
     [1, 2, 3].map(|seed| uniform(seed, count))
 }
 

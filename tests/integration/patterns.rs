@@ -33,11 +33,9 @@ fn uploaded(context: &Context) -> [Tensor; 3] {
 }
 
 fn forward(context: &Context, [q, k, v]: &[Tensor; 3]) -> Vec<f32> {
-    let (attention, shape) = attention(context);
+    let (attention, _shape) = attention(context);
     let mut recorder = context.recorder("forward");
-    let result = attention
-        .forward(&mut recorder, &shape, q, k, v)
-        .expect("records");
+    let result = attention.forward(&mut recorder, q, k, v).expect("records");
     let out = recorder.download::<f32>(&result.out).expect("records");
     recorder.submit().expect("submits");
     out.wait().expect("arrives")
@@ -167,7 +165,7 @@ fn after_reserving_a_plan_the_first_forward_creates_nothing() {
         assert_eq!(reserved.free.current, plan.buffers.len() as u64, "{plan}");
         let mut recorder = context.recorder("forward");
         let result = attention
-            .forward(&mut recorder, &shape, &q, &k, &v)
+            .forward(&mut recorder, &q, &k, &v)
             .expect("records");
         recorder.submit().expect("submits");
         context.wait().expect("waits");

@@ -1,5 +1,6 @@
 //! Recordings on a device: order, reuse, what is kept alive, and how results come back.
 
+use dilated_attention::CallOptions;
 use dilated_attention::pool::PoolOptions;
 use dilated_attention::{
     AttentionShape, Context, ContextOptions, DType, DilatedAttention, DilatedAttentionConfig,
@@ -371,11 +372,17 @@ fn tensors_of_another_context_are_refused() {
         .zeros("own", &[1, 4, 1, 8], DType::F32)
         .expect("leases");
     assert!(matches!(
-        attention.forward(&mut recorder, &shape, &own, &tensor, &own),
+        attention.forward_with(
+            &mut recorder,
+            &own,
+            &tensor,
+            &own,
+            &CallOptions::from(&shape)
+        ),
         Err(Error::ContextMismatch { what: "k", .. })
     ));
     assert!(matches!(
-        attention.forward(&mut foreign, &shape, &own, &own, &own),
+        attention.forward_with(&mut foreign, &own, &own, &own, &CallOptions::from(&shape)),
         Err(Error::ContextMismatch {
             what: "recorder",
             ..
@@ -389,14 +396,26 @@ fn tensors_of_another_context_are_refused() {
         .zeros("short", &[1, 3, 1, 8], DType::F32)
         .expect("leases");
     assert!(matches!(
-        attention.forward(&mut recorder, &shape, &own, &own, &short),
+        attention.forward_with(
+            &mut recorder,
+            &own,
+            &own,
+            &short,
+            &CallOptions::from(&shape)
+        ),
         Err(Error::InvalidShape { what: "v", .. })
     ));
     let halves = recorder
         .zeros("halves", &[1, 4, 1, 8], DType::F16)
         .expect("leases");
     assert!(matches!(
-        attention.forward(&mut recorder, &shape, &own, &halves, &own),
+        attention.forward_with(
+            &mut recorder,
+            &own,
+            &halves,
+            &own,
+            &CallOptions::from(&shape)
+        ),
         Err(Error::WrongDType {
             what: "k",
             given: DType::F16,
@@ -406,7 +425,7 @@ fn tensors_of_another_context_are_refused() {
     // The context is as usable as before.
     assert!(
         attention
-            .forward(&mut recorder, &shape, &own, &own, &own)
+            .forward_with(&mut recorder, &own, &own, &own, &CallOptions::from(&shape))
             .is_ok()
     );
     drop((recorder, own, short, halves));

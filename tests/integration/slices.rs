@@ -40,23 +40,15 @@ fn bits(downloads: Vec<Download<f32>>) -> Vec<Vec<u32>> {
 /// Attention forward and backward of uploaded inputs, with an upload at the end that shares a staging chunk with the first.
 fn attention(recorder: &mut Recorder) -> Vec<Download<f32>> {
     let config = DilatedAttentionConfig::new(2, 16, &[32, 64], &[1, 4]).expect("valid");
-    let shape = AttentionShape::new(1, TOKENS).expect("valid");
+    let _shape = AttentionShape::new(1, TOKENS).expect("valid");
     let attention = DilatedAttention::new(&recorder.context(), config).expect("fits");
     let [q, k, v, dout] = [1, 2, 3, 4].map(|seed| {
         let data = uniform(seed, DIMS.iter().product());
         recorder.upload("input", &DIMS, &data).expect("uploads")
     });
-    let forward = attention
-        .forward(recorder, &shape, &q, &k, &v)
-        .expect("records");
+    let forward = attention.forward(recorder, &q, &k, &v).expect("records");
     let gradients = attention
-        .backward(
-            recorder,
-            &shape,
-            [&q, &k, &v],
-            &forward.softmax_state,
-            &dout,
-        )
+        .backward(recorder, [&q, &k, &v], &forward.softmax_state, &dout)
         .expect("records");
     let late = recorder
         .upload("late", &[1000], &uniform(5, 1000))

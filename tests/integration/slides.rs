@@ -3,6 +3,7 @@
 
 use std::future::Future;
 
+use dilated_attention::CallOptions;
 use dilated_attention::models::Token;
 use dilated_attention::models::gigapath::{
     Slide, SlideEncoder, SlideEncoderConfig, SlideOutput, SlideOutputs, SlideRun,
@@ -107,11 +108,23 @@ fn weights_of_a_token_are_what_the_reference_mixes_values_with() {
                 let q_tensor = recorder.upload("q", &dims, &q).unwrap();
                 let k_tensor = recorder.upload("k", &dims, &k).unwrap();
                 let forward = attention
-                    .forward(&mut recorder, &shape, &q_tensor, &k_tensor, &k_tensor)
+                    .forward_with(
+                        &mut recorder,
+                        &q_tensor,
+                        &k_tensor,
+                        &k_tensor,
+                        &CallOptions::from(&shape),
+                    )
                     .unwrap();
                 let pair = [&q_tensor, &k_tensor];
                 let weights = attention
-                    .token_weights(&mut recorder, &shape, pair, &forward.softmax_state, token)
+                    .token_weights_with(
+                        &mut recorder,
+                        pair,
+                        &forward.softmax_state,
+                        token,
+                        &CallOptions::from(&shape),
+                    )
                     .unwrap();
                 assert_eq!(weights.shape(), [2, 3, 3, 50]);
                 let download = recorder.download::<f32>(&weights).unwrap();

@@ -1,6 +1,7 @@
 //! Nothing that was never computed is told as a result: tensors whose recordings were dropped, refused, cancelled or not
 //! submitted yet, and downloads in encoders that wgpu refuses to run.
 
+use dilated_attention::CallOptions;
 use dilated_attention::longnet::{Input, LongNet};
 use dilated_attention::nn::Parameters;
 use dilated_attention::ops::{ScaledAdd, bias_backward};
@@ -391,13 +392,13 @@ fn messages_say_what_is_so() {
     let message = |error: Error| error.to_string();
     let of_recorder = message(
         attention
-            .forward(&mut recorder, &shape, &q, &q, &q)
+            .forward_with(&mut recorder, &q, &q, &q, &CallOptions::from(&shape))
             .unwrap_err(),
     );
     let mut recorder = here.recorder("here");
     let of_tensor = message(
         attention
-            .forward(&mut recorder, &shape, &q, &q, &q)
+            .forward_with(&mut recorder, &q, &q, &q, &CallOptions::from(&shape))
             .unwrap_err(),
     );
     for (foreign, what) in [(of_recorder, "recorder"), (of_tensor, "q")] {
@@ -413,7 +414,7 @@ fn messages_say_what_is_so() {
         message(recorder.upload("x", &[2, 8], &[1.0f32; 15]).unwrap_err()),
         message(
             attention
-                .forward(&mut recorder, &shape, &q, &short, &q)
+                .forward_with(&mut recorder, &q, &short, &q, &CallOptions::from(&shape))
                 .unwrap_err(),
         ),
     ];

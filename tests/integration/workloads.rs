@@ -31,7 +31,7 @@ fn training_steps() -> Trace {
     for len in [512, 512, 384, 1024, 700, 512] {
         let batch = |items| {
             let shape = AttentionShape::new(items, len).expect("valid");
-            let tokens = vec![1; (items * len)];
+            let tokens = vec![1; items * len];
             Batch::new(shape, tokens.clone(), tokens).expect("a batch")
         };
         drop(trainer.step(&[batch(1), batch(2)]).expect("records"));

@@ -131,7 +131,7 @@ pub struct Inputs {
 
 impl Inputs {
     pub fn new(config: &LongNetConfig, shape: AttentionShape) -> Self {
-        let rows = (shape.batch() * shape.seq_len());
+        let rows = shape.batch() * shape.seq_len();
         let width = config.attention().embed_dim();
         let vocab = config.vocab_size.unwrap_or(1);
         let mut inputs = Self {
@@ -167,7 +167,7 @@ impl Inputs {
             dy: Vec::new(),
         };
         for item in items {
-            let begin = (item * self.shape.seq_len());
+            let begin = item * self.shape.seq_len();
             let end = begin + len;
             part.tokens.extend(&self.tokens[begin..end]);
             part.labels.extend(&self.labels[begin..end]);

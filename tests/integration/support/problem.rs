@@ -1,5 +1,6 @@
 //! One attention to compute, on the GPU and by the reference, and the comparison of the two.
 
+use dilated_attention::CallOptions;
 use dilated_attention::kernels::attention_forward::ForwardVariant;
 use dilated_attention::ops::convert;
 use dilated_attention::reference::plain::{self, PlainOutput, rounded};
@@ -100,7 +101,8 @@ impl Problem {
         let attention = DilatedAttention::with_variant(&on.context, self.config.clone(), variant)?;
         let mut recorder = on.context.recorder("test");
         let [q, k, v] = self.upload(&mut recorder)?;
-        let result = attention.forward(&mut recorder, &self.shape, &q, &k, &v)?;
+        let result =
+            attention.forward_with(&mut recorder, &q, &k, &v, &CallOptions::from(&self.shape))?;
         assert_eq!(result.out.dtype(), self.dtype);
         let out = convert(&mut recorder, &result.out, DType::F32)?;
         let out = recorder.download::<f32>(&out)?;
