@@ -66,9 +66,10 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use dilated_attention::models::NonFiniteResult;
-use dilated_attention::models::gigapath::{Slide, SlideEncoder};
+use dilated_attention::models::gigapath::{Slide, SlideEncoder, SlideOutputs};
+use dilated_attention::models::{NonFiniteResult, StagedModel};
 use dilated_attention::nn::Parameters;
+use dilated_attention::recorder::Progress;
 use dilated_attention::{Context, WeightFile, WeightSource};
 use program::{Arguments, say, say_part};
 
@@ -129,17 +130,18 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
 
     let begin = Instant::now();
     let (mut shown, is_terminal) = (-1, std::io::stdout().is_terminal());
-    let show = |part: f64| {
-        let percent = (100.0 * part) as i32;
+    let show = |progress: Progress| {
+        let percent = (100.0 * progress.fraction()) as i32;
         if percent > shown && is_terminal {
             shown = percent;
             let bar = "#".repeat(percent as usize / 4);
             say_part!("\r[{bar:<25}] {percent:3} %");
         }
     };
-    let (slices, outputs) = (settings.slices, &settings.outputs);
-    let encoded = encoder.encode(&context, &weights, &slides, outputs, slices, show);
-    let output = match pollster::block_on(encoded) {
+    let encoded = encoder
+        .run(&context, &weights, &slides, &settings.outputs)
+        .and_then(|run| pollster::block_on(run.in_slices(settings.slices, show)));
+    let output = match encoded {
         Err(dilated_attention::Error::NonFiniteResult(result)) => {
             return Err(not_finite(
                 *result, &context, &encoder, &weights, &slides, &settings,
@@ -206,8 +208,10 @@ fn not_finite(
         return format!("{result}. {NOTHING}").into();
     }
     say!("\nnot finite  encoding once more to find where");
-    let origin = encoder.find_nonfinite(context, weights, slides, settings.slices);
-    match pollster::block_on(origin) {
+    let origin = encoder
+        .run(context, weights, slides, &SlideOutputs::default())
+        .and_then(|run| pollster::block_on(run.find_nonfinite(settings.slices)));
+    match origin {
         Ok(Some(origin)) => format!("{result}. It begins with {origin}. {NOTHING}").into(),
         Ok(None) => {
             format!("{result}. All states are finite: it is the last norm. {NOTHING}").into()
