@@ -270,7 +270,6 @@ fn half_precision_loses_no_more_than_its_storage_does() {
                     "{} {dtype} {name}: {found:?}, by rounding {allowed:?}",
                     on.name
                 );
-                println!("{what}");
                 // Rounding must itself be seen, and be small.
                 assert!(
                     allowed[0] > 0.0 && allowed[0] < 0.3 * largest(&exact[index]),
