@@ -22,7 +22,7 @@ use crate::weights::WeightSource;
 /// Each is a recording of its own, so that long inputs go up in bounded pieces and an application submits when it suits it.
 ///
 /// A model is plain data and pipelines, cheap to clone; weights are [`Parameters`] beside it. See the
-/// [module](super) for an example, and for how to add a model.
+/// [module](super) for an example, and for how to add a model to this crate: the trait is not for models outside of it.
 pub trait StagedModel: Clone + fmt::Debug {
     /// Options of the model.
     type Config: Clone;
@@ -34,7 +34,8 @@ pub trait StagedModel: Clone + fmt::Debug {
     type Outputs;
     /// Results, on the host.
     type Output;
-    /// What is particular to the model in a run over one input. Not for use outside of this crate.
+    /// What is particular to the model in a run over one input.
+    #[doc(hidden)]
     type Stages<'a>: Stages<Output = Self::Output>;
 
     /// Declares the parameters, under the names of the checkpoint, and chooses kernels.
@@ -49,20 +50,22 @@ pub trait StagedModel: Clone + fmt::Debug {
     /// The parameters' names and shapes: those of the checkpoint.
     fn parameters(&self) -> &Arc<ParameterList>;
 
-    /// What a run over `input` consists of, its shape checked, but not its values. Not for use outside of this crate.
+    /// What a run over `input` consists of, its shape checked, but not its values.
     ///
     /// # Errors
     /// [`Error::InvalidShape`] for inputs that the model cannot take and outputs that it does not have.
+    #[doc(hidden)]
     fn stages<'a>(
         &self,
         input: Self::Input<'a>,
         outputs: &Self::Outputs,
     ) -> Result<(Outline, Self::Stages<'a>)>;
 
-    /// What `with` makes of an input of `size` that is 0 everywhere. Not for use outside of this crate.
+    /// What `with` makes of an input of `size` that is 0 everywhere.
     ///
     /// # Errors
     /// [`Error::InvalidShape`] for sizes that this machine could not hold, and those of `with`.
+    #[doc(hidden)]
     fn with_zeros<T>(
         config: &Self::Config,
         size: Self::InputSize<'_>,
