@@ -9,9 +9,10 @@ use std::error::Error;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use dilated_attention::models::NonFiniteResult;
-use dilated_attention::models::gigapath::{Slide, SlideEncoder};
+use dilated_attention::models::gigapath::{Slide, SlideEncoder, SlideOutputs};
+use dilated_attention::models::{NonFiniteResult, StagedModel};
 use dilated_attention::nn::Parameters;
+use dilated_attention::recorder::Progress;
 use dilated_attention::{Context, WeightFile, WeightSource};
 use indicatif::{ProgressBar, ProgressStyle};
 use program::{say, say_part};
@@ -75,9 +76,10 @@ fn run(settings: Settings) -> Result<(), Box<dyn Error>> {
     let begin = Instant::now();
     let style = ProgressStyle::with_template("[{bar:40}] {percent:>3} %, {eta} left")?;
     let bar = ProgressBar::new(1000).with_style(style);
-    let show = |part: f64| bar.set_position((1000.0 * part) as u64);
-    let encoded = encoder.encode(&context, &weights, &slides, &outputs, slices, show);
-    let encoded = pollster::block_on(encoded);
+    let show = |progress: Progress| bar.set_position((1000.0 * progress.fraction()) as u64);
+    let encoded = encoder
+        .run(&context, &weights, &slides, &outputs)
+        .and_then(|run| pollster::block_on(run.in_slices(slices, show)));
     bar.finish_and_clear();
     let output = match encoded {
         Err(dilated_attention::Error::NonFiniteResult(result)) => {
@@ -143,8 +145,10 @@ fn not_finite(
         return format!("{result}. {NOTHING}").into();
     }
     say!("\nnot finite  encoding once more to find where");
-    let origin = encoder.find_nonfinite(context, weights, slides, settings.slices());
-    match pollster::block_on(origin) {
+    let origin = encoder
+        .run(context, weights, slides, &SlideOutputs::default())
+        .and_then(|run| pollster::block_on(run.find_nonfinite(settings.slices())));
+    match origin {
         Ok(Some(origin)) => format!("{result}. It begins with {origin}. {NOTHING}").into(),
         Ok(None) => {
             format!("{result}. All states are finite: it is the last norm. {NOTHING}").into()

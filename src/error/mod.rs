@@ -304,8 +304,8 @@ pub enum Error {
         /// Type of the activations.
         activations: DType,
     },
-    /// A result has infinite elements or NaN. [`SlideOutputs::allow_nonfinite`](crate::models::gigapath::SlideOutputs) returns
-    /// it all the same.
+    /// A result has infinite elements or NaN. Outputs that allow it
+    /// ([`SlideOutputs::allow_nonfinite`](crate::models::gigapath::SlideOutputs)) return it all the same.
     #[error("{0}")]
     NonFiniteResult(Box<NonFiniteResult>),
     /// Loss or gradient of a training step, or the loss of an evaluation, is not finite.

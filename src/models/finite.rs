@@ -1,41 +1,158 @@
 //! Whether results are finite, and where values that are not arise.
 
+use crate::config::AttentionShape;
 use crate::device::DType;
-use crate::error::{Error, NonFiniteResult, Origin, Result};
+use crate::error::{Error, NonFiniteResult, Origin, Result, Token};
 
-/// Whether `results`, each a name, the item it is of and values, are finite.
+/// One item's part of a result.
+#[derive(Clone, Copy, Debug)]
+pub struct ResultPart<'a> {
+    /// The result, as the output names it.
+    pub result: &'static str,
+    /// The slide or image.
+    pub item: usize,
+    /// Its values.
+    pub values: &'a [f32],
+    /// What they tell of where values that are not finite arise.
+    pub of: PartOf,
+}
+
+/// What values are of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartOf {
+    /// The end of the run.
+    End,
+    /// One state, without regard to tokens.
+    State(usize),
+    /// The tokens of one state, a row each.
+    Tokens(usize),
+}
+
+/// A result of as many values for each of `items`.
+pub(super) fn by_item<'a>(
+    result: &'static str,
+    of: PartOf,
+    values: &'a [f32],
+    items: usize,
+) -> impl Iterator<Item = ResultPart<'a>> {
+    let size = (values.len() / items.max(1)).max(1);
+    let items = values.chunks(size).enumerate();
+    items.map(move |(item, values)| ResultPart {
+        result,
+        item,
+        values,
+        of,
+    })
+}
+
+/// A result with a row for each token of `shape`: the rows behind an item's own tokens mean nothing.
+pub(super) fn by_token<'a>(
+    result: &'static str,
+    of: PartOf,
+    values: &'a [f32],
+    shape: &AttentionShape,
+) -> impl Iterator<Item = ResultPart<'a>> {
+    let (items, tokens) = (shape.batch(), shape.seq_len());
+    let width = values.len() / (items * tokens).max(1);
+    by_item(result, of, values, items).map(move |part| {
+        let own = shape.valid_len(part.item) * width;
+        ResultPart {
+            values: &part.values[..own.min(part.values.len())],
+            ..part
+        }
+    })
+}
+
+/// Whether all of `results` are finite.
 ///
 /// # Errors
-/// [`Error::NonFiniteResult`], about the first that is not, with what `origin` says.
-pub(super) fn check<'a>(
-    results: impl IntoIterator<Item = (&'static str, usize, &'a [f32])>,
-    origin: impl FnOnce() -> Option<Origin>,
+/// [`Error::NonFiniteResult`] about the first that is not, and where such values arise.
+pub(super) fn check(
+    results: &[ResultPart<'_>],
+    width: usize,
+    token: fn(usize) -> Token,
     activations: DType,
 ) -> Result<()> {
     let count = |values: &[f32]| values.iter().filter(|value| !value.is_finite()).count();
-    let counted = results
-        .into_iter()
-        .map(|(result, item, values)| (result, item, count(values), values.len()));
-    let Some((result, item, count, of)) = counted.into_iter().find(|(_, _, count, _)| *count > 0)
-    else {
+    let mut counted = results.iter().map(|part| (part, count(part.values)));
+    let Some((part, count)) = counted.find(|(_, count)| *count > 0) else {
         return Ok(());
     };
     Err(Error::NonFiniteResult(Box::new(NonFiniteResult {
-        result,
-        item,
+        result: part.result,
+        item: part.item,
         count,
-        of,
-        origin: origin(),
+        of: part.values.len(),
+        origin: origin(results.iter().copied(), width, token),
         activations,
     })))
 }
 
+/// The first state that is not finite, as far as `results` tell; `token` names the token of a row of `width` elements.
+pub(super) fn origin<'a>(
+    results: impl IntoIterator<Item = ResultPart<'a>>,
+    width: usize,
+    token: fn(usize) -> Token,
+) -> Option<Origin> {
+    let origins = results.into_iter().filter_map(|part| {
+        let (first, rows) = bad_rows(part.values, width)?;
+        let (state, token, tokens) = match part.of {
+            PartOf::End => return None,
+            PartOf::State(state) => (state, None, 0),
+            PartOf::Tokens(state) => (state, Some(token(first)), rows),
+        };
+        let item = part.item;
+        Some(Origin {
+            item,
+            state,
+            token,
+            tokens,
+        })
+    });
+    // Of one state, the tokens say more.
+    origins.min_by_key(|origin| (origin.state, origin.token.is_none(), origin.item))
+}
+
 /// The first of the rows of `width` elements that is not finite, and the number of such rows.
-pub(super) fn rows(values: &[f32], width: usize) -> Option<(usize, usize)> {
+fn bad_rows(values: &[f32], width: usize) -> Option<(usize, usize)> {
     let is_bad = |row: &[f32]| row.iter().any(|value| !value.is_finite());
-    let mut bad = (0..)
-        .zip(values.chunks(width.max(1)))
-        .filter(|(_, row)| is_bad(row));
+    let rows = values.chunks(width.max(1)).enumerate();
+    let mut bad = rows.filter(|(_, row)| is_bad(row));
     let (first, _) = bad.next()?;
     Some((first, 1 + bad.count()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PartOf, by_item, by_token, check};
+    use crate::config::AttentionShape;
+    use crate::device::DType;
+    use crate::error::Token;
+
+    /// Two images of three patches of two elements, with features and one state.
+    #[test]
+    fn a_result_that_is_not_finite_names_item_and_token() {
+        let shape = AttentionShape::new(2, 3).expect("valid");
+        let (mut features, mut state) = (vec![0.0; 2 * 2], vec![0.0; 2 * 3 * 2]);
+        let told = |features: &[f32], state: &[f32], shape: &AttentionShape| {
+            let features = by_item("features", PartOf::End, features, 2);
+            let states = by_token("states", PartOf::Tokens(1), state, shape);
+            let results: Vec<_> = features.chain(states).collect();
+            check(&results, 2, Token::Patch, DType::F32).map_err(|error| error.to_string())
+        };
+        told(&features, &state, &shape).expect("finite");
+        features[2] = f32::NAN;
+        let alone = told(&features, &state, &shape).expect_err("told");
+        let expected = "1 of the 2 values of features of item 1 are not finite:";
+        assert!(alone.starts_with(expected), "{alone}");
+        // Patches 1 and 2 of the second image.
+        state[4 * 2..].fill(f32::INFINITY);
+        let with_state = told(&features, &state, &shape).expect_err("told");
+        let place = "patch 1 and 1 more tokens in the output of layer 0 (item 1 of the batch)";
+        assert!(with_state.contains(place), "{with_state}");
+        // Of which it has but one.
+        let shorter = shape.with_valid_lens(&[3, 1]).expect("valid");
+        let without = told(&features, &state, &shorter).expect_err("told");
+        assert_eq!(without, alone);
+    }
 }

@@ -1,20 +1,35 @@
-//! What a model's work over one input will need.
+//! What a model's run over one input will need.
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
-use super::recordings::Recordings;
+use super::run::ModelRun;
+use super::staged::StagedModel;
 use crate::config::AttentionShape;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::kernels::Kernel;
 use crate::longnet::LongNetConfig;
-use crate::nn::{ParameterList, Parameters};
+use crate::nn::Parameters;
 use crate::recorder::Recorder;
 
-/// What a model's work over one input will need, known before it runs; made by
-/// [`SlideEncoder::plan`](super::gigapath::SlideEncoder::plan) and [`LongVit::plan`](super::longvit::LongVit::plan).
+/// What a model's run over one input will need, known before it runs; made by [`StagedModel::plan`] and
+/// [`StagedModel::plan_for`].
+///
+/// ```
+/// use dilated_attention::DeviceCaps;
+/// use dilated_attention::models::StagedModel;
+/// use dilated_attention::models::gigapath::{SlideEncoder, SlideEncoderConfig, SlideOutputs};
+/// use dilated_attention::models::longvit::{LongVit, LongVitConfig, LongVitOutputs};
+/// let caps = DeviceCaps::webgpu_defaults();
+/// let (config, outputs) = (SlideEncoderConfig::base(), SlideOutputs::default());
+/// let of_a_slide = SlideEncoder::plan(&config, &[45_680], &outputs, caps.clone())?;
+/// assert!(of_a_slide.held_bytes < 1536 << 20);
+/// let (config, outputs) = (LongVitConfig::published(2), LongVitOutputs::default());
+/// let of_an_image = LongVit::plan(&config, [1, 4096, 4096], &outputs, caps)?;
+/// println!("{of_a_slide}{of_an_image}");
+/// # Ok::<(), dilated_attention::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ModelPlan {
@@ -60,73 +75,102 @@ impl ModelPlan {
         }
     }
 
-    /// The plan of a run on `dry_run`, on which nothing was done but to load the model's weights; times are those of `measured`.
-    pub(super) fn of_run(
+    /// The plan of a run on `dry_run`, on which nothing was done yet; times are those of `measured`.
+    pub(super) fn on<M: StagedModel>(
         dry_run: &Context,
         measured: Option<&Context>,
-        mut run: impl Recordings,
-        [num_tokens, flop]: [u64; 2],
+        config: &M::Config,
+        size: M::InputSize<'_>,
+        outputs: &M::Outputs,
     ) -> Result<Self> {
-        let pool = dry_run.pool();
-        let loading_bytes = pool.stats().held_bytes.peak;
-        pool.reset_peaks();
-        let weight_bytes = pool.stats().requested_bytes.current;
-        let mut num_dispatches = 0;
-        let mut expected_time = measured.map(|_| Duration::ZERO);
-        rehearse(&mut run, |recorder| {
-            num_dispatches += recorder.num_dispatches();
-            let of_recording = measured.and_then(|context| context.expected_time(recorder));
-            expected_time = expected_time
-                .zip(of_recording)
-                .and_then(|(sum, time)| sum.checked_add(time));
-        })?;
-        let stats = pool.stats();
-        Ok(Self {
-            num_tokens,
-            weight_bytes,
-            requested_bytes: stats.requested_bytes.peak,
-            held_bytes: stats.held_bytes.peak.max(loading_bytes),
-            num_recordings: run.count() as u64,
-            num_dispatches,
-            flop,
-            expected_time,
+        with_run::<M, _>(dry_run, config, size, outputs, |run| {
+            let (encoder, outline) = (run.encoder_config(), run.outline());
+            let shape = &outline.shape;
+            let embedding = 2 * outline.part_operations.iter().sum::<u64>();
+            let flop = embedding + encoder_flop(dry_run, encoder, shape)?;
+            let num_tokens = shape.batch() as u64 * shape.seq_len() as u64;
+            let pool = dry_run.pool();
+            let loading_bytes = pool.stats().held_bytes.peak;
+            pool.reset_peaks();
+            let weight_bytes = pool.stats().requested_bytes.current;
+            let (mut num_recordings, mut num_dispatches) = (0, 0);
+            let mut expected_time = measured.map(|_| Duration::ZERO);
+            rehearse(run, |recorder| {
+                num_recordings += 1;
+                num_dispatches += recorder.num_dispatches();
+                let of_recording = measured.and_then(|context| context.expected_time(recorder));
+                expected_time = expected_time
+                    .zip(of_recording)
+                    .and_then(|(sum, time)| sum.checked_add(time));
+            })?;
+            let stats = pool.stats();
+            Ok(Self {
+                num_tokens,
+                weight_bytes,
+                requested_bytes: stats.requested_bytes.peak,
+                held_bytes: stats.held_bytes.peak.max(loading_bytes),
+                num_recordings,
+                num_dispatches,
+                flop,
+                expected_time,
+            })
         })
     }
 }
 
 /// The kernels of a run on a dry run, each once.
-pub(super) fn kernels(mut run: impl Recordings) -> Result<Vec<Kernel>> {
+pub(super) fn kernels<M: StagedModel>(
+    dry_run: &Context,
+    config: &M::Config,
+    size: M::InputSize<'_>,
+    outputs: &M::Outputs,
+) -> Result<Vec<Kernel>> {
     let mut kernels = Vec::new();
-    rehearse(&mut run, |recorder| {
-        for kernel in recorder.kernels() {
-            if !kernels.contains(&kernel) {
-                kernels.push(kernel);
+    with_run::<M, _>(dry_run, config, size, outputs, |run| {
+        rehearse(run, |recorder| {
+            for kernel in recorder.kernels() {
+                if !kernels.contains(&kernel) {
+                    kernels.push(kernel);
+                }
             }
-        }
+        })
     })?;
     Ok(kernels)
 }
 
+/// What `with` makes of a run on a dry run, with stand-ins for weights and input.
+fn with_run<M: StagedModel, T>(
+    dry_run: &Context,
+    config: &M::Config,
+    size: M::InputSize<'_>,
+    outputs: &M::Outputs,
+    with: impl FnOnce(ModelRun<'_, M>) -> Result<T>,
+) -> Result<T> {
+    let model = M::new(dry_run, config.clone())?;
+    // Loaded in the way that weights are.
+    let list = model.parameters();
+    let weights = Parameters::submitted(dry_run, "load weights", list, |_, _, _| ())?;
+    M::with_zeros(config, size, |input| {
+        with(ModelRun::unchecked(
+            dry_run, &model, &weights, input, outputs,
+        )?)
+    })
+}
+
 /// Goes through a run on a dry run, each recording shown to `seen`.
-fn rehearse(run: &mut impl Recordings, mut seen: impl FnMut(&Recorder)) -> Result<()> {
-    while let Some(recorder) = run.next()? {
+fn rehearse<M: StagedModel>(
+    mut run: ModelRun<'_, M>,
+    mut seen: impl FnMut(&Recorder),
+) -> Result<()> {
+    while let Some(recorder) = run.next_recording()? {
         seen(&recorder);
         recorder.submit()?;
     }
     Ok(())
 }
 
-/// Weights that stand for those of a model, loaded in the way that theirs are.
-pub(super) fn stand_ins(dry_run: &Context, list: &Arc<ParameterList>) -> Result<Parameters> {
-    Parameters::submitted(dry_run, "load weights", list, |_, _, _| ())
-}
-
 /// Floating point operations of products and attention in all layers of an encoder.
-pub(super) fn encoder_flop(
-    dry_run: &Context,
-    config: &LongNetConfig,
-    shape: &AttentionShape,
-) -> Result<u64> {
+fn encoder_flop(dry_run: &Context, config: &LongNetConfig, shape: &AttentionShape) -> Result<u64> {
     let attention = config
         .attention()
         .plan_forward(shape, config.activations, dry_run.caps())?

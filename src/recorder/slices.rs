@@ -82,11 +82,11 @@ impl SliceOptions {
     }
 }
 
-/// How far a sliced submission is, in nanoseconds of device time as expected when it began. The total does not change
-/// meanwhile.
+/// How far work is: of a sliced submission in nanoseconds of device time as expected when it began; of a
+/// [model's run](crate::models::ModelRun::progress) in multiplications. The total does not change meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Work of the slices that are done.
+    /// Work that is done.
     pub done: u64,
     /// All work, at least 1. When `done` reaches it, nothing is left.
     pub total: u64,

@@ -4,6 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use dilated_attention::longnet::{LongNet, LongNetConfig, OutputProjection};
+use dilated_attention::models::StagedModel;
 use dilated_attention::models::gigapath::{Slide, SlideEncoder, SlideEncoderConfig, SlideOutputs};
 use dilated_attention::pool::{READBACK_USAGE, STAGING_USAGE, STORAGE_USAGE};
 use dilated_attention::recorder::SliceOptions;
@@ -198,9 +199,8 @@ fn slide_encoder(context: &Context) -> Result<Vec<f32>> {
         coords: &coords,
     }];
     let options = SliceOptions::default().with_target(Duration::from_millis(1));
-    let outputs = SlideOutputs::default();
-    let run = encoder.encode(context, &weights, &slides, &outputs, options, |_| ());
-    Ok(pollster::block_on(run)?.cls)
+    let run = encoder.run(context, &weights, &slides, &SlideOutputs::default())?;
+    Ok(pollster::block_on(run.in_slices(options, |_| ()))?.cls)
 }
 
 /// A file of weights, made on the host.

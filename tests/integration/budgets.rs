@@ -2,13 +2,14 @@
 //! pool is emptied in between.
 
 use dilated_attention::longnet::{Call, Input, LongNet, LongNetConfig};
+use dilated_attention::models::StagedModel;
 use dilated_attention::models::gigapath::{Slide, SlideEncoder, SlideEncoderConfig, SlideOutputs};
-use dilated_attention::models::longvit::{LongVit, LongVitConfig};
+use dilated_attention::models::longvit::{Images, LongVit, LongVitConfig, LongVitOutputs};
 use dilated_attention::nn::Parameters;
 use dilated_attention::ops::TokenIds;
 use dilated_attention::training::Trainer;
 use dilated_attention::{
-    AttentionShape, Context, ContextOptions, DilatedAttentionConfig, Result, WeightFile,
+    AttentionShape, Context, ContextOptions, DType, DilatedAttentionConfig, Result, WeightFile,
     WeightWriter,
 };
 
@@ -96,7 +97,8 @@ fn of_a_slide_encoder() {
                         true => encoder.load(&context, &file)?,
                         false => encoder.initial_weights(&context, 1)?,
                     };
-                    encoder.encode_blocking(&context, &weights, &slides, &outputs)
+                    let run = encoder.run(&context, &weights, &slides, &outputs)?;
+                    run.blocking()
                 });
             }
         }
@@ -106,19 +108,26 @@ fn of_a_slide_encoder() {
 #[test]
 fn of_longvit() {
     let context = context();
-    for ffn_dim in FFN_DIMS {
+    for (ffn_dim, activations) in [
+        (FFN_DIMS[0], DType::F32),
+        (FFN_DIMS[1], DType::F32),
+        (FFN_DIMS[0], DType::F16),
+    ] {
         let mut config = LongVitConfig::published(3);
         config.attention = attention();
+        config.activations = activations;
         (config.num_layers, config.ffn_dim) = (2, ffn_dim);
         (config.image_size, config.patch_size) = (16, 4);
         let model = LongVit::new(&context, config.clone()).unwrap();
         let file = file(&context, model.parameters());
         for size in [[1, 8, 8], [2, 24, 20]] {
-            let images = uniform(1, 3 * size.iter().product::<usize>());
-            let plan = LongVit::plan_for(&context, &config, size, &[]).unwrap();
+            let pixels = &uniform(1, 3 * size.iter().product::<usize>());
+            let outputs = LongVitOutputs::default();
+            let plan = LongVit::plan_for(&context, &config, size, &outputs).unwrap();
             within(&context, plan.held_bytes, || {
                 let weights = model.load(&context, &file)?;
-                model.encode_blocking(&context, &weights, &images, size, &[])
+                let run = model.run(&context, &weights, Images { pixels, size }, &outputs)?;
+                run.blocking()
             });
         }
     }

@@ -2,6 +2,7 @@
 //! there.
 
 use dilated_attention::longnet::{LongNetConfig, OutputProjection};
+use dilated_attention::models::StagedModel;
 use dilated_attention::models::gigapath::{SlideEncoder, SlideEncoderConfig, SlideOutputs};
 use dilated_attention::training::{LearningRate, Trainer, TrainingOptions};
 use dilated_attention::{AttentionShape, DType, DeviceCaps, DilatedAttentionConfig, Error, Result};

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use dilated_attention::models::StagedModel;
 use dilated_attention::models::gigapath::{Slide, SlideEncoder, SlideOutput, SlideOutputs};
 use dilated_attention::nn::Parameters;
 use dilated_attention::{Context, DeviceCaps};
@@ -204,9 +205,9 @@ fn encode(context: &Context, encoder: &SlideEncoder, weights: &Parameters) -> Sl
         features: &features,
         coords: &coords,
     };
-    encoder
-        .encode_blocking(context, weights, &[slide], &SlideOutputs::default())
-        .expect("a right slide")
+    let slides = [slide];
+    let run = encoder.run(context, weights, &slides, &SlideOutputs::default());
+    run.expect("a right slide").blocking().expect("runs")
 }
 
 #[test]

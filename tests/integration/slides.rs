@@ -4,10 +4,10 @@
 use std::future::Future;
 
 use dilated_attention::CallOptions;
-use dilated_attention::models::Token;
 use dilated_attention::models::gigapath::{
-    Slide, SlideEncoder, SlideEncoderConfig, SlideOutput, SlideOutputs, SlideRun,
+    Slide, SlideEncoder, SlideEncoderConfig, SlideOutput, SlideOutputs,
 };
+use dilated_attention::models::{StagedModel, Token};
 use dilated_attention::nn::Parameters;
 use dilated_attention::recorder::SliceOptions;
 use dilated_attention::{
@@ -72,9 +72,9 @@ fn encode(
     (encoder, weights): &(SlideEncoder, Parameters),
     parts: &[Tiles],
 ) -> SlideOutput {
-    encoder
-        .encode_blocking(context, weights, &slides(parts), &everything())
-        .unwrap()
+    let slides = slides(parts);
+    let run = encoder.run(context, weights, &slides, &everything());
+    run.unwrap().blocking().unwrap()
 }
 
 fn all_contexts() -> Vec<&'static TestContext> {
@@ -190,12 +190,8 @@ fn slides_of_a_batch_are_what_they_are_alone() {
                 compare("layer's cls", own(&of_batch.cls, 32, 32), &of_one.cls);
                 compare("layer's pool", own(&of_batch.pool, 32, 32), &of_one.pool);
             }
-            for (of_batch, of_one) in batch.states.iter().zip(&alone.states) {
-                compare(
-                    "state",
-                    own(&of_batch.values, 61 * 32, rows),
-                    &of_one.values,
-                );
+            for ((_, of_batch), (_, of_one)) in batch.states.iter().zip(&alone.states) {
+                compare("state", own(of_batch, 61 * 32, rows), of_one);
             }
             let encoded = batch.encoded.as_deref().unwrap();
             let of_one = alone.encoded.as_deref().unwrap();
@@ -267,7 +263,8 @@ fn a_run_asks_for_what_its_plan_says_and_gives_all_back() {
             context.pool().trim();
             context.pool().reset_peaks();
             let slides = slides(&parts);
-            let mut run = SlideRun::new(&context, &model.0, &model.1, &slides, &outputs).unwrap();
+            let (encoder, weights) = &model;
+            let mut run = encoder.run(&context, weights, &slides, &outputs).unwrap();
             let mut dispatches = 0;
             while let Some(recorder) = run.next_recording().unwrap() {
                 dispatches += recorder.num_dispatches();
@@ -337,8 +334,9 @@ fn scans_at_20x_and_40x_give_the_same_embedding() {
             features: &tiles.features,
             coords: &tiles.coords,
         };
-        let output = encoder.encode_blocking(context, &weights, &[slide], &SlideOutputs::default());
-        output.unwrap().pool
+        let slides = [slide];
+        let run = encoder.run(context, &weights, &slides, &SlideOutputs::default());
+        run.unwrap().blocking().unwrap().pool
     };
     let of_file = slide_files::TileSizeChoice::OfFile;
     let expected = encode(1, of_file);
@@ -386,7 +384,10 @@ fn a_run_that_is_dropped_gives_everything_back() {
     context.wait().expect("waits");
     let before = context.pool().stats().requested_bytes.current;
     for stop in 0..=5 {
-        let mut run = SlideRun::new(context, &model.0, &model.1, &slides, &everything()).unwrap();
+        let (encoder, weights) = &model;
+        let mut run = encoder
+            .run(context, weights, &slides, &everything())
+            .unwrap();
         assert_eq!(run.num_recordings(), 5);
         for _ in 0..stop {
             run.next_recording().unwrap().unwrap().submit().unwrap();
@@ -416,34 +417,31 @@ fn encoding_in_slices_is_the_same_and_can_be_given_up() {
     let (parts, few) = ([tiles(1, 40, 12), tiles(2, 30, 12)], [tiles(1, 5, 12)]);
     let (slides, few) = (slides(&parts), slides(&few));
     let outputs = everything();
-    let at_once = encoder
-        .encode_blocking(context, &weights, &slides, &outputs)
-        .unwrap();
+    let run = || encoder.run(context, &weights, &slides, &outputs).unwrap();
+    let at_once = run().blocking().unwrap();
     let before = requested_by(context, &weights);
     let mut told = Vec::new();
     let options = SliceOptions::default();
-    let encode = encoder.encode(context, &weights, &slides, &outputs, options, |part| {
-        told.push(part);
-    });
+    let encode = run().in_slices(options, |progress| told.push(progress.fraction()));
     is_send(&encode);
     assert_eq!(pollster::block_on(encode).unwrap(), at_once);
     assert!(told.is_sorted() && told.len() >= 5, "{told:?}");
     assert_eq!(told.last(), Some(&1.0));
     let (output, polls) = give_up_everywhere(context, &weights, || {
-        Box::pin(encoder.encode(context, &weights, &slides, &outputs, options, |_| ()))
+        Box::pin(run().in_slices(options, |_| ()))
     });
     // Once a recording, unless the device is done with one before it is asked.
     assert!(polls > 1, "{polls}");
     // In the smallest slices there are many more.
     let none = SlideOutputs::default();
     let smallest = SliceOptions::default().with_target(std::time::Duration::ZERO);
+    let run = || encoder.run(context, &weights, &few, &none).unwrap();
     let (output_of_few, polls) = give_up_everywhere(context, &weights, || {
-        Box::pin(encoder.encode(context, &weights, &few, &none, smallest, |_| ()))
+        Box::pin(run().in_slices(smallest, |_| ()))
     });
     println!("given up at {polls} points");
     assert!(polls > 10, "{polls}");
-    let expected = encoder.encode_blocking(context, &weights, &few, &none);
-    assert_eq!(output_of_few, expected.unwrap());
+    assert_eq!(output_of_few, run().blocking().unwrap());
     assert_eq!(output, at_once);
     assert_eq!(settled(context, before), before);
     drop(weights);
@@ -463,16 +461,15 @@ fn a_lost_device_is_an_error_and_a_new_context_goes_on() {
     let (encoder, weights) = with_weights(&context, small());
     let file = pollster::block_on(WeightWriter::new().part("", &weights).to_bytes(&context));
     let file = WeightFile::from_bytes(file.unwrap()).unwrap();
-    let expected = encoder
-        .encode_blocking(&context, &weights, &slides, &outputs)
-        .unwrap();
+    let run = encoder.run(&context, &weights, &slides, &outputs);
+    let expected = run.unwrap().blocking().unwrap();
     for polls in [0, 1, 2, 4] {
         let context = open();
         let encoder = SlideEncoder::new(&context, small()).unwrap();
         let weights = encoder.load(&context, &file).unwrap();
         let options = SliceOptions::default();
-        let mut encode =
-            Box::pin(encoder.encode(&context, &weights, &slides, &outputs, options, |_| ()));
+        let run = encoder.run(&context, &weights, &slides, &outputs).unwrap();
+        let mut encode = Box::pin(run.in_slices(options, |_| ()));
         let mut waker = std::task::Context::from_waker(std::task::Waker::noop());
         for _ in 0..polls {
             assert!(encode.as_mut().poll(&mut waker).is_pending());
@@ -485,10 +482,8 @@ fn a_lost_device_is_an_error_and_a_new_context_goes_on() {
     let context = open();
     let encoder = SlideEncoder::new(&context, small()).unwrap();
     let weights = encoder.load(&context, &file).unwrap();
-    let again = encoder
-        .encode_blocking(&context, &weights, &slides, &outputs)
-        .unwrap();
-    assert_eq!(again, expected);
+    let run = encoder.run(&context, &weights, &slides, &outputs);
+    assert_eq!(run.unwrap().blocking().unwrap(), expected);
 }
 
 /// Before anything was measured nothing is expected; then about what it takes, in later contexts of the same adapter, too.
@@ -513,7 +508,8 @@ fn a_plan_tells_the_time_where_the_pace_was_measured() {
     let parts = [tiles(1, 300, 12)];
     let slides = slides(&parts);
     let options = SliceOptions::default();
-    let encode = || encoder.encode(&context, &weights, &slides, &outputs, options, |_| ());
+    let run = || encoder.run(&context, &weights, &slides, &outputs).unwrap();
+    let encode = || run().in_slices(options, |_| ());
     // Compiles.
     pollster::block_on(encode()).unwrap();
     let mut slowest = std::time::Duration::ZERO;
@@ -537,7 +533,7 @@ fn a_plan_tells_the_time_where_the_pace_was_measured() {
     let half = SlideEncoder::plan_for(&context, &half, &[300], &outputs).unwrap();
     assert_eq!(half.expected_time, None);
     // A recording itself is expected to take its part of that.
-    let mut run = SlideRun::new(&context, &encoder, &weights, &slides, &outputs).unwrap();
+    let mut run = run();
     let first = run.next_recording().unwrap().unwrap();
     let first = context.expected_time(&first).unwrap();
     assert!(first > std::time::Duration::ZERO && first < expected);
@@ -570,10 +566,9 @@ fn a_run_goes_on_after_memory_ran_out() {
     let parts = [tiles(1, 40, 12), tiles(2, 30, 12)];
     let slides = slides(&parts);
     let outputs = everything();
-    let expected = encoder
-        .encode_blocking(context, &weights, &slides, &outputs)
-        .unwrap();
-    let mut run = SlideRun::new(context, &encoder, &weights, &slides, &outputs).unwrap();
+    let run = || encoder.run(context, &weights, &slides, &outputs).unwrap();
+    let expected = run().blocking().unwrap();
+    let mut run = run();
     let mut refused = 0;
     // Refused at the first lease, then at ever later ones, until there is room.
     let mut room = 0;
@@ -705,9 +700,8 @@ fn bad_slides_are_errors_that_name_what_is_wrong() {
         coords: &coords,
     };
     let error = |slides: &[Slide<'_>], outputs: &SlideOutputs| {
-        SlideRun::new(context, &encoder, &weights, slides, outputs)
-            .err()
-            .unwrap()
+        let run = encoder.run(context, &weights, slides, outputs);
+        run.err().unwrap()
     };
     let none = SlideOutputs::default();
     for place in [
@@ -784,9 +778,7 @@ fn bad_slides_are_errors_that_name_what_is_wrong() {
     let mut other = small();
     other.num_layers = 1;
     let other = SlideEncoder::new(context, other).unwrap();
-    let foreign = SlideRun::new(context, &other, &weights, &[good], &none)
-        .err()
-        .unwrap();
+    let foreign = other.run(context, &weights, &[good], &none).err().unwrap();
     assert!(
         matches!(foreign, Error::ParameterMismatch { .. }),
         "{foreign}"
@@ -899,11 +891,15 @@ fn results_that_are_not_finite_are_an_error_that_names_the_tile() {
     recorder.submit().unwrap();
     let mut parts = [tiles(1, 40, 12)];
     let run = |parts: &[Tiles], outputs: &SlideOutputs| {
-        encoder.encode_blocking(&context, &weights, &slides(parts), outputs)
+        let slides = slides(parts);
+        encoder
+            .run(&context, &weights, &slides, outputs)?
+            .blocking()
     };
     let place = |parts: &[Tiles]| {
         let slides = slides(parts);
-        let find = encoder.find_nonfinite(&context, &weights, &slides, SliceOptions::default());
+        let run = encoder.run(&context, &weights, &slides, &SlideOutputs::default());
+        let find = run.unwrap().find_nonfinite(SliceOptions::default());
         pollster::block_on(find).unwrap()
     };
     run(&parts, &everything()).unwrap();

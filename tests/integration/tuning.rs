@@ -11,6 +11,7 @@ use dilated_attention::kernels::software::LaneGroups;
 use dilated_attention::kernels::software::matmul::BroadcastTile;
 use dilated_attention::kernels::{Family, Kernel, Pass, Reason};
 use dilated_attention::longnet::{Call, Input, LongNet, LongNetConfig, OutputProjection};
+use dilated_attention::models::StagedModel;
 use dilated_attention::models::gigapath::{Slide, SlideEncoder, SlideEncoderConfig, SlideOutputs};
 use dilated_attention::ops::{Matmul, TokenIds};
 use dilated_attention::training::{Batch, LearningRate, Trainer, TrainingOptions};
@@ -306,9 +307,9 @@ fn after_a_warm_up_a_slide_is_encoded_without_compiling() {
             features: &[0.5; 12 * TILES],
             coords: &[[0.0; 2]; TILES],
         };
-        encoder
-            .encode_blocking(&context, &weights, &[slide], &outputs)
-            .expect("runs");
+        let slides = [slide];
+        let run = encoder.run(&context, &weights, &slides, &outputs);
+        run.expect("valid").blocking().expect("runs");
         assert_eq!(pipelines(&context), before, "{limits}");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use dilated_attention::models::StagedModel;
 use dilated_attention::models::gigapath::{
     Slide, SlideEncoder, SlideEncoderConfig, SlideOutput, SlideOutputs,
 };
@@ -292,9 +293,9 @@ fn run(
         encoded: has("encoder_out") || has("encoder_out_rows"),
         ..SlideOutputs::default()
     };
-    let output = encoder
-        .encode_blocking(context, &weights, &inputs.slides(), &outputs)
-        .map_err(told)?;
+    let slides = inputs.slides();
+    let run = encoder.run(context, &weights, &slides, &outputs);
+    let output = run.and_then(|run| run.blocking()).map_err(told)?;
     report_output(file, &output, prefix, report)
 }
 
@@ -329,8 +330,8 @@ fn report_output(
         compare(name, &[states, slides, width], &values);
     }
     let all = [slides, tokens, width];
-    for state in &output.states {
-        compare(&format!("hidden.{}", state.state), &all, &state.values);
+    for (state, values) in &output.states {
+        compare(&format!("hidden.{state}"), &all, values);
     }
     if let Some(encoded) = &output.encoded {
         compare("encoder_out", &all, encoded);
@@ -352,8 +353,8 @@ fn report_output(
         Ok(sampled)
     };
     let mut hidden = Vec::new();
-    for state in &output.states {
-        hidden.extend(sample(&state.values)?);
+    for (_, values) in &output.states {
+        hidden.extend(sample(values)?);
     }
     compare(
         "hidden_rows",

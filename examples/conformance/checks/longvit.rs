@@ -1,6 +1,7 @@
 //! Files of LongViT (`lv_*`), as it is and with padding masked.
 
-use dilated_attention::models::longvit::{LongVit, LongVitConfig};
+use dilated_attention::models::StagedModel;
+use dilated_attention::models::longvit::{Images, LongVit, LongVitConfig};
 use dilated_attention::{Context, HeadOffsets, OutputRows, Padding};
 
 use super::attention::Engine;
@@ -63,10 +64,12 @@ fn run(
     let mut recorder = context.recorder("LongViT");
     let weights = modules::weights(file, &mut recorder, model.parameters(), &same)?;
     let shape @ [batch, _, height, width] = file.shape::<4>("image")?;
-    let images = file.f32s("image", &shape)?;
-    let size = [batch, height, width];
+    let images = Images {
+        pixels: &file.f32s("image", &shape)?,
+        size: [batch, height, width],
+    };
     let output = model
-        .forward(&mut recorder, &weights, &images, size, true)
+        .forward(&mut recorder, &weights, images, true)
         .map_err(told)?;
     let mut named = vec![
         ("encoder_out".to_owned(), &output.encoder.features),

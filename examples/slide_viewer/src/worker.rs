@@ -10,8 +10,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use dilated_attention::models::gigapath::{
-    Cell, Slide, SlideEncoder, SlideEncoderConfig, SlideOutputs, SlidePlan, SlideRun,
+    Cell, Slide, SlideEncoder, SlideEncoderConfig, SlideOutputs,
 };
+use dilated_attention::models::{ModelPlan, StagedModel};
 use dilated_attention::nn::Parameters;
 use dilated_attention::recorder::SliceOptions;
 use dilated_attention::{Context, Error, WeightFile};
@@ -63,7 +64,7 @@ pub enum Message {
 pub struct Ready {
     pub cells: Vec<Cell>,
     pub tile_size: TileSize,
-    pub plan: SlidePlan,
+    pub plan: ModelPlan,
     pub layers: usize,
     /// States that a run keeps: state n is the output of n layers.
     pub states: Vec<usize>,
@@ -238,7 +239,8 @@ impl Model {
             coords: &self.tiles.coords,
         }];
         let (context, outputs) = (&self.context, &self.outputs);
-        let mut run = SlideRun::new(context, &self.encoder, &self.weights, &slides, outputs)?;
+        let encoder = &self.encoder;
+        let mut run = encoder.run(context, &self.weights, &slides, outputs)?;
         while let Some(recorder) = run.next_recording()? {
             let mut sliced =
                 recorder.submit_in_slices(SliceOptions::default().with_target(kept.slice));
@@ -247,7 +249,7 @@ impl Model {
                 report(Message::Progress(Progress {
                     done: run.num_recorded() - usize::from(!progress.is_done()),
                     total: run.num_recordings(),
-                    fraction: run.fraction_done(progress.fraction()) as f32,
+                    fraction: run.progress(progress).fraction() as f32,
                 }));
                 loop {
                     match commands.try_recv() {
@@ -269,7 +271,7 @@ impl Model {
         let output = pollster::block_on(run.finish())?;
         let width = output.width;
         kept.states = (output.states.into_iter())
-            .map(|states| (states.state, UnitRows::of_tiles(states.values, width)))
+            .map(|(state, values)| (state, UnitRows::of_tiles(values, width)))
             .collect();
         let attention = output.attention.iter().map(|layer| {
             let of_tokens = layer.map(0).unwrap_or_default();

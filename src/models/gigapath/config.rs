@@ -98,6 +98,7 @@ impl SlideEncoderConfig {
     /// is that of one (384, 768, 1024 or 1536); `heads` says them for other widths, or where they differ.
     ///
     /// ```no_run
+    /// # use dilated_attention::models::StagedModel;
     /// # use dilated_attention::models::gigapath::{SlideEncoder, SlideEncoderConfig};
     /// # use dilated_attention::{Context, WeightFile};
     /// # let context = Context::headless()?;

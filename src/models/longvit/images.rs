@@ -5,13 +5,20 @@ use std::ops::Range;
 use super::LongVitConfig;
 use crate::config::AttentionShape;
 use crate::error::{Error, Result};
-use crate::longnet::Call;
 
-/// Images of one size, whole patches each; a row stands for a patch, image by image.
+/// Images of one size, whole patches each.
+#[derive(Clone, Copy, Debug)]
+pub struct Images<'a> {
+    /// Pixels, (batch, channels, height, width), row-major, as the model was trained with them.
+    pub pixels: &'a [f32],
+    /// Number of images, height and width of each in pixels.
+    pub size: [usize; 3],
+}
+
+/// The patches of images; a row stands for a patch, image by image.
 #[derive(Clone, Debug)]
-pub(super) struct Images<'a> {
-    /// (batch, channels, height, width), row-major.
-    values: &'a [f32],
+pub(super) struct Patches<'a> {
+    pixels: &'a [f32],
     batch: usize,
     channels: usize,
     height: usize,
@@ -19,25 +26,22 @@ pub(super) struct Images<'a> {
     patch: usize,
 }
 
-impl<'a> Images<'a> {
+impl<'a> Patches<'a> {
     /// # Errors
     /// [`Error::InvalidShape`] for images that are not there, not whole patches, or not as large as `values`.
-    pub fn new(
-        config: &LongVitConfig,
-        values: &'a [f32],
-        [batch, height, width]: [usize; 3],
-    ) -> Result<Self> {
+    pub fn new(config: &LongVitConfig, images: Images<'a>) -> Result<Self> {
+        let (pixels, [batch, height, width]) = (images.pixels, images.size);
         let (patch, channels) = (config.patch_size, config.channels);
         let whole = |size: usize| size > 0 && size.is_multiple_of(patch);
         let elements = [batch, channels, height, width]
             .iter()
             .try_fold(1usize, |product, size| product.checked_mul(*size));
-        if batch == 0 || !whole(height) || !whole(width) || elements != Some(values.len()) {
+        if batch == 0 || !whole(height) || !whole(width) || elements != Some(pixels.len()) {
             return Err(Error::InvalidShape {
                 what: "images",
                 given: format!(
                     "{} elements for {batch} of {height} x {width}",
-                    values.len()
+                    pixels.len()
                 ),
                 need: format!(
                     "at least one image of {channels} channels, whole patches of {patch}"
@@ -45,7 +49,7 @@ impl<'a> Images<'a> {
             });
         }
         Ok(Self {
-            values,
+            pixels,
             batch,
             channels,
             height,
@@ -83,15 +87,15 @@ impl<'a> Images<'a> {
     ///
     /// # Errors
     /// Those of [`AttentionShape::new`].
-    pub fn call(&self) -> Result<Call> {
-        Ok(Call::new(AttentionShape::new(self.batch, self.tokens())?))
+    pub fn shape(&self) -> Result<AttentionShape> {
+        AttentionShape::new(self.batch, self.tokens())
     }
 
-    /// Patches, each (channel, row, column).
-    pub fn patches(&self, rows: Range<usize>) -> Vec<f32> {
+    /// Values of patches, each (channel, row, column).
+    pub fn values(&self, rows: Range<usize>) -> Vec<f32> {
         let (patch, [_, columns]) = (self.patch, self.grid());
         let plane = self.height * self.width;
-        let mut patches = Vec::with_capacity(rows.len() * self.channels * patch * patch);
+        let mut values = Vec::with_capacity(rows.len() * self.channels * patch * patch);
         for row in rows {
             let (item, token) = (row / self.tokens(), row % self.tokens());
             let (y, x) = (token / columns * patch, token % columns * patch);
@@ -99,10 +103,10 @@ impl<'a> Images<'a> {
                 let begin = (item * self.channels + channel) * plane + x;
                 for line in y..y + patch {
                     let begin = begin + line * self.width;
-                    patches.extend_from_slice(&self.values[begin..begin + patch]);
+                    values.extend_from_slice(&self.pixels[begin..begin + patch]);
                 }
             }
         }
-        patches
+        values
     }
 }

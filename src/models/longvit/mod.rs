@@ -9,187 +9,49 @@
 //! For images of another size than the model's the table of positions is stretched bicubically, as torch's `interpolate` does it:
 //! first along the rows, then along the columns, each a small product on the device.
 //!
-//! [`LongVit::forward`] is one recording, its results tensors. [`LongVit::encode`] does everything in slices, with progress,
-//! its results on the host; a [`LongVitRun`] hands out the recordings of that one by one: patches go up in chunks, and layers
-//! run one after the other.
+//! A [`LongVit`] is loaded, planned and run by the methods of [`StagedModel`]: over [`Images`], or for plans their size, with
+//! [`LongVitOutputs`], to a [`LongVitOutput`] on the host. [`LongVit::forward`] is all of it in one recording, its results tensors.
 
+mod config;
 mod images;
-mod plan;
-mod run;
+mod stages;
 
-pub use run::{LongVitResult, LongVitRun};
+pub use config::{FeatureNorm, LongVitConfig};
+pub use images::Images;
+pub use stages::{LongVitOutput, LongVitOutputs};
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::config::DilatedAttentionConfig;
 use crate::context::Context;
 use crate::device::DType;
-use crate::error::{Error, Result};
-use crate::longnet::{Input, LongNet, LongNetConfig, Output};
-use crate::models::recordings;
+use crate::error::Result;
+use crate::longnet::{Call, Input, LongNet, Output};
+use crate::models::StagedModel;
+use crate::models::activations::upload;
+use crate::models::staged::Outline;
 use crate::nn::{Init, LayerNorm, Linear, ParameterId, ParameterList, Parameters};
-use crate::ops::{Matmul, ScaledAdd, mean_of_rows};
-#[cfg(doc)]
-use crate::recorder::SlicedSubmission;
-use crate::recorder::{Recorder, SliceOptions};
-use crate::tensor::Tensor;
-use crate::weights::WeightSource;
+use crate::ops::{Matmul, ScaledAdd, convert, mean_of_rows};
+use crate::recorder::Recorder;
+use crate::tensor::{Tensor, zeros};
 
-use images::Images;
-
-/// Where the features of an image are normalised.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum FeatureNorm {
-    /// After the mean of all patches, by a norm called `fc_norm`: the models that torchscale fine-tunes. What lies before it
-    /// is called `model.*`.
-    #[default]
-    OfMean,
-    /// Before it, every patch by itself: torchscale's pretraining. The norm is called `backbone.norm`, and what lies before it
-    /// `backbone.*`.
-    OfPatches,
-}
-
-/// Options of a [`LongVit`].
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct LongVitConfig {
-    /// Heads, branches and semantics. Other branches of the same semantics come by
-    /// [`with_branches`](DilatedAttentionConfig::with_branches); a configuration made anew needs
-    /// [`torchscale`](DilatedAttentionConfig::torchscale) for weights of torchscale's.
-    pub attention: DilatedAttentionConfig,
-    /// Number of layers.
-    pub num_layers: usize,
-    /// Elements of a row inside the feed-forward networks.
-    pub ffn_dim: usize,
-    /// Edge of the square images that positions were learned of, in pixels.
-    pub image_size: usize,
-    /// Edge of a patch in pixels.
-    pub patch_size: usize,
-    /// Number of colours.
-    pub channels: usize,
-    /// Number of classes of the head; without a head the model ends with features.
-    pub num_classes: Option<usize>,
-    /// Epsilon of the layer norms in the encoder.
-    pub encoder_eps: f32,
-    /// Where features are normalised.
-    pub feature_norm: FeatureNorm,
-    /// Epsilon of that norm.
-    pub norm_eps: f32,
-}
-
-impl LongVitConfig {
-    /// The published sizes, fine-tuned to classes: 12 layers, 16 heads of 24, images of 1024 pixels in patches of 32, branches
-    /// of 64 to 1024 patches. For images of 4096 pixels and more torchscale has longer segments, which
-    /// [`attention`](Self::attention) takes.
-    pub fn published(num_classes: usize) -> Self {
-        let lengths = [64, 128, 256, 512, 1024];
-        let attention = DilatedAttentionConfig::new(16, 24, &lengths, &[1, 2, 4, 8, 16])
-            .expect("the sizes of the published model are valid");
-        Self {
-            attention: attention.torchscale(),
-            num_layers: 12,
-            ffn_dim: 1536,
-            image_size: 1024,
-            patch_size: 32,
-            channels: 3,
-            num_classes: Some(num_classes),
-            encoder_eps: 1e-5,
-            feature_norm: FeatureNorm::OfMean,
-            norm_eps: 1e-5,
-        }
-    }
-
-    /// The same sizes as the pretraining has them: features without a head, patches normalised before their mean.
-    pub fn pretrained() -> Self {
-        Self {
-            num_classes: None,
-            feature_norm: FeatureNorm::OfPatches,
-            norm_eps: 1e-6,
-            ..Self::published(1)
-        }
-    }
-
-    /// Patches along the edge of the model's images.
-    fn grid(&self) -> usize {
-        self.image_size / self.patch_size.max(1)
-    }
-
-    fn width(&self) -> usize {
-        self.attention.embed_dim()
-    }
-
-    fn patch_elements(&self) -> usize {
-        self.channels * self.patch_size * self.patch_size
-    }
-
-    fn encoder(&self) -> LongNetConfig {
-        let mut config =
-            LongNetConfig::encoder(self.attention.clone(), self.num_layers, self.ffn_dim);
-        config.norm_eps = self.encoder_eps;
-        config.final_norm = false;
-        config
-    }
-
-    fn check(&self) -> Result<()> {
-        let sizes = [self.image_size, self.patch_size, self.channels];
-        let whole = self.patch_size > 0 && self.image_size.is_multiple_of(self.patch_size);
-        if sizes.contains(&0) || !whole {
-            return Err(Error::InvalidConfig {
-                what: "image, patch and channels",
-                given: format!("{sizes:?}"),
-                need: "at least 1 each, the image whole patches wide",
-            });
-        }
-        if let Some(classes) = self.num_classes
-            && (classes == 0 || u32::try_from(classes).is_err())
-        {
-            return Err(Error::InvalidConfig {
-                what: "num_classes",
-                given: classes.to_string(),
-                need: "at least 1 and below 2^32, or none for features without a head",
-            });
-        }
-        if !(self.norm_eps > 0.0 && self.norm_eps.is_finite()) {
-            return Err(Error::InvalidConfig {
-                what: "norm_eps",
-                given: self.norm_eps.to_string(),
-                need: "positive and finite",
-            });
-        }
-        let fits = |sizes: [usize; 3]| {
-            let product = sizes.iter().try_fold(1u32, |product, size| {
-                product.checked_mul(u32::try_from(*size).ok()?)
-            });
-            product.is_some()
-        };
-        let (patch, grid) = (self.patch_size, self.grid());
-        if !fits([self.channels, patch, patch]) || !fits([grid, grid, self.width()]) {
-            return Err(Error::InvalidConfig {
-                what: "image, patch and channels",
-                given: format!("{sizes:?}"),
-                need: "small enough that patches and positions have less than 2^32 elements",
-            });
-        }
-        Ok(())
-    }
-}
+use images::Patches;
+use stages::ImageStages;
 
 /// LongViT, with a head for classification or without.
 ///
 /// ```no_run
-/// use dilated_attention::models::longvit::{LongVit, LongVitConfig};
-/// use dilated_attention::recorder::SliceOptions;
+/// use dilated_attention::models::StagedModel;
+/// use dilated_attention::models::longvit::{Images, LongVit, LongVitConfig, LongVitOutputs};
 /// use dilated_attention::{Context, WeightFile};
-/// # async fn classify(image: &[f32]) -> dilated_attention::Result<()> {
-/// let context = Context::new().await?;
+/// # fn classify(pixels: &[f32]) -> dilated_attention::Result<()> {
+/// let context = Context::headless()?;
 /// let model = LongVit::new(&context, LongVitConfig::published(2))?;
 /// let weights = model.load(&context, &WeightFile::open("longvit.safetensors")?)?;
-/// let show = |part: f64| println!("{:.0} %", 100.0 * part);
-/// let (size, slices) = ([1, 1024, 1024], SliceOptions::default());
-/// let result = model.encode(&context, &weights, image, size, &[], slices, show).await?;
-/// assert_eq!(result.features.len(), 384);
-/// assert_eq!(result.logits.map(|logits| logits.len()), Some(2));
+/// let image = Images { pixels, size: [1, 1024, 1024] };
+/// let output = model.run(&context, &weights, image, &LongVitOutputs::default())?.blocking()?;
+/// assert_eq!(output.features.len(), 384);
+/// assert_eq!(output.logits.map(|logits| logits.len()), Some(2));
 /// # Ok(())
 /// # }
 /// ```
@@ -198,6 +60,7 @@ impl LongVitConfig {
 /// left out knowingly:
 ///
 /// ```no_run
+/// # use dilated_attention::models::StagedModel;
 /// # use dilated_attention::models::longvit::{LongVit, LongVitConfig};
 /// # use dilated_attention::{Context, WeightFile};
 /// # fn load(context: &Context) -> dilated_attention::Result<()> {
@@ -220,25 +83,29 @@ pub struct LongVit {
     head: Option<Linear>,
 }
 
-/// What a [`LongVit`] returns, f32.
+/// What a [`forward`](LongVit::forward) returns.
 #[derive(Clone, Debug)]
-pub struct LongVitOutput {
-    /// Position vectors as they were added, (1, patches, width).
+pub struct LongVitTensors {
+    /// Position vectors as they were added, (1, patches, width), of the model's activations.
     pub positions: Tensor,
     /// Of the encoder; its features and its last state are the same.
     pub encoder: Output,
-    /// Mean and norm of all patches, (batch, width).
+    /// Mean and norm of all patches, (batch, width), f32.
     pub features: Tensor,
-    /// The head of that, (batch, classes), if there is one.
+    /// The head of that, (batch, classes), f32, if there is one.
     pub logits: Option<Tensor>,
 }
 
-impl LongVit {
-    /// Declares the parameters, under torchscale's names, and chooses kernels.
-    ///
-    /// # Errors
-    /// [`Error::InvalidConfig`] for options that contradict each other.
-    pub fn new(context: &Context, config: LongVitConfig) -> Result<Self> {
+impl StagedModel for LongVit {
+    type Config = LongVitConfig;
+    type Input<'a> = Images<'a>;
+    /// Number of images, height and width of each in pixels.
+    type InputSize<'a> = [usize; 3];
+    type Outputs = LongVitOutputs;
+    type Output = LongVitOutput;
+    type Stages<'a> = ImageStages<'a>;
+
+    fn new(context: &Context, config: LongVitConfig) -> Result<Self> {
         config.check()?;
         let (width, patch) = (config.width(), config.patch_size);
         let mut list = ParameterList::new();
@@ -276,55 +143,61 @@ impl LongVit {
         })
     }
 
-    /// The options.
-    pub fn config(&self) -> &LongVitConfig {
+    fn config(&self) -> &LongVitConfig {
         &self.config
     }
 
-    /// The parameters' names and shapes.
-    pub fn parameters(&self) -> &Arc<ParameterList> {
+    fn parameters(&self) -> &Arc<ParameterList> {
         &self.list
     }
 
-    /// The weights of a checkpoint, f32, f16 or bf16, strictly: a missing, unknown or misshapen tensor is an error that names
-    /// it. `weights` is a [`WeightFile`](crate::WeightFile), or, where the file's names begin otherwise or it holds more, a
-    /// [part](crate::WeightFile::part) of one, perhaps [renamed](crate::WeightSource::rename).
-    ///
-    /// # Errors
-    /// As [`WeightSource::load`](crate::WeightSource::load).
-    pub fn load<'a>(
+    fn stages<'a>(
         &self,
-        context: &Context,
-        weights: impl Into<WeightSource<'a>>,
-    ) -> Result<Parameters> {
-        weights.into().load(context, &self.list)
+        images: Self::Input<'a>,
+        outputs: &LongVitOutputs,
+    ) -> Result<(Outline, ImageStages<'a>)> {
+        ImageStages::new(self, images, outputs)
     }
 
-    /// Records the model over `images`, (batch, channels, height, width) row-major on the host, all of one size. `keep_states`
-    /// keeps the states of all layers.
+    fn with_zeros<T>(
+        config: &LongVitConfig,
+        size @ [batch, height, width]: [usize; 3],
+        with: impl FnOnce(Self::Input<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let elements = [batch, config.channels, height, width]
+            .iter()
+            .try_fold(1usize, |product, size| product.checked_mul(*size));
+        let given = format!("{batch} of {height} x {width}");
+        let pixels = &zeros("images", given, elements)?;
+        with(Images { pixels, size })
+    }
+}
+
+impl LongVit {
+    /// Records the model over `images`. `keep_states` keeps the states of all layers.
     ///
     /// # Errors
-    /// [`Error::ParameterMismatch`] for weights that do not fit; [`Error::InvalidShape`] for images that do not, or are not whole
-    /// patches; the errors of leasing and recording.
+    /// [`Error::ParameterMismatch`](crate::Error::ParameterMismatch) for weights that do not fit;
+    /// [`Error::InvalidShape`](crate::Error::InvalidShape) for images that do not, or are not whole patches; the errors of leasing
+    /// and recording.
     pub fn forward(
         &self,
         recorder: &mut Recorder,
         weights: &Parameters,
-        images: &[f32],
-        [batch, height, width]: [usize; 3],
+        images: Images<'_>,
         keep_states: bool,
-    ) -> Result<LongVitOutput> {
+    ) -> Result<LongVitTensors> {
         weights.expect_list("weights", &self.list)?;
-        let images = Images::new(&self.config, images, [batch, height, width])?;
-        let x = self.empty_state(recorder, &images)?;
-        self.embed_patches(recorder, weights, &images, 0..images.num_rows(), &x)?;
-        let positions = self.add_positions(recorder, weights, &images, &x)?;
-        let (input, call) = (Input::Embedded(&x), images.call()?);
+        let patches = Patches::new(&self.config, images)?;
+        let x = self.empty_state(recorder, &patches)?;
+        self.embed_patches(recorder, weights, &patches, 0..patches.num_rows(), &x)?;
+        let positions = self.add_positions(recorder, weights, &patches, &x)?;
+        let (input, call) = (Input::Embedded(&x), Call::new(patches.shape()?));
         let encoder = self
             .encoder
             .forward(recorder, weights, input, &call, keep_states)?;
-        let (features, logits) = self.classify(recorder, weights, &images, &encoder.features)?;
-        Ok(LongVitOutput {
+        let (features, logits) = self.classify(recorder, weights, &patches, &encoder.features)?;
+        Ok(LongVitTensors {
             positions,
             encoder,
             features,
@@ -332,51 +205,10 @@ impl LongVit {
         })
     }
 
-    /// Runs the model over `images`, as [`forward`](Self::forward) takes them, in slices of the device's time so that others who
-    /// use the device are not kept waiting; `progress` is told after each which part of the work is done, from 0 to 1. Nothing
-    /// blocks, any executor will do, and dropping the future ends the work after the slice under way. `states` are the states
-    /// of patches that are wanted, see [`LongVitResult::states`].
-    ///
-    /// # Errors
-    /// As [`LongVitRun::new`], [`LongVitRun::next_recording`], [`LongVitRun::finish`] and [`SlicedSubmission::advance`].
-    #[expect(clippy::too_many_arguments, reason = "the input is two of them")]
-    pub async fn encode(
-        &self,
-        context: &Context,
-        weights: &Parameters,
-        images: &[f32],
-        size: [usize; 3],
-        states: &[usize],
-        slices: SliceOptions,
-        progress: impl FnMut(f64),
-    ) -> Result<LongVitResult> {
-        let mut run = LongVitRun::new(context, self, weights, images, size, states)?;
-        recordings::in_slices(&mut run, slices, progress).await?;
-        run.finish().await
-    }
-
-    /// As [`encode`](Self::encode), at once and blocking (not in browsers).
-    ///
-    /// # Errors
-    /// As [`LongVitRun::new`], [`LongVitRun::next_recording`], [`LongVitRun::finish`] and [`Recorder::submit`].
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn encode_blocking(
-        &self,
-        context: &Context,
-        weights: &Parameters,
-        images: &[f32],
-        size: [usize; 3],
-        states: &[usize],
-    ) -> Result<LongVitResult> {
-        let mut run = LongVitRun::new(context, self, weights, images, size, states)?;
-        recordings::at_once(&mut run)?;
-        pollster::block_on(run.finish())
-    }
-
     /// What the first layer is given, to be written.
-    fn empty_state(&self, recorder: &mut Recorder, images: &Images<'_>) -> Result<Tensor> {
-        let dims = [images.batch(), images.tokens(), self.config.width()];
-        recorder.empty("activations", &dims, DType::F32)
+    fn empty_state(&self, recorder: &mut Recorder, patches: &Patches<'_>) -> Result<Tensor> {
+        let dims = [patches.batch(), patches.tokens(), self.config.width()];
+        recorder.empty("activations", &dims, self.config.activations)
     }
 
     /// Records the embeddings of patches to the same `rows` of `x`, still without positions.
@@ -384,13 +216,19 @@ impl LongVit {
         &self,
         recorder: &mut Recorder,
         weights: &Parameters,
-        images: &Images<'_>,
+        patches: &Patches<'_>,
         rows: Range<usize>,
         x: &Tensor,
     ) -> Result<()> {
         let elements = self.config.patch_elements();
-        let patches = images.patches(rows.clone());
-        let patches = recorder.upload("patches", &[rows.len(), elements], &patches)?;
+        let (shape, values) = ([rows.len(), elements], patches.values(rows.clone()));
+        let patches = upload(
+            recorder,
+            "patches",
+            &shape,
+            &values,
+            self.config.activations,
+        )?;
         let kernel = weights.get(self.patch_weight).matrix();
         let to = x.matrix().slice(rows.start as u64, rows.end as u64)?;
         Matmul::new(patches.matrix(), kernel.reshape(elements as u64)?)
@@ -404,12 +242,13 @@ impl LongVit {
         &self,
         recorder: &mut Recorder,
         weights: &Parameters,
-        images: &Images<'_>,
+        patches: &Patches<'_>,
         x: &Tensor,
     ) -> Result<Tensor> {
-        let positions = self.stretched(recorder, weights, images.grid())?;
-        for item in 0..images.batch() {
-            let (begin, end) = images.rows_of(item);
+        let positions = self.stretched(recorder, weights, patches.grid())?;
+        let positions = convert(recorder, &positions, self.config.activations)?;
+        for item in 0..patches.batch() {
+            let (begin, end) = patches.rows_of(item);
             let to = x.matrix().slice(begin, end)?;
             ScaledAdd::new(positions.matrix(), 1.0).add(recorder, to, 1.0)?;
         }
@@ -421,26 +260,26 @@ impl LongVit {
         &self,
         recorder: &mut Recorder,
         weights: &Parameters,
-        images: &Images<'_>,
+        patches: &Patches<'_>,
         encoded: &Tensor,
     ) -> Result<(Tensor, Option<Tensor>)> {
-        let batch = images.batch();
+        let batch = patches.batch();
         let width = self.config.width();
         let features = recorder.empty("features", &[batch, width], DType::F32)?;
         for item in 0..batch {
-            let (begin, end) = images.rows_of(item);
-            let patches = encoded.matrix().slice(begin, end)?;
+            let (begin, end) = patches.rows_of(item);
+            let of_item = encoded.matrix().slice(begin, end)?;
             let to = features.matrix().slice(item as u64, item as u64 + 1)?;
             match self.config.feature_norm {
                 FeatureNorm::OfMean => {
-                    let mean = mean_of_rows(recorder, patches)?;
+                    let mean = mean_of_rows(recorder, of_item)?;
                     self.norm.forward(recorder, weights, mean.matrix(), to)?;
                 }
                 FeatureNorm::OfPatches => {
-                    let shape = [images.tokens(), width];
-                    let normal = recorder.empty("normal patches", &shape, DType::F32)?;
+                    let shape = [patches.tokens(), width];
+                    let normal = recorder.empty("normal patches", &shape, encoded.dtype())?;
                     self.norm
-                        .forward(recorder, weights, patches, normal.matrix())?;
+                        .forward(recorder, weights, of_item, normal.matrix())?;
                     let mean = mean_of_rows(recorder, normal.matrix())?;
                     ScaledAdd::new(mean.matrix(), 1.0).write(recorder, to)?;
                 }
@@ -454,7 +293,7 @@ impl LongVit {
         Ok((features, Some(logits)))
     }
 
-    /// The table of positions of a grid of patches, (1, patches, width).
+    /// The table of positions of a grid of patches, (1, patches, width), f32.
     fn stretched(
         &self,
         recorder: &mut Recorder,

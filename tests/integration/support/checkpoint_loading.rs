@@ -1,6 +1,7 @@
 //! Any bytes, as a checkpoint of a small slide encoder: they load or are refused, and nothing stays leased. The body of a
 //! property test and of a fuzz target.
 
+use dilated_attention::models::StagedModel;
 use dilated_attention::models::gigapath::{SlideEncoder, SlideEncoderConfig};
 use dilated_attention::nn::Parameters;
 use dilated_attention::{Context, DilatedAttentionConfig, Error, WeightFile};
