@@ -2,10 +2,12 @@
 
 mod non_finite;
 mod stored_type;
+mod weights;
 mod weights_mismatch;
 
 pub use non_finite::{NonFiniteResult, Origin, Token};
 pub use stored_type::StoredType;
+pub use weights::WeightsError;
 pub use weights_mismatch::{Duplicate, FoundPrefix, Misshapen, Mistyped, WeightsMismatch};
 
 use crate::element::DType;
@@ -326,45 +328,9 @@ pub enum Error {
         /// What it should have.
         need: &'static str,
     },
-    /// The operating system refused a file.
-    #[error("{} cannot be {action}: {reason}", path.display())]
-    File {
-        /// Its path.
-        path: std::path::PathBuf,
-        /// Opened or saved.
-        action: &'static str,
-        /// The system's words.
-        reason: String,
-    },
-    /// A file of weights is malformed: cut off, damaged, or of another format.
-    #[error("{file} is no valid safetensors file: {reason}")]
-    InvalidWeightFile {
-        /// Its path, or what else it came from.
-        file: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// A file of weights is valid, but not of this model.
-    #[error("{0}")]
-    WeightsMismatch(Box<WeightsMismatch>),
-    /// A tensor of a file has elements of a type that parameters cannot have.
-    #[error("tensor {name} of the file is of type {given}; F32, F16 or BF16 is needed")]
-    WrongStoredType {
-        /// Its name.
-        name: String,
-        /// Its type.
-        given: StoredType,
-    },
-    /// A parameter has a finite value that the type to store it in does not.
-    #[error("parameter {name} holds {value}, too large for {stored_type}: store it as F32")]
-    WeightTooLarge {
-        /// Its name.
-        name: String,
-        /// The value.
-        value: f32,
-        /// The type.
-        stored_type: StoredType,
-    },
+    /// A file of weights cannot be read, does not fit the model, or cannot be written.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
     /// wgpu refused something that this library believed valid: a defect worth reporting (or, at a submission, memory that
     /// ran out inside wgpu).
     #[error("wgpu refused '{label}': {reason}")]

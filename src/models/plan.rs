@@ -118,7 +118,7 @@ fn rehearse(run: &mut impl Recordings, mut seen: impl FnMut(&Recorder)) -> Resul
 
 /// Weights that stand for those of a model, loaded in the way that theirs are.
 pub(super) fn stand_ins(dry_run: &Context, list: &Arc<ParameterList>) -> Result<Parameters> {
-    Parameters::submitted(dry_run, "load weights", list, |_, _, _| ())
+    Parameters::submitted(dry_run, "load weights", list, |_, _, _| Ok(()))
 }
 
 /// Floating point operations of products and attention in all layers of an encoder.

@@ -47,7 +47,7 @@ use crate::nn::{Init, LayerNorm, Linear, ParameterId, ParameterList, Parameters}
 use crate::recorder::SliceOptions;
 #[cfg(doc)]
 use crate::recorder::SlicedSubmission;
-use crate::weights::{WeightFile, WeightSource};
+use crate::weights::{WeightFile, WeightSource, WeightsError};
 
 /// The slide encoder.
 ///
@@ -138,7 +138,7 @@ impl SlideEncoder {
     ///
     /// # Errors
     /// As [`WeightFile::part_with`](crate::WeightFile::part_with).
-    pub fn weights_in(file: &WeightFile) -> Result<WeightSource<'_>> {
+    pub fn weights_in(file: &WeightFile) -> Result<WeightSource<'_>, WeightsError> {
         file.part_with("patch_embed.proj.weight")
     }
 
