@@ -268,8 +268,10 @@ impl Recorder {
     /// first that fits would let a small tensor that is kept take a large buffer that is wanted again.)
     fn lease(&mut self, label: &'static str, bytes: u64) -> Result<Lease> {
         let pool = self.machine.pool().clone();
-        pool.reuse(&mut self.recording.held, label, bytes, STORAGE_USAGE)?
-            .map_or_else(|| pool.acquire(label, bytes, STORAGE_USAGE), Ok)
+        match pool.reuse(&mut self.recording.held, label, bytes, STORAGE_USAGE)? {
+            Some(lease) => Ok(lease),
+            None => Ok(pool.acquire(label, bytes, STORAGE_USAGE)?),
+        }
     }
 
     /// What is recorded next reads `tensor`, as it is now. Bindings for reading say so by themselves; kernels that add to what
@@ -409,8 +411,8 @@ impl Recorder {
     /// Submits the work. Its leases may be lent again from now on: what uses them then is submitted later.
     ///
     /// # Errors
-    /// [`Error::NotWritten`] for a tensor that it reads and nothing submitted before has written, [`Error::OutOfMemory`],
-    /// [`Error::BudgetExceeded`] for the parameters' own buffers, [`Error::DeviceLost`],
+    /// [`Error::NotWritten`] for a tensor that it reads and nothing submitted before has written, [`PoolError::OutOfMemory`](crate::pool::PoolError::OutOfMemory),
+    /// [`PoolError::BudgetExceeded`](crate::pool::PoolError::BudgetExceeded) for the parameters' own buffers, [`Error::DeviceLost`],
     /// [`Error::Validation`] when wgpu refuses the commands (also for want of memory). Nothing was submitted then, and the recording
     /// is gone.
     pub fn submit(mut self) -> Result<Submission> {

@@ -20,6 +20,7 @@ pub(super) enum ReadError {
     /// The file is another than when it was opened; it has so many bytes now.
     Changed(u64),
     /// The system's words.
+    #[cfg(not(target_arch = "wasm32"))]
     Refused(String),
 }
 
@@ -87,6 +88,7 @@ impl ReadError {
                 given_bytes,
                 expected_bytes,
             },
+            #[cfg(not(target_arch = "wasm32"))]
             Self::Refused(reason) => WeightsError::Unreadable {
                 file,
                 part,

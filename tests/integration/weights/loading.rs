@@ -1,7 +1,7 @@
 //! From files to parameters.
 
 use dilated_attention::longnet::{Call, Input, LongNet, LongNetConfig};
-use dilated_attention::pool::PoolOptions;
+use dilated_attention::pool::{PoolError, PoolOptions};
 use dilated_attention::weights::{
     Duplicate, StoredType, WeightFile, WeightsError, WeightsMismatch,
 };
@@ -237,7 +237,7 @@ fn a_load_that_fails_gives_everything_back() {
                 let given = read(&context, &weights).expect("reads");
                 assert!(given[0] == values && given[1] == values);
             }
-            Err(Error::BudgetExceeded { .. }) => failures += 1,
+            Err(Error::Pool(PoolError::BudgetExceeded { .. })) => failures += 1,
             Err(error) => panic!("{error}"),
         }
         context.wait().expect("waits");
