@@ -15,17 +15,13 @@ fn sequence_sweep(criterion: &mut Criterion) {
         .sample_size(10)
         .warm_up_time(Duration::from_millis(500));
     for mask in [Mask::Full, Mask::Causal] {
-        let config = DilatedAttentionConfig::new(
-            NUM_HEADS as u32,
-            HEAD_DIM as u32,
-            &[512, 2048, 8192],
-            &[1, 4, 16],
-        )
-        .expect("valid")
-        .mask(mask);
+        let config =
+            DilatedAttentionConfig::new(NUM_HEADS, HEAD_DIM, &[512, 2048, 8192], &[1, 4, 16])
+                .expect("valid")
+                .with_mask(mask);
         let attention = DilatedAttention::new(&context, config).expect("fits");
         for tokens in [8192usize, 16_384, 32_768] {
-            let shape = AttentionShape::new(1, tokens as u32).expect("valid");
+            let shape = AttentionShape::new(1, tokens).expect("valid");
             let dims = [1, tokens, NUM_HEADS, HEAD_DIM];
             let data: Vec<f32> = (0..dims.iter().product())
                 .map(|i: usize| ((i * 7919) % 1009) as f32 / 504.5 - 1.0)

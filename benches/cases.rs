@@ -56,11 +56,11 @@ impl ProductCase {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Case {
     pub name: String,
-    pub heads: u32,
-    pub head_dim: u32,
-    pub tokens: u32,
-    pub segments: Vec<u32>,
-    pub rates: Vec<u32>,
+    pub heads: usize,
+    pub head_dim: usize,
+    pub tokens: usize,
+    pub segments: Vec<usize>,
+    pub rates: Vec<usize>,
     #[serde(default)]
     pub causal: bool,
     #[serde(skip_serializing)]
@@ -72,9 +72,9 @@ impl Case {
     #[allow(dead_code, reason = "only the harness has cases of its own")]
     pub fn new(
         name: String,
-        [heads, head_dim, tokens]: [u32; 3],
-        segments: &[u32],
-        rates: &[u32],
+        [heads, head_dim, tokens]: [usize; 3],
+        segments: &[usize],
+        rates: &[usize],
     ) -> Self {
         Self {
             name,
@@ -100,14 +100,14 @@ impl Case {
     }
 
     /// The same with another number of heads. Head 0 attends alike, however many there are.
-    pub fn config_of_heads(&self, heads: u32) -> Result<DilatedAttentionConfig> {
+    pub fn config_of_heads(&self, heads: usize) -> Result<DilatedAttentionConfig> {
         let mask = match self.causal {
             false => Mask::Full,
             true => Mask::Causal,
         };
         Ok(
             DilatedAttentionConfig::new(heads, self.head_dim, &self.segments, &self.rates)?
-                .mask(mask),
+                .with_mask(mask),
         )
     }
 
@@ -123,7 +123,7 @@ impl Case {
 
     /// Dimensions of q, k, v and the output.
     pub fn dims(&self) -> [usize; 4] {
-        [1, self.tokens, self.heads, self.head_dim].map(|dim| dim as usize)
+        [1, self.tokens, self.heads, self.head_dim].map(|dim| dim)
     }
 
     /// Elements of q.

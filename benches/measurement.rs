@@ -42,16 +42,11 @@ pub fn random() -> impl FnMut() -> f32 {
 }
 
 /// Tokens whose rows are compared with a reference: the first, the last and some between.
-pub fn sampled_rows(tokens: u32) -> Vec<(u32, u32)> {
+pub fn sampled_rows(tokens: usize) -> Vec<(usize, usize)> {
     let count = tokens.min(16);
-    let last = u64::from(tokens - 1);
+    let last = tokens - 1;
     (0..count)
-        .map(|i| {
-            (
-                0,
-                (u64::from(i) * last / u64::from(count.max(2) - 1)) as u32,
-            )
-        })
+        .map(|i| (0, i * last / (count.max(2) - 1)))
         .collect()
 }
 

@@ -10,11 +10,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use clap::Parser;
 use dilated_attention::recorder::SliceOptions;
 use dilated_attention::{
     AttentionShape, Context, DType, DilatedAttention, DilatedAttentionConfig, wgpu,
 };
-use program::{Arguments, say};
+use program::say;
+
+/// Draws frames on a device of its own, with attention in one of them and longer work in slices between others
+#[derive(Parser)]
+struct Options {}
 
 /// What a renderer does at its start.
 async fn application_device() -> Result<(wgpu::Device, wgpu::Queue), Box<dyn Error>> {
@@ -26,14 +31,10 @@ async fn application_device() -> Result<(wgpu::Device, wgpu::Queue), Box<dyn Err
 }
 
 fn main() -> ExitCode {
-    program::run(include_str!("bring_your_device.rs"), run)
+    program::run(run)
 }
 
-fn run(mut arguments: Arguments) -> Result<(), Box<dyn Error>> {
-    if arguments.next_argument()?.is_some() {
-        return Err("bring_your_device takes no arguments".into());
-    }
-
+fn run(_: Options) -> Result<(), Box<dyn Error>> {
     let (device, queue) = pollster::block_on(application_device())?;
     // The library borrows handles: no error handler and no device-lost callback is installed on the device.
     let context = Context::from_device(device.clone(), queue.clone())?;

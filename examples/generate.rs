@@ -1,10 +1,5 @@
-//! Loads a checkpoint that the example train_lm wrote and lets the model write on, each byte as soon as it is there.
-//!
-//! ```text
-//! cargo run --release --example generate -- [CHECKPOINT] [--prompt TEXT] [--bytes N] [--temperature T] [--seed S]
-//! ```
-//!
-//! The default checkpoint is target/train_lm/checkpoint.safetensors. Temperature 0 takes the likeliest byte each time.
+//! Text from a model that the example `train_lm` trained, through the incremental decoder:
+//! `cargo run --release --example generate`.
 
 #[path = "train_lm/generation.rs"]
 mod generation;
@@ -12,45 +7,61 @@ mod generation;
 mod settings;
 
 use std::error::Error;
+use std::ffi::OsString;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use clap::Parser;
 use dilated_attention::Context;
 use dilated_attention::longnet::LongNet;
 use dilated_attention::weights::WeightFile;
 
 use generation::{Sampling, continue_text, printable};
-use program::{Arguments, say, say_part};
+use program::{say, say_part};
 use settings::Settings;
 
-fn main() -> ExitCode {
-    program::run(include_str!("generate.rs"), run)
+/// Loads a checkpoint that the example train_lm wrote and lets the model write on, each byte as soon as it is there
+#[derive(Parser)]
+struct Options {
+    /// The model
+    #[arg(default_value = "target/train_lm/checkpoint.safetensors")]
+    checkpoint: PathBuf,
+    // Any bytes: they are the model's tokens.
+    /// What it goes on from
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "fn ",
+        allow_hyphen_values = true
+    )]
+    prompt: OsString,
+    /// How many bytes it writes
+    #[arg(long, value_name = "N", default_value_t = 400)]
+    bytes: usize,
+    /// How far it strays from the likeliest byte; 0 takes that each time
+    #[arg(long, value_name = "T", default_value_t = 0.8)]
+    temperature: f32,
+    /// Of the random numbers
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    seed: u64,
 }
 
-fn run(mut arguments: Arguments) -> Result<(), Box<dyn Error>> {
-    let mut path = PathBuf::from("target/train_lm/checkpoint.safetensors");
-    let (mut prompt, mut count) = (b"fn ".to_vec(), 400usize);
-    let mut sampling = Sampling {
-        temperature: 0.8,
-        seed: 1,
-    };
-    while let Some(argument) = arguments.next_argument()? {
-        match argument.option() {
-            // Any bytes: they are the model's tokens.
-            Some("--prompt") => prompt = arguments.os_value()?.into_encoded_bytes(),
-            Some("--bytes") => count = arguments.value()?,
-            Some("--temperature") => sampling.temperature = arguments.value()?,
-            Some("--seed") => sampling.seed = arguments.value()?,
-            Some(_) => return Err(arguments.unknown()),
-            None => path = argument.into_path(),
-        }
-    }
+fn main() -> ExitCode {
+    program::run(run)
+}
+
+fn run(options: Options) -> Result<(), Box<dyn Error>> {
+    let prompt = options.prompt.into_encoded_bytes();
     if prompt.is_empty() {
         return Err("--prompt needs at least one byte to go on from".into());
     }
-    let file = WeightFile::open(&path)?;
+    let sampling = Sampling {
+        temperature: options.temperature,
+        seed: options.seed,
+    };
+    let file = WeightFile::open(&options.checkpoint)?;
     let settings = Settings::from_metadata(file.metadata())?;
     say!("model: {settings}\n");
     let context = Context::headless()?;
@@ -66,7 +77,7 @@ fn run(mut arguments: Arguments) -> Result<(), Box<dyn Error>> {
         &context,
         (&model, &weights),
         &prompt,
-        count,
+        options.bytes,
         sampling,
         |byte| {
             first.get_or_insert_with(|| started.elapsed());
@@ -86,7 +97,7 @@ fn run(mut arguments: Arguments) -> Result<(), Box<dyn Error>> {
     )?;
     let (all, first) = (started.elapsed(), first.unwrap_or_default());
     let seconds = (all - first).as_secs_f64();
-    let rest = count.saturating_sub(1);
+    let rest = options.bytes.saturating_sub(1);
     say!(
         "\n\nfirst byte after {:.2} s, then {:.1} bytes per second on {}",
         first.as_secs_f64(),

@@ -8,14 +8,20 @@ use std::process::ExitCode;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use clap::Parser;
 use dilated_attention::readback::Download;
 use dilated_attention::recorder::{Progress, SliceOptions, SlicedSubmission};
 use dilated_attention::{
     AttentionShape, Context, DType, DilatedAttention, DilatedAttentionConfig, Result,
 };
-use program::{Arguments, say};
+use indicatif::ProgressBar;
+use program::say;
 
-const TOKENS: u32 = 4096;
+const TOKENS: usize = 4096;
+
+/// Computes in slices on a thread while the program goes on, with progress, then again, given up half way
+#[derive(Parser)]
+struct Options {}
 
 /// Records attention over attention, a few times.
 fn record(
@@ -23,7 +29,7 @@ fn record(
     attention: &DilatedAttention,
 ) -> Result<(SlicedSubmission, Download<f32>)> {
     let shape = AttentionShape::new(1, TOKENS)?;
-    let dims = [1, TOKENS as usize, 4, 32];
+    let dims = [1, TOKENS, 4, 32];
     let data: Vec<f32> = (0..dims.iter().product())
         .map(|i: usize| ((i * 31) % 97) as f32 / 48.0 - 1.0)
         .collect();
@@ -37,14 +43,10 @@ fn record(
 }
 
 fn main() -> ExitCode {
-    program::run(include_str!("own_device.rs"), run)
+    program::run(run)
 }
 
-fn run(mut arguments: Arguments) -> std::result::Result<(), Box<dyn Error>> {
-    if arguments.next_argument()?.is_some() {
-        return Err("own_device takes no arguments".into());
-    }
-
+fn run(_: Options) -> std::result::Result<(), Box<dyn Error>> {
     let context = Context::headless()?;
     say!("adapter: {}", context.adapter_info().name);
     let config = DilatedAttentionConfig::new(4, 32, &[256, 1024], &[1, 4])?;
@@ -67,17 +69,14 @@ fn run(mut arguments: Arguments) -> std::result::Result<(), Box<dyn Error>> {
         })
     });
     // The program's own thread shows how far it is.
-    let mut shown = 0;
+    let bar = ProgressBar::new(100);
     for progress in receiver {
-        let quarters = (4.0 * progress.fraction()) as u32;
-        if quarters > shown {
-            say!("{:3} % after {:?}", 25 * quarters, begin.elapsed());
-            shown = quarters;
-        }
+        bar.set_position((100.0 * progress.fraction()) as u64);
     }
+    bar.finish_and_clear();
     let out = worker.join().map_err(|_| "the worker panicked")??;
     program::expect_finite("the result", &out)?;
-    say!("first value {}", out[0]);
+    say!("first value {} after {:?}", out[0], begin.elapsed());
 
     // Again, in shorter slices, and given up half way: its memory serves the next.
     let (mut sliced, result) = record(&context, &attention)?;

@@ -1,77 +1,105 @@
-//! Prints the plan of a forward: dispatches, windows, bytes and work, and which kernel was chosen and why. Needs no GPU.
-//!
-//! ```text
-//! cargo run --release --example plan -- [--batch B] [--tokens N] [--heads H] [--head-dim D] [--segments w,w,..]
-//!     [--rates r,r,..] [--causal] [--torchscale] [--f16] [--binding-mib M] [--buffer-mib M] [--backward] [--here]
-//!     [--tune SECONDS]
-//! ```
-//!
-//! `--backward` prints the plan of the backward, too. `--here` plans for this machine's adapter, with the kernels that were
-//! measured on it; `--tune` measures them first and remembers what it finds.
+//! What a call will do, before it does it: `cargo run --release --example plan`.
 
 use std::error::Error;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::{Parser, value_parser};
 use dilated_attention::tuning::{self, TuneOptions};
 use dilated_attention::{
     AttentionShape, Context, DType, DeviceCaps, DilatedAttention, DilatedAttentionConfig, Mask,
 };
-use program::{Arguments, say};
+use program::say;
 
-fn main() -> ExitCode {
-    program::run(include_str!("plan.rs"), run)
+/// Prints the plan of a forward: dispatches, windows, bytes and work, and which kernel was chosen and why; needs no GPU
+#[derive(Parser)]
+struct Options {
+    /// Sequences
+    #[arg(long, value_name = "B", default_value_t = 1)]
+    batch: usize,
+    /// Length of each
+    #[arg(long, value_name = "N", default_value_t = 65_536)]
+    tokens: usize,
+    /// Heads
+    #[arg(long, value_name = "H", default_value_t = 8)]
+    heads: usize,
+    /// Elements of a head
+    #[arg(long, value_name = "D", default_value_t = 64)]
+    head_dim: usize,
+    /// Segment length of each branch
+    #[arg(
+        long,
+        value_name = "W,..",
+        value_delimiter = ',',
+        default_value = "2048,4096,8192,16384,32768"
+    )]
+    segments: Vec<usize>,
+    /// Dilation rate of each branch
+    #[arg(
+        long,
+        value_name = "R,..",
+        value_delimiter = ',',
+        default_value = "1,2,4,6,12"
+    )]
+    rates: Vec<usize>,
+    /// No token attends to later ones
+    #[arg(long)]
+    causal: bool,
+    /// As weights that were trained with torchscale expect
+    #[arg(long)]
+    torchscale: bool,
+    /// Tensors in half precision
+    #[arg(long)]
+    f16: bool,
+    /// Largest binding of the device that is planned for [default: WebGPU's]
+    #[arg(long, value_name = "MIB", value_parser = value_parser!(u64).range(..=u64::MAX >> 20))]
+    binding_mib: Option<u64>,
+    /// Largest buffer of that device [default: WebGPU's]
+    #[arg(long, value_name = "MIB", value_parser = value_parser!(u64).range(..=u64::MAX >> 20))]
+    buffer_mib: Option<u64>,
+    /// The plan of the backward, too
+    #[arg(long)]
+    backward: bool,
+    /// For this machine's adapter, with the kernels that were measured on it
+    #[arg(long)]
+    here: bool,
+    /// Measures them first, for so long, and remembers what it finds; as --here otherwise
+    #[arg(long, value_name = "SECONDS")]
+    tune: Option<u64>,
 }
 
-fn run(mut arguments: Arguments) -> Result<(), Box<dyn Error>> {
-    let (mut batch, mut tokens, mut heads, mut head_dim) = (1u32, 65_536u32, 8u32, 64u32);
-    let mut segments = vec![2048, 4096, 8192, 16_384, 32_768];
-    let mut rates = vec![1, 2, 4, 6, 12];
-    let (mut causal, mut torchscale) = (false, false);
-    let mut dtype = DType::F32;
-    let (mut backward, mut here, mut tune) = (false, false, None);
-    let mut caps = DeviceCaps::webgpu_defaults();
-    while let Some(argument) = arguments.next_argument()? {
-        match argument.option() {
-            Some("--batch") => batch = arguments.value()?,
-            Some("--tokens") => tokens = arguments.value()?,
-            Some("--heads") => heads = arguments.value()?,
-            Some("--head-dim") => head_dim = arguments.value()?,
-            Some("--segments") => segments = arguments.list()?,
-            Some("--rates") => rates = arguments.list()?,
-            Some("--causal") => causal = true,
-            Some("--f16") => dtype = DType::F16,
-            Some("--torchscale") => torchscale = true,
-            Some("--backward") => backward = true,
-            Some("--here") => here = true,
-            Some("--tune") => (here, tune) = (true, Some(Duration::from_secs(arguments.value()?))),
-            Some("--binding-mib") => caps.max_binding_bytes = arguments.value::<u64>()? << 20,
-            Some("--buffer-mib") => caps.max_buffer_bytes = arguments.value::<u64>()? << 20,
-            Some(_) => return Err(arguments.unknown()),
-            None => {
-                let more = argument.into_path();
-                return Err(format!("plan takes options only, not {}", more.display()).into());
-            }
-        }
-    }
-    let mut config = DilatedAttentionConfig::new(heads, head_dim, &segments, &rates)?;
-    if torchscale {
+fn main() -> ExitCode {
+    program::run(run)
+}
+
+fn run(options: Options) -> Result<(), Box<dyn Error>> {
+    let dtype = match options.f16 {
+        true => DType::F16,
+        false => DType::F32,
+    };
+    let mut config = DilatedAttentionConfig::new(
+        options.heads,
+        options.head_dim,
+        &options.segments,
+        &options.rates,
+    )?;
+    if options.torchscale {
         config = config.torchscale();
     }
-    if causal {
-        config = config.mask(Mask::Causal);
+    if options.causal {
+        config = config.with_mask(Mask::Causal);
     }
-    let shape = AttentionShape::new(batch, tokens)?;
+    let shape = AttentionShape::new(options.batch, options.tokens)?;
     say!("{config}");
-    let (forward, of_backward) = if here {
+    let (forward, of_backward) = if options.here || options.tune.is_some() {
         let context = Context::headless()?;
-        if let Some(budget) = tune {
-            let options = TuneOptions {
-                budget,
-                backward,
+        if let Some(seconds) = options.tune {
+            let tune = TuneOptions {
+                budget: Duration::from_secs(seconds),
+                backward: options.backward,
                 again: true,
             };
-            say!("{}", tuning::tune(&context, &config, &options)?);
+            say!("{}", tuning::tune(&context, &config, &tune)?);
         }
         let attention = DilatedAttention::new(&context, config)?;
         (
@@ -79,11 +107,15 @@ fn run(mut arguments: Arguments) -> Result<(), Box<dyn Error>> {
             attention.plan_backward(&shape, dtype)?,
         )
     } else {
+        let mut caps = DeviceCaps::webgpu_defaults();
+        let bytes = |mib: Option<u64>| mib.map(|mib| mib << 20);
+        caps.max_binding_bytes = bytes(options.binding_mib).unwrap_or(caps.max_binding_bytes);
+        caps.max_buffer_bytes = bytes(options.buffer_mib).unwrap_or(caps.max_buffer_bytes);
         let of_backward = config.plan_backward(&shape, dtype, &caps)?;
         (config.plan_forward(&shape, dtype, &caps)?, of_backward)
     };
     say!("{forward}");
-    if backward {
+    if options.backward {
         say!("{of_backward}");
     }
     Ok(())

@@ -1,37 +1,46 @@
-//! Dilated attention over the bytes of a real file, checked against the f64 oracle.
-//!
-//! ```text
-//! cargo run --release --example quickstart -- [FILE] [--tokens N]
-//! ```
-//!
-//! Each byte becomes one token; its query, key and value follow from the byte and its place by a fixed rule, so every run
-//! computes the same numbers on every machine. A file of fewer bytes than tokens is read again from its start.
+//! Dilated attention with its plan, its time, its error and what the pool is worth: `cargo run --release --example quickstart`.
 
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use clap::Parser;
 use dilated_attention::pool::{NoPooling, PoolOptions};
 use dilated_attention::{
     AttentionShape, Context, ContextOptions, DType, DilatedAttention, DilatedAttentionConfig, Mask,
     Tensor, reference,
 };
-use program::{Arguments, say};
+use program::say;
 
 const NUM_HEADS: usize = 4;
 const HEAD_DIM: usize = 64;
 const SAMPLED_ROWS: usize = 64;
 const REPETITIONS: usize = 5;
 
-fn main() -> ExitCode {
-    program::run(include_str!("quickstart.rs"), run)
+/// Dilated attention over the bytes of a real file, checked against the f64 oracle
+///
+/// Each byte becomes one token; its query, key and value follow from the byte and its place by a fixed rule,
+/// so every run computes the same numbers on every machine.
+#[derive(Parser)]
+#[command(verbatim_doc_comment)]
+struct Options {
+    /// What is read, from its start again where it has fewer bytes than there are tokens
+    #[arg(default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.lock"))]
+    file: PathBuf,
+    /// Length of the sequence
+    #[arg(long, value_name = "N", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..))]
+    tokens: u32,
 }
 
-fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
-    let (path, num_tokens) = read_arguments(arguments)?;
-    let shown = path.display();
-    let file = std::fs::read(&path).map_err(|error| format!("{shown}: {error}"))?;
+fn main() -> ExitCode {
+    program::run(run)
+}
+
+fn run(options: Options) -> Result<(), Box<dyn Error>> {
+    let num_tokens = options.tokens as usize;
+    let shown = options.file.display();
+    let file = std::fs::read(&options.file).map_err(|error| format!("{shown}: {error}"))?;
     if file.is_empty() {
         return Err(format!("{shown} is empty; give a file with at least one byte").into());
     }
@@ -50,14 +59,10 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         info.backend,
         info.driver_info
     );
-    let config = DilatedAttentionConfig::new(
-        NUM_HEADS as u32,
-        HEAD_DIM as u32,
-        &[1024, 4096, 16_384],
-        &[1, 4, 16],
-    )?
-    .mask(Mask::Causal);
-    let shape = AttentionShape::new(1, num_tokens as u32)?;
+    let config =
+        DilatedAttentionConfig::new(NUM_HEADS, HEAD_DIM, &[1024, 4096, 16_384], &[1, 4, 16])?
+            .with_mask(Mask::Causal);
+    let shape = AttentionShape::new(1, num_tokens)?;
     let attention = DilatedAttention::new(&context, config.clone())?;
     let plan = attention.plan(&shape, DType::F32)?;
     say!("\n{plan}\n");
@@ -82,7 +87,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     say!("\npool\n{}", context.pool().stats());
 
     let options = ContextOptions {
-        pool: PoolOptions::default().policy(NoPooling),
+        pool: PoolOptions::default().with_policy(NoPooling),
         ..Default::default()
     };
     let fresh = pollster::block_on(Context::with_options(&options))?;
@@ -102,22 +107,6 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         return Err(format!("the largest error {error:.2e} is not within 1e-4").into());
     }
     Ok(())
-}
-
-fn read_arguments(mut arguments: Arguments) -> Result<(PathBuf, usize), Box<dyn Error>> {
-    let mut path = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.lock");
-    let mut num_tokens = 16_384u32;
-    while let Some(argument) = arguments.next_argument()? {
-        match argument.option() {
-            Some("--tokens") => num_tokens = arguments.value()?,
-            Some(_) => return Err(arguments.unknown()),
-            None => path = argument.into_path(),
-        }
-    }
-    if num_tokens == 0 {
-        return Err("--tokens must be at least 1".into());
-    }
-    Ok((path, num_tokens as usize))
 }
 
 /// (N, H, D) numbers in about [-2, 2]: a fixed random vector for each byte value, turned slowly with the position.
@@ -205,9 +194,9 @@ fn largest_error(
     [q, k, v]: [&[f32]; 3],
     out: &[f32],
 ) -> dilated_attention::Result<f64> {
-    let last = u64::from(shape.seq_len() - 1);
-    let rows: Vec<(u32, u32)> = (0..SAMPLED_ROWS as u64)
-        .map(|i| (0, (i * last / (SAMPLED_ROWS as u64 - 1)) as u32))
+    let last = (shape.seq_len() - 1) as u64;
+    let rows: Vec<(usize, usize)> = (0..SAMPLED_ROWS as u64)
+        .map(|i| (0, (i * last / (SAMPLED_ROWS as u64 - 1)) as usize))
         .collect();
     let expected = reference::forward_rows(config, shape, q, k, v, &rows)?;
     let width = NUM_HEADS * HEAD_DIM;

@@ -1,68 +1,79 @@
-//! Prints the shader of a kernel as it is compiled: WGSL, or what naga makes of it for a platform. Without a name, lists all kernels.
-//! Needs no GPU.
-//!
-//! ```text
-//! cargo run --release --example shader -- [KERNEL] [--head-dim D] [--dtype f32|f16|f16_packed|bf16_packed]
-//!     [--to wgsl|spirv|msl|hlsl] [--field NAME=VALUE ..] [--all]
-//! ```
-//!
-//! A kernel has many shaders: one for each set of fields. The first that fits is printed (`--all`: each), for heads of 64 in f32 unless told
-//! otherwise (cooperative matrices are for f16); `--field` picks others, for example `--field transpose_b=true`. SPIR-V is printed
-//! in hexadecimal words. There is no HLSL with cooperative matrices.
+//! Shaders as they are compiled, here and for other platforms: `cargo run --release --example shader`.
 
 use std::collections::{BTreeMap, HashSet};
 use std::process::ExitCode;
 
+use clap::{Parser, ValueEnum};
 use dilated_attention::device::{DeviceCaps, ElementFormat, KernelTier};
 use dilated_attention::kernels::Kernel;
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
-use program::{Arguments, Result, say};
+use program::{Result, say};
+
+/// Prints the shader of a kernel as it is compiled: WGSL, or what naga makes of it for a platform; needs no GPU
+///
+/// A kernel has many shaders: one for each set of fields. The first that fits is printed.
+#[derive(Parser)]
+struct Options {
+    /// Name of the kernel; without it, all are listed
+    kernel: Option<String>,
+    /// Elements of a head: a multiple of 4 up to 256
+    #[arg(long, value_name = "D", default_value = "64", value_parser = head_dim)]
+    head_dim: u32,
+    /// What tensors are stored as: f32, f16, f16_packed or bf16_packed; cooperative matrices are for f16 [default: the first that fits]
+    #[arg(long, value_name = "TYPE", value_parser = format)]
+    dtype: Option<ElementFormat>,
+    /// What is printed; SPIR-V in hexadecimal words, HLSL not with cooperative matrices
+    #[arg(long, value_name = "LANGUAGE", default_value = "wgsl")]
+    to: Language,
+    /// Only shaders with this field, for example transpose_b=true; several fields if given again
+    #[arg(long, value_name = "NAME=VALUE", value_parser = field)]
+    field: Vec<(String, String)>,
+    /// All that fit
+    #[arg(long)]
+    all: bool,
+}
 
 /// What is printed.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, ValueEnum)]
 enum Language {
     Wgsl,
-    SpirV,
+    Spirv,
     Msl,
     Hlsl,
 }
 
-fn main() -> ExitCode {
-    program::run(include_str!("shader.rs"), run)
+fn head_dim(text: &str) -> Result<u32, &'static str> {
+    let fits = |head_dim: &u32| head_dim.is_multiple_of(4) && (4..=256).contains(head_dim);
+    let head_dim = text.parse().ok().filter(fits);
+    head_dim.ok_or("a multiple of 4 up to 256 is needed")
 }
 
-fn run(mut arguments: Arguments) -> Result<()> {
-    let mut name = None;
-    let mut head_dim = 64u32;
-    let mut format = None;
-    let mut language = Language::Wgsl;
-    let mut fields: Vec<(String, String)> = Vec::new();
-    let mut all = false;
-    while let Some(argument) = arguments.next_argument()? {
-        match argument.option() {
-            Some("--head-dim") => head_dim = arguments.value()?,
-            Some("--dtype") => format = Some(stored_as(&arguments.value::<String>()?)?),
-            Some("--to") => language = language_called(&arguments.value::<String>()?)?,
-            Some("--field") => {
-                let field: String = arguments.value()?;
-                let pair = field.split_once('=');
-                let (name, value) = pair.ok_or(format!("--field takes NAME=VALUE, not {field}"))?;
-                fields.push((name.to_owned(), value.to_owned()));
-            }
-            Some("--all") => all = true,
-            Some(_) => return Err(arguments.unknown()),
-            None => name = Some(argument.into_path().to_string_lossy().into_owned()),
-        }
-    }
-    if head_dim == 0 || !head_dim.is_multiple_of(4) || head_dim > 256 {
-        return Err(format!("--head-dim {head_dim}: a multiple of 4 up to 256").into());
-    }
-    let Some(name) = name else {
+fn format(name: &str) -> Result<ElementFormat, &'static str> {
+    let mut all = ElementFormat::ALL.into_iter();
+    let found = all.find(|format| format.name() == name);
+    found.ok_or("f32, f16, f16_packed or bf16_packed is needed")
+}
+
+fn field(text: &str) -> Result<(String, String), &'static str> {
+    let (name, value) = text.split_once('=').ok_or("NAME=VALUE is needed")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+fn main() -> ExitCode {
+    program::run(run)
+}
+
+fn run(options: Options) -> Result<()> {
+    let head_dim = options.head_dim;
+    let Some(name) = options.kernel else {
         list(head_dim);
         return Ok(());
     };
-    let formats = format.map_or_else(|| ElementFormat::ALL.to_vec(), |format| vec![format]);
+    let formats = match options.dtype {
+        Some(format) => vec![format],
+        None => ElementFormat::ALL.to_vec(),
+    };
     let of_storages = formats
         .into_iter()
         .flat_map(|format| kernels(head_dim, format));
@@ -73,7 +84,7 @@ fn run(mut arguments: Arguments) -> Result<()> {
         );
     }
     let asked = |kernel: &&Kernel| {
-        let mut wanted = fields.iter();
+        let mut wanted = options.field.iter();
         wanted.all(|(name, value)| {
             let fields = kernel.fields();
             fields
@@ -86,9 +97,9 @@ fn run(mut arguments: Arguments) -> Result<()> {
         let keys: Vec<String> = named.iter().map(Kernel::key).collect();
         return Err(format!("none has these fields; there are\n{}", keys.join("\n")).into());
     }
-    for kernel in fitting.take(if all { usize::MAX } else { 1 }) {
+    for kernel in fitting.take(if options.all { usize::MAX } else { 1 }) {
         say!("// {}", kernel.key());
-        say!("{}", translated(kernel, language)?);
+        say!("{}", translated(kernel, options.to)?);
     }
     Ok(())
 }
@@ -123,24 +134,6 @@ fn list(head_dim: u32) {
     }
 }
 
-fn stored_as(name: &str) -> Result<ElementFormat> {
-    let mut all = ElementFormat::ALL.into_iter();
-    let found = all.find(|format| format.name() == name);
-    Ok(found.ok_or(format!(
-        "no type {name}: f32, f16, f16_packed or bf16_packed"
-    ))?)
-}
-
-fn language_called(name: &str) -> Result<Language> {
-    Ok(match name {
-        "wgsl" => Language::Wgsl,
-        "spirv" => Language::SpirV,
-        "msl" => Language::Msl,
-        "hlsl" => Language::Hlsl,
-        _ => return Err(format!("no language {name}: wgsl, spirv, msl or hlsl").into()),
-    })
-}
-
 fn translated(kernel: &Kernel, language: Language) -> Result<String> {
     let shader = kernel.shader()?;
     if matches!(language, Language::Wgsl) {
@@ -156,7 +149,7 @@ fn translated(kernel: &Kernel, language: Language) -> Result<String> {
         .map_err(|error| shader.with_origins(&error.emit_to_string(&shader.text)))?;
     Ok(match language {
         Language::Wgsl => shader.text,
-        Language::SpirV => {
+        Language::Spirv => {
             let words = spv::write_vec(&module, &info, &spv::Options::default(), None)?;
             let lines = words.chunks(8).map(|words| {
                 let words: Vec<String> = words.iter().map(|word| format!("{word:08x}")).collect();

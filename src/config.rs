@@ -12,18 +12,18 @@ use std::fmt;
 use crate::error::{Error, Result};
 
 /// Largest supported head size, in elements.
-pub const MAX_HEAD_DIM: u32 = 256;
+pub const MAX_HEAD_DIM: usize = 256;
 
 /// Longest sequence, in tokens: token and row indices, and sums of two of them, fit in the 32 bits a shader has.
-pub const MAX_TOKENS: u32 = (1 << 31) - 1;
+pub const MAX_TOKENS: usize = (1 << 31) - 1;
 
 /// One branch: attention inside segments of `segment_length` tokens, over every `dilation_rate`-th token of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Branch {
     /// Tokens in a segment; cut to the sequence length when that is smaller.
-    pub segment_length: u32,
+    pub segment_length: usize,
     /// Distance in tokens between two rows of the branch.
-    pub dilation_rate: u32,
+    pub dilation_rate: usize,
 }
 
 /// Which keys a query may see inside its segment.
@@ -93,15 +93,15 @@ pub enum Heads {
 ///
 /// ```
 /// use dilated_attention::{DilatedAttentionConfig, Mask};
-/// let config = DilatedAttentionConfig::new(8, 64, &[2048, 8192], &[1, 4])?.mask(Mask::Causal);
+/// let config = DilatedAttentionConfig::new(8, 64, &[2048, 8192], &[1, 4])?.with_mask(Mask::Causal);
 /// assert_eq!(config.embed_dim(), 512);
 /// assert!(DilatedAttentionConfig::new(8, 66, &[2048], &[1]).is_err());
 /// # Ok::<(), dilated_attention::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct DilatedAttentionConfig {
-    num_heads: u32,
-    head_dim: u32,
+    num_heads: usize,
+    head_dim: usize,
     branches: Vec<Branch>,
     mask: Mask,
     head_offsets: HeadOffsets,
@@ -119,10 +119,10 @@ impl DilatedAttentionConfig {
     /// [`Error::InvalidConfig`] when a list is empty, the lists differ in length, a number is 0, `head_dim` is not a
     /// multiple of 4 in 4..=256, or `num_heads * head_dim` does not fit in 32 bits.
     pub fn new(
-        num_heads: u32,
-        head_dim: u32,
-        segment_lengths: &[u32],
-        dilation_rates: &[u32],
+        num_heads: usize,
+        head_dim: usize,
+        segment_lengths: &[usize],
+        dilation_rates: &[usize],
     ) -> Result<Self> {
         let invalid = |what, given: String, need| Err(Error::InvalidConfig { what, given, need });
         if num_heads == 0 {
@@ -135,7 +135,8 @@ impl DilatedAttentionConfig {
                 "a multiple of 4 from 4 to 256; pad the head with zeros and pass softmax_scale otherwise",
             );
         }
-        if num_heads.checked_mul(head_dim).is_none() {
+        let embed_dim = num_heads.checked_mul(head_dim);
+        if embed_dim.is_none_or(|embed_dim| u32::try_from(embed_dim).is_err()) {
             return invalid(
                 "num_heads * head_dim",
                 format!("{num_heads} * {head_dim}"),
@@ -199,7 +200,11 @@ impl DilatedAttentionConfig {
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn with_branches(self, segment_lengths: &[u32], dilation_rates: &[u32]) -> Result<Self> {
+    pub fn with_branches(
+        self,
+        segment_lengths: &[usize],
+        dilation_rates: &[usize],
+    ) -> Result<Self> {
         let other = Self::new(
             self.num_heads,
             self.head_dim,
@@ -216,7 +221,7 @@ impl DilatedAttentionConfig {
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn with_heads(self, num_heads: u32, head_dim: u32) -> Result<Self> {
+    pub fn with_size(self, num_heads: usize, head_dim: usize) -> Result<Self> {
         let branches = self.branches.iter();
         let (lengths, rates): (Vec<_>, Vec<_>) = branches
             .map(|branch| (branch.segment_length, branch.dilation_rate))
@@ -234,51 +239,51 @@ impl DilatedAttentionConfig {
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn dense(num_heads: u32, head_dim: u32) -> Result<Self> {
+    pub fn dense(num_heads: usize, head_dim: usize) -> Result<Self> {
         Self::new(num_heads, head_dim, &[MAX_TOKENS], &[1])
     }
 
     /// Everything as torchscale does it: blocked head offsets, zero keys, its output rows, detached mixing weights in
     /// the gradient. Weights trained with torchscale (LongNet, GigaPath, LongViT) need this.
     pub fn torchscale(self) -> Self {
-        self.head_offsets(HeadOffsets::Blocked)
-            .padding(Padding::ZeroKeys)
-            .output_rows(OutputRows::Torchscale)
-            .gradient(MixGradient::DetachedMix)
+        self.with_head_offsets(HeadOffsets::Blocked)
+            .with_padding(Padding::ZeroKeys)
+            .with_output_rows(OutputRows::Torchscale)
+            .with_gradient(MixGradient::DetachedMix)
     }
 
     /// Sets the mask.
-    pub fn mask(mut self, mask: Mask) -> Self {
+    pub fn with_mask(mut self, mask: Mask) -> Self {
         self.mask = mask;
         self
     }
 
     /// Sets how head offsets follow from head numbers.
-    pub fn head_offsets(mut self, head_offsets: HeadOffsets) -> Self {
+    pub fn with_head_offsets(mut self, head_offsets: HeadOffsets) -> Self {
         self.head_offsets = head_offsets;
         self
     }
 
     /// Sets what stands where a segment lacks tokens.
-    pub fn padding(mut self, padding: Padding) -> Self {
+    pub fn with_padding(mut self, padding: Padding) -> Self {
         self.padding = padding;
         self
     }
 
     /// Sets where rows are written.
-    pub fn output_rows(mut self, output_rows: OutputRows) -> Self {
+    pub fn with_output_rows(mut self, output_rows: OutputRows) -> Self {
         self.output_rows = output_rows;
         self
     }
 
     /// Sets how the gradient treats the mixing weights.
-    pub fn gradient(mut self, gradient: MixGradient) -> Self {
+    pub fn with_gradient(mut self, gradient: MixGradient) -> Self {
         self.gradient = gradient;
         self
     }
 
     /// Sets which heads take part in which branch.
-    pub fn heads(mut self, heads: Heads) -> Self {
+    pub fn with_heads(mut self, heads: Heads) -> Self {
         self.heads = heads;
         self
     }
@@ -287,7 +292,7 @@ impl DilatedAttentionConfig {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when it is not finite.
-    pub fn softmax_scale(mut self, softmax_scale: f32) -> Result<Self> {
+    pub fn with_softmax_scale(mut self, softmax_scale: f32) -> Result<Self> {
         if !softmax_scale.is_finite() {
             return Err(Error::InvalidConfig {
                 what: "softmax_scale",
@@ -300,17 +305,17 @@ impl DilatedAttentionConfig {
     }
 
     /// Number of heads, H.
-    pub fn num_heads(&self) -> u32 {
+    pub fn num_heads(&self) -> usize {
         self.num_heads
     }
 
     /// Elements in one head, D.
-    pub fn head_dim(&self) -> u32 {
+    pub fn head_dim(&self) -> usize {
         self.head_dim
     }
 
     /// `num_heads * head_dim`, E.
-    pub fn embed_dim(&self) -> u32 {
+    pub fn embed_dim(&self) -> usize {
         self.num_heads * self.head_dim
     }
 
@@ -320,7 +325,7 @@ impl DilatedAttentionConfig {
     }
 
     /// Rows of the shortest segment: `ceil(segment_length / dilation_rate)`, the least over the branches.
-    pub(crate) fn rows_of_shortest_segment(&self) -> u32 {
+    pub(crate) fn rows_of_shortest_segment(&self) -> usize {
         let rows = self
             .branches
             .iter()
@@ -330,37 +335,37 @@ impl DilatedAttentionConfig {
     }
 
     /// The mask.
-    pub fn get_mask(&self) -> Mask {
+    pub fn mask(&self) -> Mask {
         self.mask
     }
 
     /// How head offsets follow from head numbers.
-    pub fn get_head_offsets(&self) -> HeadOffsets {
+    pub fn head_offsets(&self) -> HeadOffsets {
         self.head_offsets
     }
 
     /// What stands where a segment lacks tokens.
-    pub fn get_padding(&self) -> Padding {
+    pub fn padding(&self) -> Padding {
         self.padding
     }
 
     /// Where rows are written.
-    pub fn get_output_rows(&self) -> OutputRows {
+    pub fn output_rows(&self) -> OutputRows {
         self.output_rows
     }
 
     /// How the gradient treats the mixing weights.
-    pub fn get_gradient(&self) -> MixGradient {
+    pub fn gradient(&self) -> MixGradient {
         self.gradient
     }
 
     /// Which heads take part in which branch.
-    pub fn get_heads(&self) -> Heads {
+    pub fn heads(&self) -> Heads {
         self.heads
     }
 
     /// The factor on the scores.
-    pub fn get_softmax_scale(&self) -> f32 {
+    pub fn softmax_scale(&self) -> f32 {
         self.softmax_scale
     }
 }
@@ -389,26 +394,33 @@ impl fmt::Display for DilatedAttentionConfig {
 /// Queries and keys are of one sequence unless the shape is made by [`cross`](Self::cross).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AttentionShape {
-    batch: u32,
-    seq_len: u32,
-    valid_lens: Option<Vec<u32>>,
+    batch: usize,
+    seq_len: usize,
+    valid_lens: Option<Vec<usize>>,
     keys: Option<KeyLengths>,
 }
 
 /// Lengths of keys and values that are not of the queries' sequence.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct KeyLengths {
-    seq_len: u32,
-    valid_lens: Option<Vec<u32>>,
+    seq_len: usize,
+    valid_lens: Option<Vec<usize>>,
 }
 
 impl AttentionShape {
     /// `batch` sequences of `seq_len` tokens each. Either may be 0: the call then computes nothing.
     ///
     /// # Errors
-    /// [`Error::InvalidShape`] when `seq_len` exceeds [`MAX_TOKENS`].
-    pub fn new(batch: u32, seq_len: u32) -> Result<Self> {
+    /// [`Error::InvalidShape`] when `seq_len` exceeds [`MAX_TOKENS`], or `batch` 32 bits.
+    pub fn new(batch: usize, seq_len: usize) -> Result<Self> {
         check_seq_len("seq_len", seq_len)?;
+        if u32::try_from(batch).is_err() {
+            return Err(Error::InvalidShape {
+                what: "batch",
+                given: batch.to_string(),
+                need: format!("at most {}, in several calls", u32::MAX),
+            });
+        }
         Ok(Self {
             batch,
             seq_len,
@@ -423,7 +435,7 @@ impl AttentionShape {
     ///
     /// # Errors
     /// [`Error::InvalidShape`] when a length exceeds [`MAX_TOKENS`].
-    pub fn cross(batch: u32, seq_len: u32, key_len: u32) -> Result<Self> {
+    pub fn cross(batch: usize, seq_len: usize, key_len: usize) -> Result<Self> {
         check_seq_len("key_len", key_len)?;
         Ok(Self {
             keys: Some(KeyLengths {
@@ -439,7 +451,7 @@ impl AttentionShape {
     ///
     /// # Errors
     /// [`Error::InvalidShape`] when there is not one length per item, or one exceeds `seq_len`.
-    pub fn with_valid_lens(mut self, valid_lens: &[u32]) -> Result<Self> {
+    pub fn with_valid_lens(mut self, valid_lens: &[usize]) -> Result<Self> {
         check_valid_lens("valid_lens", self.batch, self.seq_len, valid_lens)?;
         self.valid_lens = Some(valid_lens.to_vec());
         Ok(self)
@@ -450,7 +462,7 @@ impl AttentionShape {
     /// # Errors
     /// [`Error::InvalidShape`] when the shape has no keys of its own, there is not one length per item, or one exceeds the
     /// number of keys.
-    pub fn with_valid_key_lens(mut self, valid_lens: &[u32]) -> Result<Self> {
+    pub fn with_valid_key_lens(mut self, valid_lens: &[usize]) -> Result<Self> {
         let Some(keys) = &mut self.keys else {
             return Err(Error::InvalidShape {
                 what: "valid_key_lens",
@@ -464,17 +476,17 @@ impl AttentionShape {
     }
 
     /// Number of sequences, B.
-    pub fn batch(&self) -> u32 {
+    pub fn batch(&self) -> usize {
         self.batch
     }
 
     /// Tokens per sequence in the tensors of queries and outputs, N.
-    pub fn seq_len(&self) -> u32 {
+    pub fn seq_len(&self) -> usize {
         self.seq_len
     }
 
     /// Tokens per sequence in the tensors of keys and values.
-    pub fn key_len(&self) -> u32 {
+    pub fn key_len(&self) -> usize {
         self.keys.as_ref().map_or(self.seq_len, |keys| keys.seq_len)
     }
 
@@ -487,25 +499,25 @@ impl AttentionShape {
     ///
     /// # Panics
     /// When `item` is not below [`batch`](Self::batch).
-    pub fn valid_len(&self, item: u32) -> u32 {
+    pub fn valid_len(&self, item: usize) -> usize {
         assert!(item < self.batch, "item {item} of {}", self.batch);
         self.valid_lens
             .as_ref()
-            .map_or(self.seq_len, |lens| lens[item as usize])
+            .map_or(self.seq_len, |lens| lens[item])
     }
 
     /// Keys of item `item` that are real.
     ///
     /// # Panics
     /// When `item` is not below [`batch`](Self::batch).
-    pub fn valid_key_len(&self, item: u32) -> u32 {
+    pub fn valid_key_len(&self, item: usize) -> usize {
         match &self.keys {
             None => self.valid_len(item),
             Some(keys) => {
                 assert!(item < self.batch, "item {item} of {}", self.batch);
                 keys.valid_lens
                     .as_ref()
-                    .map_or(keys.seq_len, |lens| lens[item as usize])
+                    .map_or(keys.seq_len, |lens| lens[item])
             }
         }
     }
@@ -533,7 +545,13 @@ impl AttentionShape {
     }
 }
 
-fn check_seq_len(what: &'static str, seq_len: u32) -> Result<()> {
+/// A number that a configuration or a shape has checked, in the 32 bits that plans and shaders count in. A segment may be longer:
+/// it is cut to the sequence.
+pub(crate) fn in_u32(checked: usize) -> u32 {
+    u32::try_from(checked).unwrap_or(u32::MAX)
+}
+
+fn check_seq_len(what: &'static str, seq_len: usize) -> Result<()> {
     if seq_len > MAX_TOKENS {
         return Err(Error::InvalidShape {
             what,
@@ -548,8 +566,13 @@ fn check_seq_len(what: &'static str, seq_len: u32) -> Result<()> {
 pub(crate) const UNEQUAL_LENGTHS: &str = "items of different lengths are padded to the longest, and \
      AttentionShape::with_valid_lens tells their own";
 
-fn check_valid_lens(what: &'static str, batch: u32, seq_len: u32, lens: &[u32]) -> Result<()> {
-    if lens.len() != batch as usize {
+fn check_valid_lens(
+    what: &'static str,
+    batch: usize,
+    seq_len: usize,
+    lens: &[usize],
+) -> Result<()> {
+    if lens.len() != batch {
         return Err(Error::InvalidShape {
             what,
             given: format!("{} lengths", lens.len()),

@@ -1,21 +1,20 @@
-//! Whether what a tensor holds was ever computed.
+//! Tracks whether a tensor's contents were ever computed.
 //!
-//! Recording says what *will* write a tensor; only submission makes it so. A recording that is dropped, refused or cancelled
-//! leaves its tensors with whatever their buffers held before, which looks like a result. So every tensor has [`Contents`],
-//! which know whether a recording that writes them was submitted, and every recording a [`Tracker`], which knows what it reads
-//! and writes. The question is asked when a recording is submitted, since the order of submission is the order of execution: a
-//! reader may well be recorded before its writer is submitted.
+//! A recording *will* write its tensors; only submission makes that happen. A recording that is dropped, refused or
+//! cancelled leaves its tensors with whatever their buffers held before, and that looks like a result. So every tensor has
+//! [`Contents`], which know whether a recording that writes the tensor was submitted. Every recording has a [`Tracker`],
+//! which knows what it reads and writes. The check happens when a recording is submitted, because the order of submission is
+//! the order of execution: a reader may be recorded before its writer is submitted.
 //!
-//! * Contents are held once a recording that writes them was submitted, and stay so: a later recording that is dropped leaves
-//!   the values of before, which are true ones. Any write of a tensor counts, also of a part (kernels write windows, a cache
-//!   rows); a part of a *slab* of parameters does not count for the slab.
-//! * What a cancelled sliced submission has begun to write is torn, until it is written anew.
-//! * What went into an application's encoder counts as submitted for the library's own later recordings, since only the
-//!   application knows when it submits; once the device is done with the encoder, or it was dropped or refused, that is known
-//!   here as well.
+//! * Contents are *held* once a recording that writes them was submitted. They stay held: a later recording that is dropped
+//!   leaves the earlier values, which are valid. Any write counts, even of a part of the tensor, because kernels write
+//!   windows and caches write rows. But a write of one parameter does not count for the *slab* of parameters that holds it.
+//! * Contents that a cancelled sliced submission has begun to write are *torn* until they are written anew.
+//! * A recording in an application's encoder counts as submitted for later recordings, because only the application knows
+//!   when it submits. If the encoder is dropped or refused, later recordings are told.
 //!
-//! It costs an allocation per tensor (its shape is one, too) and a few loads per binding; a lock is taken only where a tensor
-//! has no contents yet.
+//! This costs one allocation per tensor, beside that of its shape, and a few loads per binding. A lock is taken only while a
+//! tensor has no contents yet.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,7 +36,7 @@ pub(crate) enum Fate {
 }
 
 impl Fate {
-    /// Why what such a recording was to write is not there, and what to do.
+    /// Why the recording's results are missing, and what to do.
     fn reason(self) -> &'static str {
         match self {
             Self::Recorded => "was not submitted yet: submit it before",
@@ -60,10 +59,10 @@ impl Fate {
     }
 }
 
-/// A recording, as the tensors that it writes know it.
+/// The state of a recording, shared with the tensors that it writes.
 #[derive(Debug)]
 pub(crate) struct WriterState {
-    /// Unique in the process, from 1.
+    /// Number of the recording, unique in the process, from 1.
     id: u64,
     label: &'static str,
     fate: Mutex<Fate>,
@@ -92,24 +91,24 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Nothing was submitted that writes the tensor.
+/// No recording that writes the tensor was submitted.
 const NOTHING: u8 = 0;
-/// Something was.
+/// A recording that writes the tensor was submitted.
 const HELD: u8 = 1;
-/// Only a part of a recording that writes it was.
+/// Only a part of a recording that writes the tensor was submitted.
 const TORN: u8 = 2;
 
-/// What is known of the contents of a tensor; clones and parts of the tensor share it.
+/// The state of a tensor's contents, shared by its clones and parts.
 #[derive(Debug)]
 pub(crate) struct Contents {
     label: &'static str,
     state: AtomicU8,
-    /// The recordings that read and wrote it last, and the number of the write in its recording: so that most recordings
-    /// find what they know of a tensor without a search.
+    /// The recordings that last read and wrote it, and the index of the write in its recording. With these, most recordings
+    /// find their entry of a tensor without a search.
     last_reader: AtomicU64,
     last_writer: AtomicU64,
     last_write: AtomicUsize,
-    /// Why it holds nothing, while it does not.
+    /// While the tensor holds nothing: the recording that is to write it.
     writer: Mutex<Option<Arc<WriterState>>>,
 }
 
@@ -125,7 +124,7 @@ impl Contents {
         })
     }
 
-    /// Whether a recording that writes them was submitted.
+    /// Whether a recording that writes the contents was submitted.
     pub fn are_held(&self) -> bool {
         self.state.load(Ordering::Acquire) == HELD
     }
@@ -134,7 +133,7 @@ impl Contents {
         self.state.store(state, Ordering::Release);
     }
 
-    /// Whether `reader` may read them if it is submitted now.
+    /// Whether the recording `reader` may read the contents if it is submitted now.
     fn check(&self, reader: &'static str) -> Result<()> {
         if self.are_held() {
             return Ok(());
@@ -160,18 +159,19 @@ impl Contents {
 #[derive(Debug)]
 struct Write {
     contents: Arc<Contents>,
-    /// Whether that fills the contents, or only a part of a slab.
+    /// Whether the write fills the contents, rather than a part of a slab.
     fills: bool,
-    /// Numbers of the first and last command that do.
+    /// Indices of the first and last command that write it.
     first: usize,
     last: usize,
 }
 
-/// What a recording reads and writes, and what becomes of it. Dropped before it was submitted, it tells the tensors.
+/// What a recording reads and writes, and what became of it. If it is dropped before submission, it marks the tensors
+/// accordingly.
 #[derive(Debug)]
 pub(crate) struct Tracker {
     recording: Arc<WriterState>,
-    /// What it reads that it has not written before.
+    /// Contents that the recording reads before it writes them.
     reads: Vec<Arc<Contents>>,
     writes: Vec<Write>,
 }
@@ -185,12 +185,12 @@ impl Tracker {
         }
     }
 
-    /// What became of it so far.
+    /// What has become of the recording so far.
     pub fn fate(&self) -> Fate {
         self.recording.fate()
     }
 
-    /// The number of its write of `contents`.
+    /// Index of the recording's write of `contents`.
     fn write_of(&self, contents: &Arc<Contents>) -> Option<usize> {
         let is_of = |write: &Write| Arc::ptr_eq(&write.contents, contents);
         let hint = contents.last_write.load(Ordering::Relaxed);
@@ -200,11 +200,11 @@ impl Tracker {
         if contents.last_writer.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        // Another recording wrote it since, if this one has at all.
+        // If this recording wrote it at all, another one has written it since.
         self.writes.iter().position(is_of)
     }
 
-    /// The next command reads `contents`.
+    /// Notes that the next command reads `contents`.
     pub fn read(&mut self, contents: &Arc<Contents>) {
         let id = self.recording.id;
         if contents.last_reader.load(Ordering::Relaxed) == id {
@@ -220,7 +220,7 @@ impl Tracker {
         self.reads.push(contents.clone());
     }
 
-    /// Command number `command` writes `contents`; `fills` when not only a part of a slab.
+    /// Notes that command number `command` writes `contents`. `fills`: all of it, rather than a part of a slab.
     pub fn write(&mut self, contents: &Arc<Contents>, fills: bool, command: usize) {
         if let Some(write) = self.write_of(contents) {
             let write = &mut self.writes[write];
@@ -228,11 +228,11 @@ impl Tracker {
             write.fills |= fills;
             return;
         }
-        // Whoever has read them before changes them in place: not the recording to wait for.
+        // A recording that has read the contents changes them in place, so it is not the one to wait for.
         let changes = contents.last_reader.load(Ordering::Relaxed) == self.recording.id;
         if fills && !changes && !contents.are_held() {
             let mut writer = lock(&contents.writer);
-            // What an encoder will write, if it is submitted, is there whatever becomes of this recording.
+            // An application's encoder that was to write them may still be submitted, whatever becomes of this recording.
             if writer
                 .as_ref()
                 .is_none_or(|writer| writer.fate() != Fate::Encoded)
@@ -254,16 +254,16 @@ impl Tracker {
         });
     }
 
-    /// Whether all that it reads is there, if it is submitted now.
+    /// Whether everything that the recording reads will be there if it is submitted now.
     ///
     /// # Errors
-    /// [`Error::NotWritten`] names a tensor that is not.
+    /// [`Error::NotWritten`] names a tensor that will not.
     pub fn check(&self) -> Result<()> {
         let label = self.recording.label;
         self.reads.iter().try_for_each(|read| read.check(label))
     }
 
-    /// All of it was submitted.
+    /// Marks the whole recording as submitted.
     pub fn submitted(&self) {
         self.recording.set(Fate::Submitted);
         for write in self.writes.iter().filter(|write| write.fills) {
@@ -271,23 +271,23 @@ impl Tracker {
         }
     }
 
-    /// What it was to do has not happened and will not.
+    /// Marks the recording as never to run.
     pub fn failed(&self, fate: Fate) {
         self.recording.set(fate);
     }
 
-    /// It went into an encoder of the application's.
+    /// Marks the recording as part of an application's encoder.
     pub fn encoded(&self) {
         self.recording.set(Fate::Encoded);
     }
 
-    /// The commands before `reached` were submitted, and of that one a part, if it was `begun`.
+    /// Marks the commands before `reached` as submitted, and a part of that one if it was `begun`.
     pub fn submitted_up_to(&self, reached: (usize, bool)) {
         self.recording.set(Fate::Slicing);
         self.tear(reached);
     }
 
-    /// No more than that will be submitted.
+    /// Marks the rest as never to be submitted.
     pub fn cancelled(&self, reached: (usize, bool)) {
         self.recording.set(Fate::Cancelled);
         self.tear(reached);

@@ -155,6 +155,28 @@ pub use weights::{WeightFile, WeightSource};
 pub use half;
 pub use wgpu;
 
+// The Rust examples of the README and of the pages in docs are doc tests. The guide is a module of its own.
+
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct ReadmeDoctests;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/devices.md")]
+struct DevicesDoctests;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/slices.md")]
+struct SlicesDoctests;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/training.md")]
+struct TrainingDoctests;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/gigapath.md")]
+struct GigapathDoctests;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/pool.md")]
+struct PoolDoctests;

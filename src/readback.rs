@@ -1,14 +1,13 @@
 //! Results on their way to the host.
 //!
-//! A [`Download`] is made by [`Recorder::download`](crate::Recorder::download), filled when its recording was submitted and the
-//! device is done, and read by [`wait`](Download::wait) (blocking) or `.await` (any executor). Its buffer goes back to the
-//! pool when both the download and the device have let go of it.
+//! [`Recorder::download`](crate::Recorder::download) makes a [`Download`]. It is filled when its recording was submitted and
+//! the device is done. [`wait`](Download::wait) reads it, blocking, or `.await` on any executor. Its buffer goes back to the
+//! pool when neither the download nor the device uses it any more.
 //!
-//! **Seals.** That a buffer could be mapped says nothing of what is in it: wgpu maps the buffers of an encoder also when it
-//! refused to run the encoder, and then the buffer holds what a download before left there. So behind the elements lie eight
-//! bytes that the recording writes after them, a number that no other readback has or had. Only with that number there the
-//! elements are the download's. (Whatever else may lie there is elements of an earlier, larger download: those are equal to it
-//! with a probability of 2^-64.)
+//! **Seals.** wgpu maps the buffers of an encoder even when it refused to run the encoder. The buffer then holds what an
+//! earlier download left there. So the recording writes a seal behind the elements: eight bytes, a number that no other
+//! readback ever has. The elements are valid only with that number behind them. Otherwise the place may hold elements of an
+//! earlier, larger download; these equal the seal with a probability of 2^-64.
 
 use std::future::Future;
 use std::marker::PhantomData;
@@ -25,38 +24,38 @@ use crate::random::Random;
 use crate::scope;
 use crate::watch::{DeviceWatch, Outcome, Polling};
 
-/// How long a callback may take that another thread's poll has found to be due.
+/// How long to wait for a callback that another thread's poll is about to run.
 const CALLBACK_GRACE: Duration = Duration::from_millis(20);
 
-/// How often an idle device may fail to call back before it counts as lost: 0.8 seconds of grace.
+/// How often to look for the callback on an idle device before the device counts as lost: 0.8 seconds in all.
 const IDLE_ROUNDS: u32 = 40;
 
-/// How often a device is polled for a download that is awaited.
+/// How often the device is polled while a download is awaited.
 const POLL_PERIOD: Duration = Duration::from_millis(1);
 
-/// Where the bytes of a download are.
+/// How far a download is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// In a recording that was not submitted yet.
+    /// Its recording was not submitted yet.
     Recorded,
-    /// In a sliced submission that was not advanced as far yet.
+    /// Its sliced submission has not reached it yet.
     Slicing,
-    /// In an encoder of the application's; whether that was submitted, only the application knows.
+    /// It is in an application's encoder. Only the application knows whether that was submitted.
     Encoded,
-    /// On the way: the device will call back.
+    /// It was submitted, and the device will call back.
     Submitted,
-    /// Mapped, and sealed by the submission that it belongs to.
+    /// The buffer is mapped and carries the download's seal.
     Ready,
-    /// Mapped, but nothing wrote it.
+    /// The buffer is mapped, but nothing wrote it.
     Unsealed,
-    /// They will never come: this was dropped unsubmitted.
+    /// The elements will never come, for this reason: the recording was dropped unsubmitted.
     Abandoned(&'static str),
-    /// They will never come: the device is lost.
+    /// The elements will never come: the device is lost.
     Lost,
 }
 
 impl Stage {
-    /// Whether the bytes may come yet.
+    /// Whether the elements may still come.
     fn is_pending(self) -> bool {
         matches!(
             self,
@@ -75,7 +74,7 @@ struct Progress {
 #[derive(Debug)]
 pub(crate) struct Readback {
     lease: Lease,
-    /// What the recording writes behind the elements.
+    /// The number that the recording writes behind the elements.
     seal: [u8; SEAL_BYTES],
     watch: Arc<DeviceWatch>,
     progress: Mutex<Progress>,
@@ -83,16 +82,17 @@ pub(crate) struct Readback {
     changed: Condvar,
 }
 
-/// Bytes of a seal. It begins at a multiple of as many, where a mapped range may.
+/// Bytes of a seal. It begins at a multiple of this number, because mapped ranges must.
 const SEAL_BYTES: usize = 8;
 
-/// Bytes of a buffer for `bytes` of elements and a seal.
+/// Bytes of a buffer that holds `bytes` bytes of elements and a seal.
 pub(crate) fn sealed_bytes(bytes: u64) -> Option<u64> {
     let seal = SEAL_BYTES as u64;
     bytes.checked_next_multiple_of(seal)?.checked_add(seal)
 }
 
-/// A number that no other readback of this process has: a count, mixed (one to one) so that elements hardly ever equal it.
+/// A number that no other readback of this process has. It is a count, mixed one to one so that elements hardly ever equal
+/// it.
 fn new_seal() -> [u8; SEAL_BYTES] {
     static COUNT: AtomicU64 = AtomicU64::new(1);
     Random::new(COUNT.fetch_add(1, Ordering::Relaxed), 0)
@@ -126,7 +126,7 @@ impl Readback {
         self.lease.requested_bytes() - SEAL_BYTES as u64
     }
 
-    /// What a mapping has brought.
+    /// What the mapped buffer holds.
     fn mapped(&self) -> Stage {
         let range = self.seal_offset()..self.lease.requested_bytes();
         match crate::watch::catch(|| self.lease.buffer().get_mapped_range(range)) {
@@ -136,12 +136,12 @@ impl Readback {
         }
     }
 
-    /// Whether the submission that it belongs to has run, and the elements are here.
+    /// Whether the download's own submission has run, so that the elements are here.
     pub fn is_ready(&self) -> bool {
         self.lock().stage == Stage::Ready
     }
 
-    /// The recording is submitted in slices.
+    /// Notes that the recording is submitted in slices.
     pub fn in_slices(&self) {
         self.set(Stage::Slicing);
     }
@@ -162,7 +162,7 @@ impl Readback {
         }
     }
 
-    /// The encoder that the download is in was submitted by its own recording.
+    /// Notes that the recording submitted the encoder that holds the download.
     pub fn submitted(&self) {
         let mut progress = self.lock();
         if progress.stage == Stage::Encoded {
@@ -170,7 +170,7 @@ impl Readback {
         }
     }
 
-    /// Fails the download, for `reason`, if its recording goes away unsubmitted.
+    /// Fails the download with `reason` if its recording was not submitted.
     pub fn abandon(&self, reason: &'static str) {
         let stage = self.lock().stage;
         if matches!(stage, Stage::Recorded | Stage::Slicing) {
@@ -178,7 +178,7 @@ impl Readback {
         }
     }
 
-    /// wgpu has called back, or never will.
+    /// Notes that wgpu has called back, or never will.
     fn arrived(&self, outcome: Outcome) {
         self.set(match outcome {
             Outcome::Done => self.mapped(),
@@ -205,15 +205,17 @@ impl Readback {
 
 impl Drop for Readback {
     fn drop(&mut self) {
-        // Buffers wait unmapped in the pool. One of a lost device has been destroyed, which wgpu reports.
+        // Buffers wait unmapped in the pool. On a lost device the buffer is destroyed already, and wgpu would report an
+        // error.
         if matches!(self.lock().stage, Stage::Ready | Stage::Unsealed) {
             let _ = scope::catch(&self.watch, || self.lease.buffer().unmap());
         }
     }
 }
 
-/// A tensor on its way to the host: [`wait`](Self::wait) blocks for its elements, row-major; as a future it resolves to the
-/// same, with the same errors, and to [`Error::NotSubmitted`] at once when polled before its recording was submitted.
+/// A tensor on its way to the host. [`wait`](Self::wait) blocks until its elements are here, row-major. As a future it
+/// resolves to the same elements or errors. If it is polled before its recording was submitted, it resolves to
+/// [`Error::NotSubmitted`] at once.
 #[derive(Debug)]
 #[must_use = "nothing is read from a download that nobody waits for"]
 pub struct Download<T: Element> {
@@ -233,11 +235,11 @@ impl<T: Element> Download<T> {
         }
     }
 
-    /// Blocks until the elements are here. May be called again; each call copies the elements anew. In browsers, which cannot
-    /// block, use `.await`.
+    /// Blocks until the elements are here and returns a copy of them. It may be called again. Browsers cannot block; use
+    /// `.await` there.
     ///
     /// # Errors
-    /// [`Error::NotSubmitted`] while the recording (or the embedder's encoder) was not submitted: submit it and wait
+    /// [`Error::NotSubmitted`] while the recording, or the application's encoder, was not submitted: submit it and wait
     /// again. [`Error::DownloadAbandoned`] (also where wgpu refused to run the encoder) and [`Error::DeviceLost`] when the
     /// elements will never come.
     pub fn wait(&self) -> Result<Vec<T>> {
@@ -249,7 +251,7 @@ impl<T: Element> Download<T> {
             if let Err(lost) = self.readback.watch.wait_until(is_here) {
                 return self.result().unwrap_or(Err(lost));
             }
-            // Another thread's poll may be the one that is about to call back.
+            // Another thread's poll may be about to run the callback.
             let progress = self.readback.lock();
             let before = progress.stage;
             if before.is_pending() {
@@ -265,8 +267,8 @@ impl<T: Element> Download<T> {
         Err(self.readback.watch.lost_error(never))
     }
 
-    /// Whether [`wait`](Self::wait) would return at once. Never blocks; something has to poll the device meanwhile
-    /// ([`Context::poll`](crate::Context::poll), or any submission).
+    /// Whether [`wait`](Self::wait) would return at once. Never blocks. Something must poll the device meanwhile:
+    /// [`Context::poll`](crate::Context::poll), or any submission.
     pub fn is_ready(&self) -> bool {
         self.readback.watch.is_lost() || !self.readback.lock().stage.is_pending()
     }
@@ -282,13 +284,13 @@ impl<T: Element> Download<T> {
         }
     }
 
-    /// The elements if they are here, an error if they will never be.
+    /// The elements if they are here, an error if they will never come, else `None`.
     fn result(&self) -> Option<Result<Vec<T>>> {
         let stage = self.readback.lock().stage;
         match stage {
             _ if stage.is_pending() => None,
             Stage::Ready => Some(self.read()),
-            // A recording that a lost device refused is dropped, too.
+            // A recording that a lost device refused is also dropped, so ask for the loss first.
             Stage::Unsealed | Stage::Abandoned(_) if self.readback.watch.is_lost() => {
                 Some(Err(self
                     .readback

@@ -129,6 +129,11 @@ fn arguments_need_not_be_utf_8() {
             "{name}: {code:?} {told}"
         );
         assert!(!told.contains("panicked"), "{name}: {told}");
+        let given = arguments.last().map(|argument| argument.display());
+        assert!(
+            told.contains(&given.expect("one").to_string()),
+            "{name}: {told}"
+        );
     }
     // Nor is such a name in the way of the work.
     let folder = Folder::new("names");
@@ -143,6 +148,75 @@ fn arguments_need_not_be_utf_8() {
         told.contains("Git LFS pointer to a file of 12 bytes"),
         "{told}"
     );
+}
+
+/// What is wrong with an argument is said with the option, the value given and what it may be, and no work is begun.
+#[test]
+fn wrong_arguments_are_told_with_what_they_may_be() {
+    for (name, arguments, words) in [
+        (
+            "quickstart",
+            &["--tokens", "0"][..],
+            &["--tokens", "0 is not in 1..="][..],
+        ),
+        (
+            "quickstart",
+            &["--token", "8"],
+            &["'--token'", "similar", "'--tokens'"],
+        ),
+        (
+            "plan",
+            &["--heads", "many"],
+            &["--heads", "'many'", "invalid digit"],
+        ),
+        (
+            "plan",
+            &["--binding-mib", "17592186044416"],
+            &["--binding-mib", "0..=17592186044415"],
+        ),
+        ("plan", &["1000"], &["unexpected argument '1000'"]),
+        (
+            "train_lm",
+            &["--batch", "0"],
+            &["--batch", "0 is not in 1..="],
+        ),
+        ("train_lm", &["--rate"], &["--rate", "value is required"]),
+        (
+            "gigapath_encode",
+            &["--random", "4", "--tile-size", "0"],
+            &["--tile-size", "0 is not in 1..="],
+        ),
+        (
+            "gigapath_encode",
+            &["weights", "tiles", "--size", "wide"],
+            &["'--size <NAME>'", "'[WEIGHTS]'"],
+        ),
+        (
+            "gigapath_encode",
+            &["--random", "4", "--pool", "max"],
+            &["'max'", "--pool", "mean, cls"],
+        ),
+        ("gigapath_encode", &["weights"], &["<TILES>"]),
+        ("conformance", &["."; 0], &["<PATH>"]),
+        (
+            "conformance",
+            &["x", "--kernel", "fast"],
+            &["'fast'", "--kernel", "tile, rows, broadcast"],
+        ),
+    ] {
+        let output = program(name).args(arguments).output().expect("runs");
+        let told = stderr(&output);
+        let status = if name == "conformance" { 2 } else { 1 };
+        assert_eq!(output.status.code(), Some(status), "{name}: {told}");
+        assert!(
+            told.starts_with("error: ") && output.stdout.is_empty(),
+            "{told}"
+        );
+        assert!(
+            words.iter().all(|word| told.contains(word)),
+            "{name}: {told}"
+        );
+    }
 }
 
 /// A checkpoint of one layer, 32 wide, for 8 features a tile, all names after `prefix`. The first element of a token is the sum
@@ -474,7 +548,10 @@ fn shaders_that_are_not_there_are_errors() {
             &["forward_coop", "--dtype", "f32"],
             "no kernel forward_coop",
         ),
-        (&["fill", "--to", "glsl"], "wgsl, spirv, msl or hlsl"),
+        (
+            &["fill", "--to", "glsl"],
+            "[possible values: wgsl, spirv, msl, hlsl]",
+        ),
         (
             &["reduce", "--field", "squares=maybe"],
             "reduce squares=true",

@@ -100,7 +100,10 @@ fn first_dispatches(context: &Context, repetitions: usize, table: &mut Table) {
     for kib in [1u64, 4, 64, 1 << 10, 16 << 10, 64 << 10, 128 << 10] {
         let bytes = kib << 10;
         let pooled = Pool::new(context.device(), PoolOptions::default());
-        let unpooled = Pool::new(context.device(), PoolOptions::default().policy(NoPooling));
+        let unpooled = Pool::new(
+            context.device(),
+            PoolOptions::default().with_policy(NoPooling),
+        );
         drop(touch.milliseconds(&pooled, bytes));
         let mut kept = Vec::new();
         let [mut new, mut again, mut reused] = std::array::from_fn(|_| Samples::default());
@@ -160,7 +163,7 @@ fn bind_groups(context: &Context, repetitions: usize) {
 fn forwards(repetitions: usize) {
     let runners = [
         PoolOptions::default(),
-        PoolOptions::default().policy(NoPooling),
+        PoolOptions::default().with_policy(NoPooling),
     ]
     .map(|pool| {
         let options = ContextOptions {

@@ -1,4 +1,4 @@
-//! What the pool does and costs, row by row: `cargo bench --bench pool [-- --quick]`.
+//! What the pool does and costs, row by row: `cargo bench --bench pool`.
 //!
 //! Every figure is a ratio, or stands beside what it is compared with, from one run; times are medians of interleaved
 //! repetitions with the smallest and largest. The traces are counted, not timed: their figures are the same on any machine.
@@ -19,11 +19,23 @@ mod table;
 mod traces;
 mod workloads;
 
+use clap::Parser;
 use dilated_attention::Context;
 use table::Table;
 
+/// What the pool does and costs, row by row
+#[derive(Parser)]
+struct Options {
+    /// Few repetitions: that everything works, not what it measures
+    #[arg(long)]
+    quick: bool,
+    /// Cargo passes it to every benchmark.
+    #[arg(long = "bench", hide = true)]
+    _bench: bool,
+}
+
 fn main() {
-    let quick = std::env::args().any(|argument| argument == "--quick");
+    let quick = Options::parse().quick;
     let context = Context::headless().expect("an adapter");
     let info = context.adapter_info();
     println!("{} ({})\n", info.name, info.driver_info);

@@ -34,12 +34,12 @@ pub fn measure(table: &mut Table) {
         [
             (
                 "Balanced",
-                PoolOptions::default().policy(Balanced::default()),
+                PoolOptions::default().with_policy(Balanced::default()),
             ),
-            ("Speed", PoolOptions::default().policy(Speed)),
-            ("Lean", PoolOptions::default().policy(Lean)),
-            ("Exact", PoolOptions::default().policy(Exact)),
-            ("NoPooling", PoolOptions::default().policy(NoPooling)),
+            ("Speed", PoolOptions::default().with_policy(Speed)),
+            ("Lean", PoolOptions::default().with_policy(Lean)),
+            ("Exact", PoolOptions::default().with_policy(Exact)),
+            ("NoPooling", PoolOptions::default().with_policy(NoPooling)),
         ]
     };
     println!("\ncreates after warm-up (share of the leases), and peak held / peak asked for");

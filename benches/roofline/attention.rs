@@ -124,7 +124,7 @@ impl Prepared {
     }
 
     fn state_bytes(&self) -> u64 {
-        u64::from(self.case.tokens) * u64::from(self.case.heads) * 8
+        (self.case.tokens as u64) * (self.case.heads as u64) * 8
     }
 
     fn forward_error(&self, results: &[Vec<f32>]) -> Result<f64> {
@@ -132,13 +132,13 @@ impl Prepared {
         let rows = sampled_rows(self.case.tokens);
         let config = self.case.config()?;
         let expected = reference::forward_rows(&config, &self.shape, &q, &k, &v, &rows)?;
-        let width = (self.case.heads * self.case.head_dim) as usize;
+        let width = self.case.heads * self.case.head_dim;
         let sampled = |values: &[f32], width: usize| -> Vec<f32> {
-            let row = |&(_, token): &(u32, u32)| &values[token as usize * width..][..width];
+            let row = |&(_, token): &(usize, usize)| &values[token * width..][..width];
             rows.iter().flat_map(row).copied().collect()
         };
         let out = sampled(&results[0], width);
-        let lse = softmax_lse(&sampled(&results[1], 2 * self.case.heads as usize));
+        let lse = softmax_lse(&sampled(&results[1], 2 * self.case.heads));
         let errors = match self.dtype {
             DType::F32 => [
                 error_f32(out, &expected.out),
@@ -186,18 +186,18 @@ impl Prepared {
 
 /// Elements of head 0 of a tensor.
 fn head_0(all: &[f32], case: &Case) -> Vec<f32> {
-    let width = (case.heads * case.head_dim) as usize;
+    let width = case.heads * case.head_dim;
     let rows = all.chunks_exact(width);
-    rows.flat_map(|row| &row[..case.head_dim as usize])
+    rows.flat_map(|row| &row[..case.head_dim])
         .copied()
         .collect()
 }
 
 /// Infinite if an element is no number or a whole head is 0, as memory is that nobody wrote; else 0.
 fn unwritten(all: &[f32], case: &Case) -> f64 {
-    let mut sums = vec![0.0f64; case.heads as usize];
+    let mut sums = vec![0.0f64; case.heads];
     for (i, value) in all.iter().enumerate() {
-        let head = i / case.head_dim as usize % case.heads as usize;
+        let head = i / case.head_dim % case.heads;
         sums[head] += f64::from(value.abs());
     }
     let written = sums.iter().all(|sum| sum.is_finite() && *sum > 0.0);

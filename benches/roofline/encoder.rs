@@ -28,13 +28,13 @@ fn attention() -> Result<DilatedAttentionConfig> {
     )
 }
 
-pub fn parameters(tokens: u32) -> Value {
+pub fn parameters(tokens: usize) -> Value {
     json!({"tokens": tokens, "width": WIDTH, "heads": 16, "ffn": FFN})
 }
 
 /// One layer with its weights and its input.
 pub struct EncoderLayer {
-    tokens: u32,
+    tokens: usize,
     config: LongNetConfig,
     model: LongNet,
     weights: Parameters,
@@ -45,15 +45,15 @@ pub struct EncoderLayer {
 }
 
 impl EncoderLayer {
-    pub fn new(context: &Context, tokens: u32) -> Result<Self> {
+    pub fn new(context: &Context, tokens: usize) -> Result<Self> {
         let mut config = LongNetConfig::encoder(attention()?, 1, FFN);
         config.final_norm = false;
         let model = LongNet::new(context, config.clone())?;
         let weights = model.initial_weights(context, 1)?;
         let mut recorder = context.recorder("input");
         let mut random = random();
-        let elements: Vec<f32> = (0..tokens as usize * WIDTH).map(|_| random()).collect();
-        let x = recorder.upload("x", &[1, tokens as usize, WIDTH], &elements)?;
+        let elements: Vec<f32> = (0..tokens * WIDTH).map(|_| random()).collect();
+        let x = recorder.upload("x", &[1, tokens, WIDTH], &elements)?;
         let downloads = weights.download(&mut recorder)?;
         recorder.submit()?.wait()?;
         let mut values = Values::new();
@@ -65,7 +65,7 @@ impl EncoderLayer {
         let plan = config
             .attention()
             .plan_forward(&shape, DType::F32, context.caps())?;
-        let products = 2.0 * f64::from(tokens) * (4 * WIDTH * WIDTH + 2 * WIDTH * FFN) as f64;
+        let products = 2.0 * (tokens as f64) * (4 * WIDTH * WIDTH + 2 * WIDTH * FFN) as f64;
         Ok(Self {
             flop: plan.flop as f64 + products,
             tokens,
@@ -108,9 +108,7 @@ impl EncoderLayer {
         let attended = reference::forward_rows(self.config.attention(), &shape, &q, &k, &v, &rows)?;
         let inner = norm("self_attn.inner_attn_ln", &attended.out);
         let mut sum = self.project("out_proj", &inner);
-        let residual = rows
-            .iter()
-            .flat_map(|&(_, row)| &x[row as usize * WIDTH..][..WIDTH]);
+        let residual = rows.iter().flat_map(|&(_, row)| &x[row * WIDTH..][..WIDTH]);
         sum.iter_mut().zip(residual).for_each(|(sum, x)| *sum += x);
         let network = model::FeedForward {
             activations: DType::F32,
@@ -145,7 +143,7 @@ impl Timed for EncoderLayer {
 
     fn error(&self, results: &[Vec<f32>]) -> Result<f64> {
         let rows = sampled_rows(self.tokens).into_iter();
-        let sampled = rows.flat_map(|(_, row)| &results[0][row as usize * WIDTH..][..WIDTH]);
+        let sampled = rows.flat_map(|(_, row)| &results[0][row * WIDTH..][..WIDTH]);
         Ok(error_f32(sampled.copied(), &self.expected()?))
     }
 

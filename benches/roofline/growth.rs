@@ -14,7 +14,7 @@ use crate::report::Report;
 use crate::timing::{Clock, Series, Subject};
 
 /// One head of 16, so that four million tokens fit in 256 MiB a tensor.
-fn case(tokens: u32) -> Case {
+fn case(tokens: usize) -> Case {
     Case::new(
         format!("growth, {tokens} tokens"),
         [1, 16, tokens],
@@ -30,7 +30,7 @@ pub fn run(
     report: &mut Report,
     quick: bool,
 ) -> Result<bool, Box<dyn Error>> {
-    let (lengths, repetitions): (&[u32], usize) = match quick {
+    let (lengths, repetitions): (&[usize], usize) = match quick {
         true => (&[1 << 16, 1 << 17], 2),
         false => (&[1 << 16, 1 << 18, 1 << 20, 1 << 22], 5),
     };
@@ -53,7 +53,7 @@ pub fn run(
     let mut times = vec![Vec::new(); lengths.len()];
     for _ in 0..repetitions {
         for ((times, series), &tokens) in times.iter_mut().zip(&mut series).zip(lengths) {
-            times.push(series.again()?.best_known() / f64::from(tokens) * 1e9);
+            times.push(series.again()?.best_known() / tokens as f64 * 1e9);
         }
     }
     println!(

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fs;
+use std::path::PathBuf;
 
 use serde_json::Value;
 
@@ -38,12 +39,13 @@ fn cell(row: &Value) -> String {
 }
 
 /// Prints the table; later rows of the same implementation and case replace earlier ones.
-pub fn print(paths: &[String]) -> Result<(), Box<dyn Error>> {
+pub fn print(paths: &[PathBuf]) -> Result<(), Box<dyn Error>> {
     let mut rows: Vec<Value> = Vec::new();
     for path in paths {
-        let text = fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
+        let failed = |error: &dyn Error| format!("{}: {error}", path.display());
+        let text = fs::read_to_string(path).map_err(|error| failed(&error))?;
         for line in text.lines().filter(|line| !line.trim().is_empty()) {
-            rows.push(serde_json::from_str(line).map_err(|error| format!("{path}: {error}"))?);
+            rows.push(serde_json::from_str(line).map_err(|error| failed(&error))?);
         }
     }
     // What was timed, and without the rows that have a shape of their own.

@@ -43,10 +43,9 @@ impl<'a> Matrices<'a> {
 
 /// Sampled rows of a matrix.
 fn rows_of(matrix: &[f32], width: usize) -> Vec<f32> {
-    let rows = (matrix.len() / width) as u32;
-    sampled_rows(rows)
+    sampled_rows(matrix.len() / width)
         .into_iter()
-        .flat_map(|(_, row)| &matrix[row as usize * width..][..width])
+        .flat_map(|(_, row)| &matrix[row * width..][..width])
         .copied()
         .collect()
 }
@@ -148,9 +147,9 @@ impl Timed for Product {
 
     fn error(&self, results: &[Vec<f32>]) -> Result<f64> {
         let [rows, _, columns] = self.case.dims();
-        let expected: Vec<f64> = sampled_rows(rows as u32)
+        let expected: Vec<f64> = sampled_rows(rows)
             .into_iter()
-            .flat_map(|(_, row)| (0..columns).map(move |column| self.element(row as usize, column)))
+            .flat_map(|(_, row)| (0..columns).map(move |column| self.element(row, column)))
             .collect();
         let given = rows_of(&results[0], columns);
         Ok(match self.dtype {
@@ -243,10 +242,8 @@ impl Norm {
                 dbias[i] += f64::from(*dy);
             }
         }
-        let sampled = sampled_rows(ROWS as u32).into_iter();
-        let dx: Vec<f64> = sampled
-            .flat_map(|(_, row)| rows[row as usize].clone())
-            .collect();
+        let sampled = sampled_rows(ROWS).into_iter();
+        let dx: Vec<f64> = sampled.flat_map(|(_, row)| rows[row].clone()).collect();
         let of_sums = std::iter::zip(&results[1..], [dweight, dbias])
             .map(|(result, expected)| error_f32(result.iter().copied(), &expected));
         of_sums.fold(error_f32(rows_of(&results[0], WIDTH), &dx), f64::max)

@@ -1,16 +1,5 @@
-//! Everything that the library computes against the adapter's own ceilings, in one run.
-//!
-//! ```text
-//! cargo bench --bench roofline [-- OPTIONS]
-//!   --only GROUP     one of forward, backward, matmul, norm, layer, growth, start
-//!   --kernel NAME    tile, rows or broadcast, for the forward
-//!   --storage TYPE   f32, f16 or bf16, of attention and products; all unless told
-//!   --json PATH      writes every row as an object, one a line
-//!   --repetitions N  10 unless told
-//!   --processor-time instead of time on the device that of all processors, whatever else runs there; software adapters, Linux
-//!   --quick          few small cases: that everything works, not what it measures
-//!   --join PATH...   prints one table of such files, of other implementations, too (benches/peers); measures nothing
-//! ```
+//! Everything that the library computes against the adapter's own ceilings, in one run: `cargo bench --bench roofline`, with
+//! options behind `--` (`-- --help`).
 //!
 //! First come the ceilings: multiply-adds in f32 and f16, products of matrix units, a copy. Then, a row each: wall time, time
 //! on the device where it has timestamps, work per second and its share of the ceiling, which is measured before each
@@ -23,8 +12,6 @@
 //! matrices are compared with the ceiling of theirs; where an adapter has another tier than the one it chooses for f16 there
 //! are rows of that as well (on a software adapter of the quick cases, for its matrices are slow). Errors in half precision are
 //! shares of twice those of a plain implementation that stores the same type.
-//!
-//! The exit status tells whether all results were right.
 
 mod attention;
 #[path = "../cases.rs"]
@@ -50,22 +37,25 @@ use std::rc::Rc;
 use attention::{Direction, Prepared};
 use cases::{Case, ProductCase};
 use ceilings::Ceiling;
+use clap::Parser;
 use dilated_attention::device::KernelTier;
 use dilated_attention::{Context, DType, Result as LibraryResult, wgpu};
 use encoder::EncoderLayer;
 use layers::{Norm, Product};
 use machine::Machine;
-use options::{Command, Options};
+use options::Options;
 use report::{Key, Report};
 use serde_json::{Value, json};
 use timing::{Clock, Subject, Timed, measure};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let options = match Command::from_arguments(std::env::args().skip(1))? {
-        Command::Measure(options) => options,
-        Command::Join(paths) => return join::print(&paths),
-        Command::FirstCall => return start::child(),
-    };
+    let options = Options::parse();
+    if !options.join.is_empty() {
+        return join::print(&options.join);
+    }
+    if options.first_call {
+        return start::child();
+    }
     let machine = pollster::block_on(Machine::open())?;
     if options.processor_time {
         if !machine.is_software() {
@@ -136,7 +126,7 @@ impl Run {
         let half = machine
             .has(wgpu::Features::SHADER_F16)
             .then(|| ceilings::fma(machine, clock, "f16"));
-        let repetitions = self.options.repetitions;
+        let repetitions = self.options.repetitions();
         let (fma, copy) = (self.fma.as_ref(), self.copy.as_ref());
         for ceiling in [fma].into_iter().chain(&half).chain([copy]) {
             let rates = ceiling.rates(repetitions);
@@ -188,7 +178,7 @@ impl Run {
                 clock: &self.clock,
                 timed,
             });
-            let measured = measure(subjects.collect(), ceiling, self.options.repetitions)?;
+            let measured = measure(subjects.collect(), ceiling, self.options.repetitions())?;
             let named = |((timed, _, checked), measured): ((T, _, _), _)| {
                 (kernel(&timed), checked, measured)
             };
@@ -230,10 +220,10 @@ impl Run {
 
     /// What tensors are stored as, with the tier asked for beside the one that is chosen.
     fn stored(&self) -> Vec<Stored> {
-        let storages = self.options.storages.iter();
-        let mut stored: Vec<Stored> = storages.map(|dtype| (*dtype, None)).collect();
+        let dtypes = self.options.dtypes();
+        let mut stored: Vec<Stored> = dtypes.iter().map(|dtype| (*dtype, None)).collect();
         if let Some((tier, _)) = &self.tier
-            && self.options.storages.contains(&DType::F16)
+            && dtypes.contains(&DType::F16)
         {
             stored.push((DType::F16, Some(*tier)));
         }
@@ -331,7 +321,7 @@ impl Run {
             return Ok(());
         }
         self.report.header("layer", "GFLOP/s");
-        let lengths: &[u32] = match (self.options.quick, self.machine.is_software()) {
+        let lengths: &[usize] = match (self.options.quick, self.machine.is_software()) {
             (true, _) => &[256],
             (false, true) => &[1024, 2048],
             (false, false) => &[1000, 5000, 20_000],

@@ -1,98 +1,88 @@
 //! Arguments of the command.
 
+use std::path::PathBuf;
+
+use clap::{Parser, value_parser};
 use dilated_attention::DType;
 use dilated_attention::device::KernelTier;
-
-use crate::start;
 
 const GROUPS: [&str; 7] = [
     "forward", "backward", "matmul", "norm", "layer", "growth", "start",
 ];
 
-/// What to do.
-pub enum Command {
-    Measure(Options),
-    /// Prints files of rows as one table.
-    Join(Vec<String>),
+/// Everything that the library computes against the adapter's own ceilings, in one run
+///
+/// The exit status tells whether all results were right.
+#[derive(Parser)]
+pub struct Options {
+    /// Few small cases: that everything works, not what it measures
+    #[arg(long)]
+    pub quick: bool,
+    /// Kernels of the forward: tile, rows or broadcast
+    #[arg(long, value_name = "TIER", value_parser = tier)]
+    pub kernel: Option<KernelTier>,
+    /// Writes every row as an object, one a line
+    #[arg(long, value_name = "PATH")]
+    pub json: Option<PathBuf>,
+    /// What tensors are stored as, of attention and products: f32, f16 or bf16 [default: each]
+    #[arg(long, value_name = "TYPE", value_parser = dtype)]
+    dtype: Option<DType>,
+    /// Of each measurement [default: 10, with --quick 3]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    repetitions: Option<u32>,
+    /// Instead of time on the device that of all processors, whatever else runs there; software adapters, Linux
+    #[arg(long)]
+    pub processor_time: bool,
+    /// Only this group
+    #[arg(long, value_name = "GROUP", value_parser = GROUPS)]
+    only: Option<String>,
+    /// Prints one table of such files, of other implementations, too (benches/peers); measures nothing
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    pub join: Vec<PathBuf>,
     /// Is a process that another times.
-    FirstCall,
+    #[arg(long, hide = true)]
+    pub first_call: bool,
+    /// Cargo passes it to every benchmark.
+    #[arg(long = "bench", hide = true)]
+    _bench: bool,
 }
 
-/// What to measure.
-pub struct Options {
-    pub quick: bool,
-    pub kernel: Option<KernelTier>,
-    pub json: Option<String>,
-    /// What tensors are stored as, of attention and products.
-    pub storages: Vec<DType>,
-    pub repetitions: usize,
-    /// Times are of the processor.
-    pub processor_time: bool,
-    only: Option<&'static str>,
+fn tier(name: &str) -> Result<KernelTier, &'static str> {
+    KernelTier::named(name).ok_or("tile, rows, broadcast, coop8 or coop16 is needed")
+}
+
+const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
+
+fn dtype(name: &str) -> Result<DType, &'static str> {
+    let mut all = DTYPES.into_iter();
+    let found = all.find(|dtype| dtype.to_string() == name);
+    found.ok_or("f32, f16 or bf16 is needed")
 }
 
 impl Options {
+    /// What tensors are stored as.
+    pub fn dtypes(&self) -> Vec<DType> {
+        match self.dtype {
+            Some(dtype) => vec![dtype],
+            None => DTYPES.to_vec(),
+        }
+    }
+
+    /// How often each case is measured.
+    pub fn repetitions(&self) -> usize {
+        match self.repetitions {
+            Some(repetitions) => repetitions as usize,
+            None if self.quick => 3,
+            None => 10,
+        }
+    }
+
     /// Every shader is compiled twice for it, which a quick run does for one group alone.
     pub fn compares_unchecked(&self, group: &str) -> bool {
         !self.quick || group == "forward"
     }
 
     pub fn wants(&self, group: &str) -> bool {
-        self.only.is_none_or(|only| only == group)
-    }
-}
-
-impl Command {
-    pub fn from_arguments(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut options = Options {
-            quick: false,
-            kernel: None,
-            json: None,
-            storages: vec![DType::F32, DType::F16, DType::Bf16],
-            repetitions: 0,
-            processor_time: false,
-            only: None,
-        };
-        let mut repetitions = None;
-        while let Some(argument) = arguments.next() {
-            let mut value = || {
-                let missing = || format!("{argument} needs a value");
-                arguments.next().ok_or_else(missing)
-            };
-            match argument.as_str() {
-                "--quick" => options.quick = true,
-                "--processor-time" => options.processor_time = true,
-                "--json" => options.json = Some(value()?),
-                "--storage" => {
-                    let name = value()?;
-                    options.storages.retain(|dtype| dtype.to_string() == name);
-                    if options.storages.is_empty() {
-                        return Err(format!("no storage {name}: f32, f16 or bf16"));
-                    }
-                }
-                "--repetitions" => {
-                    let text = value()?;
-                    let number = text.parse().ok().filter(|number| *number > 0);
-                    repetitions = Some(number.ok_or(format!("no number of repetitions: {text}"))?);
-                }
-                "--only" => {
-                    let name = value()?;
-                    let found = GROUPS.into_iter().find(|group| *group == name);
-                    options.only = Some(found.ok_or(format!("no group {name}"))?);
-                }
-                "--kernel" => {
-                    let name = value()?;
-                    let found = KernelTier::named(&name);
-                    options.kernel = Some(found.ok_or(format!("no tier {name}"))?);
-                }
-                "--join" => return Ok(Self::Join(arguments.collect())),
-                start::CHILD => return Ok(Self::FirstCall),
-                // Cargo passes it to every benchmark.
-                "--bench" => {}
-                other => return Err(format!("unknown option {other}")),
-            }
-        }
-        options.repetitions = repetitions.unwrap_or(if options.quick { 3 } else { 10 });
-        Ok(Self::Measure(options))
+        self.only.as_deref().is_none_or(|only| only == group)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::path::Path;
 
 use dilated_attention::DType;
 use dilated_attention::device::KernelTier;
@@ -33,7 +34,7 @@ pub struct Key<'a> {
 }
 
 impl Report {
-    pub fn new(machine: &Machine, json: Option<&str>) -> io::Result<Self> {
+    pub fn new(machine: &Machine, json: Option<&Path>) -> io::Result<Self> {
         let info = machine.context.adapter_info();
         let common = json!({
             "implementation": "dilated-attention",

@@ -73,7 +73,7 @@ impl Engine for Gpu {
             config.num_heads(),
             config.head_dim(),
         ];
-        let dims = dims.map(|dim| dim as usize);
+        let dims = dims.map(|dim| dim);
         let attention = DilatedAttention::new(&self.context, config.clone())?;
         let mut recorder = self.context.recorder("backward");
         let q = self.upload(&mut recorder, "q", &dims, inputs.q)?;
@@ -105,11 +105,8 @@ impl Engine for Gpu {
         let Some(first) = configs.first() else {
             return Ok(());
         };
-        let (batch, seq_len) = (
-            inputs.shape.batch() as usize,
-            inputs.shape.seq_len() as usize,
-        );
-        let (heads, head_dim) = (first.num_heads() as usize, first.head_dim() as usize);
+        let (batch, seq_len) = (inputs.shape.batch(), inputs.shape.seq_len());
+        let (heads, head_dim) = (first.num_heads(), first.head_dim());
         let dims = [batch, seq_len, heads, head_dim];
         let mut recorder = self.context.recorder("inputs");
         let q = self.upload(&mut recorder, "q", &dims, inputs.q)?;
@@ -139,7 +136,7 @@ impl Engine for Gpu {
 }
 
 /// The rows `rows` of a tensor with `width` elements a row.
-fn pick(tensor: &[f32], rows: &[u32], width: usize) -> Vec<f32> {
-    let row = |row: &u32| &tensor[*row as usize * width..][..width];
+fn pick(tensor: &[f32], rows: &[usize], width: usize) -> Vec<f32> {
+    let row = |row: &usize| &tensor[*row * width..][..width];
     rows.iter().flat_map(row).copied().collect()
 }

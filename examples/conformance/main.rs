@@ -1,12 +1,4 @@
-//! Compares the library on this machine's GPU with golden files.
-//!
-//! ```text
-//! cargo run --release --example conformance -- [--f16 | --bf16] [--kernel TIER] PATH...
-//! ```
-//! Prints one line per compared tensor, `PASS|FAIL|SKIP file tensor max_abs_err tolerance [reason]`, and last
-//! `N passed, N failed, N skipped`; columns without a number hold `-`. PATH is a golden file (.safetensors), or a folder with
-//! some. Exits with 0 when nothing failed, 1 when something did, 2 when not everything could be checked. The adapter is named on
-//! stderr. `tests/golden` holds files to start with.
+//! The library on this machine's GPU against golden files: `cargo run --release --example conformance -- tests/golden`.
 //!
 //! With `--f16` or `--bf16`, attention and its gradients run in half precision: inputs are rounded to it, the reference is the f64
 //! oracle of the rounded inputs, and the tolerance is twice the error of a plain implementation that stores the same type and
@@ -14,10 +6,8 @@
 //! cost, and 1e-5 of it for log-sum-exps. The files' outputs are not compared then. Of multi-head attention, encoders and
 //! decoders, outputs are compared: their gradients exist in f32 only.
 //!
-//! `--kernel TIER` runs kernels of that tier (tile, rows, broadcast, coop8 or coop16) wherever they can do what is asked, and is an
-//! error where the adapter has none; the reason of each line names the kernels that
-//! did, and stderr says in the end how many comparisons were of that tier alone. Weights of models are f32, so that with
-//! cooperative matrices their products are of another tier.
+//! With `--kernel TIER`, the reason of each line names the kernels that ran, and stderr says in the end how many comparisons were
+//! of that tier alone. Weights of models are f32, so that with cooperative matrices their products are of another tier.
 
 mod checks;
 mod gpu;
@@ -29,38 +19,49 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use checks::{Line, Summary, check_file, failed_file};
+use clap::Parser;
 use dilated_attention::device::KernelTier;
 use dilated_attention::{Context, DType, KernelOptions};
-use program::{Arguments, say};
+use program::say;
 
-fn main() -> ExitCode {
-    program::run_or(2, include_str!("main.rs"), run)
+/// Compares the library on this machine's GPU with golden files
+///
+/// Prints one line per compared tensor, `PASS|FAIL|SKIP file tensor max_abs_err tolerance [reason]`, and last
+/// `N passed, N failed, N skipped`; columns without a number hold `-`. The adapter is named on stderr.
+/// Exits with 0 when nothing failed, 1 when something did, 2 when not everything could be checked.
+#[derive(Parser)]
+#[command(verbatim_doc_comment)]
+struct Options {
+    /// Golden files (.safetensors), or folders with some: tests/golden holds files to start with
+    #[arg(value_name = "PATH", required = true)]
+    paths: Vec<PathBuf>,
+    /// Attention and its gradients in half precision, against the f64 oracle and not the files
+    #[arg(long)]
+    f16: bool,
+    /// As --f16, in bfloat16
+    #[arg(long, conflicts_with = "f16")]
+    bf16: bool,
+    /// Kernels of this tier (tile, rows, broadcast, coop8 or coop16) wherever they can do what is asked; an error where the
+    /// adapter has none
+    #[arg(long, value_name = "TIER", value_parser = tier)]
+    kernel: Option<KernelTier>,
 }
 
-fn run(mut arguments: Arguments) -> Result<ExitCode, Box<dyn Error>> {
-    let mut paths = Vec::new();
-    let mut dtype = DType::F32;
-    let mut tier = None;
-    while let Some(argument) = arguments.next_argument()? {
-        match argument.option() {
-            Some("--f16") => dtype = DType::F16,
-            Some("--bf16") => dtype = DType::Bf16,
-            Some("--kernel") => {
-                let name = arguments.os_value()?;
-                let named = name.to_str().and_then(KernelTier::named);
-                let unknown = || {
-                    let tiers = KernelTier::ALL.map(|tier| tier.to_string()).join(", ");
-                    format!("--kernel {} is none of {tiers}", name.display())
-                };
-                tier = Some(named.ok_or_else(unknown)?);
-            }
-            Some(_) => return Err(arguments.unknown()),
-            None => paths.push(argument.into_path()),
-        }
-    }
-    if paths.is_empty() {
-        return Err("no PATH given; --help says what there is".into());
-    }
+fn tier(name: &str) -> Result<KernelTier, &'static str> {
+    KernelTier::named(name).ok_or("tile, rows, broadcast, coop8 or coop16 is needed")
+}
+
+fn main() -> ExitCode {
+    program::run_or(2, run)
+}
+
+fn run(options: Options) -> Result<ExitCode, Box<dyn Error>> {
+    let dtype = match (options.f16, options.bf16) {
+        (true, _) => DType::F16,
+        (_, true) => DType::Bf16,
+        _ => DType::F32,
+    };
+    let tier = options.kernel;
     let context = Context::headless()?;
     program::note(format_args!("adapter: {}", context.adapter_info().name));
     let context = context.with_kernel_options(&KernelOptions {
@@ -80,7 +81,7 @@ fn run(mut arguments: Arguments) -> Result<ExitCode, Box<dyn Error>> {
             false => Err("standard output was closed before everything was checked"),
         }
     };
-    for path in paths {
+    for path in options.paths {
         match golden_files(&path) {
             Ok(files) if files.is_empty() => {
                 print(failed_file(

@@ -11,7 +11,11 @@ use crate::settings::{Format, Pool, Settings};
 type Named = (String, Vec<usize>, Vec<f32>);
 
 /// Writes what was asked for.
-pub fn save(output: &SlideOutput, settings: &Settings) -> Result<(), Box<dyn Error>> {
+pub fn save(
+    output: &SlideOutput,
+    settings: &Settings,
+    format: Format,
+) -> Result<(), Box<dyn Error>> {
     let chosen = |cls: &Vec<f32>, pool: &Vec<f32>| match settings.pool {
         Pool::Cls => cls.clone(),
         Pool::Mean => pool.clone(),
@@ -23,7 +27,7 @@ pub fn save(output: &SlideOutput, settings: &Settings) -> Result<(), Box<dyn Err
         .map(|layer| chosen(&layer.cls, &layer.pool))
         .collect();
     let width = output.width;
-    match (settings.format, settings.compat) {
+    match (format, settings.compat) {
         (Format::Npy, false) => slide_files::write_npy(&settings.out, &[width], &embedding)?,
         (Format::Npy, true) => {
             let list = match states.is_empty() {

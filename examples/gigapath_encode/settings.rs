@@ -1,24 +1,33 @@
 //! What the command line says.
 
 use std::fs::OpenOptions;
-use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::{Parser, ValueEnum, value_parser};
 use dilated_attention::models::gigapath::{SlideEncoder, SlideEncoderConfig, SlideOutputs};
 use dilated_attention::recorder::SliceOptions;
 use dilated_attention::weights::WeightsError;
 use dilated_attention::{DType, Error, WeightFile, WeightSource};
-use program::{Arguments, say};
+use program::say;
 use slide_files::{TileSize, TileSizeChoice, Tiles};
 
 /// Which embedding is the result.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Pool {
-    /// That of the CLS token, which the published weights were trained without.
-    Cls,
-    /// That of the mean of all tiles, as its authors use the model.
+    /// Of all tiles, as the model's authors use it
     Mean,
+    /// Of the CLS token, which was not trained in the published weights
+    Cls,
+}
+
+/// Sizes of drawn weights.
+#[derive(Clone, Copy, ValueEnum)]
+enum Size {
+    Base,
+    Flash,
+    Large,
+    Wide,
 }
 
 /// How results are written.
@@ -28,151 +37,116 @@ pub enum Format {
     Safetensors,
 }
 
+/// Encodes a slide with GigaPath's slide encoder
+///
+/// Coordinates are pixels of level 0, the slide as it was scanned: tiles of 256 pixels at 20x lie 256 apart on a slide
+/// scanned at 20x and 512 on one scanned at 40x, and the position of a tile in the model is floor(coordinate / tile size).
+/// The size comes from what the file says: TRIDENT's `patch_size_level0`, or CLAM's `patch_size`, `patch_level` and
+/// `downsample`, as attributes in .h5, metadata in .safetensors, arrays of one number in .npz. Where it says nothing it
+/// is 256. What contradicts the file or the coordinates is an error.
+///
+/// The result is the norm of the mean of all tiles, which is how the model's authors use it: the CLS token was not trained
+/// in the published weights, as they say. `--pool cls` is for weights that were fine-tuned with it. The attention of an
+/// untrained CLS (`--attention`) says nothing of which tiles matter.
+///
+/// .npy holds the embedding, (width). .safetensors holds `embedding`, both embeddings as `cls` and `pool`, and where asked
+/// for `layers_cls` and `layers_pool` (states, width), `tiles` (tiles, width), and `attention.LAYER` (tiles).
+///
+/// The plan that is printed first tells the time where a run before has measured the kernels on this adapter; that is kept
+/// in the user's folder for caches (DILATED_ATTENTION_CACHE=off, or a path).
+///
+/// `--compat` is for what reads results of prov-gigapath. Its `forward` returns a list of (1, width): one element, or with
+/// `all_layer_embed` (here `--layers all`) one for each state; its `global_pool=True` is `--pool mean`, the default here,
+/// its own default `--pool cls`. .npy holds that list stacked, (1, 1, width) or (states, 1, width). .safetensors holds
+/// `embedding`, (1, width), or under the names that upstream's `run_inference_with_slide_encoder` gives them
+/// `layer_0_embed`, ... and `last_layer_embed`, which is the last state again. Mind that upstream's states lack the
+/// encoder's last norm: `last_layer_embed` is not the embedding of a call without `all_layer_embed`. Their computation is
+/// upstream's in either case, unless `--masked` says otherwise.
+#[derive(Parser)]
+#[command(verbatim_doc_comment)]
 pub struct Settings {
-    /// The checkpoint; without one, weights are drawn.
+    /// Checkpoint of GigaPath's slide encoder, GigaPath-Flash's or one like them: layers, width and features of a tile are what
+    /// its shapes say; checkpoint.py beside the source converts one of PyTorch, or makes one to try. Without it, weights are drawn
+    #[arg(required_unless_present = "random")]
     pub weights: Option<PathBuf>,
-    /// Features, and coordinates where they are in a file of their own.
-    tiles: Vec<PathBuf>,
-    random_tiles: Option<usize>,
-    tile_size: TileSizeChoice,
-    /// Whether the file may name another encoder than GigaPath's.
+    /// `features` (tiles, 1536) and `coords` (tiles, 2), the place of each tile in pixels of level 0: .safetensors, .npz, .h5 as
+    /// CLAM and TRIDENT write it (built with --features slide-files/h5), or .npy with the coordinates in a second one
+    #[arg(required_unless_present = "random", conflicts_with = "random")]
+    tiles: Option<PathBuf>,
+    /// Coordinates in an .npy of their own
+    coords: Option<PathBuf>,
+    /// Draws so many tiles instead, and weights where none are given: to see what a slide takes here
+    #[arg(long, value_name = "TILES")]
+    random: Option<usize>,
+    /// Edge of a tile in pixels of level 0, where the file does not say it [default: 256]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    tile_size: Option<u32>,
+    /// The same, whatever file and coordinates say
+    #[arg(long, value_name = "N", conflicts_with = "tile_size", value_parser = value_parser!(u32).range(1..))]
+    force_tile_size: Option<u32>,
+    /// Take features that the file says another encoder than GigaPath's computed
+    #[arg(long)]
     any_encoder: bool,
-    /// Sizes of drawn weights.
-    drawn: SlideEncoderConfig,
-    max_wsi_size: Option<u32>,
-    /// What stands before names in the checkpoint, where that was told.
-    prefix: Option<String>,
-    heads: Option<u32>,
-    masked: bool,
-    half: bool,
-    pub outputs: SlideOutputs,
+    /// Which embedding is the result
+    #[arg(long, default_value = "mean")]
     pub pool: Pool,
+    /// Embeddings of every state, too: the first layer's input, then each layer's output. How many layers there are is what the
+    /// checkpoint says, or --depth
+    #[arg(long, value_name = "WHICH", value_parser = ["all"])]
+    layers: Option<String>,
+    /// Embeddings of all tiles, too
+    #[arg(id = "encoded", long = "tiles", conflicts_with = "compat")]
+    encoded: bool,
+    /// Attention of CLS to the tiles in this layer, from 0 on, too; several layers if given again
+    #[arg(long, value_name = "LAYER", conflicts_with = "compat")]
+    attention: Vec<usize>,
+    /// What stands before the names in WEIGHTS (module.), where there are several such prefixes
+    #[arg(long, requires = "weights")]
+    prefix: Option<String>,
+    /// Heads of the model; published ones have 16, and a width of their own (384, 768, 1024, 1536)
+    #[arg(long, value_name = "N")]
+    heads: Option<usize>,
+    /// Save results that are infinite or NaN, too, instead of saying where they arise
+    #[arg(long)]
+    allow_nonfinite: bool,
+    /// What upstream's forward returns, and no more
+    #[arg(long)]
     pub compat: bool,
-    pub budget_bytes: Option<u64>,
-    pub slices: SliceOptions,
+    /// .npy for the result alone or .safetensors for all
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "slide_embedding.safetensors"
+    )]
     pub out: PathBuf,
-    pub format: Format,
+    /// Activations in half precision
+    #[arg(long)]
+    f16: bool,
+    /// Segment lengths for slides of this edge [default: 262144]
+    #[arg(long, value_name = "N")]
+    max_wsi_size: Option<u32>,
+    /// Padding is masked: for models that were not trained with torchscale
+    #[arg(long)]
+    masked: bool,
+    /// Refuse when the pool would hold more
+    #[arg(long, value_name = "MIB", value_parser = value_parser!(u64).range(..=u64::MAX >> 20))]
+    budget: Option<u64>,
+    /// Time of the device a submission may take, in milliseconds [default: 8]
+    #[arg(long, value_name = "MS")]
+    slice: Option<u64>,
+    /// Layers of drawn weights [default: 12]
+    #[arg(long, value_name = "N", conflicts_with = "weights")]
+    depth: Option<u16>,
+    /// Sizes of drawn weights [default: base]
+    #[arg(long, value_name = "NAME", conflicts_with = "weights")]
+    size: Option<Size>,
 }
 
 impl Settings {
-    pub fn from_arguments(mut arguments: Arguments) -> program::Result<Self> {
-        let mut settings = Self {
-            weights: None,
-            tiles: Vec::new(),
-            random_tiles: None,
-            tile_size: TileSizeChoice::OfFile,
-            any_encoder: false,
-            drawn: SlideEncoderConfig::base(),
-            max_wsi_size: None,
-            prefix: None,
-            heads: None,
-            masked: false,
-            half: false,
-            outputs: SlideOutputs::default(),
-            pool: Pool::Mean,
-            compat: false,
-            budget_bytes: None,
-            slices: SliceOptions::default(),
-            out: "slide_embedding.safetensors".into(),
-            format: Format::Safetensors,
-        };
-        let mut files = Vec::new();
-        let (mut depth, mut size) = (None, None);
-        while let Some(argument) = arguments.next_argument()? {
-            match argument.option() {
-                Some("--random") => settings.random_tiles = Some(arguments.value()?),
-                Some("--tile-size") => {
-                    settings.tile_size =
-                        TileSizeChoice::Given(arguments.value::<NonZeroU32>()?.get());
-                }
-                Some("--force-tile-size") => {
-                    settings.tile_size =
-                        TileSizeChoice::Forced(arguments.value::<NonZeroU32>()?.get());
-                }
-                Some("--any-encoder") => settings.any_encoder = true,
-                Some("--pool") => {
-                    settings.pool = match arguments.value::<String>()?.as_str() {
-                        "cls" => Pool::Cls,
-                        "mean" => Pool::Mean,
-                        other => return Err(format!("--pool is mean or cls, not {other}").into()),
-                    };
-                }
-                Some("--layers") => match arguments.value::<String>()?.as_str() {
-                    "all" => settings.outputs.layers = true,
-                    other => {
-                        let hint = "the number of layers is the checkpoint's, or --depth";
-                        return Err(format!("--layers is all, not {other}; {hint}").into());
-                    }
-                },
-                Some("--tiles") => settings.outputs.encoded = true,
-                Some("--attention") => settings.outputs.attention.push(arguments.value()?),
-                Some("--prefix") => settings.prefix = Some(arguments.value()?),
-                Some("--heads") => settings.heads = Some(arguments.value()?),
-                Some("--allow-nonfinite") => settings.outputs.allow_nonfinite = true,
-                Some("--compat") => settings.compat = true,
-                Some("--out") => settings.out = arguments.os_value()?.into(),
-                Some("--f16") => settings.half = true,
-                Some("--max-wsi-size") => settings.max_wsi_size = Some(arguments.value()?),
-                Some("--masked") => settings.masked = true,
-                Some("--budget") => {
-                    let mib: u64 = arguments.value()?;
-                    let bytes = mib.checked_mul(1 << 20);
-                    let too_large = || format!("--budget {mib}: more than there can be");
-                    settings.budget_bytes = Some(bytes.ok_or_else(too_large)?);
-                }
-                Some("--slice") => {
-                    let target = Duration::from_millis(arguments.value()?);
-                    settings.slices = SliceOptions::default().target(target);
-                }
-                Some("--depth") => depth = Some(arguments.value::<u16>()?),
-                Some("--size") => {
-                    size = Some(match arguments.value::<String>()?.as_str() {
-                        "base" => SlideEncoderConfig::base(),
-                        "flash" => SlideEncoderConfig::flash(),
-                        "large" => SlideEncoderConfig::large(),
-                        "wide" => SlideEncoderConfig::wide(),
-                        other => {
-                            return Err(format!(
-                                "--size is base, flash, large or wide, not {other}"
-                            )
-                            .into());
-                        }
-                    });
-                }
-                Some(_) => return Err(arguments.unknown()),
-                None => files.push(argument.into_path()),
-            }
-        }
-        settings.drawn = size.clone().unwrap_or(settings.drawn);
-        settings.drawn.num_layers = depth.map_or(settings.drawn.num_layers, usize::from);
-        let mut files = files.into_iter();
-        settings.weights = files.next();
-        settings.tiles = files.collect();
-        if settings.weights.is_some() && (depth.is_some() || size.is_some()) {
-            return Err(
-                "--depth and --size are for drawn weights; a checkpoint has its own".into(),
-            );
-        }
-        if settings.weights.is_none() && settings.prefix.is_some() {
-            return Err("--prefix is for a checkpoint; drawn weights have none".into());
-        }
-        if settings.random_tiles.is_some() != settings.tiles.is_empty() || settings.tiles.len() > 2
-        {
-            return Err(
-                "WEIGHTS.safetensors TILES [COORDS.npy] is needed, or --random TILES".into(),
-            );
-        }
-        settings.check_outputs()?;
-        Ok(settings)
-    }
-
-    /// Before any work: that all outputs can be written.
-    fn check_outputs(&mut self) -> program::Result<()> {
-        let extension = self
-            .out
-            .extension()
-            .and_then(|extension| extension.to_str());
-        self.format = match extension {
+    /// Before any work: that all outputs can be written, and how.
+    pub fn format(&self) -> program::Result<Format> {
+        let extension = self.out.extension();
+        let format = match extension.and_then(|extension| extension.to_str()) {
             Some("npy") => Format::Npy,
             Some("safetensors") => Format::Safetensors,
             _ => {
@@ -180,17 +154,15 @@ impl Settings {
                 return Err(format!("--out {out}: .npy or .safetensors is needed").into());
             }
         };
-        let others = self.outputs.encoded || !self.outputs.attention.is_empty();
-        if self.compat && others {
-            return Err(
-                "--compat is what upstream returns, without --tiles and --attention".into(),
-            );
-        }
-        if self.format == Format::Npy && !self.compat && (others || self.outputs.layers) {
+        let outputs = self.outputs();
+        let others = outputs.layers || outputs.encoded || !outputs.attention.is_empty();
+        if format == Format::Npy && !self.compat && others {
             let hint = "--out FILE.safetensors takes the others, too";
             return Err(format!("an .npy holds one array; {hint}").into());
         }
-        let mut inputs = self.weights.iter().chain(&self.tiles);
+        let mut inputs = [&self.weights, &self.tiles, &self.coords]
+            .into_iter()
+            .flatten();
         let is_out = |path: &&PathBuf| match (path.canonicalize(), self.out.canonicalize()) {
             (Ok(path), Ok(out)) => path == out,
             _ => false,
@@ -199,7 +171,45 @@ impl Settings {
             return Err(format!("--out would overwrite {}, which is read", input.display()).into());
         }
         can_be_written(&self.out)
-            .map_err(|error| format!("--out {}: {error}", self.out.display()).into())
+            .map_err(|error| format!("--out {}: {error}", self.out.display()))?;
+        Ok(format)
+    }
+
+    /// What is computed beside the embedding.
+    pub fn outputs(&self) -> SlideOutputs {
+        SlideOutputs {
+            layers: self.layers.is_some(),
+            encoded: self.encoded,
+            attention: self.attention.clone(),
+            allow_nonfinite: self.allow_nonfinite,
+            ..SlideOutputs::default()
+        }
+    }
+
+    /// How long the device may be busy at a time.
+    pub fn slices(&self) -> SliceOptions {
+        let slices = SliceOptions::default();
+        match self.slice {
+            Some(milliseconds) => slices.with_target(Duration::from_millis(milliseconds)),
+            None => slices,
+        }
+    }
+
+    /// What the pool may hold.
+    pub fn budget_bytes(&self) -> Option<u64> {
+        self.budget.map(|mib| mib << 20)
+    }
+
+    /// Sizes of drawn weights.
+    fn drawn(&self) -> SlideEncoderConfig {
+        let mut config = match self.size {
+            None | Some(Size::Base) => SlideEncoderConfig::base(),
+            Some(Size::Flash) => SlideEncoderConfig::flash(),
+            Some(Size::Large) => SlideEncoderConfig::large(),
+            Some(Size::Wide) => SlideEncoderConfig::wide(),
+        };
+        config.num_layers = self.depth.map_or(config.num_layers, usize::from);
+        config
     }
 
     /// The slide encoder in the checkpoint: under the prefix that was told, or the one that is found.
@@ -220,8 +230,8 @@ impl Settings {
             (Some(weights), heads) => {
                 SlideEncoderConfig::from_weights(weights, heads).map_err(advised)?
             }
-            (None, Some(heads)) => self.drawn.clone().heads(heads)?,
-            (None, None) => self.drawn.clone(),
+            (None, Some(heads)) => self.drawn().heads(heads)?,
+            (None, None) => self.drawn(),
         };
         if let Some(max_wsi_size) = self.max_wsi_size {
             config = config.max_wsi_size(max_wsi_size)?;
@@ -229,7 +239,7 @@ impl Settings {
         if self.masked {
             config = config.masked();
         }
-        if self.half {
+        if self.f16 {
             config.activations = DType::F16;
         }
         Ok(config)
@@ -259,39 +269,49 @@ impl Settings {
 
     /// What errors call the features.
     pub fn tiles_name(&self) -> String {
-        match self.tiles.first() {
-            Some(path) => path.display().to_string(),
-            None => "drawn tiles".to_owned(),
-        }
+        file_name(self.tiles.as_deref())
     }
 
     /// Read or drawn, and their size in the unit of their coordinates, which is to be the encoder's.
     pub fn tiles(&self, config: &SlideEncoderConfig) -> program::Result<(Tiles, TileSize)> {
         let feature_dim = config.feature_dim;
-        let tiles = match (self.random_tiles, self.tiles.as_slice()) {
-            (Some(count), _) => Tiles::drawn(count, feature_dim)?,
-            (None, [features, coords]) => Tiles::read_pair(features, coords, feature_dim)?,
-            (None, [path, ..]) => Tiles::read(path, feature_dim)?,
-            (None, []) => return Err("TILES is needed, or --random TILES".into()),
-        };
-        let file = |path: Option<&PathBuf>| match path {
-            Some(path) => path.display().to_string(),
-            None => "drawn tiles".to_owned(),
+        let tiles = match (self.random, &self.tiles, &self.coords) {
+            (Some(count), ..) => Tiles::drawn(count, feature_dim)?,
+            (None, Some(features), Some(coords)) => {
+                Tiles::read_pair(features, coords, feature_dim)?
+            }
+            (None, Some(path), None) => Tiles::read(path, feature_dim)?,
+            (None, None, _) => return Err("TILES is needed, or --random TILES".into()),
         };
         if !self.any_encoder {
-            let error = |error| format!("{}: {error}", file(self.tiles.first()));
+            let error = |error| format!("{}: {error}", self.tiles_name());
             tiles.expect_encoder("gigapath").map_err(error)?;
         }
+        let choice = match (self.tile_size, self.force_tile_size) {
+            (_, Some(pixels)) => TileSizeChoice::Forced(pixels),
+            (Some(pixels), None) => TileSizeChoice::Given(pixels),
+            (None, None) => TileSizeChoice::OfFile,
+        };
+        // Where the coordinates are.
+        let coords = file_name(self.coords.as_deref().or(self.tiles.as_deref()));
         let tile_size = tiles
-            .tile_size(self.tile_size, config.tile_size)
-            .map_err(|error| format!("{}: {error}", file(self.tiles.last())))?;
+            .tile_size(choice, config.tile_size)
+            .map_err(|error| format!("{coords}: {error}"))?;
         let mut config = config.clone();
         config.tile_size = tile_size.pixels;
         config
             .cells(&tiles.coords)
-            .map_err(|error| format!("{}: {error}", file(self.tiles.last())))?;
+            .map_err(|error| format!("{coords}: {error}"))?;
         Ok((tiles, tile_size))
     }
+}
+
+/// What errors call a file of tiles.
+fn file_name(path: Option<&Path>) -> String {
+    path.map_or_else(
+        || "drawn tiles".to_owned(),
+        |path| path.display().to_string(),
+    )
 }
 
 /// An error about a checkpoint, with the option that helps.

@@ -1,13 +1,15 @@
 //! The loss over the steps as a picture.
 
-use std::fmt::Write;
+use std::error::Error;
 
-const WIDTH: f64 = 820.0;
-const HEIGHT: f64 = 420.0;
-const LEFT: f64 = 56.0;
-const RIGHT: f64 = 12.0;
-const TOP: f64 = 34.0;
-const BOTTOM: f64 = 36.0;
+use plotters::coord::Shift;
+use plotters::prelude::*;
+
+const SIZE: (u32, u32) = (820, 420);
+const TRAINING: RGBColor = RGBColor(0x4a, 0x90, 0xd9);
+const VALIDATION: RGBColor = RGBColor(0xc0, 0x39, 0x2b);
+const LEVEL: RGBColor = RGBColor(0x77, 0x77, 0x77);
+const GRID: RGBColor = RGBColor(0xdd, 0xdd, 0xdd);
 
 /// Bits a byte: of the batch of each step, and of the validation bytes at some.
 #[derive(Debug, Default)]
@@ -20,63 +22,66 @@ pub struct Curve {
 
 impl Curve {
     /// The picture, as SVG.
-    pub fn svg(&self, title: &str) -> String {
-        let all = || self.training.iter().chain(&self.validation);
-        let last = all().map(|point| point.0).max().unwrap_or(1).max(1);
+    pub fn svg(&self, title: &str) -> Result<String, Box<dyn Error>> {
+        let mut svg = String::new();
+        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        self.draw(title, &root)?;
+        drop(root);
+        Ok(svg)
+    }
+
+    fn draw(
+        &self,
+        title: &str,
+        root: &DrawingArea<SVGBackend<'_>, Shift>,
+    ) -> Result<(), Box<dyn Error>> {
+        let points = || self.training.iter().chain(&self.validation);
+        let last = points().map(|point| point.0).max().unwrap_or(1).max(1);
         let levels = self.levels.iter().map(|level| level.1);
-        let highest = all().map(|p| p.1).chain(levels).fold(1.0, f64::max).ceil();
-        let x = |step: u64| LEFT + (WIDTH - LEFT - RIGHT) * step as f64 / last as f64;
-        let y = |bits: f64| TOP + (HEIGHT - TOP - BOTTOM) * (1.0 - bits / highest);
-        let mut svg = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" font-size=\"12\">\n\
-             <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
-             <text x=\"{LEFT}\" y=\"18\" font-size=\"14\">{}</text>\n",
-            escape(title)
-        );
-        // Writing to a string cannot fail.
-        for bits in 0..=highest as u32 {
-            let at = y(f64::from(bits));
-            let right = WIDTH - RIGHT;
-            let _ = writeln!(
-                svg,
-                "<path d=\"M{LEFT} {at:.1}H{right}\" stroke=\"#ddd\"/><text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{bits}</text>",
-                LEFT - 8.0,
-                at + 4.0
-            );
-        }
+        let bits = points().map(|point| point.1).chain(levels);
+        let highest = bits.fold(1.0, f64::max).ceil();
+        root.fill(&WHITE)?;
+        let mut chart = ChartBuilder::on(root)
+            .margin(12)
+            .caption(title, ("sans-serif", 16))
+            .x_label_area_size(40)
+            .y_label_area_size(48)
+            .build_cartesian_2d(0..last, 0.0..highest)?;
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(GRID)
+            .x_desc("steps")
+            .y_desc("bits per byte")
+            .label_style(("sans-serif", 12))
+            .draw()?;
         for (name, bits) in &self.levels {
-            let at = y(*bits);
-            let right = WIDTH - RIGHT;
-            let _ = writeln!(
-                svg,
-                "<path d=\"M{LEFT} {at:.1}H{right}\" stroke=\"#888\" stroke-dasharray=\"6 4\"/><text x=\"{right}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#555\">{name}: {bits:.2}</text>",
-                at - 4.0
-            );
+            let line = [(0, *bits), (last, *bits)];
+            chart.draw_series(DashedLineSeries::new(line, 6, 4, LEVEL.into()))?;
+            let style = ("sans-serif", 12).into_text_style(root).color(&LEVEL);
+            let label = format!("{name}: {bits:.2}");
+            let (width, height) = root.estimate_text_size(&label, &style)?;
+            let above = (-(width as i32), -(height as i32) - 4);
+            let label = EmptyElement::at((last, *bits)) + Text::new(label, above, style);
+            chart.draw_series([label])?;
         }
-        let mut line = |points: &[(u64, f64)], colour: &str, width: f64| {
-            let path: Vec<String> = points
-                .iter()
-                .map(|(step, bits)| format!("{:.1} {:.1}", x(*step), y(*bits)))
-                .collect();
-            if !path.is_empty() {
-                let path = path.join("L");
-                let _ = writeln!(
-                    svg,
-                    "<path d=\"M{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"{width}\"/>"
-                );
-            }
-        };
-        line(&smooth(&self.training), "#4a90d9", 1.0);
-        line(&self.validation, "#c0392b", 2.5);
-        let bottom = HEIGHT - 12.0;
-        let _ = writeln!(
-            svg,
-            "<text x=\"{LEFT}\" y=\"{bottom}\">0</text><text x=\"{}\" y=\"{bottom}\" text-anchor=\"end\">{last} steps</text>\n\
-             <text x=\"{}\" y=\"{bottom}\" text-anchor=\"middle\">bits per byte: <tspan fill=\"#4a90d9\">training batches</tspan>, <tspan fill=\"#c0392b\">validation</tspan></text>\n</svg>",
-            WIDTH - RIGHT,
-            (LEFT + WIDTH - RIGHT) / 2.0
-        );
-        svg
+        for (name, points, colour, width) in [
+            ("training batches", smooth(&self.training), TRAINING, 1),
+            ("validation", self.validation.clone(), VALIDATION, 2),
+        ] {
+            chart
+                .draw_series(LineSeries::new(points, colour.stroke_width(width)))?
+                .label(name)
+                .legend(move |(x, y)| PathElement::new([(x, y), (x + 14, y)], colour));
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::LowerLeft)
+            .label_font(("sans-serif", 12))
+            .background_style(WHITE)
+            .draw()?;
+        Ok(root.present()?)
     }
 }
 
@@ -90,10 +95,4 @@ fn smooth(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
             (chunk[chunk.len() / 2].0, mean)
         })
         .collect()
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
 }

@@ -29,7 +29,7 @@ pub fn continue_text(
     mut each: impl FnMut(u8) -> ControlFlow<()>,
 ) -> Result<(), Box<dyn Error>> {
     let mut recorder = context.recorder("cache");
-    let capacity = u32::try_from(prompt.len() + count).unwrap_or(u32::MAX);
+    let capacity = prompt.len().saturating_add(count);
     let mut cache = model.new_cache(&mut recorder, 1, capacity.min(4096))?;
     recorder.submit()?;
     let mut random = Random::new(sampling.seed);
@@ -37,7 +37,7 @@ pub fn continue_text(
     for index in 0..count {
         let mut recorder = context.recorder("token");
         let ids = TokenIds::upload(&mut recorder, &next, 256)?;
-        let call = Call::new(AttentionShape::new(1, next.len() as u32)?);
+        let call = Call::new(AttentionShape::new(1, next.len())?);
         let input = Input::Tokens(&ids);
         let features = model.decode(&mut recorder, weights, input, &call, &mut cache)?;
         let logits = model.logits(&mut recorder, weights, &features)?;

@@ -1,18 +1,4 @@
-//! Trains a byte-level LongNet on real text, from nothing, and lets it write.
-//!
-//! ```text
-//! cargo run --release --example train_lm -- [--data FILE|FOLDER] [--steps N] [--batch B] [--tokens N] [--parts P]
-//!     [--layers L] [--heads H] [--head-dim D] [--ffn F] [--segments w,w,..] [--rates r,r,..]
-//!     [--rate R] [--dropout P] [--recompute] [--seed S] [--out FOLDER] [--save-every N] [--resume] [--generate N]
-//! ```
-//!
-//! Without `--data` it reads the sources of the crate naga, which cargo has on every machine that built this. The last tenth
-//! of the bytes is for validation. The bits a byte on that are compared with what counting achieves on the same split: the
-//! entropy of single bytes, and a model of the three bytes before.
-//!
-//! `--parts` cuts each step's batch into parts that are accumulated; `--recompute` keeps only the inputs of layers. In the
-//! folder of `--out` (default target/train_lm): `checkpoint.safetensors`, which `--resume` goes on from and the example
-//! `generate` reads, and `loss.svg`.
+//! Training of a byte-level LongNet, from bytes to a model that writes: `cargo run --release --example train_lm`.
 
 mod baselines;
 mod curve;
@@ -21,21 +7,23 @@ mod generation;
 mod settings;
 
 use std::error::Error;
-use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use clap::Parser;
+use clap::builder::RangedU64ValueParser;
 use dilated_attention::longnet::{LongNet, Recompute};
-use dilated_attention::training::{Batch, LearningRate, StepReport, Trainer, TrainingOptions};
+use dilated_attention::training::{Batch, LearningRate, Trainer, TrainingOptions};
 use dilated_attention::weights::WeightFile;
 use dilated_attention::{AttentionShape, Context};
+use indicatif::{ProgressBar, ProgressStyle};
 
 use curve::Curve;
 use data::Data;
 use generation::{Random, Sampling, continue_text, printable};
-use program::{Arguments, say, say_part};
+use program::say;
 use settings::Settings;
 
 const BITS: f64 = std::f64::consts::LOG2_E;
@@ -44,29 +32,66 @@ const BITS: f64 = std::f64::consts::LOG2_E;
 const VALIDATION_BYTES: usize = 24 << 10;
 const VALIDATION_BATCH_BYTES: usize = 4 << 10;
 
+/// Trains a byte-level LongNet on real text, from nothing, and lets it write
+///
+/// The last tenth of the bytes is for validation. The bits a byte on that are compared with what counting achieves on the
+/// same split: the entropy of single bytes, and a model of the three bytes before.
+#[derive(Parser)]
+#[command(verbatim_doc_comment)]
 struct Options {
+    /// What to learn from [default: the sources of the crate naga, which cargo has on every machine that built this]
+    #[arg(long, value_name = "FILE|FOLDER")]
     data: Option<PathBuf>,
+    #[command(flatten)]
     settings: Settings,
+    /// Steps in all, those before --resume among them
+    #[arg(long, value_name = "N", default_value_t = 600, value_parser = at_least_one::<u64>())]
     steps: u64,
+    /// Sequences of a step
+    #[arg(long, value_name = "B", default_value_t = 4, value_parser = at_least_one::<usize>())]
     batch: usize,
+    /// Length of each
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least_one::<usize>())]
     tokens: usize,
+    /// Parts of a step's batch that are accumulated
+    #[arg(long, value_name = "P", default_value_t = 1, value_parser = at_least_one::<usize>())]
     parts: usize,
+    /// Peak of the learning rate
+    #[arg(long, value_name = "R", default_value_t = 3e-3)]
     rate: f32,
+    /// Part of the activations that is dropped
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
     dropout: f32,
+    /// Keep only the inputs of layers, and compute the others again
+    #[arg(long)]
     recompute: bool,
+    /// Of all random numbers
+    #[arg(long, value_name = "S", default_value_t = 1)]
     seed: u64,
+    /// Where checkpoint.safetensors, which the example generate reads, and loss.svg are written
+    #[arg(long, value_name = "FOLDER", default_value = "target/train_lm")]
     out: PathBuf,
+    /// Steps from one checkpoint to the next
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = at_least_one::<u64>())]
     save_every: u64,
+    /// Go on from the checkpoint in FOLDER, with the sizes of its model
+    #[arg(long)]
     resume: bool,
+    /// Bytes that it writes in the end
+    #[arg(long, value_name = "N", default_value_t = 400)]
     generate: usize,
 }
 
-fn main() -> ExitCode {
-    program::run(include_str!("main.rs"), run)
+/// A number of things: at least 1, of 32 bits.
+fn at_least_one<T: TryFrom<u64>>() -> RangedU64ValueParser<T> {
+    RangedU64ValueParser::new().range(1..=u64::from(u32::MAX))
 }
 
-fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
-    let options = Options::read(arguments)?;
+fn main() -> ExitCode {
+    program::run(run)
+}
+
+fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let path = match &options.data {
         Some(path) => path.clone(),
         None => Data::default_path()?,
@@ -152,7 +177,10 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         Ok(bits / labels as f64)
     };
     let started = Instant::now();
-    let mut bar = Bar::new(trainer.steps(), options.steps);
+    let style = ProgressStyle::with_template("[{bar:24}] {pos}/{len}  {msg}  {eta} left")?;
+    let bar = ProgressBar::new(options.steps)
+        .with_style(style)
+        .with_position(trainer.steps());
     let measure_every = options.steps.div_ceil(12).max(1);
     context.pool().reset_peaks();
     while trainer.steps() < options.steps {
@@ -161,20 +189,30 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         curve
             .training
             .push((report.step, f64::from(report.loss) * BITS));
+        let line = format!(
+            "{:.3} bits  norm {:.2}  rate {:.1e}",
+            f64::from(report.loss) * BITS,
+            report.gradient_norm,
+            report.learning_rate
+        );
         if report.step % measure_every == 0 || report.step == options.steps {
-            curve.validation.push((report.step, measure(&trainer)?));
+            let bits = measure(&trainer)?;
+            curve.validation.push((report.step, bits));
+            bar.suspend(|| say!("step {:>6} {line}  validation {bits:.3}", report.step));
         }
-        bar.show(&report, curve.validation.last().map(|point| point.1));
+        bar.set_position(report.step);
+        bar.set_message(line);
         if report.step.is_multiple_of(options.save_every) || report.step == options.steps {
             trainer.save(&checkpoint, &settings.metadata())?;
         }
     }
+    bar.finish_and_clear();
     let seconds = started.elapsed().as_secs_f64();
     let stats = context.pool().stats();
-    say!("\n\npool\n{stats}");
+    say!("\npool\n{stats}");
     let title = format!("{}, {} parameters", data.name, plan.num_parameters);
     let picture = options.out.join("loss.svg");
-    std::fs::write(&picture, curve.svg(&title))
+    std::fs::write(&picture, curve.svg(&title)?)
         .map_err(|error| format!("{}: {error}", picture.display()))?;
     say!(
         "wrote       {} and {}",
@@ -183,10 +221,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     );
 
     let bits = measure(&trainer)?;
-    let bytes: usize = shapes
-        .iter()
-        .map(|s| (s.batch() * s.seq_len()) as usize)
-        .sum();
+    let bytes: usize = shapes.iter().map(|s| (s.batch() * s.seq_len())).sum();
     say!(
         "\n{} steps of {bytes} bytes in {:.1} minutes: {bits:.3} bits per byte of validation;\n\
          single bytes {order_0:.3}, three bytes before {order_3:.3}",
@@ -222,72 +257,10 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
 }
 
 impl Options {
-    fn read(mut arguments: Arguments) -> Result<Self, Box<dyn Error>> {
-        let mut options = Self {
-            data: None,
-            settings: Settings::default(),
-            steps: 600,
-            batch: 4,
-            tokens: 512,
-            parts: 1,
-            rate: 3e-3,
-            dropout: 0.0,
-            recompute: false,
-            seed: 1,
-            out: PathBuf::from("target/train_lm"),
-            save_every: 100,
-            resume: false,
-            generate: 400,
-        };
-        while let Some(argument) = arguments.next_argument()? {
-            let settings = &mut options.settings;
-            match argument.option() {
-                Some("--data") => options.data = Some(arguments.os_value()?.into()),
-                Some("--steps") => options.steps = arguments.value()?,
-                Some("--batch") => options.batch = arguments.value()?,
-                Some("--tokens") => options.tokens = arguments.value()?,
-                Some("--parts") => options.parts = arguments.value()?,
-                Some("--layers") => settings.layers = arguments.value()?,
-                Some("--heads") => settings.heads = arguments.value()?,
-                Some("--head-dim") => settings.head_dim = arguments.value()?,
-                Some("--ffn") => settings.ffn_dim = arguments.value()?,
-                Some("--segments") => settings.segments = arguments.list()?,
-                Some("--rates") => settings.rates = arguments.list()?,
-                Some("--rate") => options.rate = arguments.value()?,
-                Some("--dropout") => options.dropout = arguments.value()?,
-                Some("--recompute") => options.recompute = true,
-                Some("--seed") => options.seed = arguments.value()?,
-                Some("--out") => options.out = arguments.os_value()?.into(),
-                Some("--save-every") => options.save_every = arguments.value()?,
-                Some("--resume") => options.resume = true,
-                Some("--generate") => options.generate = arguments.value()?,
-                Some(_) => return Err(arguments.unknown()),
-                None => {
-                    let more = argument.into_path();
-                    return Err(
-                        format!("train_lm takes options only, not {}", more.display()).into(),
-                    );
-                }
-            }
-        }
-        for (name, value) in [
-            ("--batch", options.batch),
-            ("--tokens", options.tokens),
-            ("--parts", options.parts),
-            ("--steps", options.steps as usize),
-            ("--save-every", options.save_every as usize),
-        ] {
-            if value == 0 || u32::try_from(value).is_err() {
-                return Err(format!("{name} {value}: at least 1, and a number of 32 bits").into());
-            }
-        }
-        Ok(options)
-    }
-
     /// Shapes of the parts of a step.
     fn shapes(&self) -> Result<Vec<AttentionShape>, Box<dyn Error>> {
         let sizes = self.part_sizes();
-        let shape = |size: &usize| AttentionShape::new(*size as u32, self.tokens as u32);
+        let shape = |size: &usize| AttentionShape::new(*size, self.tokens);
         Ok(sizes.iter().map(shape).collect::<Result<_, _>>()?)
     }
 
@@ -338,53 +311,4 @@ fn validation_batches(bytes: &[u8], len: usize) -> Result<Vec<Batch>, Box<dyn Er
         .collect();
     let size = (VALIDATION_BATCH_BYTES / len).max(1);
     sequences.chunks(size).map(batch_of).collect()
-}
-
-/// One line that is drawn anew at each step on a terminal; elsewhere a line now and then.
-struct Bar {
-    first: u64,
-    last: u64,
-    started: Instant,
-    shown: Option<Instant>,
-    terminal: bool,
-}
-
-impl Bar {
-    fn new(first: u64, last: u64) -> Self {
-        Self {
-            first,
-            last,
-            started: Instant::now(),
-            shown: None,
-            terminal: std::io::stdout().is_terminal(),
-        }
-    }
-
-    fn show(&mut self, report: &StepReport, validation: Option<f64>) {
-        let pause = Duration::from_secs(if self.terminal { 0 } else { 15 });
-        let early = self.shown.is_some_and(|shown| shown.elapsed() < pause);
-        if early && report.step < self.last {
-            return;
-        }
-        self.shown = Some(Instant::now());
-        let done = (report.step - self.first) as f64;
-        let left = (self.last - report.step) as f64;
-        let seconds = self.started.elapsed().as_secs_f64() / done * left;
-        let filled = (24 * report.step / self.last.max(1)) as usize;
-        let line = format!(
-            "[{:<24}] {}/{}  {:.3} bits  norm {:.2}  rate {:.1e}{}  {:.0} s left",
-            "#".repeat(filled),
-            report.step,
-            self.last,
-            f64::from(report.loss) * BITS,
-            report.gradient_norm,
-            report.learning_rate,
-            validation.map_or(String::new(), |bits| format!("  validation {bits:.3}")),
-            seconds
-        );
-        match self.terminal {
-            true => say_part!("\r{line}\x1b[K"),
-            false => say!("{line}"),
-        }
-    }
 }

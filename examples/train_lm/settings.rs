@@ -4,31 +4,41 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::str::FromStr;
 
+use clap::Args;
 use dilated_attention::DilatedAttentionConfig;
 use dilated_attention::longnet::{LongNetConfig, OutputProjection};
 
 /// Sizes of a byte-level language model.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Args, Clone, Debug, PartialEq)]
 pub struct Settings {
+    /// Layers of the model
+    #[arg(long, value_name = "L", default_value_t = 3)]
     pub layers: usize,
-    pub heads: u32,
-    pub head_dim: u32,
+    /// Heads of each
+    #[arg(long, value_name = "H", default_value_t = 4)]
+    pub heads: usize,
+    /// Elements of a head
+    #[arg(long, value_name = "D", default_value_t = 32)]
+    pub head_dim: usize,
+    /// Width inside of the feed-forward networks
+    #[arg(long = "ffn", value_name = "F", default_value_t = 512)]
     pub ffn_dim: usize,
-    pub segments: Vec<u32>,
-    pub rates: Vec<u32>,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            layers: 3,
-            heads: 4,
-            head_dim: 32,
-            ffn_dim: 512,
-            segments: vec![128, 512],
-            rates: vec![1, 4],
-        }
-    }
+    /// Segment length of each branch
+    #[arg(
+        long,
+        value_name = "W,..",
+        value_delimiter = ',',
+        default_value = "128,512"
+    )]
+    pub segments: Vec<usize>,
+    /// Dilation rate of each branch
+    #[arg(
+        long,
+        value_name = "R,..",
+        value_delimiter = ',',
+        default_value = "1,4"
+    )]
+    pub rates: Vec<usize>,
 }
 
 impl Settings {
@@ -96,6 +106,6 @@ fn parse<T: FromStr<Err: Display>>(text: &str) -> Result<T, String> {
 }
 
 /// Numbers with commas between them.
-fn list(text: &str) -> Result<Vec<u32>, String> {
+fn list(text: &str) -> Result<Vec<usize>, String> {
     text.split(',').map(parse).collect()
 }

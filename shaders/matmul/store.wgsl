@@ -14,7 +14,7 @@ fn store_vector(row: u32, column: u32, offset: u32, value: Vector) {
 }
 
 fn store_row(row: u32, column: u32, offset: u32, value: vec4<f32>) {
-#if vector_width == "scalar"
+#if width == "scalar"
     store_vector(row, column, offset, value.x);
     store_vector(row, column + 1u, offset, value.y);
     store_vector(row, column + 2u, offset, value.z);

@@ -1,7 +1,7 @@
-// Rows of any width are read element by element, in f32 (`vector_width` is "scalar"); rows whose widths are multiples of 4, four elements
+// Rows of any width are read element by element, in f32 (`width` is "scalar"); rows whose widths are multiples of 4, four elements
 // at a time, as `format` has them ("vec4").
 
-#if vector_width == "scalar"
+#if width == "scalar"
 alias Vector = f32;
 alias Stored = f32;
 const VECTOR_WIDTH: u32 = 1u; // elements of a vector

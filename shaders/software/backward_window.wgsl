@@ -18,12 +18,12 @@ fn window_keys() -> u32 {
     return params.key_row_end - params.key_row_begin;
 }
 
-// Fours from row to row: odd, or rows share the sets of a cache.
+// Stride of a row in vec4: odd, so that rows do not share sets of the cache.
 fn weights_stride() -> u32 {
     return tiles_in(window_keys()) * (SIDE / 4u) + 1u;
 }
 
-// Fours of a matrix.
+// Number of vec4 in one matrix.
 fn weights_size() -> u32 {
     return tiles_in(window_rows()) * SIDE * weights_stride();
 }

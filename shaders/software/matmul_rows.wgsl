@@ -27,11 +27,11 @@ var<private> right_3: vec4<f32>;
 var<private> right_4: vec4<f32>;
 // What storing works with, beside its row.
 var<private> first_row: u32;
-var<private> first_column: u32; // of the lane, in vec4s
+var<private> first_column: u32; // of the lane, in vectors
 var<private> place: u32; // of that column in the first row in c
 var<private> exists: vec4<bool>; // which of the lane's columns c has
 
-#if column_vec4 == "scalar"
+#if width == "scalar"
 // A lane's four columns are LANES apart and stored one by one, for neighbouring lanes to take neighbours.
 
 const COLUMN_STEP: u32 = LANES;

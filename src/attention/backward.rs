@@ -127,12 +127,12 @@ impl DilatedAttention {
         let weights = (weights_bytes > 0)
             .then(|| recorder.empty("weights", &[weights_bytes as usize / 4], DType::F32))
             .transpose()?;
-        let width = u64::from(self.config.embed_dim()) * dtype.bytes();
+        let width = self.config.embed_dim() as u64 * dtype.bytes();
         let rows = |&(begin, end): &(u64, u64), width: u64| ByteRange {
             offset: begin * width,
             size: (end - begin) * width,
         };
-        let row_stats_width = u64::from(self.config.num_heads()) * 16;
+        let row_stats_width = self.config.num_heads() as u64 * 16;
         for range in &plan.query_clears {
             recorder.clear(&dq, rows(range, width));
             recorder.clear(&row_stats, rows(range, row_stats_width));

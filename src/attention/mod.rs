@@ -279,8 +279,8 @@ impl DilatedAttention {
         self.tensor_shape(shape.batch(), shape.key_len())
     }
 
-    fn tensor_shape(&self, batch: u32, len: u32) -> [usize; 4] {
-        [batch, len, self.config.num_heads(), self.config.head_dim()].map(|dim| dim as usize)
+    fn tensor_shape(&self, batch: usize, len: usize) -> [usize; 4] {
+        [batch, len, self.config.num_heads(), self.config.head_dim()]
     }
 
     /// Whether the recorder and the tensors are of this context and the tensors of `shape` and `dtype`.

@@ -1,7 +1,7 @@
 //! Attention of one token at a time, over cached keys and values.
 
 use super::DilatedAttention;
-use crate::config::{AttentionShape, Mask};
+use crate::config::{AttentionShape, Mask, in_u32};
 use crate::device::DType;
 use crate::error::{Error, Result};
 use crate::kernels::Kernel;
@@ -16,18 +16,18 @@ impl DilatedAttention {
     pub(crate) fn forward_step(
         &self,
         recorder: &mut Recorder,
-        token: u32,
+        token: usize,
         [q, k, v]: [&Tensor; 3],
         query_cache: bool,
     ) -> Result<Tensor> {
-        if self.config.get_mask() != Mask::Causal {
+        if self.config.mask() != Mask::Causal {
             return Err(Error::InvalidConfig {
                 what: "decoding",
                 given: "a model without causal mask".to_owned(),
                 need: "Mask::Causal: other rows depend on tokens that do not exist yet",
             });
         }
-        let [batch, capacity] = [k.shape()[0] as u32, k.shape()[1] as u32];
+        let [batch, capacity] = [k.shape()[0], k.shape()[1]];
         let key_shape = self.tensor_shape(batch, capacity);
         let query_len = if query_cache { capacity } else { 1 };
         let dtype = q.dtype();
@@ -40,9 +40,9 @@ impl DilatedAttention {
         )?;
         let variant = self.variant(dtype)?;
         let layout = StepLayout {
-            batch,
-            token,
-            capacity,
+            batch: in_u32(batch),
+            token: in_u32(token),
+            capacity: in_u32(capacity),
             query_cache,
         };
         let plan = plan_step(&self.config, self.context.caps(), variant.format, layout)?;

@@ -1,7 +1,7 @@
 //! How much one token attends to each other.
 
 use super::DilatedAttention;
-use crate::config::AttentionShape;
+use crate::config::{AttentionShape, in_u32};
 use crate::device::{DType, ElementFormat};
 use crate::error::{Error, Result};
 use crate::kernels::fold_grid;
@@ -34,7 +34,7 @@ impl DilatedAttention {
         shape: &AttentionShape,
         [q, k]: [&Tensor; 2],
         softmax_state: &Tensor,
-        token: u32,
+        token: usize,
     ) -> Result<Tensor> {
         let dtype = q.dtype();
         let query_shape = self.query_shape(shape);
@@ -52,7 +52,15 @@ impl DilatedAttention {
         let caps = self.context.caps().clone();
         let format = ElementFormat::of("q", dtype, &caps)?;
         let config = &self.config;
-        let (num_heads, key_len) = (config.num_heads(), shape.key_len());
+        let num_branches = config.branches().len();
+        let dims = [
+            shape.batch(),
+            num_branches,
+            config.num_heads(),
+            shape.key_len(),
+        ];
+        let [_, num_branches, num_heads, key_len] = dims.map(in_u32);
+        let token = in_u32(token);
         let tensor = RowLayout::of_activations(config, format);
         let state_row = RowLayout::of_state(config);
         let plane = RowLayout {
@@ -65,20 +73,18 @@ impl DilatedAttention {
             limit_bytes: caps.max_binding_bytes,
         };
         let kernel = TokenWeights {
-            head_dim: config.head_dim(),
+            head_dim: in_u32(config.head_dim()),
             format,
         };
         self.context.compile(&[kernel.into()])?;
-        let num_branches = config.branches().len() as u32;
-        let dims = [shape.batch(), num_branches, num_heads, key_len].map(|dim| dim as usize);
         let weights = recorder.zeros("token weights", &dims, DType::F32)?;
         for item in 0..shape.batch() {
-            let (len, keys) = (shape.valid_len(item), shape.valid_key_len(item));
+            let [len, keys] = [shape.valid_len(item), shape.valid_key_len(item)].map(in_u32);
             if token >= len || keys == 0 {
                 continue;
             }
-            let first_query = u64::from(item) * u64::from(shape.seq_len());
-            let first_key = u64::from(item) * u64::from(key_len);
+            let first_query = item as u64 * shape.seq_len() as u64;
+            let first_key = item as u64 * u64::from(key_len);
             for branch in 0..num_branches {
                 let geometry = BranchGeometry::cross(config, branch, len, keys);
                 let rate = geometry.dilation_rate;
@@ -111,7 +117,7 @@ impl DilatedAttention {
                         let state_window = state_row
                             .window(state, state + 1, &caps)
                             .ok_or_else(|| too_small("softmax_state", state_row.row_bytes))?;
-                        let out = u64::from(item * num_branches + branch);
+                        let out = item as u64 * u64::from(num_branches) + u64::from(branch);
                         let out_window = plane
                             .window(out, out + 1, &caps)
                             .ok_or_else(|| too_small("token weights", plane.row_bytes))?;
@@ -131,7 +137,7 @@ impl DilatedAttention {
                             // Tokens are below 2^31.
                             out_skip: out_window.skip + place(begin) as u32,
                             out_stride: key_len,
-                            scale_log2e: config.get_softmax_scale() * std::f32::consts::LOG2_E,
+                            scale_log2e: config.softmax_scale() * std::f32::consts::LOG2_E,
                             first_workgroup: 0,
                             grid_width: grid[0],
                         };

@@ -38,7 +38,7 @@ pub enum Error {
         /// The number given.
         given: u32,
         /// How many there are.
-        limit: u32,
+        limit: usize,
     },
     /// A tile of a slide does not lie in the grid of positions.
     #[error(

@@ -9,7 +9,7 @@ use super::cooperative::CoopTile;
 use super::family::{Family, invalid, no_room};
 use super::params::{params, read};
 use super::{Fields, Segments};
-use crate::config::{DilatedAttentionConfig, MAX_HEAD_DIM};
+use crate::config::{DilatedAttentionConfig, MAX_HEAD_DIM, in_u32};
 use crate::device::{CooperativeMatrix, DeviceCaps, ElementFormat, KernelTier, Processor};
 use crate::error::Result;
 
@@ -124,6 +124,9 @@ pub trait AttentionLayout: Copy + PartialEq + fmt::Debug {
     /// Seconds that its compilation takes; see [`Family::compile_time`]. Not asked for cooperative matrices.
     fn compile_seconds(self, head_dim: u32, processor: Processor) -> Option<u64>;
 
+    /// What plans and reports call the kernel, or the kernels of all passes.
+    fn title(self) -> &'static str;
+
     /// Name of the shader of a pass.
     fn name(self, pass: Pass) -> &'static str;
 
@@ -161,14 +164,15 @@ impl<L: AttentionLayout> AttentionVariant<L> {
     /// # Errors
     /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) when no device does, [`Error::Unsupported`](crate::Error::Unsupported) when
     /// this one does not, [`Error::BindingTooSmall`](crate::Error::BindingTooSmall) when no binding covers what one workgroup leaves for others.
-    pub fn check(&self, head_dim: u32, caps: &DeviceCaps) -> Result<()> {
-        if self.head_dim != head_dim || head_dim > MAX_HEAD_DIM {
+    pub fn check(&self, head_dim: usize, caps: &DeviceCaps) -> Result<()> {
+        if self.head_dim as usize != head_dim || head_dim > MAX_HEAD_DIM {
             return invalid(
                 "head_dim of the kernel",
                 self.head_dim,
                 "the configuration's",
             );
         }
+        let head_dim = self.head_dim;
         self.format.check(caps)?;
         if let Some(tile) = self.layout.coop_tile() {
             tile.check(self.format, caps)?;
@@ -197,9 +201,8 @@ impl<L: AttentionLayout> fmt::Display for AttentionVariant<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} by {} ({}, {} rows a workgroup, {} bytes of workgroup memory)",
-            L::DIRECTION,
-            self.layout.tier(),
+            "{} ({}, {} rows a workgroup, {} bytes of workgroup memory)",
+            self.layout.title(),
             self.format.dtype(),
             self.rows_per_workgroup(),
             self.most_memory_bytes()
@@ -226,9 +229,9 @@ impl<L: AttentionLayout> AttentionFamily<L> {
     }
 
     /// Kernels for long segments.
-    pub fn of_long_segments(head_dim: u32, format: ElementFormat) -> Self {
+    pub fn of_long_segments(head_dim: usize, format: ElementFormat) -> Self {
         Self {
-            segments: Segments::long(head_dim),
+            segments: Segments::long(in_u32(head_dim)),
             format,
             layout: PhantomData,
         }
@@ -281,7 +284,7 @@ impl<L: AttentionLayout> Family for AttentionFamily<L> {
     }
 
     fn check(&self, variant: Self::Variant, caps: &DeviceCaps) -> Result<()> {
-        variant.check(self.segments.head_dim, caps)
+        variant.check(self.segments.head_dim as usize, caps)
     }
 
     fn alternatives(&self, variant: Self::Variant) -> Vec<Self::Variant> {

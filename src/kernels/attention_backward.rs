@@ -172,6 +172,15 @@ impl AttentionLayout for BackwardLayout {
         }
     }
 
+    fn title(self) -> &'static str {
+        match self {
+            Self::Tile => "backward_*_tile",
+            Self::Coop(_) => "backward_*_coop",
+            Self::Rows(_) => "backward_*_rows",
+            Self::Broadcast(_) => "backward_*_broadcast",
+        }
+    }
+
     fn name(self, pass: Pass) -> &'static str {
         match (self, pass) {
             (Self::Tile, Pass::BranchDelta) => "backward_branch_delta_tile",
@@ -317,7 +326,7 @@ impl KernelSpec for BackwardKernel {
     }
 
     fn all(head_dim: u32, format: ElementFormat, caps: &DeviceCaps) -> Vec<Self> {
-        let family = BackwardFamily::of_long_segments(head_dim, format);
+        let family = BackwardFamily::of_long_segments(head_dim as usize, format);
         let variants = family.of_all_tiers(caps).into_iter();
         let kernels = variants.flat_map(|variant| {
             let passes = [&[Pass::BranchDelta], variant.passes()].concat();

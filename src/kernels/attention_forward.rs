@@ -146,6 +146,10 @@ impl AttentionLayout for ForwardLayout {
         }
     }
 
+    fn title(self) -> &'static str {
+        self.name(Pass::Forward)
+    }
+
     fn name(self, _: Pass) -> &'static str {
         match self {
             Self::Tile => "forward_tile",
@@ -203,6 +207,6 @@ impl KernelSpec for ForwardVariant {
     }
 
     fn all(head_dim: u32, format: ElementFormat, caps: &DeviceCaps) -> Vec<Self> {
-        ForwardFamily::of_long_segments(head_dim, format).of_all_tiers(caps)
+        ForwardFamily::of_long_segments(head_dim as usize, format).of_all_tiers(caps)
     }
 }

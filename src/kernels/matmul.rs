@@ -258,8 +258,8 @@ impl MatmulVariant {
         }
     }
 
-    /// The kernel for sums of `inner` elements, which, like rows and windows, are (`in_fours`) or are not multiples of 4 long:
-    /// this one wherever it can be.
+    /// The kernel for sums of `inner` elements: this one wherever it can be. `in_fours` tells whether sums, rows and windows are all
+    /// multiples of 4 elements long.
     pub(crate) fn for_lengths(
         self,
         [inner, columns]: [u64; 2],

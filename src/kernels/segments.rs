@@ -1,9 +1,9 @@
-//! What the choice of an attention kernel depends on, of a configuration.
+//! The part of an attention configuration that the choice of its kernel depends on.
 
 use super::Fields;
-use crate::config::{DilatedAttentionConfig, Mask};
+use crate::config::{DilatedAttentionConfig, Mask, in_u32};
 
-/// Heads and segments of a configuration, as far as a kernel's tile depends on them.
+/// The parts of a configuration that the size of a kernel's tile depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segments {
     /// Elements in one head.
@@ -15,22 +15,22 @@ pub struct Segments {
 }
 
 impl Segments {
-    /// Twice as many as the largest tile of a kernel has.
+    /// The most rows that are told apart: twice the rows of the largest kernel tile. The choice is the same for longer
+    /// segments.
     pub const MOST_ROWS: u32 = 2048;
 
-    /// Those of a configuration.
+    /// Of a configuration.
     pub fn of(config: &DilatedAttentionConfig) -> Self {
         Self {
-            head_dim: config.head_dim(),
-            rows: config
-                .rows_of_shortest_segment()
+            head_dim: in_u32(config.head_dim()),
+            rows: in_u32(config.rows_of_shortest_segment())
                 .min(Self::MOST_ROWS)
                 .next_power_of_two(),
-            mask: config.get_mask(),
+            mask: config.mask(),
         }
     }
 
-    /// Long ones.
+    /// Segments that are longer than any tile.
     pub fn long(head_dim: u32) -> Self {
         Self {
             head_dim,
@@ -39,7 +39,7 @@ impl Segments {
         }
     }
 
-    /// What is remembered of them.
+    /// The key under which measurements for them are remembered.
     pub(super) fn key(&self, pass: &str) -> String {
         let mask = match self.mask {
             Mask::Full => "full",

@@ -57,9 +57,9 @@ impl VectorWidth {
     /// Fields of `vector_width.wgsl`.
     pub(super) fn fields(self) -> Fields {
         match self {
-            Self::Scalar => Fields::new().with("vector_width", "scalar"),
+            Self::Scalar => Fields::new().with("width", "scalar"),
             Self::Vec4(format) => Fields::new()
-                .with("vector_width", "vec4")
+                .with("width", "vec4")
                 .with("format", format.name()),
         }
     }

@@ -205,7 +205,7 @@ impl LongNet {
         if let Some(dropout) = self.embedding_dropout(step_seed)? {
             let dropped = recorder.empty("d activations", dx.shape(), DType::F32)?;
             ScaledAdd::new(dx.matrix(), 1.0)
-                .dropout(Some(dropout), 0)
+                .with_dropout(Some(dropout), 0)
                 .write(recorder, dropped.matrix())?;
             dx = dropped;
         }

@@ -28,22 +28,22 @@ use crate::tensor::Tensor;
 #[derive(Clone, Debug)]
 pub struct KvCache {
     pub(super) list: Arc<ParameterList>,
-    pub(super) batch: u32,
-    pub(super) len: u32,
-    pub(super) capacity: u32,
+    pub(super) batch: usize,
+    pub(super) len: usize,
+    pub(super) capacity: usize,
     pub(super) layers: Vec<LayerCache>,
     pub(super) rotations: Option<Rotations>,
     /// Oldest first.
     outgrown: Vec<Outgrown>,
     /// Whether the recordings that computed the tokens from each number on were submitted, oldest first.
-    computed: Vec<(u32, Arc<Contents>)>,
+    computed: Vec<(usize, Arc<Contents>)>,
 }
 
 /// Buffers that were too small for more than `len` tokens.
 #[derive(Clone, Debug)]
 struct Outgrown {
-    len: u32,
-    capacity: u32,
+    len: usize,
+    capacity: usize,
     layers: Vec<LayerCache>,
     rotations: Option<Rotations>,
     /// Arrives when the recording that copied them has run, and never when it was dropped.
@@ -62,7 +62,7 @@ pub(super) struct LayerCache {
 
 impl KvCache {
     /// Tokens so far.
-    pub fn len(&self) -> u32 {
+    pub fn len(&self) -> usize {
         self.len
     }
 
@@ -72,12 +72,12 @@ impl KvCache {
     }
 
     /// Tokens that fit before the cache grows.
-    pub fn capacity(&self) -> u32 {
+    pub fn capacity(&self) -> usize {
         self.capacity
     }
 
     /// Forgets all tokens from `len` on. The encoder's output, if any, is kept unless nothing is left.
-    pub fn truncate(&mut self, len: u32) {
+    pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
         // Larger buffers hold these tokens only if the recording that copied them has run; smaller ones do in any case.
         while let Some(smaller) = self.outgrown.pop_if(|smaller| self.len <= smaller.len) {
@@ -107,7 +107,7 @@ impl KvCache {
     }
 
     /// What was recorded last has computed the tokens from the last one on, to make `len`.
-    pub(super) fn extend(&mut self, recorder: &mut Recorder, len: u32) {
+    pub(super) fn extend(&mut self, recorder: &mut Recorder, len: usize) {
         let tokens = Contents::new("cached tokens");
         recorder.wrote(&tokens, true);
         self.computed.push((self.len, tokens));
@@ -137,7 +137,12 @@ impl LongNet {
     /// # Errors
     /// [`Error::InvalidConfig`] for a model without causal mask, or with xPos and segments that allow no fixed centre; the
     /// errors of leasing.
-    pub fn new_cache(&self, recorder: &mut Recorder, batch: u32, capacity: u32) -> Result<KvCache> {
+    pub fn new_cache(
+        &self,
+        recorder: &mut Recorder,
+        batch: usize,
+        capacity: usize,
+    ) -> Result<KvCache> {
         self.expect_causal("decoding")?;
         let capacity = capacity.max(1);
         let keeps_queries = self.config.rows_move();
@@ -172,7 +177,7 @@ impl LongNet {
     /// # Errors
     /// [`Error::InvalidConfig`].
     pub(crate) fn expect_causal(&self, what: &'static str) -> Result<()> {
-        match self.config.attention().get_mask() {
+        match self.config.attention().mask() {
             Mask::Causal => Ok(()),
             Mask::Full => Err(Error::InvalidConfig {
                 what,
@@ -186,16 +191,20 @@ impl LongNet {
         &self,
         recorder: &mut Recorder,
         label: &'static str,
-        batch: u32,
-        capacity: u32,
+        batch: usize,
+        capacity: usize,
     ) -> Result<Tensor> {
         let config = self.config.attention();
         let shape = [batch, capacity, config.num_heads(), config.head_dim()];
-        let shape = shape.map(|dim| dim as usize);
+        let shape = shape.map(|dim| dim);
         recorder.empty(label, &shape, self.config.activations)
     }
 
-    fn cache_rotations(&self, recorder: &mut Recorder, capacity: u32) -> Result<Option<Rotations>> {
+    fn cache_rotations(
+        &self,
+        recorder: &mut Recorder,
+        capacity: usize,
+    ) -> Result<Option<Rotations>> {
         let Some(base) = self.config.xpos_scale_base else {
             return Ok(None);
         };
@@ -209,7 +218,7 @@ impl LongNet {
         &self,
         recorder: &mut Recorder,
         cache: &mut KvCache,
-        len: u32,
+        len: usize,
     ) -> Result<()> {
         if len <= cache.capacity {
             return Ok(());
@@ -251,17 +260,17 @@ impl LongNet {
     pub(super) fn copy_rows(
         &self,
         recorder: &mut Recorder,
-        (from, from_len): (&Tensor, u32),
-        (to, to_len, first): (&Tensor, u32, u32),
-        len: u32,
+        (from, from_len): (&Tensor, usize),
+        (to, to_len, first): (&Tensor, usize, usize),
+        len: usize,
     ) {
         let row = self.width() * from.dtype().bytes();
         for item in 0..from.shape()[0] as u64 {
             let range = ByteRange {
-                offset: item * u64::from(from_len) * row,
-                size: u64::from(len) * row,
+                offset: item * from_len as u64 * row,
+                size: len as u64 * row,
             };
-            let offset = (item * u64::from(to_len) + u64::from(first)) * row;
+            let offset = (item * to_len as u64 + first as u64) * row;
             recorder.copy(from, range, to, offset);
         }
     }

@@ -7,17 +7,17 @@ use crate::nn::{Activation, ProjectionNorm};
 use crate::ops::Positions;
 
 /// Positions up to which a sequence shares one centre of xPos, its middle as in torchscale; half of [`MAX_BLOCK`].
-const ONE_CENTRE: u32 = 32_768;
+const ONE_CENTRE: usize = 32_768;
 
 /// Largest block of positions with one centre: `(0.4/1.4)^(block / 2 / base)` is still a number in f32 with a base of 512. With
 /// smaller bases blocks are smaller in proportion.
-const MAX_BLOCK: u32 = 65_536;
+const MAX_BLOCK: usize = 65_536;
 
 /// Most layers: far more than any model has, and few enough that a number by mistake is an error at once.
 const MAX_LAYERS: usize = 1 << 16;
 
 /// Learned positions are fewer: with the rows before the first one, rows and their bytes can be counted.
-const MAX_POSITIONS: u32 = 1 << 31;
+const MAX_POSITIONS: usize = 1 << 31;
 
 /// Which weights make logits of features.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -85,11 +85,11 @@ pub struct LongNetConfig {
     /// Attention to an encoder, in each layer.
     pub cross_attention: Option<CrossAttentionConfig>,
     /// Number of tokens, for models that embed them.
-    pub vocab_size: Option<u32>,
+    pub vocab_size: Option<usize>,
     /// Factor on the embedding.
     pub embedding_scale: f32,
     /// Most positions, for models that learn an embedding of each.
-    pub learned_positions: Option<u32>,
+    pub learned_positions: Option<usize>,
     /// Layer norm after the embedding.
     pub embedding_norm: bool,
     /// Layer norm after the last layer.
@@ -134,14 +134,14 @@ impl LongNetConfig {
 
     /// The same with a causal mask.
     pub fn decoder(attention: DilatedAttentionConfig, num_layers: usize, ffn_dim: usize) -> Self {
-        Self::encoder(attention.mask(Mask::Causal), num_layers, ffn_dim)
+        Self::encoder(attention.with_mask(Mask::Causal), num_layers, ffn_dim)
     }
 
     /// The same with other self-attention. A causal mask stays: only `attention`'s heads, branches and semantics replace those
     /// of before.
     pub fn with_attention(self, attention: DilatedAttentionConfig) -> Self {
-        let attention = match self.attention.get_mask() {
-            Mask::Causal => attention.mask(Mask::Causal),
+        let attention = match self.attention.mask() {
+            Mask::Causal => attention.with_mask(Mask::Causal),
             Mask::Full => attention,
         };
         Self { attention, ..self }
@@ -248,7 +248,7 @@ impl LongNetConfig {
                 let need = "a multiple of 4 with activations in half precision";
                 return invalid("ffn_dim", self.ffn_dim.to_string(), need);
             }
-            DType::U32 => return invalid("activations", "u32".to_owned(), "f32, f16 or bf16"),
+            DType::U32 => return invalid("activations", "usize".to_owned(), "f32, f16 or bf16"),
         }
         if self.ffn_dim == 0 || u32::try_from(self.ffn_dim).is_err() {
             return invalid(
@@ -284,13 +284,18 @@ impl LongNetConfig {
     }
 
     /// `limit`, which holds for a base of 512 and larger ones, for the base of this model.
-    fn for_base(&self, limit: u32) -> u32 {
+    fn for_base(&self, limit: usize) -> usize {
         let base = f64::from(self.xpos_scale_base.unwrap_or(512.0));
-        (f64::from(limit) * (base / 512.0).min(1.0)) as u32
+        (limit as f64 * (base / 512.0).min(1.0)) as usize
     }
 
     /// Positions of `seq_len` rows of an item from `first` on, of a sequence that will have `total`.
-    pub(super) fn positions(&self, first: u32, seq_len: u32, total: u32) -> Result<Positions> {
+    pub(super) fn positions(
+        &self,
+        first: usize,
+        seq_len: usize,
+        total: usize,
+    ) -> Result<Positions> {
         if total <= self.for_base(ONE_CENTRE) {
             return Ok(Positions {
                 seq_len,
@@ -313,12 +318,12 @@ impl LongNetConfig {
     }
 
     /// As [`positions`](Self::positions), with a centre that does not depend on the length: for tokens that come one by one.
-    pub(super) fn decode_positions(&self, first: u32, seq_len: u32) -> Result<Positions> {
+    pub(super) fn decode_positions(&self, first: usize, seq_len: usize) -> Result<Positions> {
         let block = self.xpos_block();
-        let end = u64::from(first) + u64::from(seq_len);
+        let end = first as u64 + seq_len as u64;
         let one_centre = self.for_base(ONE_CENTRE);
-        if block.is_none() && end > u64::from(one_centre) {
-            return self.positions(first, seq_len, u32::MAX);
+        if block.is_none() && end > one_centre as u64 {
+            return self.positions(first, seq_len, usize::MAX);
         }
         let block = block.unwrap_or(one_centre);
         Ok(Positions {
@@ -330,7 +335,7 @@ impl LongNetConfig {
     }
 
     /// Positions that queries and keys which meet always share: the longest segment, if all others lie within one.
-    pub(super) fn xpos_block(&self) -> Option<u32> {
+    pub(super) fn xpos_block(&self) -> Option<usize> {
         let lengths = || {
             self.attention
                 .branches()
@@ -347,8 +352,8 @@ impl LongNetConfig {
         let moves = |branch: &crate::config::Branch| {
             !branch.segment_length.is_multiple_of(branch.dilation_rate)
         };
-        self.attention.get_output_rows() == crate::config::OutputRows::Torchscale
-            && self.attention.get_heads() == Heads::EveryBranch
+        self.attention.output_rows() == crate::config::OutputRows::Torchscale
+            && self.attention.heads() == Heads::EveryBranch
             && self.attention.branches().iter().any(moves)
     }
 }

@@ -82,7 +82,7 @@ impl LongNet {
     }
 
     /// Row `token` of each item.
-    fn row_of(&self, recorder: &mut Recorder, x: &Tensor, token: u32) -> Result<Tensor> {
+    fn row_of(&self, recorder: &mut Recorder, x: &Tensor, token: usize) -> Result<Tensor> {
         let (batch, count) = (x.shape()[0], x.shape()[1] as u64);
         if count == 1 {
             return Ok(x.clone());
@@ -92,7 +92,7 @@ impl LongNet {
         let row = recorder.empty("activations", &[batch, 1, width as usize], x.dtype())?;
         for item in 0..batch as u64 {
             let range = ByteRange {
-                offset: (item * count + u64::from(token)) * row_bytes,
+                offset: (item * count + token as u64) * row_bytes,
                 size: row_bytes,
             };
             recorder.copy(x, range, &row, item * row_bytes);
@@ -138,7 +138,7 @@ impl LongNet {
         self.finish(recorder, weights, x)
     }
 
-    fn cache_turns(&self, cache: &KvCache, first: u32, count: u32) -> Result<Turns> {
+    fn cache_turns(&self, cache: &KvCache, first: usize, count: usize) -> Result<Turns> {
         match &cache.rotations {
             None => Ok(None),
             Some(rotations) => {
@@ -156,7 +156,7 @@ impl LongNet {
         mut x: Tensor,
         call: &Call,
         cache: &mut KvCache,
-        token: u32,
+        token: usize,
     ) -> Result<Tensor> {
         let one = call_of(call, 1)?;
         let turns = self.cache_turns(cache, token, 1)?;
@@ -258,12 +258,12 @@ impl LongNet {
 }
 
 /// `call` for `count` tokens of each item, whatever number of queries its memory was given for.
-fn call_of(call: &Call, count: u32) -> Result<Call> {
+fn call_of(call: &Call, count: usize) -> Result<Call> {
     let batch = call.shape.batch();
     let memory = match &call.memory {
         // Attention that is not dense is of two sequences of one length, and says so itself.
         Some((tensor, shape)) if shape.is_cross() => {
-            let lens: Vec<u32> = (0..shape.batch())
+            let lens: Vec<usize> = (0..shape.batch())
                 .map(|item| shape.valid_key_len(item))
                 .collect();
             let shape = AttentionShape::cross(shape.batch(), count, shape.key_len())?;

@@ -96,9 +96,9 @@ impl EncoderDecoder {
             });
         }
         let batch = shape.batch();
-        let lens = |len: fn(&AttentionShape, u32) -> u32, shape: &AttentionShape| -> Vec<u32> {
-            (0..batch).map(|item| len(shape, item)).collect()
-        };
+        let lens = |len: fn(&AttentionShape, usize) -> usize,
+                    shape: &AttentionShape|
+         -> Vec<usize> { (0..batch).map(|item| len(shape, item)).collect() };
         let cross = AttentionShape::cross(batch, shape.seq_len(), memory_shape.seq_len())?
             .with_valid_lens(&lens(AttentionShape::valid_len, &shape))?
             .with_valid_key_lens(&lens(AttentionShape::valid_len, memory_shape))?;

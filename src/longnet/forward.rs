@@ -1,7 +1,7 @@
 //! From tokens or embeddings to features and logits.
 
 use super::{FIRST_POSITION, LongNet};
-use crate::config::{AttentionShape, UNEQUAL_LENGTHS};
+use crate::config::{AttentionShape, UNEQUAL_LENGTHS, in_u32};
 use crate::device::DType;
 use crate::error::{Error, Result};
 use crate::nn::{Block, LayerNorm, Memory, Parameters, Pass, Sublayer};
@@ -98,7 +98,7 @@ impl LongNet {
         call: &Call,
         index: usize,
         x: Tensor,
-        watched: Option<u32>,
+        watched: Option<usize>,
     ) -> Result<(Tensor, Option<Tensor>)> {
         weights.expect_list("weights", &self.list)?;
         let blocks = self.layers.get(index).ok_or_else(|| Error::InvalidShape {
@@ -106,7 +106,7 @@ impl LongNet {
             given: index.to_string(),
             need: format!("one of the {} layers", self.layers.len()),
         })?;
-        let shape = [call.shape.batch(), call.shape.seq_len()].map(|dim| dim as usize);
+        let shape = [call.shape.batch(), call.shape.seq_len()].map(|dim| dim);
         let shape = [shape[0], shape[1], self.width() as usize];
         let pool_id = recorder.context().pool().id();
         x.expect("state", &shape, self.config.activations, pool_id)?;
@@ -138,7 +138,7 @@ impl LongNet {
     ) -> Result<Tensor> {
         weights.expect_list("weights", &self.list)?;
         let projection = self.projection()?;
-        let vocab = self.config.vocab_size.unwrap_or(0) as usize;
+        let vocab = self.config.vocab_size.unwrap_or(0);
         let rows = features
             .shape()
             .split_last()
@@ -170,11 +170,11 @@ impl LongNet {
         weights: &Parameters,
         input: Input<'_>,
         call: &Call,
-        first: u32,
+        first: usize,
         step_seed: Option<u64>,
     ) -> Result<(Tensor, Option<Tensor>)> {
         let (batch, seq_len) = (call.shape.batch(), call.shape.seq_len());
-        let shape = [batch as usize, seq_len as usize, self.width() as usize];
+        let shape = [batch, seq_len, self.width() as usize];
         let pool_id = recorder.context().pool().id();
         let dtype = self.config.activations;
         let mut x = match (input, self.embed_tokens) {
@@ -191,7 +191,7 @@ impl LongNet {
                 }
             }
             (Input::Tokens(ids), Some(table)) => {
-                let count = u64::from(batch) * u64::from(seq_len);
+                let count = batch as u64 * seq_len as u64;
                 if ids.len() != count {
                     return Err(Error::InvalidShape {
                         what: "tokens",
@@ -227,7 +227,7 @@ impl LongNet {
         if let Some(dropout) = self.embedding_dropout(step_seed)? {
             let dropped = recorder.empty("activations", &shape, dtype)?;
             ScaledAdd::new(x.matrix(), 1.0)
-                .dropout(Some(dropout), 0)
+                .with_dropout(Some(dropout), 0)
                 .write(recorder, dropped.matrix())?;
             x = dropped;
         }
@@ -239,18 +239,19 @@ impl LongNet {
         &self,
         recorder: &mut Recorder,
         call: &Call,
-        first: u32,
+        first: usize,
     ) -> Result<TokenIds> {
         let seq_len = call.shape.seq_len();
         let limit = self.config.learned_positions.unwrap_or(0);
-        if u64::from(first) + u64::from(seq_len) > u64::from(limit) {
+        if first as u64 + seq_len as u64 > limit as u64 {
             return Err(Error::InvalidShape {
                 what: "positions",
-                given: format!("{first}..{}", u64::from(first) + u64::from(seq_len)),
+                given: format!("{first}..{}", first as u64 + seq_len as u64),
                 need: format!("positions below {limit}, which the model has learned"),
             });
         }
-        let item = FIRST_POSITION + first..FIRST_POSITION + first + seq_len;
+        let row = |position: usize| in_u32(FIRST_POSITION + position);
+        let item = row(first)..row(first + seq_len);
         let ids: Vec<u32> = (0..call.shape.batch()).flat_map(|_| item.clone()).collect();
         TokenIds::upload(recorder, &ids, limit + FIRST_POSITION)
     }
@@ -265,9 +266,9 @@ impl LongNet {
     pub(super) fn turns(
         &self,
         recorder: &mut Recorder,
-        first: u32,
-        seq_len: u32,
-        total: u32,
+        first: usize,
+        seq_len: usize,
+        total: usize,
     ) -> Result<Turns> {
         let Some(base) = self.config.xpos_scale_base else {
             return Ok(None);
@@ -299,7 +300,7 @@ fn run_layer(
     recorder: &mut Recorder,
     pass: &Pass<'_>,
     mut x: Tensor,
-    watched: Option<u32>,
+    watched: Option<usize>,
 ) -> Result<(Tensor, Option<Tensor>)> {
     let mut token_weights = None;
     for block in blocks {

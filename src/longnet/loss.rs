@@ -49,7 +49,7 @@ impl LongNet {
                 need: format!("{rows}, one for each row"),
             });
         }
-        let vocab = self.config.vocab_size.unwrap_or(0) as usize;
+        let vocab = self.config.vocab_size.unwrap_or(0);
         let losses = recorder.empty("losses", &[rows as usize, 1], DType::F32)?;
         let dfeatures = match gradients {
             None => None,

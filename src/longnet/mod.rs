@@ -41,7 +41,7 @@ use crate::nn::{
 use crate::recorder::Recorder;
 
 /// Learned positions begin at this row of their table (as in fairseq and torchscale, which keep the first for padding).
-const FIRST_POSITION: u32 = 2;
+const FIRST_POSITION: usize = 2;
 
 /// A transformer with dilated self-attention.
 #[derive(Clone, Debug)]
@@ -80,10 +80,10 @@ impl LongNet {
         first_place: u64,
     ) -> Result<Self> {
         config.check()?;
-        let width = config.attention().embed_dim() as usize;
-        let table = |rows: u32| {
+        let width = config.attention().embed_dim();
+        let table = |rows: usize| {
             (
-                [rows as usize, width],
+                [rows, width],
                 Init::Normal {
                     std: (width as f32).powf(-0.5),
                 },
@@ -115,13 +115,7 @@ impl LongNet {
                 let init = Init::Normal {
                     std: (width as f32).powf(-0.5),
                 };
-                Some(Linear::new(
-                    list,
-                    &name,
-                    [width, vocab as usize],
-                    init,
-                    None,
-                ))
+                Some(Linear::new(list, &name, [width, vocab], init, None))
             }
             (OutputProjection::Tied, _, Some(table)) => Some(Linear::tied(table)),
             _ => None,
@@ -171,7 +165,7 @@ impl LongNet {
     }
 
     fn width(&self) -> u64 {
-        u64::from(self.config.attention().embed_dim())
+        self.config.attention().embed_dim() as u64
     }
 
     /// Whether the model can be trained.
@@ -208,7 +202,7 @@ fn declare_layer(
     config: &LongNetConfig,
     first_place: u64,
 ) -> Result<Vec<Block>> {
-    let width = config.attention().embed_dim() as usize;
+    let width = config.attention().embed_dim();
     let mut blocks = Vec::new();
     let mut push = |list: &mut ParameterList, norm: &str, sublayer: Sublayer, number: u64| {
         blocks.push(Block {

@@ -21,14 +21,14 @@ impl LongNet {
             let mut recorder = dry_run.recorder("warm up");
             let weights = Parameters::zeros(&mut recorder, model.parameters(), "weights")?;
             let (batch, len) = (shape.batch(), shape.seq_len());
-            let dims = [batch as usize, len as usize, self.width() as usize];
+            let dims = [batch, len, self.width() as usize];
             let mut call = Call::new(shape.clone());
             if self.config.cross_attention.is_some() {
                 let memory = recorder.empty("memory", &dims, self.config.activations)?;
                 call.memory = Some((memory, AttentionShape::cross(batch, len, len)?));
             }
             let output = if let Some(rows) = self.config.vocab_size {
-                let count = usize::try_from(u64::from(batch) * u64::from(len)).ok();
+                let count = usize::try_from(batch as u64 * len as u64).ok();
                 let ids = zeros("tokens", format!("{batch} x {len}"), count)?;
                 let tokens = TokenIds::upload(&mut recorder, &ids, rows)?;
                 let input = Input::Tokens(&tokens);

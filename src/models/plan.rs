@@ -131,8 +131,8 @@ pub(super) fn encoder_flop(
         .attention()
         .plan_forward(shape, config.activations, dry_run.caps())?
         .flop;
-    let width = u64::from(config.attention().embed_dim());
-    let rows = u64::from(shape.batch()) * u64::from(shape.seq_len());
+    let width = config.attention().embed_dim() as u64;
+    let rows = shape.batch() as u64 * shape.seq_len() as u64;
     let products = 2 * rows * (4 * width * width + 2 * width * config.ffn_dim as u64);
     Ok(config.num_layers() as u64 * (attention + products))
 }

@@ -20,8 +20,8 @@ pub(super) trait Recordings {
     /// Operations of recording `step`, roughly: those of its products.
     fn operations(&self, step: usize) -> f64;
 
-    /// Which part of the operations is done, from 0 to 1, when all recordings handed out but the last are done and of that the
-    /// part `within`.
+    /// The fraction of the run's operations that is done, from 0 to 1. Recordings before the one handed out last count as
+    /// done; of the last, the fraction `within` (0 to 1) is done.
     fn fraction(&self, within: f64) -> f64 {
         let operations = |steps: std::ops::Range<usize>| -> f64 {
             steps.map(|step| self.operations(step)).sum()

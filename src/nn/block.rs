@@ -117,7 +117,7 @@ impl Block {
                 let out = recorder.empty("activations", x.shape(), x.dtype())?;
                 let attention = self.sublayer(recorder, pass, input, None, out.matrix())?;
                 ScaledAdd::new(out.matrix(), 1.0)
-                    .dropout(dropout, 0)
+                    .with_dropout(dropout, 0)
                     .plus(residual.0, residual.1)
                     .write(recorder, sum.matrix())?;
                 attention
@@ -151,7 +151,7 @@ impl Block {
         recorder: &mut Recorder,
         pass: &Pass<'_>,
         x: &Tensor,
-        watched: Option<u32>,
+        watched: Option<usize>,
     ) -> Result<(Tensor, Option<Tensor>)> {
         let normal = self.input(recorder, pass, x)?;
         let input = normal.as_ref().unwrap_or(x).matrix();
@@ -276,7 +276,7 @@ impl Block {
             Some(_) => {
                 let dropped = like_x(recorder)?;
                 ScaledAdd::new(dsum.matrix(), 1.0)
-                    .dropout(dropout, 0)
+                    .with_dropout(dropout, 0)
                     .write(recorder, dropped.matrix())?;
                 Some(dropped)
             }

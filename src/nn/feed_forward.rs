@@ -99,12 +99,12 @@ impl FeedForward {
             let mut hidden = recorder.empty("ffn hidden", &shape, x.dtype())?;
             self.fc1
                 .product(weights, x)
-                .activation(self.activation)
+                .with_activation(self.activation)
                 .write(recorder, hidden.matrix())?;
             if dropout.is_some() {
                 let kept = recorder.empty("ffn hidden", &shape, x.dtype())?;
                 ScaledAdd::new(hidden.matrix(), 1.0)
-                    .dropout(dropout, begin * self.hidden as u64)
+                    .with_dropout(dropout, begin * self.hidden as u64)
                     .write(recorder, kept.matrix())?;
                 hidden = kept;
             }
@@ -115,7 +115,7 @@ impl FeedForward {
             }
             let mut product = self.fc2.product(weights, hidden.matrix());
             if let Some((residual, scale)) = residual {
-                product = product.residual(residual.slice(begin, end)?, scale);
+                product = product.with_residual(residual.slice(begin, end)?, scale);
             }
             product.write(recorder, y.slice(begin, end)?)?;
         }
@@ -150,7 +150,7 @@ impl FeedForward {
                 Some(_) => {
                     let kept = recorder.empty("ffn hidden", &shape, DType::F32)?;
                     ScaledAdd::new(active.matrix(), 1.0)
-                        .dropout(dropout, first)
+                        .with_dropout(dropout, first)
                         .write(recorder, kept.matrix())?;
                     kept
                 }
@@ -187,7 +187,7 @@ impl FeedForward {
             };
             if let Some(dropped) = &dropped {
                 ScaledAdd::new(gradient, 1.0)
-                    .dropout(dropout, first)
+                    .with_dropout(dropout, first)
                     .write(recorder, dropped.matrix())?;
                 gradient = dropped.matrix();
             }

@@ -36,7 +36,7 @@ impl Linear {
     pub fn product<'a>(&self, weights: &'a Parameters, x: Matrix<'a>) -> Matmul<'a> {
         Matmul::new(x, weights.get(self.weight).matrix())
             .transpose_b()
-            .bias(self.bias.map(|bias| weights.get(bias).vector()))
+            .with_bias(self.bias.map(|bias| weights.get(bias).vector()))
     }
 
     /// Records `y`.

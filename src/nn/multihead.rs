@@ -116,7 +116,7 @@ impl MultiheadAttention {
         config: &MultiheadAttentionConfig,
     ) -> Result<Self> {
         let attention = DilatedAttention::new(context, config.attention.clone())?;
-        let width = config.attention.embed_dim() as usize;
+        let width = config.attention.embed_dim();
         let mut linear = |name: &str, gain| {
             let name = format!("{prefix}.{name}");
             let weight = Init::xavier_uniform(width, width, gain);
@@ -158,7 +158,7 @@ impl MultiheadAttention {
     }
 
     fn width(&self) -> u64 {
-        u64::from(self.attention.config().embed_dim())
+        self.attention.config().embed_dim() as u64
     }
 
     /// A tensor like a matrix of this width.
@@ -178,12 +178,12 @@ impl MultiheadAttention {
         recorder: &mut Recorder,
         label: &'static str,
         shape: &AttentionShape,
-        len: u32,
+        len: usize,
         dtype: DType,
     ) -> Result<Tensor> {
         let config = self.attention.config();
         let shape = [shape.batch(), len, config.num_heads(), config.head_dim()];
-        recorder.empty(label, &shape.map(|dim| dim as usize), dtype)
+        recorder.empty(label, &shape, dtype)
     }
 
     /// Records projected queries (or keys) and, where there is one, their norm; both, when both are wanted later.
@@ -289,7 +289,7 @@ impl MultiheadAttention {
         let mixed = normal.as_ref().map_or(mixed, Tensor::matrix);
         let mut product = self.out_proj.product(weights, mixed);
         if let Some((residual, scale)) = residual {
-            product = product.residual(residual, scale);
+            product = product.with_residual(residual, scale);
         }
         product.write(recorder, y)
     }

@@ -129,7 +129,7 @@ impl<'a> ScaledAdd<'a> {
     }
 
     /// With elements of `x` dropped; its first element has the number `first` among those that are drawn with the seed.
-    pub fn dropout(self, dropout: Option<Dropout>, first: u64) -> Self {
+    pub fn with_dropout(self, dropout: Option<Dropout>, first: u64) -> Self {
         let dropout = dropout.filter(|dropout| dropout.probability > 0.0);
         Self {
             dropout: dropout.map(|dropout| (dropout, first)),

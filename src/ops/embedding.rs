@@ -28,8 +28,12 @@ impl TokenIds {
     ///
     /// # Errors
     /// [`Error::TokenOutOfRange`] names the first id that is not below `num_rows`; the errors of uploading.
-    pub fn upload(recorder: &mut Recorder, ids: &[u32], num_rows: u32) -> Result<Self> {
-        if let Some((index, &id)) = ids.iter().enumerate().find(|(_, id)| **id >= num_rows) {
+    pub fn upload(recorder: &mut Recorder, ids: &[u32], num_rows: usize) -> Result<Self> {
+        if let Some((index, &id)) = ids
+            .iter()
+            .enumerate()
+            .find(|(_, id)| **id as usize >= num_rows)
+        {
             return Err(Error::TokenOutOfRange {
                 what: "token",
                 index: index as u64,
@@ -42,7 +46,7 @@ impl TokenIds {
         let mut order: Vec<u32> = (0..count).collect();
         // The sort is stable: rows of one id stay in order.
         order.sort_by_key(|row| ids[*row as usize]);
-        let most = ids.len().min(num_rows as usize);
+        let most = ids.len().min(num_rows);
         let mut runs: Vec<[u32; 3]> = Vec::with_capacity(most);
         for (at, &row) in (0..).zip(&order) {
             let id = ids[row as usize];
@@ -97,7 +101,7 @@ pub(super) fn expect_below(
             index,
             given,
             // Not above the id, which is 32 bits.
-            limit: limit as u32,
+            limit: limit as usize,
         }),
         _ => Ok(()),
     }

@@ -28,11 +28,11 @@ impl Labels {
     ///
     /// # Errors
     /// [`Error::TokenOutOfRange`] names the first that is neither; the errors of uploading.
-    pub fn upload(recorder: &mut Recorder, labels: &[u32], num_classes: u32) -> Result<Self> {
+    pub fn upload(recorder: &mut Recorder, labels: &[u32], num_classes: usize) -> Result<Self> {
         let wrong = labels
             .iter()
             .enumerate()
-            .find(|(_, label)| **label >= num_classes && **label != IGNORED_LABEL);
+            .find(|(_, label)| **label as usize >= num_classes && **label != IGNORED_LABEL);
         if let Some((index, &label)) = wrong {
             return Err(Error::TokenOutOfRange {
                 what: "label",

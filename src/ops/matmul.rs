@@ -63,7 +63,7 @@ impl<'a> Matmul<'a> {
     }
 
     /// With a kernel of the caller's choice instead of the one that suits the device.
-    pub fn variant(self, variant: MatmulVariant) -> Self {
+    pub fn with_variant(self, variant: MatmulVariant) -> Self {
         Self {
             variant: Some(variant),
             ..self
@@ -87,17 +87,17 @@ impl<'a> Matmul<'a> {
     }
 
     /// Adds one row to every row.
-    pub fn bias(self, bias: Option<Matrix<'a>>) -> Self {
+    pub fn with_bias(self, bias: Option<Matrix<'a>>) -> Self {
         Self { bias, ..self }
     }
 
     /// Applied to the product and bias.
-    pub fn activation(self, activation: Activation) -> Self {
+    pub fn with_activation(self, activation: Activation) -> Self {
         Self { activation, ..self }
     }
 
     /// Adds `scale` times a matrix of the result's shape at last.
-    pub fn residual(self, residual: Matrix<'a>, scale: f32) -> Self {
+    pub fn with_residual(self, residual: Matrix<'a>, scale: f32) -> Self {
         Self {
             residual: Some((residual, scale)),
             ..self

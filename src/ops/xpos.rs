@@ -30,7 +30,7 @@ pub enum XposRole {
 pub struct Rotations {
     table: Tensor,
     pairs: u32,
-    num_positions: u32,
+    num_positions: usize,
     scale_base: f32,
 }
 
@@ -42,8 +42,8 @@ impl Rotations {
     /// [`Error::InvalidConfig`] for a `head_dim` that is no multiple of 4 or a base that is not positive; the errors of uploading.
     pub fn upload(
         recorder: &mut Recorder,
-        head_dim: u32,
-        num_positions: u32,
+        head_dim: usize,
+        num_positions: usize,
         scale_base: f32,
     ) -> Result<Self> {
         if head_dim == 0 || !head_dim.is_multiple_of(4) {
@@ -60,12 +60,12 @@ impl Rotations {
                 need: "a positive number",
             });
         }
-        let pairs = head_dim / 2;
+        let pairs = size("head_dim of xPos", head_dim as u64)? / 2;
         let frequencies: Vec<f64> = (0..pairs)
             .map(|i| f64::from((1.0 / 10_000f64.powf(f64::from(i) / f64::from(pairs))) as f32))
             .collect();
-        let coarse =
-            (0..num_positions.div_ceil(FINE).max(1)).map(|i| u64::from(i) * u64::from(FINE));
+        let fine = u64::from(FINE);
+        let coarse = (0..(num_positions as u64).div_ceil(fine).max(1)).map(|i| i * fine);
         let rotations: Vec<f32> = (0..u64::from(FINE))
             .chain(coarse)
             .flat_map(|position| {
@@ -85,7 +85,7 @@ impl Rotations {
     }
 
     /// Positions that there are rotations of.
-    pub fn num_positions(&self) -> u32 {
+    pub fn num_positions(&self) -> usize {
         self.num_positions
     }
 }
@@ -94,13 +94,13 @@ impl Rotations {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Positions {
     /// Rows of one batch item.
-    pub seq_len: u32,
+    pub seq_len: usize,
     /// Position of the first row of an item.
-    pub first: u32,
+    pub first: usize,
     /// Positions of a block.
-    pub block: u32,
+    pub block: usize,
     /// Centre of a block.
-    pub centre: u32,
+    pub centre: usize,
 }
 
 /// Records that the heads of `x`, rows of a multiple of the head size, are turned and scaled by their positions, in place;
@@ -119,8 +119,8 @@ pub fn xpos(
 ) -> Result<()> {
     let (rows, width) = (x.rows(), x.width());
     let head_dim = 2 * u64::from(rotations.pairs);
-    let end = u64::from(positions.first) + u64::from(positions.seq_len);
-    if !width.is_multiple_of(head_dim) || end > u64::from(rotations.num_positions) {
+    let end = positions.first as u64 + positions.seq_len as u64;
+    if !width.is_multiple_of(head_dim) || end > rotations.num_positions as u64 {
         return Err(Error::InvalidShape {
             what: "x of xPos",
             given: format!("rows of {width} up to position {end}"),
@@ -146,13 +146,13 @@ pub fn xpos(
             num_places: size("places", places)?,
             num_heads: size("heads", num_heads)?,
             quads,
-            seq_len: positions.seq_len.max(1),
+            seq_len: size("positions", positions.seq_len.max(1) as u64)?,
             first_row: size("rows", begin)?,
             skip: bound.skip,
             coarse_begin: FINE,
-            first_position: positions.first,
-            block: positions.block.max(1),
-            centre: positions.centre,
+            first_position: size("positions", positions.first as u64)?,
+            block: size("positions of a block", positions.block.max(1) as u64)?,
+            centre: size("centre of a block", positions.centre as u64)?,
             scale_per_position: match role {
                 XposRole::Query => per_position,
                 XposRole::Key => -per_position,

@@ -38,9 +38,9 @@ pub struct BackwardPlan {
     /// Shape of the call.
     pub shape: AttentionShape,
     /// Number of heads.
-    pub num_heads: u32,
+    pub num_heads: usize,
     /// Elements in one head.
-    pub head_dim: u32,
+    pub head_dim: usize,
     /// The kernels.
     pub variant: BackwardVariant,
     /// Why those.
@@ -100,7 +100,7 @@ impl DilatedAttentionConfig {
         let gradients: Vec<PlannedPass> = variant.passes().iter().copied().map(planned).collect();
         let all_first: [&[&[PlannedPass]]; 2] = [&[&sweep[..]], &[&gradients[..]]];
         let branch_by_branch: [&[&[PlannedPass]]; 1] = [&[&sweep[..], &gradients[..]]];
-        let rounds = match self.get_gradient() {
+        let rounds = match self.gradient() {
             MixGradient::Exact => &all_first[..],
             MixGradient::DetachedMix => &branch_by_branch[..],
         };
@@ -123,7 +123,7 @@ impl DilatedAttentionConfig {
             .iter()
             .for_each(|_| params.add::<AttentionParams>());
         let planned = |label, bytes| PlannedBuffer::new(label, BufferRole::Storage, bytes, caps);
-        let rows = |len: u32| u64::from(batch) * u64::from(len);
+        let rows = |len: usize| batch as u64 * len as u64;
         let width = RowLayout::of_activations(self, variant.format).row_bytes;
         let mut buffers = vec![
             planned(

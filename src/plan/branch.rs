@@ -9,7 +9,9 @@
 //! In the coordinate `t` a branch is ordinary attention of `L` rows per (item, segment, head): only the row pointer is
 //! strided. Kernels receive these numbers; nothing is gathered or scattered.
 
-use crate::config::{DilatedAttentionConfig, HeadOffsets, Heads, Mask, OutputRows, Padding};
+use crate::config::{
+    DilatedAttentionConfig, HeadOffsets, Heads, Mask, OutputRows, Padding, in_u32,
+};
 
 /// One branch of a configuration applied to sequences of one length.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -64,15 +66,14 @@ impl BranchGeometry {
     pub fn cross(config: &DilatedAttentionConfig, branch: u32, seq_len: u32, key_len: u32) -> Self {
         assert!(seq_len > 0, "a sequence without tokens has no geometry");
         let given = config.branches()[branch as usize];
-        let segment_length = given.segment_length.min(seq_len.max(key_len));
-        let dilation_rate = given.dilation_rate;
+        let segment_length = in_u32(given.segment_length).min(seq_len.max(key_len));
+        let dilation_rate = in_u32(given.dilation_rate);
         let rows_per_segment = segment_length.div_ceil(dilation_rate);
-        let phantom_rows = config.get_output_rows() == OutputRows::Torchscale;
+        let phantom_rows = config.output_rows() == OutputRows::Torchscale;
         let num_segments = seq_len.div_ceil(segment_length);
-        let num_heads = config.num_heads();
-        let (head_begin, head_count, offset_base, offset_div, offset_mod) = match config.get_heads()
-        {
-            Heads::EveryBranch => match config.get_head_offsets() {
+        let num_heads = in_u32(config.num_heads());
+        let (head_begin, head_count, offset_base, offset_div, offset_mod) = match config.heads() {
+            Heads::EveryBranch => match config.head_offsets() {
                 HeadOffsets::Blocked => (
                     0,
                     num_heads,
@@ -110,8 +111,8 @@ impl BranchGeometry {
             offset_div,
             offset_mod,
             phantom_rows,
-            zero_keys: config.get_padding() == Padding::ZeroKeys,
-            causal: config.get_mask() == Mask::Causal,
+            zero_keys: config.padding() == Padding::ZeroKeys,
+            causal: config.mask() == Mask::Causal,
         }
     }
 

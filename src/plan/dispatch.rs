@@ -2,7 +2,7 @@
 
 use super::branch::BranchGeometry;
 use super::window::TokenWindow;
-use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, MixGradient};
+use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, MixGradient, in_u32};
 use crate::kernels::software::attention_backward::WeightsTile;
 use crate::kernels::{AttentionParams, Pass};
 
@@ -82,16 +82,16 @@ impl AttentionDispatch {
             (self.merges, AttentionParams::MERGE),
             (geometry.phantom_rows, AttentionParams::PHANTOM_ROWS),
             (
-                config.get_gradient() == MixGradient::DetachedMix,
+                config.gradient() == MixGradient::DetachedMix,
                 AttentionParams::DETACHED,
             ),
         ];
         AttentionParams {
-            seq_len: shape.seq_len(),
+            seq_len: in_u32(shape.seq_len()),
             valid_len: geometry.seq_len,
-            key_len: shape.key_len(),
+            key_len: in_u32(shape.key_len()),
             valid_key_len: geometry.key_len,
-            num_heads: config.num_heads(),
+            num_heads: in_u32(config.num_heads()),
             head_begin: self.heads.begin,
             head_count: self.heads.len(),
             offset_base: geometry.offset_base,
@@ -111,9 +111,9 @@ impl AttentionDispatch {
                 .iter()
                 .filter(|(set, _)| *set)
                 .fold(0, |all, (_, flag)| all | flag),
-            scale: config.get_softmax_scale(),
-            scale_log2e: config.get_softmax_scale() * std::f32::consts::LOG2_E,
-            out_scale: match config.get_heads() {
+            scale: config.softmax_scale(),
+            scale_log2e: config.softmax_scale() * std::f32::consts::LOG2_E,
+            out_scale: match config.heads() {
                 Heads::EveryBranch => 1.0,
                 Heads::Partitioned => 1.0 / config.branches().len() as f32,
             },

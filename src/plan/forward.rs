@@ -25,9 +25,9 @@ pub struct ForwardPlan {
     /// Tokens of all items together, the rows of the tensors.
     pub num_rows: u64,
     /// Number of heads.
-    pub num_heads: u32,
+    pub num_heads: usize,
     /// Elements in one head.
-    pub head_dim: u32,
+    pub head_dim: usize,
     /// The kernel.
     pub variant: ForwardVariant,
     /// Why that one.
@@ -75,7 +75,7 @@ impl DilatedAttentionConfig {
     ) -> Result<ForwardPlan> {
         let Choice { variant, reason } = choice.into();
         variant.check(self.head_dim(), caps)?;
-        let num_rows = u64::from(shape.batch()) * u64::from(shape.seq_len());
+        let num_rows = shape.batch() as u64 * shape.seq_len() as u64;
         let tensor_bytes = tensor_bytes(self, shape, variant.format, caps)?;
         let clears = clears(self, shape.batch(), shape.seq_len(), |item| {
             shape.valid_len(item)
@@ -118,7 +118,7 @@ pub(super) fn tensor_bytes(
 ) -> Result<u64> {
     let row_bytes = RowLayout::of_activations(config, format).row_bytes;
     let len = shape.seq_len().max(shape.key_len());
-    let num_rows = u64::from(shape.batch()) * u64::from(len);
+    let num_rows = shape.batch() as u64 * len as u64;
     let bytes = row_bytes
         .checked_mul(num_rows)
         .ok_or_else(|| Error::SizeOverflow {
@@ -141,17 +141,17 @@ pub(super) fn forward_flop(config: &DilatedAttentionConfig, shape: &AttentionSha
     (0..shape.batch())
         .map(|item| {
             if shape.is_cross() {
-                let pairs = f64::from(shape.valid_len(item)) * f64::from(shape.valid_key_len(item));
-                return 4.0 * pairs * f64::from(config.embed_dim());
+                let pairs = shape.valid_len(item) as f64 * shape.valid_key_len(item) as f64;
+                return 4.0 * pairs * config.embed_dim() as f64;
             }
             flop_per_item(config, shape.valid_len(item))
         })
         .sum()
 }
 
-fn flop_per_item(config: &DilatedAttentionConfig, valid_len: u32) -> f64 {
-    let num_heads = f64::from(config.num_heads());
-    let heads_per_branch = match config.get_heads() {
+fn flop_per_item(config: &DilatedAttentionConfig, valid_len: usize) -> f64 {
+    let num_heads = config.num_heads() as f64;
+    let heads_per_branch = match config.heads() {
         Heads::EveryBranch => num_heads,
         Heads::Partitioned => num_heads / config.branches().len() as f64,
     };
@@ -159,36 +159,36 @@ fn flop_per_item(config: &DilatedAttentionConfig, valid_len: u32) -> f64 {
         .branches()
         .iter()
         .map(|branch| {
-            let rate = f64::from(branch.dilation_rate);
-            f64::from(branch.segment_length.min(valid_len)) / (rate * rate)
+            let rate = branch.dilation_rate as f64;
+            branch.segment_length.min(valid_len) as f64 / (rate * rate)
         })
         .sum();
-    let mask = match config.get_mask() {
+    let mask = match config.mask() {
         Mask::Full => 4.0,
         Mask::Causal => 2.0,
     };
-    mask * f64::from(valid_len) * heads_per_branch * f64::from(config.head_dim()) * keys_per_row
+    mask * valid_len as f64 * heads_per_branch * config.head_dim() as f64 * keys_per_row
 }
 
 /// Ranges of the rows of tensors with `len` tokens an item that no dispatch writes first.
 pub(super) fn clears(
     config: &DilatedAttentionConfig,
-    batch: u32,
-    len: u32,
-    valid_len: impl Fn(u32) -> u32,
+    batch: usize,
+    len: usize,
+    valid_len: impl Fn(usize) -> usize,
 ) -> Vec<(u64, u64)> {
-    let len = u64::from(len);
+    let len = len as u64;
     let rate_one = |branch: &crate::config::Branch| branch.dilation_rate == 1;
-    let all_written = match config.get_heads() {
+    let all_written = match config.heads() {
         Heads::EveryBranch => config.branches().iter().any(rate_one),
         // Each head belongs to one branch only.
         Heads::Partitioned => config.branches().iter().all(rate_one),
     };
     let mut ranges: Vec<(u64, u64)> = Vec::new();
     for item in 0..batch {
-        let begin = u64::from(item) * len;
+        let begin = item as u64 * len;
         let first = if all_written {
-            begin + u64::from(valid_len(item))
+            begin + valid_len(item) as u64
         } else {
             begin
         };
@@ -240,7 +240,7 @@ impl ForwardPlan {
 
     /// Byte range of the softmax state of rows `begin .. end` of the output.
     pub(crate) fn state_range(&self, (begin, end): (u64, u64)) -> ByteRange {
-        let row_bytes = u64::from(self.num_heads) * 8;
+        let row_bytes = self.num_heads as u64 * 8;
         ByteRange {
             offset: begin * row_bytes,
             size: (end - begin) * row_bytes,
@@ -250,7 +250,7 @@ impl ForwardPlan {
     /// Byte range of rows `begin .. end` of the output.
     pub(crate) fn out_range(&self, (begin, end): (u64, u64)) -> ByteRange {
         let element_bytes = u64::from(self.variant.format.bytes());
-        let row_bytes = u64::from(self.num_heads) * u64::from(self.head_dim) * element_bytes;
+        let row_bytes = (self.num_heads * self.head_dim) as u64 * element_bytes;
         ByteRange {
             offset: begin * row_bytes,
             size: (end - begin) * row_bytes,

@@ -14,7 +14,7 @@
 use super::branch::BranchGeometry;
 use super::dispatch::{AttentionDispatch, Range};
 use super::window::RowLayout;
-use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, MixGradient};
+use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, MixGradient, in_u32};
 use crate::device::DeviceCaps;
 use crate::device::ElementFormat;
 use crate::error::{Error, Result};
@@ -100,8 +100,9 @@ impl<'a> Planner<'a> {
             .filter(|geometry| geometry.head_count > 0)
             .collect();
         // The sort is stable: other branches keep their order.
-        geometries.sort_by_key(|geometry| !geometry.covers_everything(self.config.num_heads()));
-        let every_branch = self.config.get_heads() == Heads::EveryBranch;
+        geometries
+            .sort_by_key(|geometry| !geometry.covers_everything(in_u32(self.config.num_heads())));
+        let every_branch = self.config.heads() == Heads::EveryBranch;
         for stages in self.rounds {
             for (order, geometry) in geometries.iter().enumerate() {
                 for passes in *stages {
@@ -109,7 +110,7 @@ impl<'a> Planner<'a> {
                         geometry,
                         passes,
                         follows: every_branch && order > 0,
-                        sweeps_all: self.config.get_gradient() == MixGradient::Exact,
+                        sweeps_all: self.config.gradient() == MixGradient::Exact,
                     };
                     self.plan_branch(&work, items)?;
                 }
@@ -140,7 +141,7 @@ impl<'a> Planner<'a> {
             key_rows: rows_up_to(geometry, geometry.key_len),
         };
         let longest = self.shape.seq_len().max(self.shape.key_len());
-        let items_per_window = (max_rows / u64::from(longest)) as u32;
+        let items_per_window = (max_rows / longest as u64) as u32;
         if items_per_window > 0 {
             for items in chunks(items, items_per_window) {
                 self.push(work, Unit { items, ..unit })?;
@@ -293,7 +294,7 @@ impl<'a> Planner<'a> {
                     limit_bytes: self.caps.max_binding_bytes,
                 })
         };
-        let (seq_len, key_len) = (self.shape.seq_len(), self.shape.key_len());
+        let [seq_len, key_len] = [self.shape.seq_len(), self.shape.key_len()].map(in_u32);
         let [row_tiles, key_tiles] =
             [unit.rows, unit.key_rows].map(|range| range.len().div_ceil(planned.tile));
         let tiles = match pass {
@@ -386,14 +387,17 @@ impl Work<'_> {
 /// Runs of neighbouring batch items with as many valid tokens and keys.
 fn runs_of_equal_length(shape: &AttentionShape) -> Vec<(Range, u32, u32)> {
     let mut runs: Vec<(Range, u32, u32)> = Vec::new();
-    for item in 0..shape.batch() {
-        let lens = (shape.valid_len(item), shape.valid_key_len(item));
+    for (item, number) in (0..shape.batch()).zip(0..) {
+        let lens = (
+            in_u32(shape.valid_len(item)),
+            in_u32(shape.valid_key_len(item)),
+        );
         match runs.last_mut() {
-            Some((items, len, key_len)) if (*len, *key_len) == lens => items.end = item + 1,
+            Some((items, len, key_len)) if (*len, *key_len) == lens => items.end = number + 1,
             _ => {
                 let items = Range {
-                    begin: item,
-                    end: item + 1,
+                    begin: number,
+                    end: number + 1,
                 };
                 runs.push((items, lens.0, lens.1));
             }

@@ -7,7 +7,7 @@
 use super::branch::BranchGeometry;
 use super::dispatch::{AttentionDispatch, Range};
 use super::window::RowLayout;
-use crate::config::DilatedAttentionConfig;
+use crate::config::{DilatedAttentionConfig, in_u32};
 use crate::device::DeviceCaps;
 use crate::device::ElementFormat;
 use crate::error::{Error, Result};
@@ -133,8 +133,9 @@ pub(crate) fn plan_step(
             }
         }
     }
+    let num_heads = in_u32(config.num_heads());
     let all_heads = |dispatch: &AttentionDispatch| {
-        dispatch.heads.len() == config.num_heads() && dispatch.key_rows.begin == 0
+        dispatch.heads.len() == num_heads && dispatch.key_rows.begin == 0
     };
     // The sort is stable: windows of keys follow the first one of their branch.
     dispatches.sort_by_key(|dispatch| (dispatch.items.begin, !all_heads(dispatch)));

@@ -30,7 +30,7 @@ impl RowLayout {
     pub(crate) fn of_activations(config: &DilatedAttentionConfig, format: ElementFormat) -> Self {
         let element_bytes = u64::from(format.bytes());
         Self {
-            row_bytes: u64::from(config.embed_dim()) * element_bytes,
+            row_bytes: config.embed_dim() as u64 * element_bytes,
             element_bytes: 4 * element_bytes,
         }
     }
@@ -47,7 +47,7 @@ impl RowLayout {
 
     fn per_head(config: &DilatedAttentionConfig, bytes: u64) -> Self {
         Self {
-            row_bytes: u64::from(config.num_heads()) * bytes,
+            row_bytes: config.num_heads() as u64 * bytes,
             element_bytes: bytes,
         }
     }

@@ -1,4 +1,5 @@
-//! How a request is served: by the own shard, by any other, by a new buffer; and what happens when memory runs out.
+//! How a request is served: by the thread's own shard, by another shard, or by a new buffer; and what happens when memory
+//! runs out.
 
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use super::sync::lock;
 use crate::pool_figures::PoolReport;
 use crate::wgpu::BufferUsages;
 
-/// Why there is no lease.
+/// Why a request failed.
 #[derive(Debug)]
 pub(super) enum Failure {
     Budget {
@@ -75,7 +76,7 @@ impl<B> Core<B> {
             all.ledger.limits = limits;
             all.apply_limits(request.buffer_bytes, usage.pressure, &mut evicted);
             if ran_out {
-                // What came back while the device was waited for did not fit, and its memory is needed.
+                // Buffers that came back during the wait did not fit, and their memory is needed.
                 all.evict(EvictionCause::OutOfMemory, &mut evicted, |_| true);
             }
             if let Some(budget_bytes) = all.ledger.budget.bytes {
@@ -95,7 +96,7 @@ impl<B> Core<B> {
                     }
                     self.unlock_and_follow_up(all);
                     drop(evicted);
-                    // What is pending or draining comes back when the device is done with it.
+                    // Pending and draining buffers come back when the device is done with them.
                     self.source.poll(true);
                     waited = true;
                     continue;
@@ -154,7 +155,7 @@ impl<B> Core<B> {
                     all.evict(EvictionCause::OutOfMemory, &mut evicted, |_| true);
                     self.unlock_and_follow_up(all);
                     drop(evicted);
-                    // Memory that dropped buffers held is free only once no submission in flight uses them.
+                    // Memory of destroyed buffers is free only once no submission in flight uses them.
                     self.source.poll(true);
                 }
             }
@@ -162,7 +163,7 @@ impl<B> Core<B> {
     }
 }
 
-/// Bytes set aside while a buffer is made, also if the source panics.
+/// Bytes set aside while a buffer is created; given back even if the source panics.
 struct Creating<'a, B> {
     core: &'a Core<B>,
     bytes: u64,
@@ -174,7 +175,7 @@ impl<'a, B> Creating<'a, B> {
         Self { core, bytes }
     }
 
-    /// The buffer exists: what was set aside for it is held now.
+    /// The buffer exists now, so the bytes set aside for it count as held.
     fn end(mut self, all: &mut LockedPool<'_, B>) {
         all.ledger.creating_bytes -= std::mem::take(&mut self.bytes);
     }

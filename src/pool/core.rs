@@ -1,8 +1,8 @@
 //! The shards of a pool, their locks, and what happens when a shard cannot serve a request alone.
 //!
-//! A hit and a return take the lock of one shard. Everything else takes all locks: the ledger's first, then those of the
-//! shards in use, in order. Policies, sources and destructors of buffers run without any lock, so they may take their time,
-//! panic, or come back to the pool.
+//! A hit and a return take the lock of one shard. Everything else takes all locks: first the ledger's, then those of the
+//! shards in use, in order. No lock is held while policies, sources and destructors of buffers run, so these may be slow,
+//! panic, or call the pool.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use super::sync::{AtomicU32, AtomicU64, Mutex, Ordering, lock};
 use crate::pool_figures::PoolStats;
 use crate::pool_figures::{LeaseInfo, PoolReport};
 
-/// Threads take turns at these; two threads share one only beyond this number.
+/// Number of shards. Two threads share a shard only when there are more threads than this.
 #[cfg(not(loom))]
 pub(super) const NUM_SHARDS: usize = 8;
 #[cfg(loom)]
@@ -26,7 +26,7 @@ pub(super) const NUM_SHARDS: usize = 2;
 /// Calls of [`Core::tick`] after which a window ends.
 const WINDOW_TICKS: u32 = 64;
 
-/// Keeps what different threads write out of each other's cache lines.
+/// Keeps values that different threads write on separate cache lines.
 #[repr(align(128))]
 pub(super) struct Padded<T>(pub T);
 
@@ -74,7 +74,7 @@ impl<B> Core<B> {
         self.id
     }
 
-    /// A number for a new buffer.
+    /// A serial number for a new buffer.
     pub fn next_serial(&self) -> u64 {
         self.serials.fetch_add(1, Ordering::Relaxed) + 1
     }
@@ -87,7 +87,7 @@ impl<B> Core<B> {
         self.max_buffer_bytes
     }
 
-    /// The request for `requested_bytes` (a multiple of 4, at most the largest buffer), whatever the policy answers.
+    /// A valid request for `requested_bytes` (a multiple of 4, at most the largest buffer), whatever the policy answers.
     pub fn request(&self, label: &'static str, requested_bytes: u64, usage: u32) -> Request {
         let largest = self.max_buffer_bytes;
         let rounded = |bytes: u64| bytes.checked_next_multiple_of(4).unwrap_or(largest);
@@ -112,7 +112,7 @@ impl<B> Core<B> {
         );
     }
 
-    /// A lease ends, but the device has yet to hand the buffer back to the host.
+    /// A lease ended, but the device has not yet handed the buffer back to the host.
     pub fn suspend(&self, held: &PooledBuffer<B>) {
         let buffer = held.serial();
         self.give_back(
@@ -122,7 +122,7 @@ impl<B> Core<B> {
         );
     }
 
-    /// A pending buffer is back, or will never be usable again.
+    /// The device handed a pending buffer back, or it will never be usable again.
     pub fn resume(&self, held: &PooledBuffer<B>, usable: bool) {
         let buffer = held.serial();
         self.give_back(
@@ -145,8 +145,8 @@ impl<B> Core<B> {
         );
     }
 
-    /// Does `operation` on the entry of `held`, alone or, where a ceiling is in the way, under all locks. `event` tells of it,
-    /// given whether the buffer is still the pool's.
+    /// Does `operation` on the entry of `held`: under the lock of its shard or, where a ceiling is reached, under all locks.
+    /// `event` makes the trace's event, given whether the pool kept the buffer.
     fn give_back(
         &self,
         held: &PooledBuffer<B>,
@@ -188,7 +188,7 @@ impl<B> Core<B> {
         kept
     }
 
-    /// A buffer that was not worth keeping left the pool.
+    /// Counts the bytes of a destroyed buffer as draining until the submissions before it are done.
     fn destroyed(&self, epoch: u64, bytes: u64) {
         let completed = self.completed.load(Ordering::Relaxed);
         if epoch > completed {
@@ -196,19 +196,19 @@ impl<B> Core<B> {
         }
     }
 
-    /// Counts a submission; its number is told to [`completed`](Self::completed) when it is done.
+    /// Counts a submission and returns its number, for [`completed`](Self::completed).
     pub fn submitted(&self) -> u64 {
         let epoch = self.submissions.fetch_add(1, Ordering::Relaxed) + 1;
         self.tick();
         epoch
     }
 
-    /// The submissions up to `epoch` are done.
+    /// All submissions up to number `epoch` are done.
     pub fn completed(&self, epoch: u64) {
         self.completed.fetch_max(epoch, Ordering::Relaxed);
     }
 
-    /// Time passes: a submission, a frame.
+    /// Counts a submission or a frame as passed time.
     pub fn tick(&self) {
         self.log(Event::Tick);
         let ticks = self.ticks.fetch_add(1, Ordering::Relaxed);
@@ -235,7 +235,7 @@ impl<B> Core<B> {
         self.unlock_and_follow_up(all);
     }
 
-    /// Gives up cached buffers until at most `held_bytes` are held; returns their bytes.
+    /// Destroys cached buffers until at most `held_bytes` are held; returns their bytes.
     pub fn trim_to(&self, held_bytes: u64) -> u64 {
         let mut evicted = Evicted::new();
         let mut all = self.lock_all(None);
@@ -246,7 +246,7 @@ impl<B> Core<B> {
         evicted.bytes()
     }
 
-    /// The pool's last handle is gone: what is cached goes, what comes back later goes, too.
+    /// The pool's last handle is gone: cached buffers are destroyed, and so are leased ones when they come back.
     pub fn close(&self) {
         let mut all = self.lock_all(None);
         all.for_each_shard(|shard| shard.closed = true);
@@ -257,7 +257,7 @@ impl<B> Core<B> {
         drop(evicted);
     }
 
-    /// Nothing can be lent any more.
+    /// The device is lost: nothing can be lent any more.
     pub fn device_lost(&self, reason: String) {
         #[cfg(feature = "tracing")]
         tracing::error!(reason, "the device is lost");
@@ -306,7 +306,7 @@ impl<B> Core<B> {
         all.level();
     }
 
-    /// Begins a trace; what another one recorded is dropped.
+    /// Begins a trace and drops an earlier one.
     pub fn start_trace(&self) {
         let mut all = self.lock_all(None);
         *lock(&self.trace) = Some(TraceLog::new(all.existing()));
@@ -325,14 +325,14 @@ impl<B> Core<B> {
         self.log(acquired(held, request, outcome));
     }
 
-    /// Under the lock of the buffer's shard, so that the events of one buffer are in order.
+    /// Called under the lock of the buffer's shard, so that the events of one buffer are in order.
     pub(super) fn log(&self, event: Event) {
         if let Some(trace) = &mut *lock(&self.trace) {
             trace.push(event);
         }
     }
 
-    /// Asks the policy anew if a window has ended.
+    /// Releases the locks, then asks the policy for new limits if a window has ended.
     pub(super) fn unlock_and_follow_up(&self, mut all: LockedPool<'_, B>) {
         all.level();
         if !std::mem::take(&mut all.ledger.policy_due) {
@@ -350,10 +350,10 @@ impl<B> Core<B> {
         drop(evicted);
     }
 
-    /// Takes all locks; `own` is the shard that the caller works for, if any.
+    /// Takes all locks. `own` is the shard of the caller's thread or buffer, if any.
     pub(super) fn lock_all(&self, own: Option<usize>) -> LockedPool<'_, B> {
         let mut ledger = lock(&self.ledger.0);
-        // Changed only here, under the ledger's lock.
+        // Changes only here, under the ledger's lock.
         let before = self.active.load(Ordering::Relaxed);
         let active = before | own.map_or(0, |own| 1 << own);
         if active != before {

@@ -1,23 +1,23 @@
-//! What a program knows that it will need.
+//! Buffers that a program will need.
 
 use crate::wgpu;
 
-/// Buffers of one kind that a program knows it will need at one time.
+/// Equal buffers that a program will need at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BufferRequest {
-    /// What for.
+    /// Label of the leases.
     pub label: &'static str,
-    /// Bytes of each.
+    /// Bytes of each buffer.
     pub bytes: u64,
-    /// Usages of each.
+    /// Usages of each buffer.
     pub usage: wgpu::BufferUsages,
-    /// How many.
+    /// Number of buffers.
     pub count: usize,
 }
 
-/// Something that knows which buffers it will need: a plan.
+/// Something that knows which buffers it will need, such as a plan.
 pub trait Demand {
-    /// The buffers needed at one time.
+    /// The buffers that are needed at the same time.
     fn buffers(&self) -> Vec<BufferRequest>;
 }
 

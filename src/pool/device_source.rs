@@ -9,9 +9,8 @@ use crate::wgpu;
 
 /// Buffers of a device.
 ///
-/// wgpu does not tell a creation that the device is lost: it returns a buffer that nothing can be done with. Whoever owns the
-/// device's lost callback tells the pool with [`Pool::device_lost`](super::Pool::device_lost); what a poll finds, it knows by
-/// itself.
+/// On a lost device, wgpu does not fail a creation, but returns an unusable buffer. So the owner of the device-lost callback
+/// has to call [`Pool::device_lost`](super::Pool::device_lost). A loss that a poll finds is known without that.
 #[derive(Clone, Debug)]
 pub struct DeviceSource {
     watch: Arc<DeviceWatch>,
@@ -24,7 +23,7 @@ impl DeviceSource {
         Self::watched(DeviceWatch::new(device))
     }
 
-    /// Buffers of the device that is watched.
+    /// Buffers of the watched device.
     pub(crate) fn watched(watch: Arc<DeviceWatch>) -> Self {
         let max_buffer_bytes = watch.device().limits().max_buffer_size;
         Self {
@@ -61,7 +60,7 @@ impl BufferSource for DeviceSource {
     }
 
     fn poll(&self, wait: bool) {
-        // Of a loss the next creation tells.
+        // A loss shows at the next creation.
         let _ = match wait {
             true => self.watch.wait_in_driver(),
             false => self.watch.poll(),

@@ -1,4 +1,4 @@
-//! What a pool does, as it is told to a [trace](super::Trace).
+//! The events of a [trace](super::Trace).
 
 use std::borrow::Cow;
 
@@ -6,22 +6,22 @@ use web_time::Instant;
 
 use super::shard::{Fit, Place};
 
-/// Why a cached buffer is given up.
+/// Why a cached buffer was destroyed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum EvictionCause {
-    /// To keep what is held near what is live.
+    /// Held bytes exceeded the policy's bound, which follows live bytes.
     Retention,
-    /// Too many buffers, or bytes of them, were cached.
+    /// Too many buffers, or too many bytes, were cached.
     Cap,
-    /// It was not used for long.
+    /// It was unused for too long.
     Idle,
-    /// Memory is scarce, as the application or a watermark said.
+    /// The application or a watermark said that memory is scarce.
     Pressure,
     /// To stay within the budget.
     Budget,
-    /// The device had no memory.
+    /// The device ran out of memory.
     OutOfMemory,
     /// The application asked for it.
     Trim,
@@ -31,11 +31,11 @@ pub enum EvictionCause {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Outcome {
-    /// By a cached buffer of the very size.
+    /// By a cached buffer of the size that would otherwise be created.
     Exact,
-    /// By a larger one.
+    /// By a larger cached buffer.
     Borrowed,
-    /// By one that was cached for another thread.
+    /// By a buffer that was cached in another thread's shard.
     Shared,
     /// By a buffer that only the same recording still held.
     WithinRecording,
@@ -43,25 +43,25 @@ pub enum Outcome {
     Created,
 }
 
-/// What a pool did.
+/// One event of a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Event {
-    /// This buffer was there when the trace began.
+    /// This buffer existed when the trace began.
     Exists {
-        /// Number of the buffer.
+        /// Serial number of the buffer.
         buffer: u64,
         /// Its bytes.
         buffer_bytes: u64,
         /// Bits of its usages.
         usage: u32,
-        /// Whether it was cached, and not leased or pending.
+        /// Whether it was cached, not leased or pending.
         free: bool,
     },
     /// A lease began.
     Acquire {
-        /// Number of the buffer.
+        /// Serial number of the buffer.
         buffer: u64,
         /// Bytes asked for.
         requested_bytes: u64,
@@ -69,35 +69,35 @@ pub enum Event {
         buffer_bytes: u64,
         /// Bits of its usages.
         usage: u32,
-        /// What for.
+        /// Label of the lease.
         label: Cow<'static, str>,
         /// How it was served.
         outcome: Outcome,
     },
     /// A lease ended.
     Release {
-        /// Number of the buffer.
+        /// Serial number of the buffer.
         buffer: u64,
-        /// Whether the buffer is cached; one that is not worth keeping is destroyed.
+        /// Whether the buffer was cached. Otherwise the policy did not keep it, and it was destroyed.
         kept: bool,
     },
-    /// A lease ended; the device has yet to hand the buffer back.
+    /// A lease ended, but the device has not yet handed the buffer back.
     Suspend {
-        /// Number of the buffer.
+        /// Serial number of the buffer.
         buffer: u64,
     },
     /// The device handed the buffer back, or never will.
     Resume {
-        /// Number of the buffer.
+        /// Serial number of the buffer.
         buffer: u64,
         /// Whether the buffer is usable.
         usable: bool,
-        /// Whether the buffer is cached; one that is unusable or not worth keeping is destroyed.
+        /// Whether the buffer was cached. Otherwise it was unusable or the policy did not keep it, and it was destroyed.
         kept: bool,
     },
-    /// A cached buffer was given up.
+    /// A cached buffer was destroyed.
     Evict {
-        /// Number of the buffer.
+        /// Serial number of the buffer.
         buffer: u64,
         /// Why.
         cause: EvictionCause,
@@ -126,7 +126,7 @@ impl From<Fit> for Outcome {
     }
 }
 
-/// Events while a trace is recorded, with the microseconds since it began.
+/// The events of a trace under way, with the microseconds since it began.
 #[derive(Debug)]
 pub(super) struct TraceLog {
     begin: Instant,

@@ -7,31 +7,31 @@ use super::core::Core;
 use super::shard::Request;
 use super::sync::{AtomicU64, AtomicUsize, Ordering};
 
-/// A buffer lent by a [`Pool`](super::Pool): one whole `wgpu::Buffer` that nobody else has. Clones share it; it goes back
-/// when the last clone is dropped, on any thread, also after the pool or its device is gone. Contents are unspecified
-/// when it is lent.
+/// A buffer lent by a [`Pool`](super::Pool): one whole `wgpu::Buffer` that no other lease has. Clones share it. It goes back
+/// when the last clone is dropped, on any thread, even after the pool or its device is gone. Its contents are unspecified at
+/// first.
 pub struct Lease<B = crate::wgpu::Buffer> {
     held: Arc<PooledBuffer<B>>,
     requested_bytes: u64,
-    /// Size class of the request that the buffer was lent for: what others may be lent within the recording that holds it.
-    /// The buffer itself may be larger, which depends on what was cached.
+    /// Size class of the request that the buffer was lent for. It decides which later requests of the same recording the
+    /// lease may serve. The buffer itself may be larger, depending on what was cached.
     class_bytes: u64,
     label: &'static str,
 }
 
-/// A buffer of a pool for as long as it exists, leased or not: leases come and go without an allocation. What each of them
-/// touches comes first, to lie in as few cache lines as possible.
+/// A buffer of a pool, leased or not, for as long as it exists, so that leases come and go without an allocation. The fields
+/// that each lease touches come first, so that they share cache lines.
 #[repr(C)]
 pub(super) struct PooledBuffer<B> {
-    /// Handles that keep the buffer from going back. Not the count of `Arc`s: two threads that drop the last two handles
-    /// could each see the other's.
+    /// Number of handles that keep the buffer from going back. The count of the `Arc` will not do: two threads that drop the
+    /// last two handles could each see the other's.
     handles: AtomicUsize,
-    /// Shard and entry, packed; changes only while nobody leases the buffer.
+    /// Index of the shard and of the entry in it, packed. Changes only while the buffer is not leased.
     home: AtomicU64,
     core: Arc<Core<B>>,
     bytes: u64,
     usage: u32,
-    /// Number of the buffer in its pool.
+    /// Serial number of the buffer in its pool.
     serial: u64,
     buffer: B,
 }
@@ -62,7 +62,7 @@ impl<B> PooledBuffer<B> {
         self.serial
     }
 
-    /// Where the entry is. Both are read and written under the locks of the shards concerned, which order them.
+    /// The shard and the entry of the buffer. The locks of the shards concerned order reads and writes.
     pub fn home(&self) -> (usize, u32) {
         let home = self.home.load(Ordering::Relaxed);
         ((home >> 32) as usize, home as u32)
@@ -73,7 +73,7 @@ impl<B> PooledBuffer<B> {
         self.home.store(home, Ordering::Relaxed);
     }
 
-    /// A lease begins. The lock of the shard orders this with the end of the lease before.
+    /// Begins a lease. The shard's lock orders this after the end of the lease before.
     pub fn lend(&self) {
         self.handles.store(1, Ordering::Relaxed);
     }
@@ -89,12 +89,12 @@ impl<B> Lease<B> {
         }
     }
 
-    /// The buffer. It may be larger than [`requested_bytes`](Self::requested_bytes): bind and copy that many only.
+    /// The buffer. It may be larger than [`requested_bytes`](Self::requested_bytes), so bind and copy only that many bytes.
     pub fn buffer(&self) -> &B {
         &self.held.buffer
     }
 
-    /// Bytes asked for, rounded up to 4: what a binding covers.
+    /// Bytes asked for, rounded up to a multiple of 4. A binding should cover this many.
     pub fn requested_bytes(&self) -> u64 {
         self.requested_bytes
     }
@@ -109,18 +109,18 @@ impl<B> Lease<B> {
         self.label
     }
 
-    /// Number of the pool that lent it, unique in the process.
+    /// Number of the pool that lent the buffer, unique in the process.
     pub fn pool_id(&self) -> u64 {
         self.held.core.id()
     }
 
-    /// Number of the buffer: the same whenever the pool lends this buffer, never that of another buffer of the pool. What a
-    /// cache of bind groups can be keyed by.
+    /// Serial number of the buffer: the same whenever the pool lends this buffer, and never that of another buffer of the
+    /// pool. A cache of bind groups can use it as a key.
     pub fn buffer_serial(&self) -> u64 {
         self.held.serial
     }
 
-    /// Whether this is the only handle. Nobody can make a second one behind the caller's back.
+    /// Whether this is the only handle. `&mut self` keeps others from cloning it meanwhile.
     pub(crate) fn is_unshared(&mut self) -> bool {
         self.held.handles.load(Ordering::Acquire) == 1
     }
@@ -133,21 +133,21 @@ impl<B> Lease<B> {
         self.class_bytes
     }
 
-    /// Ends this lease and begins another on the same buffer. Only for the sole holder.
+    /// Ends this lease and begins another on the same buffer. Only the sole holder may call this.
     pub(super) fn relabel(&mut self, request: &Request) {
         self.held.core.relabel(&self.held, request);
         self.requested_bytes = request.requested_bytes;
         self.label = request.label;
     }
 
-    /// Ends this lease while the device has yet to hand the buffer back to the host. Only the sole holder may call this;
-    /// from others the lease comes back.
+    /// Ends this lease before the device has handed the buffer back to the host. If there are other handles, the lease is
+    /// returned as the error.
     pub(crate) fn suspend(mut self) -> Result<Pending<B>, Self> {
         if !self.is_unshared() {
             return Err(self);
         }
         self.held.core.suspend(&self.held);
-        // The pending buffer is the handle that remains.
+        // The pending buffer keeps one handle.
         self.held.handles.fetch_add(1, Ordering::Relaxed);
         Ok(Pending {
             held: self.held.clone(),
@@ -170,7 +170,7 @@ impl<B> Clone for Lease<B> {
 
 impl<B> Drop for Lease<B> {
     fn drop(&mut self) {
-        // What other handles did comes before the return (and is seen by whoever leases next, through the lock).
+        // Whatever other handles did happens before the return. The shard's lock makes it visible to the next lease.
         if self.held.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.held.core.release(&self.held);
         }
@@ -187,7 +187,7 @@ impl<B> fmt::Debug for Lease<B> {
     }
 }
 
-/// A buffer on its way back to the host: [`ready`](Self::ready) returns it to the pool, dropping it destroys it.
+/// A buffer on its way back to the host. [`ready`](Self::ready) returns it to the pool; dropping it destroys the buffer.
 pub(crate) struct Pending<B = crate::wgpu::Buffer> {
     held: Arc<PooledBuffer<B>>,
     usable: bool,

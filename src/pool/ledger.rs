@@ -1,4 +1,4 @@
-//! What is known of all shards together: peaks, windows, limits, evictions. Plain data; changed only under all locks.
+//! What concerns all shards together: peaks, windows, limits, evictions. Plain data, changed only under all locks.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -7,21 +7,21 @@ use super::policy::{Limits, Pressure};
 use super::shard::{Gauge, Gauges, NUM_GAUGES};
 use crate::pool_figures::Evictions;
 
-/// Leases after which a window ends.
+/// Number of leases after which a window ends.
 pub(super) const WINDOW_ACQUIRES: u64 = 1024;
 
-/// Ends of windows that are remembered, to tell how long a buffer idles.
+/// Number of past windows whose ends are remembered, to tell how long a buffer has been idle.
 const REMEMBERED_WINDOWS: usize = Limits::MAX_IDLE_WINDOWS as usize;
 
-/// Buffers made anew in one window that raise the thrash level.
+/// Buffers re-created in one window that raise the thrash level by one.
 const RECREATIONS_TO_THRASH: u32 = 32;
 
-/// Windows without so many that lower it again.
+/// Windows with fewer re-creations that lower it by one.
 const QUIET_WINDOWS: u32 = 16;
 
 const MAX_THRASH_LEVEL: u32 = 4;
 
-/// The hard budget and the shares of it at which pressure begins.
+/// The hard budget, and the fractions of it above which pressure is graceful and aggressive.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Budget {
     pub bytes: Option<u64>,
@@ -45,7 +45,7 @@ impl Budget {
     }
 }
 
-/// Someone who wants to know the peaks since a moment of his own.
+/// Peaks since the moment when somebody began to watch: the pool itself, or a scope.
 #[derive(Clone, Debug)]
 pub(super) struct Watch {
     pub id: u64,
@@ -55,35 +55,36 @@ pub(super) struct Watch {
 
 #[derive(Debug)]
 pub(super) struct Ledger {
-    /// The pool's own watch first, then those of open scopes.
+    /// First the pool's own watch, then those of open scopes.
     pub watches: Vec<Watch>,
     next_watch: u64,
-    /// Peak of live bytes in this window, as far as it was seen with all locks, and in the window before. The latter is
-    /// exact when one thread used the pool, else at most the sum of the threads' own peaks.
+    /// Peak of live bytes in this window, as seen whenever all locks were taken, and in the window before. The latter is
+    /// exact if one thread used the pool, and otherwise at most the sum of the threads' peaks.
     pub window_peaks: [u64; 2],
-    /// Leases of the pool when the window began.
+    /// Number of leases handed out when the window began.
     pub window_begin: u64,
-    /// Clocks at the ends of past windows, the latest first.
+    /// The clock at the ends of past windows, the latest first.
     window_clocks: VecDeque<u64>,
-    /// A window has ended and the policy has not been asked since.
+    /// Whether a window has ended since the policy was last asked.
     pub policy_due: bool,
     pub limits: Limits,
-    /// Bytes of buffers that are being made outside the locks, so that threads cannot pass a budget together.
+    /// Bytes of buffers that are being created outside of the locks, so that several threads together cannot exceed a
+    /// budget.
     pub creating_bytes: u64,
     pub evictions: Evictions,
     pub recoveries: u64,
     pub recreations: u64,
-    /// Buffers given up for retention in this window and in the one before, by usage and class.
+    /// Number of buffers destroyed for retention in this window and in the one before, by usages and size class.
     given_up: [HashMap<(u32, usize), u32>; 2],
     window_recreations: u32,
     quiet_windows: u32,
     pub thrash_level: u32,
-    /// Bytes of destroyed buffers that submitted work may still use, with the number of its submission.
+    /// Destroyed buffers that submitted work may still use: number of the last such submission, and bytes.
     draining: VecDeque<(u64, u64)>,
     pub draining_bytes: u64,
     pub pressure: Pressure,
     pub budget: Budget,
-    /// More is held than the budget allows, since it was lowered.
+    /// Whether more is held than the budget allows, because it was lowered.
     pub over_budget: bool,
     pub lost: Option<String>,
 }
@@ -119,7 +120,7 @@ impl Ledger {
         }
     }
 
-    /// Watches the peaks from now on.
+    /// Adds a watch that starts now and returns its number.
     pub fn watch(&mut self, gauges: Gauges, held_bytes: u64) -> u64 {
         let id = self.next_watch;
         self.next_watch += 1;
@@ -131,20 +132,22 @@ impl Ledger {
         id
     }
 
-    /// Most live bytes of late, where the peaks of the threads in this window add up to `peak_live_bytes`.
+    /// Largest number of live bytes in this window and the one before. `peak_live_bytes` is the sum of the shards' peaks in
+    /// this window.
     pub fn recent_peak_live_bytes(&self, peak_live_bytes: u64) -> u64 {
         let seen = self.window_peaks[0].max(self.window_peaks[1]);
         seen.max(peak_live_bytes.min(self.live_line_bytes()))
     }
 
-    /// Live bytes do not pass this unseen. A little above the recent peak, so that a peak that wanders up is not looked at
-    /// with all locks at every step.
+    /// Whenever live bytes exceed this line, all locks are taken and the peak is recorded. It lies a little above the recent
+    /// peak, so that a slowly rising peak does not take all locks at every step.
     fn live_line_bytes(&self) -> u64 {
         let seen = self.window_peaks[0].max(self.window_peaks[1]);
         seen + seen / 32
     }
 
-    /// What no gauge may pass unseen: the lowest peak of those who watch, and the limits.
+    /// The line of each gauge. A gauge that would exceed its line has to take all locks first: to record a new peak of any
+    /// watch, or to apply the policy's limits.
     pub fn lines(&self) -> Gauges {
         let mut lines = [u64::MAX; NUM_GAUGES];
         for watch in &self.watches {
@@ -168,7 +171,8 @@ impl Ledger {
         lines
     }
 
-    /// Begins a new window at `acquires` leases and `live_bytes`; the peaks of the threads add up to `peak_live_bytes`.
+    /// Ends the window and begins the next, at `acquires` leases and `live_bytes`. `peak_live_bytes` is the sum of the
+    /// shards' peaks in the window that ends.
     pub fn end_window(&mut self, acquires: u64, live_bytes: u64, peak_live_bytes: u64, clock: u64) {
         self.window_begin = acquires;
         let ended = peak_live_bytes.min(self.live_line_bytes());
@@ -190,13 +194,13 @@ impl Ledger {
         self.policy_due = true;
     }
 
-    /// Buffers that came back by this clock have idled for longer than the limits allow.
+    /// Buffers that came back at or before this clock have been idle for longer than the limits allow.
     pub fn idle_clock(&self) -> Option<u64> {
         let windows = self.limits.idle_windows.max(1) as usize;
         self.window_clocks.get(windows - 1).copied()
     }
 
-    /// Remembers what was given up, to notice when it is made anew.
+    /// Counts a destroyed buffer, to notice when one like it is created again.
     pub fn gave_up(&mut self, cause: EvictionCause, usage: u32, class: usize) {
         let count = match cause {
             EvictionCause::Retention => {
@@ -213,7 +217,7 @@ impl Ledger {
         *count += 1;
     }
 
-    /// A buffer was made: was one like it given up just before?
+    /// Counts a created buffer, and notices if one like it was destroyed just before.
     pub fn made(&mut self, usage: u32, class: usize) {
         for given_up in &mut self.given_up {
             if let Some(count) = given_up
@@ -234,7 +238,7 @@ impl Ledger {
         }
     }
 
-    /// A destroyed buffer's memory is free once the submissions up to `epoch` are done.
+    /// Counts a destroyed buffer's bytes as draining until the submissions up to `epoch` are done.
     pub fn drain(&mut self, epoch: u64, completed: u64, bytes: u64) {
         if epoch > completed {
             self.draining.push_back((epoch, bytes));
@@ -242,7 +246,7 @@ impl Ledger {
         }
     }
 
-    /// The submissions up to `completed` are done.
+    /// All submissions up to `completed` are done: their buffers no longer drain.
     pub fn drained(&mut self, completed: u64) {
         let bytes = &mut self.draining_bytes;
         self.draining.retain(|&(epoch, drained)| {

@@ -1,20 +1,20 @@
-//! Cached buffers by size class, for one usage set.
+//! Cached buffers of one usage set, by size class.
 
 use super::size_class::NUM_CLASSES;
 
 const BITMAP_WORDS: usize = NUM_CLASSES.div_ceil(64);
 
-/// Cached buffers of one usage set and class, the longest unused first, and what the class has served.
+/// Cached buffers of one usage set and size class, the longest unused first, and counts of what the class has served.
 #[derive(Default)]
 pub(super) struct Class {
     pub free: Vec<u32>,
-    /// Buffers of the class, wherever they are.
+    /// Number of buffers of the class, leased, pending or cached.
     pub members: usize,
     pub acquires: u64,
     pub misses: u64,
 }
 
-/// Classes of one usage set.
+/// The size classes of one usage set.
 pub(super) struct Lists {
     pub usage: u32,
     occupied: [u64; BITMAP_WORDS],
@@ -60,7 +60,7 @@ impl Lists {
         self.occupied[class / 64] |= 1 << (class % 64);
     }
 
-    /// Takes the buffer of entry `index` out, most often the last to have come.
+    /// Takes out the buffer of entry `index`, which is most often the last one in.
     pub fn take_out(&mut self, class: usize, index: u32) {
         let free = &mut self.classes[class].free;
         if free.last() == Some(&index) {

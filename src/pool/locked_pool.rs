@@ -1,4 +1,4 @@
-//! All locks of a pool at once: what one shard cannot decide alone.
+//! A pool with all locks taken: what one shard cannot decide alone.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::pool_figures::PoolStats;
 use crate::pool_figures::{LeaseInfo, PoolReport};
 use crate::wgpu::BufferUsages;
 
-/// All locks of a pool. [`level`](Self::level) before they are given back if anything changed.
+/// All locks of a pool. Call [`level`](Self::level) before dropping it if anything changed.
 pub(super) struct LockedPool<'a, B> {
     core: &'a Core<B>,
     pub ledger: MutexGuard<'a, Ledger>,
@@ -35,7 +35,7 @@ impl<'a, B> LockedPool<'a, B> {
         }
     }
 
-    /// Shard `index`, which whoever took the locks named or has a buffer of.
+    /// Shard `index`: the one named when the locks were taken, or one that has a buffer.
     pub fn shard(&mut self, index: usize) -> &mut Shard<B> {
         match &mut self.shards[index] {
             Some(shard) => shard,
@@ -73,7 +73,7 @@ impl<'a, B> LockedPool<'a, B> {
         self.sum(Gauge::LiveBytes) + self.sum(Gauge::FreeBytes) + self.ledger.draining_bytes
     }
 
-    /// Bytes that exist or are about to.
+    /// Bytes of buffers that exist or are being created.
     pub fn committed_bytes(&self) -> u64 {
         self.held_bytes() + self.ledger.creating_bytes
     }
@@ -101,7 +101,7 @@ impl<'a, B> LockedPool<'a, B> {
         }
     }
 
-    /// Serves a request from any shard: what fits exactly before what is larger, the own shard before the others.
+    /// Serves a request from any shard: exact sizes before larger ones, the thread's own shard before others.
     pub fn take(&mut self, own: usize, request: &Request) -> Option<Lease<B>> {
         let order = std::iter::once(own).chain((0..NUM_SHARDS).filter(|&index| index != own));
         let mut found = None;
@@ -120,7 +120,7 @@ impl<'a, B> LockedPool<'a, B> {
         }
         let (from, entry) = found?;
         if from != own {
-            // It moves, so that the next hit of this thread is its own.
+            // The buffer moves to this thread's shard, so that its next request is a hit there.
             let (held, epoch) = self.shards[from].as_mut()?.remove(entry)?;
             let entry = self.shard(own).adopt(held.clone(), epoch);
             held.set_home(own, entry);
@@ -147,7 +147,7 @@ impl<'a, B> LockedPool<'a, B> {
         Some(Lease::new(held, request))
     }
 
-    /// Takes in a new buffer, leased.
+    /// Adds a new buffer, leased.
     pub fn insert(
         &mut self,
         own: usize,
@@ -164,7 +164,7 @@ impl<'a, B> LockedPool<'a, B> {
         }
     }
 
-    /// Gives up cached buffers, the longest unused first, while `more` says so.
+    /// Evicts cached buffers, the longest unused first, while `more` returns true.
     pub fn evict(
         &mut self,
         cause: EvictionCause,
@@ -201,7 +201,7 @@ impl<'a, B> LockedPool<'a, B> {
         }
     }
 
-    /// Gives up what the policy's limits do not allow once `incoming_bytes` more exist.
+    /// Evicts cached buffers until the policy's limits hold with `incoming_bytes` more.
     pub fn apply_limits(
         &mut self,
         incoming_bytes: u64,
@@ -213,7 +213,7 @@ impl<'a, B> LockedPool<'a, B> {
             Pressure::Normal => EvictionCause::Retention,
             Pressure::Graceful | Pressure::Aggressive => EvictionCause::Pressure,
         };
-        // Memory that drains is on its way out already: giving up more would not hasten it.
+        // Draining memory is being freed already; evicting more would not speed that up.
         self.evict(cause, evicted, |all| {
             let held = all.committed_bytes() - all.ledger.draining_bytes;
             held.saturating_add(incoming_bytes) > held_bytes
@@ -236,11 +236,11 @@ impl<'a, B> LockedPool<'a, B> {
         self.evict(EvictionCause::Cap, evicted, |all| {
             all.sum(Gauge::FreeBytes) > free_bytes || all.sum(Gauge::Free) > free_buffers
         });
-        // A budget may have been lowered below what is held: what comes back does not stay then.
+        // If the budget was lowered below what is held, buffers that come back do not stay.
         self.evict(EvictionCause::Budget, evicted, Self::is_over_budget);
     }
 
-    /// The peaks of live bytes that the shards have had in this window.
+    /// The sum of the shards' peaks of live bytes in this window.
     fn sum_of_peaks(&self) -> u64 {
         let peaks = self.active().map(|shard| shard.window_peak_live_bytes);
         peaks.sum()
@@ -269,13 +269,14 @@ impl<'a, B> LockedPool<'a, B> {
         self.ledger.window_peaks[0] = self.ledger.window_peaks[0].max(live_bytes);
     }
 
-    /// Takes note of peaks, ends the window if it is over, and gives the room below the nearest lines to those who use it.
+    /// Records peaks, ends the window if it is over, and divides the room below the lines among the shards as their
+    /// ceilings.
     pub fn level(&mut self) {
         self.raise_peaks();
         let num_busy = self.active().filter(|shard| shard.is_busy()).count().max(1) as u64;
         let acquires = self.acquires();
         let left = (self.ledger.window_begin + WINDOW_ACQUIRES).saturating_sub(acquires);
-        // Several threads would divide what is left again and again.
+        // Otherwise several threads would divide the remaining room again and again.
         if left == 0 || (num_busy > 1 && left < WINDOW_ACQUIRES / 16) {
             self.end_window();
         }
@@ -303,8 +304,8 @@ impl<'a, B> LockedPool<'a, B> {
             if ceilings == line {
                 continue;
             }
-            // Where ceilings leave something over, those who work get it on top of what they have; where they are too
-            // high, all begin anew.
+            // If the ceilings leave room, active shards get it on top of theirs. If the ceilings add up to too much, all are
+            // set anew.
             let too_high = ceilings > line;
             let room = line.saturating_sub(if too_high { total } else { ceilings }) / num_busy;
             for shard in self.active_mut() {
@@ -328,7 +329,7 @@ impl<'a, B> LockedPool<'a, B> {
         }
     }
 
-    /// The buffers there are, as the events that a trace begins with.
+    /// The existing buffers, as the events that a trace begins with.
     pub fn existing(&self) -> Vec<Event> {
         let entries = self.active().flat_map(|shard| &shard.entries);
         let buffers = entries.filter_map(|entry| {
@@ -385,7 +386,7 @@ impl<'a, B> LockedPool<'a, B> {
     }
 }
 
-/// Buffers on their way out: destroyed, and told to the application, when no lock is held.
+/// Evicted buffers. They are destroyed, and reported to the application, when this is dropped, after the locks.
 pub(super) struct Evicted<B> {
     buffers: Vec<(Arc<PooledBuffer<B>>, EvictionCause)>,
 }

@@ -1,47 +1,49 @@
-//! The buffer pool: every byte this library uses on a device is lent by it.
+//! The buffer pool. It lends every buffer that this library uses on a device.
 //!
-//! Creating a `wgpu::Buffer` is dear: its first use clears it and faults its pages in, which takes longer the larger it is
-//! (`cargo bench --bench pool`: 64 MiB take 200 ms new and 0.3 ms reused on lavapipe). So buffers are kept and lent again.
+//! Creating a `wgpu::Buffer` is expensive, because its first use clears it and faults its pages in. The larger the buffer,
+//! the longer this takes (`cargo bench --bench pool`: 64 MiB take 200 ms new and 0.3 ms reused on lavapipe). So the pool
+//! keeps buffers and lends them again.
 //!
 //! **The reuse rule.** *A buffer may be lent again as soon as every command that uses the old lease comes before every
-//! command of the new one on the queue.* It holds by construction: every write, copy, clear and read is recorded (nothing
-//! goes through `Queue::write_buffer`, which runs before the recorded commands of the next submission); a
-//! [`Recorder`](crate::Recorder) keeps a handle of all it uses until it is submitted; a lease goes back when its last handle is
-//! dropped. What is lent after that is recorded, hence submitted, later. Inside one recording, a buffer that only the
-//! recording itself still holds may serve again at once, since its own commands run in order.
+//! command of the new one on the queue.* This holds by construction. Every write, copy, clear and read is a recorded
+//! command; nothing goes through `Queue::write_buffer`, which would run before the recorded commands of the next submission.
+//! A [`Recorder`](crate::Recorder) keeps a handle of every lease it uses until it is submitted. A lease goes back when its
+//! last handle is dropped, so the commands of the next lease are recorded, and hence submitted, later. Within one recording,
+//! a buffer that only this recording still holds may serve again at once, because its commands run in order.
 //!
-//! * One lease is one whole buffer. wgpu forbids binding one buffer for reading and for writing in one dispatch, even at
-//!   disjoint ranges, so slices of a big buffer would force every binding to be writable.
-//! * Buffers are interchangeable when usages and [size class](size_class) agree. Labels belong to leases.
-//! * Contents are unspecified. [Tensors](crate::Tensor) know whether they were written; with [`PoolOptions::poison`] a recording
-//!   fills every buffer it takes with NaN first, so that a read of elements never written shows.
-//! * Memory is bounded by what is live, never by caps per class: those are a known failure (buffers of a busy class are
-//!   re-created for ever while another class idles). A [`Policy`] sets the bound; the default keeps what is held within 1.25
-//!   times the recent peak of what is live. It is applied whenever a buffer has to be made and at the end of each window of
-//!   1024 leases or 64 submissions; buffers that idle for many windows go as well.
-//! * Running out is an ordinary error: give up what is cached, wait for the device, look again, try again, then a typed
-//!   error that carries the [report](PoolReport).
-//! * Buffers mapped for writing (staging) wait as *pending* between submission and the moment the device hands them back.
-//! * Dropping a buffer that submitted work still uses frees nothing yet: its bytes count as *draining*, and as held, until the
-//!   submissions made before it came back are done ([`Pool::submitted`]).
+//! * One lease is one whole buffer. wgpu forbids binding the same buffer for reading and for writing in one dispatch, even
+//!   at disjoint ranges. Slices of one big buffer would therefore force every binding to be writable.
+//! * Buffers with the same usages and [size class](size_class) are interchangeable. Labels belong to leases, not to buffers.
+//! * Contents of a new lease are unspecified. [Tensors](crate::Tensor) know whether they were written. With
+//!   [`PoolOptions::poison`], a recording first fills every buffer it takes with NaN, so that reading elements that were
+//!   never written shows.
+//! * Held memory is bounded by live memory, not by caps per class. Caps per class re-create the buffers of a busy class for
+//!   ever while another class idles. A [`Policy`] sets the bound; the default keeps held bytes within 1.25 times the recent
+//!   peak of live bytes. The pool applies it whenever it has to create a buffer, and at the end of each window of 1024
+//!   leases or 64 submissions. Buffers that idle for many windows are destroyed as well.
+//! * Running out of memory is an ordinary error. The pool destroys what is cached, waits for the device, and tries again. If
+//!   that fails, it returns a typed error that carries the [report](PoolReport).
+//! * Staging buffers, which are mapped for writing, are *pending* from submission until the device hands them back.
+//! * Destroying a buffer that submitted work still uses frees no memory yet. Its bytes count as *draining*, and as held,
+//!   until the submissions made before it came back are done ([`Pool::submitted`]).
 //!
-//! **How it is built.** `shard` holds lists and counts, plain data behind one lock per thread (eight of them; threads share
-//! beyond that). A hit and a return touch nothing else: no heap, no wgpu call, no shared counter. `ledger` holds what concerns all
-//! shards: peaks, windows, evictions. `core` takes all locks where one shard is not enough: on a miss, and when a gauge of a
-//! shard reaches its ceiling, so that peaks and caps are exact although nobody counts in common. Buffers are made and
-//! destroyed, policies and sources called, without any lock.
+//! **How it is built.** `shard` holds lists and counts: plain data behind a lock. There are eight shards; each thread has
+//! its own, and beyond eight, threads share. A hit and a return touch one shard only: no heap, no wgpu call, no shared
+//! counter. `ledger` holds what concerns all shards: peaks, windows, evictions. `core` takes all locks where one shard is
+//! not enough: on a miss, and when a gauge of a shard reaches its ceiling. So peaks and caps are exact although there is no
+//! common counter. No lock is held while buffers are created and destroyed, or while policies and sources are called.
 //!
-//! All of it is generic over the buffer: [`Pool<SimulatedBuffer>`](SimulatedBuffer) is the same code without a device. Tests, fuzzers,
-//! replays and the model checker run that.
+//! All of it is generic over the buffer. [`Pool<SimulatedBuffer>`](SimulatedBuffer) is the same code without a device;
+//! tests, fuzzers, replays and the model checker use it.
 //!
-//! Bind groups are not pooled. Making one takes 8 us, finding one in a map 0.02, and the cheapest dispatch with its wait 320 us
-//! (`cargo bench --bench pool`, lavapipe), so keeping them would save a fortieth of the smallest work there is; and
-//! kept ones hold on to buffers that the pool gives up. [`Lease::buffer_serial`] is a stable key for whoever wants to keep them
-//! all the same.
+//! Bind groups are not pooled. Creating one takes 8 us, finding one in a map 0.02 us, and the cheapest dispatch with its
+//! wait 320 us (`cargo bench --bench pool`, lavapipe). So pooling them would save a fortieth of the smallest possible work,
+//! and pooled bind groups would keep buffers alive that the pool has given up. If you want to cache them all the same,
+//! [`Lease::buffer_serial`] is a stable key.
 //!
 //! # Patterns
 //!
-//! Temporary buffers live as long as a block; the next one gets them again:
+//! Temporary buffers live as long as a block, and the next block gets the same buffers again:
 //!
 //! ```
 //! # use dilated_attention::pool::{Pool, PoolOptions, STORAGE_USAGE};
@@ -57,20 +59,20 @@
 //! # Ok::<(), dilated_attention::Error>(())
 //! ```
 //!
-//! Buffers that are kept from call to call and grow: [`PersistentBuffer`]. One buffer for q, k and v of all heads:
-//! [`Recorder::empty_together`](crate::Recorder::empty_together). Buffers for communication or gradient accumulation, made before
-//! they are needed: [`Pool::reserve`], with a plan or a list of [`BufferRequest`]s. Without pooling, to compare:
+//! [`PersistentBuffer`] is kept from call to call and grows. [`Recorder::empty_together`](crate::Recorder::empty_together)
+//! puts several tensors, such as q, k and v, into one buffer. [`Pool::reserve`] creates buffers ahead, for a plan or a list
+//! of [`BufferRequest`]s. The policy [`NoPooling`] turns pooling off, for comparison:
 //!
 //! ```
 //! # use dilated_attention::pool::{NoPooling, Pool, PoolOptions, STORAGE_USAGE};
 //! # let (device, _) = dilated_attention::wgpu::Device::noop(&Default::default());
-//! let pool = Pool::new(&device, PoolOptions::default().policy(NoPooling));
+//! let pool = Pool::new(&device, PoolOptions::default().with_policy(NoPooling));
 //! drop(pool.acquire("scores", 1 << 20, STORAGE_USAGE)?);
 //! assert_eq!((pool.stats().destroys, pool.stats().held_bytes.current), (1, 0));
 //! # Ok::<(), dilated_attention::Error>(())
 //! ```
 //!
-//! With profiling, everything a pool does is recorded, to be saved, drawn, or tried with another policy:
+//! A trace records everything a pool does. You can save it, look at it over time, or replay it under another policy:
 //!
 //! ```
 //! # use dilated_attention::pool::{Exact, Pool, PoolOptions, STORAGE_USAGE};
@@ -81,9 +83,9 @@
 //! drop(pool.acquire("weights", 900, STORAGE_USAGE)?);
 //! let trace = pool.take_trace();
 //! assert_eq!(trace.to_string().parse(), Ok(trace.clone()));
-//! let exact = trace.replay(PoolOptions::default().policy(Exact), 1 << 30)?;
+//! let exact = trace.replay(PoolOptions::default().with_policy(Exact), 1 << 30)?;
 //! assert_eq!((pool.stats().creates, exact.stats.creates), (1, 2));
-//! assert!(trace.timeline_svg("two leases").starts_with("<svg"));
+//! assert_eq!(trace.timeline().samples.len(), 4);
 //! # Ok::<(), dilated_attention::Error>(())
 //! ```
 
@@ -109,7 +111,6 @@ mod stats;
 mod sync;
 mod threads;
 mod timeline;
-mod timeline_svg;
 mod trace;
 
 use std::fmt;
@@ -130,6 +131,7 @@ pub use policy::{Balanced, Exact, Lean, Limits, NoPooling, Policy, Pressure, Spe
 pub use scope::PoolScope;
 pub use simulated::{Faults, SimulatedBuffer, SimulatedSource};
 pub use source::{BufferSource, CreateError};
+pub use timeline::{MarkKind, Timeline, TimelineMark, TimelineSample};
 pub use trace::Trace;
 
 use self::core::Core;
@@ -138,25 +140,25 @@ use acquire::Failure;
 use shard::Request;
 use threads::own_shard;
 
-/// Usages of a buffer that kernels read and write and that uploads and downloads copy to and from.
+/// Usages of a storage buffer: kernels read and write it, uploads copy to it, downloads copy from it.
 pub const STORAGE_USAGE: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
     .union(wgpu::BufferUsages::COPY_SRC)
     .union(wgpu::BufferUsages::COPY_DST);
 
-/// Usages of a buffer with parameters of kernels.
+/// Usages of a uniform buffer that holds kernel parameters.
 pub const PARAMS_USAGE: wgpu::BufferUsages =
     wgpu::BufferUsages::UNIFORM.union(wgpu::BufferUsages::COPY_DST);
 
-/// Usages of a buffer that the host writes and the device copies from.
+/// Usages of a staging buffer: the host writes it, the device copies from it.
 pub const STAGING_USAGE: wgpu::BufferUsages =
     wgpu::BufferUsages::MAP_WRITE.union(wgpu::BufferUsages::COPY_SRC);
 
-/// Usages of a buffer that the device copies to and the host reads.
+/// Usages of a readback buffer: the device copies to it, the host reads it.
 pub const READBACK_USAGE: wgpu::BufferUsages =
     wgpu::BufferUsages::MAP_READ.union(wgpu::BufferUsages::COPY_DST);
 
-/// Lends buffers of one device. Clones share one pool. When the last of them is dropped, what is cached is given up at once,
-/// and what is still leased as it comes back.
+/// Lends buffers of one device. Clones share one pool. When the last clone is dropped, cached buffers are destroyed at once,
+/// and leased ones when they come back.
 ///
 /// ```
 /// use dilated_attention::pool::{Pool, PoolOptions, STORAGE_USAGE};
@@ -176,7 +178,7 @@ pub struct Pool<B = wgpu::Buffer> {
 struct Owner<B> {
     core: Arc<Core<B>>,
     poison: bool,
-    /// Of the device whose buffers these are, where the pool makes them itself.
+    /// The watch of the pool's device; `None` with a source of the caller's.
     watch: Option<Arc<DeviceWatch>>,
 }
 
@@ -206,7 +208,7 @@ impl Pool {
         Self::watched(DeviceWatch::new(device.clone()), options)
     }
 
-    /// A pool of buffers of the device that is watched.
+    /// A pool of buffers of the watched device.
     pub(crate) fn watched(watch: Arc<DeviceWatch>, options: PoolOptions) -> Self {
         let source = DeviceSource::watched(watch.clone());
         let pool = Self::assemble(source, options, Some(watch.clone()));
@@ -214,12 +216,12 @@ impl Pool {
         pool
     }
 
-    /// What watches the device, where the pool makes its buffers itself.
+    /// The watch of the pool's device; `None` with a source of the caller's.
     pub(crate) fn watch(&self) -> Option<&Arc<DeviceWatch>> {
         self.owner.watch.as_ref()
     }
 
-    /// Has the pool told when the device is lost.
+    /// Makes `watch` tell the pool when the device is lost.
     pub(crate) fn give_up_when_lost(&self, watch: &DeviceWatch) {
         let core: Weak<Core<wgpu::Buffer>> = Arc::downgrade(self.core());
         watch.tell_pool(core);
@@ -233,7 +235,7 @@ impl WhenLost for Core<wgpu::Buffer> {
 }
 
 impl<B> Pool<B> {
-    /// A pool of buffers that `source` makes.
+    /// A pool of buffers that `source` creates.
     pub fn with_source(source: impl BufferSource<B> + 'static, options: PoolOptions) -> Self {
         Self::assemble(source, options, None)
     }
@@ -258,13 +260,13 @@ impl<B> Pool<B> {
         &self.owner.core
     }
 
-    /// Lends a buffer of at least `bytes` with exactly the usages `usage`. Contents are unspecified; buffers with
-    /// `MAP_WRITE` are mapped, and must be mapped again before the last handle is dropped; those with `MAP_READ` must be
-    /// unmapped by then. Waits for the device only when memory or the budget has run out.
+    /// Lends a buffer of at least `bytes` bytes with exactly the usages `usage`. Its contents are unspecified. A buffer with
+    /// `MAP_WRITE` is mapped, and must be mapped again before the last handle is dropped. A buffer with `MAP_READ` must be
+    /// unmapped by then. The call waits for the device only when memory or the budget has run out.
     ///
     /// # Errors
-    /// [`PoolError::ZeroSize`], [`PoolError::InvalidUsage`], [`PoolError::BufferTooLarge`] for requests that cannot be met;
-    /// [`PoolError::BudgetExceeded`] and [`PoolError::OutOfMemory`] when memory ran out although cached buffers were given up;
+    /// [`PoolError::ZeroSize`], [`PoolError::InvalidUsage`] and [`PoolError::BufferTooLarge`] for requests that can never be met;
+    /// [`PoolError::BudgetExceeded`] and [`PoolError::OutOfMemory`] when memory ran out although cached buffers were destroyed;
     /// [`PoolError::DeviceLost`]; [`PoolError::Refused`] when the device refuses the buffer for another reason.
     pub fn acquire(
         &self,
@@ -314,10 +316,10 @@ impl<B> Pool<B> {
         }
     }
 
-    /// Serves a request from one of the leases that only the caller still holds, the smallest that fits. What fits depends on
-    /// what was asked for alone, not on which buffers happened to be cached, so that plans can foretell it. It is at most a
-    /// quarter larger than a buffer made for the request: a recording has a use for the larger ones soon, while the policy's
-    /// wider bound let each layer of a model keep an activation in a buffer twice its size.
+    /// Serves a request from one of `leases`, which only the caller still holds: the smallest that fits. A lease fits by the
+    /// size it was requested with, not by the buffer that happened to be cached, so that plans can predict it. It may be at
+    /// most a quarter larger than a buffer created for the request, because the recording soon needs the larger ones. With
+    /// the policy's wider bound, each layer of a model would keep an activation in a buffer twice its size.
     pub(crate) fn reuse(
         &self,
         leases: &mut [Lease<B>],
@@ -385,8 +387,8 @@ impl<B> Pool<B> {
         Ok(self.core().request(label, requested_bytes, usage.bits()))
     }
 
-    /// Makes the buffers that `demand` will need at one time and caches them, so that taking them then creates nothing.
-    /// What is cached already is not made again.
+    /// Creates the buffers that `demand` needs at one time and caches them, so that acquiring them later creates nothing.
+    /// Buffers that are cached already are not created again.
     ///
     /// ```
     /// use dilated_attention::pool::{BufferRequest, Pool, PoolOptions, STORAGE_USAGE};
@@ -404,7 +406,7 @@ impl<B> Pool<B> {
     /// ```
     ///
     /// # Errors
-    /// As [`acquire`](Self::acquire). What was made before stays cached.
+    /// As [`acquire`](Self::acquire). Buffers created before the error stay cached.
     pub fn reserve(&self, demand: &(impl Demand + ?Sized)) -> Result<(), PoolError> {
         let mut leases = Vec::new();
         for request in demand.buffers() {
@@ -415,41 +417,40 @@ impl<B> Pool<B> {
         Ok(())
     }
 
-    /// The figures of this moment.
+    /// The current figures.
     pub fn stats(&self) -> PoolStats {
         self.settle();
         self.core().stats()
     }
 
-    /// The figures of this moment, the table of classes, and who holds what.
+    /// The current figures, the table of size classes, and who holds what.
     pub fn report(&self) -> PoolReport {
         self.settle();
         self.core().report()
     }
 
-    /// Every lease that is out, and every buffer that is pending. Where none should be, these are the leaks.
+    /// All live leases and pending buffers. Where there should be none, these are leaks.
     pub fn leases(&self) -> Vec<LeaseInfo> {
         self.core().leases()
     }
 
-    /// Lets the peaks start again from what is held now.
+    /// Resets all peaks to the current values.
     pub fn reset_peaks(&self) {
         self.core().reset_peaks();
     }
 
-    /// Watches what happens, on all threads, until the scope is dropped. Scopes may be open inside each other and in any
-    /// order.
+    /// Opens a scope, which watches what all threads do with the pool until it is dropped. Scopes may nest and overlap.
     pub fn scope(&self, name: &'static str) -> PoolScope<B> {
         PoolScope::new(self, name)
     }
 
-    /// Gives up everything cached, without waiting for the device. Returns the bytes given up.
+    /// Destroys everything cached, without waiting for the device. Returns the bytes destroyed.
     pub fn trim(&self) -> u64 {
         self.trim_to(0)
     }
 
-    /// Gives up cached buffers, the longest unused first, until at most `held_bytes` are held or none is cached. Returns the
-    /// bytes given up.
+    /// Destroys cached buffers, the longest unused first, until at most `held_bytes` are held or none is cached. Returns the
+    /// bytes destroyed.
     pub fn trim_to(&self, held_bytes: u64) -> u64 {
         // Lets staging buffers of finished submissions come back first, so that they count as cached.
         self.core().source().poll(false);
@@ -458,8 +459,8 @@ impl<B> Pool<B> {
         given_up
     }
 
-    /// Waits until the device is done with all submitted work, then gives up everything cached: afterwards the device has
-    /// the memory back. Returns the bytes given up.
+    /// Waits until the device is done with all submitted work, then destroys everything cached, so that the device has the
+    /// memory back. Returns the bytes destroyed.
     pub fn force_trim(&self) -> u64 {
         self.core().source().poll(true);
         let given_up = self.core().trim_to(0);
@@ -467,42 +468,44 @@ impl<B> Pool<B> {
         given_up
     }
 
-    /// Tells the pool how scarce memory is, in the eyes of the application: it acts at once, and stays so until told
-    /// otherwise. (wgpu cannot ask the device.)
+    /// Tells the pool how scarce memory is, because wgpu cannot ask the device. The pool acts at once. The pressure stays
+    /// until the next call.
     pub fn set_pressure(&self, pressure: Pressure) {
         self.core().set_pressure(pressure);
     }
 
-    /// Sets the hard budget, or lifts it. Below what is held, everything cached is given up at once, what is leased as it
-    /// comes back, and requests that need a new buffer are [`PoolError::BudgetExceeded`] until there is room.
+    /// Sets the hard budget, or removes it with `None`. If more is held than the budget allows, cached buffers are destroyed
+    /// at once and leased ones when they come back. Until there is room, requests that need a new buffer are
+    /// [`PoolError::BudgetExceeded`].
     pub fn set_budget_bytes(&self, bytes: Option<u64>) {
         self.core().set_budget(bytes);
     }
 
-    /// Time passes: applications that do not submit call this once a frame, so that buffers which idle are given up in the
-    /// end. Submissions count by themselves.
+    /// Counts a frame as passed time. Call it once a frame if your application does not submit through a recorder, so that
+    /// idle buffers are destroyed eventually. Submissions count by themselves.
     pub fn maintain(&self) {
         self.core().tick();
     }
 
-    /// Counts a submission that uses leases of this pool, called right after it and before they are dropped;
-    /// [`Recorder::submit`](crate::Recorder::submit) does so itself. Tell the returned number to
-    /// [`completed`](Self::completed) when the submission is done ([`wgpu::Queue::on_submitted_work_done`]).
+    /// Counts a submission of your own that uses leases of this pool. Call it right after the submission, before the leases
+    /// are dropped. When the submission is done ([`wgpu::Queue::on_submitted_work_done`]), pass the returned number to
+    /// [`completed`](Self::completed). [`Recorder::submit`](crate::Recorder::submit) does all this itself.
     pub fn submitted(&self) -> u64 {
         self.core().submitted()
     }
 
-    /// The submissions up to number `submission` are done: memory of buffers destroyed meanwhile is free.
+    /// Tells the pool that all submissions up to number `submission` are done, so that the memory of buffers destroyed
+    /// meanwhile is free.
     pub fn completed(&self, submission: u64) {
         self.core().completed(submission);
     }
 
-    /// The device is lost: further requests are [`PoolError::DeviceLost`], and what is cached is given up. The context of an own
-    /// device calls this; on a borrowed device, the application's lost callback should, which lets everything that waits on
-    /// contexts over this pool end at once.
+    /// Tells the pool that the device is lost. Cached buffers are destroyed, and further requests are [`PoolError::DeviceLost`].
+    /// A context that owns its device calls this itself. On a borrowed device, call it in the application's device-lost
+    /// callback, so that everything that waits on contexts over this pool ends at once.
     ///
-    /// wgpu calls that callback while it holds locks, in which no buffer may be destroyed. So where the pool makes its buffers
-    /// of a device itself, what is cached goes with the next call to the pool or to a context that uses it.
+    /// wgpu calls that callback while it holds locks under which no buffer may be destroyed. So a pool of a device's buffers
+    /// destroys its cached buffers in the next call to the pool, or to a context that uses it.
     pub fn device_lost(&self, reason: &str) {
         match &self.owner.watch {
             Some(watch) => watch.lose(reason),
@@ -510,25 +513,25 @@ impl<B> Pool<B> {
         }
     }
 
-    /// Gives up what is cached if the device was lost meanwhile.
+    /// Destroys cached buffers if the device was lost meanwhile.
     fn settle(&self) {
         if let Some(watch) = &self.owner.watch {
             watch.tell();
         }
     }
 
-    /// Records what the pool does from now on. A trace that is being recorded is dropped.
+    /// Starts to record what the pool does. An earlier trace that is still being recorded is dropped.
     pub fn start_trace(&self) {
         self.core().start_trace();
     }
 
-    /// Ends the recording and returns it; empty if there was none.
+    /// Ends the trace and returns it; empty if none was started.
     pub fn take_trace(&self) -> Trace {
         let events = self.core().take_trace().unwrap_or_default();
         Trace { events }
     }
 
-    /// Whether recordings fill the buffers that they take with NaN.
+    /// Whether recordings fill the buffers they take with NaN ([`PoolOptions::poison`]).
     pub(crate) fn poisons(&self) -> bool {
         self.owner.poison
     }

@@ -30,32 +30,33 @@ impl Default for PoolOptions {
 }
 
 impl PoolOptions {
-    /// What is kept.
-    pub fn policy(self, policy: impl Policy + 'static) -> Self {
+    /// Sets the policy: which buffers the pool keeps.
+    pub fn with_policy(self, policy: impl Policy + 'static) -> Self {
         Self {
             policy: Arc::new(policy),
             ..self
         }
     }
 
-    /// Most bytes of buffers that may be held: leased, pending, cached and draining together, each at its full size.
-    pub fn budget_bytes(mut self, bytes: u64) -> Self {
+    /// Sets the hard budget: the most bytes of buffers that may be held, leased, pending, cached and draining together, each
+    /// at its full size.
+    pub fn with_budget_bytes(mut self, bytes: u64) -> Self {
         self.budget.bytes = Some(bytes);
         self
     }
 
-    /// Shares of the budget, 0 to 1, above which [pressure](super::Pressure) is graceful and aggressive. Without a budget they mean
-    /// nothing; a share above 1, or no number, is never reached.
-    pub fn watermarks(mut self, graceful: f64, aggressive: f64) -> Self {
+    /// Sets the fractions of the budget, 0 to 1, above which [pressure](super::Pressure) is graceful and aggressive. Without
+    /// a budget they have no effect. A fraction above 1, or NaN, is never reached.
+    pub fn with_watermarks(mut self, graceful: f64, aggressive: f64) -> Self {
         self.budget.graceful = graceful;
         self.budget.aggressive = aggressive;
         self
     }
 
-    /// Whether a recording fills every buffer that it takes with NaN first, so that a kernel that reads behind what was written
-    /// shows. For tests. (A recording that is not submitted fills nothing; what it was to write is an error to read:
-    /// [`Error::NotWritten`](crate::Error::NotWritten).)
-    pub fn poison(self, poison: bool) -> Self {
+    /// Sets whether a recording first fills every buffer it takes with NaN, so that reading elements that no kernel wrote
+    /// shows. For tests. A tensor whose writer was never submitted needs no poison: reading it is
+    /// [`Error::NotWritten`](crate::Error::NotWritten).
+    pub fn with_poison(self, poison: bool) -> Self {
         Self { poison, ..self }
     }
 }

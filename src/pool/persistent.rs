@@ -7,8 +7,8 @@ use crate::error::PoolError;
 use crate::wgpu;
 
 /// A buffer that a program keeps across calls, such as a key/value cache or a workspace, and that grows when a call needs
-/// more. Grown, it is another buffer: recordings that use the old one keep it alive until they are submitted, and whoever
-/// wants its contents records a copy.
+/// more. After growing it is another buffer, without the old contents: record a copy if you need them. Recordings that use
+/// the old buffer keep it alive until they are submitted.
 ///
 /// ```
 /// use dilated_attention::pool::{PersistentBuffer, Pool, PoolOptions, STORAGE_USAGE};
@@ -31,7 +31,7 @@ pub struct PersistentBuffer<B = wgpu::Buffer> {
 }
 
 impl<B> PersistentBuffer<B> {
-    /// One without a buffer yet.
+    /// A persistent buffer that has no buffer yet.
     pub fn new(pool: &Pool<B>, label: &'static str, usage: wgpu::BufferUsages) -> Self {
         Self {
             pool: pool.clone(),
@@ -41,11 +41,11 @@ impl<B> PersistentBuffer<B> {
         }
     }
 
-    /// The buffer, of `bytes` or more. When it has to grow it doubles at least, so that growing a little at a time costs a
-    /// bounded number of copies; [`Lease::requested_bytes`] tells its size.
+    /// The buffer, grown to at least `bytes` bytes. When it grows it at least doubles, so that growing in small steps takes
+    /// few copies. [`Lease::requested_bytes`] tells its size.
     ///
     /// # Errors
-    /// As [`Pool::acquire`]. The buffer of before stays then.
+    /// As [`Pool::acquire`]. The old buffer then stays.
     pub fn at_least(&mut self, bytes: u64) -> Result<&Lease<B>, PoolError> {
         let lease = match self.lease.take_if(|lease| lease.requested_bytes() >= bytes) {
             Some(lease) => lease,
@@ -57,7 +57,7 @@ impl<B> PersistentBuffer<B> {
     fn grown(&self, bytes: u64) -> Result<Lease<B>, PoolError> {
         let have_bytes = self.lease.as_ref().map_or(0, Lease::requested_bytes);
         let doubled = bytes.max(have_bytes.saturating_mul(2));
-        // Twice may be more than the device or the budget allows, when what is asked for is not.
+        // Doubling may exceed the device's limit or the budget where `bytes` does not.
         self.pool
             .acquire(self.label, doubled, self.usage)
             .or_else(|_| self.pool.acquire(self.label, bytes, self.usage))

@@ -1,11 +1,11 @@
-//! What a pool keeps: plain data in, plain data out.
+//! Policies: which buffers a pool keeps. Plain data in, plain data out.
 //!
-//! A [`Policy`] answers four questions: how large a buffer is made for a request, how large a cached one may serve it, which
-//! buffers are worth keeping, and how much may be kept altogether. It sees figures ([`Usage`]) and no buffers, so the same
-//! code runs in the real pool, in a [replay](super::Trace::replay) and in the fuzzer. Whatever it answers, the pool stays
-//! sound: sizes are clamped to what the request needs and the device allows, and limits only decide which cached buffers go.
+//! A [`Policy`] answers four questions: how large a buffer to create for a request, how large a cached buffer may serve it,
+//! which buffers are worth keeping, and how much to keep altogether. It sees figures ([`Usage`]) and no buffers, so the same
+//! code runs in the real pool, in a [replay](super::Trace::replay) and in the fuzzer. No answer can break the pool: sizes
+//! are clamped to what the request needs and the device allows, and limits only decide which cached buffers are destroyed.
 //!
-//! A pool with a cap of its own that starts to clean up at a threshold:
+//! A policy with a fixed cap that cleans up above a threshold:
 //!
 //! ```
 //! use dilated_attention::pool::{Limits, Policy, Pool, PoolOptions, STORAGE_USAGE, Usage, size_class};
@@ -34,7 +34,7 @@
 //!
 //! # let (device, _) = dilated_attention::wgpu::Device::noop(&Default::default());
 //! let policy = Capped { cap_bytes: 64 << 20, cleanup_threshold: 0.8 };
-//! let pool = Pool::new(&device, PoolOptions::default().policy(policy));
+//! let pool = Pool::new(&device, PoolOptions::default().with_policy(policy));
 //! drop(pool.acquire("scores", 1 << 20, STORAGE_USAGE)?);
 //! assert_eq!(pool.stats().free.current, 1);
 //! # Ok::<(), dilated_attention::Error>(())
@@ -48,7 +48,7 @@ use super::size_class;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Pressure {
-    /// It is not.
+    /// It is not scarce.
     #[default]
     Normal,
     /// Keep only what is likely to be used soon.
@@ -61,10 +61,10 @@ pub enum Pressure {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Usage {
-    /// Bytes of the buffers that are leased or pending, and of the one about to be made.
+    /// Bytes of leased and pending buffers, and of the buffer about to be created.
     pub live_bytes: u64,
-    /// Largest number of such bytes in this window and the one before. A window lasts 1024 leases or 64 calls of
-    /// [`Pool::maintain`](super::Pool::maintain), whichever is first.
+    /// Peak of live bytes in this window and the one before. A window ends after 1024 leases, or after 64 submissions and
+    /// calls of [`Pool::maintain`](super::Pool::maintain).
     pub recent_peak_live_bytes: u64,
     /// Bytes of the cached buffers.
     pub free_bytes: u64,
@@ -74,26 +74,26 @@ pub struct Usage {
     pub budget_bytes: Option<u64>,
     /// How scarce memory is: the higher of what the application said and what the budget's watermarks say.
     pub pressure: Pressure,
-    /// How often of late buffers were made anew that had just been given up: 0 is not at all, and each step means more than
-    /// 32 in a window. Falls by one after sixteen quiet windows. At most 4.
+    /// How often buffers were recently re-created after they had just been destroyed, 0 to 4. It rises by one with every 32
+    /// re-creations in a window, and falls by one after sixteen windows with fewer.
     pub thrash_level: u32,
 }
 
-/// How much may be kept. Cached buffers are given up, the longest unused first, until every limit holds or none is left.
+/// How much may be kept. Cached buffers are destroyed, the longest unused first, until every limit holds or none is cached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of all buffers: leased, pending and cached.
+    /// Most bytes of all buffers: leased, pending and cached.
     pub held_bytes: u64,
     /// Bytes of the cached buffers.
     pub free_bytes: u64,
     /// Number of cached buffers.
     pub free_buffers: u64,
-    /// Buffers that were not used for this many windows go; at most [`Limits::MAX_IDLE_WINDOWS`] are told apart.
+    /// Buffers unused for this many windows are destroyed. More than [`Limits::MAX_IDLE_WINDOWS`] means never.
     pub idle_windows: u32,
 }
 
 impl Limits {
-    /// Keep everything.
+    /// No limits: keep everything.
     pub const NONE: Self = Self {
         held_bytes: u64::MAX,
         free_bytes: u64::MAX,
@@ -101,48 +101,48 @@ impl Limits {
         idle_windows: u32::MAX,
     };
 
-    /// More idle windows than this mean: never.
+    /// Largest meaningful value of `idle_windows`; more means never.
     pub const MAX_IDLE_WINDOWS: u32 = 64;
 }
 
-/// What a pool keeps; see the [module](self) documentation. It must not use the pool that asks it.
+/// Decides which buffers a pool keeps; see the [module](self) documentation. A policy must not call the pool that asks it.
 pub trait Policy: fmt::Debug + Send + Sync {
-    /// Bytes of the buffer that is made for a request of `requested_bytes` (a multiple of 4). The pool raises the answer to
-    /// the request, rounds it up to a multiple of 4 and lowers it to the device's limit. Answers that are no
-    /// [size class](super::size_class) are fine, but lookups then compare up to 32 cached buffers instead of taking the
-    /// first.
+    /// Bytes of the buffer to create for a request of `requested_bytes` (a multiple of 4). The pool raises the answer to the
+    /// request, rounds it up to a multiple of 4 and lowers it to the device's limit. The answer need not be a [size
+    /// class](super::size_class), but then lookups compare up to 32 cached buffers instead of taking the first.
     fn buffer_bytes(&self, requested_bytes: u64) -> u64;
 
-    /// Bytes of the largest cached buffer that may serve a request for which one of `buffer_bytes` would be made.
+    /// Bytes of the largest cached buffer that may serve a request for which a buffer of `buffer_bytes` would be created.
     fn borrow_bytes(&self, buffer_bytes: u64) -> u64 {
         buffer_bytes
     }
 
-    /// Whether a buffer of `buffer_bytes` is worth keeping when nobody uses it. Asked once, when it is made.
+    /// Whether a buffer of `buffer_bytes` is worth keeping when nobody uses it. Asked once, when the buffer is created.
     fn keeps(&self, buffer_bytes: u64) -> bool {
         let _ = buffer_bytes;
         true
     }
 
-    /// How much may be kept. Asked before a buffer is made, at the end of each window and when the pressure changes.
+    /// How much may be kept. Asked before a buffer is created, at the end of each window, and when the pressure changes.
     fn limits(&self, usage: &Usage) -> Limits;
 }
 
-/// Keeps what is held near the recent peak of what is live. The default.
+/// The default policy: keeps held bytes near the recent peak of live bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Balanced {
-    /// What is held is at most `1 + slack` times the recent peak of what is live. 0.25 keeps a static graph from making anew
-    /// what it just gave up; 0.125 does not.
+    /// Held bytes are at most `1 + slack` times the recent peak of live bytes. With 0.25, a static graph does not re-create
+    /// what was just destroyed; with 0.125 it does.
     pub slack: f64,
-    /// Below this many bytes held nothing is given up for the bound above, but for idleness.
+    /// While fewer bytes than this are held, the bound above does not apply; idle buffers are still destroyed.
     pub floor_bytes: u64,
-    /// A cached buffer may serve a request whose own buffer would be smaller by up to this factor.
+    /// A cached buffer may be this many times larger than the buffer that the request would create.
     pub max_borrow: f64,
-    /// Most buffers that are cached.
+    /// Most buffers to cache.
     pub max_free_buffers: u64,
-    /// Buffers that were not used for this many windows are given up.
+    /// Buffers unused for this many windows are destroyed.
     pub idle_windows: u32,
-    /// Smaller buffers are not kept. 0: a hit is cheaper than a creation at every size measured (`cargo bench --bench pool`).
+    /// Smaller buffers are not kept. The default is 0, because a hit is cheaper than a creation at every size measured
+    /// (`cargo bench --bench pool`).
     pub min_pooled_bytes: u64,
 }
 
@@ -173,7 +173,7 @@ impl Policy for Balanced {
     }
 
     fn limits(&self, usage: &Usage) -> Limits {
-        // Giving up what is made anew soon after costs more than it saves: allow more.
+        // Destroying buffers that are soon re-created costs more than it saves, so allow more.
         let slack =
             (self.slack * f64::from(1u32 << usage.thrash_level.min(4))).min(self.slack.max(1.0));
         let (held_bytes, idle_windows) = match usage.pressure {
@@ -196,7 +196,8 @@ impl Policy for Balanced {
     }
 }
 
-/// Gives nothing up unless the budget, memory or the application asks for it: for programs that own the machine.
+/// Destroys nothing unless the budget, the device's memory or the application's pressure demands it. For programs that own
+/// the machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Speed;
 
@@ -217,7 +218,7 @@ impl Policy for Speed {
     }
 }
 
-/// Keeps little: a tenth more than what was live of late, and nothing that idles. For programs that share the device.
+/// Keeps little: a tenth more than the recent peak of live bytes, and nothing idle. For programs that share the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lean;
 
@@ -242,7 +243,7 @@ impl Policy for Lean {
     }
 
     fn limits(&self, usage: &Usage) -> Limits {
-        // No thrash guard: whoever chooses this has said what matters.
+        // No thrash guard: this policy values little memory above few creations.
         let usage = Usage {
             thrash_level: 0,
             ..*usage
@@ -251,7 +252,8 @@ impl Policy for Lean {
     }
 }
 
-/// Buffers of exactly the bytes asked for, lent again for exactly those: no waste, for programs whose shapes never change.
+/// Creates buffers of exactly the requested size and reuses them only for that size. No waste, for programs whose shapes
+/// never change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Exact;
 
@@ -265,7 +267,7 @@ impl Policy for Exact {
     }
 }
 
-/// Every lease creates, every release destroys: what the same program costs without a pool.
+/// Creates a buffer for every lease and destroys it afterwards. Shows what a program costs without a pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NoPooling;
 

@@ -27,7 +27,7 @@ impl<B> PoolScope<B> {
         }
     }
 
-    /// What happened so far.
+    /// What happened since the scope opened.
     pub fn report(&self) -> ScopeReport {
         let now = self.pool.core().scope_stats(self.watch);
         ScopeReport::new(self.name, &self.before, &now)

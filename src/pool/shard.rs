@@ -1,6 +1,6 @@
-//! One part of a pool's lists: plain data, no lock, no GPU.
+//! A shard: one part of a pool's lists. Plain data, without lock or GPU.
 //!
-//! A buffer belongs to one shard, which knows where it is:
+//! Every buffer belongs to one shard, which tracks its state:
 //!
 //! ```text
 //!            insert               take                    release
@@ -10,16 +10,16 @@
 //!                       +-----> pending ---------+  +------> (given up)
 //! ```
 //!
-//! Cached buffers wait in one stack per usage set and size class. The last to come back is lent first, while its pages are
-//! warm; the first of a stack is its longest unused. A stack has room for all buffers of its class from the moment they are
-//! made, so that nothing is allocated when one comes back. (Lists linked through the entries need no room, but touch a
-//! neighbour's cache line at each step: with 4000 buffers live a hit took 146 ns.)
+//! Cached buffers wait in one stack per usage set and size class. The last one to come back is lent first, while its pages
+//! are warm; the bottom of a stack has been unused for longest. When a buffer is created, its stack reserves room for it, so
+//! that nothing is allocated when it comes back. (Lists linked through the entries would need no room, but touch a
+//! neighbour's cache line at each step: with 4000 live buffers a hit took 146 ns.)
 //!
-//! **Gauges and ceilings.** What must be known of all shards together (peaks, caps) cannot be read from one. Counting it in
-//! one place would make every thread wait for every other. Instead each gauge of a shard has a ceiling, and the ceilings of
-//! all shards add up to no more than the nearest line that matters. Below its ceilings a shard works alone; an operation that
-//! would pass one is refused, and done again under the locks of all shards, where the sum is exact and the room that is left
-//! goes where it is used.
+//! **Gauges and ceilings.** Peaks and caps concern the sum over all shards. A common counter would make every thread wait
+//! for every other. Instead, each gauge of a shard has a ceiling, and the ceilings of all shards add up to at most the
+//! gauge's *line*: the next value at which something must happen, such as a new peak or a limit. Below its ceilings a shard
+//! works alone. An operation that would exceed a ceiling is refused and done again under the locks of all shards. There the
+//! sum is exact, and the remaining room is divided anew among the shards that use it.
 
 use std::sync::Arc;
 
@@ -28,10 +28,10 @@ use super::lists::Lists;
 use super::size_class;
 use crate::pool_figures::ClassUse;
 
-/// Cached buffers compared when sizes differ within a class, so that a lookup takes bounded time.
+/// Most cached buffers that a lookup compares where sizes differ within a class, so that its time is bounded.
 const MAX_COMPARED: usize = 32;
 
-/// What a lease asks for, all sizes sound.
+/// A request for a lease, with valid sizes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Request {
     pub label: &'static str,
@@ -39,13 +39,13 @@ pub(super) struct Request {
     pub requested_bytes: u64,
     /// Bits of the usage set.
     pub usage: u32,
-    /// Bytes of the buffer that would be made.
+    /// Bytes of the buffer that would be created.
     pub buffer_bytes: u64,
     /// Bytes of the largest buffer that may serve.
     pub borrow_bytes: u64,
 }
 
-/// What is measured of a shard at any moment; indices of [`Gauges`].
+/// The gauges of a shard; indices of [`Gauges`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Gauge {
     Leases,
@@ -63,7 +63,7 @@ pub(super) const NUM_GAUGES: usize = 8;
 
 pub(super) type Gauges = [u64; NUM_GAUGES];
 
-/// Counts since the pool was made.
+/// Counts since the pool was created.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
     pub acquires: u64,
@@ -85,7 +85,7 @@ pub(super) struct Counts {
     pub freed_bytes: u64,
 }
 
-/// Where a buffer is.
+/// State of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     Vacant,
@@ -113,21 +113,21 @@ pub(super) struct Entry<B> {
 /// How a request was served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fit {
-    /// By a cached buffer of the size that would be made.
+    /// By a cached buffer of the size that would be created.
     Exact,
-    /// By a larger one.
+    /// By a larger cached buffer.
     Borrowed,
 }
 
-/// What a shard says to a request.
+/// A shard's answer to a request.
 pub(super) enum Taken<B> {
     Hit(Arc<PooledBuffer<B>>, Fit),
     Miss,
-    /// A ceiling is in the way.
+    /// A ceiling would be exceeded.
     Crowded,
 }
 
-/// Whether an operation was done, or has to be done again under all locks.
+/// Whether an operation was done, or has to be repeated under all locks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(super) enum Done {
@@ -142,17 +142,17 @@ pub(super) struct Shard<B> {
     pub gauges: Gauges,
     pub ceilings: Gauges,
     pub counts: Counts,
-    /// Most live bytes of this shard in this window.
+    /// Peak of this shard's live bytes in this window.
     pub window_peak_live_bytes: u64,
-    /// `counts.acquires` at which the window ends as far as this shard can tell.
+    /// Value of `counts.acquires` at which the window ends, as far as this shard can tell.
     pub acquires_ceiling: u64,
-    /// `counts.acquires` when the ceilings were last set.
+    /// Value of `counts.acquires` when the ceilings were last set.
     pub acquires_when_leveled: u64,
-    /// Counts leases and returns; shards are brought level whenever all are locked.
+    /// Counts leases and returns; all shards get the same clock whenever all are locked.
     pub clock: u64,
-    /// Nothing is kept any more: the pool is gone or its device lost.
+    /// Whether nothing is kept any more, because the pool is gone or its device lost.
     pub closed: bool,
-    /// Whether operations are told to the trace.
+    /// Whether operations are recorded in a trace.
     pub traced: bool,
 }
 
@@ -174,7 +174,7 @@ impl<B> Shard<B> {
         }
     }
 
-    /// Whether it lent anything since its ceilings were last set.
+    /// Whether the shard lent anything since its ceilings were last set.
     pub fn is_busy(&self) -> bool {
         self.counts.acquires != self.acquires_when_leveled
     }
@@ -196,8 +196,8 @@ impl<B> Shard<B> {
         self.gauges[gauge as usize] -= by;
     }
 
-    /// Lends a cached buffer: of the request's own class, else of the nearest larger class that it may borrow from.
-    /// With `forced` it passes ceilings.
+    /// Lends a cached buffer of the request's own class, or else of the nearest larger class that it may borrow from. With
+    /// `forced` it ignores ceilings.
     pub fn take(&mut self, request: &Request, forced: bool) -> Taken<B> {
         let Some((list, class, index)) = self.find(request) else {
             return Taken::Miss;
@@ -234,7 +234,7 @@ impl<B> Shard<B> {
         let list = self.list_of(request.usage)?;
         let lists = &self.lists[list as usize];
         let own = size_class::class_index(request.buffer_bytes);
-        // Sizes within the own class may differ; all those of the classes above, up to `last`, fit.
+        // Sizes within the request's own class may differ; every buffer of the classes above, up to `last`, fits.
         let newest_first = lists.classes[own].free.iter().rev();
         for &index in newest_first.take(MAX_COMPARED) {
             let entry = &self.entries[index as usize];
@@ -281,7 +281,7 @@ impl<B> Shard<B> {
         self.window_peak_live_bytes = self.window_peak_live_bytes.max(live_bytes);
     }
 
-    /// Takes a new buffer in, leased. Only under all locks, since it may pass ceilings.
+    /// Adds a new buffer, leased. Only under all locks, because it ignores ceilings.
     pub fn insert(&mut self, held: Arc<PooledBuffer<B>>, request: &Request, keeps: bool) -> u32 {
         let bytes = held.bytes();
         let (index, list, class) = self.place(held, keeps);
@@ -325,7 +325,7 @@ impl<B> Shard<B> {
         (index, list, class)
     }
 
-    /// A lease ends: its buffer is cached, or leaves the pool if it is not worth keeping. With `forced` it passes ceilings.
+    /// Ends a lease. Its buffer is cached, or leaves the pool if it is not worth keeping. With `forced` it ignores ceilings.
     pub fn release(&mut self, index: u32, bytes: u64, epoch: u64, forced: bool) -> Done {
         let kept = self.entries[index as usize].keeps && !self.closed;
         if kept && !forced && !self.has_room_for_free(bytes) {
@@ -350,7 +350,7 @@ impl<B> Shard<B> {
         self.subtract(Gauge::LiveBytes, bytes);
     }
 
-    /// Where a buffer that nobody uses any more goes.
+    /// Caches a buffer that nobody uses any more, or lets it leave the pool.
     fn settle(&mut self, index: u32, bytes: u64, epoch: u64, kept: bool) {
         self.entries[index as usize].stamp = self.clock;
         self.entries[index as usize].epoch = epoch;
@@ -372,7 +372,7 @@ impl<B> Shard<B> {
         self.counts.destroyed_bytes += bytes;
     }
 
-    /// A lease ends, but the device has yet to hand the buffer back to the host.
+    /// Ends a lease whose buffer the device has not yet handed back to the host.
     pub fn suspend(&mut self, index: u32, bytes: u64, forced: bool) -> Done {
         let room = self.has_room(Gauge::Pending, 1) && self.has_room(Gauge::PendingBytes, bytes);
         if !forced && !room {
@@ -388,7 +388,7 @@ impl<B> Shard<B> {
         Done::Yes
     }
 
-    /// A pending buffer is usable again, or (not `usable`) will never be.
+    /// Ends a buffer's pending state: it is usable again, or, without `usable`, never will be.
     pub fn resume(
         &mut self,
         index: u32,
@@ -409,7 +409,7 @@ impl<B> Shard<B> {
         Done::Yes
     }
 
-    /// One lease ends and another begins on the same buffer.
+    /// Ends one lease and begins another on the same buffer.
     pub fn relabel(&mut self, index: u32, bytes: u64, request: &Request, forced: bool) -> Done {
         let before = self.entries[index as usize].requested_bytes;
         let grows_by = request.requested_bytes.saturating_sub(before);
@@ -426,7 +426,7 @@ impl<B> Shard<B> {
         Done::Yes
     }
 
-    /// The longest unused cached buffer: its entry and when it came back.
+    /// The cached buffer that has been unused for longest: its entry, and the clock when it came back.
     pub fn oldest(&self) -> Option<(u64, u32)> {
         let of_lists = self.lists.iter().flat_map(|lists| {
             let oldest = lists
@@ -437,7 +437,7 @@ impl<B> Shard<B> {
         of_lists.min()
     }
 
-    /// Takes a cached buffer out, with the submissions there were when it came back.
+    /// Takes out a cached buffer. Returns it with the number of submissions when it came back.
     pub fn remove(&mut self, index: u32) -> Option<(Arc<PooledBuffer<B>>, u64)> {
         let entry = &self.entries[index as usize];
         let (list, class, epoch) = (entry.list, usize::from(entry.class), entry.epoch);
@@ -448,7 +448,7 @@ impl<B> Shard<B> {
         Some((held, epoch))
     }
 
-    /// Takes in a cached buffer that another shard gave away, as if it had always been here.
+    /// Adds a cached buffer of another shard, as if it had always been here.
     pub fn adopt(&mut self, held: Arc<PooledBuffer<B>>, epoch: u64) -> u32 {
         let bytes = held.bytes();
         let (index, _, _) = self.place(held, true);

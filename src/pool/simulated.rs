@@ -1,5 +1,5 @@
-//! Buffers that do not exist, and a source of them that fails on purpose: what tests, replays and simulations drive a pool
-//! with.
+//! Simulated buffers without memory, and a source of them that can fail on purpose. Tests, replays and simulations run a
+//! pool with them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::source::{BufferSource, CreateError};
 use crate::wgpu::BufferUsages;
 
-/// A buffer of a [`SimulatedSource`], without memory.
+/// A buffer of a [`SimulatedSource`]. It has no memory.
 #[derive(Debug)]
 pub struct SimulatedBuffer {
     bytes: u64,
@@ -15,7 +15,7 @@ pub struct SimulatedBuffer {
 }
 
 impl SimulatedBuffer {
-    /// Bytes that a real one would have.
+    /// Bytes that a real buffer would have.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -38,17 +38,17 @@ struct Existing {
 /// How a [`SimulatedSource`] fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
-    /// No memory beyond this many bytes in existence.
+    /// A creation fails if more than this many bytes would exist.
     pub memory_bytes: Option<u64>,
-    /// The creations from this one on (the first is 0) find no memory ...
+    /// Creations from this number on (the first is 0) run out of memory ...
     pub fail_at: Option<u64>,
     /// ... this many times in a row.
     pub fail_times: u64,
-    /// The creation with this number finds the device lost, as do all after it.
+    /// The creation with this number and all later ones find the device lost.
     pub lose_at: Option<u64>,
 }
 
-/// Makes buffers that do not exist.
+/// A source of simulated buffers.
 ///
 /// ```
 /// use dilated_attention::pool::{Faults, Pool, PoolError, PoolOptions, SimulatedSource, STORAGE_USAGE};
@@ -79,17 +79,17 @@ impl SimulatedSource {
         }
     }
 
-    /// The same, failing as `faults` say.
+    /// The same source, failing as `faults` says.
     pub fn with_faults(self, faults: Faults) -> Self {
         Self { faults, ..self }
     }
 
-    /// Buffers in existence.
+    /// Number of buffers that exist.
     pub fn buffers(&self) -> u64 {
         self.existing.buffers.load(Ordering::Relaxed)
     }
 
-    /// Their bytes.
+    /// Bytes of the buffers that exist.
     pub fn bytes(&self) -> u64 {
         self.existing.bytes.load(Ordering::Relaxed)
     }
@@ -218,8 +218,8 @@ mod tests {
         };
         // No watermarks: they would keep buffers from being cached.
         let budget = PoolOptions::default()
-            .budget_bytes(8 << 20)
-            .watermarks(2.0, 2.0);
+            .with_budget_bytes(8 << 20)
+            .with_watermarks(2.0, 2.0);
         for (faults, options) in [
             (memory, PoolOptions::default()),
             (Faults::default(), budget),

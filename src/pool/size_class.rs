@@ -1,11 +1,12 @@
-//! Size classes: eight to a doubling.
+//! Size classes: eight per doubling.
 //!
-//! Class sizes are `2^k * (8 + i) / 8` for `i` in `0..8`, from 256 bytes up. The worst waste is 12.5 % of what was asked for
-//! (one byte more than a class), the mean over the sizes of a doubling 4.4 %. Two to a doubling (as vello has) waste up to
-//! 50 %; sixteen would halve the waste but double the number of lists that a request can miss in.
+//! Class sizes are `2^k * (8 + i) / 8` for `i` in `0..8`, from 256 bytes up. The worst waste is 12.5 % of the request (one
+//! byte more than a class); the mean over the sizes of a doubling is 4.4 %. Two classes per doubling, as in vello, waste up
+//! to 50 %. Sixteen would halve the waste, but double the number of lists that a request can miss in.
 //!
-//! Classes are numbered from 0, and the number also says in which list a cached buffer waits: buffers whose size is no class
-//! (those of [`Exact`](super::Exact), the largest the device allows) wait with the next class above.
+//! Classes are numbered from 0. The number also is the index of the list in which a cached buffer waits. A buffer whose size
+//! is not a class size (of [`Exact`](super::Exact), or the largest that the device allows) waits in the list of the next
+//! class above.
 
 /// Smallest class, in bytes: WebGPU's default alignment of buffer bindings.
 pub const MIN_CLASS_BYTES: u64 = 1 << MIN_CLASS_LOG2;
@@ -54,8 +55,8 @@ pub(super) fn bytes_of_class(index: usize) -> Option<u64> {
     (eighths.leading_zeros() >= shift).then(|| eighths << shift)
 }
 
-/// Bytes of the smallest class that holds `bytes`, but never more than `max_bytes` (a multiple of 4): a request that a
-/// device allows must not become illegal by rounding up. The caller has checked `bytes <= max_bytes`.
+/// Bytes of the smallest class that holds `bytes`, but at most `max_bytes` (a multiple of 4), so that rounding up does not
+/// exceed the device's limit. The caller ensures `bytes <= max_bytes`.
 pub fn class_bytes(bytes: u64, max_bytes: u64) -> u64 {
     bytes_of_class(class_index(bytes)).map_or(max_bytes, |class| class.min(max_bytes))
 }

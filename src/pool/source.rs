@@ -5,25 +5,26 @@ use std::sync::Arc;
 
 use crate::wgpu;
 
-/// Why a buffer could not be made.
+/// Why a buffer could not be created.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CreateError {
-    /// No memory: the pool gives up what it has cached and tries again.
+    /// The device ran out of memory. The pool destroys what it has cached and tries again.
     OutOfMemory,
-    /// The device is lost, in its words: the pool gives up what it has cached and lends nothing any more.
+    /// The device is lost, with its message. The pool destroys what it has cached and lends nothing any more.
     Lost(String),
-    /// Anything else, in the device's words; trying again would not help.
+    /// Any other refusal, with the device's message. Trying again would not help.
     Refused(String),
 }
 
-/// Makes buffers for a [`Pool`](super::Pool): those of a device ([`DeviceSource`](super::DeviceSource)), or any other that a program wants to pool
-/// by the same rules. [`SimulatedSource`](super::SimulatedSource) makes none at all and fails on purpose.
+/// Creates buffers for a [`Pool`](super::Pool): those of a device ([`DeviceSource`](super::DeviceSource)), or any other kind
+/// that a program wants to pool. [`SimulatedSource`](super::SimulatedSource) creates simulated ones and can fail on purpose.
 pub trait BufferSource<B = wgpu::Buffer>: Send + Sync + fmt::Debug {
-    /// Makes a buffer of `bytes` (a multiple of 4, at most [`max_buffer_bytes`](Self::max_buffer_bytes)), mapped for
-    /// writing when `usage` contains `MAP_WRITE`. Called without any lock of the pool, on the thread that asked for a lease.
+    /// Creates a buffer of `bytes` bytes (a multiple of 4, at most [`max_buffer_bytes`](Self::max_buffer_bytes)), mapped for
+    /// writing if `usage` contains `MAP_WRITE`. The pool calls this without holding a lock, on the thread that asked for a
+    /// lease.
     ///
     /// # Errors
-    /// See [`CreateError`]. Nothing is left behind by a failed call.
+    /// See [`CreateError`]. A failed call leaves nothing behind.
     fn create(
         &self,
         label: &'static str,
@@ -31,11 +32,11 @@ pub trait BufferSource<B = wgpu::Buffer>: Send + Sync + fmt::Debug {
         usage: wgpu::BufferUsages,
     ) -> Result<B, CreateError>;
 
-    /// Lets the device finish callbacks and free what nothing uses any more; with `wait` until all submitted work is
-    /// done (browsers ignore that).
+    /// Lets the device run callbacks and free unused memory. With `wait`, first waits until all submitted work is done (not
+    /// in browsers).
     fn poll(&self, wait: bool);
 
-    /// Largest buffer in bytes.
+    /// Bytes of the largest buffer.
     fn max_buffer_bytes(&self) -> u64;
 }
 

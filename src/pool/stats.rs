@@ -1,4 +1,4 @@
-//! The figures of a pool, from its counts.
+//! How the figures of a pool follow from its counts.
 
 use super::ledger::{Ledger, Watch};
 use super::shard::{Counts, Gauge, Gauges};

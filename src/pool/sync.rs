@@ -1,4 +1,4 @@
-//! What the lists are shared with; the model checker brings its own.
+//! Locks and atomics of the pool; the model checker replaces them.
 
 #[cfg(loom)]
 pub(super) use loom::sync::{
@@ -13,7 +13,7 @@ pub(super) use std::sync::{
 
 use std::sync::PoisonError;
 
-/// Locks, also after a panic elsewhere: whoever panicked did so outside these few lines of plain data, and a drop must not
+/// Locks, even after another thread panicked. The data under these locks is plain and stays consistent, and a drop must not
 /// panic.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,4 +1,4 @@
-//! Which thread works with which shard.
+//! Which thread uses which shard.
 
 use std::cell::Cell;
 use std::sync::Mutex;
@@ -6,8 +6,8 @@ use std::sync::Mutex;
 use super::core::NUM_SHARDS;
 use super::sync::lock;
 
-/// The shard that this thread works with: one that the fewest threads do, so that up to [`NUM_SHARDS`] threads at a time,
-/// however short they live, have one each.
+/// The shard of this thread. A new thread gets the shard with the fewest threads, so that up to [`NUM_SHARDS`] threads alive
+/// at a time have one each.
 #[inline]
 pub(super) fn own_shard() -> usize {
     const NONE: usize = usize::MAX;
@@ -43,6 +43,6 @@ fn choose_shard() -> usize {
             Member(fewest)
         };
     }
-    // A thread that is ending has given its place back.
+    // A thread that is ending has already given its shard back.
     MEMBER.try_with(|member| member.0).unwrap_or(0)
 }

@@ -1,4 +1,4 @@
-//! What a trace says of bytes over time, and at which moments buffers came and went: what a picture is drawn from.
+//! The data of a trace's picture: bytes over time, and the moments at which buffers came and went.
 
 use std::collections::HashMap;
 
@@ -7,46 +7,77 @@ use super::trace::Trace;
 
 /// Bytes at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Sample {
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct TimelineSample {
+    /// Microseconds since the trace began.
     pub micros: u64,
     /// Asked for by leases.
-    pub requested: u64,
+    pub requested_bytes: u64,
     /// Of leased buffers.
-    pub leased: u64,
-    pub pending: u64,
-    pub free: u64,
+    pub leased_bytes: u64,
+    /// Of buffers that wait for the device.
+    pub pending_bytes: u64,
+    /// Of cached buffers.
+    pub free_bytes: u64,
 }
 
-impl Sample {
-    pub fn held(&self) -> u64 {
+impl TimelineSample {
+    /// Of all buffers: leased, pending and cached.
+    pub fn held_bytes(&self) -> u64 {
         // Saturating: a saved trace may say anything.
-        self.leased
-            .saturating_add(self.pending)
-            .saturating_add(self.free)
+        self.leased_bytes
+            .saturating_add(self.pending_bytes)
+            .saturating_add(self.free_bytes)
     }
 }
 
 /// A buffer came or went.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Mark {
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct TimelineMark {
+    /// Microseconds since the trace began.
     pub micros: u64,
-    pub bytes: u64,
+    /// Its bytes; 0 where the trace does not tell them.
+    pub buffer_bytes: u64,
+    /// What happened.
     pub kind: MarkKind,
 }
 
+/// Why a buffer came or went.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum MarkKind {
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum MarkKind {
     /// A lease with this label needed a new buffer.
     Created(String),
+    /// It was cached, and given up.
     Evicted(EvictionCause),
     /// It came back and was destroyed at once.
     NotKept,
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Timeline {
-    pub samples: Vec<Sample>,
-    pub marks: Vec<Mark>,
+/// A [`Trace`] as a picture shows it: bytes over time, and when buffers came and went. The example `pool_report` draws one.
+///
+/// ```
+/// # use dilated_attention::pool::{MarkKind, Pool, PoolOptions, STORAGE_USAGE};
+/// # let (device, _) = dilated_attention::wgpu::Device::noop(&Default::default());
+/// # let pool = Pool::new(&device, PoolOptions::default());
+/// pool.start_trace();
+/// drop(pool.acquire("scores", 1000, STORAGE_USAGE)?);
+/// let timeline = pool.take_trace().timeline();
+/// let [taken, given_back] = timeline.samples[..] else { panic!("two events") };
+/// assert_eq!((taken.requested_bytes, taken.leased_bytes, taken.free_bytes), (1000, 1024, 0));
+/// assert_eq!((given_back.leased_bytes, given_back.free_bytes), (0, 1024));
+/// assert_eq!(timeline.marks[0].kind, MarkKind::Created("scores".to_owned()));
+/// # Ok::<(), dilated_attention::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Timeline {
+    /// Bytes after each event that moved a buffer, in order of time.
+    pub samples: Vec<TimelineSample>,
+    /// Buffers that came and went, in order of time.
+    pub marks: Vec<TimelineMark>,
+    /// Leases that began.
     pub acquires: u64,
 }
 
@@ -57,14 +88,15 @@ enum Place {
     Free,
 }
 
-impl Timeline {
-    pub fn new(trace: &Trace) -> Self {
-        let mut timeline = Self::default();
+impl Trace {
+    /// Bytes over time, and when buffers came and went. A trace whose times are all 0 has the numbers of its events as times.
+    pub fn timeline(&self) -> Timeline {
+        let mut timeline = Timeline::default();
         let mut buffers: HashMap<u64, (u64, Place)> = HashMap::new();
-        let mut now = Sample::default();
-        // A trace without times is drawn by the order of its events. Time never steps back, whatever a saved trace says.
-        let timed = trace.events.iter().any(|(micros, _)| *micros > 0);
-        for (index, (micros, event)) in (0..).zip(&trace.events) {
+        let mut now = TimelineSample::default();
+        // Time never steps back, whatever a saved trace says.
+        let timed = self.events.iter().any(|(micros, _)| *micros > 0);
+        for (index, (micros, event)) in (0..).zip(&self.events) {
             now.micros = now.micros.max(if timed { *micros } else { index });
             let micros = now.micros;
             // Where the event puts which buffer; `None` if it leaves the pool.
@@ -93,9 +125,9 @@ impl Timeline {
                 } => {
                     timeline.acquires += 1;
                     if *outcome == Outcome::Created {
-                        timeline.marks.push(Mark {
+                        timeline.marks.push(TimelineMark {
                             micros,
-                            bytes: *buffer_bytes,
+                            buffer_bytes: *buffer_bytes,
                             kind: MarkKind::Created(label.to_string()),
                         });
                     }
@@ -105,9 +137,9 @@ impl Timeline {
                 Event::Release { buffer, kept } | Event::Resume { buffer, kept, .. } => {
                     let bytes = buffers.get(buffer).map(|(bytes, _)| *bytes);
                     if !kept {
-                        timeline.marks.push(Mark {
+                        timeline.marks.push(TimelineMark {
                             micros,
-                            bytes: bytes.unwrap_or(0),
+                            buffer_bytes: bytes.unwrap_or(0),
                             kind: MarkKind::NotKept,
                         });
                     }
@@ -120,9 +152,9 @@ impl Timeline {
                 }
                 Event::Evict { buffer, cause } => {
                     let bytes = buffers.get(buffer).map_or(0, |(bytes, _)| *bytes);
-                    timeline.marks.push(Mark {
+                    timeline.marks.push(TimelineMark {
                         micros,
-                        bytes,
+                        buffer_bytes: bytes,
                         kind: MarkKind::Evicted(*cause),
                     });
                     (*buffer, None)
@@ -140,32 +172,32 @@ impl Timeline {
         }
         timeline
     }
+}
 
-    pub fn created(&self) -> u64 {
-        let created = |mark: &&Mark| matches!(mark.kind, MarkKind::Created(_));
-        self.marks.iter().filter(created).count() as u64
-    }
-
-    pub fn peak(&self, of: impl Fn(&Sample) -> u64) -> u64 {
-        self.samples.iter().map(of).max().unwrap_or(0)
+impl Timeline {
+    /// Microseconds from the begin of the trace to the last event, at least 1.
+    pub fn end_micros(&self) -> u64 {
+        let last = self.samples.last().map_or(0, |sample| sample.micros);
+        last.max(1)
     }
 
     /// The samples of `columns` equal parts of the time, each by the one in which most is held, of those the one in which most
-    /// is leased; a part without events has the last sample of before.
-    pub fn columns(&self, columns: usize) -> Vec<Sample> {
-        let end = self.samples.last().map_or(0, |sample| sample.micros).max(1);
-        let mut resampled: Vec<Option<Sample>> = vec![None; columns];
-        let mut last = vec![None; columns];
+    /// is leased; a part without events has the last sample of before. So a picture of few columns shows every peak.
+    pub fn columns(&self, columns: usize) -> Vec<TimelineSample> {
+        let mut resampled: Vec<Option<TimelineSample>> = vec![None; columns];
+        let mut last = resampled.clone();
         for sample in &self.samples {
-            let column = column(sample.micros, end, columns);
-            let most = &mut resampled[column];
-            let rank = |sample: &Sample| (sample.held(), sample.leased);
+            let column = self.column(sample.micros, columns);
+            let (Some(most), Some(last)) = (resampled.get_mut(column), last.get_mut(column)) else {
+                continue;
+            };
+            let rank = |sample: &TimelineSample| (sample.held_bytes(), sample.leased_bytes);
             if most.is_none_or(|most| rank(sample) >= rank(&most)) {
                 *most = Some(*sample);
             }
-            last[column] = Some(*sample);
+            *last = Some(*sample);
         }
-        let mut before = Sample::default();
+        let mut before = TimelineSample::default();
         resampled
             .iter()
             .zip(last)
@@ -176,23 +208,23 @@ impl Timeline {
             })
             .collect()
     }
+
+    /// Which of `columns` equal parts of the time holds `micros`, from 0 on.
+    pub fn column(&self, micros: u64, columns: usize) -> usize {
+        let column = u128::from(micros) * columns as u128 / (u128::from(self.end_micros()) + 1);
+        usize::try_from(column).unwrap_or(usize::MAX)
+    }
 }
 
-/// Which of `columns` equal parts of `0..=end` holds `micros`.
-pub(super) fn column(micros: u64, end: u64, columns: usize) -> usize {
-    let column = u128::from(micros) * columns as u128 / (u128::from(end) + 1);
-    column as usize
-}
-
-impl Sample {
+impl TimelineSample {
     fn count(&mut self, bytes: u64, place: Place, add: fn(u64, u64) -> u64) {
         let gauge = match place {
             Place::Leased { requested } => {
-                self.requested = add(self.requested, requested);
-                &mut self.leased
+                self.requested_bytes = add(self.requested_bytes, requested);
+                &mut self.leased_bytes
             }
-            Place::Pending => &mut self.pending,
-            Place::Free => &mut self.free,
+            Place::Pending => &mut self.pending_bytes,
+            Place::Free => &mut self.free_bytes,
         };
         *gauge = add(*gauge, bytes);
     }
@@ -224,15 +256,15 @@ mod tests {
             pending.ready();
         }
         leases.truncate(5);
-        Ok((Timeline::new(&pool.take_trace()), pool, leases))
+        Ok((pool.take_trace().timeline(), pool, leases))
     }
 
     #[test]
     fn a_timeline_ends_where_the_pool_is_and_peaks_where_it_did() -> crate::Result<()> {
         for options in [
             PoolOptions::default(),
-            PoolOptions::default().policy(NoPooling),
-            PoolOptions::default().policy(Balanced {
+            PoolOptions::default().with_policy(NoPooling),
+            PoolOptions::default().with_policy(Balanced {
                 floor_bytes: 0,
                 ..Balanced::default()
             }),
@@ -240,16 +272,114 @@ mod tests {
             let (timeline, pool, _leases) = used(options)?;
             let stats = pool.stats();
             let last = timeline.samples.last().copied().unwrap_or_default();
-            assert_eq!(last.leased, stats.leased_bytes.current);
-            assert_eq!(last.free, stats.free_bytes.current);
+            assert_eq!(last.leased_bytes, stats.leased_bytes.current);
+            assert_eq!(last.free_bytes, stats.free_bytes.current);
             // One lease of before the trace asked for less than its buffer has; the trace cannot know.
             let requested = stats.requested_bytes.current;
-            assert!((requested..=requested + 512).contains(&last.requested));
-            assert_eq!(timeline.peak(Sample::held), stats.held_bytes.peak);
-            let columns = timeline.columns(40);
-            let peak = columns.iter().map(Sample::held).max();
-            assert_eq!(peak, Some(stats.held_bytes.peak), "resampling keeps peaks");
+            assert!((requested..=requested + 512).contains(&last.requested_bytes));
+            let peak = |samples: &[TimelineSample]| {
+                let held = samples.iter().map(TimelineSample::held_bytes);
+                held.max()
+            };
+            let held = Some(stats.held_bytes.peak);
+            assert_eq!(peak(&timeline.samples), held);
+            assert_eq!(peak(&timeline.columns(40)), held, "resampling keeps peaks");
+            let created = |mark: &&TimelineMark| matches!(mark.kind, MarkKind::Created(_));
+            let [before, traced] = [2, stats.creates - 2];
+            assert_eq!(timeline.marks.iter().filter(created).count() as u64, traced);
+            assert_eq!(timeline.acquires, stats.acquires - before);
+            assert_eq!(timeline.marks.len() as u64 - traced, stats.destroys);
         }
+        Ok(())
+    }
+
+    #[test]
+    fn marks_say_which_buffer_came_or_went_and_why() -> crate::Result<()> {
+        let trace: Trace = "pool trace 1\n\
+             5 acquire 1 8 256 140 created scores\n\
+             6 release 1 kept\n\
+             7 acquire 1 9 256 140 exact scores\n\
+             8 suspend 1\n\
+             9 resume 1 usable kept\n\
+             10 evict 1 idle\n\
+             11 acquire 2 8 512 140 created weights\n\
+             12 release 2 destroyed\n"
+            .parse()?;
+        let timeline = trace.timeline();
+        let marks: Vec<_> = timeline
+            .marks
+            .into_iter()
+            .map(|mark| (mark.micros, mark.buffer_bytes, mark.kind))
+            .collect();
+        let expected = [
+            (5, 256, MarkKind::Created("scores".to_owned())),
+            (10, 256, MarkKind::Evicted(EvictionCause::Idle)),
+            (11, 512, MarkKind::Created("weights".to_owned())),
+            (12, 512, MarkKind::NotKept),
+        ];
+        assert_eq!(marks, expected);
+        let bytes = timeline.samples.iter().map(|sample| {
+            [
+                sample.requested_bytes,
+                sample.leased_bytes,
+                sample.pending_bytes,
+                sample.free_bytes,
+            ]
+        });
+        let expected = [
+            [8, 256, 0, 0],
+            [0, 0, 0, 256],
+            [9, 256, 0, 0],
+            [0, 0, 256, 0],
+            [0, 0, 0, 256],
+            [0, 0, 0, 0],
+            [8, 512, 0, 0],
+            [0, 0, 0, 0],
+        ];
+        assert!(bytes.eq(expected));
+        assert_eq!(timeline.acquires, 3);
+        Ok(())
+    }
+
+    #[test]
+    fn any_trace_that_parses_has_a_timeline() -> crate::Result<()> {
+        let nothing = Trace::default().timeline();
+        assert_eq!((nothing.end_micros(), nothing.columns(0).len()), (1, 0));
+        assert_eq!(nothing.columns(3), [TimelineSample::default(); 3]);
+
+        let mut text =
+            "pool trace 1\n900 acquire 1 8 256 140 created a\n10 release 1 kept\n".to_owned();
+        for buffer in 2..2000u64 {
+            let huge = u64::MAX - buffer;
+            text += &format!("{buffer} acquire {buffer} 8 {huge} 140 created b\n");
+            text += &format!("{buffer} evict {buffer} retention\n");
+            text += &format!("{buffer} release {buffer} destroyed\n");
+        }
+        text += &format!("{} release 3 kept\n", u64::MAX);
+        let timeline = text.parse::<Trace>()?.timeline();
+        assert!(timeline.samples.is_sorted_by_key(|sample| sample.micros));
+        assert!(timeline.marks.is_sorted_by_key(|mark| mark.micros));
+        assert_eq!(timeline.end_micros(), u64::MAX);
+        assert_eq!(timeline.columns(0), []);
+        let columns = timeline.columns(7);
+        assert_eq!(columns.len(), 7);
+        // What is held most at, all in the first column, and what is left in all others.
+        assert_eq!(columns[0].held_bytes(), u64::MAX);
+        assert!(columns[1..].iter().all(|sample| sample.held_bytes() == 256));
+        assert_eq!(timeline.column(u64::MAX, usize::MAX), usize::MAX - 1);
+        Ok(())
+    }
+
+    #[test]
+    fn a_trace_without_times_goes_by_its_events() -> crate::Result<()> {
+        let text = "pool trace 1\n0 acquire 1 8 256 140 created a\n0 tick\n0 release 1 kept\n";
+        let timeline = text.parse::<Trace>()?.timeline();
+        let times: Vec<u64> = timeline
+            .samples
+            .iter()
+            .map(|sample| sample.micros)
+            .collect();
+        assert_eq!(times, [0, 2]);
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
-//! What a pool did, event by event: recorded, saved, replayed under another policy, [drawn](Trace::timeline_svg).
+//! Traces: what a pool did, event by event. A trace can be saved, replayed under another policy, and seen as bytes
+//! [over time](Trace::timeline).
 //!
-//! A saved trace is text, a line an event: microseconds since the trace began, what happened, and its figures.
+//! A saved trace is text with one line per event: microseconds since the trace began, the kind of event, and its figures.
 //!
 //! ```text
 //! pool trace 1
@@ -11,7 +12,8 @@
 //! 71 evict 1 retention
 //! ```
 //!
-//! `acquire` gives buffer, bytes asked for, bytes of the buffer, bits of the usages, how it was served, and the label.
+//! The figures of `acquire` are the buffer's serial number, bytes asked for, bytes of the buffer, bits of the usages, how it
+//! was served, and the label.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -24,11 +26,11 @@ use super::{Pool, PoolOptions, PoolReport};
 use crate::error::PoolError;
 use crate::wgpu::BufferUsages;
 
-/// Events with their times, in order.
+/// The events of a pool with their times, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Trace {
-    /// Microseconds since the trace began, and what happened then.
+    /// Each event with the microseconds since the trace began.
     pub events: Vec<(u64, Event)>,
 }
 
@@ -39,11 +41,11 @@ enum Replayed {
 }
 
 impl Trace {
-    /// What a pool with `options` would have done on the same requests: its figures at the end of the trace. Nothing is
-    /// allocated; `max_buffer_bytes` is the largest buffer of the device imagined.
+    /// Replays the same requests on a simulated pool with `options` and returns its figures at the end. No memory is
+    /// allocated. `max_buffer_bytes` is the size of the simulated device's largest buffer.
     ///
     /// # Errors
-    /// Those of [`Pool::acquire`], when the options' budget does not suffice.
+    /// Those of [`Pool::acquire`], if the budget in `options` does not suffice.
     pub fn replay(
         &self,
         options: PoolOptions,

@@ -1,4 +1,5 @@
-//! What a pool tells of itself: plain data, on a floor below the pool, for errors carry it. [`pool`](crate::pool) has it all.
+//! Figures and reports of a pool, as plain data. They stand on a floor below the pool, because errors carry them.
+//! [`pool`](crate::pool) re-exports them.
 
 mod report;
 mod stats;

@@ -1,4 +1,4 @@
-//! What happened in a scope, and who holds what: for people who read logs.
+//! Reports for people: what happened in a scope, and who holds what.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,8 +6,7 @@ use std::fmt;
 use super::stats::{Counter, PoolStats};
 use crate::wgpu::BufferUsages;
 
-/// What happened in a [scope](crate::Pool::scope): peaks since it opened, and counts of what happened meanwhile, on all
-/// threads.
+/// What happened in a [scope](crate::Pool::scope), on all threads: peaks and counts since it opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct ScopeReport {
@@ -19,13 +18,13 @@ pub struct ScopeReport {
     pub hits: u64,
     /// Buffers created.
     pub creates: u64,
-    /// Buffers given back to the device.
+    /// Buffers destroyed.
     pub destroys: u64,
-    /// Bytes that leases asked for: now, at most in the scope, and in all in the scope.
+    /// Bytes that leases asked for: now, at the peak of the scope, and in total in the scope.
     pub requested_bytes: Counter,
     /// Bytes of all buffers; the total counts those created in the scope.
     pub held_bytes: Counter,
-    /// Leases out now less those out when the scope opened: above 0, something taken inside is still held.
+    /// Live leases now minus those when the scope opened. Above 0, a lease taken inside the scope is still held.
     pub leases_left: i64,
 }
 
@@ -65,7 +64,7 @@ impl fmt::Display for ScopeReport {
     }
 }
 
-/// The state of a pool in full, as errors carry it: the figures, the classes, and who holds what.
+/// The full state of a pool: its figures, its size classes, and who holds what. Errors carry it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct PoolReport {
@@ -75,7 +74,8 @@ pub struct PoolReport {
     pub classes: Vec<ClassUse>,
     /// Labels of the live leases, the one with the most bytes first.
     pub labels: Vec<LabelUse>,
-    /// Live leases by age: entry `i` counts those taken less than `4^(i + 1)` leases and returns ago and not counted before.
+    /// Live leases by age. Age counts the pool's leases and returns since the lease began. Entry `i` counts leases of age
+    /// `4^i` up to, not including, `4^(i + 1)`; entry 0 also counts age 0.
     pub ages: Vec<u64>,
 }
 
@@ -87,9 +87,9 @@ pub struct ClassUse {
     pub usage: u32,
     /// Bytes of the class; its buffers may be smaller under policies that do not round up to classes.
     pub class_bytes: u64,
-    /// Leases that its buffers served, by now.
+    /// Leases that its buffers have served.
     pub acquires: u64,
-    /// Those of them that created the buffer.
+    /// Those of them that created a buffer.
     pub misses: u64,
     /// Buffers leased now.
     pub leased: u64,
@@ -97,11 +97,11 @@ pub struct ClassUse {
     pub pending: u64,
     /// Buffers cached now.
     pub free: u64,
-    /// Bytes of the leased buffers that nobody asked for.
+    /// Bytes of leased buffers beyond what was asked for.
     pub wasted_bytes: u64,
 }
 
-/// What the leases of one label hold.
+/// The live leases of one label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct LabelUse {
@@ -116,7 +116,7 @@ pub struct LabelUse {
 /// One live lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseInfo {
-    /// What it is for.
+    /// Label of the lease.
     pub label: &'static str,
     /// Bytes asked for.
     pub requested_bytes: u64,
@@ -124,13 +124,13 @@ pub struct LeaseInfo {
     pub buffer_bytes: u64,
     /// Usages of the buffer.
     pub usage: BufferUsages,
-    /// Whether the lease is over and the device still has the buffer.
+    /// Whether the lease has ended but the device still has the buffer.
     pub pending: bool,
-    /// Leases and returns of the pool since it was taken.
+    /// Age: the pool's leases and returns since this lease began.
     pub age: u64,
 }
 
-/// Labels that a report prints.
+/// Most labels that a report prints.
 const PRINTED_LABELS: usize = 8;
 
 impl PoolReport {
@@ -161,7 +161,7 @@ impl PoolReport {
         }
     }
 
-    /// The classes as a table, one line each.
+    /// The size classes as a table, one line each.
     pub fn class_table(&self) -> String {
         use fmt::Write;
         let mut table = format!(

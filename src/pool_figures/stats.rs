@@ -8,35 +8,35 @@ use std::fmt;
 pub struct Counter {
     /// Now.
     pub current: u64,
-    /// Most at one moment, since the pool was made, its peaks were reset, or the [scope](crate::Pool::scope) opened.
+    /// Peak since the pool was created, its peaks were reset, or the [scope](crate::Pool::scope) opened.
     pub peak: u64,
-    /// All that was ever added, since the pool was made.
+    /// Sum of all that was ever added, since the pool was created.
     pub total: u64,
 }
 
-/// Cached buffers given up, by cause; see [`EvictionCause`](crate::pool::EvictionCause).
+/// Cached buffers destroyed, by cause; see [`EvictionCause`](crate::pool::EvictionCause).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Evictions {
-    /// To keep what is held near what is live.
+    /// Held bytes exceeded the policy's bound, which follows live bytes.
     pub retention: u64,
-    /// Too many buffers, or bytes of them, were cached.
+    /// Too many buffers, or too many bytes, were cached.
     pub cap: u64,
-    /// Not used for long.
+    /// Unused for too long.
     pub idle: u64,
-    /// Memory was scarce, as the application or a watermark said.
+    /// The application or a watermark said that memory was scarce.
     pub pressure: u64,
     /// To stay within the budget.
     pub budget: u64,
-    /// The device had no memory.
+    /// The device ran out of memory.
     pub out_of_memory: u64,
     /// The application trimmed the pool.
     pub trim: u64,
 }
 
 impl Evictions {
-    /// Of all causes.
+    /// Sum over all causes.
     pub fn total(&self) -> u64 {
         self.retention
             + self.cap
@@ -48,7 +48,7 @@ impl Evictions {
     }
 }
 
-/// Counters since the pool was made, and what it holds now. Taken under all locks of the pool, so the
+/// Counts since the pool was created, and what it holds now. The figures are taken under all locks of the pool. So the
 /// [identities](Self::identities_hold) hold at any moment, and peaks are exact however many threads use the pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -58,11 +58,11 @@ pub struct PoolStats {
     pub acquires: u64,
     /// Leases given back.
     pub releases: u64,
-    /// Leases served by a cached buffer of the very size.
+    /// Leases served by a cached buffer of the size that would otherwise be created.
     pub hits_exact: u64,
     /// Leases served by a larger cached buffer.
     pub hits_borrowed: u64,
-    /// Leases served by a buffer that was cached for other threads.
+    /// Leases served by a buffer that was cached in another thread's shard.
     pub hits_shared: u64,
     /// Leases served by a buffer that only the same recording still held.
     pub hits_within_recording: u64,
@@ -70,13 +70,13 @@ pub struct PoolStats {
     pub misses: u64,
     /// Buffers created.
     pub creates: u64,
-    /// Buffers given back to the device.
+    /// Buffers destroyed.
     pub destroys: u64,
-    /// Cached buffers given up, by cause.
+    /// Cached buffers destroyed, by cause.
     pub evictions: Evictions,
-    /// Buffers created soon after one of the same usage and class had been given up to keep what is held near what is live.
+    /// Buffers created soon after one of the same usages and size class had been destroyed for retention.
     pub recreations: u64,
-    /// Requests that succeeded after the device had run out of memory, or the budget out of room, and was waited for.
+    /// Requests that succeeded only after memory or the budget had run out and the pool had waited for the device.
     pub recoveries: u64,
     /// Leases.
     pub leases: Counter,
@@ -84,7 +84,7 @@ pub struct PoolStats {
     pub requested_bytes: Counter,
     /// Bytes of leased buffers.
     pub leased_bytes: Counter,
-    /// Buffers that wait for the device before they can be lent again.
+    /// Pending buffers: the device has to hand them back before they can be lent again.
     pub pending: Counter,
     /// Their bytes.
     pub pending_bytes: Counter,
@@ -94,9 +94,9 @@ pub struct PoolStats {
     pub free_bytes: Counter,
     /// Bytes of all buffers: leased, pending, cached, and destroyed but still in use by submitted work.
     pub held_bytes: Counter,
-    /// Bytes of destroyed buffers that submitted work may still use; the device frees them when that is done.
+    /// Bytes of destroyed buffers that submitted work may still use. The device frees them when that work is done.
     pub draining_bytes: u64,
-    /// Bytes of the buffers that were destroyed.
+    /// Bytes of all buffers destroyed so far.
     pub destroyed_bytes: u64,
 }
 
@@ -106,7 +106,7 @@ impl PoolStats {
         self.hits_exact + self.hits_borrowed + self.hits_shared + self.hits_within_recording
     }
 
-    /// Share of the leases that were hits, 0 to 1; 1 when there were none.
+    /// Fraction of the leases that were hits, 0 to 1; 1 if there were no leases.
     pub fn hit_rate(&self) -> f64 {
         if self.acquires == 0 {
             return 1.0;
@@ -114,7 +114,7 @@ impl PoolStats {
         self.hits() as f64 / self.acquires as f64
     }
 
-    /// Bytes of leased buffers that nobody asked for.
+    /// Bytes of leased buffers beyond what was asked for.
     pub fn wasted_bytes(&self) -> u64 {
         self.leased_bytes.current - self.requested_bytes.current
     }

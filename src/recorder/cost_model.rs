@@ -1,4 +1,4 @@
-//! How long the device takes for what it is given, learned while it works.
+//! The cost model: how long the device takes for kernels, copies and clears, learned from slices.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -6,52 +6,51 @@ use serde::{Deserialize, Serialize};
 
 use crate::kernels::Kernel;
 
-/// What times are learned of.
+/// A kind of work whose time is learned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Activity {
-    /// A kernel; its work is counted in multiplications, about ([`Kernel::workgroup_work`]).
+    /// A kernel. The unit of work is about one multiplication ([`Kernel::workgroup_work`]).
     Kernel(Kernel),
-    /// Copies, in bytes.
+    /// Copies. The unit is one byte.
     Copy,
-    /// Clears, in bytes.
+    /// Clears. The unit is one byte.
     Clear,
 }
 
-/// Seconds for one unit of work that has never been measured: longer than any device takes, so that the first slice is short.
+/// Assumed seconds per unit of work that was never measured. Longer than on any device, so that the first slice is short.
 const GUESS: f64 = 2e-9;
 
-/// Part of a slice that may be filled with what has never been measured.
+/// Fraction of a slice's time that activities that were never measured may take.
 const UNMEASURED_SHARE: f64 = 0.25;
 
-/// Seconds below which a measured time says little: submitting and polling take as long.
+/// Seconds below which a measured time says little, because submitting and polling take as long.
 const RESOLUTION: f64 = 2e-3;
 
-/// Seconds for a unit of work that are believed when a file says so: from far beyond the fastest device to [`GUESS`] of a
-/// device that is a million times slower.
+/// Seconds per unit of work that are accepted from a file: from far below the fastest device to a million times [`GUESS`].
 const CREDIBLE: std::ops::RangeInclusive<f64> = 1e-18..=2e-3;
 
-/// Number of the layout of [`PaceFile`].
+/// Format number of [`PaceFile`].
 const FORMAT: u32 = 2;
 
-/// What a process leaves for later ones.
+/// The file that a process leaves for later ones.
 #[derive(Serialize, Deserialize)]
 struct PaceFile {
     format: u32,
-    /// For a unit of work of each kernel, by its [key](Kernel::key).
+    /// Seconds per unit of work of each kernel, by its [key](Kernel::key).
     seconds: BTreeMap<String, f64>,
 }
 
-/// What was measured of an activity.
+/// The measurements of one activity.
 #[derive(Clone, Copy, Debug, Default)]
 struct Measured {
-    /// Seconds for a unit of work as of the last slice: what the next one must reckon with.
+    /// Seconds per unit of work in the last slice. The next slice is sized by it.
     seconds: f64,
-    /// Seconds and work of all slices but the first, in which some drivers compile.
+    /// Sums of seconds and of work over all slices but the first, in which some drivers compile.
     sum: (f64, f64),
 }
 
 impl Measured {
-    /// Seconds for a unit of work in the mean: what long work must reckon with.
+    /// Mean seconds per unit of work. Times of long work are predicted by it.
     fn mean(&self) -> f64 {
         match self.sum {
             (seconds, work) if work > 0.0 => seconds / work,
@@ -60,16 +59,18 @@ impl Measured {
     }
 }
 
-/// Seconds for a unit of work of each activity.
+/// Seconds per unit of work of each activity.
 #[derive(Debug, Default)]
 pub(crate) struct CostModel {
     measured: HashMap<Activity, Measured>,
-    /// Of kernels, by their key, from a process before: better than a guess, but the first slice is as short.
+    /// Seconds per unit of kernels from an earlier process, by key. They predict times, but the first slice is as short as
+    /// without them.
     remembered: BTreeMap<String, f64>,
 }
 
 impl CostModel {
-    /// With what [`to_json`](Self::to_json) wrote in another process; what cannot be read counts as nothing.
+    /// A cost model that starts from what [`to_json`](Self::to_json) wrote in another process. Entries that cannot be read
+    /// are ignored.
     pub fn from_json(json: &[u8]) -> Self {
         let file = serde_json::from_slice::<PaceFile>(json).ok();
         let file = file.filter(|file| file.format == FORMAT);
@@ -83,7 +84,7 @@ impl CostModel {
         }
     }
 
-    /// All that is known of kernels.
+    /// Everything known about kernels, as JSON.
     pub fn to_json(&self) -> Vec<u8> {
         let measured = self.measured.iter().filter_map(|(activity, measured)| {
             let Activity::Kernel(kernel) = activity else {
@@ -97,11 +98,11 @@ impl CostModel {
             format: FORMAT,
             seconds: known,
         };
-        // Names and numbers, which every map of JSON may have.
+        // A map of names to numbers always is valid JSON.
         serde_json::to_vec_pretty(&file).unwrap_or_default()
     }
 
-    /// Seconds for so much work of each kernel, unless one of them is not known.
+    /// Seconds for the given work of each kernel, or `None` if one of the kernels is not known.
     pub fn expected(&self, work: &[(Kernel, f64)]) -> Option<f64> {
         let seconds = |&(kernel, work): &(Kernel, f64)| {
             let measured = self.measured.get(&Activity::Kernel(kernel));
@@ -118,7 +119,7 @@ impl CostModel {
         work * measured.map_or_else(|| self.before(activity), |measured| measured.seconds)
     }
 
-    /// Seconds for a unit of work of what has not been measured in this process.
+    /// Seconds per unit of an activity that has not been measured in this process.
     fn before(&self, activity: Activity) -> f64 {
         let remembered = match activity {
             Activity::Kernel(kernel) if !self.remembered.is_empty() => {
@@ -129,7 +130,7 @@ impl CostModel {
         remembered.copied().unwrap_or(GUESS)
     }
 
-    /// What of `left` seconds this activity may have.
+    /// How many of the `left` seconds of a slice this activity may fill.
     pub(super) fn allowed(&self, activity: Activity, left: f64) -> f64 {
         match self.measured.contains_key(&activity) {
             true => left,
@@ -137,8 +138,9 @@ impl CostModel {
         }
     }
 
-    /// Work of `parts` took so many seconds together. A longer time than expected is believed at once; of a shorter one half,
-    /// so that slices at most double. What was not expected is laid to each activity by its share.
+    /// Learns that the work of `parts` took `measured` seconds together. A time longer than expected is believed at once, a shorter
+    /// one at most down to half, so that slices at most double. The difference is attributed to the activities by their
+    /// shares of the expected time.
     pub(super) fn learn(&mut self, parts: &[(Activity, f64)], measured: f64) {
         let expected: f64 = parts.iter().map(|&(a, work)| self.seconds(a, work)).sum();
         if expected <= 0.0 {
@@ -180,7 +182,7 @@ mod tests {
     use crate::kernels::adamw::AdamW;
     use crate::kernels::fill::Fill;
 
-    /// Work that fits in `seconds`, as the cost model has it.
+    /// Work that fits in `seconds` by the cost model.
     fn fitting(cost_model: &CostModel, activity: Activity, seconds: f64) -> f64 {
         cost_model.allowed(activity, seconds) / cost_model.seconds(activity, 1.0)
     }
@@ -233,7 +235,7 @@ mod tests {
         assert_eq!(later.to_json(), cost_model.to_json());
         later.learn(&[(known, 1e6)], 3.0);
         near(later.expected(&[(fill, 1e6)]).unwrap(), 3.0);
-        // In the mean, without the first.
+        // The mean without the first slice.
         later.learn(&[(known, 1e6)], 1.0);
         later.learn(&[(known, 3e6)], 5.0);
         near(later.expected(&[(fill, 2e6)]).unwrap(), 3.0);

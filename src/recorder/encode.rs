@@ -1,4 +1,4 @@
-//! Turns the list of commands into those of an encoder.
+//! Encodes a recording's list of commands into a command encoder.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use crate::readback::Readback;
 use crate::scope::{self, Caught};
 use crate::watch::{DeviceWatch, Outcome};
 
-/// What the numbers in commands stand for.
+/// The buffers that indices in commands refer to.
 pub(super) struct Buffers<'a> {
     pub held: &'a dyn Fn(LeaseIndex) -> Option<&'a Lease>,
     pub staging: &'a dyn Fn(usize) -> Option<&'a StagingChunk>,
@@ -30,7 +30,7 @@ impl<'a> Buffers<'a> {
     }
 }
 
-/// Records and submits one encoder on the context's queue, and counts it.
+/// Records one encoder, submits it to the context's queue, and counts the submission.
 ///
 /// # Errors
 /// Those of `record`, and as [`Recorder::submit`](super::Recorder::submit).
@@ -47,7 +47,7 @@ pub(super) fn submit(
         Ok(machine.queue().submit([encoder.finish()]))
     });
     let index = submitted.map_err(|caught| refused(machine, label, caught))??;
-    // Counted before the recording's leases go back, so that the pool knows what may still use them.
+    // Counted before the recording's leases go back, so that the pool knows that this submission may still use them.
     watch.submitted();
     let pool = machine.pool().clone();
     let number = pool.submitted();
@@ -65,7 +65,7 @@ pub(super) fn submit(
     Ok(Submission::new(watch.clone(), index, is_done))
 }
 
-/// The error for what a device reported of a recording.
+/// The error for what the device reported about a recording.
 fn refused(machine: &Machine, label: &'static str, caught: Caught) -> Error {
     match caught {
         Caught::OutOfMemory => Error::SubmissionOutOfMemory {
@@ -83,7 +83,7 @@ fn refused(machine: &Machine, label: &'static str, caught: Caught) -> Error {
 /// Appends `commands` to `encoder`.
 ///
 /// # Errors
-/// Those of pipelines, which were there when it was recorded.
+/// Those of getting pipelines, although they were compiled when the commands were recorded.
 pub(super) fn record(
     machine: &Machine,
     label: &'static str,
@@ -99,7 +99,7 @@ pub(super) fn record(
                 timestamp_writes: None,
             });
             record_dispatch(machine, &mut pass, command, buffers)?;
-            // Dispatches that follow each other share the pass.
+            // Consecutive dispatches share a pass.
             while let Some(next @ Command::Dispatch { .. }) = commands.peek() {
                 record_dispatch(machine, &mut pass, next, buffers)?;
                 commands.next();
@@ -111,7 +111,8 @@ pub(super) fn record(
     Ok(())
 }
 
-/// Uploads, copies and clears. `None` where a buffer is missing: they are given back after their last command, so none is.
+/// Encodes an upload, copy or clear. `None` if a buffer is missing, which cannot happen: buffers are given back after their
+/// last command.
 fn record_copy(
     encoder: &mut wgpu::CommandEncoder,
     command: &Command,
@@ -146,7 +147,7 @@ fn record_copy(
     Some(())
 }
 
-/// A mistake of this library: nothing runs, rather than a part.
+/// A bug in this library. Nothing runs, rather than a part.
 fn given_back(label: &str) -> Error {
     Error::Validation {
         label: label.to_owned(),
@@ -205,8 +206,8 @@ fn record_dispatch(
     Ok(())
 }
 
-/// Staging chunks that the device may read. The pool takes back mapped ones only: what is not mapped again, because recording or
-/// submitting it failed, is given up.
+/// Staging chunks, unmapped so that the device may read them. The pool takes back mapped chunks only. If recording or
+/// submitting fails, they are not mapped again and are destroyed.
 pub(super) struct Unmapped(pub Vec<StagingChunk>);
 
 impl Unmapped {
@@ -227,7 +228,8 @@ impl Drop for Unmapped {
     }
 }
 
-/// The staging chunk returns to the pool once the device is done with it and it is mapped again; `then` hears whether it is.
+/// Returns the staging chunk to the pool once the device is done with it and it is mapped again. `then` is told whether that
+/// succeeded.
 pub(super) fn map_again_on_submit(
     watch: &Arc<DeviceWatch>,
     lease: Lease,
@@ -235,7 +237,7 @@ pub(super) fn map_again_on_submit(
     then: impl FnOnce(Outcome) + Send + 'static,
 ) {
     let buffer = lease.buffer().clone();
-    // Only the recording ever held the chunk, so this cannot fail; a shared one would simply not be reused.
+    // This cannot fail, because only the recording ever held the chunk. A shared chunk would simply not be reused.
     let Ok(pending) = lease.suspend() else { return };
     let ticket = watch.expect(move |outcome| {
         if outcome == Outcome::Done {
@@ -248,8 +250,8 @@ pub(super) fn map_again_on_submit(
     });
 }
 
-/// A recording in an application's encoder: what it uses goes back, and what it writes is told, when the device is done with
-/// the encoder or that is dropped.
+/// A recording in an application's encoder. When the device is done with the encoder, or the encoder is dropped, its leases
+/// go back and its tensors learn their fate.
 pub(super) struct Encoded {
     tracker: Tracker,
     receipt: Option<Arc<Readback>>,
@@ -258,7 +260,7 @@ pub(super) struct Encoded {
 }
 
 impl Encoded {
-    /// Takes over from `recording`, which is in the encoder now.
+    /// Takes over the leases and the tracker of `recording`, whose commands are in the encoder now.
     pub fn new(recording: &mut Recording) -> Self {
         let tracker = std::mem::replace(&mut recording.tracker, Tracker::new(recording.label));
         tracker.encoded();
@@ -270,10 +272,10 @@ impl Encoded {
         }
     }
 
-    /// What became of the encoder. Downloads of it were mapped before.
+    /// What became of the encoder. Its downloads were mapped before this is asked.
     pub fn ended(mut self, outcome: Outcome) {
         self.fate = match outcome {
-            // What is on a lost device is not read any more.
+            // Nothing on a lost device is read any more.
             Outcome::Lost => Fate::Submitted,
             Outcome::Dropped => Fate::EncoderDropped,
             Outcome::Done => match self.receipt.take() {
@@ -293,10 +295,10 @@ impl Drop for Encoded {
     }
 }
 
-/// As [`record_into`] an encoder of the application's.
+/// As [`record_into`], for an application's encoder.
 ///
 /// # Errors
-/// What the device reports of the buffers and bindings, and what wgpu panics with.
+/// What the device reports about buffers and bindings, and panics of wgpu.
 pub(super) fn record_into_foreign(
     machine: &Machine,
     recording: &mut Recording,
@@ -307,7 +309,7 @@ pub(super) fn record_into_foreign(
         .map_err(|caught| refused(machine, label, caught))?
 }
 
-/// Appends all of a recording to `encoder`. Nothing of it was there before, or is after a failure.
+/// Appends a whole recording to `encoder`.
 pub(super) fn record_into(
     machine: &Machine,
     recording: &mut Recording,

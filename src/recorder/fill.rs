@@ -8,7 +8,7 @@ use crate::kernels::fold_grid;
 use crate::tensor::Tensor;
 
 impl Recorder {
-    /// Records that the bytes `range` of `tensor` (both ends multiples of 4) hold `value` in every word.
+    /// Records that every 4-byte word of the bytes `range` of `tensor` (both ends multiples of 4) is set to `value`.
     pub(super) fn fill(&mut self, tensor: &Tensor, range: ByteRange, value: u32) -> Result<()> {
         let caps = self.machine().caps().clone();
         for (window, skip) in word_windows(range, &caps) {

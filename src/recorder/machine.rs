@@ -1,4 +1,4 @@
-//! What recordings run on.
+//! The machine: what recordings run on.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,31 +14,31 @@ use crate::pool::Pool;
 use crate::watch::{DeviceWatch, LastQueue};
 
 /// A device with its queue, its pool, its compiled kernels and their cost model. A [`Context`](crate::Context) is a handle
-/// of one and knows how to make it.
+/// to a machine and knows how to make one.
 #[derive(Debug)]
 pub(crate) struct Machine {
     pub watch: Arc<DeviceWatch>,
     pub queue: wgpu::Queue,
     pub info: wgpu::AdapterInfo,
     pub caps: DeviceCaps,
-    /// The capabilities after the self test of the cooperative matrices.
+    /// The device's caps after the self test of its cooperative matrices.
     pub tested_caps: OnceLock<DeviceCaps>,
     pub pool: Pool,
     pub pipelines: Pipelines,
-    /// Where the driver's cache of compiled kernels is kept.
+    /// The file of the driver's cache of compiled kernels.
     pub pipelines_file: Option<PathBuf>,
     pub tuner: Arc<Tuner>,
-    /// What sliced submissions have learned of the kernels.
+    /// The cost model that sliced submissions have learned.
     pub cost_model: Mutex<CostModel>,
     pub check_finite: AtomicBool,
-    /// Who runs recordings.
+    /// The runner of recordings.
     pub runner: &'static dyn Runner,
-    /// Kept for how it is dropped, after `queue`.
+    /// Kept because it must be dropped after `queue`.
     pub _last_queue: LastQueue,
 }
 
 impl Machine {
-    /// Without compiled kernels, without a cost model, without a file for either.
+    /// A machine without compiled kernels and cost model, and without files for them.
     pub fn new(
         watch: Arc<DeviceWatch>,
         queue: wgpu::Queue,
@@ -68,7 +68,7 @@ impl Machine {
         self.watch.device()
     }
 
-    /// What all calls to the device go through.
+    /// The watch that all calls to the device go through.
     pub fn watch(&self) -> &Arc<DeviceWatch> {
         &self.watch
     }
@@ -82,7 +82,7 @@ impl Machine {
         &self.pool
     }
 
-    /// What plans are made from.
+    /// The device's caps, from which plans are made.
     pub fn caps(&self) -> &DeviceCaps {
         &self.caps
     }

@@ -1,19 +1,19 @@
-//! Work written down, then run.
+//! Recordings: work that is recorded first and run later.
 //!
-//! A [`Recorder`] builds a recording: a list of plain commands and the leases they use (recording.rs). Who runs it is another matter
-//! (runner.rs): a device, at once, in slices or by way of an application's encoder; or nobody, for plans. Nothing reaches the device before
-//! [`submit`](Recorder::submit) (or [`encode`](Recorder::encode), for an application that owns the encoder), so a recording
-//! that is dropped has no effect and gives everything back.
+//! A [`Recorder`] builds a recording: a list of plain commands and the leases they use (recording.rs). A runner runs it
+//! (runner.rs): on a device at once, in slices, or through an application's encoder; or not at all, for plans. Nothing
+//! reaches the device before [`submit`](Recorder::submit), or [`encode`](Recorder::encode) for an application that owns the
+//! encoder. So dropping a recording has no effect and gives all its leases back.
 //!
-//! Why a list and not an encoder: the parameters of all dispatches travel in *one* uniform buffer that is copied before the
-//! first pass opens, and their total size is known only at the end; dispatches that follow each other share a pass; and a
-//! recording can be dropped, or built on any thread, without touching the device.
+//! **Why a list and not an encoder.** The parameters of all dispatches go into *one* uniform buffer, which is copied before
+//! the first pass opens, and their total size is known only at the end. Consecutive dispatches share a pass. And a recording
+//! can be dropped, or built on any thread, without touching the device.
 //!
-//! **Who keeps what alive.** The recording holds one handle of every lease it uses until it is submitted. Staging chunks
-//! (mapped for writing) then wait as pending until the device is done and they are mapped again. With `encode` the leases
-//! move into the encoder's work-done callback instead: they return when that submission is done, or when the encoder is
-//! dropped unsubmitted, since its callbacks are dropped with it. A guard for the caller to keep would be the alternative;
-//! ownership by the callback needs none and cannot release too early.
+//! **Who keeps what alive.** Until it is submitted, the recording holds one handle of every lease it uses. Staging chunks,
+//! which are mapped for writing, are then pending until the device is done and they are mapped again. With `encode`, the
+//! leases move into the encoder's work-done callback. They return when that submission is done, or when the encoder is
+//! dropped unsubmitted, because its callbacks are dropped with it. The caller needs to keep no guard, and no lease can
+//! return too early.
 
 mod cost_model;
 mod encode;
@@ -73,13 +73,13 @@ impl Recorder {
         self.work().into_iter().map(|(kernel, _)| kernel).collect()
     }
 
-    /// The same, with the work of all dispatches of each ([`Kernel::workgroup_work`]).
+    /// The kernels recorded so far, each with the work of all its dispatches ([`Kernel::workgroup_work`]).
     pub(crate) fn work(&self) -> Vec<(Kernel, f64)> {
         self.recording.work()
     }
 
-    /// A tensor whose contents are unspecified until something recorded writes it. `shape` counts elements, the last
-    /// dimension contiguous.
+    /// A tensor whose contents are unspecified until a recorded command writes it. `shape` counts elements; the last
+    /// dimension is contiguous.
     ///
     /// # Errors
     /// [`Error::SizeOverflow`] and the errors of [`Pool::acquire`](crate::pool::Pool::acquire).
@@ -91,9 +91,9 @@ impl Recorder {
         Ok(tensor)
     }
 
-    /// Tensors as by [`empty`](Self::empty), one for each of `shapes`, in one buffer: for example q, k and v, so that one
-    /// lease carries all inputs of all heads. They may be read together by one kernel. What one kernel reads and what it
-    /// writes must not share a buffer (wgpu refuses that), so outputs stay on their own.
+    /// Tensors as by [`empty`](Self::empty), one for each of `shapes`, in one buffer: for example q, k and v. One kernel may
+    /// read several of them. But what a kernel writes must not share a buffer with what it reads (wgpu refuses that), so
+    /// outputs need buffers of their own.
     ///
     /// ```no_run
     /// use dilated_attention::{Context, DType};
@@ -163,7 +163,7 @@ impl Recorder {
         Ok(tensor)
     }
 
-    /// A tensor with the elements `data`. They are copied at once; `data` need not live on.
+    /// A tensor with the elements `data`, which are copied at once.
     ///
     /// # Errors
     /// [`Error::LengthMismatch`] when `data` does not have as many elements as `shape`, [`Error::NotFinite`] under
@@ -182,7 +182,7 @@ impl Recorder {
         Ok(tensor)
     }
 
-    /// Records that `tensor` holds the elements `data` from here on. They are copied at once; `data` need not live on.
+    /// Records that `tensor` holds the elements `data` from here on. They are copied at once.
     ///
     /// # Errors
     /// [`Error::WrongDType`], [`Error::ContextMismatch`], and as [`upload`](Self::upload).
@@ -213,7 +213,7 @@ impl Recorder {
         Ok(())
     }
 
-    /// Starts to read `tensor` back as it is at this point of the recording: all its elements, row-major.
+    /// Records a download of all elements of `tensor`, row-major, as they are at this point of the recording.
     ///
     /// # Errors
     /// [`Error::WrongDType`], [`Error::ContextMismatch`] and the errors of [`Pool::acquire`](crate::pool::Pool::acquire).
@@ -243,7 +243,7 @@ impl Recorder {
         Ok(Download::new(readback, tensor.num_elements() as usize))
     }
 
-    /// A buffer for `bytes` on their way to the host, and for the seal behind them.
+    /// A readback buffer for `bytes` bytes and the seal behind them.
     fn readback(&self, label: &'static str, bytes: u64) -> Result<Arc<Readback>> {
         let lease_bytes = readback::sealed_bytes(bytes).ok_or_else(|| Error::SizeOverflow {
             what: label,
@@ -264,8 +264,8 @@ impl Recorder {
         Ok(())
     }
 
-    /// A buffer for kernels: the smallest that fits of those that only this recording still holds, else one of the pool's. (The
-    /// first that fits would let a small tensor that is kept take a large buffer that is wanted again.)
+    /// A buffer for kernels: the smallest fitting one that only this recording still holds, else one from the pool. (Taking
+    /// the first fitting one would let a small, long-lived tensor occupy a large buffer that is needed again.)
     fn lease(&mut self, label: &'static str, bytes: u64) -> Result<Lease> {
         let pool = self.machine.pool().clone();
         match pool.reuse(&mut self.recording.held, label, bytes, STORAGE_USAGE)? {
@@ -274,16 +274,16 @@ impl Recorder {
         }
     }
 
-    /// What is recorded next reads `tensor`, as it is now. Bindings for reading say so by themselves; kernels that add to what
-    /// a binding holds, or change it in place, are preceded by this.
+    /// Notes that the next command reads `tensor` as it is now. Bindings for reading do this by themselves. Call it before a
+    /// kernel that adds to a binding or changes it in place.
     pub(crate) fn reads(&mut self, tensor: &Tensor) {
-        // Of a tensor without elements nothing is read.
+        // A tensor without elements is not read.
         if tensor.num_elements() > 0 {
             self.recording.tracker.read(tensor.contents());
         }
     }
 
-    /// What is recorded next writes `tensor`.
+    /// Notes that the next command writes `tensor`.
     fn writes(&mut self, tensor: &Tensor) {
         let fills = !tensor.is_part();
         self.recording
@@ -291,12 +291,12 @@ impl Recorder {
             .write(tensor.contents(), fills, self.recording.commands.len());
     }
 
-    /// What is recorded next needs what a recording that has written `contents` has done.
+    /// Notes that the next command needs a recording that has written `contents`.
     pub(crate) fn needs(&mut self, contents: &Arc<Contents>) {
         self.recording.tracker.read(contents);
     }
 
-    /// What was recorded last has written `contents`, as a whole if it `fills` them.
+    /// Notes that the last command has written `contents`, as a whole if it `fills` them.
     pub(crate) fn wrote(&mut self, contents: &Arc<Contents>, fills: bool) {
         let last = self.recording.commands.len().saturating_sub(1);
         self.recording.tracker.write(contents, fills, last);
@@ -307,7 +307,7 @@ impl Recorder {
         let to = self.recording.hold(tensor.lease());
         let first = self.recording.commands.len();
         if let Err(error) = self.stage_at(to, tensor.stored(tensor.whole()).offset, bytes) {
-            // The recording may go on without it: none of it, not a part.
+            // The recording may go on without this upload, so record none of it rather than a part.
             self.recording.commands.truncate(first);
             return Err(error);
         }
@@ -323,8 +323,8 @@ impl Recorder {
         self.recording.stage(&self.machine, to, to_offset, bytes)
     }
 
-    /// Records that bytes of `to`, from `to_offset` on, become the bytes `range` of `from`, a tensor in another buffer. All
-    /// ends are multiples of 4.
+    /// Records a copy of the bytes `range` of `from` to `to`, at `to_offset`. The tensors lie in different buffers. All
+    /// offsets and ends are multiples of 4.
     pub(crate) fn copy(&mut self, from: &Tensor, range: ByteRange, to: &Tensor, to_offset: u64) {
         if range.size > 0 {
             self.reads(from);
@@ -346,7 +346,7 @@ impl Recorder {
         }
     }
 
-    /// Records that the bytes `range` of `tensor` (both ends multiples of 4) become zero.
+    /// Records that the bytes `range` of `tensor` (both ends multiples of 4) are set to zero.
     pub(crate) fn clear(&mut self, tensor: &Tensor, range: ByteRange) {
         if range.size > 0 {
             self.writes(tensor);
@@ -369,7 +369,7 @@ impl Recorder {
         self.dispatch_bytes(kernel.into(), bindings, bytemuck::bytes_of(params), grid)
     }
 
-    /// As [`dispatch`](Self::dispatch), with the bytes of the parameters.
+    /// As [`dispatch`](Self::dispatch), with the parameters as bytes.
     pub(crate) fn dispatch_bytes(
         &mut self,
         kernel: Kernel,
@@ -408,13 +408,14 @@ impl Recorder {
         Ok(())
     }
 
-    /// Submits the work. Its leases may be lent again from now on: what uses them then is submitted later.
+    /// Submits the recording. From now on its leases may be lent again, because the commands of the next lease are submitted
+    /// later.
     ///
     /// # Errors
-    /// [`Error::NotWritten`] for a tensor that it reads and nothing submitted before has written, [`PoolError::OutOfMemory`](crate::pool::PoolError::OutOfMemory),
-    /// [`PoolError::BudgetExceeded`](crate::pool::PoolError::BudgetExceeded) for the parameters' own buffers, [`Error::DeviceLost`],
-    /// [`Error::Validation`] when wgpu refuses the commands (also for want of memory). Nothing was submitted then, and the recording
-    /// is gone.
+    /// [`Error::NotWritten`] if it reads a tensor that nothing submitted before has written; [`PoolError::OutOfMemory`](crate::pool::PoolError::OutOfMemory) or
+    /// [`PoolError::BudgetExceeded`](crate::pool::PoolError::BudgetExceeded) for the buffers of parameters; [`Error::DeviceLost`]; [`Error::Validation`] if wgpu refuses
+    /// the commands, which it also does when memory runs out. After an error nothing was submitted, and the recording is
+    /// gone.
     pub fn submit(mut self) -> Result<Submission> {
         let submitted = self.try_submit();
         match &submitted {
@@ -432,27 +433,28 @@ impl Recorder {
             .submit(&self.machine, &mut self.recording)
     }
 
-    /// Submits the work little by little, each slice in so little time that others may use the queue, too; see
-    /// [`SlicedSubmission`]. Nothing is submitted yet.
+    /// Turns the recording into a [`SlicedSubmission`], which submits it in short slices so that others can use the queue in
+    /// between. This call submits nothing yet.
     pub fn submit_in_slices(self, options: SliceOptions) -> SlicedSubmission {
         SlicedSubmission::new(self.machine, self.recording, options)
     }
 
-    /// Appends the work to an encoder of the caller's, who submits it to the context's queue and polls the device
-    /// ([`Context::poll`](crate::Context::poll) once a frame will do). Leases return when that submission is done or the encoder is dropped.
+    /// Appends the recording to the caller's encoder. The caller submits it to the context's queue and polls the device, for
+    /// example with [`Context::poll`](crate::Context::poll) once a frame. Leases return when that submission is done or the
+    /// encoder is dropped.
     ///
-    /// Work of this library that is submitted before that encoder must not touch the same tensors: the order of submission
-    /// is the order of execution, and only the caller knows when the encoder is submitted. Recordings may read what it writes
-    /// as soon as this returned. Once the encoder was dropped, or wgpu refused to run it, they may not any more, and its
-    /// downloads are [`Error::DownloadAbandoned`].
+    /// Recordings that are submitted before that encoder must not touch the same tensors: the order of submission is the
+    /// order of execution, and only the caller knows when the encoder is submitted. As soon as this call has returned, later
+    /// recordings may read what it writes. If the encoder is dropped, or wgpu refuses to run it, they may not any more, and
+    /// its downloads are [`Error::DownloadAbandoned`].
     ///
     /// # Errors
-    /// As [`submit`](Self::submit), except that what wgpu refuses of the commands shows when the caller finishes the encoder, in
-    /// the caller's own error scope. After an error the encoder holds a part of the recording and is to be dropped.
+    /// As [`submit`](Self::submit), but if wgpu refuses a command, that shows when the caller finishes the encoder, in the
+    /// caller's own error scope. After an error the encoder holds a part of the recording, so drop it.
     ///
-    /// `encoder` has to be one of the context's device. wgpu does not let that be checked: one of another device is refused when
-    /// the caller finishes it, and one of another `wgpu::Instance` panics here, which is [`Error::Validation`], or means other
-    /// buffers that happen to have the same numbers.
+    /// `encoder` must belong to the context's device, which wgpu cannot check here. wgpu refuses an encoder of another
+    /// device when the caller finishes it. With one of another `wgpu::Instance`, wgpu either panics, which is
+    /// [`Error::Validation`], or uses other buffers that happen to have the same numbers.
     pub fn encode(mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
         let encoded = self.try_encode(encoder);
         if encoded.is_err() {
@@ -464,7 +466,7 @@ impl Recorder {
     fn try_encode(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
         self.machine.watch().check()?;
         self.recording.tracker.check()?;
-        // What tells whether the encoder ran: any download of this recording, else one of nothing.
+        // Some download tells whether the encoder ran: one of this recording, else an empty one.
         if self.recording.readbacks.is_empty() {
             let receipt = self.readback("receipt", 0)?;
             self.seal(&receipt)?;
@@ -484,5 +486,5 @@ impl std::fmt::Debug for Recorder {
     }
 }
 
-/// Bits of a quiet NaN: what poisoned buffers hold.
+/// Bits of a quiet NaN, with which poison fills buffers.
 const POISON: u32 = 0x7fc0_dead;

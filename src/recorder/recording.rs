@@ -15,7 +15,7 @@ use crate::readback::Readback;
 /// Index of a lease in the recording's list.
 pub(super) type LeaseIndex = usize;
 
-/// What the device is to do.
+/// One command for the device.
 #[derive(Clone)]
 pub(super) enum Command {
     Upload {
@@ -44,26 +44,27 @@ pub(super) enum Command {
     },
 }
 
-/// Host memory that the device copies from.
+/// A staging buffer: host memory that the device copies from.
 pub(super) struct StagingChunk {
     pub lease: Lease,
     pub used_bytes: u64,
 }
 
-/// Commands in order, with all that they use. Dropped before it is run, it tells those who wait for its downloads.
+/// Commands in order, with everything they use. If it is dropped before it runs, its downloads fail.
 pub(crate) struct Recording {
     pub(super) label: &'static str,
     pub(super) commands: Vec<Command>,
     pub(super) held: Vec<Lease>,
-    /// By number of the buffer, which nobody else is lent while the recording holds it.
+    /// Index of each lease in `held`, by the buffer's serial number. A serial identifies the lease while the recording holds
+    /// it.
     held_index: HashMap<u64, LeaseIndex>,
     pub(super) staging: Vec<StagingChunk>,
-    /// With the number of commands before each is complete.
+    /// Each with the number of commands after which it is complete.
     pub(super) readbacks: Vec<(Arc<Readback>, usize)>,
-    /// Parameters of all dispatches, each at an offset that a dynamic uniform binding may have.
+    /// Parameters of all dispatches, each at an offset that is aligned for a dynamic uniform binding.
     pub(super) params: Vec<u8>,
     pub(super) tracker: Tracker,
-    /// Why its downloads never arrive, whatever becomes of it.
+    /// If set, why its downloads never arrive.
     never: Option<&'static str>,
 }
 
@@ -105,7 +106,7 @@ impl Recording {
         work
     }
 
-    /// Keeps `lease` until the recording is run.
+    /// Keeps `lease` until the recording has run, and returns its index.
     pub(super) fn hold(&mut self, lease: &Lease) -> LeaseIndex {
         *self
             .held_index
@@ -145,7 +146,7 @@ impl Recording {
             let chunk_index = self.staging.len() - 1;
             let chunk = &mut self.staging[chunk_index];
             let piece = &bytes[offset..offset + left.min(room as usize)];
-            // Copies move whole words. They fit, because chunks and their used parts are multiples of 8.
+            // Copies move whole words. They fit, because the sizes of chunks and of their used parts are multiples of 8.
             let padded = (piece.len() as u64).next_multiple_of(4);
             let range = chunk.used_bytes..chunk.used_bytes + padded;
             machine.runner.write(machine, &chunk.lease, range, piece)?;
@@ -156,14 +157,14 @@ impl Recording {
                 offset: to_offset + offset as u64,
                 bytes: padded,
             });
-            // The next piece begins where a mapped range may.
+            // The next piece begins at a multiple of 8, as mapped ranges must.
             chunk.used_bytes += padded.next_multiple_of(wgpu::MAP_ALIGNMENT);
             offset += piece.len();
         }
         Ok(())
     }
 
-    /// Puts the copy of the parameters before everything else and tells which lease they go to.
+    /// Puts the upload of the parameters before all other commands, and returns the index of the lease that holds them.
     pub(super) fn stage_params(&mut self, machine: &Machine) -> Result<Option<LeaseIndex>> {
         if self.params.is_empty() {
             return Ok(None);
@@ -180,7 +181,7 @@ impl Recording {
     }
 }
 
-/// The parameters of one dispatch among those of all.
+/// The parameters of one dispatch.
 pub(super) fn params_of(params: &[u8], offset: u32, kernel: Kernel) -> &[u8] {
     let begin = offset as usize;
     let end = begin + kernel.params_bytes() as usize;

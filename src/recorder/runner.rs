@@ -1,4 +1,5 @@
-//! Who runs recordings: a device, at once or in slices or by way of an application's encoder; or nobody, for plans.
+//! Runners of recordings: a device, which runs them at once, in slices, or through an application's encoder; and the dry
+//! run, which runs nothing, for plans.
 
 use std::fmt;
 use std::ops::Range;
@@ -15,10 +16,10 @@ use crate::pool::Lease;
 
 /// Runs recordings.
 pub(crate) trait Runner: fmt::Debug + Send + Sync {
-    /// Makes a kernel ready before it is recorded, so that a shader that is refused leaves the recording as it was.
+    /// Compiles a kernel before it is recorded, so that a refused shader leaves the recording as it was.
     fn prepare(&self, machine: &Machine, kernel: Kernel) -> Result<()>;
 
-    /// Writes to staging memory, which is mapped.
+    /// Writes to mapped staging memory.
     fn write(
         &self,
         machine: &Machine,
@@ -27,10 +28,11 @@ pub(crate) trait Runner: fmt::Debug + Send + Sync {
         bytes: &[u8],
     ) -> Result<()>;
 
-    /// Submits a recording as a whole. The caller tells its tracker.
+    /// Submits a whole recording. The caller updates the recording's tracker.
     fn submit(&self, machine: &Machine, recording: &mut Recording) -> Result<Submission>;
 
-    /// Appends a recording to an application's encoder, and tells its tracker: what becomes of the encoder is known later.
+    /// Appends a recording to an application's encoder, and updates its tracker, because the encoder's fate is known only
+    /// later.
     fn encode(
         &self,
         machine: &Machine,
@@ -41,11 +43,11 @@ pub(crate) trait Runner: fmt::Debug + Send + Sync {
     /// Submits the next slice.
     fn submit_slice(&self, sliced: &mut SlicedSubmission) -> Result<()>;
 
-    /// Why downloads never arrive; none where they do.
+    /// Why downloads never arrive, or `None` if they do.
     fn never(&self) -> Option<&'static str>;
 }
 
-/// The machine's device.
+/// Runs recordings on the machine's device.
 #[derive(Debug)]
 pub(crate) struct OnDevice;
 
@@ -103,9 +105,9 @@ impl Runner for OnDevice {
 }
 
 /// Why the downloads of a dry run never arrive.
-const NEVER: &str = "it was recorded on a dry_run, which runs nothing: record it on a device";
+const NEVER: &str = "it was recorded as a dry run, which runs nothing: record it on a device";
 
-/// Nobody: recordings take their leases and are counted, no more.
+/// Runs nothing. Recordings take their leases and are counted.
 #[derive(Debug)]
 pub(crate) struct DryRun;
 

@@ -1,31 +1,33 @@
-//! A recording submitted little by little.
+//! Slices: a recording that is submitted in short parts.
 //!
-//! An application that draws on the same queue waits for whatever was submitted before its frame, and a model on a software
-//! adapter computes for seconds. So a [`SlicedSubmission`] submits the commands of a recording in slices that take about a given
-//! time, one at a time: the application's own submissions go between them.
+//! An application that draws on the same queue waits for everything that was submitted before its frame, and a model on a
+//! software adapter computes for seconds. So a [`SlicedSubmission`] submits a recording in slices of about a given time, one
+//! after the other. The application's own submissions go in between.
 //!
-//! **What is cut.** Any command: copies and clears at bytes, dispatches at workgroups. Kernels number their workgroups from
-//! `params.first_workgroup` on, and WebGPU lets workgroups of a dispatch neither wait for each other nor see each other's
-//! results, so a dispatch in parts computes the same bits. A slice is one submission with a parameter buffer of its own,
+//! **What is cut.** Any command: copies and clears at bytes, dispatches between workgroups. Kernels number their workgroups
+//! from `params.first_workgroup` on. In WebGPU, workgroups of a dispatch can neither wait for each other nor see each
+//! other's results, so a dispatch in parts computes the same bits. A slice is one submission with its own parameter buffer,
 //! leased and returned like that of any recording.
 //!
-//! **How much is in a slice.** As much as is expected to take the target time. What is expected is learned: seconds for a unit of
-//! work of each kernel, from submission (or the end of the application's work before it) until the device is done. An unknown
-//! kernel begins with little; slices at most double from one to the next, and shrink at once when one took longer. The
-//! [`Context`](crate::Context) keeps what is learned, so that the next recording begins with it. No timestamp queries: they are an optional
-//! feature, and software adapters, which need slices most, tell the same by their queue.
+//! **How much goes into a slice.** As much as is expected to take the target time. The expectation is learned: seconds per
+//! unit of work of each kernel, from submission (or the end of the application's work before it) until the device is done.
+//! An unknown kernel begins with a short slice. From one slice to the next the size at most doubles, and it shrinks at once
+//! if a slice took too long. The [`Context`](crate::Context) keeps the cost model, so that the next recording begins with
+//! it. Timestamp queries are not used: they are an optional feature, and on software adapters, which need slices most, the
+//! time from submission to completion says the same.
 //!
-//! **Who keeps what alive.** As with any recording, a lease goes back once the last command that uses it is submitted, here slice
-//! by slice. Dropping the `SlicedSubmission` cancels the rest: nothing more is submitted, its downloads fail with
-//! [`Error::DownloadAbandoned`], its leases go back, and staging chunks that were in use are mapped again first. Tensors that
-//! the recording writes then hold whatever the slices before left in them: recordings that read those which are neither complete
-//! nor untouched are refused with [`Error::NotWritten`], until they are written anew.
+//! **Who keeps what alive.** As with any recording, a lease goes back once the last command that uses it is submitted; here
+//! that happens slice by slice. Dropping the `SlicedSubmission` cancels the rest. Nothing more is submitted, its downloads
+//! fail with [`Error::DownloadAbandoned`], and its leases go back; staging chunks in use are mapped again first. A tensor
+//! that was only partly written is torn: recordings that read it are refused with [`Error::NotWritten`] until it is written
+//! anew.
 //!
-//! What is not cut: a shader that is compiled at its first dispatch (warm up before), and the clearing of a new buffer at its
-//! first use, which wgpu does by itself: a run before leaves buffers in the pool that are used already.
+//! **What cannot be cut.** The compilation of a shader at its first dispatch; warm up before. And the clearing of a new
+//! buffer at its first use, which wgpu does by itself; after one run, the pool holds used buffers.
 //!
-//! Rejected: cutting only between dispatches (one matrix product is 300 ms on a software adapter); a buffer of parameters for
-//! all parts, written at first (how a dispatch is cut is not known then); two slices in flight (a frame waits for both).
+//! **Rejected.** Cutting only between dispatches: one matrix product takes 300 ms on a software adapter. One parameter
+//! buffer for all slices, written at the start: how dispatches are cut is not known yet. Two slices in flight: a frame would
+//! wait for both.
 
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -49,18 +51,18 @@ use crate::watch::{Outcome, Polling};
 /// Copies and clears are cut at multiples of this many bytes.
 const BLOCK_BYTES: u64 = 64 << 10;
 
-/// Why a download of a cancelled rest never arrives.
+/// Why a download in a cancelled rest never arrives.
 const CANCELLED: &str = "its sliced submission was cancelled or failed before it: record it again";
 
-/// How often the device is polled while a slice is under way: what its time is measured with.
+/// How often the device is polled while a slice is under way. It is the resolution of a slice's time.
 const POLL_PERIOD: Duration = Duration::from_micros(250);
 
 /// How a recording is sliced.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct SliceOptions {
-    /// Time that a slice should take on the device. Zero makes slices of one workgroup each. Below 2 ms, submitting takes a
-    /// large part of it.
+    /// Device time that a slice should take. Zero makes slices of one workgroup each. Below 2 ms, submitting takes a large
+    /// part of the time.
     pub target: Duration,
 }
 
@@ -74,14 +76,14 @@ impl Default for SliceOptions {
 }
 
 impl SliceOptions {
-    /// With another target time.
-    pub fn target(self, target: Duration) -> Self {
+    /// Sets the target time.
+    pub fn with_target(self, target: Duration) -> Self {
         Self { target }
     }
 }
 
-/// How far a sliced submission is, in expected nanoseconds of the device, as they were expected when it began. The total does
-/// not change under way.
+/// How far a sliced submission is, in nanoseconds of device time as expected when it began. The total does not change
+/// meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// Work of the slices that are done.
@@ -102,15 +104,15 @@ impl Progress {
     }
 }
 
-/// What became of the slice under way.
+/// State of the slice under way.
 #[derive(Debug, Default)]
 struct FlightState {
-    /// When the device was done with what came before.
+    /// When the device was done with earlier work.
     begun: Option<Instant>,
-    /// Whether its memory came back, and when.
+    /// When its staging memory came back, and whether it could be mapped.
     ended: Option<(bool, Instant)>,
     waker: Option<Waker>,
-    /// Until it has ended.
+    /// Keeps the device polled until the slice has ended.
     polling: Option<Polling>,
 }
 
@@ -120,7 +122,7 @@ struct Flight {
     state: Arc<Mutex<FlightState>>,
     submitted: Instant,
     parts: Vec<(Activity, f64)>,
-    /// Expected nanoseconds, as progress counts them.
+    /// Expected nanoseconds, as counted by progress.
     nanoseconds: f64,
 }
 
@@ -133,27 +135,28 @@ impl Flight {
     fn seconds(&self) -> Option<f64> {
         let state = lock(&self.state);
         let (submitted, ended) = (self.submitted, state.ended?.1);
-        // When the end of the work before and that of the slice were seen at once, nobody polled between.
+        // If the ends of the earlier work and of the slice were seen together, nobody polled in between, and the first says
+        // nothing.
         let begun = state.begun.filter(|begun| ended - *begun >= POLL_PERIOD);
         Some((ended - begun.map_or(submitted, |begun| begun.max(submitted))).as_secs_f64())
     }
 }
 
-/// Where a slice begins: a command and the units of it that were submitted.
+/// Where the next slice begins: a command, and how many of its units were submitted.
 #[derive(Clone, Copy, Debug, Default)]
 struct Position {
     command: usize,
     unit: u64,
 }
 
-/// A staging chunk until its last upload is submitted.
+/// A staging chunk, kept until its last upload is submitted.
 struct Chunk {
     staged: StagingChunk,
     unmapped: bool,
     last_command: usize,
 }
 
-/// What one slice has.
+/// The contents of one slice.
 #[derive(Default)]
 struct Slice {
     commands: Vec<Command>,
@@ -181,8 +184,8 @@ struct Slice {
 ///
 /// From a loop of frames, call [`advance`](Self::advance) once a frame; it never blocks. To cancel, drop it.
 ///
-/// Other work may be submitted between slices. What is half done it cannot read ([`Error::NotWritten`]), and it must not write
-/// what the recording uses.
+/// Other work may be submitted between slices. It cannot read tensors that are half written ([`Error::NotWritten`]), and it
+/// must not write tensors that the recording uses.
 #[must_use = "nothing is submitted before it is advanced, and dropping it cancels the rest"]
 pub struct SlicedSubmission {
     machine: Arc<Machine>,
@@ -190,13 +193,13 @@ pub struct SlicedSubmission {
     options: SliceOptions,
     commands: Vec<Command>,
     params: Vec<u8>,
-    /// With the last command that uses each.
+    /// Each lease with the last command that uses it.
     held: Vec<Option<(Lease, usize)>>,
     staging: Vec<Option<Chunk>>,
     readbacks: Vec<(Arc<Readback>, usize)>,
     tracker: Tracker,
     position: Position,
-    /// Expected nanoseconds of a unit of each command, when this began.
+    /// Expected nanoseconds per unit of each command, as of the beginning.
     unit_nanoseconds: Vec<f64>,
     done_nanoseconds: f64,
     total_nanoseconds: f64,
@@ -293,7 +296,7 @@ impl SlicedSubmission {
         }
     }
 
-    /// How far it is, as of the slices that were seen to be done.
+    /// How far the submission is, by the slices that are known to be done.
     pub fn progress(&self) -> Progress {
         let total = (self.total_nanoseconds as u64).max(1);
         let done = match self.is_done() {
@@ -303,7 +306,7 @@ impl SlicedSubmission {
         Progress { done, total }
     }
 
-    /// Whether all slices were seen to be done.
+    /// Whether all slices are known to be done.
     pub fn is_done(&self) -> bool {
         self.failed.is_none() && self.all_submitted() && self.flight.is_none()
     }
@@ -317,28 +320,28 @@ impl SlicedSubmission {
         self.num_slices
     }
 
-    /// Time that a slice should take.
+    /// The target time of a slice.
     pub fn target(&self) -> Duration {
         self.options.target
     }
 
-    /// Changes that time, from the next slice on.
+    /// Changes the target time, from the next slice on.
     pub fn set_target(&mut self, target: Duration) {
         self.options.target = target;
     }
 
-    /// Ends the work between slices, like dropping it: what was not submitted never happens.
+    /// Cancels the rest, like dropping it: slices that were not submitted never run.
     pub fn cancel(self) {
         drop(self);
     }
 
-    /// Submits the next slice if the one before is done. Never blocks; what loops of frames call once a frame.
+    /// Submits the next slice if the last one is done. Never blocks. Call it once a frame.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`], and as [`Recorder::submit`](super::Recorder::submit). The rest is cancelled then, and the error is that of every later
-    /// call.
+    /// [`Error::DeviceLost`], and as [`Recorder::submit`](super::Recorder::submit). An error cancels the rest, and every
+    /// later call returns it again.
     pub fn advance(&mut self) -> Result<Progress> {
-        // A loss is what has become of the slice under way.
+        // A loss shows below, in the state of the slice under way.
         let _ = self.machine.watch().poll();
         if self.settle(None)?.is_ready() && !self.all_submitted() {
             self.submit_slice()?;
@@ -346,8 +349,8 @@ impl SlicedSubmission {
         Ok(self.progress())
     }
 
-    /// Submits the next slice and resolves when it is done, which it is not at the first poll. Dropping the future cancels nothing and loses nothing: the slice
-    /// under way is waited for by the next call.
+    /// Submits the next slice and resolves when it is done, never at the first poll. Dropping the future cancels nothing:
+    /// the next call waits for the slice under way.
     ///
     /// # Errors
     /// As [`advance`](Self::advance).
@@ -355,15 +358,16 @@ impl SlicedSubmission {
         self.settled().await?;
         if !self.all_submitted() {
             self.submit_slice()?;
-            // Once for each slice, also where the device is faster than the question: others on this executor have their turn.
+            // Gives way once per slice, even if the device is done already, so that other tasks on this executor get their
+            // turn.
             give_way().await;
             self.settled().await?;
         }
         Ok(self.progress())
     }
 
-    /// Submits all slices, one after the other, and tells `progress` after each. May be dropped like [`step`](Self::step), and
-    /// called again to go on.
+    /// Submits all slices, one after the other, and calls `progress` after each. Its future may be dropped like that of
+    /// [`step`](Self::step); call it again to go on.
     ///
     /// # Errors
     /// As [`advance`](Self::advance).
@@ -385,7 +389,7 @@ impl SlicedSubmission {
         .await
     }
 
-    /// Takes note of the slice under way if it is done; otherwise `waker` is woken when it is.
+    /// Settles the slice under way if it is done. Otherwise `waker` is woken when it is.
     fn settle(&mut self, waker: Option<&Waker>) -> Result<Poll<()>> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
@@ -448,12 +452,12 @@ impl SlicedSubmission {
         Ok(())
     }
 
-    /// The command that is not submitted as a whole yet, and whether a part of it is.
+    /// The first command that is not fully submitted, and whether a part of it is.
     fn reached(&self) -> (usize, bool) {
         (self.position.command, self.position.unit > 0)
     }
 
-    /// As if all of it had been submitted; downloads hear why they never arrive.
+    /// Skips everything as if it had been submitted. Downloads fail with `never`.
     pub(super) fn skip_all(&mut self, never: &'static str) {
         self.position.command = self.commands.len();
         for (readback, _) in self.readbacks.drain(..) {
@@ -461,13 +465,14 @@ impl SlicedSubmission {
         }
     }
 
-    /// Submits what is expected to take the target time.
+    /// Submits the next slice: work that is expected to take the target time.
     pub(super) fn submit_next(&mut self) -> Result<()> {
         let mut slice = self.next_slice();
-        // Also slices without kernels have a chunk that is mapped again: it tells what became of the slice.
+        // Even a slice without kernels has a staging chunk that is mapped again, because the mapping tells when the slice is
+        // done.
         slice.params.resize(slice.params.len().max(4), 0);
         let machine = self.machine.clone();
-        // The copy of the slice's parameters, before all else.
+        // The upload of the slice's parameters comes first.
         let mut own = Recording::new(&machine, self.label);
         own.params = std::mem::take(&mut slice.params);
         let params = own.stage_params(&machine)?;
@@ -554,7 +559,7 @@ impl SlicedSubmission {
         Ok(())
     }
 
-    /// Takes what is expected to take the target time, at least one unit.
+    /// Takes commands that are expected to take the target time, at least one unit.
     fn next_slice(&mut self) -> Slice {
         let alignment = self.machine.caps().uniform_offset_alignment as usize;
         let most_workgroups = u64::from(self.machine.caps().max_workgroups_per_dimension);
@@ -598,7 +603,7 @@ impl SlicedSubmission {
         slice
     }
 
-    /// A dispatch with its parameters among those of the slice, its workgroups numbered from `first` on.
+    /// A dispatch with its parameters in those of the slice, and its workgroups numbered from `first` on.
     fn with_params(
         &self,
         mut command: Command,
@@ -626,14 +631,14 @@ impl SlicedSubmission {
         command
     }
 
-    /// Gives back what the rest would have used.
+    /// Gives back everything that the rest would have used.
     fn release(&mut self) {
         self.held.clear();
         for chunk in self.staging.drain(..).flatten() {
             if chunk.unmapped {
                 let buffer = chunk.staged.lease.buffer().clone();
                 if let Ok(pending) = chunk.staged.lease.suspend() {
-                    // A lost device has destroyed it, and hands nothing back.
+                    // A lost device has destroyed the buffer and hands nothing back.
                     let watch = self.machine.watch();
                     let ticket = watch.expect(move |outcome| {
                         if outcome == Outcome::Done {
@@ -651,7 +656,7 @@ impl SlicedSubmission {
         for (readback, _) in self.readbacks.drain(..) {
             readback.abandon(CANCELLED);
         }
-        // Once: what was written anew since a failure is whole.
+        // Only once, because tensors that were written anew after a failure are whole.
         if self.failed.is_none() && !self.all_submitted() {
             self.tracker.cancelled(self.reached());
         }
@@ -676,7 +681,7 @@ impl std::fmt::Debug for SlicedSubmission {
     }
 }
 
-/// Pending once, to be polled again at once.
+/// A future that is pending once and asks to be polled again at once.
 async fn give_way() {
     let mut given = false;
     poll_fn(|context| {
@@ -689,7 +694,7 @@ async fn give_way() {
     .await;
 }
 
-/// Downloads of one slice, which fail if it is not submitted.
+/// Downloads of one slice. They fail if the slice is not submitted.
 struct Arriving(Vec<(Arc<Readback>, usize)>);
 
 impl Drop for Arriving {
@@ -700,7 +705,7 @@ impl Drop for Arriving {
     }
 }
 
-/// The slice is done, or its device is lost.
+/// Called when the slice is done or its device is lost.
 fn end(state: &Mutex<FlightState>, mapped: bool) {
     let (waker, polling) = {
         let mut state = lock(state);
@@ -713,13 +718,13 @@ fn end(state: &Mutex<FlightState>, mapped: bool) {
     }
 }
 
-/// Units that are expected to take `left` seconds.
+/// Number of units that are expected to take `left` seconds.
 fn fitting(cost_model: &CostModel, activity: Activity, work: f64, left: f64) -> u64 {
     // Saturates.
     (cost_model.allowed(activity, left) / cost_model.seconds(activity, work)) as u64
 }
 
-/// Units that a command can be cut into.
+/// Number of units that a command can be cut into.
 fn units(command: &Command) -> u64 {
     match command {
         Command::Upload { bytes, .. } | Command::Copy { bytes, .. } => bytes.div_ceil(BLOCK_BYTES),
@@ -728,7 +733,7 @@ fn units(command: &Command) -> u64 {
     }
 }
 
-/// `count` units of a command from number `begin` on.
+/// The part of a command from unit `begin` on, `count` units.
 fn part(command: &Command, begin: u64, count: u64) -> Command {
     let mut part = command.clone();
     let skip = begin * BLOCK_BYTES;

@@ -1,4 +1,4 @@
-//! Work that was submitted.
+//! A submission: work that was submitted as a whole.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,7 +31,7 @@ impl Submission {
     /// Blocks until the work is done (not in browsers).
     ///
     /// # Errors
-    /// [`Error::DeviceLost`](crate::Error::DeviceLost) when the device is known to be lost, also if the work was done before.
+    /// [`Error::DeviceLost`](crate::Error::DeviceLost) if the device is known to be lost, even if the work was done before.
     pub fn wait(&self) -> Result<()> {
         self.watch
             .wait_until(|_| self.is_done.load(Ordering::Acquire))?;

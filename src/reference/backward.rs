@@ -47,7 +47,7 @@ pub fn backward<T: Element>(
         dk: vec![0.0; k.len()],
         dv: vec![0.0; v.len()],
     };
-    let mut sparse = (u32::MAX, Vec::new());
+    let mut sparse = (usize::MAX, Vec::new());
     for (item, token) in all_rows(shape) {
         if token >= shape.valid_len(item) {
             continue;
@@ -55,12 +55,12 @@ pub fn backward<T: Element>(
         if sparse.0 != item {
             sparse = (item, problem.sparse(0..config.branches().len(), item));
         }
-        for head in 0..config.num_heads() as usize {
+        for head in 0..config.num_heads() {
             add_row(
                 &problem,
                 &sparse.1,
                 dout,
-                (item, u64::from(token), head),
+                (item, token as u64, head),
                 &mut gradients,
             );
         }
@@ -82,11 +82,11 @@ fn add_row<T: Element>(
     problem: &Problem<'_, T>,
     branches: &[SparseBranch],
     dout: &[T],
-    (item, token, head): (u32, u64, usize),
+    (item, token, head): (usize, u64, usize),
     gradients: &mut ReferenceGradients,
 ) {
     let config = problem.config;
-    let divisor = match config.get_heads() {
+    let divisor = match config.heads() {
         Heads::EveryBranch => 1.0,
         Heads::Partitioned => config.branches().len() as f64,
     };
@@ -138,12 +138,12 @@ fn add_row<T: Element>(
         }
     };
     let means: Vec<f64> = (0..branches.len())
-        .map(|branch| match config.get_gradient() {
+        .map(|branch| match config.gradient() {
             MixGradient::Exact => mean(None),
             MixGradient::DetachedMix => mean(Some(branch)),
         })
         .collect();
-    let scale = f64::from(config.get_softmax_scale());
+    let scale = f64::from(config.softmax_scale());
     for (pair, share) in pairs.iter().zip(&shares) {
         let Key::Token(key) = pair.key else { continue };
         let key = problem.key_range(item, key, head);

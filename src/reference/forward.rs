@@ -49,7 +49,7 @@ pub fn forward_rows<T: Element>(
     q: &[T],
     k: &[T],
     v: &[T],
-    rows: &[(u32, u32)],
+    rows: &[(usize, usize)],
 ) -> Result<ReferenceOutput> {
     Problem::new(config, shape, q, k, v)?.rows(rows, Part::Mixed)
 }
@@ -81,16 +81,16 @@ pub fn forward_branch_rows<T: Element>(
     k: &[T],
     v: &[T],
     branch: usize,
-    rows: &[(u32, u32)],
+    rows: &[(usize, usize)],
 ) -> Result<ReferenceOutput> {
     Problem::new(config, shape, q, k, v)?.rows(rows, Part::Branch(branch))
 }
 
 /// Whether a tensor of `given` elements has these dimensions.
-pub(super) fn check_len(label: &'static str, given: usize, dims: [u32; 3]) -> Result<()> {
+pub(super) fn check_len(label: &'static str, given: usize, dims: [usize; 3]) -> Result<()> {
     let expected = dims
         .iter()
-        .try_fold(1u64, |product, dim| product.checked_mul(u64::from(*dim)))
+        .try_fold(1u64, |product, dim| product.checked_mul(*dim as u64))
         .ok_or_else(|| Error::SizeOverflow {
             what: label,
             given: format!("{dims:?}"),
@@ -111,7 +111,7 @@ pub(super) fn dot<A: Element, B: Element>(a: &[A], b: &[B]) -> f64 {
 }
 
 /// Every row of a shape, item by item.
-pub(super) fn all_rows(shape: &AttentionShape) -> Vec<(u32, u32)> {
+pub(super) fn all_rows(shape: &AttentionShape) -> Vec<(usize, usize)> {
     (0..shape.batch())
         .flat_map(|item| (0..shape.seq_len()).map(move |token| (item, token)))
         .collect()
@@ -162,15 +162,16 @@ impl<'a, T: Element> Problem<'a, T> {
     }
 
     /// The branches of one item.
-    pub(super) fn sparse(&self, branches: Range<usize>, item: u32) -> Vec<SparseBranch> {
-        let lens = [self.shape.valid_len(item), self.shape.valid_key_len(item)].map(u64::from);
+    pub(super) fn sparse(&self, branches: Range<usize>, item: usize) -> Vec<SparseBranch> {
+        let lens =
+            [self.shape.valid_len(item), self.shape.valid_key_len(item)].map(|len| len as u64);
         branches
             .map(|branch| SparseBranch::new(self.config, branch, (lens[0], lens[1])))
             .collect()
     }
 
     /// Computes `rows`, cut into one run of rows for each thread.
-    fn rows(&self, rows: &[(u32, u32)], part: Part) -> Result<ReferenceOutput> {
+    fn rows(&self, rows: &[(usize, usize)], part: Part) -> Result<ReferenceOutput> {
         let branches = match part {
             Part::Mixed => 0..self.config.branches().len(),
             Part::Branch(branch) if branch < self.config.branches().len() => branch..branch + 1,
@@ -193,11 +194,8 @@ impl<'a, T: Element> Problem<'a, T> {
                 need: format!("inside a shape of {batch} items of {seq_len} tokens"),
             });
         }
-        let (heads, width) = (
-            self.config.num_heads() as usize,
-            self.config.embed_dim() as usize,
-        );
-        let divisor = match (part, self.config.get_heads()) {
+        let (heads, width) = (self.config.num_heads(), self.config.embed_dim());
+        let divisor = match (part, self.config.heads()) {
             (Part::Mixed, Heads::Partitioned) => self.config.branches().len() as f64,
             _ => 1.0,
         };
@@ -230,16 +228,13 @@ impl<'a, T: Element> Problem<'a, T> {
     /// Computes `rows` into `out` and `lse`, which hold uncovered rows before.
     fn run_of_rows(
         &self,
-        rows: &[(u32, u32)],
+        rows: &[(usize, usize)],
         branches: Range<usize>,
         divisor: f64,
         out: &mut [f64],
         lse: &mut [f64],
     ) {
-        let (heads, head_dim) = (
-            self.config.num_heads() as usize,
-            self.config.head_dim() as usize,
-        );
+        let (heads, head_dim) = (self.config.num_heads(), self.config.head_dim());
         let mut sparse: Vec<SparseBranch> = Vec::new();
         let mut sparse_item = None;
         for (&(item, token), (out, lse)) in rows
@@ -247,8 +242,8 @@ impl<'a, T: Element> Problem<'a, T> {
             .zip(out.chunks_mut(heads * head_dim).zip(lse.chunks_mut(heads)))
         {
             // An item with fewer valid tokens is a sequence of that length, and nothing lies behind it.
-            let valid_len = u64::from(self.shape.valid_len(item));
-            let token = u64::from(token);
+            let valid_len = self.shape.valid_len(item) as u64;
+            let token = token as u64;
             if token >= valid_len {
                 continue;
             }
@@ -278,7 +273,7 @@ impl<'a, T: Element> Problem<'a, T> {
         &self,
         branch: &SparseBranch,
         row: &SparseRow,
-        item: u32,
+        item: usize,
         head: usize,
     ) -> Option<Attended> {
         let scores = self.scores(branch, row, item, head);
@@ -286,7 +281,7 @@ impl<'a, T: Element> Problem<'a, T> {
             return None;
         }
         let softmax = Softmax::new(scores.iter().map(|(score, _)| *score));
-        let mut out = vec![0.0; self.config.head_dim() as usize];
+        let mut out = vec![0.0; self.config.head_dim()];
         for (score, key) in scores {
             if let Key::Token(token) = key {
                 let weight = softmax.weight(score);
@@ -304,10 +299,10 @@ impl<'a, T: Element> Problem<'a, T> {
         &self,
         branch: &SparseBranch,
         row: &SparseRow,
-        item: u32,
+        item: usize,
         head: usize,
     ) -> Vec<(f64, Key)> {
-        let scale = f64::from(self.config.get_softmax_scale());
+        let scale = f64::from(self.config.softmax_scale());
         let query = branch.query_token(row);
         let score = |key: Key| {
             let score = match (&key, query) {
@@ -325,19 +320,19 @@ impl<'a, T: Element> Problem<'a, T> {
     }
 
     /// Where the vector of one token and head is in queries and outputs.
-    pub(super) fn query_range(&self, item: u32, token: u64, head: usize) -> Range<usize> {
+    pub(super) fn query_range(&self, item: usize, token: u64, head: usize) -> Range<usize> {
         self.range(self.shape.seq_len(), item, token, head)
     }
 
     /// Where it is in keys and values.
-    pub(super) fn key_range(&self, item: u32, token: u64, head: usize) -> Range<usize> {
+    pub(super) fn key_range(&self, item: usize, token: u64, head: usize) -> Range<usize> {
         self.range(self.shape.key_len(), item, token, head)
     }
 
-    fn range(&self, len: u32, item: u32, token: u64, head: usize) -> Range<usize> {
-        let head_dim = self.config.head_dim() as usize;
-        let row = item as usize * len as usize + token as usize;
-        let begin = (row * self.config.num_heads() as usize + head) * head_dim;
+    fn range(&self, len: usize, item: usize, token: u64, head: usize) -> Range<usize> {
+        let head_dim = self.config.head_dim();
+        let row = item * len + token as usize;
+        let begin = (row * self.config.num_heads() + head) * head_dim;
         begin..begin + head_dim
     }
 }

@@ -137,7 +137,7 @@ impl MultiheadAttention<'_> {
         x: &[f64],
         memory: &[f64],
     ) -> Result<Vec<f64>> {
-        let width = self.attention.embed_dim() as usize;
+        let width = self.attention.embed_dim();
         let stored = |x| rounded_wide(self.activations, x);
         let project =
             |layer: &str, x: &[f64]| stored(linear(values, &format!("{name}.{layer}"), x, width));
@@ -166,17 +166,14 @@ impl MultiheadAttention<'_> {
     }
 
     /// xPos of all heads, items of `len` tokens. Exponents are relative to the middle of an item.
-    fn turn(&self, x: &[f64], len: u32, sign: f64) -> Vec<f64> {
+    fn turn(&self, x: &[f64], len: usize, sign: f64) -> Vec<f64> {
         let Some(base) = self.xpos_scale_base else {
             return x.to_vec();
         };
-        let (heads, head_dim) = (
-            self.attention.num_heads() as usize,
-            self.attention.head_dim() as usize,
-        );
+        let (heads, head_dim) = (self.attention.num_heads(), self.attention.head_dim());
         let turned = x.chunks(head_dim).enumerate().flat_map(|(index, head)| {
-            let position = (index / heads % len as usize) as f64;
-            let exponent = sign * (position - f64::from(len) / 2.0) / f64::from(base);
+            let position = (index / heads % len) as f64;
+            let exponent = sign * (position - len as f64 / 2.0) / f64::from(base);
             layers::xpos(head, position, exponent)
         });
         turned.collect()
@@ -205,7 +202,7 @@ pub struct Model<'a> {
 
 impl Model<'_> {
     fn width(&self) -> usize {
-        self.config.attention().embed_dim() as usize
+        self.config.attention().embed_dim()
     }
 
     fn name(&self, name: &str) -> String {
@@ -240,7 +237,7 @@ impl Model<'_> {
         if self.config.learned_positions.is_some() {
             let table = value(self.values, &self.name("embed_positions"), "weight");
             for (index, x) in x.chunks_mut(width).enumerate() {
-                let row = ROWS_BEFORE_POSITIONS + index % shape.seq_len() as usize;
+                let row = ROWS_BEFORE_POSITIONS + index % shape.seq_len();
                 for (x, position) in x.iter_mut().zip(&table[row * width..]) {
                     *x += position;
                 }

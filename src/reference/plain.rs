@@ -61,12 +61,12 @@ pub fn forward(
     shape: &AttentionShape,
     [q, k, v]: [&[f32]; 3],
     dtype: DType,
-    rows: Option<&[(u32, u32)]>,
+    rows: Option<&[(usize, usize)]>,
 ) -> Result<PlainOutput> {
     let problem = Problem::new(config, shape, q, k, v)?;
     let all = all_rows(shape);
     let rows = rows.unwrap_or(&all);
-    let (heads, head_dim) = (config.num_heads() as usize, config.head_dim() as usize);
+    let (heads, head_dim) = (config.num_heads(), config.head_dim());
     let mut result = PlainOutput {
         out: vec![0.0; rows.len() * heads * head_dim],
         softmax_lse: vec![UNCOVERED_LSE; rows.len() * heads],
@@ -118,8 +118,8 @@ pub fn backward(
     let problem = Problem::new(config, shape, q, k, v)?;
     let dims = [shape.batch(), shape.seq_len(), config.embed_dim()];
     check_len("dout", dout.len(), dims)?;
-    let heads = config.num_heads() as usize;
-    let scale = config.get_softmax_scale();
+    let heads = config.num_heads();
+    let scale = config.softmax_scale();
     let divisor = divisor(config);
     let zeros = || [q, k, v].map(|tensor| vec![0f32; tensor.len()]);
     let mut of_branches: Vec<[Vec<f32>; 3]> = config.branches().iter().map(|_| zeros()).collect();
@@ -128,7 +128,7 @@ pub fn backward(
         let tokens = (0..shape.valid_len(item)).flat_map(|t| (0..heads).map(move |h| (t, h)));
         for (token, head) in tokens {
             let row = Row::of(&problem, &branches, (item, token), head);
-            let dout = &dout[problem.query_range(item, u64::from(token), head)];
+            let dout = &dout[problem.query_range(item, token as u64, head)];
             // Of each branch: the shares of its keys in the row's softmax, and dout . v.
             let pairs: Vec<(Vec<f32>, Vec<f32>)> = row
                 .branches
@@ -142,7 +142,7 @@ pub fn backward(
                 .collect();
             let total: f32 = pairs.iter().map(|(shares, dps)| dot(shares, dps)).sum();
             for (seen, (shares, dps)) in row.branches.iter().zip(&pairs) {
-                let mean = match config.get_gradient() {
+                let mean = match config.gradient() {
                     MixGradient::Exact => total,
                     MixGradient::DetachedMix => {
                         let weight = shares.iter().sum::<f32>() + seen.zero_weight / row.sum;
@@ -186,7 +186,7 @@ impl Row {
     fn of(
         problem: &Problem<'_, f32>,
         branches: &[SparseBranch],
-        place: (u32, u32),
+        place: (usize, usize),
         head: usize,
     ) -> Self {
         let numbered = branches.iter().enumerate();
@@ -221,10 +221,10 @@ impl Seen {
     fn of(
         problem: &Problem<'_, f32>,
         (number, branch): (usize, &SparseBranch),
-        (item, token): (u32, u32),
+        (item, token): (usize, usize),
         head: usize,
     ) -> Option<Self> {
-        let row = branch.row_written_to(head, u64::from(token))?;
+        let row = branch.row_written_to(head, token as u64)?;
         let query = branch.query_token(&row);
         let query = query.map(|query| problem.query_range(item, query, head));
         let mut keys = Vec::new();
@@ -238,7 +238,7 @@ impl Seen {
         if keys.is_empty() && zero_keys == 0.0 {
             return None;
         }
-        let scale = problem.config.get_softmax_scale();
+        let scale = problem.config.softmax_scale();
         let score = |key: &Range<usize>| match &query {
             Some(query) => scale * dot(&problem.q[query.clone()], &problem.k[key.clone()]),
             None => 0.0,
@@ -300,7 +300,7 @@ fn add(sum: &mut [f32], factor: f32, vector: &[f32]) {
 }
 
 fn divisor(config: &DilatedAttentionConfig) -> f32 {
-    match config.get_heads() {
+    match config.heads() {
         Heads::EveryBranch => 1.0,
         Heads::Partitioned => config.branches().len() as f32,
     }

@@ -51,10 +51,10 @@ impl SparseBranch {
         (seq_len, key_len): (u64, u64),
     ) -> Self {
         let given = config.branches()[branch];
-        let segment_length = u64::from(given.segment_length).min(seq_len.max(key_len));
-        let dilation_rate = u64::from(given.dilation_rate);
+        let segment_length = (given.segment_length as u64).min(seq_len.max(key_len));
+        let dilation_rate = given.dilation_rate as u64;
         let rows = segment_length.div_ceil(dilation_rate);
-        let torchscale_rows = config.get_output_rows() == OutputRows::Torchscale;
+        let torchscale_rows = config.output_rows() == OutputRows::Torchscale;
         Self {
             seq_len,
             key_len,
@@ -67,8 +67,8 @@ impl SparseBranch {
                 segment_length
             },
             writes_padding: torchscale_rows,
-            causal: config.get_mask() == Mask::Causal,
-            zero_keys: config.get_padding() == Padding::ZeroKeys,
+            causal: config.mask() == Mask::Causal,
+            zero_keys: config.padding() == Padding::ZeroKeys,
             offsets: head_offsets(config, branch),
         }
     }
@@ -118,10 +118,10 @@ impl SparseBranch {
 
 /// The offset of every head in branch `branch`; none for heads that take no part in it.
 fn head_offsets(config: &DilatedAttentionConfig, branch: usize) -> Vec<Option<u64>> {
-    let num_heads = u64::from(config.num_heads());
-    let rate = u64::from(config.branches()[branch].dilation_rate);
-    let offset = |head: u64| match config.get_heads() {
-        Heads::EveryBranch => Some(match config.get_head_offsets() {
+    let num_heads = config.num_heads() as u64;
+    let rate = config.branches()[branch].dilation_rate as u64;
+    let offset = |head: u64| match config.heads() {
+        Heads::EveryBranch => Some(match config.head_offsets() {
             HeadOffsets::Blocked => head / num_heads.div_ceil(rate),
             HeadOffsets::RoundRobin => head % rate,
         }),

@@ -28,8 +28,8 @@ struct Case {
 }
 
 impl Case {
-    fn new(config: DilatedAttentionConfig, batch: u32, seq_len: u32) -> Self {
-        let count = (batch * seq_len * config.embed_dim()) as usize;
+    fn new(config: DilatedAttentionConfig, batch: usize, seq_len: usize) -> Self {
+        let count = batch * seq_len * config.embed_dim();
         Self {
             shape: AttentionShape::new(batch, seq_len).unwrap(),
             q: numbers(count, 1),
@@ -60,16 +60,15 @@ const MASKS: [Mask; 2] = [Mask::Full, Mask::Causal];
 fn one_softmax_over_the_union_of_all_keys() {
     let (heads, head_dim, n) = (3usize, 4usize, 37usize);
     let branches = [(5, 1), (8, 3), (16, 2), (16, 2), (100, 5)];
-    let lists: (Vec<u32>, Vec<u32>) = branches.into_iter().unzip();
+    let lists: (Vec<usize>, Vec<usize>) = branches.into_iter().unzip();
     for (mask, offsets) in MASKS.into_iter().flat_map(|m| OFFSETS.map(|o| (m, o))) {
         for padding in [Padding::Masked, Padding::ZeroKeys] {
-            let config =
-                DilatedAttentionConfig::new(heads as u32, head_dim as u32, &lists.0, &lists.1)
-                    .unwrap()
-                    .mask(mask)
-                    .head_offsets(offsets)
-                    .padding(padding);
-            let case = Case::new(config, 1, n as u32);
+            let config = DilatedAttentionConfig::new(heads, head_dim, &lists.0, &lists.1)
+                .unwrap()
+                .with_mask(mask)
+                .with_head_offsets(offsets)
+                .with_padding(padding);
+            let case = Case::new(config, 1, n);
             let result = case.run();
             for (head, i) in (0..heads).flat_map(|h| (0..n).map(move |i| (h, i))) {
                 let row = |tensor: &[f64], token: usize| {
@@ -78,7 +77,7 @@ fn one_softmax_over_the_union_of_all_keys() {
                 };
                 let (mut times, mut zero_keys) = (vec![0u32; n], 0u32);
                 for &(w, r) in &branches {
-                    let (w, r) = ((w as usize).min(n), r as usize);
+                    let (w, r) = (w.min(n), r);
                     let offset = match offsets {
                         HeadOffsets::Blocked => head / heads.div_ceil(r),
                         HeadOffsets::RoundRobin => head % r,
@@ -103,7 +102,7 @@ fn one_softmax_over_the_union_of_all_keys() {
                     let (q, k) = (row(&case.q, i), row(&case.k, j));
                     let dot: f64 = q.iter().zip(k).map(|(q, k)| q * k).sum();
                     // Scores stay below 8, so nothing overflows without taking the maximum out.
-                    let score = dot * f64::from(case.config.get_softmax_scale());
+                    let score = dot * f64::from(case.config.softmax_scale());
                     let share = f64::from(*times) * score.exp();
                     sum += share;
                     out.iter_mut()
@@ -131,22 +130,22 @@ fn valid_lengths_equal_separate_runs() {
         let choose = |bit: u32| bits >> bit & 1 == 1;
         let config = DilatedAttentionConfig::new(5, 4, &[6, 10, 64], &[4, 3, 2])
             .unwrap()
-            .mask(MASKS[usize::from(choose(0))])
-            .head_offsets(OFFSETS[usize::from(choose(1))])
-            .padding([Padding::Masked, Padding::ZeroKeys][usize::from(choose(2))])
-            .output_rows([OutputRows::Aligned, OutputRows::Torchscale][usize::from(choose(3))])
-            .heads([Heads::EveryBranch, Heads::Partitioned][usize::from(choose(4))]);
+            .with_mask(MASKS[usize::from(choose(0))])
+            .with_head_offsets(OFFSETS[usize::from(choose(1))])
+            .with_padding([Padding::Masked, Padding::ZeroKeys][usize::from(choose(2))])
+            .with_output_rows([OutputRows::Aligned, OutputRows::Torchscale][usize::from(choose(3))])
+            .with_heads([Heads::EveryBranch, Heads::Partitioned][usize::from(choose(4))]);
         let lens = [0, 1, 9, 10, 23, 30];
-        let mut case = Case::new(config, lens.len() as u32, 30);
+        let mut case = Case::new(config, lens.len(), 30);
         case.shape = case.shape.with_valid_lens(&lens).unwrap();
         let result = case.run();
         let (width, heads) = (20, 5);
         for (item, len) in lens.into_iter().enumerate() {
-            let len = len as usize;
+            let len = len;
             let part = |tensor: &[f64]| tensor[item * 30 * width..][..len * width].to_vec();
             let alone = forward(
                 &case.config,
-                &AttentionShape::new(1, len as u32).unwrap(),
+                &AttentionShape::new(1, len).unwrap(),
                 &part(&case.q),
                 &part(&case.k),
                 &part(&case.v),
@@ -172,7 +171,7 @@ fn valid_lengths_equal_separate_runs() {
 fn causal_rows_ignore_later_tokens() {
     let config = DilatedAttentionConfig::new(4, 4, &[8, 12, 64], &[1, 2, 4])
         .unwrap()
-        .mask(Mask::Causal);
+        .with_mask(Mask::Causal);
     let mut case = Case::new(config, 1, 29);
     let before = case.run();
     let changed = 17;
@@ -197,7 +196,7 @@ fn causal_rows_ignore_later_tokens() {
 fn torchscale_moves_rows_and_writes_padding() {
     let config = DilatedAttentionConfig::new(4, 4, &[2], &[4])
         .unwrap()
-        .output_rows(OutputRows::Torchscale);
+        .with_output_rows(OutputRows::Torchscale);
     let case = Case::new(config.clone(), 1, 6);
     let lse = |result: &ReferenceOutput| {
         let written = result.softmax_lse.chunks(4);
@@ -217,7 +216,7 @@ fn torchscale_moves_rows_and_writes_padding() {
     assert!(worst(&masked.out[4 * 16..][..4], &case.v[2 * 16..][..4]) < 1e-15);
 
     let zero_keys = Case {
-        config: config.padding(Padding::ZeroKeys),
+        config: config.with_padding(Padding::ZeroKeys),
         ..case
     }
     .run();
@@ -231,7 +230,7 @@ fn torchscale_moves_rows_and_writes_padding() {
 #[test]
 fn partitioned_heads_see_their_branch_alone() {
     let both = DilatedAttentionConfig::new(5, 4, &[4, 12], &[1, 2]).unwrap();
-    let case = Case::new(both.clone().heads(Heads::Partitioned), 2, 12);
+    let case = Case::new(both.clone().with_heads(Heads::Partitioned), 2, 12);
     let result = case.run();
     let first = DilatedAttentionConfig::new(5, 4, &[4], &[1]).unwrap();
     let dense = Case::new(first, 2, 12).run();
@@ -257,7 +256,7 @@ fn rows_equal_those_of_the_whole() {
     let (whole, rows) = (case.run(), [(1, 20), (0, 0), (1, 7), (1, 7), (0, 13)]);
     let some = forward_rows(&case.config, &case.shape, &case.q, &case.k, &case.v, &rows).unwrap();
     for (index, (item, token)) in rows.into_iter().enumerate() {
-        let row = (item * 21 + token) as usize;
+        let row = item * 21 + token;
         assert_eq!(some.out[index * 12..][..12], whole.out[row * 12..][..12]);
         assert_eq!(
             some.softmax_lse[index * 3..][..3],
@@ -315,7 +314,7 @@ fn finite_differences(case: &Case, dout: &[f64]) -> ReferenceGradients {
         forward_branch(&case.config, &case.shape, q, k, v, branch).unwrap()
     };
     let at = [case.q.clone(), case.k.clone(), case.v.clone()];
-    let head_dim = case.config.head_dim() as usize;
+    let head_dim = case.config.head_dim();
     // ln of the share of each branch in each row.
     let total = case.run().softmax_lse;
     let shares: Vec<Vec<f64>> = (0..branches)
@@ -327,13 +326,13 @@ fn finite_differences(case: &Case, dout: &[f64]) -> ReferenceGradients {
                 .collect()
         })
         .collect();
-    let divisor = match case.config.get_heads() {
+    let divisor = match case.config.heads() {
         Heads::EveryBranch => 1.0,
         Heads::Partitioned => branches as f64,
     };
     let value = |inputs: &[Vec<f64>; 3]| -> f64 {
         let weighted = |out: &[f64]| out.iter().zip(dout).map(|(out, dout)| out * dout).sum();
-        match case.config.get_gradient() {
+        match case.config.gradient() {
             MixGradient::Exact => {
                 let [q, k, v] = inputs;
                 weighted(&forward(&case.config, &case.shape, q, k, v).unwrap().out)
@@ -371,7 +370,7 @@ fn finite_differences(case: &Case, dout: &[f64]) -> ReferenceGradients {
 
 #[test]
 fn gradients_are_those_of_finite_differences() {
-    let base = |segments: &[u32], rates: &[u32]| {
+    let base = |segments: &[usize], rates: &[usize]| {
         DilatedAttentionConfig::new(3, 4, segments, rates).unwrap()
     };
     let several = base(&[4, 6, 16], &[1, 2, 3]);
@@ -379,13 +378,13 @@ fn gradients_are_those_of_finite_differences() {
     let shape = |n| AttentionShape::new(1, n).unwrap();
     let cases = [
         (several.clone(), shape(11)),
-        (several.clone().mask(Mask::Causal), shape(11)),
-        (several.clone().padding(Padding::ZeroKeys), shape(11)),
+        (several.clone().with_mask(Mask::Causal), shape(11)),
+        (several.clone().with_padding(Padding::ZeroKeys), shape(11)),
         (
-            several.clone().head_offsets(HeadOffsets::RoundRobin),
+            several.clone().with_head_offsets(HeadOffsets::RoundRobin),
             shape(11),
         ),
-        (several.clone().heads(Heads::Partitioned), shape(11)),
+        (several.clone().with_heads(Heads::Partitioned), shape(11)),
         (
             several.torchscale(),
             AttentionShape::new(2, 9)
@@ -394,7 +393,7 @@ fn gradients_are_those_of_finite_differences() {
                 .unwrap(),
         ),
         (moved.clone().torchscale(), shape(13)),
-        (moved.mask(Mask::Causal).torchscale(), shape(13)),
+        (moved.with_mask(Mask::Causal).torchscale(), shape(13)),
         (
             DilatedAttentionConfig::dense(2, 4).unwrap(),
             AttentionShape::cross(1, 3, 7).unwrap(),
@@ -404,10 +403,10 @@ fn gradients_are_those_of_finite_differences() {
         .into_iter()
         .flat_map(|case| [MixGradient::Exact, MixGradient::DetachedMix].map(|g| (case.clone(), g)))
     {
-        let config = config.gradient(gradient);
+        let config = config.with_gradient(gradient);
         let width = config.embed_dim();
-        let count = (shape.batch() * shape.seq_len() * width) as usize;
-        let keys = (shape.batch() * shape.key_len() * width) as usize;
+        let count = (shape.batch() * shape.seq_len() * width);
+        let keys = (shape.batch() * shape.key_len() * width);
         let case = Case {
             q: numbers(count, 1),
             k: numbers(keys, 2),
@@ -440,7 +439,7 @@ fn plain_single_precision_is_right_at_any_offset() {
     let moved = DilatedAttentionConfig::new(1, 4, &[5, 10], &[2, 3]).unwrap();
     for config in [branch.clone(), branch.torchscale(), moved.torchscale()] {
         for gradient in [MixGradient::Exact, MixGradient::DetachedMix] {
-            let config = config.clone().gradient(gradient);
+            let config = config.clone().with_gradient(gradient);
             for offset in [-3e4, -50.0, 0.0, 50.0, 3e4] {
                 let shape = AttentionShape::new(1, 13).unwrap();
                 let single = |seed| -> Vec<f32> {

@@ -32,7 +32,7 @@ impl Batch {
                     .to_owned(),
             });
         }
-        let expected = u64::from(shape.batch()) * u64::from(shape.seq_len());
+        let expected = shape.batch() as u64 * shape.seq_len() as u64;
         for (label, given) in [("tokens", &tokens), ("labels", &labels)] {
             if given.len() as u64 != expected {
                 return Err(Error::LengthMismatch {
@@ -42,8 +42,8 @@ impl Batch {
                 });
             }
         }
-        for (item, labels) in (0..).zip(labels.chunks_mut(shape.seq_len() as usize)) {
-            labels[shape.valid_len(item) as usize..].fill(IGNORED_LABEL);
+        for (item, labels) in (0..).zip(labels.chunks_mut(shape.seq_len())) {
+            labels[shape.valid_len(item)..].fill(IGNORED_LABEL);
         }
         Ok(Self {
             shape,
@@ -72,13 +72,7 @@ impl Batch {
                 ),
             });
         }
-        let size = |size: usize| {
-            u32::try_from(size).map_err(|_| Error::SizeOverflow {
-                what: "batch",
-                given: size.to_string(),
-            })
-        };
-        let shape = AttentionShape::new(size(sequences.len())?, size(len - 1)?)?;
+        let shape = AttentionShape::new(sequences.len(), len - 1)?;
         let gather = |range: std::ops::Range<usize>| -> Vec<u32> {
             sequences
                 .iter()

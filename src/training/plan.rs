@@ -116,7 +116,7 @@ fn planned(dry_run: &Context, config: &LongNetConfig, options: TrainingOptions) 
 fn batches(shapes: &[AttentionShape]) -> Result<Vec<Batch>> {
     let batch = |shape: &AttentionShape| {
         let (batch, len) = (shape.batch(), shape.seq_len());
-        let count = usize::try_from(u64::from(batch) * u64::from(len)).ok();
+        let count = batch.checked_mul(len);
         let zeros = || zeros("batch", format!("{batch} x {len} tokens"), count);
         Batch::new(shape.clone(), zeros()?, zeros()?)
     };

@@ -249,7 +249,7 @@ impl Trainer {
     }
 }
 
-fn vocab_size(model: &LongNet) -> Result<u32> {
+fn vocab_size(model: &LongNet) -> Result<usize> {
     let need = "a model with vocab_size and an output projection";
     let missing = |given: &str| Error::InvalidConfig {
         what: "model to be trained",

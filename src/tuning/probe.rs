@@ -64,9 +64,10 @@ fn problem(
         Processor::Cpu { .. } => (1, 512),
     };
     // One branch of such segments.
-    let config = DilatedAttentionConfig::new(num_heads, segments.head_dim, &[segments.rows], &[1])?;
-    let config = config.mask(segments.mask);
-    Ok((config, AttentionShape::new(1, tokens.max(segments.rows))?))
+    let [head_dim, rows] = [segments.head_dim, segments.rows].map(|n| n as usize);
+    let config = DilatedAttentionConfig::new(num_heads, head_dim, &[rows], &[1])?;
+    let config = config.with_mask(segments.mask);
+    Ok((config, AttentionShape::new(1, tokens.max(rows))?))
 }
 
 /// A tensor of small numbers that repeat late: values hardly matter for the time, but none may be extreme.
@@ -79,7 +80,7 @@ fn numbers(recorder: &mut Recorder, label: &'static str, shape: &[usize]) -> Res
 }
 
 fn dims(config: &DilatedAttentionConfig, shape: &AttentionShape) -> [usize; 4] {
-    [1, shape.seq_len(), config.num_heads(), config.head_dim()].map(|dim| dim as usize)
+    [1, shape.seq_len(), config.num_heads(), config.head_dim()].map(|dim| dim)
 }
 
 impl Probe for ForwardFamily {
@@ -128,7 +129,7 @@ impl Probe for MatmulFamily {
         recorder.submit()?;
         Ok(Box::new(move |recorder| {
             let product = Matmul::new(x.matrix(), weight.matrix()).transpose_b();
-            product.variant(variant).write(recorder, y.matrix())
+            product.with_variant(variant).write(recorder, y.matrix())
         }))
     }
 }

@@ -1,20 +1,19 @@
-//! The one place that polls a device, and what is known of its loss.
+//! The only place that polls a device, and that knows whether it is lost.
 //!
-//! wgpu has no way to wait for a device, or to ask how far it is, that returns an error of the driver: `Device::poll` panics
-//! (docs/reports/wgpu_device_poll_panics.md). It also keeps the callbacks that it was given, uncalled, because it looks for those
-//! that are due only after the driver has answered. So everything this library asks of a device goes through its
-//! [`DeviceWatch`]: panics are caught, the loss and its reason are kept, what waits is told, and a lost device is never polled
-//! again.
+//! When the driver fails, wgpu's `Device::poll` panics instead of returning an error
+//! (docs/reports/wgpu_device_poll_panics.md). wgpu then also never calls the callbacks it was given, because it looks for
+//! those that are due only after the driver has answered. So this library uses a device only through its [`DeviceWatch`].
+//! The watch catches panics, keeps the loss and its reason, ends everything that waits, and never polls a lost device again.
 //!
-//! Callbacks for wgpu are registered here ([`DeviceWatch::expect`]) and run when wgpu calls them, when it drops them, or when
-//! the device is lost, whichever is first. What they own, leases above all, comes back in each case.
+//! Callbacks for wgpu are registered here ([`DeviceWatch::expect`]). They run when wgpu calls them, when wgpu drops them, or
+//! when the device is lost, whichever comes first. In each case the leases they own come back.
 //!
-//! **Two steps.** wgpu tells a loss while it holds locks of its own, in which no buffer may be dropped and no waker called. So
-//! [`lose`](DeviceWatch::lose) only takes note. [`tell`](DeviceWatch::tell) runs callbacks and empties pools; every call
-//! that passes through here ends with it.
+//! **Two steps.** wgpu reports a loss while it holds locks under which no buffer may be dropped and no waker called. So
+//! [`lose`](DeviceWatch::lose) only notes the loss. [`tell`](DeviceWatch::tell) then runs callbacks and empties pools; every
+//! call that goes through here ends with it.
 //!
-//! There is one watch for a context and its pool. Two contexts that were made of one device each have theirs (wgpu's handles
-//! cannot be compared: devices of two instances may be equal), and each finds the loss by itself.
+//! A context and its pool share one watch. Two contexts on the same device have separate watches, because wgpu's handles
+//! cannot be compared (devices of two instances may be equal). Each watch finds the loss by itself.
 
 mod poller;
 
@@ -33,24 +32,24 @@ use crate::error::{Error, Result};
 use poller::Poller;
 pub(crate) use poller::Polling;
 
-/// How long a wait goes on without sleeping: as long as a short submission takes.
+/// How long a wait polls without sleeping: about as long as a short submission takes.
 const BUSY_WAIT: Duration = Duration::from_micros(100);
 
-/// The longest time between two looks at a device that is waited for.
+/// The longest pause between two polls of a device that is waited for.
 const LONGEST_PAUSE: Duration = Duration::from_millis(1);
 
-/// How long a queue's device may be busy before the queue is believed to be the device's.
+/// How long to wait for a busy device before its queue is believed to belong to it.
 const QUEUE_TRIAL: Duration = Duration::from_secs(1);
 
-/// How long a callback may take that another thread's poll has found to be due.
+/// How long to wait for a callback that another thread's poll is about to run.
 const CALLBACK_GRACE: Duration = Duration::from_millis(20);
 
-/// What became of something that wgpu was asked to call back for.
+/// Why a callback runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// It is done.
+    /// The work is done.
     Done,
-    /// It was dropped before it was submitted.
+    /// The work was dropped before it was submitted.
     Dropped,
     /// The device is lost.
     Lost,
@@ -58,7 +57,7 @@ pub(crate) enum Outcome {
 
 type Callback = Box<dyn FnOnce(Outcome) + Send>;
 
-/// What has to be given up when a device is lost.
+/// Something that has to be told when the device is lost.
 pub(crate) trait WhenLost: Send + Sync {
     /// The device is lost.
     fn device_lost(&self, reason: &str);
@@ -105,7 +104,7 @@ impl DeviceWatch {
         self.is_lost.load(Ordering::Acquire)
     }
 
-    /// Takes note that the device has taken a submission.
+    /// Notes that the driver has accepted a submission.
     pub fn submitted(&self) {
         self.has_submitted.store(true, Ordering::Release);
     }
@@ -118,31 +117,31 @@ impl DeviceWatch {
         self.lock().lost.clone()
     }
 
-    /// [`Error::DeviceLost`] if the device is lost.
+    /// Checks that the device is not lost.
     ///
     /// # Errors
-    /// That one.
+    /// [`Error::DeviceLost`].
     pub fn check(&self) -> Result<()> {
         self.lost()
             .map_or(Ok(()), |reason| Err(Error::DeviceLost { reason }))
     }
 
-    /// [`Error::DeviceLost`] with the reason, or with `otherwise` where the device gave none.
+    /// [`Error::DeviceLost`] with the reason of the loss, or with `otherwise` if there is none.
     pub fn lost_error(&self, otherwise: &str) -> Error {
         Error::DeviceLost {
             reason: self.lost().unwrap_or_else(|| otherwise.to_owned()),
         }
     }
 
-    /// Takes note that the device is lost; the first reason is kept. May be called from within wgpu.
+    /// Notes that the device is lost and keeps the first reason. May be called from within wgpu.
     pub fn lose(&self, reason: &str) {
         let mut state = self.lock();
         state.lost.get_or_insert_with(|| given_reason(reason));
         self.is_lost.store(true, Ordering::Release);
     }
 
-    /// If the device is lost, runs every callback that is still expected and empties the pools. Not to be called from within
-    /// wgpu.
+    /// If the device is lost, runs every callback that is still expected and empties the pools. Must not be called from
+    /// within wgpu.
     pub fn tell(&self) {
         if !self.is_lost() {
             return;
@@ -161,7 +160,7 @@ impl DeviceWatch {
         }
     }
 
-    /// Has `pool` told of the loss, once.
+    /// Registers `pool`, which is told of the loss once.
     pub fn tell_pool(&self, pool: Weak<dyn WhenLost>) {
         let mut state = self.lock();
         state.pools.retain(|pool| pool.strong_count() > 0);
@@ -170,7 +169,7 @@ impl DeviceWatch {
         self.tell();
     }
 
-    /// Registers what to run when wgpu calls back. The ticket is for wgpu's callback to own.
+    /// Registers a callback. wgpu's own callback has to own the returned ticket.
     pub fn expect(self: &Arc<Self>, callback: impl FnOnce(Outcome) + Send + 'static) -> Ticket {
         let mut state = self.lock();
         let number = state.next_number;
@@ -183,10 +182,10 @@ impl DeviceWatch {
         }
     }
 
-    /// Runs `call`, which uses the device. A panic of wgpu in it loses the device.
+    /// Runs `call`, which uses the device. If wgpu panics in it, the device counts as lost.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`] when it panicked, and at once when the device was lost before.
+    /// [`Error::DeviceLost`] if it panicked, or if the device was lost before; then `call` does not run.
     pub fn guard<T>(&self, call: impl FnOnce() -> T) -> Result<T> {
         self.check().inspect_err(|_| self.tell())?;
         let made = catch(call).map_err(|panic| {
@@ -197,7 +196,7 @@ impl DeviceWatch {
         made
     }
 
-    /// Lets finished work call back, without blocking.
+    /// Runs the callbacks of finished work, without blocking.
     ///
     /// # Errors
     /// [`Error::DeviceLost`].
@@ -205,12 +204,13 @@ impl DeviceWatch {
         self.poll_as(wgpu::PollType::Poll).map(drop)
     }
 
-    /// Blocks until `is_done`, which is told whether the device was seen to be idle, or the device is lost (in browsers it polls
-    /// once).
+    /// Blocks until `is_done` returns true or the device is lost. `is_done` is told whether the device was seen to be idle.
+    /// In browsers it polls once and does not block.
     ///
-    /// Looks again and again, because wgpu's own waits do not suit: one without a timeout is not ended by a loss that another
-    /// thread was told of, and one with a timeout panics where another thread's poll finds the work done between the timeout and
-    /// the end of the call. Pauses are a sixteenth of the time waited so far, so that a wait is late by at most that.
+    /// It polls again and again, because wgpu's own waits do not suit. A wait without a timeout does not end when another
+    /// thread learns of a loss. A wait with a timeout panics if another thread's poll finds the work done between the
+    /// timeout and the end of the call. Pauses are a sixteenth of the time waited so far, so a wait ends late by at most
+    /// that.
     ///
     /// # Errors
     /// [`Error::DeviceLost`].
@@ -230,7 +230,7 @@ impl DeviceWatch {
         }
     }
 
-    /// Blocks until all work that was submitted before is done, in the driver (not in browsers).
+    /// Blocks in the driver until all work submitted before is done (not in browsers).
     ///
     /// # Errors
     /// [`Error::DeviceLost`].
@@ -238,10 +238,10 @@ impl DeviceWatch {
         self.poll_as(wgpu::PollType::wait_indefinitely()).map(drop)
     }
 
-    /// Whether the driver has taken a submission, which is done by now.
+    /// Checks that the driver accepted a submission that is done by now.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`] when it has not: wgpu does not say so when it submits.
+    /// [`Error::DeviceLost`] if it did not, which wgpu does not report when it submits.
     pub fn check_taken(&self, submission: &wgpu::SubmissionIndex) -> Result<()> {
         let polled = self.poll_as(wgpu::PollType::Wait {
             submission_index: Some(submission.clone()),
@@ -254,12 +254,12 @@ impl DeviceWatch {
         self.check()
     }
 
-    /// Whether `queue` is the device's. wgpu compares neither; but once a device is idle, what its queue was asked to call back
-    /// for has been called. Waits for what was submitted before, up to a second; a device that is busy for longer is believed,
-    /// and so is one in a browser.
+    /// Checks that `queue` belongs to the device. wgpu cannot compare the two. But once a device is idle, all work-done
+    /// callbacks of its own queue have run. The call waits up to a second for earlier submissions. If the device stays busy
+    /// for longer, or in a browser, the queue is believed.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] when it is another device's, [`Error::DeviceLost`].
+    /// [`Error::InvalidConfig`] if it belongs to another device; [`Error::DeviceLost`].
     pub fn check_queue(&self, queue: &wgpu::Queue) -> Result<()> {
         if cfg!(target_arch = "wasm32") {
             return Ok(());
@@ -273,7 +273,7 @@ impl DeviceWatch {
             if is_idle {
                 idle_since.get_or_insert_with(Instant::now);
             }
-            // Another thread's poll may be about to call.
+            // Another thread's poll may be about to run the callback.
             let idle_for = idle_since.map_or(Duration::ZERO, |since| since.elapsed());
             called.load(Ordering::Acquire)
                 || idle_for > CALLBACK_GRACE
@@ -289,20 +289,20 @@ impl DeviceWatch {
         })
     }
 
-    /// The one place of the crate that polls.
+    /// The only place in the crate that polls.
     #[expect(clippy::disallowed_methods, reason = "the one place that polls")]
     fn poll_as(
         &self,
         how: wgpu::PollType,
     ) -> Result<std::result::Result<wgpu::PollStatus, wgpu::PollError>> {
         let polled = self.guard(|| self.device.poll(how))?;
-        // wgpu may have told of the loss during this poll.
+        // wgpu may have reported the loss during this poll.
         self.check()?;
         Ok(polled)
     }
 }
 
-/// The reason of a loss; where none was given, that.
+/// The reason of a loss, or a text that says that none was given.
 pub(crate) fn given_reason(reason: &str) -> String {
     match reason.trim() {
         "" => "no reason was given".to_owned(),
@@ -310,12 +310,12 @@ pub(crate) fn given_reason(reason: &str) -> String {
     }
 }
 
-/// Runs `call`.
+/// Runs `call` and catches a panic in it.
 ///
 /// # Errors
-/// What it panicked with, on one line.
+/// The message of its panic, on one line.
 pub(crate) fn catch<T>(call: impl FnOnce() -> T) -> std::result::Result<T, String> {
-    // What a panic of wgpu leaves half done is not used again: the device counts as lost.
+    // State that a panic of wgpu leaves half done is not used again, because the device counts as lost.
     catch_unwind(AssertUnwindSafe(call)).map_err(|panic| {
         let message = match panic.downcast_ref::<String>() {
             Some(message) => message.as_str(),
@@ -344,7 +344,7 @@ pub(crate) async fn catch_async<T>(
     .await
 }
 
-/// A callback that wgpu was given.
+/// The ticket of a registered callback, owned by the callback that wgpu was given.
 pub(crate) struct Ticket {
     watch: Arc<DeviceWatch>,
     number: u64,
@@ -352,12 +352,12 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
-    /// What was waited for is done.
+    /// The awaited work is done.
     pub fn done(mut self) {
         self.outcome = Outcome::Done;
     }
 
-    /// A buffer was mapped, or could not be: only a lost device refuses.
+    /// A buffer was mapped, or could not be. Only a lost device refuses.
     pub fn mapped(mut self, result: std::result::Result<(), wgpu::BufferAsyncError>) {
         self.outcome = match result {
             Ok(()) => Outcome::Done,
@@ -378,7 +378,7 @@ impl Drop for Ticket {
     }
 }
 
-/// A queue that may be the last handle: wgpu waits for the device when that is dropped, and panics when it cannot.
+/// A queue that may be the last handle. When the last handle is dropped, wgpu waits for the device, and panics if it cannot.
 #[derive(Debug)]
 pub(crate) struct LastQueue {
     queue: Option<wgpu::Queue>,
@@ -398,8 +398,8 @@ impl Drop for LastQueue {
     fn drop(&mut self) {
         let queue = self.queue.take();
         if self.watch.is_lost() && !self.watch.has_submitted.load(Ordering::Acquire) {
-            // wgpu destroys a semaphore of a queue twice whose first submission found no memory for another. So such a queue,
-            // with its device, is left as it is.
+            // If a queue's first submission finds no memory for a second semaphore, wgpu later destroys the first one twice.
+            // So such a queue is leaked, with its device.
             std::mem::forget(queue);
             return;
         }

@@ -1,18 +1,18 @@
-//! The thread that polls a device for whoever awaits it.
+//! The thread that polls a device while something awaits it.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use super::DeviceWatch;
 
-/// How long the thread waits for somebody to ask again: from one slice to the next of a run that an application advances once a
-/// frame.
+/// How long the thread stays without a request. It covers the time from one slice to the next where an application advances
+/// a run once a frame.
 #[cfg(not(target_arch = "wasm32"))]
 const LINGER: Duration = Duration::from_millis(100);
 
-/// A thread that polls a device without blocking it, so that `.await` works on executors that know nothing of wgpu. (A
-/// blocking poll would hold the lock that a submission from another thread needs.) There is one for a watch, while somebody asks
-/// for it. Browsers poll by themselves.
+/// A thread that polls a device without blocking it, so that `.await` works on executors that know nothing of wgpu. A
+/// blocking poll would hold the lock that another thread needs to submit. Each watch has at most one such thread, while
+/// there are requests. Browsers poll by themselves.
 #[derive(Debug, Default)]
 pub(super) struct Poller {
     asked: Arc<Asked>,
@@ -26,10 +26,10 @@ struct Asked {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Who asks, and how often.
+    /// The requests: number and period of each.
     periods: Vec<(u64, Duration)>,
     next_number: u64,
-    /// Whether there is a thread.
+    /// Whether the thread runs.
     runs: bool,
 }
 
@@ -39,7 +39,7 @@ impl Asked {
     }
 }
 
-/// As long as this lives, the device is polled; or until it is lost, which whoever waits is told.
+/// A request for polling. The device is polled until this is dropped or the device is lost.
 #[derive(Debug)]
 pub(crate) struct Polling {
     asked: Arc<Asked>,
@@ -54,7 +54,8 @@ impl Drop for Polling {
 }
 
 impl DeviceWatch {
-    /// Has the device polled every `period`, or more often. Without a thread to be had, the application's own polling has to do.
+    /// Requests that the device is polled every `period`, or more often. If no thread can be started, only the application's
+    /// own polling remains.
     pub fn keep_polling(self: &Arc<Self>, period: Duration) -> Polling {
         let asked = &self.poller.asked;
         let mut state = asked.lock();
@@ -72,7 +73,7 @@ impl DeviceWatch {
     }
 }
 
-/// Whether a thread was to be had.
+/// Starts the thread. Returns whether that succeeded.
 #[cfg(not(target_arch = "wasm32"))]
 fn start(watch: Weak<DeviceWatch>, asked: Arc<Asked>) -> bool {
     let run = move || {
@@ -82,7 +83,7 @@ fn start(watch: Weak<DeviceWatch>, asked: Arc<Asked>) -> bool {
                 asked.lock().runs = false;
                 return;
             }
-            // Until the time is over, or somebody else asks, perhaps for less.
+            // Sleeps until the period is over, or until another request comes, perhaps with a shorter one.
             drop(asked.changed.wait_timeout(asked.lock(), period));
         }
     };
@@ -90,7 +91,7 @@ fn start(watch: Weak<DeviceWatch>, asked: Arc<Asked>) -> bool {
     std::thread::Builder::new().name(name).spawn(run).is_ok()
 }
 
-/// A thread that panics, in what a callback owned, is one less: the next who asks gets another.
+/// If the thread panics while it drops what a callback owned, the next request starts another.
 #[cfg(not(target_arch = "wasm32"))]
 struct Ended<'a>(&'a Asked);
 
@@ -103,13 +104,13 @@ impl Drop for Ended<'_> {
     }
 }
 
-/// None is needed.
+/// No thread is needed.
 #[cfg(target_arch = "wasm32")]
 fn start(_: Weak<DeviceWatch>, _: Arc<Asked>) -> bool {
     false
 }
 
-/// The shortest time that somebody asks for. `None` when nobody asks any more: then there is no thread.
+/// The shortest requested period, or `None` without requests. The thread then ends.
 #[cfg(not(target_arch = "wasm32"))]
 fn next_period(asked: &Asked) -> Option<Duration> {
     let mut state = asked.lock();

@@ -101,7 +101,7 @@ fn slices(context: &Context) -> Result<Vec<f32>> {
     let mut recorder = context.recorder("forward");
     let download = record(&mut recorder)?;
     let mut sliced =
-        recorder.submit_in_slices(SliceOptions::default().target(Duration::from_micros(200)));
+        recorder.submit_in_slices(SliceOptions::default().with_target(Duration::from_micros(200)));
     pollster::block_on(sliced.run(|_| ()))?;
     pollster::block_on(download)
 }
@@ -111,7 +111,7 @@ fn frames(context: &Context) -> Result<Vec<f32>> {
     let mut recorder = context.recorder("forward");
     let download = record(&mut recorder)?;
     let mut sliced =
-        recorder.submit_in_slices(SliceOptions::default().target(Duration::from_micros(200)));
+        recorder.submit_in_slices(SliceOptions::default().with_target(Duration::from_micros(200)));
     while !sliced.advance()?.is_done() {
         thread::sleep(Duration::from_micros(200));
     }
@@ -197,7 +197,7 @@ fn slide_encoder(context: &Context) -> Result<Vec<f32>> {
         features: &features,
         coords: &coords,
     }];
-    let options = SliceOptions::default().target(Duration::from_millis(1));
+    let options = SliceOptions::default().with_target(Duration::from_millis(1));
     let outputs = SlideOutputs::default();
     let run = encoder.encode(context, &weights, &slides, &outputs, options, |_| ());
     Ok(pollster::block_on(run)?.cls)

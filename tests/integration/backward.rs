@@ -141,7 +141,7 @@ pub fn check_kernels(
                 "{variant}, {}: {} ({:?}) on {:?}: {reason}",
                 on.name,
                 problem.config,
-                problem.config.get_gradient(),
+                problem.config.gradient(),
                 problem.shape
             )
         };
@@ -169,16 +169,16 @@ fn check(problem: &Problem, on: &TestContext) -> Result<(), String> {
 
 fn with_gradient(problem: &Problem, gradient: MixGradient) -> Problem {
     Problem {
-        config: problem.config.clone().gradient(gradient),
+        config: problem.config.clone().with_gradient(gradient),
         ..problem.clone()
     }
 }
 
-fn shape(batch: u32, seq_len: u32) -> AttentionShape {
+fn shape(batch: usize, seq_len: usize) -> AttentionShape {
     AttentionShape::new(batch, seq_len).unwrap()
 }
 
-fn config(heads: u32, segments: &[u32], rates: &[u32]) -> DilatedAttentionConfig {
+fn config(heads: usize, segments: &[usize], rates: &[usize]) -> DilatedAttentionConfig {
     DilatedAttentionConfig::new(heads, 8, segments, rates).unwrap()
 }
 
@@ -205,8 +205,10 @@ fn windows_equal_the_reference() {
     for mask in [Mask::Full, Mask::Causal] {
         for rates in [&[1, 5], &[2, 3]] {
             for gradient in GRADIENTS {
-                let config = config(3, &[400, 900], rates).mask(mask).gradient(gradient);
-                let moved = config.clone().torchscale().gradient(gradient);
+                let config = config(3, &[400, 900], rates)
+                    .with_mask(mask)
+                    .with_gradient(gradient);
+                let moved = config.clone().torchscale().with_gradient(gradient);
                 for config in [config, moved] {
                     let problem = Problem::new(config, shape(1, 1000), 1.0);
                     check(&problem, tiny_bindings()).unwrap();
@@ -221,13 +223,13 @@ fn windows_equal_the_reference() {
 
 /// Head sizes that differ in how they fill the vectors, chunks and register blocks of the kernels. As for the forward, a
 /// software adapter runs few of them with every kernel.
-const HEAD_DIMS: [u32; 9] = [4, 8, 12, 24, 48, 64, 96, 128, 256];
+const HEAD_DIMS: [usize; 9] = [4, 8, 12, 24, 48, 64, 96, 128, 256];
 
 #[test]
 fn every_head_size_equals_the_reference() {
     for (index, on) in kernel_contexts().iter().enumerate() {
         // For these all shapes; older software drivers take minutes for those of 64 that they are not given.
-        let with_all_shapes: &[u32] = match on.context.caps().processor {
+        let with_all_shapes: &[usize] = match on.context.caps().processor {
             Processor::Gpu => &HEAD_DIMS,
             Processor::Cpu {
                 uniform_loads: true,
@@ -241,7 +243,7 @@ fn every_head_size_equals_the_reference() {
                 variants.truncate(1 - index);
             }
             let config = DilatedAttentionConfig::new(2, head_dim, &[32, 70], &[1, 2]).unwrap();
-            for config in [config.clone().mask(Mask::Causal), config.torchscale()] {
+            for config in [config.clone().with_mask(Mask::Causal), config.torchscale()] {
                 let problem = Problem::new(config, shape(1, 75), 1.0);
                 check_kernels(&problem, on, &variants).unwrap();
             }
@@ -251,7 +253,7 @@ fn every_head_size_equals_the_reference() {
 
 #[test]
 fn drawn_configurations_equal_the_reference() {
-    let lens = proptest::collection::vec(0..=60u32, 1..4);
+    let lens = proptest::collection::vec(0..=60usize, 1..4);
     for on in kernel_contexts().iter().chain([tiny_bindings()]) {
         let mut runner = TestRunner::new_with_rng(
             ProptestConfig {
@@ -265,10 +267,12 @@ fn drawn_configurations_equal_the_reference() {
         let cases = (any_config(), lens.clone(), any::<bool>());
         let drawn = runner.run(&cases, |(config, lens, exact)| {
             let longest = lens.iter().copied().max().unwrap_or(0);
-            let shape = shape(lens.len() as u32, longest)
-                .with_valid_lens(&lens)
-                .unwrap();
-            let problem = Problem::new(config.gradient(GRADIENTS[usize::from(exact)]), shape, 1.0);
+            let shape = shape(lens.len(), longest).with_valid_lens(&lens).unwrap();
+            let problem = Problem::new(
+                config.with_gradient(GRADIENTS[usize::from(exact)]),
+                shape,
+                1.0,
+            );
             check(&problem, on).map_err(TestCaseError::fail)
         });
         drawn.unwrap();
@@ -280,7 +284,7 @@ fn runs_are_equal_bit_for_bit() {
     for on in kernel_contexts().iter().chain([tiny_bindings()]) {
         let config = config(4, &[64, 200, 200], &[1, 2, 2]).torchscale();
         for gradient in GRADIENTS {
-            let problem = Problem::new(config.clone().gradient(gradient), shape(2, 300), 1.0);
+            let problem = Problem::new(config.clone().with_gradient(gradient), shape(2, 300), 1.0);
             for variant in on.backward_variants(8) {
                 let first = run(&problem, on, variant).unwrap();
                 for _ in 0..3 {
@@ -295,9 +299,9 @@ fn runs_are_equal_bit_for_bit() {
 #[test]
 fn values_that_are_no_numbers_stay_with_rows_that_see_them() {
     for on in kernel_contexts() {
-        let config = config(3, &[10, 70], &[1, 3]).mask(Mask::Causal);
+        let config = config(3, &[10, 70], &[1, 3]).with_mask(Mask::Causal);
         for gradient in GRADIENTS {
-            let problem = Problem::new(config.clone().gradient(gradient), shape(1, 93), 1.0);
+            let problem = Problem::new(config.clone().with_gradient(gradient), shape(1, 93), 1.0);
             for variant in on.backward_variants(8) {
                 check_that_values_stay_with_rows_that_see_them(&problem, on, variant);
             }

@@ -160,13 +160,13 @@ fn wrong_claims_are_refused_by_the_trial() {
 }
 
 /// The kernels with matrices on a context that has them.
-fn forward_variant(on: &TestContext, head_dim: u32) -> ForwardVariant {
+fn forward_variant(on: &TestContext, head_dim: usize) -> ForwardVariant {
     ForwardFamily::of_long_segments(head_dim, ElementFormat::F16)
         .cooperative(on.context.caps())
         .expect("fits")
 }
 
-fn backward_variant(on: &TestContext, head_dim: u32) -> BackwardVariant {
+fn backward_variant(on: &TestContext, head_dim: usize) -> BackwardVariant {
     BackwardFamily::of_long_segments(head_dim, ElementFormat::F16)
         .cooperative(on.context.caps())
         .expect("fits")
@@ -209,7 +209,7 @@ fn forwards_of_all_sizes_equal_the_reference() {
             for query_scale in [1.0, 30.0] {
                 let config = DilatedAttentionConfig::new(2, head_dim, &[24, 150], &[1, 2])
                     .unwrap()
-                    .mask(Mask::Causal);
+                    .with_mask(Mask::Causal);
                 let shape = AttentionShape::new(1, 150).unwrap();
                 let problem = Problem::new(config, shape, query_scale).stored(DType::F16);
                 let variant = forward_variant(on, head_dim);
@@ -225,7 +225,7 @@ fn named_gradients_equal_the_reference() {
         for (name, problem) in named_problems() {
             for gradient in [MixGradient::Exact, MixGradient::DetachedMix] {
                 let mut problem = problem.clone().stored(DType::F16);
-                problem.config = problem.config.gradient(gradient);
+                problem.config = problem.config.with_gradient(gradient);
                 backward::check_kernels(&problem, on, &[backward_variant(on, 8)])
                     .unwrap_or_else(|reason| panic!("{name}: {reason}"));
             }
@@ -243,7 +243,7 @@ fn gradients_of_all_sizes_equal_the_reference() {
         };
         let config = DilatedAttentionConfig::new(2, head_dim, &[24, 150], &[1, 2])
             .unwrap()
-            .mask(Mask::Causal);
+            .with_mask(Mask::Causal);
         let shape = AttentionShape::new(1, 150).unwrap();
         let problem = Problem::new(config, shape, 1.0).stored(DType::F16);
         backward::check_kernels(&problem, on, &[backward_variant(on, head_dim)]).unwrap();
@@ -257,8 +257,8 @@ fn values_that_are_no_numbers_stay_with_rows_that_see_them() {
         let config = DilatedAttentionConfig::new(3, 8, &[10, 70], &[1, 3]).unwrap();
         for config in [
             config.clone(),
-            config.clone().mask(Mask::Causal),
-            config.clone().torchscale().mask(Mask::Causal),
+            config.clone().with_mask(Mask::Causal),
+            config.clone().torchscale().with_mask(Mask::Causal),
         ] {
             let shape = AttentionShape::new(2, 93).unwrap();
             let problem = Problem::new(config, shape, 1.0).stored(DType::F16);
@@ -266,7 +266,7 @@ fn values_that_are_no_numbers_stay_with_rows_that_see_them() {
             forward::check_that_values_stay_with_rows_that_see_them(&problem, on, variant);
         }
         let shape = AttentionShape::new(1, 93).unwrap();
-        let config = config.mask(Mask::Causal);
+        let config = config.with_mask(Mask::Causal);
         let problem = Problem::new(config, shape, 1.0).stored(DType::F16);
         backward::check_that_values_stay_with_rows_that_see_them(
             &problem,
@@ -347,7 +347,7 @@ fn products_equal_those_of_the_other_kernel() {
             .cooperative(on.context.caps())
             .expect("fits");
         let mut draws = uniform(71, 1000).into_iter();
-        let mut draw = |count: u32| ((draws.next().unwrap() * 0.5 + 0.5) * count as f32) as usize;
+        let mut draw = |count: usize| ((draws.next().unwrap() * 0.5 + 0.5) * count as f32) as usize;
         for case in 0..24 {
             let sizes @ [rows, inner, columns] = [(); 3].map(|()| 4 * (1 + draw(30)));
             // Each way of storing the factors with one epilogue, so that few kernels are compiled.
@@ -388,12 +388,12 @@ fn products_equal_those_of_the_other_kernel() {
                 if transpose_b {
                     product = product.transpose_b();
                 }
-                product = product.variant(variant).bias(Some(bias.matrix()));
+                product = product.with_variant(variant).with_bias(Some(bias.matrix()));
                 match add {
                     true => product.add(&mut recorder, c.matrix()).unwrap(),
                     false => product
-                        .activation(activation)
-                        .residual(residual.matrix(), 0.5)
+                        .with_activation(activation)
+                        .with_residual(residual.matrix(), 0.5)
                         .write(&mut recorder, c.matrix())
                         .unwrap(),
                 }
@@ -428,7 +428,7 @@ fn attention_of_random_shapes_equals_that_of_the_other_kernels() {
     };
     for on in contexts_with_matrices() {
         let caps = on.context.caps();
-        let strategy = (any_config(), 0..400u32, 0..3u32, 0..3usize);
+        let strategy = (any_config(), 0..400usize, 0..3usize, 0..3usize);
         let mut runner = TestRunner::new_with_rng(
             ProptestConfig::default(),
             TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]),

@@ -17,13 +17,13 @@ use crate::support::kernel_contexts::{kernel_contexts, tiny_bindings};
 use crate::support::models::{assert_near, by_name, draw, read, tokens, upload, wide};
 use crate::support::numbers::uniform;
 
-const VOCAB: u32 = 29;
+const VOCAB: usize = 29;
 
 /// Tokens of the encoder that decoders attend to, of which the items have `SOURCE_LENS`.
-const SOURCE: u32 = 13;
-const SOURCE_LENS: [u32; 2] = [13, 6];
+const SOURCE: usize = 13;
+const SOURCE_LENS: [usize; 2] = [13, 6];
 
-fn attention(heads: u32, segments: &[u32], rates: &[u32]) -> DilatedAttentionConfig {
+fn attention(heads: usize, segments: &[usize], rates: &[usize]) -> DilatedAttentionConfig {
     DilatedAttentionConfig::new(heads, 8, segments, rates).unwrap()
 }
 
@@ -54,8 +54,8 @@ fn decoders() -> Vec<(&'static str, LongNetConfig)> {
     let moved = attention(3, &[4, 9, 32], &[1, 2, 3]).torchscale();
     let uncovered = attention(2, &[5, 20], &[2, 3]).torchscale();
     let groups = attention(3, &[6, 24], &[1, 2])
-        .heads(Heads::Partitioned)
-        .head_offsets(HeadOffsets::RoundRobin);
+        .with_heads(Heads::Partitioned)
+        .with_head_offsets(HeadOffsets::RoundRobin);
     let mut learned = decoder(moved.clone());
     learned.learned_positions = Some(100);
     learned.embedding_norm = true;
@@ -77,32 +77,32 @@ struct Session<'a> {
     model: LongNet,
     weights: Parameters,
     memory: Option<(Tensor, AttentionShape)>,
-    batch: u32,
-    seq_len: u32,
+    batch: usize,
+    seq_len: usize,
     tokens: Vec<u32>,
     /// Features in double precision.
     expected: Vec<f64>,
 }
 
 impl<'a> Session<'a> {
-    fn new(context: &'a Context, config: LongNetConfig, batch: u32, seq_len: u32) -> Self {
+    fn new(context: &'a Context, config: LongNetConfig, batch: usize, seq_len: usize) -> Self {
         let model = LongNet::new(context, config).unwrap();
         let values = draw(model.parameters(), 7);
-        let width = model.config().attention().embed_dim() as usize;
+        let width = model.config().attention().embed_dim();
         let mut recorder = context.recorder("weights");
         let weights = upload(&mut recorder, model.parameters(), &values).unwrap();
-        let source = uniform(8, batch as usize * SOURCE as usize * width);
+        let source = uniform(8, batch * SOURCE * width);
         let attends = model.config().cross_attention.is_some();
         let cross = AttentionShape::cross(batch, seq_len, SOURCE).unwrap();
-        let cross = cross.with_valid_key_lens(&SOURCE_LENS[..batch as usize]);
+        let cross = cross.with_valid_key_lens(&SOURCE_LENS[..batch]);
         let cross = cross.unwrap();
         let memory = attends.then(|| {
-            let dims = [batch as usize, SOURCE as usize, width];
+            let dims = [batch, SOURCE, width];
             let source = recorder.upload("memory", &dims, &source).unwrap();
             (source, cross.clone())
         });
         recorder.submit().unwrap();
-        let tokens = tokens(9, (batch * seq_len) as usize, VOCAB);
+        let tokens = tokens(9, (batch * seq_len), VOCAB);
         let shape = AttentionShape::new(batch, seq_len).unwrap();
         let values = by_name(model.parameters(), &values);
         let reference = model::Model {
@@ -126,7 +126,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn cache(&self, capacity: u32) -> KvCache {
+    fn cache(&self, capacity: usize) -> KvCache {
         let mut recorder = self.context.recorder("cache");
         let cache = self.model.new_cache(&mut recorder, self.batch, capacity);
         recorder.submit().unwrap();
@@ -138,15 +138,15 @@ impl<'a> Session<'a> {
         &self,
         recorder: &mut Recorder,
         cache: &mut KvCache,
-        count: u32,
+        count: usize,
         wrong: bool,
     ) -> Result<Tensor> {
-        let first = cache.len() as usize;
-        let items = self.tokens.chunks(self.seq_len as usize);
+        let first = cache.len();
+        let items = self.tokens.chunks(self.seq_len);
         let ids: Vec<u32> = items
-            .flat_map(|item| &item[first..first + count as usize])
+            .flat_map(|item| &item[first..first + count])
             .map(|id| match wrong {
-                true => VOCAB - 1 - id,
+                true => VOCAB as u32 - 1 - id,
                 false => *id,
             })
             .collect();
@@ -160,7 +160,7 @@ impl<'a> Session<'a> {
     }
 
     /// Decodes all that is left after `cache`, in calls of `prompt`, then 1, 1, 1, 5 and so on tokens, and compares.
-    fn check_rest(&self, what: &str, cache: &mut KvCache, prompt: u32) {
+    fn check_rest(&self, what: &str, cache: &mut KvCache, prompt: usize) {
         let width = self.expected.len() / self.tokens.len();
         let mut recorder = self.context.recorder("decode");
         let (mut parts, mut places) = (Vec::new(), Vec::new());
@@ -175,8 +175,8 @@ impl<'a> Session<'a> {
         }
         let (parts, _) = read(recorder, &parts.iter().collect::<Vec<_>>(), &[]).unwrap();
         for (part, (first, count)) in parts.iter().zip(places) {
-            for (item, given) in part.chunks(count as usize * width).enumerate() {
-                let begin = (item as u32 * self.seq_len + first) as usize * width;
+            for (item, given) in part.chunks(count * width).enumerate() {
+                let begin = (item * self.seq_len + first) * width;
                 let expected = &self.expected[begin..begin + given.len()];
                 let what = format!("{what}, item {item}, tokens from {first}");
                 assert_near(&what, given, expected);

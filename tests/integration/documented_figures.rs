@@ -1,5 +1,5 @@
-//! Figures in the README and the guide that plans can tell: what is written there is what they say. A failure prints the text that
-//! should stand there.
+//! Figures in the documentation that plans can tell: what is written there is what they say. A failure prints the text that should stand
+//! there.
 
 use dilated_attention::longnet::{LongNetConfig, OutputProjection};
 use dilated_attention::models::gigapath::{SlideEncoder, SlideEncoderConfig, SlideOutputs};
@@ -8,6 +8,8 @@ use dilated_attention::training::{LearningRate, Trainer, TrainingOptions};
 use dilated_attention::{AttentionShape, DType, DeviceCaps, DilatedAttentionConfig, Error, Result};
 
 const README: &str = include_str!("../../README.md");
+const GIGAPATH: &str = include_str!("../../docs/gigapath.md");
+const TRAINING: &str = include_str!("../../docs/training.md");
 const GUIDE: &str = include_str!("../../docs/from_checkpoint_to_desktop_app.md");
 
 /// Whether `document` says `text`, wherever its lines break.
@@ -50,7 +52,7 @@ fn memory_of_a_large_slide() {
     let single = held_mebibytes(45_680, DType::F32).unwrap();
     let half = held_mebibytes(45_680, DType::F16).unwrap();
     assert_says(
-        README,
+        GIGAPATH,
         &format!("{single} MiB held in f32, {half} with f16 activations"),
     );
     assert_says(GUIDE, &format!("{half} instead of {single} MiB held"));
@@ -100,6 +102,9 @@ fn memory_of_training_steps() {
     let attention = DilatedAttentionConfig::new(8, 32, &segments, &rates).unwrap();
     let shape = AttentionShape::new(1, 65_536).unwrap();
     let long = step_bytes(&byte_model(attention, 1, 1024), shape);
-    assert_says(README, &format!("| that model, 4 x 512 bytes | {small} |"));
-    assert_says(README, &format!("65536/32 | {long} |"));
+    assert_says(
+        TRAINING,
+        &format!("| the model of `train_lm`, 4 x 512 bytes | {small} |"),
+    );
+    assert_says(TRAINING, &format!("65536/32 | {long} |"));
 }

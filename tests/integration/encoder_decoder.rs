@@ -64,9 +64,9 @@ impl Pair {
         let weights = upload(&mut recorder, both.parameters(), values)?;
         let gradients = encoder.zero_gradients(&mut recorder)?;
         let sets = [&weights, &gradients];
-        let width = self.encoder.attention().embed_dim() as usize;
+        let width = self.encoder.attention().embed_dim();
         let dims = [self.source.shape.batch(), self.source.shape.seq_len()];
-        let dims = [dims[0] as usize, dims[1] as usize, width];
+        let dims = [dims[0], dims[1], width];
         let source = recorder.upload("source", &dims, &self.source.x)?;
         let source = Input::Embeddings(&source);
         let vocab = self.decoder.vocab_size.unwrap_or(1);
@@ -163,7 +163,7 @@ impl Pair {
     }
 }
 
-fn attention(segments: &[u32], rates: &[u32]) -> DilatedAttentionConfig {
+fn attention(segments: &[usize], rates: &[usize]) -> DilatedAttentionConfig {
     DilatedAttentionConfig::new(2, 8, segments, rates).unwrap()
 }
 
@@ -180,7 +180,7 @@ fn pairs() -> Vec<Pair> {
         attention: DilatedAttentionConfig::dense(2, 8).unwrap(),
         projection_norm,
     };
-    let ragged = |batch, len, lens: &[u32]| {
+    let ragged = |batch, len, lens: &[usize]| {
         let shape = AttentionShape::new(batch, len).unwrap();
         shape.with_valid_lens(lens).unwrap()
     };
@@ -210,7 +210,7 @@ fn pairs() -> Vec<Pair> {
     let pair = [encoder.clone(), config];
     let post_norm = Pair::new("post-norm", pair, longer_source, longer_cross);
 
-    let groups = attention(&[6, 24], &[1, 2]).heads(Heads::Partitioned);
+    let groups = attention(&[6, 24], &[1, 2]).with_heads(Heads::Partitioned);
     let cross = dense(ProjectionNorm::QueryKey);
     let mut config = decoder(groups, cross).pre_norm();
     config.projection_norm = ProjectionNorm::QueryKey;

@@ -13,11 +13,11 @@ use crate::support::kernel_contexts::{TestContext, kernel_contexts, tiny_binding
 use crate::support::problem::Problem;
 
 /// A configuration of `heads` heads of 8 elements.
-fn config(heads: u32, segments: &[u32], rates: &[u32]) -> DilatedAttentionConfig {
+fn config(heads: usize, segments: &[usize], rates: &[usize]) -> DilatedAttentionConfig {
     DilatedAttentionConfig::new(heads, 8, segments, rates).unwrap()
 }
 
-fn shape(batch: u32, seq_len: u32) -> AttentionShape {
+fn shape(batch: usize, seq_len: usize) -> AttentionShape {
     AttentionShape::new(batch, seq_len).unwrap()
 }
 
@@ -57,7 +57,7 @@ pub fn named_problems() -> Vec<(&'static str, Problem)> {
         ("shorter than every segment", long.clone(), shape(1, 13)),
         (
             "segments far beyond 32 bits' half",
-            config(2, &[u32::MAX, 3 << 30], &[1, 3]),
+            config(2, &[usize::MAX, 3 << 30], &[1, 3]),
             shape(1, 21),
         ),
         (
@@ -90,22 +90,22 @@ pub fn named_problems() -> Vec<(&'static str, Problem)> {
         ("no item", long.clone(), shape(0, 20)),
         (
             "round-robin offsets",
-            config(5, &[16, 32], &[2, 3]).head_offsets(HeadOffsets::RoundRobin),
+            config(5, &[16, 32], &[2, 3]).with_head_offsets(HeadOffsets::RoundRobin),
             shape(1, 45),
         ),
         (
             "partitioned heads",
-            config(5, &[16, 32], &[1, 2]).heads(Heads::Partitioned),
+            config(5, &[16, 32], &[1, 2]).with_heads(Heads::Partitioned),
             shape(2, 50),
         ),
         (
             "fewer heads than groups",
-            config(2, &[8, 16, 32], &[1, 2, 4]).heads(Heads::Partitioned),
+            config(2, &[8, 16, 32], &[1, 2, 4]).with_heads(Heads::Partitioned),
             shape(1, 50),
         ),
         (
             "zero keys",
-            long.clone().padding(Padding::ZeroKeys),
+            long.clone().with_padding(Padding::ZeroKeys),
             shape(1, 50),
         ),
         ("torchscale", long.clone().torchscale(), shape(2, 50)),
@@ -126,22 +126,22 @@ pub fn named_problems() -> Vec<(&'static str, Problem)> {
         ),
         (
             "moved rows, padding masked",
-            config(4, &[10, 15], &[4, 2]).output_rows(OutputRows::Torchscale),
+            config(4, &[10, 15], &[4, 2]).with_output_rows(OutputRows::Torchscale),
             shape(1, 50),
         ),
         (
             "zero keys, rows in place",
-            config(4, &[10, 15], &[4, 2]).padding(Padding::ZeroKeys),
+            config(4, &[10, 15], &[4, 2]).with_padding(Padding::ZeroKeys),
             shape(1, 50),
         ),
         (
             "scale",
-            long.clone().softmax_scale(-1.7).unwrap(),
+            long.clone().with_softmax_scale(-1.7).unwrap(),
             shape(1, 50),
         ),
         (
             "scale of 0",
-            long.clone().softmax_scale(0.0).unwrap(),
+            long.clone().with_softmax_scale(0.0).unwrap(),
             shape(1, 50),
         ),
     ];
@@ -151,7 +151,7 @@ pub fn named_problems() -> Vec<(&'static str, Problem)> {
             [Mask::Full, Mask::Causal].map(|mask| {
                 (
                     name,
-                    Problem::new(config.clone().mask(mask), shape.clone(), 1.0),
+                    Problem::new(config.clone().with_mask(mask), shape.clone(), 1.0),
                 )
             })
         })
@@ -198,7 +198,7 @@ fn windows_equal_the_reference() {
     // Segments that exceed a binding, so that key windows are merged; heads of different offsets in windows of their own.
     for mask in [Mask::Full, Mask::Causal] {
         for rates in [&[1, 5], &[2, 3], &[1, 600]] {
-            let config = config(3, &[400, 900], rates).mask(mask);
+            let config = config(3, &[400, 900], rates).with_mask(mask);
             for config in [config.clone(), config.torchscale()] {
                 let problem = Problem::new(config, shape(1, 1000), 1.0);
                 problem.check(tiny_bindings()).unwrap();
@@ -208,7 +208,7 @@ fn windows_equal_the_reference() {
 }
 
 /// Head sizes that differ in how they fill the vectors, chunks and register blocks of the kernels.
-const FEW_HEAD_DIMS: [u32; 5] = [8, 12, 48, 64, 132];
+const FEW_HEAD_DIMS: [usize; 5] = [8, 12, 48, 64, 132];
 
 /// A software adapter takes 5 to 100 seconds to compile a kernel the first time. There, the kernel that the adapter would
 /// choose runs at every size; the others, and all with the adapter's own limits, at few: the code is the same.
@@ -222,7 +222,7 @@ fn every_head_size_equals_the_reference() {
                 variants.truncate(1 - index);
             }
             let config = DilatedAttentionConfig::new(2, head_dim, &[32, 70], &[1, 2]).unwrap();
-            for config in [config.clone().mask(Mask::Causal), config.torchscale()] {
+            for config in [config.clone().with_mask(Mask::Causal), config.torchscale()] {
                 let problem = Problem::new(config, shape(1, 75), 1.0);
                 problem.check_kernels(on, &variants).unwrap();
             }
@@ -246,7 +246,7 @@ fn grids_wider_than_the_device_allows_are_folded() {
 
 #[test]
 fn drawn_configurations_equal_the_reference() {
-    let lens = proptest::collection::vec(0..=60u32, 1..4);
+    let lens = proptest::collection::vec(0..=60usize, 1..4);
     for on in kernel_contexts().iter().chain([tiny_bindings()]) {
         let mut runner = TestRunner::new_with_rng(
             ProptestConfig {
@@ -261,9 +261,7 @@ fn drawn_configurations_equal_the_reference() {
         );
         let drawn = runner.run(&(any_config(), lens.clone()), |(config, lens)| {
             let longest = lens.iter().copied().max().unwrap_or(0);
-            let shape = shape(lens.len() as u32, longest)
-                .with_valid_lens(&lens)
-                .unwrap();
+            let shape = shape(lens.len(), longest).with_valid_lens(&lens).unwrap();
             let problem = Problem::new(config, shape, 1.0);
             problem.check(on).map_err(TestCaseError::fail)
         });
@@ -274,7 +272,7 @@ fn drawn_configurations_equal_the_reference() {
 #[test]
 fn causal_rows_ignore_later_tokens() {
     for on in kernel_contexts() {
-        let config = config(4, &[32, 48, 256], &[1, 2, 4]).mask(Mask::Causal);
+        let config = config(4, &[32, 48, 256], &[1, 2, 4]).with_mask(Mask::Causal);
         let problem = Problem::new(config, shape(1, 150), 1.0);
         for variant in on.forward_variants(8) {
             let before = problem.run(on, variant).unwrap();
@@ -310,9 +308,9 @@ fn values_that_are_no_numbers_stay_with_rows_that_see_them() {
         let base = config(3, &[10, 70], &[1, 3]);
         for config in [
             base.clone(),
-            base.clone().mask(Mask::Causal),
+            base.clone().with_mask(Mask::Causal),
             base.clone().torchscale(),
-            base.torchscale().mask(Mask::Causal),
+            base.torchscale().with_mask(Mask::Causal),
         ] {
             let problem = Problem::new(config, shape(2, 93), 1.0);
             for variant in on.forward_variants(8) {

@@ -80,13 +80,13 @@ fn products_equal_double_precision() -> Result<()> {
                 let skip = stored(&mut recorder, &[rows, columns], &residual, dtype)?;
                 let product = Matmul::new(a.matrix(), b.matrix())
                     .transpose_b()
-                    .bias(Some(bias_row.vector()));
+                    .with_bias(Some(bias_row.vector()));
                 let plain = recorder.empty("plain", &[rows, columns], dtype)?;
                 product.write(&mut recorder, plain.matrix())?;
                 let all = recorder.empty("all", &[rows, columns], dtype)?;
                 product
-                    .activation(function)
-                    .residual(skip.matrix(), 1.5)
+                    .with_activation(function)
+                    .with_residual(skip.matrix(), 1.5)
                     .write(&mut recorder, all.matrix())?;
                 let wide_result = recorder.empty("logits", &[rows, columns], DType::F32)?;
                 product.write(&mut recorder, wide_result.matrix())?;
@@ -214,11 +214,7 @@ fn run(context: &Context, case: &Case, values: &[Vec<f32>]) -> Result<(Vec<f32>,
     let weights = upload(&mut recorder, model.parameters(), values)?;
     let inputs = &case.inputs;
     let call = Call::new(inputs.shape.clone());
-    let dims = [
-        inputs.shape.batch() as usize,
-        inputs.shape.seq_len() as usize,
-        case.width(),
-    ];
+    let dims = [inputs.shape.batch(), inputs.shape.seq_len(), case.width()];
     let features = match case.config.vocab_size {
         Some(vocab) => {
             let ids = TokenIds::upload(&mut recorder, &inputs.tokens, vocab)?;
@@ -322,7 +318,7 @@ fn decoding_equals_the_forward() -> Result<()> {
         let mut parts = Vec::new();
         for (begin, end) in [(0, 13), (13, 15), (15, 21)] {
             let tokens = TokenIds::upload(&mut recorder, &ids[begin..end], 20)?;
-            let call = Call::new(AttentionShape::new(1, (end - begin) as u32)?);
+            let call = Call::new(AttentionShape::new(1, end - begin)?);
             let input = Input::Tokens(&tokens);
             parts.push(model.decode(&mut recorder, &weights, input, &call, &mut cache)?);
         }
@@ -403,7 +399,7 @@ fn training_and_widths_that_do_not_fit_are_errors() -> Result<()> {
     let product = Matmul::new(half.matrix(), brain.matrix()).transpose_b();
     let square = recorder.zeros("c", &[3, 3], DType::F32)?;
     wrong(product.write(&mut recorder, square.matrix()), "b");
-    let dropout = ScaledAdd::new(half.matrix(), 1.0).dropout(Some(Dropout::new(0.5, 1)?), 0);
+    let dropout = ScaledAdd::new(half.matrix(), 1.0).with_dropout(Some(Dropout::new(0.5, 1)?), 0);
     let out = recorder.zeros("out", &[3, 8], DType::F16)?;
     wrong(dropout.write(&mut recorder, out.matrix()), "x of a dropout");
     Ok(())

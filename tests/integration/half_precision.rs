@@ -28,7 +28,7 @@ fn formats(on: &TestContext, dtype: DType) -> Vec<ElementFormat> {
 }
 
 /// The kernel that the adapter would choose for long segments: one for all tests.
-fn forward_variant(on: &TestContext, head_dim: u32, format: ElementFormat) -> ForwardVariant {
+fn forward_variant(on: &TestContext, head_dim: usize, format: ElementFormat) -> ForwardVariant {
     let config = DilatedAttentionConfig::new(1, head_dim, &[4096], &[1]).unwrap();
     ForwardFamily::of(&config, format)
         .choice(on.context.caps())
@@ -89,7 +89,7 @@ fn gradients_equal_the_reference() {
             for (name, problem) in named_problems() {
                 for gradient in [MixGradient::Exact, MixGradient::DetachedMix] {
                     let mut problem = problem.clone().stored(dtype);
-                    problem.config = problem.config.gradient(gradient);
+                    problem.config = problem.config.with_gradient(gradient);
                     backward::check_kernels(&problem, on, &variants)
                         .unwrap_or_else(|reason| panic!("{name}: {reason}"));
                 }
@@ -104,7 +104,7 @@ fn wide_heads_and_many_branches_equal_the_reference() {
     let on = &kernel_contexts()[1];
     let config = DilatedAttentionConfig::new(2, 64, &[8, 16, 32, 64, 128], &[1, 2, 4, 6, 12])
         .unwrap()
-        .mask(Mask::Causal);
+        .with_mask(Mask::Causal);
     let shape = AttentionShape::new(1, 130).unwrap();
     for dtype in HALVES {
         let problem = Problem::new(config.clone(), shape.clone(), 4.0).stored(dtype);
@@ -228,7 +228,7 @@ fn values_that_are_no_numbers_stay_with_rows_that_see_them() {
     let on = &kernel_contexts()[0];
     let config = DilatedAttentionConfig::new(2, 8, &[16, 50], &[1, 3])
         .unwrap()
-        .mask(Mask::Causal);
+        .with_mask(Mask::Causal);
     let shape = AttentionShape::new(1, 60).unwrap();
     for dtype in HALVES {
         let variant = forward_variant(on, 8, formats(on, dtype)[0]);
@@ -399,7 +399,7 @@ fn rounding_a_tensor_is_what_storing_it_does() {
     let on = &kernel_contexts()[0];
     let config = DilatedAttentionConfig::new(2, 8, &[1, 1], &[1, 1])
         .unwrap()
-        .heads(Heads::Partitioned);
+        .with_heads(Heads::Partitioned);
     let problem = Problem::new(config, AttentionShape::new(1, 30).unwrap(), 1.0);
     for dtype in HALVES {
         let problem = problem.clone().stored(dtype);

@@ -259,7 +259,7 @@ impl<'a> Order<'a> {
             return;
         };
         let Known { tensor, values, .. } = &self.known[source];
-        let shape = AttentionShape::new(1, tensor.shape()[1] as u32).expect("valid");
+        let shape = AttentionShape::new(1, tensor.shape()[1]).expect("valid");
         let copied = self
             .machine
             .copy
@@ -407,9 +407,12 @@ fn hazard_no_order_of_recording_submitting_and_dropping_clobbers() {
     let (first, orders) = (number("HAZARD_SEED", 1), number("HAZARD_ORDERS", SLICE));
     let machines = [
         Machine::new("default", PoolOptions::default()),
-        Machine::new("poisoned", PoolOptions::default().poison(true)),
+        Machine::new("poisoned", PoolOptions::default().with_poison(true)),
         // Staging alone takes 64 KiB a recording, of uploads or of the seals of downloads.
-        Machine::new("budget", PoolOptions::default().budget_bytes(400 << 10)),
+        Machine::new(
+            "budget",
+            PoolOptions::default().with_budget_bytes(400 << 10),
+        ),
     ];
     // Two threads work on the same devices.
     std::thread::scope(|scope| {

@@ -27,8 +27,8 @@ const NAMES: [&str; 5] = ["out", "lse", "dq", "dk", "dv"];
 
 /// Inputs in -1..1, but the first element of keys is `offset`, and that of queries is such that scores have it in common.
 fn with_offset(config: DilatedAttentionConfig, shape: AttentionShape, offset: f32) -> Problem {
-    let head_dim = config.head_dim() as usize;
-    let query = 1.0 / config.get_softmax_scale();
+    let head_dim = config.head_dim();
+    let query = 1.0 / config.softmax_scale();
     let mut problem = Problem::new(config, shape, 1.0);
     problem
         .q
@@ -45,7 +45,7 @@ fn with_offset(config: DilatedAttentionConfig, shape: AttentionShape, offset: f3
 
 /// The same with one key per 32 that outweighs all others, in a part of the queries.
 fn peaked(mut problem: Problem) -> Problem {
-    let head_dim = problem.config.head_dim() as usize;
+    let head_dim = problem.config.head_dim();
     for (token, key) in problem.k.chunks_mut(head_dim).enumerate() {
         key[1] = if token % 32 == 3 { 30.0 } else { 0.0 };
     }
@@ -57,7 +57,7 @@ fn peaked(mut problem: Problem) -> Problem {
 
 /// The same with keys far from their mean, in an element that scores do not depend on, and with two groups of scores.
 fn spread(mut problem: Problem, offset: f32) -> Problem {
-    let head_dim = problem.config.head_dim() as usize;
+    let head_dim = problem.config.head_dim();
     for (token, key) in problem.k.chunks_mut(head_dim).enumerate() {
         key[0] -= if token % 2 == 0 { 4.0 } else { 0.0 };
         key[1] = if token % 4 < 2 { offset } else { -offset };
@@ -120,7 +120,7 @@ fn yardstick(problem: &Problem) -> ([Vec<f64>; 5], Relative) {
         gradients.dk,
         gradients.dv,
     ];
-    let head_dim = config.head_dim() as usize;
+    let head_dim = config.head_dim();
     let mut errors = Relative::default();
     for by in (0..head_dim).step_by(head_dim / 8) {
         let [q, k, v, dout] = [q, k, v, dout].map(|values| rotated(values, head_dim, by));
@@ -152,7 +152,7 @@ fn run(
 /// Pairs of a forward kernel and backward kernels: every one of them is in a pair.
 fn variants(
     on: &TestContext,
-    head_dim: u32,
+    head_dim: usize,
     format: ElementFormat,
 ) -> Vec<(ForwardVariant, BackwardVariant)> {
     let forwards = on.forward_variants(head_dim);
@@ -191,7 +191,7 @@ fn check(
     for &kernel in kernels {
         let told = format!(
             "{name}, {:?}, {} branches, {}, {}, {}, {}",
-            problem.config.get_mask(),
+            problem.config.mask(),
             problem.config.branches().len(),
             problem.dtype,
             on.name,
@@ -218,18 +218,18 @@ fn check(
     failures
 }
 
-fn shape(seq_len: u32) -> AttentionShape {
+fn shape(seq_len: usize) -> AttentionShape {
     AttentionShape::new(1, seq_len).unwrap()
 }
 
-fn config(segments: &[u32], rates: &[u32]) -> DilatedAttentionConfig {
+fn config(segments: &[usize], rates: &[usize]) -> DilatedAttentionConfig {
     DilatedAttentionConfig::new(1, 8, segments, rates).unwrap()
 }
 
 /// One row of eight keys, of which the first element is 1000.
 #[test]
 fn a_few_keys_of_a_thousand() {
-    let config = config(&[8], &[1]).softmax_scale(1.0).unwrap();
+    let config = config(&[8], &[1]).with_softmax_scale(1.0).unwrap();
     let problem = with_offset(config, shape(8), 1000.0);
     let mut failures = Vec::new();
     for on in kernel_contexts() {
@@ -250,7 +250,10 @@ fn offsets_take_no_more_digits_than_two_passes_do() {
             config(&[32, 64, 128], &[1, 2, 4]).torchscale(),
         ] {
             for mask in [Mask::Full, Mask::Causal] {
-                let config = config.clone().mask(mask).gradient(MixGradient::Exact);
+                let config = config
+                    .clone()
+                    .with_mask(mask)
+                    .with_gradient(MixGradient::Exact);
                 let problem = with_offset(config, shape(125), offset);
                 let name = format!("offset {offset}");
                 failures.extend(check(&name, &problem, on, &kernels));
@@ -300,7 +303,7 @@ fn offsets_in_half_precision() {
         let kernels = variants(on, 8, format);
         for offset in OFFSETS {
             for config in [config(&[128], &[1]), config(&[32, 64, 128], &[1, 2, 4])] {
-                let config = config.gradient(MixGradient::Exact);
+                let config = config.with_gradient(MixGradient::Exact);
                 let problem = with_offset(config, shape(125), offset).stored(format.dtype());
                 let name = format!("offset {offset}");
                 failures.extend(check(&name, &problem, on, &kernels[..1]));
@@ -323,7 +326,7 @@ fn offsets_with_cooperative_matrices() {
     let mut failures = Vec::new();
     for offset in OFFSETS {
         for config in [config(&[128], &[1]), config(&[32, 64, 128], &[1, 2, 4])] {
-            let config = config.gradient(MixGradient::Exact);
+            let config = config.with_gradient(MixGradient::Exact);
             let problem = with_offset(config, shape(125), offset).stored(DType::F16);
             let name = format!("offset {offset}");
             failures.extend(check(&name, &problem, on, &[(forward, backward)]));
@@ -345,7 +348,7 @@ fn offsets_in_many_windows_of_keys() {
         let plan = dense
             .plan_forward(&shape, DType::F32, on.context.caps())
             .unwrap();
-        assert_eq!(plan.dispatches.len(), windows as usize);
+        assert_eq!(plan.dispatches.len(), windows);
         for offset in [0.0, 200.0, 1000.0] {
             let problem = with_offset(dense.clone(), shape.clone(), offset);
             let name = format!("{windows} windows of keys, offset {offset}");
@@ -366,7 +369,7 @@ fn scores_of_any_size() {
                 config(&[32, 64], &[1, 2]),
                 config(&[10, 15], &[4, 2]).torchscale(),
             ] {
-                let config = config.gradient(MixGradient::Exact);
+                let config = config.with_gradient(MixGradient::Exact);
                 let problem = with_offset(config, shape(50), offset);
                 failures.extend(check(&format!("offset {offset:e}"), &problem, on, &kernels));
             }

@@ -227,17 +227,17 @@ fn chunks_drop_the_same_forward_and_backward() {
 }
 
 fn attentions() -> [DilatedAttentionConfig; 3] {
-    let config = |segments: &[u32], rates: &[u32]| {
+    let config = |segments: &[usize], rates: &[usize]| {
         DilatedAttentionConfig::new(3, 8, segments, rates).unwrap()
     };
     let moved = config(&[5, 13, 37], &[1, 2, 3]).torchscale();
-    let groups = config(&[7, 20], &[1, 2]).heads(Heads::Partitioned);
+    let groups = config(&[7, 20], &[1, 2]).with_heads(Heads::Partitioned);
     [moved, groups, DilatedAttentionConfig::dense(3, 8).unwrap()]
 }
 
 #[test]
 fn multihead_attention() {
-    let (batch, len, width) = (2u32, 37u32, 24usize);
+    let (batch, len, width) = (2, 37, 24);
     let base = 32.0;
     on_all(|context| {
         for (attention, norm) in attentions().iter().flat_map(|attention| {
@@ -267,14 +267,14 @@ fn multihead_attention() {
                     gain: 1.0,
                 };
                 let layer = MultiheadAttention::new(context, &mut list, "attn", &config).unwrap();
-                let rows = (batch * len) as usize;
+                let rows = batch * len;
                 let [x, residual] = [1, 2].map(|seed| uniform(seed, rows * width));
-                let memory = uniform(3, (batch * key_len) as usize * width);
+                let memory = uniform(3, batch * key_len * width);
                 let (given, values) = run(context, list, |recorder, weights| {
                     let dims = [rows, width];
                     let x = recorder.upload("x", &dims, &x)?;
                     let residual = recorder.upload("residual", &dims, &residual)?;
-                    let dims = [(batch * key_len) as usize, width];
+                    let dims = [batch * key_len, width];
                     let memory = recorder.upload("memory", &dims, &memory)?;
                     let rotations = Rotations::upload(recorder, 8, 100, base)?;
                     // Any first position and centre will do: products depend on differences.
@@ -331,7 +331,7 @@ fn multihead_attention() {
 
 #[test]
 fn blocks() {
-    let (batch, len, memory_len, width) = (2u32, 21u32, 9u32, 24usize);
+    let (batch, len, memory_len, width) = (2, 21, 9, 24);
     let shape = AttentionShape::new(batch, len).unwrap();
     let cross = AttentionShape::cross(batch, len, memory_len).unwrap();
     let [moved, _, dense] = attentions();
@@ -374,10 +374,10 @@ fn blocks() {
                 dropout: 0.0,
                 place: 1,
             };
-            let x = uniform(1, (batch * len) as usize * width);
-            let memory = uniform(2, (batch * memory_len) as usize * width);
+            let x = uniform(1, batch * len * width);
+            let memory = uniform(2, batch * memory_len * width);
             let (given, values) = run(context, list, |recorder, weights| {
-                let dims = |len| [batch as usize, len as usize, width];
+                let dims = |len| [batch, len, width];
                 let x = recorder.upload("x", &dims(len), &x)?;
                 let memory = recorder.upload("memory", &dims(memory_len), &memory)?;
                 let pass = Pass {

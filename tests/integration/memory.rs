@@ -13,13 +13,8 @@ use crate::support::failing_source::FailingSource;
 /// One forward on fresh uploads; returns the output.
 fn forward(context: &Context, attention: &DilatedAttention, n: usize) -> Result<Vec<f32>, Error> {
     let config = attention.config();
-    let dims = [
-        1,
-        n,
-        config.num_heads() as usize,
-        config.head_dim() as usize,
-    ];
-    let shape = AttentionShape::new(1, n as u32)?;
+    let dims = [1, n, config.num_heads(), config.head_dim()];
+    let shape = AttentionShape::new(1, n)?;
     let data: Vec<f32> = numbers(dims.iter().product(), 7)
         .iter()
         .map(|x| x / 65_536.0)
@@ -64,14 +59,14 @@ fn the_plan_promises_what_the_pool_measures() {
     for (limits, context) in contexts() {
         // With clears and without, short and long.
         for (segments, rates, n, dtype) in [
-            (&[32u32, 64][..], &[1u32, 2][..], 150usize, DType::F32),
+            (&[32usize, 64][..], &[1usize, 2][..], 150usize, DType::F32),
             (&[64, 700], &[2, 4], 3000, DType::F32),
             (&[64, 700], &[2, 4], 3000, DType::F16),
             (&[5], &[3], 1, DType::F32),
         ] {
             let config = DilatedAttentionConfig::new(2, 16, segments, rates).expect("valid");
             let attention = DilatedAttention::new(&context, config).expect("fits");
-            let shape = AttentionShape::new(1, n as u32).expect("valid");
+            let shape = AttentionShape::new(1, n).expect("valid");
             let mut inputs = context.recorder("inputs");
             let q = inputs.zeros("q", &[1, n, 2, 16], dtype).expect("leases");
             inputs.submit().expect("submits");
@@ -94,9 +89,11 @@ fn the_plan_promises_what_the_pool_measures() {
             assert!(stats.held_bytes.peak - before.held_bytes.current <= plan.held_bytes());
 
             for gradient in [MixGradient::Exact, MixGradient::DetachedMix] {
-                let attention =
-                    DilatedAttention::new(&context, attention.config().clone().gradient(gradient))
-                        .expect("fits");
+                let attention = DilatedAttention::new(
+                    &context,
+                    attention.config().clone().with_gradient(gradient),
+                )
+                .expect("fits");
                 let plan = attention.plan_backward(&shape, dtype).expect("plans");
                 context.wait().expect("waits");
                 context.pool().trim();
@@ -128,7 +125,7 @@ fn the_plan_promises_what_the_pool_measures() {
 #[test]
 fn a_budget_too_small_is_an_error_and_the_context_goes_on() {
     let options = ContextOptions {
-        pool: PoolOptions::default().budget_bytes(600 << 10),
+        pool: PoolOptions::default().with_budget_bytes(600 << 10),
         ..Default::default()
     };
     let context = context_with(&options);
@@ -187,7 +184,7 @@ fn running_out_of_memory_at_any_creation_is_an_error_and_the_context_goes_on() {
 fn pooling_changes_no_bit() {
     let pooled = context_with(&ContextOptions::default());
     let options = ContextOptions {
-        pool: PoolOptions::default().policy(NoPooling),
+        pool: PoolOptions::default().with_policy(NoPooling),
         ..Default::default()
     };
     let fresh = context_with(&options);

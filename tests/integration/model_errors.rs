@@ -10,7 +10,7 @@ use dilated_attention::{AttentionShape, DType, DilatedAttentionConfig, Error, Re
 
 use crate::support::kernel_contexts::kernel_contexts;
 
-pub const VOCAB: u32 = 11;
+pub const VOCAB: usize = 11;
 
 fn attention() -> DilatedAttentionConfig {
     DilatedAttentionConfig::new(2, 8, &[4, 16], &[1, 2]).unwrap()
@@ -35,7 +35,7 @@ fn with_memory(mut config: LongNetConfig) -> LongNetConfig {
     config
 }
 
-pub fn call(batch: u32, len: u32) -> Call {
+pub fn call(batch: usize, len: usize) -> Call {
     Call::new(AttentionShape::new(batch, len).unwrap())
 }
 
@@ -69,11 +69,11 @@ fn wrong_inputs_of_models_are_errors() {
     let tokens = Input::Tokens(&ten);
 
     assert_error!(
-        TokenIds::upload(r, &[0, VOCAB], VOCAB),
+        TokenIds::upload(r, &[0, VOCAB as u32], VOCAB),
         Error::TokenOutOfRange { index: 1, .. }
     );
     assert_error!(
-        Labels::upload(r, &[VOCAB], VOCAB),
+        Labels::upload(r, &[VOCAB as u32], VOCAB),
         Error::TokenOutOfRange { what: "label", .. }
     );
     // Checked against another vocabulary than the model's.
@@ -376,7 +376,7 @@ fn wrong_steps_are_errors_and_the_cache_stays() {
         let nothing = model
             .decode(r, &weights, none, &call(0, count), &mut cache)
             .unwrap();
-        assert_eq!(nothing.shape(), [0, count as usize, 16]);
+        assert_eq!(nothing.shape(), [0, count, 16]);
     }
     assert_eq!(cache.len(), 5);
     recorder.submit().unwrap();
@@ -400,7 +400,7 @@ fn numbers_that_mean_nothing_are_errors_and_sizes_of_0_do_nothing() {
         |config| config.xpos_scale_base = Some(f32::NAN),
         |config| config.xpos_scale_base = Some(-512.0),
         |config| config.learned_positions = Some(0),
-        |config| config.learned_positions = Some(u32::MAX),
+        |config| config.learned_positions = Some(usize::MAX),
         |config| *config = with_layers(usize::MAX),
     ];
     for change in change {
@@ -424,7 +424,7 @@ fn numbers_that_mean_nothing_are_errors_and_sizes_of_0_do_nothing() {
         let (features, saved) = model
             .forward_saving(r, &weights, input, &call, seed, recompute)
             .unwrap();
-        assert_eq!(features.shape(), [batch as usize, len as usize, 16]);
+        assert_eq!(features.shape(), [batch, len, 16]);
         let labels = Labels::upload(r, &[], VOCAB).unwrap();
         let to = Some((&gradients, 1.0));
         let loss = model.loss(r, &weights, &features, &labels, to).unwrap();

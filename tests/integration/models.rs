@@ -12,16 +12,16 @@ use crate::support::models::{
     Case, INPUT, Inputs, Run, assert_near, assert_within, by_name, draw, largest, wide,
 };
 
-fn attention(heads: u32, segments: &[u32], rates: &[u32]) -> DilatedAttentionConfig {
+fn attention(heads: usize, segments: &[usize], rates: &[usize]) -> DilatedAttentionConfig {
     DilatedAttentionConfig::new(heads, 8, segments, rates).unwrap()
 }
 
-fn shape(batch: u32, seq_len: u32) -> AttentionShape {
+fn shape(batch: usize, seq_len: usize) -> AttentionShape {
     AttentionShape::new(batch, seq_len).unwrap()
 }
 
 /// A language model of `config`.
-fn with_tokens(config: LongNetConfig, vocab: u32, projection: OutputProjection) -> LongNetConfig {
+fn with_tokens(config: LongNetConfig, vocab: usize, projection: OutputProjection) -> LongNetConfig {
     let mut config = config;
     config.vocab_size = Some(vocab);
     config.output_projection = projection;
@@ -36,7 +36,8 @@ pub fn cases() -> Vec<Case> {
         cases.push(Case::new(name, config, shape));
     };
     // Rates that divide and rates that do not; zero keys and moved rows, with the true gradient.
-    let moved = |config: DilatedAttentionConfig| config.torchscale().gradient(MixGradient::Exact);
+    let moved =
+        |config: DilatedAttentionConfig| config.torchscale().with_gradient(MixGradient::Exact);
 
     let config = LongNetConfig::encoder(attention(3, &[8, 30], &[1, 2]), 2, 37);
     add("sub-LN encoder", config, shape(2, 41));
@@ -63,8 +64,8 @@ pub fn cases() -> Vec<Case> {
     add("post-norm, learned positions, tied", config, shape(2, 43));
 
     let partitioned = attention(3, &[9, 16], &[2, 1])
-        .heads(Heads::Partitioned)
-        .head_offsets(HeadOffsets::RoundRobin);
+        .with_heads(Heads::Partitioned)
+        .with_head_offsets(HeadOffsets::RoundRobin);
     let config = LongNetConfig::decoder(partitioned, 3, 31);
     let mut config = with_tokens(config.deep_norm(), 19, OutputProjection::Own);
     config.projection_norm = ProjectionNorm::QueryKey;
@@ -140,7 +141,7 @@ fn models_and_their_gradients_equal_double_precision() {
 fn models_in_windows_equal_double_precision() {
     let on = &tiny_bindings().context;
     let attention = attention(3, &[40, 150], &[1, 4]).torchscale();
-    let config = LongNetConfig::decoder(attention.gradient(MixGradient::Exact), 1, 60);
+    let config = LongNetConfig::decoder(attention.with_gradient(MixGradient::Exact), 1, 60);
     let mut config = with_tokens(config, 310, OutputProjection::Own);
     config.learned_positions = Some(290);
     config.xpos_scale_base = Some(512.0);
@@ -215,12 +216,12 @@ fn a_ragged_batch_is_its_items_alone() {
                 .unwrap()
         };
         let mut whole = run(std::slice::from_ref(&case.inputs));
-        let parts = [0, 1, 2].map(|item| case.inputs.part(item..item + 1, lens[item as usize]));
+        let parts = [0, 1, 2].map(|item| case.inputs.part(item..item + 1, lens[item]));
         let alone = run(&parts);
         let width = case.width();
         let exists = |index: usize| {
             let row = index / width;
-            row % 31 < lens[row / 31] as usize
+            row % 31 < lens[row / 31]
         };
         for values in [&mut whole.features, &mut whole.dinput] {
             let kept = values

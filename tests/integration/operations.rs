@@ -145,12 +145,12 @@ fn products_of_every_orientation() {
                     let residual = recorder.upload("residual", &shape, &residual)?;
                     // A sum that one binding cannot hold has no epilogue.
                     let whole = matmul
-                        .bias(Some(bias.vector()))
-                        .residual(residual.matrix(), 0.5)
+                        .with_bias(Some(bias.vector()))
+                        .with_residual(residual.matrix(), 0.5)
                         .write(recorder, all.matrix());
                     match whole {
                         Err(Error::BindingTooSmall { .. }) => {
-                            let matmul = matmul.bias(Some(bias.vector()));
+                            let matmul = matmul.with_bias(Some(bias.vector()));
                             matmul.write(recorder, all.matrix())?;
                             ScaledAdd::new(residual.matrix(), 0.5).add(
                                 recorder,
@@ -432,7 +432,7 @@ fn dropout_drops_its_share_and_draws_the_same_again() {
                 let scaled_add = |recorder: &mut Recorder, dropout, first| -> Result<_> {
                     let y = recorder.empty("y", &[count], DType::F32)?;
                     ScaledAdd::new(x.vector(), 1.0)
-                        .dropout(dropout, first)
+                        .with_dropout(dropout, first)
                         .write(recorder, y.vector())?;
                     Ok(y)
                 };
@@ -514,18 +514,15 @@ fn sums_of_two_and_of_all() {
 #[test]
 fn embeddings_and_their_gradients() {
     on_all(|context| {
-        let (num_ids, width, count) = (300u32, 30, 700);
+        let (num_ids, width, count) = (300usize, 30, 700);
         let ids: Vec<u32> = (0..count)
-            .map(|i| (i * i * 7 + i / 3) as u32 % (num_ids - 10))
+            .map(|i| ((i * i * 7 + i / 3) % (num_ids - 10)) as u32)
             .collect();
-        let (table, dout) = (
-            uniform(1, num_ids as usize * width),
-            uniform(2, count * width),
-        );
+        let (table, dout) = (uniform(1, num_ids * width), uniform(2, count * width));
         let before = uniform(3, count * width);
         let [out, added, dtable] = run(context, |recorder| {
             let ids = TokenIds::upload(recorder, &ids, num_ids)?;
-            let table_shape = [num_ids as usize, width];
+            let table_shape = [num_ids, width];
             let table = recorder.upload("table", &table_shape, &table)?;
             let dout = recorder.upload("dout", &[count, width], &dout)?;
             let out = recorder.empty("out", &[count, width], DType::F32)?;
@@ -569,7 +566,7 @@ fn cross_entropies_and_their_gradients() {
                 labels[rows / 2] = IGNORED_LABEL;
             }
             let [losses, gradient] = run(context, |recorder| {
-                let labels = Labels::upload(recorder, &labels, classes as u32)?;
+                let labels = Labels::upload(recorder, &labels, classes)?;
                 let logits = recorder.upload("logits", &[rows, classes], &logits)?;
                 let losses = recorder.empty("losses", &[rows, 1], DType::F32)?;
                 cross_entropy(
@@ -608,7 +605,7 @@ fn losses_of_large_logits_keep_their_digits() {
             .collect();
         let labels: Vec<u32> = (0..rows as u32).map(|row| row % classes as u32).collect();
         let [losses] = run(context, |recorder| {
-            let labels = Labels::upload(recorder, &labels, classes as u32)?;
+            let labels = Labels::upload(recorder, &labels, classes)?;
             let logits = recorder.upload("logits", &[rows, classes], &logits)?;
             let losses = recorder.empty("losses", &[rows, 1], DType::F32)?;
             cross_entropy(
@@ -644,19 +641,14 @@ fn positions_turn_and_scale() {
         };
         for (first, block, centre) in [(0, 65_536, 150), (far, 1024, 512)] {
             let positions = Positions {
-                seq_len: seq_len as u32,
+                seq_len,
                 first,
                 block,
                 centre,
             };
             for (role, sign) in [(XposRole::Query, 1.0), (XposRole::Key, -1.0)] {
                 let [turned, back] = run(context, |recorder| {
-                    let rotations = Rotations::upload(
-                        recorder,
-                        head_dim as u32,
-                        first + seq_len as u32,
-                        512.0,
-                    )?;
+                    let rotations = Rotations::upload(recorder, head_dim, first + seq_len, 512.0)?;
                     let shape = [batch, seq_len, heads, head_dim];
                     let turn = |recorder: &mut Recorder, inverse| -> Result<_> {
                         let x = recorder.upload("x", &shape, &x)?;
@@ -671,16 +663,16 @@ fn positions_turn_and_scale() {
                         .chunks(head_dim)
                         .enumerate()
                         .flat_map(|(place, head)| {
-                            let position = first + (place / heads % seq_len) as u32;
-                            let from = f64::from(position % block) - f64::from(centre);
+                            let position = first + place / heads % seq_len;
+                            let from = ((position % block) as f64) - (centre as f64);
                             let mut head = layers::xpos(head, 0.0, sign * from / 512.0);
-                            head = layers::xpos(&head, direction * f64::from(position), 0.0);
+                            head = layers::xpos(&head, direction * (position as f64), 0.0);
                             head
                         })
                         .collect()
                 };
                 // Frequencies in single precision, as torchscale has them: an angle of a million is off by 0.03.
-                let allowed = 1e-5 + 6e-8 * f64::from(first + 300);
+                let allowed = 1e-5 + 6e-8 * ((first + 300) as f64);
                 for (given, expected) in [(&turned, expected(1.0)), (&back, expected(-1.0))] {
                     for (given, expected) in given.iter().zip(expected) {
                         let error = (f64::from(*given) - expected).abs();
@@ -697,7 +689,7 @@ fn positions_turn_and_scale() {
 fn positions_are_relative() {
     let on = &kernel_contexts()[0];
     let head = uniform(1, 64);
-    let product = |position: u32, distance: u32| {
+    let product = |position: usize, distance: usize| {
         let [q, k] = run(&on.context, |recorder| {
             let rotations = Rotations::upload(recorder, 64, 1 << 20, 512.0)?;
             let turn = |recorder: &mut Recorder, first, role| -> Result<_> {
@@ -805,7 +797,7 @@ fn wrong_shapes_are_errors() {
     wrong(
         product
             .transpose_b()
-            .bias(Some(a.vector()))
+            .with_bias(Some(a.vector()))
             .write(&mut recorder, c.matrix()),
     );
     wrong(layer_norm(

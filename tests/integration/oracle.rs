@@ -10,32 +10,32 @@ use crate::support::numbers::uniform;
 
 /// Any configuration over 1 to 5 heads of 4 or 8 elements.
 pub fn any_config() -> impl Strategy<Value = DilatedAttentionConfig> {
-    let branch = (1..40u32, 1..9u32);
+    let branch = (1..40usize, 1..9usize);
     let options = proptest::array::uniform5(any::<bool>());
-    let sizes = (1..6u32, prop_oneof![Just(4u32), Just(8)]);
+    let sizes = (1..6usize, prop_oneof![Just(4usize), Just(8)]);
     (sizes, proptest::collection::vec(branch, 1..4), options).prop_map(
         |((heads, head_dim), branches, [causal, round_robin, zeros, torchscale, partitioned])| {
             let (segments, rates): (Vec<_>, Vec<_>) = branches.into_iter().unzip();
             let pick = |flag, yes, no| if flag { yes } else { no };
             DilatedAttentionConfig::new(heads, head_dim, &segments, &rates)
                 .unwrap()
-                .mask(if causal { Mask::Causal } else { Mask::Full })
-                .head_offsets(pick(
+                .with_mask(if causal { Mask::Causal } else { Mask::Full })
+                .with_head_offsets(pick(
                     round_robin,
                     HeadOffsets::RoundRobin,
                     HeadOffsets::Blocked,
                 ))
-                .padding(if zeros {
+                .with_padding(if zeros {
                     Padding::ZeroKeys
                 } else {
                     Padding::Masked
                 })
-                .output_rows(if torchscale {
+                .with_output_rows(if torchscale {
                     OutputRows::Torchscale
                 } else {
                     OutputRows::Aligned
                 })
-                .heads(if partitioned {
+                .with_heads(if partitioned {
                     Heads::Partitioned
                 } else {
                     Heads::EveryBranch
@@ -44,13 +44,13 @@ pub fn any_config() -> impl Strategy<Value = DilatedAttentionConfig> {
     )
 }
 
-fn run(config: &DilatedAttentionConfig, tokens: u32, qkv: &[Vec<f32>; 3]) -> ReferenceOutput {
+fn run(config: &DilatedAttentionConfig, tokens: usize, qkv: &[Vec<f32>; 3]) -> ReferenceOutput {
     let shape = AttentionShape::new(1, tokens).unwrap();
     reference::forward(config, &shape, &qkv[0], &qkv[1], &qkv[2]).unwrap()
 }
 
-fn inputs(config: &DilatedAttentionConfig, tokens: u32) -> [Vec<f32>; 3] {
-    let count = (tokens * config.embed_dim()) as usize;
+fn inputs(config: &DilatedAttentionConfig, tokens: usize) -> [Vec<f32>; 3] {
+    let count = (tokens * config.embed_dim());
     [1, 2, 3].map(|seed| uniform(seed, count))
 }
 
@@ -59,18 +59,18 @@ proptest! {
 
     /// The branches' results, each by its share, make the whole; a row is covered when one of them covers it.
     #[test]
-    fn branches_mix_to_the_whole(config in any_config(), tokens in 1..50u32) {
+    fn branches_mix_to_the_whole(config in any_config(), tokens in 1..50usize) {
         let qkv = inputs(&config, tokens);
         let shape = AttentionShape::new(1, tokens).unwrap();
         let whole = run(&config, tokens, &qkv);
         let branches: Vec<_> = (0..config.branches().len())
             .map(|branch| reference::forward_branch(&config, &shape, &qkv[0], &qkv[1], &qkv[2], branch).unwrap())
             .collect();
-        let divisor = match config.get_heads() {
+        let divisor = match config.heads() {
             Heads::Partitioned => branches.len() as f64,
             Heads::EveryBranch => 1.0,
         };
-        let head_dim = config.head_dim() as usize;
+        let head_dim = config.head_dim();
         for (row, lse) in whole.softmax_lse.iter().enumerate() {
             let covered = branches.iter().any(|branch| branch.softmax_lse[row] != UNCOVERED_LSE);
             prop_assert_eq!(covered, *lse != UNCOVERED_LSE);
@@ -86,12 +86,12 @@ proptest! {
 
     /// Outputs are means of values and zeros: never larger than the largest value.
     #[test]
-    fn outputs_are_means_of_values(config in any_config(), tokens in 1..50u32) {
+    fn outputs_are_means_of_values(config in any_config(), tokens in 1..50usize) {
         let mut qkv = inputs(&config, tokens);
         qkv[2].fill(1.0);
         let whole = run(&config, tokens, &qkv);
-        let full = config.get_padding() == Padding::Masked && config.get_heads() == Heads::EveryBranch;
-        for (row, out) in whole.out.chunks(config.head_dim() as usize).enumerate() {
+        let full = config.padding() == Padding::Masked && config.heads() == Heads::EveryBranch;
+        for (row, out) in whole.out.chunks(config.head_dim()).enumerate() {
             for value in out {
                 prop_assert!(*value >= 0.0 && *value < 1.0 + 1e-12);
                 if full && whole.softmax_lse[row] != UNCOVERED_LSE {
@@ -103,22 +103,22 @@ proptest! {
 
     /// Causal rows written in place do not depend on later tokens, not even on whether they exist.
     #[test]
-    fn causal_prefix_equals_a_shorter_run(config in any_config(), tokens in 2..50u32, at in any::<prop::sample::Index>()) {
-        let config = config.mask(Mask::Causal).output_rows(OutputRows::Aligned);
+    fn causal_prefix_equals_a_shorter_run(config in any_config(), tokens in 2..50usize, at in any::<prop::sample::Index>()) {
+        let config = config.with_mask(Mask::Causal).with_output_rows(OutputRows::Aligned);
         let qkv = inputs(&config, tokens);
-        let prefix = 1 + at.index(tokens as usize - 1) as u32;
-        let width = config.embed_dim() as usize;
-        let shorter = qkv.clone().map(|tensor| tensor[..prefix as usize * width].to_vec());
+        let prefix = 1 + at.index(tokens - 1);
+        let width = config.embed_dim();
+        let shorter = qkv.clone().map(|tensor| tensor[..prefix * width].to_vec());
         let (whole, part) = (run(&config, tokens, &qkv), run(&config, prefix, &shorter));
-        prop_assert_eq!(&whole.out[..prefix as usize * width], &part.out[..]);
+        prop_assert_eq!(&whole.out[..prefix * width], &part.out[..]);
     }
 
     /// A poisoned token reaches a row of a head exactly when the reference for finite inputs depends on that token.
     #[test]
-    fn poison_reaches_only_rows_that_see_it(config in any_config(), tokens in 1..30u32, at in any::<prop::sample::Index>()) {
+    fn poison_reaches_only_rows_that_see_it(config in any_config(), tokens in 1..30usize, at in any::<prop::sample::Index>()) {
         let mut qkv = inputs(&config, tokens);
-        let token = at.index(tokens as usize);
-        let width = config.embed_dim() as usize;
+        let token = at.index(tokens);
+        let width = config.embed_dim();
         let before = run(&config, tokens, &qkv);
         let elements = token * width..(token + 1) * width;
         let kept = qkv[2][elements.clone()].to_vec();

@@ -17,7 +17,7 @@ const DIMS: [usize; 4] = [1, TOKENS, 2, 16];
 
 fn attention(context: &Context) -> (DilatedAttention, AttentionShape) {
     let config = DilatedAttentionConfig::new(2, 16, &[32, 64], &[2, 4]).expect("valid");
-    let shape = AttentionShape::new(1, TOKENS as u32).expect("valid");
+    let shape = AttentionShape::new(1, TOKENS).expect("valid");
     (DilatedAttention::new(context, config).expect("fits"), shape)
 }
 
@@ -217,7 +217,7 @@ fn a_profile_of_a_forward_replays_to_the_same_counts() {
         stats.requested_bytes.peak
     );
     let unpooled = trace
-        .replay(PoolOptions::default().policy(NoPooling), 1 << 30)
+        .replay(PoolOptions::default().with_policy(NoPooling), 1 << 30)
         .expect("replays");
     assert_eq!(unpooled.stats.misses, unpooled.stats.creates);
     assert!(unpooled.stats.creates > stats.creates);
@@ -226,7 +226,7 @@ fn a_profile_of_a_forward_replays_to_the_same_counts() {
 #[test]
 fn small_buffers_may_be_left_to_the_device() {
     let (_, context) = &contexts()[0];
-    let options = PoolOptions::default().policy(Balanced {
+    let options = PoolOptions::default().with_policy(Balanced {
         min_pooled_bytes: 4096,
         ..Balanced::default()
     });

@@ -29,7 +29,7 @@ fn plan_with_windows_prints_as_a_table() {
     let config = DilatedAttentionConfig::new(16, 48, &[1024, 65_536], &[2, 4])
         .expect("valid")
         .torchscale()
-        .mask(Mask::Causal);
+        .with_mask(Mask::Causal);
     let shape = AttentionShape::new(2, 80_000)
         .and_then(|shape| shape.with_valid_lens(&[80_000, 50_000]))
         .expect("valid");
@@ -53,7 +53,7 @@ fn plan_with_windows_prints_as_a_table() {
 fn limits_give_typed_errors() {
     let config = DilatedAttentionConfig::new(64, 256, &[1024], &[1]).expect("valid");
     let caps = DeviceCaps::webgpu_defaults();
-    let plan = |n: u32, caps: &DeviceCaps| {
+    let plan = |n: usize, caps: &DeviceCaps| {
         config.plan_forward(&AttentionShape::new(1, n).expect("valid"), DType::F32, caps)
     };
     assert!(matches!(
@@ -74,13 +74,13 @@ fn limits_give_typed_errors() {
             ..
         })
     ));
-    let shape = AttentionShape::new(u32::MAX, 2_000_000_000).expect("valid");
+    let shape = AttentionShape::new(u32::MAX as usize, 2_000_000_000).expect("valid");
     assert!(matches!(
         config.plan_forward(&shape, DType::F32, &tight),
         Err(Error::SizeOverflow { .. })
     ));
     assert!(matches!(
-        AttentionShape::new(1, u32::MAX),
+        AttentionShape::new(1, u32::MAX as usize),
         Err(Error::InvalidShape { .. })
     ));
 }
@@ -103,10 +103,13 @@ fn bad_configurations_name_the_value() {
             "branch 1 with segment length 0",
         ),
         (new(1, 64, &[8], &[0]), "dilation rate 0"),
-        (new(1, 64, &[8], &[u32::MAX]), "dilation rate 4294967295"),
+        (
+            new(1, 64, &[8], &[u32::MAX as usize]),
+            "dilation rate 4294967295",
+        ),
         (new(1 << 26, 256, &[8], &[1]), "67108864 * 256"),
         (
-            new(1, 64, &[8], &[1]).and_then(|c| c.softmax_scale(f32::NAN)),
+            new(1, 64, &[8], &[1]).and_then(|c| c.with_softmax_scale(f32::NAN)),
             "softmax_scale is NaN",
         ),
     ] {
@@ -148,7 +151,7 @@ struct Row {
 /// Runs a plan's dispatches on indices: what each output row of each head sees, and how it is stored.
 fn execute(plan: &ForwardPlan, caps: &DeviceCaps) -> HashMap<(u64, u32), Row> {
     let mut rows: HashMap<(u64, u32), Row> = HashMap::new();
-    let seq_len = u64::from(plan.shape.seq_len());
+    let seq_len = plan.shape.seq_len() as u64;
     for dispatch in &plan.dispatches {
         for window in [dispatch.q, dispatch.kv, dispatch.out, dispatch.state] {
             assert!(window.bytes.size <= caps.max_binding_bytes);
@@ -180,7 +183,7 @@ fn execute(plan: &ForwardPlan, caps: &DeviceCaps) -> HashMap<(u64, u32), Row> {
                         // What is touched lies in the windows.
                         let place =
                             |token: u64| u64::from(item - dispatch.items.begin) * seq_len + token;
-                        let row_bytes = u64::from(plan.num_heads) * u64::from(plan.head_dim) * 4;
+                        let row_bytes = (plan.num_heads as u64) * (plan.head_dim as u64) * 4;
                         let inside = |window: dilated_attention::plan::TokenWindow,
                                       token: u64,
                                       first: u32| {
@@ -226,36 +229,36 @@ proptest! {
     /// dispatch writes it.
     #[test]
     fn dispatches_together_are_the_attention(
-        (batch, seq_len, num_heads) in (1u32..3, 1u32..70, 1u32..6),
-        branches in prop::collection::vec((1u32..90, 1u32..7), 1..4),
+        (batch, seq_len, num_heads) in (1usize..3, 1usize..70, 1usize..6),
+        branches in prop::collection::vec((1usize..90, 1usize..7), 1..4),
         binding_rows in 1u64..100,
         (round_robin, torchscale_rows, zero_keys, partitioned, causal) in any::<(bool, bool, bool, bool, bool)>(),
-        shorten in prop::option::of(0u32..70),
+        shorten in prop::option::of(0usize..70),
     ) {
-        let (segments, rates): (Vec<u32>, Vec<u32>) = branches.into_iter().unzip();
+        let (segments, rates): (Vec<usize>, Vec<usize>) = branches.into_iter().unzip();
         let config = DilatedAttentionConfig::new(num_heads, 8, &segments, &rates).expect("valid")
-            .head_offsets(if round_robin { HeadOffsets::RoundRobin } else { HeadOffsets::Blocked })
-            .output_rows(if torchscale_rows { OutputRows::Torchscale } else { OutputRows::Aligned })
-            .padding(if zero_keys { Padding::ZeroKeys } else { Padding::Masked })
-            .heads(if partitioned { Heads::Partitioned } else { Heads::EveryBranch })
-            .mask(if causal { Mask::Causal } else { Mask::Full });
+            .with_head_offsets(if round_robin { HeadOffsets::RoundRobin } else { HeadOffsets::Blocked })
+            .with_output_rows(if torchscale_rows { OutputRows::Torchscale } else { OutputRows::Aligned })
+            .with_padding(if zero_keys { Padding::ZeroKeys } else { Padding::Masked })
+            .with_heads(if partitioned { Heads::Partitioned } else { Heads::EveryBranch })
+            .with_mask(if causal { Mask::Causal } else { Mask::Full });
         let mut shape = AttentionShape::new(batch, seq_len).expect("valid");
         if let Some(shorten) = shorten {
-            let mut lens = vec![seq_len; batch as usize];
+            let mut lens = vec![seq_len; batch];
             lens[0] = seq_len.saturating_sub(shorten);
             shape = shape.with_valid_lens(&lens).expect("valid");
         }
         let caps = DeviceCaps {
-            max_binding_bytes: 256 + binding_rows * u64::from(num_heads) * 32,
+            max_binding_bytes: 256 + binding_rows * num_heads as u64 * 32,
             ..DeviceCaps::webgpu_defaults()
         };
         let plan = config.plan_forward(&shape, DType::F32, &caps).expect("plans");
         let rows = execute(&plan, &caps);
         for item in 0..batch {
-            let valid_len = shape.valid_len(item);
-            for token in 0..seq_len {
-                for head in 0..num_heads {
-                    let place = u64::from(item) * u64::from(seq_len) + u64::from(token);
+            let valid_len = shape.valid_len(item) as u32;
+            for token in 0..seq_len as u32 {
+                for head in 0..num_heads as u32 {
+                    let place = (item * seq_len) as u64 + u64::from(token);
                     let row = rows.get(&(place, head));
                     let mut expected: HashMap<(u32, u32), u32> = HashMap::new();
                     let mut covered = false;

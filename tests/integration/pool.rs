@@ -96,7 +96,7 @@ fn a_released_buffer_is_lent_again_and_keys_do_not_mix() {
 
 #[test]
 fn without_pooling_every_lease_creates() {
-    let pool = pool(PoolOptions::default().policy(NoPooling));
+    let pool = pool(PoolOptions::default().with_policy(NoPooling));
     for _ in 0..5 {
         drop(pool.acquire("a", 4096, STORAGE_USAGE).expect("lends"));
     }
@@ -107,7 +107,7 @@ fn without_pooling_every_lease_creates() {
 
 #[test]
 fn the_budget_is_hard_and_what_is_cached_gives_way_first() {
-    let pool = pool(PoolOptions::default().budget_bytes(1 << 20));
+    let pool = pool(PoolOptions::default().with_budget_bytes(1 << 20));
     drop(
         pool.acquire("cached", 700 << 10, STORAGE_USAGE)
             .expect("lends"),

@@ -229,7 +229,7 @@ fn a_policy_that_panics_panics_its_caller_and_nothing_else() {
             asked: AtomicU32::new(0),
             at,
         };
-        let pool = Pool::with_source(source.clone(), PoolOptions::default().policy(policy));
+        let pool = Pool::with_source(source.clone(), PoolOptions::default().with_policy(policy));
         let mut panics = 0;
         for round in 0..10 {
             let attempt = std::panic::AssertUnwindSafe(|| {
@@ -289,7 +289,7 @@ fn a_budget_may_be_lowered_below_what_is_live() {
 #[test]
 fn a_hit_allocates_nothing() {
     // A policy that gives nothing up, so that all steps are hits in the end.
-    let options = PoolOptions::default().policy(Speed);
+    let options = PoolOptions::default().with_policy(Speed);
     let pool = Pool::with_source(SimulatedSource::new(1 << 30), options);
     let lend = |bytes| pool.acquire("any", bytes, STORAGE_USAGE).expect("lends");
     let mut leases: Vec<_> = (0..100).map(|_| lend(4096)).collect();

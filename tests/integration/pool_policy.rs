@@ -66,7 +66,7 @@ fn pressure_acts_at_once_and_until_it_is_over() {
 
 #[test]
 fn graceful_pressure_keeps_what_was_live_of_late() {
-    let pool = pool(PoolOptions::default().policy(Speed));
+    let pool = pool(PoolOptions::default().with_policy(Speed));
     fill(&pool, 10, 8 * MIB);
     windows(&pool, 3);
     assert_eq!(pool.stats().free.current, 10, "speed keeps everything");
@@ -84,8 +84,8 @@ fn watermarks_begin_to_clean_up_below_the_budget() {
             ..Balanced::default()
         };
         PoolOptions::default()
-            .policy(policy)
-            .budget_bytes(100 * MIB)
+            .with_policy(policy)
+            .with_budget_bytes(100 * MIB)
     };
     let program = |pool: &Pool<SimulatedBuffer>| {
         fill(pool, 5, 8 * MIB);
@@ -98,11 +98,11 @@ fn watermarks_begin_to_clean_up_below_the_budget() {
     };
     let quiet = program(&pool(options()));
     assert_eq!(quiet.evictions.total(), 0, "{quiet}");
-    let early = program(&pool(options().watermarks(0.3, 0.6)));
+    let early = program(&pool(options().with_watermarks(0.3, 0.6)));
     assert!(early.evictions.pressure > 0, "{early}");
     assert!(early.held_bytes.peak < quiet.held_bytes.peak, "{early}");
     // Numbers that mean nothing are never reached.
-    let never = program(&pool(options().watermarks(f64::NAN, f64::INFINITY)));
+    let never = program(&pool(options().with_watermarks(f64::NAN, f64::INFINITY)));
     assert_eq!(never.evictions.total(), 0, "{never}");
 }
 
@@ -126,7 +126,7 @@ impl Policy for Capped {
 
 #[test]
 fn caps_hold_whenever_a_buffer_comes_back() {
-    let pool = pool(PoolOptions::default().policy(Capped));
+    let pool = pool(PoolOptions::default().with_policy(Capped));
     fill(&pool, 10, MIB);
     let stats = pool.stats();
     assert_eq!((stats.free.current, stats.evictions.cap), (3, 7), "{stats}");
@@ -154,14 +154,14 @@ fn the_guard_stops_a_pool_from_making_what_it_gave_up() {
         floor_bytes: 0,
         ..Balanced::default()
     };
-    let guarded = pool(PoolOptions::default().policy(balanced));
+    let guarded = pool(PoolOptions::default().with_policy(balanced));
     let first = rounds(&guarded, 100);
     let later = rounds(&guarded, 100);
     let stats = guarded.stats();
     assert!(first > 32 && stats.recreations > 32, "{stats}");
     assert_eq!(later, 0, "{stats}");
     // Without a guard it goes on.
-    let lean = pool(PoolOptions::default().policy(Lean));
+    let lean = pool(PoolOptions::default().with_policy(Lean));
     rounds(&lean, 100);
     assert!(rounds(&lean, 100) > 100, "{}", lean.stats());
 }
@@ -177,7 +177,7 @@ fn trims_say_what_they_gave_up() {
 
 #[test]
 fn destroyed_buffers_count_until_the_submissions_that_use_them_are_done() {
-    let pool = pool(PoolOptions::default().budget_bytes(4 * MIB));
+    let pool = pool(PoolOptions::default().with_budget_bytes(4 * MIB));
     let lease = pool.acquire("used", 3 * MIB, STORAGE_USAGE).expect("lends");
     let submission = pool.submitted();
     drop(lease);

@@ -416,7 +416,7 @@ fn tensors_of_another_context_are_refused() {
 #[test]
 fn poison_shows_what_was_never_written() {
     let options = ContextOptions {
-        pool: PoolOptions::default().poison(true),
+        pool: PoolOptions::default().with_poison(true),
         ..Default::default()
     };
     for (_, context) in contexts_with(&options) {

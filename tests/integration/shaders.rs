@@ -106,7 +106,7 @@ fn expanded_shaders_change_only_on_purpose() {
             "matmul_broadcast",
             "rows=4 vec4s=6 depth=4 transpose_a=false transpose_b=true activation=gelu",
         ),
-        ("norm", "centred=true vector_width=vec4 format=f32"),
+        ("norm", "centred=true width=vec4 format=f32"),
         ("xpos", "format=f16_packed"),
     ] {
         let mut found = kernels.iter().filter(|(kernel, _)| {

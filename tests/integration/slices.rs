@@ -26,7 +26,7 @@ const DIMS: [usize; 4] = [1, TOKENS, 2, 16];
 
 /// Slices of one workgroup each.
 fn smallest() -> SliceOptions {
-    SliceOptions::default().target(Duration::ZERO)
+    SliceOptions::default().with_target(Duration::ZERO)
 }
 
 fn bits(downloads: Vec<Download<f32>>) -> Vec<Vec<u32>> {
@@ -40,7 +40,7 @@ fn bits(downloads: Vec<Download<f32>>) -> Vec<Vec<u32>> {
 /// Attention forward and backward of uploaded inputs, with an upload at the end that shares a staging chunk with the first.
 fn attention(recorder: &mut Recorder) -> Vec<Download<f32>> {
     let config = DilatedAttentionConfig::new(2, 16, &[32, 64], &[1, 4]).expect("valid");
-    let shape = AttentionShape::new(1, TOKENS as u32).expect("valid");
+    let shape = AttentionShape::new(1, TOKENS).expect("valid");
     let attention = DilatedAttention::new(&recorder.context(), config).expect("fits");
     let [q, k, v, dout] = [1, 2, 3, 4].map(|seed| {
         let data = uniform(seed, DIMS.iter().product());
@@ -88,7 +88,7 @@ fn uploads(recorder: &mut Recorder) -> Vec<Download<f32>> {
 /// Contexts that fill whatever is leased.
 fn contexts_that_fill() -> [(&'static str, Context); 2] {
     contexts_with(&ContextOptions {
-        pool: PoolOptions::default().poison(true),
+        pool: PoolOptions::default().with_poison(true),
         ..Default::default()
     })
 }

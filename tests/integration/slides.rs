@@ -90,10 +90,10 @@ fn weights_of_a_token_are_what_the_reference_mixes_values_with() {
     let configs = [
         base(),
         base().torchscale(),
-        base().mask(Mask::Causal),
-        base().torchscale().mask(Mask::Causal),
+        base().with_mask(Mask::Causal),
+        base().torchscale().with_mask(Mask::Causal),
     ];
-    let lens = [50u32, 37];
+    let lens = [50usize, 37];
     let shape = AttentionShape::new(2, 50)
         .unwrap()
         .with_valid_lens(&lens)
@@ -103,7 +103,7 @@ fn weights_of_a_token_are_what_the_reference_mixes_values_with() {
     for on in all_contexts() {
         for config in &configs {
             let attention = DilatedAttention::new(&on.context, config.clone()).unwrap();
-            for token in [0u32, 1, 22, 36, 49] {
+            for token in [0usize, 1, 22, 36, 49] {
                 let mut recorder = on.context.recorder("weights of a token");
                 let q_tensor = recorder.upload("q", &dims, &q).unwrap();
                 let k_tensor = recorder.upload("k", &dims, &k).unwrap();
@@ -132,7 +132,7 @@ fn weights_of_a_token_are_what_the_reference_mixes_values_with() {
                             let v: Vec<f32> = (0..2 * 50 * 3 * 16)
                                 .map(|i| f32::from(u8::from(i / 48 % 50 == first + i % 16)))
                                 .collect();
-                            let rows = [(item as u32, token)];
+                            let rows = [(item, token)];
                             let out =
                                 reference::forward_rows(config, &shape, &q, &k, &v, &rows).unwrap();
                             for (i, value) in out.out.iter().enumerate() {
@@ -424,7 +424,7 @@ fn encoding_in_slices_is_the_same_and_can_be_given_up() {
     assert!(polls > 1, "{polls}");
     // In the smallest slices there are many more.
     let none = SlideOutputs::default();
-    let smallest = SliceOptions::default().target(std::time::Duration::ZERO);
+    let smallest = SliceOptions::default().with_target(std::time::Duration::ZERO);
     let (output_of_few, polls) = give_up_everywhere(context, &weights, || {
         Box::pin(encoder.encode(context, &weights, &few, &none, smallest, |_| ()))
     });
@@ -619,15 +619,15 @@ fn other_branches_keep_the_options() {
     let mut config = small();
     config.attention = config
         .attention
-        .mask(Mask::Causal)
-        .softmax_scale(0.5)
+        .with_mask(Mask::Causal)
+        .with_softmax_scale(0.5)
         .unwrap();
     let changed = config.clone().segments(&[16], &[2]).unwrap();
     let expected = DilatedAttentionConfig::new(2, 16, &[16], &[2])
         .unwrap()
         .torchscale()
-        .mask(Mask::Causal)
-        .softmax_scale(0.5)
+        .with_mask(Mask::Causal)
+        .with_softmax_scale(0.5)
         .unwrap();
     assert_eq!(changed.attention, expected);
     assert!(config.clone().segments(&[16], &[]).is_err());
@@ -858,7 +858,7 @@ fn a_checkpoint_tells_its_architecture() {
         ),
         (96, 12, 12)
     );
-    let scale = config.attention.get_softmax_scale();
+    let scale = config.attention.softmax_scale();
     assert_eq!(scale, 1.0 / 12f32.sqrt());
     assert_eq!(config.heads(4).unwrap().attention.head_dim(), 24);
     // Under a prefix, the error names it.

@@ -129,7 +129,7 @@ fn what_a_dropped_recording_was_to_write_is_an_error_until_it_is_written() {
 #[test]
 fn poison_shows_in_what_a_dropped_recording_was_to_write() {
     let context = context_with(&ContextOptions {
-        pool: PoolOptions::default().poison(true),
+        pool: PoolOptions::default().with_poison(true),
         ..Default::default()
     });
     let mut dropped = context.recorder("dropped");
@@ -195,9 +195,9 @@ fn decoding_does_not_go_on_from_a_step_that_was_dropped() {
     let mut recorder = context.recorder("cache");
     let mut cache = model.new_cache(&mut recorder, 1, 64).unwrap();
     recorder.submit().unwrap();
-    let mut decode = |label, tokens: u32| {
+    let mut decode = |label, tokens: usize| {
         let mut recorder = context.recorder(label);
-        let ids = ids(&mut recorder, tokens as usize);
+        let ids = ids(&mut recorder, tokens);
         let (input, call) = (Input::Tokens(&ids), call(1, tokens));
         let features = model.decode(&mut recorder, &weights, input, &call, &mut cache);
         (features.map(drop), recorder, cache.len())
@@ -332,7 +332,8 @@ fn what_a_cancelled_run_left_half_written_is_an_error_until_it_is_written_anew()
         recorder.write(tensor, &numbers(2, LEN)).unwrap();
     }
     let download = recorder.download::<f32>(&rest).unwrap();
-    let mut sliced = recorder.submit_in_slices(SliceOptions::default().target(Default::default()));
+    let mut sliced =
+        recorder.submit_in_slices(SliceOptions::default().with_target(Default::default()));
     // Four blocks of 64 KiB each: the first as a whole, of the second one.
     for _ in 0..5 {
         pollster::block_on(sliced.step()).unwrap();
@@ -370,7 +371,7 @@ fn what_a_cancelled_run_left_half_written_is_an_error_until_it_is_written_anew()
 }
 
 #[test]
-fn downloads_of_a_planner_say_that_nothing_runs_there() {
+fn downloads_of_a_dry_run_say_that_nothing_runs_there() {
     let dry_run = Context::dry_run(DeviceCaps::webgpu_defaults());
     let mut recorder = dry_run.recorder("planned");
     let tensor = recorder.zeros("data", &[4], DType::F32).unwrap();

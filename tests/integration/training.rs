@@ -192,13 +192,14 @@ fn a_refused_step_has_not_happened() {
             context.pool().stats().leases.current,
         );
         let shape = AttentionShape::new(1, 3).expect("valid");
-        let tokens = Batch::new(shape.clone(), vec![1, VOCAB, 2], vec![1; 3]).expect("a batch");
+        let tokens =
+            Batch::new(shape.clone(), vec![1, VOCAB as u32, 2], vec![1; 3]).expect("a batch");
         let labels = Batch::new(shape.clone(), vec![1; 3], vec![0, 1, 77]).expect("a batch");
         let ignored = Batch::new(shape.clone(), vec![1; 3], vec![IGNORED_LABEL; 3]);
         let error = trainer.step(&[good.clone(), tokens]).expect_err("token");
         assert!(
             matches!(error, Error::TokenOutOfRange { what: "token", index: 1, given, limit }
-                if (given, limit) == (VOCAB, VOCAB)),
+                if (given as usize, limit) == (VOCAB, VOCAB)),
             "{error}"
         );
         let error = trainer.step(&[good.clone(), labels]).expect_err("label");
@@ -281,15 +282,15 @@ fn gradients_that_are_not_finite_change_no_weight() {
 #[test]
 fn a_decoder_stays_causal() {
     let full = DilatedAttentionConfig::new(2, 8, &[16], &[1]).expect("valid");
-    assert_eq!(full.get_mask(), Mask::Full);
+    assert_eq!(full.mask(), Mask::Full);
     let decoder = config().with_attention(full.clone());
-    assert_eq!(decoder.attention(), &full.clone().mask(Mask::Causal));
+    assert_eq!(decoder.attention(), &full.clone().with_mask(Mask::Causal));
     let encoder = LongNetConfig::encoder(full.clone(), 1, 16);
     assert_eq!(encoder.attention(), &full);
-    let causal = encoder.with_attention(full.clone().mask(Mask::Causal));
-    assert_eq!(causal.attention().get_mask(), Mask::Causal);
+    let causal = encoder.with_attention(full.clone().with_mask(Mask::Causal));
+    assert_eq!(causal.attention().mask(), Mask::Causal);
     let kept = causal.with_attention(full);
-    assert_eq!(kept.attention().get_mask(), Mask::Causal);
+    assert_eq!(kept.attention().mask(), Mask::Causal);
     // Nor do residuals of one kind of norms stay with another.
     let pre_norm = config().deep_norm().pre_norm();
     assert_eq!((pre_norm.residual_scale, pre_norm.final_norm), (1.0, true));
@@ -311,7 +312,7 @@ fn batches_without_tokens_are_errors() {
         assert!(matches!(error, Error::InvalidShape { .. }), "{error}");
     }
     // More than any machine holds.
-    let endless = AttentionShape::new(u32::MAX, 1 << 30).expect("valid");
+    let endless = AttentionShape::new(u32::MAX as usize, 1 << 30).expect("valid");
     let caps = DeviceCaps::webgpu_defaults();
     let error = Trainer::plan(&config(), &[endless], &options(), caps).expect_err("too many");
     assert!(
@@ -337,7 +338,7 @@ fn options_that_mean_nothing_are_refused() {
     let mut without_projection = config();
     without_projection.output_projection = OutputProjection::None;
     refused(without_projection, options());
-    let peeking = config().attention().clone().mask(Mask::Full);
+    let peeking = config().attention().clone().with_mask(Mask::Full);
     let mut peeking = LongNetConfig::encoder(peeking, 2, 40);
     peeking.vocab_size = Some(VOCAB);
     peeking.output_projection = OutputProjection::Own;

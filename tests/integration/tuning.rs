@@ -398,7 +398,7 @@ fn impossible_shapes_of_products_are_errors() {
         let mut recorder = context.recorder("product");
         let x = recorder.zeros("x", &[8, 8], DType::F32).unwrap();
         let y = recorder.empty("y", &[8, 8], DType::F32).unwrap();
-        let product = Matmul::new(x.matrix(), x.matrix()).variant(shape);
+        let product = Matmul::new(x.matrix(), x.matrix()).with_variant(shape);
         let result = product.write(&mut recorder, y.matrix());
         assert!(
             matches!(result, Err(Error::InvalidConfig { .. })),

@@ -31,7 +31,7 @@ fn training_steps() -> Trace {
     for len in [512, 512, 384, 1024, 700, 512] {
         let batch = |items| {
             let shape = AttentionShape::new(items, len).expect("valid");
-            let tokens = vec![1; (items * len) as usize];
+            let tokens = vec![1; (items * len)];
             Batch::new(shape, tokens.clone(), tokens).expect("a batch")
         };
         drop(trainer.step(&[batch(1), batch(2)]).expect("records"));
@@ -42,11 +42,11 @@ fn training_steps() -> Trace {
 fn policies() -> [(&'static str, PoolOptions); 5] {
     let options = PoolOptions::default;
     [
-        ("Balanced", options().policy(Balanced::default())),
-        ("Speed", options().policy(Speed)),
-        ("Lean", options().policy(Lean)),
-        ("Exact", options().policy(Exact)),
-        ("NoPooling", options().policy(NoPooling)),
+        ("Balanced", options().with_policy(Balanced::default())),
+        ("Speed", options().with_policy(Speed)),
+        ("Lean", options().with_policy(Lean)),
+        ("Exact", options().with_policy(Exact)),
+        ("NoPooling", options().with_policy(NoPooling)),
     ]
 }
 

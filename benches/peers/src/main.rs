@@ -1,7 +1,7 @@
 //! The pool beside others, on the same streams of allocations and without a device, so that only the pools differ:
 //!
 //! ```sh
-//! cargo run --release --manifest-path benches/peers/Cargo.toml [-- --quick]
+//! cargo run --release --manifest-path benches/peers/Cargo.toml
 //! ```
 //!
 //! CubeCL's pools are CubeCL's own code, over a storage of ours that allocates nothing. Pools "after" another project are
@@ -20,9 +20,18 @@ use std::rc::Rc;
 use std::sync::Mutex;
 use std::time::Instant;
 
+use clap::Parser;
 use dilated_attention::pool::{PoolOptions, STORAGE_USAGE};
 use simulated::Simulated;
 use traces::{Allocator, Workload, replacements};
+
+/// The pool beside others, on the same streams of allocations and without a device
+#[derive(Parser)]
+struct Options {
+    /// Few repetitions: that everything works, not what it measures
+    #[arg(long)]
+    quick: bool,
+}
 
 /// A pool that tells what it made and holds.
 trait Peer: Allocator {
@@ -178,7 +187,7 @@ fn ours() -> Simulated {
 }
 
 fn main() {
-    let quick = std::env::args().any(|argument| argument == "--quick");
+    let quick = Options::parse().quick;
     println!("creates, hits and peak held / peak asked for after warm-up");
     print!("{:<34}", "");
     for (letter, _) in Workload::ALL {

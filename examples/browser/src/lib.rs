@@ -46,7 +46,7 @@ async fn forward(
     progress: &Function,
 ) -> Result<String, JsError> {
     let config = DilatedAttentionConfig::new(NUM_HEADS, HEAD_DIM, &[256, 1024, 4096], &[1, 4, 16])?
-        .mask(Mask::Causal);
+        .with_mask(Mask::Causal);
     let attention = DilatedAttention::new(context, config.clone())?;
     let shape = AttentionShape::new(1, num_tokens)?;
     let inputs = [1, 2, 3].map(|seed| random(seed, num_tokens));

@@ -52,7 +52,7 @@ pub struct Inputs<'a> {
     /// Values, like the queries.
     pub v: &'a [f32],
     /// The tokens wanted, of a batch of one; all rows when none are given.
-    pub rows: Option<&'a [u32]>,
+    pub rows: Option<&'a [usize]>,
 }
 
 /// Result of one configuration for the rows wanted.
@@ -86,15 +86,15 @@ pub fn check(
     report: &mut Report,
 ) -> Result<(), String> {
     let num_branches = config.branches().len();
-    let heads = config.num_heads() as usize;
+    let heads = config.num_heads();
     let rows = match inputs.rows {
         Some(rows) => rows.len(),
-        None => inputs.shape.seq_len() as usize,
+        None => inputs.shape.seq_len(),
     };
     let mut comparisons: Vec<(&str, Quantity, Vec<f32>, Comparison)> = Vec::new();
     for (tensor, quantity) in tensors {
         let shape = match quantity {
-            Quantity::Out => [batch, &[rows, heads, config.head_dim() as usize]].concat(),
+            Quantity::Out => [batch, &[rows, heads, config.head_dim()]].concat(),
             Quantity::BranchLse => [&[num_branches], batch, &[heads, rows]].concat(),
             Quantity::TotalLse => [batch, &[heads, rows]].concat(),
         };
@@ -175,10 +175,10 @@ fn alone(
         &[given.dilation_rate],
     )?;
     Ok(alone
-        .mask(config.get_mask())
-        .head_offsets(config.get_head_offsets())
-        .padding(config.get_padding())
-        .output_rows(config.get_output_rows()))
+        .with_mask(config.mask())
+        .with_head_offsets(config.head_offsets())
+        .with_padding(config.padding())
+        .with_output_rows(config.output_rows()))
 }
 
 /// `q`, `k` and `v` (or other tensors in their place) of a file that stores them.
@@ -207,7 +207,7 @@ impl StoredInputs {
     /// All rows of them.
     pub fn inputs(&self) -> Result<Inputs<'_>, String> {
         let [q, k, v] = &self.tensors;
-        let shape = AttentionShape::new(size(self.dims[0])?, size(self.dims[1])?);
+        let shape = AttentionShape::new(self.dims[0], self.dims[1]);
         Ok(Inputs {
             shape: shape.map_err(|error| error.to_string())?,
             q,
@@ -225,14 +225,9 @@ pub fn configuration(
     head_dim: usize,
 ) -> Result<DilatedAttentionConfig, String> {
     let (segment_lengths, dilation_rates) = file.branches()?;
-    let config = DilatedAttentionConfig::new(
-        size(heads)?,
-        size(head_dim)?,
-        &segment_lengths,
-        &dilation_rates,
-    );
+    let config = DilatedAttentionConfig::new(heads, head_dim, &segment_lengths, &dilation_rates);
     let config = config.map_err(|error| error.to_string())?;
-    Ok(config.mask(mask(file)))
+    Ok(config.with_mask(mask(file)))
 }
 
 /// The mask of a file.
@@ -241,9 +236,4 @@ pub fn mask(file: &GoldenFile) -> dilated_attention::Mask {
         true => dilated_attention::Mask::Causal,
         false => dilated_attention::Mask::Full,
     }
-}
-
-/// A size as the library takes it.
-pub fn size(size: usize) -> Result<u32, String> {
-    u32::try_from(size).map_err(|_| format!("a size of {size} does not fit in 32 bits"))
 }

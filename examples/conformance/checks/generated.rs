@@ -3,7 +3,7 @@
 use dilated_attention::AttentionShape;
 use serde_json::Value;
 
-use super::attention::{Engine, Inputs, configuration, size};
+use super::attention::{Engine, Inputs, configuration};
 use super::compare::Comparison;
 use super::generator::{Generated, MAX_ELEMENTS, generate};
 use super::golden_file::GoldenFile;
@@ -28,9 +28,9 @@ pub fn check(
     let config = configuration(file, heads, head_dim)?;
     let [num_rows] = file.shape::<1>("rows")?;
     let rows = file.i32s("rows", &[num_rows])?.into_iter();
-    let rows: Vec<u32> = rows
-        .map(|row| match u32::try_from(row) {
-            Ok(token) if (token as usize) < tokens => Ok(token),
+    let rows: Vec<usize> = rows
+        .map(|row| match usize::try_from(row) {
+            Ok(token) if token < tokens => Ok(token),
             _ => Err(format!("row {row} lies outside of {tokens} tokens")),
         })
         .collect::<Result<_, _>>()?;
@@ -41,7 +41,7 @@ pub fn check(
     if good.contains(&false) {
         return Err("the generated inputs are not those of the file".to_owned());
     }
-    let shape = AttentionShape::new(1, size(tokens)?).map_err(|error| error.to_string())?;
+    let shape = AttentionShape::new(1, tokens).map_err(|error| error.to_string())?;
     let inputs = Inputs {
         shape,
         q: &q.values,

@@ -12,7 +12,7 @@ use dilated_attention::nn::{
 use dilated_attention::{AttentionShape, Context, DType, DilatedAttentionConfig, Recorder};
 use serde_json::Value;
 
-use super::attention::{Engine, size};
+use super::attention::Engine;
 use super::compare::Comparison;
 use super::generated::check_tensor;
 use super::generator::{MAX_ELEMENTS, draws, generate};
@@ -52,11 +52,16 @@ fn config(file: &GoldenFile) -> Result<SlideEncoderConfig, String> {
     config.feature_dim = number(file, "in_chans")?;
     config.num_layers = number(file, "depth")?;
     config.ffn_dim = number(file, "ffn_dim")?;
-    config.tile_size = size(number(file, "tile_size")?)?;
-    config.grid_cells = size(number(file, "slide_ngrids")?)?;
+    config.tile_size = pixels(file, "tile_size")?;
+    config.grid_cells = pixels(file, "slide_ngrids")?;
     config.encoder_eps = float(file, &["layernorm_eps"], 1e-5);
     config.norm_eps = float(file, &["norm_eps"], 1e-6);
     Ok(config)
+}
+
+/// A number of pixels or cells of the file's configuration.
+fn pixels(file: &GoldenFile, name: &str) -> Result<u32, String> {
+    u32::try_from(number(file, name)?).map_err(|_| format!("config: {name} is too large"))
 }
 
 /// Features and coordinates, stored or generated.
@@ -403,7 +408,7 @@ impl FirstLayer {
             return Ok(None);
         }
         let mut list = ParameterList::new();
-        let width = attention.embed_dim() as usize;
+        let width = attention.embed_dim();
         let norm = LayerNorm::new(&mut list, "self_attn_layer_norm", width, eps);
         let options = MultiheadAttentionConfig {
             attention: attention.clone(),
@@ -431,7 +436,7 @@ impl FirstLayer {
     ) -> Result<(), String> {
         let shape @ [batch, tokens, _] = file.shape::<3>("hidden.0")?;
         let x = file.f32s("hidden.0", &shape)?;
-        let call = AttentionShape::new(size(batch)?, size(tokens)?).map_err(told)?;
+        let call = AttentionShape::new(batch, tokens).map_err(told)?;
         let mut mixed = || {
             let x = recorder.upload("x", &shape, &x)?;
             let normal = recorder.empty("normal", &shape, DType::F32)?;

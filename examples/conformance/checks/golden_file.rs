@@ -109,17 +109,17 @@ impl<'a> GoldenFile<'a> {
 
     /// Segment lengths and dilation rates, under the names of either package. A segment length beyond 32 bits is cut:
     /// segments end with the sequence anyway.
-    pub fn branches(&self) -> Result<(Vec<u32>, Vec<u32>), String> {
+    pub fn branches(&self) -> Result<(Vec<usize>, Vec<usize>), String> {
         let list = |names: [&str; 2]| {
             let given = names.iter().find_map(|name| self.config[*name].as_array());
             let given =
                 given.ok_or_else(|| format!("config has no list {}", names.join(" or ")))?;
             let numbers = given.iter().map(|number| {
                 let number = number.as_u64();
-                number.map(|number| u32::try_from(number).unwrap_or(u32::MAX))
+                number.map(|number| usize::try_from(number).unwrap_or(usize::MAX))
             });
             numbers
-                .collect::<Option<Vec<u32>>>()
+                .collect::<Option<Vec<usize>>>()
                 .ok_or_else(|| format!("config: {} holds what is no size", names.join(" or ")))
         };
         Ok((

@@ -23,7 +23,7 @@ pub fn check_torchscale(
     let [_, _, heads, head_dim] = stored.dims;
     let clean = configuration(file, heads, head_dim)?;
     let as_is = clean.clone().torchscale();
-    let exact = as_is.clone().gradient(MixGradient::Exact);
+    let exact = as_is.clone().with_gradient(MixGradient::Exact);
     for (config, prefix, suffix) in [
         (as_is, "", ""),
         (exact, "", "_true"),
@@ -44,7 +44,7 @@ pub fn check_partitioned(
     partitioned::check(file, engine, report)?;
     let stored = StoredInputs::read(file, ["q", "k", "v"])?;
     let [_, _, heads, head_dim] = stored.dims;
-    let config = configuration(file, heads, head_dim)?.heads(Heads::Partitioned);
+    let config = configuration(file, heads, head_dim)?.with_heads(Heads::Partitioned);
     check(
         file,
         &stored,

@@ -109,7 +109,7 @@ pub fn wide(values: &[f32]) -> Vec<f64> {
 struct Rounded<'a> {
     shape: &'a AttentionShape,
     tensors: [Vec<f32>; 3],
-    rows: Option<&'a [u32]>,
+    rows: Option<&'a [usize]>,
     dtype: DType,
 }
 

@@ -14,7 +14,7 @@ pub fn check(
     config: &DilatedAttentionConfig,
     report: &mut Report,
 ) {
-    let heads = config.num_heads() as usize;
+    let heads = config.num_heads();
     let expected = [
         ("count", vec![heads, tokens, tokens]),
         ("zpad", vec![heads, tokens]),
@@ -49,7 +49,7 @@ struct KeyCounts {
 
 impl KeyCounts {
     fn new(config: &DilatedAttentionConfig, tokens: usize, wants_real: bool) -> Self {
-        let heads = config.num_heads() as usize;
+        let heads = config.num_heads();
         let mut counts = Self {
             real: vec![
                 0;

@@ -10,7 +10,7 @@ use dilated_attention::{
     AttentionShape, Context, DType, DilatedAttentionConfig, MixGradient, Recorder, Tensor,
 };
 
-use super::attention::{Engine, size};
+use super::attention::Engine;
 use super::golden_file::GoldenFile;
 use super::longnet_half;
 use super::modules::{
@@ -36,7 +36,7 @@ pub fn check(
     if file.has("dout") {
         gradients(file, &context, &model, ("dx", "g."), report)?;
         let mut exact = config;
-        let attention = exact.attention().clone().gradient(MixGradient::Exact);
+        let attention = exact.attention().clone().with_gradient(MixGradient::Exact);
         exact = exact.with_attention(attention);
         let exact = LongNet::new(&context, exact).map_err(told)?;
         gradients(file, &context, &exact, ("dx_true", "gt."), report)?;
@@ -73,7 +73,7 @@ pub fn config(
     config.xpos_scale_base = flag(file, "xpos").then_some(base);
     let vocab = number(file, "vocab")?;
     if vocab > 0 {
-        config.vocab_size = Some(size(vocab)?);
+        config.vocab_size = Some(vocab);
         config.output_projection = OutputProjection::Own;
         // torchscale scales embeddings where it is not told otherwise; files that say nothing were told.
         if file.config["no_scale_embedding"] == false {
@@ -86,7 +86,7 @@ pub fn config(
         let positions = rows
             .checked_sub(2)
             .ok_or("embed_positions has too few rows")?;
-        config.learned_positions = Some(size(positions)?);
+        config.learned_positions = Some(positions);
     }
     Ok(config)
 }
@@ -122,15 +122,15 @@ pub fn input(
         let x = recorder
             .upload("x", &shape, &file.f32s("x", &shape)?)
             .map_err(told)?;
-        let call = AttentionShape::new(size(batch)?, size(tokens)?).map_err(told)?;
+        let call = AttentionShape::new(batch, tokens).map_err(told)?;
         return Ok((Stored::Embeddings(x), Call::new(call)));
     }
     let [batch, _] = file.shape::<2>("tokens")?;
     let ids = token_ids(file, range)?;
     let len = ids.len() / batch.max(1);
-    let vocab = size(number(file, "vocab")?)?;
+    let vocab = number(file, "vocab")?;
     let ids = TokenIds::upload(recorder, &ids, vocab).map_err(told)?;
-    let call = AttentionShape::new(size(batch)?, size(len)?).map_err(told)?;
+    let call = AttentionShape::new(batch, len).map_err(told)?;
     Ok((Stored::Tokens(ids), Call::new(call)))
 }
 
@@ -204,7 +204,7 @@ fn zero_padding(
     if !file.has("padding_mask") {
         return Ok(None);
     }
-    let (batch, tokens) = (call.shape.batch() as usize, call.shape.seq_len() as usize);
+    let (batch, tokens) = (call.shape.batch(), call.shape.seq_len());
     let mask = file.u8s("padding_mask", &[batch, tokens])?;
     let next = recorder.context().recorder("model");
     let before = std::mem::replace(recorder, next);
@@ -282,9 +282,7 @@ fn decode(
     let mut recorder = context.recorder("decoding");
     let weights = weights(file, &mut recorder, model.parameters(), &same)?;
     // Small enough that it grows.
-    let mut cache = model
-        .new_cache(&mut recorder, size(batch)?, 3)
-        .map_err(told)?;
+    let mut cache = model.new_cache(&mut recorder, batch, 3).map_err(told)?;
     recorder.submit().map_err(told)?;
     let mut logits = vec![0.0; batch * steps * vocab];
     let mut begin = 0;
@@ -325,7 +323,7 @@ fn caches(
     };
     let mut recorder = context.recorder("caches");
     if let Some((rotations, positions)) = cache.positions(model).map_err(told)? {
-        let width = u64::from(model.config().attention().embed_dim());
+        let width = model.config().attention().embed_dim() as u64;
         let rows = k.matrix().reshape(width).map_err(told)?;
         // A key was scaled as a key; a query's scale undoes it.
         ops::xpos(
@@ -341,7 +339,7 @@ fn caches(
     let &[batch, capacity, heads, head_dim] = k.shape() else {
         return Err("a cache has four dimensions".to_owned());
     };
-    let tokens = cache.len() as usize;
+    let tokens = cache.len();
     let values = read(recorder, &[k, v], report)?;
     for (name, values) in ["cache_k", "cache_v"].into_iter().zip(&values) {
         let mut ordered = Vec::new();
@@ -461,7 +459,7 @@ pub fn check_embedded(
         .collect();
     let ids = ids.ok_or("a token is negative")?;
     let mut embedded = || {
-        let ids = TokenIds::upload(&mut recorder, &ids, table_shape[0] as u32)?;
+        let ids = TokenIds::upload(&mut recorder, &ids, table_shape[0])?;
         let x = recorder.zeros("embedded", &shape, table.dtype())?;
         ops::embedding(
             &mut recorder,
@@ -471,12 +469,12 @@ pub fn check_embedded(
             (x.matrix(), false),
         )?;
         let base = float(file, &["xpos_scale_base"], 512.0);
-        let rotations = Rotations::upload(&mut recorder, width as u32, tokens as u32, base)?;
+        let rotations = Rotations::upload(&mut recorder, width, tokens, base)?;
         let positions = Positions {
-            seq_len: tokens as u32,
+            seq_len: tokens,
             first: 0,
             block: 1 << 30,
-            centre: (tokens as u32).div_ceil(2),
+            centre: (tokens).div_ceil(2),
         };
         ops::xpos(
             &mut recorder,

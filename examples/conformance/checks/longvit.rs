@@ -24,9 +24,9 @@ pub fn check(
         let mut clean = config.clone();
         clean.attention = clean
             .attention
-            .head_offsets(HeadOffsets::Blocked)
-            .padding(Padding::Masked)
-            .output_rows(OutputRows::Aligned);
+            .with_head_offsets(HeadOffsets::Blocked)
+            .with_padding(Padding::Masked)
+            .with_output_rows(OutputRows::Aligned);
         run(file, &context, &clean, "clean_", report)?;
     }
     let first = FirstLayer::of(file, &context, &config.attention, config.encoder_eps)?;

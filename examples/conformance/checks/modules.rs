@@ -6,7 +6,7 @@ use dilated_attention::nn::{ParameterList, Parameters};
 use dilated_attention::ops::{Positions, Rotations, XposRole};
 use dilated_attention::{Context, DilatedAttentionConfig, Error, Heads, Recorder, Tensor, ops};
 
-use super::attention::{mask, size};
+use super::attention::mask;
 use super::compare::Comparison;
 use super::golden_file::GoldenFile;
 use super::report::Report;
@@ -50,15 +50,14 @@ pub fn attention(file: &GoldenFile, partitioned: bool) -> Result<DilatedAttentio
             width / heads
         }
     };
-    let (heads, head_dim) = (size(heads)?, size(head_dim)?);
     let (segment_lengths, dilation_rates) = file.branches()?;
     let config = DilatedAttentionConfig::new(heads, head_dim, &segment_lengths, &dilation_rates)
         .map_err(told)?;
     let config = match partitioned {
-        true => config.heads(Heads::Partitioned),
+        true => config.with_heads(Heads::Partitioned),
         false => config.torchscale(),
     };
-    Ok(config.mask(mask(file)))
+    Ok(config.with_mask(mask(file)))
 }
 
 /// The file's weights `w.*`, strictly: all that the list names, and no others. `rename` says what a parameter is called in the file.
@@ -180,7 +179,7 @@ pub fn xpos(
 ) -> Result<Vec<f32>, String> {
     let [_, tokens, heads, head_dim] = dims;
     let width = (heads * head_dim) as u64;
-    let (tokens, head_dim) = (size(tokens)?, size(head_dim)?);
+    let (tokens, head_dim) = (tokens, head_dim);
     let mut recorder = context.recorder("positions");
     let mut turned = || {
         let tensor = recorder.upload("x", &dims, x)?;

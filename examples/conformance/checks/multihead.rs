@@ -10,7 +10,7 @@ use dilated_attention::ops::{self, Positions, Rotations};
 use dilated_attention::reference::{model, plain};
 use dilated_attention::{AttentionShape, Context, DType, MixGradient, Recorder};
 
-use super::attention::{Engine, size};
+use super::attention::Engine;
 use super::golden_file::GoldenFile;
 use super::half;
 use super::modules::{self, compare, compare_parameters, flag, float, read, same, told};
@@ -45,7 +45,7 @@ pub fn check(
     run(file, &context, &config, ("out", "attn", "dx", "g."), report)?;
     if file.has("dx_true") {
         let exact = MultiheadAttentionConfig {
-            attention: config.attention.clone().gradient(MixGradient::Exact),
+            attention: config.attention.clone().with_gradient(MixGradient::Exact),
             ..config
         };
         run(file, &context, &exact, ("", "", "dx_true", "gt."), report)?;
@@ -69,8 +69,8 @@ fn run_half(
     let mut recorder = context.recorder("multi-head attention");
     let rename = |name: &str| same(name.trim_start_matches('.'));
     let weights = modules::weights(file, &mut recorder, &list, &rename)?;
-    let lengths = AttentionShape::new(size(shape[0])?, size(shape[1])?).map_err(told)?;
-    let turns = turns(file, config, &mut recorder, size(shape[1])?)?;
+    let lengths = AttentionShape::new(shape[0], shape[1]).map_err(told)?;
+    let turns = turns(file, config, &mut recorder, shape[1])?;
     let mut record = || {
         let stored = recorder.upload("x", &shape, &x)?;
         let stored = ops::convert(&mut recorder, &stored, dtype)?;
@@ -111,7 +111,7 @@ fn turns(
     file: &GoldenFile,
     config: &MultiheadAttentionConfig,
     recorder: &mut Recorder,
-    tokens: u32,
+    tokens: usize,
 ) -> Result<Option<(Rotations, Positions)>, String> {
     if !config.xpos {
         return Ok(None);
@@ -148,8 +148,8 @@ fn run(
     let x = recorder
         .upload("x", &shape, &file.f32s("x", &shape)?)
         .map_err(told)?;
-    let lengths = AttentionShape::new(size(batch)?, size(tokens)?).map_err(told)?;
-    let turns = turns(file, config, &mut recorder, size(tokens)?)?;
+    let lengths = AttentionShape::new(batch, tokens).map_err(told)?;
+    let turns = turns(file, config, &mut recorder, tokens)?;
     let input = MultiheadInput {
         shape: &lengths,
         x: x.matrix(),

@@ -15,7 +15,7 @@ pub fn check(
 ) -> Result<(), String> {
     let stored = StoredInputs::read(file, ["q", "k", "v"])?;
     let [batch, _, heads, head_dim] = stored.dims;
-    let config = configuration(file, heads, head_dim)?.heads(Heads::Partitioned);
+    let config = configuration(file, heads, head_dim)?.with_heads(Heads::Partitioned);
     let groups = config.branches().len();
     // Where the file tells its groups, they must be ours: H / G heads, one more in the first H % G.
     let begin = |group: usize| group * (heads / groups) + group.min(heads % groups);

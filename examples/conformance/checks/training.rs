@@ -6,7 +6,7 @@ use dilated_attention::training::{
 };
 use dilated_attention::{AttentionShape, Mask};
 
-use super::attention::{Engine, size};
+use super::attention::Engine;
 use super::golden_file::GoldenFile;
 use super::longnet;
 use super::modules::{self, compare, compare_parameters, read, same, told, weights};
@@ -22,7 +22,7 @@ pub fn check(
         return Ok(());
     };
     // A decoder, whether or not the configuration says so.
-    let attention = modules::attention(file, false)?.mask(Mask::Causal);
+    let attention = modules::attention(file, false)?.with_mask(Mask::Causal);
     let model = LongNet::new(&context, longnet::config(file, attention)?).map_err(told)?;
     let mut recorder = context.recorder("weights");
     let weights = weights(file, &mut recorder, model.parameters(), &same)?;
@@ -90,7 +90,7 @@ fn batches(file: &GoldenFile) -> Result<Vec<Vec<Batch>>, String> {
     if items == 0 || tokens == 0 {
         return Err(format!("tokens of shape {shape:?} are none"));
     }
-    let shape = AttentionShape::new(size(items)?, size(tokens - 1)?).map_err(told)?;
+    let shape = AttentionShape::new(items, tokens - 1).map_err(told)?;
     let gather = |ids: &[u32], first: usize| -> Vec<u32> {
         let sequences = ids.chunks(tokens);
         sequences

@@ -1,16 +1,80 @@
 //! The command line.
 
-use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::{Parser, ValueEnum, value_parser};
 use dilated_attention::models::gigapath::{SlideEncoder, SlideEncoderConfig};
 use dilated_attention::recorder::SliceOptions;
 use dilated_attention::{DType, WeightFile};
-use program::Arguments;
 use slide_files::TileSizeChoice;
 
-/// What the command line says.
+/// A window that shows what GigaPath's slide encoder sees, and stays alive while it computes on the same device
+///
+/// Tiles are coloured by the similarity of their states to those of a tile, at first one in the middle, or by how much the
+/// CLS token attends to them. That token was not trained in the published weights, where its attention is no map of what
+/// matters.
+#[derive(Debug, Parser)]
+#[command(verbatim_doc_comment)]
+pub struct Options {
+    /// Checkpoint of GigaPath's slide encoder or GigaPath-Flash's; its shapes tell the sizes, and a prefix of its names is found
+    #[arg(
+        required_unless_present = "random",
+        conflicts_with = "random",
+        requires = "tiles"
+    )]
+    weights: Option<PathBuf>,
+    /// `features` and `coords`: .safetensors, .npz, or with --features slide-files/h5 .h5
+    tiles: Option<PathBuf>,
+    /// Draws weights and a slide of so many tiles instead
+    #[arg(long, value_name = "N")]
+    random: Option<usize>,
+    /// Of a drawn model [default: base]
+    #[arg(long, value_name = "NAME", requires = "random")]
+    size: Option<Size>,
+    /// Of a drawn model, with another number of layers
+    #[arg(long, value_name = "N", requires = "random")]
+    layers: Option<usize>,
+    /// With another number of heads than 16, which published models have
+    #[arg(long, value_name = "N")]
+    heads: Option<usize>,
+    /// Segment lengths for slides of this edge [default: 262144]
+    #[arg(long, value_name = "N")]
+    max_wsi_size: Option<u32>,
+    /// Edge of a tile in pixels of level 0, where the file does not say it: 512 for tiles of 256 at 20x of a slide scanned at 40x
+    /// [default: 256]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    tile_size: Option<u32>,
+    /// The same, whatever file and coordinates say
+    #[arg(long, value_name = "N", conflicts_with = "tile_size", value_parser = value_parser!(u32).range(1..))]
+    force_tile_size: Option<u32>,
+    /// Take features that the file says another encoder than GigaPath's computed
+    #[arg(long)]
+    any_encoder: bool,
+    /// Activations in half precision
+    #[arg(long)]
+    f16: bool,
+    /// Time of the device that a submission may take, in milliseconds [default: 8]
+    #[arg(long, value_name = "MS")]
+    slice: Option<u64>,
+    /// Memory of the host for states, last layers first
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    keep: u32,
+    /// Says on stdout what happens and where widgets are, for programs that drive the window
+    #[arg(long)]
+    trace: bool,
+}
+
+/// Sizes of drawn weights.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Size {
+    Base,
+    Flash,
+    Large,
+    Wide,
+}
+
+/// What the command line and the checkpoint say.
 #[derive(Debug)]
 pub struct Settings {
     /// Where weights and tiles come from.
@@ -39,52 +103,14 @@ pub enum Source {
 }
 
 impl Settings {
-    /// Reads the arguments after the program's name.
-    pub fn from_arguments(mut arguments: Arguments) -> program::Result<Self> {
-        let (mut drawn_config, mut layers) = (SlideEncoderConfig::base(), None);
-        let (mut heads, mut max_wsi_size, mut f16) = (None, None, false);
-        let mut slice = SliceOptions::default().target;
-        let (mut keep_mib, mut trace) = (1024u32, false);
-        let (mut files, mut drawn) = (Vec::new(), None);
-        let (mut tile_size, mut any_encoder) = (TileSizeChoice::OfFile, false);
-        while let Some(argument) = arguments.next_argument()? {
-            match argument.option() {
-                Some("--random") => drawn = Some(arguments.value()?),
-                Some("--size") => {
-                    drawn_config = match arguments.value::<String>()?.as_str() {
-                        "base" => SlideEncoderConfig::base(),
-                        "flash" => SlideEncoderConfig::flash(),
-                        "large" => SlideEncoderConfig::large(),
-                        "wide" => SlideEncoderConfig::wide(),
-                        name => {
-                            let sizes = "base, flash, large or wide";
-                            return Err(format!("--size is {sizes}, not \"{name}\"").into());
-                        }
-                    };
-                }
-                Some("--tile-size") => {
-                    tile_size = TileSizeChoice::Given(arguments.value::<NonZeroU32>()?.get());
-                }
-                Some("--force-tile-size") => {
-                    tile_size = TileSizeChoice::Forced(arguments.value::<NonZeroU32>()?.get());
-                }
-                Some("--any-encoder") => any_encoder = true,
-                Some("--layers") => layers = Some(arguments.value()?),
-                Some("--heads") => heads = Some(arguments.value()?),
-                Some("--max-wsi-size") => max_wsi_size = Some(arguments.value()?),
-                Some("--f16") => f16 = true,
-                Some("--slice") => slice = Duration::from_millis(arguments.value()?),
-                Some("--keep") => keep_mib = arguments.value()?,
-                Some("--trace") => trace = true,
-                Some(_) => return Err(arguments.unknown()),
-                None => files.push(argument.into_path()),
-            }
-        }
-        let source = match (<[PathBuf; 2]>::try_from(files), drawn) {
-            (Ok([weights, tiles]), None) => Source::Files { weights, tiles },
-            (Err(files), Some(tiles)) if files.is_empty() => Source::Drawn(tiles),
-            _ => return Err("WEIGHTS.safetensors and TILES, or --random N, are needed".into()),
+    /// Reads the checkpoint's sizes, too.
+    pub fn new(options: Options) -> program::Result<Self> {
+        let source = match (options.weights, options.tiles, options.random) {
+            (Some(weights), Some(tiles), _) => Source::Files { weights, tiles },
+            (_, _, Some(tiles)) => Source::Drawn(tiles),
+            _ => return Err("WEIGHTS and TILES, or --random N, are needed".into()),
         };
+        let heads = options.heads;
         let mut config = match &source {
             Source::Files { weights, .. } => {
                 match WeightFile::open(weights) {
@@ -96,27 +122,38 @@ impl Settings {
                 }
             }
             Source::Drawn(_) => {
-                drawn_config.num_layers = layers.unwrap_or(drawn_config.num_layers);
+                let mut drawn = match options.size {
+                    None | Some(Size::Base) => SlideEncoderConfig::base(),
+                    Some(Size::Flash) => SlideEncoderConfig::flash(),
+                    Some(Size::Large) => SlideEncoderConfig::large(),
+                    Some(Size::Wide) => SlideEncoderConfig::wide(),
+                };
+                drawn.num_layers = options.layers.unwrap_or(drawn.num_layers);
                 match heads {
-                    Some(heads) => drawn_config.heads(heads)?,
-                    None => drawn_config,
+                    Some(heads) => drawn.heads(heads)?,
+                    None => drawn,
                 }
             }
         };
-        if f16 {
+        if options.f16 {
             config.activations = DType::F16;
         }
-        if let Some(max_wsi_size) = max_wsi_size {
+        if let Some(max_wsi_size) = options.max_wsi_size {
             config = config.max_wsi_size(max_wsi_size)?;
         }
+        let slice = options.slice.map(Duration::from_millis);
         Ok(Self {
             source,
-            tile_size,
-            any_encoder,
+            tile_size: match (options.tile_size, options.force_tile_size) {
+                (_, Some(pixels)) => TileSizeChoice::Forced(pixels),
+                (Some(pixels), None) => TileSizeChoice::Given(pixels),
+                (None, None) => TileSizeChoice::OfFile,
+            },
+            any_encoder: options.any_encoder,
             config,
-            slice,
-            keep_bytes: usize::try_from(u64::from(keep_mib) << 20).unwrap_or(usize::MAX),
-            trace,
+            slice: slice.unwrap_or(SliceOptions::default().target),
+            keep_bytes: usize::try_from(u64::from(options.keep) << 20).unwrap_or(usize::MAX),
+            trace: options.trace,
         })
     }
 }

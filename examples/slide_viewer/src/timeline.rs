@@ -11,7 +11,7 @@ const COLUMN: Duration = Duration::from_millis(200);
 const COLUMNS: usize = 300;
 const HEIGHT: f32 = 110.0;
 
-// The colours of the library's own timeline.
+// Those of the picture that the example pool_report draws.
 pub const LEASED: Color32 = Color32::from_rgb(0x33, 0x95, 0xd6);
 pub const PENDING: Color32 = Color32::from_rgb(0xe6, 0x9f, 0x00);
 pub const CACHED: Color32 = Color32::from_rgb(0x3c, 0x55, 0x66);

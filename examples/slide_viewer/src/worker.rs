@@ -241,7 +241,8 @@ impl Model {
         let (context, outputs) = (&self.context, &self.outputs);
         let mut run = SlideRun::new(context, &self.encoder, &self.weights, &slides, outputs)?;
         while let Some(recorder) = run.next_recording()? {
-            let mut sliced = recorder.submit_in_slices(SliceOptions::default().target(kept.slice));
+            let mut sliced =
+                recorder.submit_in_slices(SliceOptions::default().with_target(kept.slice));
             loop {
                 let progress = pollster::block_on(sliced.step())?;
                 report(Message::Progress(Progress {

@@ -9,16 +9,16 @@ use crate::longnet::LongNetConfig;
 use crate::weights::WeightSource;
 
 /// Heads of every published model.
-const HEADS: u32 = 16;
+const HEADS: usize = 16;
 
 /// Widths of the published models.
 const WIDTHS: [usize; 4] = [384, 768, 1024, 1536];
 
 /// Elements that a head may have; kernels take multiples of 4.
-const HEAD_DIMS: std::ops::RangeInclusive<u32> = 4..=256;
+const HEAD_DIMS: std::ops::RangeInclusive<usize> = 4..=256;
 
 /// Dilation rates of all published models.
-const RATES: [u32; 5] = [1, 2, 4, 8, 16];
+const RATES: [usize; 5] = [1, 2, 4, 8, 16];
 
 /// Half position vectors of so many cells are in one table.
 const MAX_GRID_CELLS: u32 = 1 << 16;
@@ -75,14 +75,14 @@ impl SlideEncoderConfig {
         Self::published(12, 96)
     }
 
-    fn published(num_layers: usize, head_dim: u32) -> Self {
+    fn published(num_layers: usize, head_dim: usize) -> Self {
         let lengths = segment_lengths(262_144, 256);
         let attention = DilatedAttentionConfig::new(HEADS, head_dim, &lengths, &RATES)
             .expect("the sizes of published models are valid")
             .torchscale();
         Self {
             feature_dim: 1536,
-            ffn_dim: 4 * attention.embed_dim() as usize,
+            ffn_dim: 4 * attention.embed_dim(),
             attention,
             num_layers,
             tile_size: 256,
@@ -113,7 +113,7 @@ impl SlideEncoderConfig {
     /// [`WeightsError::Mismatch`](crate::weights::WeightsError::Mismatch) for a file without the tensors of a slide encoder, with the prefix that they have in it;
     /// [`Error::InvalidConfig`] for heads that are not known, or do not divide the width into what kernels have. What else does
     /// not fit, loading finds.
-    pub fn from_weights(weights: &WeightSource<'_>, heads: Option<u32>) -> Result<Self> {
+    pub fn from_weights(weights: &WeightSource<'_>, heads: Option<usize>) -> Result<Self> {
         let sizes = |name: &'static str| match weights.tensor(name)?.shape() {
             &[rows, columns] => Ok((rows, columns)),
             shape => Err(Error::InvalidShape {
@@ -152,16 +152,14 @@ impl SlideEncoderConfig {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when they do not divide it, or into heads of a size that kernels have not.
-    pub fn heads(self, heads: u32) -> Result<Self> {
+    pub fn heads(self, heads: usize) -> Result<Self> {
         let width = self.width();
         self.divided(width, heads)
     }
 
-    fn divided(self, width: usize, heads: u32) -> Result<Self> {
-        let head_dim = u32::try_from(width)
-            .ok()
-            .filter(|width| heads > 0 && width.is_multiple_of(heads));
-        let head_dim = head_dim.map(|width| width / heads);
+    fn divided(self, width: usize, heads: usize) -> Result<Self> {
+        let divides = heads > 0 && width.is_multiple_of(heads);
+        let head_dim = divides.then(|| width / heads);
         let Some(head_dim) =
             head_dim.filter(|dim| HEAD_DIMS.contains(dim) && dim.is_multiple_of(4))
         else {
@@ -171,7 +169,7 @@ impl SlideEncoderConfig {
                 need: "one that divides the width into heads of 4, 8, 12, ... or 256 elements",
             });
         };
-        let attention = self.attention.with_heads(heads, head_dim)?;
+        let attention = self.attention.with_size(heads, head_dim)?;
         Ok(Self { attention, ..self })
     }
 
@@ -197,7 +195,7 @@ impl SlideEncoderConfig {
     ///
     /// # Errors
     /// As [`DilatedAttentionConfig::new`].
-    pub fn segments(self, lengths: &[u32], rates: &[u32]) -> Result<Self> {
+    pub fn segments(self, lengths: &[usize], rates: &[usize]) -> Result<Self> {
         let attention = self.attention.with_branches(lengths, rates)?;
         Ok(Self { attention, ..self })
     }
@@ -206,15 +204,15 @@ impl SlideEncoderConfig {
     pub fn masked(self) -> Self {
         let attention = self
             .attention
-            .head_offsets(HeadOffsets::Blocked)
-            .padding(Padding::Masked)
-            .output_rows(OutputRows::Aligned);
+            .with_head_offsets(HeadOffsets::Blocked)
+            .with_padding(Padding::Masked)
+            .with_output_rows(OutputRows::Aligned);
         Self { attention, ..self }
     }
 
     /// Elements of a token.
     pub fn width(&self) -> usize {
-        self.attention.embed_dim() as usize
+        self.attention.embed_dim()
     }
 
     pub(super) fn encoder(&self) -> LongNetConfig {
@@ -259,15 +257,15 @@ impl SlideEncoderConfig {
 
 /// The segment lengths that upstream derives from the longest edge of a slide and of a tile, in pixels: five, evenly spaced in
 /// their logarithm from 1024 to the largest power of two of tokens that a slide can have. They decrease for small slides.
-pub fn segment_lengths(max_wsi_size: u32, tile_size: u32) -> [u32; 5] {
+pub fn segment_lengths(max_wsi_size: u32, tile_size: u32) -> [usize; 5] {
     let cells = f64::from(max_wsi_size / tile_size.max(1));
     let last = (cells * cells).log2().max(0.0).floor();
     let first = 10.0;
     let step = (last - first) / 4.0;
     // numpy's linspace gives its last element exactly.
     let exponents = [0.0, 1.0, 2.0, 3.0].map(|i| first + i * step);
-    let [a, b, c, d] = exponents.map(|exponent| exponent.exp2() as u32);
-    [a, b, c, d, last.exp2() as u32]
+    let [a, b, c, d] = exponents.map(|exponent| exponent.exp2() as usize);
+    [a, b, c, d, last.exp2() as usize]
 }
 
 #[cfg(test)]

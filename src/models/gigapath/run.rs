@@ -135,17 +135,9 @@ impl<'a> SlideRun<'a> {
                 });
             }
         }
-        let overflow = |tokens: usize| Error::SizeOverflow {
-            what: "tokens of a slide",
-            given: tokens.to_string(),
-        };
-        let lens: Vec<u32> = cells
-            .iter()
-            .map(|cells| u32::try_from(cells.len() + 1).map_err(|_| overflow(cells.len() + 1)))
-            .collect::<Result<_>>()?;
+        let lens: Vec<usize> = cells.iter().map(|cells| cells.len() + 1).collect();
         let longest = lens.iter().copied().max().unwrap_or(0);
-        let batch = u32::try_from(slides.len()).map_err(|_| overflow(slides.len()))?;
-        let shape = AttentionShape::new(batch, longest)?.with_valid_lens(&lens)?;
+        let shape = AttentionShape::new(slides.len(), longest)?.with_valid_lens(&lens)?;
         let step = (UPLOAD_BYTES / (4 * config.feature_dim)).max(1);
         let chunks = cells.iter().enumerate().flat_map(|(slide, cells)| {
             let tiles = cells.len();
@@ -164,7 +156,7 @@ impl<'a> SlideRun<'a> {
             chunks: chunks.collect(),
             cells,
             call: Call::new(shape),
-            tokens: longest as usize,
+            tokens: longest,
             next: 0,
             positions: None,
             state: None,
@@ -183,8 +175,8 @@ impl<'a> SlideRun<'a> {
         self.handed_out()
     }
 
-    /// Which part of the operations is done, from 0 to 1, when all recordings handed out but the last are done and of that the
-    /// part `within`: for progress bars.
+    /// The fraction of the run's operations that is done, from 0 to 1. Recordings before the one handed out last count as
+    /// done; of the last, the fraction `within` (0 to 1) is done. For progress bars.
     pub fn fraction_done(&self, within: f64) -> f64 {
         self.fraction(within)
     }
@@ -216,7 +208,7 @@ impl<'a> SlideRun<'a> {
         }
         let (slides, width) = (self.slides.len(), self.encoder.config.width());
         let attention = &self.encoder.config.attention;
-        let (branches, heads) = (attention.branches().len(), attention.num_heads() as usize);
+        let (branches, heads) = (attention.branches().len(), attention.num_heads());
         let mut embeddings = match self.downloads.embeddings {
             Some(download) => download.await?,
             None => Vec::new(),
@@ -333,7 +325,7 @@ impl<'a> SlideRun<'a> {
         // A row is two halves: that of y, then that of x.
         let cells = self.cells[slide][begin..end].iter();
         let halves: Vec<u32> = cells.flat_map(|cell| [cell.y, cell.x]).collect();
-        let ids = TokenIds::upload(&mut recorder, &halves, config.grid_cells)?;
+        let ids = TokenIds::upload(&mut recorder, &halves, config.grid_cells as usize)?;
         let rows = rows.reshape(config.width() as u64 / 2)?;
         embedding(&mut recorder, &ids, positions.matrix(), 1.0, (rows, true))?;
         self.state = Some(state);

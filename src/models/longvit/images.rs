@@ -82,16 +82,9 @@ impl<'a> Images<'a> {
     /// Batch and number of patches.
     ///
     /// # Errors
-    /// [`Error::SizeOverflow`] and those of [`AttentionShape::new`].
+    /// Those of [`AttentionShape::new`].
     pub fn call(&self) -> Result<Call> {
-        let size = |what, size: usize| {
-            u32::try_from(size).map_err(|_| Error::SizeOverflow {
-                what,
-                given: size.to_string(),
-            })
-        };
-        let (batch, tokens) = (size("batch", self.batch)?, size("patches", self.tokens())?);
-        Ok(Call::new(AttentionShape::new(batch, tokens)?))
+        Ok(Call::new(AttentionShape::new(self.batch, self.tokens())?))
     }
 
     /// Patches, each (channel, row, column).

@@ -116,7 +116,7 @@ impl LongVitConfig {
     }
 
     fn width(&self) -> usize {
-        self.attention.embed_dim() as usize
+        self.attention.embed_dim()
     }
 
     fn patch_elements(&self) -> usize {
@@ -395,7 +395,7 @@ impl LongVit {
         let to = x.matrix().slice(rows.start as u64, rows.end as u64)?;
         Matmul::new(patches.matrix(), kernel.reshape(elements as u64)?)
             .transpose_b()
-            .bias(Some(weights.get(self.patch_bias).vector()))
+            .with_bias(Some(weights.get(self.patch_bias).vector()))
             .write(recorder, to)
     }
 

@@ -68,7 +68,7 @@ fn plan_on(
 ) -> Result<ModelPlan> {
     rehearse(dry_run, config, size, states, |run| {
         let shape = run.shape();
-        let rows = u64::from(shape.batch()) * u64::from(shape.seq_len());
+        let rows = shape.batch() as u64 * shape.seq_len() as u64;
         let embedding = 2 * rows * (config.patch_elements() * config.width()) as u64;
         let flop = embedding + plan::encoder_flop(dry_run, &config.encoder(), shape)?;
         ModelPlan::of_run(dry_run, measured, run, [rows, flop])

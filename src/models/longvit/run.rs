@@ -139,8 +139,8 @@ impl<'a> LongVitRun<'a> {
         self.handed_out()
     }
 
-    /// Which part of the operations is done, from 0 to 1, when all recordings handed out but the last are done and of that the
-    /// part `within`: for progress bars.
+    /// The fraction of the run's operations that is done, from 0 to 1. Recordings before the one handed out last count as
+    /// done; of the last, the fraction `within` (0 to 1) is done. For progress bars.
     pub fn fraction_done(&self, within: f64) -> f64 {
         self.fraction(within)
     }

@@ -65,7 +65,7 @@ fn open(
     (limits, features): (Option<wgpu::Limits>, Option<wgpu::Features>),
     poison: bool,
 ) -> TestContext {
-    let pool = PoolOptions::default().poison(poison);
+    let pool = PoolOptions::default().with_poison(poison);
     let context = context_with(&ContextOptions {
         limits,
         features,
@@ -77,7 +77,7 @@ fn open(
 
 impl TestContext {
     /// Every forward kernel that this adapter runs in reasonable time, the one it would choose first.
-    pub fn forward_variants(&self, head_dim: u32) -> Vec<ForwardVariant> {
+    pub fn forward_variants(&self, head_dim: usize) -> Vec<ForwardVariant> {
         let caps = self.context.caps();
         let config = long(head_dim);
         let chosen = ForwardFamily::of(&config, ElementFormat::F32)
@@ -94,7 +94,7 @@ impl TestContext {
     }
 
     /// Every backward kernel that this adapter runs in reasonable time, the one it would choose first.
-    pub fn backward_variants(&self, head_dim: u32) -> Vec<BackwardVariant> {
+    pub fn backward_variants(&self, head_dim: usize) -> Vec<BackwardVariant> {
         let caps = self.context.caps();
         let config = long(head_dim);
         let chosen = BackwardFamily::of(&config, ElementFormat::F32)
@@ -114,8 +114,8 @@ impl TestContext {
     /// `most_rows` have them there.
     fn affordable_tiers(
         &self,
-        head_dim: u32,
-        most_rows: u32,
+        head_dim: usize,
+        most_rows: usize,
     ) -> impl Iterator<Item = KernelTier> + use<> {
         let old = matches!(
             self.context.caps().processor,
@@ -131,6 +131,6 @@ impl TestContext {
 }
 
 /// Of long segments; those of whole models in other tests are short.
-fn long(head_dim: u32) -> DilatedAttentionConfig {
+fn long(head_dim: usize) -> DilatedAttentionConfig {
     DilatedAttentionConfig::new(1, head_dim, &[4096], &[1]).expect("valid")
 }

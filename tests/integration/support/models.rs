@@ -131,8 +131,8 @@ pub struct Inputs {
 
 impl Inputs {
     pub fn new(config: &LongNetConfig, shape: AttentionShape) -> Self {
-        let rows = (shape.batch() * shape.seq_len()) as usize;
-        let width = config.attention().embed_dim() as usize;
+        let rows = (shape.batch() * shape.seq_len());
+        let width = config.attention().embed_dim();
         let vocab = config.vocab_size.unwrap_or(1);
         let mut inputs = Self {
             tokens: tokens(21, rows, vocab),
@@ -141,9 +141,9 @@ impl Inputs {
             dy: uniform(12, rows * width),
             shape,
         };
-        let len = inputs.shape.seq_len() as usize;
+        let len = inputs.shape.seq_len();
         for row in 0..rows {
-            if row % len >= inputs.shape.valid_len((row / len) as u32) as usize {
+            if row % len >= inputs.shape.valid_len(row / len) {
                 inputs.labels[row] = None;
                 inputs.dy[row * width..][..width].fill(0.0);
             }
@@ -152,9 +152,9 @@ impl Inputs {
     }
 
     /// The first `len` tokens of each of `items`.
-    pub fn part(&self, items: Range<u32>, len: u32) -> Self {
+    pub fn part(&self, items: Range<usize>, len: usize) -> Self {
         let width = self.x.len() / self.tokens.len();
-        let lens: Vec<u32> = items
+        let lens: Vec<usize> = items
             .clone()
             .map(|item| self.shape.valid_len(item).min(len))
             .collect();
@@ -167,8 +167,8 @@ impl Inputs {
             dy: Vec::new(),
         };
         for item in items {
-            let begin = (item * self.shape.seq_len()) as usize;
-            let end = begin + len as usize;
+            let begin = (item * self.shape.seq_len());
+            let end = begin + len;
             part.tokens.extend(&self.tokens[begin..end]);
             part.labels.extend(&self.labels[begin..end]);
             part.x.extend(&self.x[begin * width..end * width]);
@@ -195,23 +195,23 @@ pub struct Run {
 }
 
 /// Token ids of `count` rows. Not all occur.
-pub fn tokens(seed: u64, count: usize, vocab: u32) -> Vec<u32> {
+pub fn tokens(seed: u64, count: usize, vocab: usize) -> Vec<u32> {
     let id = |u: &f32| ((u * 0.5 + 0.5) * vocab as f32 * 0.8) as u32;
     uniform(seed, count).iter().map(id).collect()
 }
 
 /// Labels of `count` rows, every fifth without one.
-pub fn labels(seed: u64, count: usize, vocab: u32) -> Vec<Option<u32>> {
+pub fn labels(seed: u64, count: usize, vocab: usize) -> Vec<Option<u32>> {
     let labels = tokens(seed, count, vocab).into_iter().enumerate();
     labels
-        .map(|(row, label)| (row % 5 != 3).then_some(vocab - 1 - label))
+        .map(|(row, label)| (row % 5 != 3).then_some(vocab as u32 - 1 - label))
         .collect()
 }
 
 pub fn upload_labels(
     recorder: &mut Recorder,
     labels: &[Option<u32>],
-    vocab: u32,
+    vocab: usize,
 ) -> Result<Labels> {
     let labels: Vec<u32> = labels
         .iter()
@@ -231,7 +231,7 @@ impl Case {
     }
 
     pub fn width(&self) -> usize {
-        self.config.attention().embed_dim() as usize
+        self.config.attention().embed_dim()
     }
 
     /// Forward and backward on a device.
@@ -264,7 +264,7 @@ impl Case {
         let mut tensors = Vec::new();
         for part in parts {
             let call = Call::new(part.shape.clone());
-            let dims = [part.shape.batch(), part.shape.seq_len()].map(|dim| dim as usize);
+            let dims = [part.shape.batch(), part.shape.seq_len()].map(|dim| dim);
             let dims = [dims[0], dims[1], self.width()];
             let vocab = self.config.vocab_size;
             let embeddings = recorder.upload("x", &dims, &part.x)?;

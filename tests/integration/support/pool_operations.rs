@@ -105,22 +105,22 @@ impl Machine {
     fn new(bytes: &mut Bytes<'_>) -> Self {
         let options = PoolOptions::default();
         let options = match bytes.next() % 6 {
-            0 => options.policy(Balanced {
+            0 => options.with_policy(Balanced {
                 floor_bytes: 1 << 16,
                 ..Balanced::default()
             }),
-            1 => options.policy(Speed),
-            2 => options.policy(Lean),
-            3 => options.policy(Exact),
-            4 => options.policy(NoPooling),
-            _ => options.policy(Nonsense(bytes.next())),
+            1 => options.with_policy(Speed),
+            2 => options.with_policy(Lean),
+            3 => options.with_policy(Exact),
+            4 => options.with_policy(NoPooling),
+            _ => options.with_policy(Nonsense(bytes.next())),
         };
         let budget_bytes = match bytes.next() % 3 {
             0 => Some(u64::from(bytes.next()) << 16),
             _ => None,
         };
         let options = match budget_bytes {
-            Some(budget_bytes) => options.budget_bytes(budget_bytes),
+            Some(budget_bytes) => options.with_budget_bytes(budget_bytes),
             None => options,
         };
         let mut faults = Faults::default();

@@ -30,18 +30,18 @@ pub struct Problem {
 fn tensor(
     config: &DilatedAttentionConfig,
     shape: &AttentionShape,
-    len: u32,
-    valid_len: impl Fn(u32) -> u32,
+    len: usize,
+    valid_len: impl Fn(usize) -> usize,
     seed: u64,
     scale: f32,
 ) -> Vec<f32> {
-    let width = config.embed_dim() as usize;
-    let item_len = len as usize * width;
-    let mut values = uniform(seed, shape.batch() as usize * item_len);
+    let width = config.embed_dim();
+    let item_len = len * width;
+    let mut values = uniform(seed, shape.batch() * item_len);
     values.iter_mut().for_each(|value| *value *= scale);
     for item in 0..shape.batch() {
-        let valid = valid_len(item) as usize * width;
-        values[item as usize * item_len..][..item_len][valid..].fill(f32::NAN);
+        let valid = valid_len(item) * width;
+        values[item * item_len..][..item_len][valid..].fill(f32::NAN);
     }
     values
 }
@@ -144,9 +144,9 @@ impl Problem {
     }
 
     /// Dimensions of a tensor with `len` tokens an item.
-    pub fn dims(&self, len: u32) -> [usize; 4] {
+    pub fn dims(&self, len: usize) -> [usize; 4] {
         let Self { config, shape, .. } = self;
-        [shape.batch(), len, config.num_heads(), config.head_dim()].map(|dim| dim as usize)
+        [shape.batch(), len, config.num_heads(), config.head_dim()].map(|dim| dim)
     }
 
     /// Computes it in double precision.

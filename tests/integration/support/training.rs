@@ -4,7 +4,7 @@ use dilated_attention::longnet::{LongNet, LongNetConfig, OutputProjection};
 use dilated_attention::training::{Batch, LearningRate, StepReport, Trainer, TrainingOptions};
 use dilated_attention::{Context, DilatedAttentionConfig};
 
-pub const VOCAB: u32 = 19;
+pub const VOCAB: usize = 19;
 
 /// A small model with everything that a training step may meet.
 pub fn config() -> LongNetConfig {
@@ -36,7 +36,7 @@ pub fn trainer(context: &Context, config: LongNetConfig, options: TrainingOption
 /// Tokens that follow a rule, so that there is something to learn.
 pub fn sequence(begin: u32, len: usize) -> Vec<u32> {
     (0..len as u32)
-        .map(|i| (begin + i * i % 7 + i / 3) % VOCAB)
+        .map(|i| (begin + i * i % 7 + i / 3) % VOCAB as u32)
         .collect()
 }
 

@@ -229,7 +229,7 @@ fn a_load_that_fails_gives_everything_back() {
     // A budget below the weights, one that they fill without staging, and one that is enough.
     for budget_mib in [10, 30, 50, 52, 200] {
         let context = context_with(&ContextOptions {
-            pool: PoolOptions::default().budget_bytes(budget_mib << 20),
+            pool: PoolOptions::default().with_budget_bytes(budget_mib << 20),
             ..Default::default()
         });
         match file.all().load(&context, &parameters) {
@@ -300,7 +300,7 @@ fn features(config: LongNetConfig, name: &str) -> [Vec<f32>; 2] {
         tensor.to_f32(0..tensor.num_elements()).expect("reads")
     };
     let shape = file.get("x").expect("there").shape();
-    let call = Call::new(AttentionShape::new(shape[0] as u32, shape[1] as u32).expect("valid"));
+    let call = Call::new(AttentionShape::new(shape[0], shape[1]).expect("valid"));
     let mut recorder = context.recorder("forward");
     let x = recorder.upload("x", shape, &all("x")).expect("uploads");
     let output = model

@@ -1,7 +1,7 @@
 //! burn's attention beside ours, on the same adapter and in turn:
 //!
 //! ```sh
-//! cargo run --release --manifest-path benches/peers/burn/Cargo.toml [-- --quick] [--json PATH] [--repetitions N]
+//! cargo run --release --manifest-path benches/peers/burn/Cargo.toml
 //! ```
 //!
 //! `burn::tensor::module::attention` over wgpu, with fusion and autotune as burn's defaults have them, inputs in the layout that
@@ -20,10 +20,12 @@ mod peer;
 use std::error::Error;
 use std::fs::File;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
 use cases::Case;
+use clap::{Parser, value_parser};
 use dilated_attention::device::Processor;
 use dilated_attention::{Context, DType, DilatedAttention, reference};
 use measurement::{Spread, date, error_f32, random, range, sampled_rows};
@@ -37,27 +39,34 @@ const CASE: &str = "--case";
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
+/// burn's attention beside ours, on the same adapter and in turn
+#[derive(Parser)]
+struct Options {
+    /// The first case alone: that everything works, not what it measures
+    #[arg(long)]
+    quick: bool,
+    /// Writes every row as an object, one a line
+    #[arg(long, value_name = "PATH")]
+    json: Option<PathBuf>,
+    /// Of each measurement [default: 10, with --quick 3]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    repetitions: Option<u32>,
+    /// Is the process of this case.
+    #[arg(long, hide = true)]
+    case: Option<String>,
+}
+
 fn main() -> Outcome<()> {
-    let (mut quick, mut json, mut repetitions, mut only) = (false, None, None, None);
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
-        match argument.as_str() {
-            "--quick" => quick = true,
-            "--json" => json = Some(File::create(value()?)?),
-            "--repetitions" => repetitions = Some(value()?.parse::<usize>()?),
-            CASE => only = Some(value()?),
-            other => return Err(format!("unknown option {other}").into()),
-        }
-    }
-    let repetitions = repetitions.unwrap_or(if quick { 3 } else { 10 }).max(1);
+    let options = Options::parse();
+    let mut json = options.json.map(File::create).transpose()?;
+    let repetitions = options.repetitions.unwrap_or(if options.quick { 3 } else { 10 }) as usize;
     let context = Context::headless()?;
     let is_software = context.caps().processor != Processor::Gpu;
     let mut cases = Case::set(if is_software { "peers" } else { "gpu" });
-    if quick {
+    if options.quick {
         cases.truncate(1);
     }
-    if let Some(name) = only {
+    if let Some(name) = options.case {
         let case = cases.into_iter().find(|case| case.name == name);
         let case = case.ok_or(format!("no case {name}"))?;
         for row in compare(&context, &case, is_software, repetitions)? {

@@ -1,21 +1,18 @@
 //! Records what the pool does under a forward workload, and shows it: figures, tables, a drawn timeline, JSON, and what other
-//! policies would have done on the same requests.
-//!
-//! ```sh
-//! cargo run --release --example pool_report -- [DIRECTORY]
-//! ```
-//!
-//! writes `timeline.svg`, `report.json` and `trace.txt` into the directory (default `target/pool_report`).
+//! policies would have done on the same requests: `cargo run --release --example pool_report`.
+
+mod picture;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::Parser;
 use dilated_attention::pool::{Balanced, Exact, Lean, NoPooling, PoolOptions, PoolReport, Speed};
 use dilated_attention::{
     AttentionShape, Context, ContextOptions, DType, DilatedAttention, DilatedAttentionConfig,
 };
-use program::{Arguments, say};
+use program::say;
 
 const NUM_HEADS: usize = 4;
 const HEAD_DIM: usize = 32;
@@ -27,42 +24,32 @@ const TOKENS: [usize; 20] = [
     512, 2048, 1024,
 ];
 
-fn main() -> ExitCode {
-    program::run(include_str!("pool_report.rs"), run)
+/// Records what the pool does under a forward workload: figures, tables, a picture, and what other policies would have done
+#[derive(Parser)]
+struct Options {
+    /// Where timeline.svg, report.json and trace.txt are written
+    #[arg(default_value = "target/pool_report")]
+    directory: PathBuf,
 }
 
-fn run(mut arguments: Arguments) -> Result<(), Box<dyn Error>> {
-    let mut directories = Vec::new();
-    while let Some(argument) = arguments.next_argument()? {
-        match argument.option() {
-            Some(_) => return Err(arguments.unknown()),
-            None => directories.push(argument.into_path()),
-        }
-    }
-    let directory = match directories.as_slice() {
-        [] => PathBuf::from("target/pool_report"),
-        [directory] => directory.clone(),
-        [_, more, ..] => {
-            let more = more.display();
-            return Err(
-                format!("'{more}' is one argument too many: pool_report [DIRECTORY]").into(),
-            );
-        }
-    };
+fn main() -> ExitCode {
+    program::run(run)
+}
+
+fn run(Options { directory }: Options) -> Result<(), Box<dyn Error>> {
     // A small floor, so that what is held follows what is live at these sizes, too.
     let policy = Balanced {
         floor_bytes: 1 << 20,
         ..Balanced::default()
     };
     let context = pollster::block_on(Context::with_options(&ContextOptions {
-        pool: PoolOptions::default().policy(policy),
+        pool: PoolOptions::default().with_policy(policy),
         ..Default::default()
     }))?;
     let info = context.adapter_info();
     say!("adapter  {} ({})\n", info.name, info.driver_info);
 
-    let config =
-        DilatedAttentionConfig::new(NUM_HEADS as u32, HEAD_DIM as u32, &[64, 256], &[1, 4])?;
+    let config = DilatedAttentionConfig::new(NUM_HEADS, HEAD_DIM, &[64, 256], &[1, 4])?;
     let attention = DilatedAttention::new(&context, config)?;
     request(&context, &attention, 64)?; // compiles
     context.pool().force_trim();
@@ -89,12 +76,12 @@ fn run(mut arguments: Arguments) -> Result<(), Box<dyn Error>> {
     );
     let options = PoolOptions::default;
     for (name, options) in [
-        ("here", options().policy(policy)),
-        ("Balanced", options().policy(Balanced::default())),
-        ("Speed", options().policy(Speed)),
-        ("Lean", options().policy(Lean)),
-        ("Exact", options().policy(Exact)),
-        ("NoPooling", options().policy(NoPooling)),
+        ("here", options().with_policy(policy)),
+        ("Balanced", options().with_policy(Balanced::default())),
+        ("Speed", options().with_policy(Speed)),
+        ("Lean", options().with_policy(Lean)),
+        ("Exact", options().with_policy(Exact)),
+        ("NoPooling", options().with_policy(NoPooling)),
     ] {
         print_line(
             name,
@@ -106,7 +93,7 @@ fn run(mut arguments: Arguments) -> Result<(), Box<dyn Error>> {
     std::fs::create_dir_all(&directory).map_err(|error| failed(&directory, error))?;
     let title = format!("Buffer pool under {} attention requests", TOKENS.len());
     for (name, text) in [
-        ("timeline.svg", trace.timeline_svg(&title)),
+        ("timeline.svg", picture::svg(&trace.timeline(), &title)?),
         ("report.json", serde_json::to_string_pretty(&report)?),
         ("trace.txt", trace.to_string()),
     ] {
@@ -124,7 +111,7 @@ fn request(
     tokens: usize,
 ) -> Result<(), Box<dyn Error>> {
     let dims = [1, tokens, NUM_HEADS, HEAD_DIM];
-    let shape = AttentionShape::new(1, tokens as u32)?;
+    let shape = AttentionShape::new(1, tokens)?;
     let data = vec![0.5f32; dims.iter().product()];
     let mut recorder = context.recorder("request");
     let mut hidden = recorder.upload("hidden", &dims, &data)?;
