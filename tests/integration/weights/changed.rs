@@ -164,7 +164,8 @@ fn a_file_that_is_written_to_after_it_was_opened_is_an_error() {
     let context = dry_run();
     let len = written(&path).len() as u64;
     // Other elements of the same number, more bytes, fewer: all without a new file.
-    let changes: [(fn(&mut File), u64); 3] = [
+    type Change = fn(&mut File);
+    let changes: [(Change, u64); 3] = [
         (
             |file| {
                 file.seek(SeekFrom::End(-100)).expect("is as long");
