@@ -45,7 +45,7 @@ mod element;
 // what a pool tells of itself
 mod pool_figures;
 
-// the one error type, and what errors carry
+// the error type, those of the pool and of weights in it, and what errors carry
 pub mod error;
 
 // random numbers

@@ -68,7 +68,7 @@ fn run(settings: Settings) -> Result<(), Box<dyn Error>> {
         begin.elapsed().as_secs_f64(),
         start.elapsed().as_secs_f64()
     );
-    resident::print(&context, settings.weights.as_deref());
+    resident::print(&context);
     drop(checkpoint);
     context.pool().force_trim();
     context.pool().reset_peaks();

@@ -1,31 +1,24 @@
 //! Memory of the process.
 
-use std::path::Path;
-
 use dilated_attention::Context;
 use program::say;
 
 /// Prints the most bytes that were resident, and what they are, where the system tells (Linux).
-pub fn print(context: &Context, weights: Option<&Path>) {
+pub fn print(context: &Context) {
     let Some(peak_bytes) = peak_bytes() else {
         return;
     };
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    // Pages of a mapped file count while they are there.
-    let file_bytes = weights
-        .and_then(|path| std::fs::metadata(path).ok())
-        .map_or(0, |file| file.len());
     let is_software = context.adapter_info().device_type == wgpu::DeviceType::Cpu;
     // A software adapter's memory is the process's own.
     let device_bytes = match is_software {
         true => context.pool().stats().requested_bytes.current,
         false => 0,
     };
-    let beyond_bytes = peak_bytes.saturating_sub(file_bytes + device_bytes);
+    let beyond_bytes = peak_bytes.saturating_sub(device_bytes);
     say!(
-        "resident    {:.1} MiB at most: {:.1} of the mapped file, {:.1} of a software adapter's buffers, {:.1} beyond",
+        "resident    {:.1} MiB at most: {:.1} of a software adapter's buffers, {:.1} beyond",
         mib(peak_bytes),
-        mib(file_bytes),
         mib(device_bytes),
         mib(beyond_bytes)
     );

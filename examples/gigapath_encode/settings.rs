@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum, value_parser};
 use dilated_attention::models::gigapath::{SlideEncoder, SlideEncoderConfig, SlideOutputs};
 use dilated_attention::recorder::SliceOptions;
+use dilated_attention::weights::WeightsError;
 use dilated_attention::{DType, Error, WeightFile, WeightSource};
 use program::say;
 use slide_files::{TileSize, TileSizeChoice, Tiles};
@@ -314,10 +315,12 @@ fn file_name(path: Option<&Path>) -> String {
 }
 
 /// An error about a checkpoint, with the option that helps.
-fn advised(error: Error) -> String {
-    match error {
-        Error::InvalidConfig { .. } => format!("{error} (--heads says it)"),
-        Error::WeightsMismatch(_) => format!("{error} (--prefix says which part)"),
+fn advised(error: impl Into<Error>) -> String {
+    match error.into() {
+        error @ Error::InvalidConfig { .. } => format!("{error} (--heads says it)"),
+        error @ Error::Weights(WeightsError::Mismatch(_)) => {
+            format!("{error} (--prefix says which part)")
+        }
         error => error.to_string(),
     }
 }

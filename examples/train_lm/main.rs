@@ -153,7 +153,7 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
         None => Trainer::new(&context, model, training)?,
         Some(file) => Trainer::resume(&context, model, training, file)?,
     };
-    // A file that is mapped must not change.
+    // The next checkpoint takes its place.
     drop(resumed);
     if trainer.steps() >= options.steps {
         let (done, steps) = (trainer.steps(), options.steps);

@@ -102,7 +102,7 @@ impl DilatedAttention {
     /// compiled for theirs, but for cooperative matrices, which are for f16 only: then the device's own choice takes its place.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] when the kernel does not fit the head size or the device.
+    /// [`Error::InvalidConfig`] when the kernel does not fit the head size, [`Error::Unsupported`] when it does not fit the device.
     pub fn with_variant(
         context: &Context,
         config: DilatedAttentionConfig,
@@ -133,7 +133,7 @@ impl DilatedAttention {
     /// The same, with other kernels for the backward.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] when the kernels do not fit the head size or the device.
+    /// [`Error::InvalidConfig`] when the kernels do not fit the head size, [`Error::Unsupported`] when they do not fit the device.
     pub fn with_backward_variant(self, variant: BackwardVariant) -> Result<Self> {
         let caps = self.context.caps_for(variant.format);
         variant.check(self.config.head_dim(), caps)?;
@@ -218,8 +218,10 @@ impl DilatedAttention {
     ///
     /// # Errors
     /// [`Error::ContextMismatch`], [`Error::WrongDType`], [`Error::InvalidShape`] for tensors that do not fit; the errors of
-    /// [`plan`](Self::plan); [`Error::Validation`] when the device refuses a shader; [`Error::BudgetExceeded`] and
-    /// [`Error::OutOfMemory`] when the pool cannot lend the output. What was recorded before the call stays valid.
+    /// [`plan`](Self::plan); [`Error::Validation`] when the device refuses a shader;
+    /// [`PoolError::BudgetExceeded`](crate::pool::PoolError::BudgetExceeded) and
+    /// [`PoolError::OutOfMemory`](crate::pool::PoolError::OutOfMemory) when the pool cannot lend the output. What was recorded
+    /// before the call stays valid.
     pub fn forward(
         &self,
         recorder: &mut Recorder,

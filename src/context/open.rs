@@ -84,7 +84,7 @@ impl Context {
     ///
     /// # Errors
     /// [`Error::NoAdapter`] when no adapter matches, [`Error::NoDevice`] when it refuses the limits or features,
-    /// [`Error::DeviceTooSmall`] when they are below WebGPU's defaults in a way that kernels need, [`Error::InvalidConfig`] when
+    /// [`Error::DeviceTooSmall`] when they are below WebGPU's defaults in a way that kernels need, [`Error::Unsupported`] when
     /// the device has no kernels of the tier asked for.
     pub async fn with_options(options: &ContextOptions) -> Result<Self> {
         // A driver may fail wherever it is asked something, and wgpu panics where it expects none to.
@@ -202,7 +202,7 @@ impl Context {
     /// an application's own. Tensors go from one context to the other.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] when the device has no kernels of the tier asked for.
+    /// [`Error::Unsupported`] when the device has no kernels of the tier asked for.
     pub fn with_kernel_options(&self, options: &KernelOptions) -> Result<Self> {
         let (watch, queue) = (self.watch().clone(), self.queue().clone());
         let (pool, caps) = (self.pool().clone(), self.caps().clone());

@@ -80,13 +80,13 @@ impl ElementFormat {
     /// Whether a device with `caps` has it.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] when it has not.
+    /// [`Error::Unsupported`] when it has not.
     pub fn check(self, caps: &DeviceCaps) -> Result<()> {
         if self == Self::F16 && !caps.shader_f16 {
-            return Err(Error::InvalidConfig {
-                what: "format of the kernel",
-                given: format!("{self:?} on a device without SHADER_F16"),
-                need: "F16Packed there",
+            return Err(Error::Unsupported {
+                what: format!("kernels for elements stored as {self:?}"),
+                given: "it has no SHADER_F16".to_owned(),
+                need: "that feature, or elements stored as F16Packed".to_owned(),
             });
         }
         Ok(())

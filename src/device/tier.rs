@@ -63,36 +63,37 @@ impl KernelTier {
     /// Whether a device with `caps` runs kernels of the tier.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] with the reason why it does not.
+    /// [`Error::Unsupported`] with the reason why it does not.
     pub fn check(self, caps: &DeviceCaps) -> Result<()> {
-        let refused = |given: String, need| {
-            Err(Error::InvalidConfig {
-                what: "tier of the kernels",
-                given: format!("{self}, but {given}"),
-                need,
+        let lacks = |given: String, need: &str| {
+            Err(Error::Unsupported {
+                what: format!("kernels of tier {self}"),
+                given,
+                need: need.to_owned(),
             })
         };
         match (self, &caps.cooperative_matrix, caps.processor) {
             (Self::Tile, ..) | (Self::Rows, _, Processor::Cpu { .. }) => Ok(()),
-            (Self::Rows, _, Processor::Gpu) => refused(
-                "the device is a GPU".to_owned(),
-                "tile, coop8 or coop16 on a GPU",
+            (Self::Rows, _, Processor::Gpu) => lacks(
+                "it is a GPU".to_owned(),
+                "a CPU, or the tiers of GPUs: tile, coop8 or coop16",
             ),
             (Self::Broadcast, _, processor) if processor.has_broadcasts() => Ok(()),
-            (Self::Broadcast, ..) => refused(
-                "the device is no CPU with subgroups of 8 lanes".to_owned(),
-                "a tier that the device has",
+            (Self::Broadcast, ..) => lacks(
+                "it is no CPU whose subgroups of 8 lanes hand values over".to_owned(),
+                "such a CPU, or another tier: tile runs everywhere",
             ),
             (Self::Coop8 | Self::Coop16, Ok(matrix), _) if Self::of_matrix(*matrix) == self => {
                 Ok(())
             }
-            (Self::Coop8 | Self::Coop16, Ok(matrix), _) => refused(
-                format!("the device has {matrix}"),
-                "the size of its matrices",
+            (Self::Coop8 | Self::Coop16, Ok(matrix), _) => lacks(
+                format!("its cooperative matrices are {matrix}"),
+                "the tier of that size",
             ),
-            (Self::Coop8 | Self::Coop16, Err(reason), _) => {
-                refused(reason.to_string(), "a tier without cooperative matrices")
-            }
+            (Self::Coop8 | Self::Coop16, Err(reason), _) => lacks(
+                reason.to_string(),
+                "cooperative matrices, or a tier without: tile runs everywhere",
+            ),
         }
     }
 }
@@ -100,5 +101,41 @@ impl KernelTier {
 impl fmt::Display for KernelTier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::ElementFormat;
+
+    /// What a device lacks is no option that means nothing: each says what there is, and what to ask for.
+    #[test]
+    fn what_a_device_lacks_is_told() {
+        let plain = DeviceCaps::webgpu_defaults();
+        let gpu = DeviceCaps {
+            processor: Processor::Gpu,
+            ..plain.clone()
+        };
+        let no_f16 = DeviceCaps {
+            shader_f16: false,
+            ..plain
+        };
+        let told = [
+            (KernelTier::Rows.check(&gpu), "rows", "it is a GPU"),
+            (KernelTier::Broadcast.check(&gpu), "broadcast", "no CPU"),
+            (KernelTier::Coop8.check(&gpu), "coop8", "COOPERATIVE"),
+            (ElementFormat::F16.check(&no_f16), "F16", "SHADER_F16"),
+        ];
+        for (result, asked, lacking) in told {
+            let Err(Error::Unsupported { what, given, need }) = result else {
+                panic!("{result:?}");
+            };
+            assert!(
+                what.contains(asked) && given.contains(lacking) && need.contains(", or "),
+                "{what}: {given}; {need}"
+            );
+        }
+        assert_eq!(KernelTier::Tile.check(&gpu), Ok(()));
     }
 }

@@ -1,11 +1,16 @@
-//! The one error type. Variants carry the value given, the limit it met and the next step, where there are such.
+//! The error type of all calls, and those of the pool and of files of weights, which it carries. Variants carry the value given, the
+//! limit it met and the next step, where there are such.
 
 mod non_finite;
+mod pool;
 mod stored_type;
+mod weights;
 mod weights_mismatch;
 
 pub use non_finite::{NonFiniteResult, Origin, Token};
+pub use pool::PoolError;
 pub use stored_type::StoredType;
+pub use weights::WeightsError;
 pub use weights_mismatch::{Duplicate, FoundPrefix, Misshapen, Mistyped, WeightsMismatch};
 
 use crate::element::DType;
@@ -70,7 +75,7 @@ pub enum Error {
         /// The budget.
         budget_bytes: u64,
     },
-    /// An option of [`DilatedAttentionConfig`](crate::DilatedAttentionConfig) has a value that means nothing.
+    /// An option has a value that means nothing, on whatever device.
     #[error("{what} is {given}; it must be {need}")]
     InvalidConfig {
         /// Name of the option.
@@ -132,34 +137,6 @@ pub enum Error {
         /// The factors.
         given: String,
     },
-    /// A buffer of no bytes was asked for; WebGPU cannot bind one.
-    #[error("a buffer of 0 bytes was asked for as '{label}'; skip the work instead")]
-    ZeroSize {
-        /// Label of the request.
-        label: &'static str,
-    },
-    /// Usages that no buffer of this pool may combine.
-    #[error("'{label}' asks for usages {usage:?}, which contradict each other: {reason}")]
-    InvalidUsage {
-        /// Label of the request.
-        label: &'static str,
-        /// The usages asked for.
-        usage: wgpu::BufferUsages,
-        /// Why they cannot be combined.
-        reason: &'static str,
-    },
-    /// One buffer would be larger than the device allows.
-    #[error(
-        "'{label}' needs a buffer of {requested_bytes} bytes, the device allows {limit_bytes} (max_buffer_size): request the adapter's own limits or shorten the input"
-    )]
-    BufferTooLarge {
-        /// Label of the request.
-        label: &'static str,
-        /// Bytes asked for.
-        requested_bytes: u64,
-        /// Bytes of the largest buffer of the device.
-        limit_bytes: u64,
-    },
     /// The smallest possible window of a tensor exceeds what one binding may cover.
     #[error(
         "one token row of {what} is {requested_bytes} bytes with its alignment, a binding may cover {limit_bytes} (max_storage_buffer_binding_size): request a larger limit"
@@ -171,6 +148,16 @@ pub enum Error {
         requested_bytes: u64,
         /// Bytes one binding may cover.
         limit_bytes: u64,
+    },
+    /// The device lacks what was asked for: kernels of a tier, elements of a type, cooperative matrices, workgroup memory.
+    #[error("the device cannot run {what}: {given}; needed: {need}")]
+    Unsupported {
+        /// What was asked for.
+        what: String,
+        /// What the device has, or has not.
+        given: String,
+        /// What it would have to have, and what to ask for instead.
+        need: String,
     },
     /// The device lacks something every kernel needs.
     #[error(
@@ -184,36 +171,10 @@ pub enum Error {
         /// What is needed.
         need: u64,
     },
-    /// The pool's hard budget does not allow another buffer, and nothing cached is left to give up.
-    #[error(
-        "'{label}' needs a buffer of {requested_bytes} bytes (what was asked for, rounded up to a size class), but the pool's budget is {budget_bytes} bytes and {leased_bytes} are in use: raise the budget or drop tensors first\n{report}"
-    )]
-    BudgetExceeded {
-        /// Label of the request.
-        label: &'static str,
-        /// Bytes of the buffer that would have been created: the size class, not what the caller asked for.
-        requested_bytes: u64,
-        /// The budget, in bytes.
-        budget_bytes: u64,
-        /// Bytes of buffers leased at that moment.
-        leased_bytes: u64,
-        /// State of the pool.
-        report: Box<PoolReport>,
-    },
-    /// The device has no memory left, after everything cached was given up.
-    #[error(
-        "the device has no memory for '{label}', a buffer of {requested_bytes} bytes (what was asked for, rounded up to a size class), with {leased_bytes} in use: drop tensors or shorten the input\n{report}"
-    )]
-    OutOfMemory {
-        /// Label of the request.
-        label: &'static str,
-        /// Bytes of the buffer that could not be created: the size class, not what the caller asked for.
-        requested_bytes: u64,
-        /// Bytes of buffers leased at that moment.
-        leased_bytes: u64,
-        /// State of the pool.
-        report: Box<PoolReport>,
-    },
+    /// The pool has no buffer to lend. A device that is lost is [`DeviceLost`](Self::DeviceLost), a buffer that it refuses
+    /// [`Validation`](Self::Validation), as everywhere.
+    #[error(transparent)]
+    Pool(PoolError),
     /// The device ran out of memory while the work was submitted, and goes on (where wgpu gives it up, this is
     /// [`DeviceLost`](Self::DeviceLost)). The recording is lost, the tensors are not.
     #[error(
@@ -318,53 +279,9 @@ pub enum Error {
         /// Norm of the gradient; `None` for an evaluation. Where it is not finite, the step has changed no weight.
         gradient_norm: Option<f32>,
     },
-    /// A saved trace of a pool cannot be read.
-    #[error("line {line} of the trace is no event: {need} expected")]
-    InvalidTrace {
-        /// Number of the line, from 1.
-        line: u64,
-        /// What it should have.
-        need: &'static str,
-    },
-    /// The operating system refused a file.
-    #[error("{} cannot be {action}: {reason}", path.display())]
-    File {
-        /// Its path.
-        path: std::path::PathBuf,
-        /// Opened or saved.
-        action: &'static str,
-        /// The system's words.
-        reason: String,
-    },
-    /// A file of weights is malformed: cut off, damaged, or of another format.
-    #[error("{file} is no valid safetensors file: {reason}")]
-    InvalidWeightFile {
-        /// Its path, or what else it came from.
-        file: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// A file of weights is valid, but not of this model.
-    #[error("{0}")]
-    WeightsMismatch(Box<WeightsMismatch>),
-    /// A tensor of a file has elements of a type that parameters cannot have.
-    #[error("tensor {name} of the file is of type {given}; F32, F16 or BF16 is needed")]
-    WrongStoredType {
-        /// Its name.
-        name: String,
-        /// Its type.
-        given: StoredType,
-    },
-    /// A parameter has a finite value that the type to store it in does not.
-    #[error("parameter {name} holds {value}, too large for {stored_type}: store it as F32")]
-    WeightTooLarge {
-        /// Its name.
-        name: String,
-        /// The value.
-        value: f32,
-        /// The type.
-        stored_type: StoredType,
-    },
+    /// A file of weights cannot be read, does not fit the model, or cannot be written.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
     /// wgpu refused something that this library believed valid: a defect worth reporting (or, at a submission, memory that
     /// ran out inside wgpu).
     #[error("wgpu refused '{label}': {reason}")]
@@ -374,6 +291,17 @@ pub enum Error {
         /// wgpu's words.
         reason: String,
     },
+}
+
+/// Not derived, so that a loss has one variant, whoever meets it.
+impl From<PoolError> for Error {
+    fn from(error: PoolError) -> Self {
+        match error {
+            PoolError::DeviceLost { reason } => Self::DeviceLost { reason },
+            PoolError::Refused { label, reason } => Self::Validation { label, reason },
+            error => Self::Pool(error),
+        }
+    }
 }
 
 /// An index in words.

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use std::time::Duration;
 
 use super::cooperative::CoopTile;
-use super::family::{Family, invalid};
+use super::family::{Family, invalid, no_room};
 use super::params::{params, read};
 use super::{Fields, Segments};
 use crate::config::{DilatedAttentionConfig, MAX_HEAD_DIM, in_u32};
@@ -162,8 +162,8 @@ impl<L: AttentionLayout> AttentionVariant<L> {
     /// Whether it computes heads of `head_dim` on a device with `caps`.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) when it does not, [`Error::BindingTooSmall`](crate::Error::BindingTooSmall)
-    /// when no binding covers what one workgroup leaves for others.
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) when no device does, [`Error::Unsupported`](crate::Error::Unsupported) when
+    /// this one does not, [`Error::BindingTooSmall`](crate::Error::BindingTooSmall) when no binding covers what one workgroup leaves for others.
     pub fn check(&self, head_dim: usize, caps: &DeviceCaps) -> Result<()> {
         if self.head_dim as usize != head_dim || head_dim > MAX_HEAD_DIM {
             return invalid(
@@ -191,11 +191,7 @@ impl<L: AttentionLayout> AttentionVariant<L> {
         self.layout.check(head_dim, caps)?;
         let bytes = self.most_memory_bytes();
         if bytes > caps.max_workgroup_memory_bytes {
-            return invalid(
-                "workgroup memory of the kernel in bytes",
-                bytes,
-                "at most what the device offers",
-            );
+            return Err(no_room("the kernel", caps, format!("{bytes} bytes")));
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! subgroups, which share what is staged, then more vectors a step, which need fewer barriers.
 
 use super::Fields;
+use super::family::no_room;
 use crate::device::{CooperativeMatrix, DeviceCaps, ElementFormat};
 use crate::error::{Error, Result};
 
@@ -45,7 +46,7 @@ impl CoopTile {
     /// The matrices of a device for tensors that are stored so.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] with the reason why there are none.
+    /// [`Error::Unsupported`] with the reason why the device has none, [`Error::InvalidConfig`] for another format than f16.
     pub(super) fn matrix_for(
         format: ElementFormat,
         caps: &DeviceCaps,
@@ -59,10 +60,10 @@ impl CoopTile {
         }
         caps.cooperative_matrix
             .clone()
-            .map_err(|reason| Error::InvalidConfig {
-                what: "kernel with cooperative matrices",
-                given: format!("impossible ({reason})"),
-                need: "of another tier on this device",
+            .map_err(|reason| Error::Unsupported {
+                what: "kernels with cooperative matrices".to_owned(),
+                given: reason.to_string(),
+                need: "such matrices, or kernels of another tier".to_owned(),
             })
     }
 
@@ -78,23 +79,26 @@ impl CoopTile {
     }
 
     pub(super) fn no_room(caps: &DeviceCaps) -> Error {
-        Error::InvalidConfig {
-            what: "workgroup memory of the device in bytes",
-            given: caps.max_workgroup_memory_bytes.to_string(),
-            need: "more for a kernel with cooperative matrices",
-        }
+        no_room("kernels with cooperative matrices", caps, "more".to_owned())
     }
 
     /// Whether kernels with this tile run on a device with `caps`.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] when they do not.
+    /// [`Error::Unsupported`] when the device has no such matrices, [`Error::InvalidConfig`] for numbers that no device runs.
     pub(super) fn check(&self, format: ElementFormat, caps: &DeviceCaps) -> Result<()> {
         let size = self.matrix.size;
         let whole = |vectors: u32| vectors > 0 && vectors.is_multiple_of(size);
         let threads = self.matrix.lanes.checked_mul(self.subgroups);
-        if Self::matrix_for(format, caps)? != self.matrix
-            || !whole(self.rows)
+        let has = Self::matrix_for(format, caps)?;
+        if has != self.matrix {
+            return Err(Error::Unsupported {
+                what: format!("kernels with the cooperative matrices {}", self.matrix),
+                given: format!("its own are {has}"),
+                need: "kernels for those".to_owned(),
+            });
+        }
+        if !whole(self.rows)
             || !whole(self.staged)
             || self.row_blocks() > MOST_ROW_BLOCKS
             || !(1..=256).contains(&threads.unwrap_or(0))
@@ -102,7 +106,7 @@ impl CoopTile {
             return Err(Error::InvalidConfig {
                 what: "tile of a kernel with cooperative matrices",
                 given: format!("{self:?}"),
-                need: "of the device's matrices, in whole ones, at most 4 from top to bottom and 256 lanes together",
+                need: "of whole matrices, at most 4 from top to bottom and 256 lanes together",
             });
         }
         Ok(())

@@ -20,7 +20,7 @@ pub trait Family {
     /// The variant of a tier that a device has.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] with the reason why there is none for such tensors.
+    /// [`Error::Unsupported`] or [`Error::InvalidConfig`] with the reason why there is none for such tensors.
     fn of_device_tier(&self, tier: KernelTier, caps: &DeviceCaps) -> Result<Self::Variant>;
 
     /// The variant that every device runs.
@@ -29,7 +29,7 @@ pub trait Family {
     /// Whether a variant does it on a device.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] when it does not.
+    /// [`Error::Unsupported`] when the device lacks what it needs, [`Error::InvalidConfig`] for numbers that no device runs.
     fn check(&self, variant: Self::Variant, caps: &DeviceCaps) -> Result<()>;
 
     /// Variants of the same tier with other numbers that may be faster.
@@ -49,7 +49,7 @@ pub trait Family {
     /// The variant of a tier.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] with the reason why there is none for such tensors on such a device.
+    /// [`Error::Unsupported`] or [`Error::InvalidConfig`] with the reason why there is none for such tensors on such a device.
     fn of_tier(&self, tier: KernelTier, caps: &DeviceCaps) -> Result<Self::Variant> {
         tier.check(caps)?;
         let variant = self.of_device_tier(tier, caps)?;
@@ -75,7 +75,7 @@ pub trait Family {
     /// The variant with cooperative matrices, those of the device.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] with the reason why there is none for such tensors on such a device.
+    /// [`Error::Unsupported`] or [`Error::InvalidConfig`] with the reason why there is none for such tensors on such a device.
     fn cooperative(&self, caps: &DeviceCaps) -> Result<Self::Variant> {
         let matrix = caps.cooperative_matrix.as_ref();
         let tier = matrix.map_or(KernelTier::Coop16, |matrix| KernelTier::of_matrix(*matrix));
@@ -132,6 +132,18 @@ pub(super) fn invalid<T>(what: &'static str, given: u32, need: &'static str) -> 
         given: given.to_string(),
         need,
     })
+}
+
+/// How a kernel is refused for which workgroups of the device have too little memory.
+pub(super) fn no_room(what: &str, caps: &DeviceCaps, need: String) -> Error {
+    Error::Unsupported {
+        what: what.to_owned(),
+        given: format!(
+            "its workgroups have {} bytes of memory",
+            caps.max_workgroup_memory_bytes
+        ),
+        need: format!("{need}, or a kernel of another tier"),
+    }
 }
 
 #[cfg(test)]

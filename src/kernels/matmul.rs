@@ -222,7 +222,7 @@ impl MatmulVariant {
     /// The kernel with cooperative matrices.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] with the reason why there is none for such factors on such a device.
+    /// [`Error::Unsupported`] or [`Error::InvalidConfig`] with the reason why there is none for such factors on such a device.
     fn cooperative(factors: [ElementFormat; 2], caps: &DeviceCaps) -> Result<Self> {
         let other = factors
             .into_iter()
@@ -238,14 +238,14 @@ impl MatmulVariant {
     /// Whether the kernel takes factors that are stored so on a device with `caps`.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] when it does not.
+    /// [`Error::Unsupported`] when the device lacks what it needs, [`Error::InvalidConfig`] for numbers that no device runs.
     pub fn check(self, factors: [ElementFormat; 2], caps: &DeviceCaps) -> Result<()> {
         match self {
             Self::Tile => Ok(()),
             Self::Rows(lanes) => lanes.check(),
             Self::Broadcast(tile) => {
-                KernelTier::Broadcast.check(caps)?;
-                tile.check()
+                tile.check()?;
+                KernelTier::Broadcast.check(caps)
             }
             Self::Coop(_) if Self::cooperative(factors, caps)? != self => {
                 Err(Error::InvalidConfig {

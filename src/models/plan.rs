@@ -149,7 +149,7 @@ fn with_run<M: StagedModel, T>(
     let model = M::new(dry_run, config.clone())?;
     // Loaded in the way that weights are.
     let list = model.parameters();
-    let weights = Parameters::submitted(dry_run, "load weights", list, |_, _, _| ())?;
+    let weights = Parameters::submitted(dry_run, "load weights", list, |_, _, _| Ok(()))?;
     M::with_zeros(config, size, |input| {
         with(ModelRun::unchecked(
             dry_run, &model, &weights, input, outputs,

@@ -210,6 +210,7 @@ impl Parameters {
                 Init::Normal { std } => std * random.normal(),
                 Init::Uniform { bound } => bound * random.uniform(),
             });
+            Ok(())
         })
     }
 
@@ -218,12 +219,12 @@ impl Parameters {
     /// staging memory is that of one part. (Browsers cannot wait; there it is as much as the device is behind.)
     ///
     /// # Errors
-    /// As [`zeros`](Self::zeros), and those of uploading and submitting.
+    /// As [`zeros`](Self::zeros), and those of `read`, of uploading and of submitting.
     pub(crate) fn submitted(
         context: &Context,
         recording: &'static str,
         list: &Arc<ParameterList>,
-        mut read: impl FnMut(usize, usize, &mut [f32]),
+        mut read: impl FnMut(usize, usize, &mut [f32]) -> Result<()>,
     ) -> Result<Self> {
         let mut recorder = context.recorder(recording);
         let weights = Self::zeros(&mut recorder, list, "weights")?;
@@ -242,7 +243,7 @@ impl Parameters {
                         part.wait()?;
                     }
                 }
-                read(index, first, piece);
+                read(index, first, piece)?;
                 recorder.write(&tensor.part(&[piece.len()], first as u64 * 4), piece)?;
                 recorded_bytes += piece.len() * 4;
             }

@@ -108,8 +108,8 @@ impl<'a> Matmul<'a> {
     ///
     /// # Errors
     /// [`Error::InvalidShape`], [`Error::WrongDType`], [`Error::ContextMismatch`] for matrices that do not fit,
-    /// [`Error::BindingTooSmall`] when a binding cannot cover one row, [`Error::InvalidConfig`] when the kernel chosen is not
-    /// for such factors on this device, and the errors of recording a dispatch.
+    /// [`Error::BindingTooSmall`] when a binding cannot cover one row, [`Error::InvalidConfig`] or [`Error::Unsupported`] when the kernel chosen
+    /// is not for such factors on this device, and the errors of recording a dispatch.
     pub fn write(self, recorder: &mut Recorder, c: Matrix<'a>) -> Result<()> {
         self.record(recorder, c, false)
     }

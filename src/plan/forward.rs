@@ -12,7 +12,7 @@ use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, Mask};
 use crate::device::ByteRange;
 use crate::device::DeviceCaps;
 use crate::device::{DType, ElementFormat};
-use crate::error::{Error, Result};
+use crate::error::{Error, PoolError, Result};
 use crate::kernels::Pass;
 use crate::kernels::attention_forward::{ForwardFamily, ForwardVariant};
 use crate::kernels::{AttentionParams, Choice, Family, Reason};
@@ -49,7 +49,7 @@ impl DilatedAttentionConfig {
     /// Plans the forward of tensors of `shape` and `dtype` on a device with `caps`. Needs no device.
     ///
     /// # Errors
-    /// [`Error::SizeOverflow`], [`Error::BufferTooLarge`] when a tensor exceeds a buffer of the device,
+    /// [`Error::SizeOverflow`], [`PoolError::BufferTooLarge`] when a tensor exceeds a buffer of the device,
     /// [`Error::BindingTooSmall`] when a binding cannot even cover one token, [`Error::WrongDType`] for integers.
     pub fn plan_forward(
         &self,
@@ -65,8 +65,8 @@ impl DilatedAttentionConfig {
     /// As [`plan_forward`](Self::plan_forward), with a kernel of the caller's choice.
     ///
     /// # Errors
-    /// As [`plan_forward`](Self::plan_forward), and [`Error::InvalidConfig`] when the kernel does not fit the head size or
-    /// the device.
+    /// As [`plan_forward`](Self::plan_forward), and [`Error::InvalidConfig`] when the kernel does not fit the head size,
+    /// [`Error::Unsupported`] when it does not fit the device.
     pub fn plan_forward_with(
         &self,
         shape: &AttentionShape,
@@ -109,7 +109,7 @@ impl DilatedAttentionConfig {
 /// Bytes of the larger of q and k.
 ///
 /// # Errors
-/// [`Error::SizeOverflow`], [`Error::BufferTooLarge`].
+/// [`Error::SizeOverflow`], [`PoolError::BufferTooLarge`].
 pub(super) fn tensor_bytes(
     config: &DilatedAttentionConfig,
     shape: &AttentionShape,
@@ -126,11 +126,12 @@ pub(super) fn tensor_bytes(
             given: format!("{num_rows} rows of {row_bytes} bytes"),
         })?;
     if bytes > caps.max_buffer_bytes {
-        return Err(Error::BufferTooLarge {
+        return Err(PoolError::BufferTooLarge {
             label: "out",
             requested_bytes: bytes,
             limit_bytes: caps.max_buffer_bytes,
-        });
+        }
+        .into());
     }
     Ok(bytes)
 }

@@ -117,6 +117,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+pub use crate::error::PoolError;
 pub use crate::pool_figures::{
     ClassUse, Counter, Evictions, LabelUse, LeaseInfo, PoolReport, PoolStats, ScopeReport,
 };
@@ -134,7 +135,6 @@ pub use timeline::{MarkKind, Timeline, TimelineMark, TimelineSample};
 pub use trace::Trace;
 
 use self::core::Core;
-use crate::error::{Error, Result};
 use crate::watch::{DeviceWatch, WhenLost, given_reason};
 use acquire::Failure;
 use shard::Request;
@@ -265,49 +265,51 @@ impl<B> Pool<B> {
     /// unmapped by then. The call waits for the device only when memory or the budget has run out.
     ///
     /// # Errors
-    /// [`Error::ZeroSize`], [`Error::InvalidUsage`] and [`Error::BufferTooLarge`] for requests that can never be met;
-    /// [`Error::BudgetExceeded`] and [`Error::OutOfMemory`] when memory ran out although cached buffers were destroyed;
-    /// [`Error::DeviceLost`]; [`Error::Validation`] when the device refuses the buffer for another reason.
+    /// [`PoolError::ZeroSize`], [`PoolError::InvalidUsage`] and [`PoolError::BufferTooLarge`] for requests that can never be met;
+    /// [`PoolError::BudgetExceeded`] and [`PoolError::OutOfMemory`] when memory ran out although cached buffers were destroyed;
+    /// [`PoolError::DeviceLost`]; [`PoolError::Refused`] when the device refuses the buffer for another reason.
     pub fn acquire(
         &self,
         label: &'static str,
         bytes: u64,
         usage: wgpu::BufferUsages,
-    ) -> Result<Lease<B>> {
+    ) -> Result<Lease<B>, PoolError> {
         let request = self.request(label, bytes, usage)?;
         if let Some(watch) = &self.owner.watch {
             watch.tell();
-            watch.check()?;
+            if let Some(reason) = watch.lost() {
+                return Err(PoolError::DeviceLost { reason });
+            }
         }
         let lease = self.core().acquire(own_shard(), &request);
         lease.map_err(|failure| self.error(&request, failure))
     }
 
     #[cold]
-    fn error(&self, request: &Request, failure: Failure) -> Error {
+    fn error(&self, request: &Request, failure: Failure) -> PoolError {
         let label = request.label;
         let requested_bytes = request.buffer_bytes;
         match failure {
             Failure::Budget {
                 budget_bytes,
                 report,
-            } => Error::BudgetExceeded {
+            } => PoolError::BudgetExceeded {
                 label,
                 requested_bytes,
                 budget_bytes,
                 leased_bytes: report.stats.leased_bytes.current,
                 report,
             },
-            Failure::OutOfMemory(report) => Error::OutOfMemory {
+            Failure::OutOfMemory(report) => PoolError::OutOfMemory {
                 label,
                 requested_bytes,
                 leased_bytes: report.stats.leased_bytes.current,
                 report,
             },
-            Failure::Lost(reason) => Error::DeviceLost {
+            Failure::Lost(reason) => PoolError::DeviceLost {
                 reason: given_reason(&reason),
             },
-            Failure::Refused(reason) => Error::Validation {
+            Failure::Refused(reason) => PoolError::Refused {
                 label: label.to_owned(),
                 reason,
             },
@@ -324,7 +326,7 @@ impl<B> Pool<B> {
         label: &'static str,
         bytes: u64,
         usage: wgpu::BufferUsages,
-    ) -> Result<Option<Lease<B>>> {
+    ) -> Result<Option<Lease<B>>, PoolError> {
         let request = self.request(label, bytes, usage)?;
         let largest = request.buffer_bytes + request.buffer_bytes / 4;
         let fitting = request.requested_bytes..=largest;
@@ -346,7 +348,7 @@ impl<B> Pool<B> {
         label: &'static str,
         bytes: u64,
         usage: wgpu::BufferUsages,
-    ) -> Result<Request> {
+    ) -> Result<Request, PoolError> {
         use wgpu::BufferUsages as Usage;
         let contradiction = if usage.is_empty() {
             Some("no usage at all")
@@ -362,21 +364,21 @@ impl<B> Pool<B> {
             None
         };
         if let Some(reason) = contradiction {
-            return Err(Error::InvalidUsage {
+            return Err(PoolError::InvalidUsage {
                 label,
                 usage,
                 reason,
             });
         }
         if bytes == 0 {
-            return Err(Error::ZeroSize { label });
+            return Err(PoolError::ZeroSize { label });
         }
         let max_bytes = self.core().max_buffer_bytes();
         let requested_bytes = bytes
             .checked_next_multiple_of(4)
             .filter(|&b| b <= max_bytes);
         let Some(requested_bytes) = requested_bytes else {
-            return Err(Error::BufferTooLarge {
+            return Err(PoolError::BufferTooLarge {
                 label,
                 requested_bytes: bytes,
                 limit_bytes: max_bytes,
@@ -405,7 +407,7 @@ impl<B> Pool<B> {
     ///
     /// # Errors
     /// As [`acquire`](Self::acquire). Buffers created before the error stay cached.
-    pub fn reserve(&self, demand: &(impl Demand + ?Sized)) -> Result<()> {
+    pub fn reserve(&self, demand: &(impl Demand + ?Sized)) -> Result<(), PoolError> {
         let mut leases = Vec::new();
         for request in demand.buffers() {
             for _ in 0..request.count {
@@ -474,7 +476,7 @@ impl<B> Pool<B> {
 
     /// Sets the hard budget, or removes it with `None`. If more is held than the budget allows, cached buffers are destroyed
     /// at once and leased ones when they come back. Until there is room, requests that need a new buffer are
-    /// [`Error::BudgetExceeded`].
+    /// [`PoolError::BudgetExceeded`].
     pub fn set_budget_bytes(&self, bytes: Option<u64>) {
         self.core().set_budget(bytes);
     }
@@ -498,7 +500,7 @@ impl<B> Pool<B> {
         self.core().completed(submission);
     }
 
-    /// Tells the pool that the device is lost. Cached buffers are destroyed, and further requests are [`Error::DeviceLost`].
+    /// Tells the pool that the device is lost. Cached buffers are destroyed, and further requests are [`PoolError::DeviceLost`].
     /// A context that owns its device calls this itself. On a borrowed device, call it in the application's device-lost
     /// callback, so that everything that waits on contexts over this pool ends at once.
     ///

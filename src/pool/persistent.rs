@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{Lease, Pool};
-use crate::error::Result;
+use crate::error::PoolError;
 use crate::wgpu;
 
 /// A buffer that a program keeps across calls, such as a key/value cache or a workspace, and that grows when a call needs
@@ -46,7 +46,7 @@ impl<B> PersistentBuffer<B> {
     ///
     /// # Errors
     /// As [`Pool::acquire`]. The old buffer then stays.
-    pub fn at_least(&mut self, bytes: u64) -> Result<&Lease<B>> {
+    pub fn at_least(&mut self, bytes: u64) -> Result<&Lease<B>, PoolError> {
         let lease = match self.lease.take_if(|lease| lease.requested_bytes() >= bytes) {
             Some(lease) => lease,
             None => self.grown(bytes)?,
@@ -54,7 +54,7 @@ impl<B> PersistentBuffer<B> {
         Ok(self.lease.insert(lease))
     }
 
-    fn grown(&self, bytes: u64) -> Result<Lease<B>> {
+    fn grown(&self, bytes: u64) -> Result<Lease<B>, PoolError> {
         let have_bytes = self.lease.as_ref().map_or(0, Lease::requested_bytes);
         let doubled = bytes.max(have_bytes.saturating_mul(2));
         // Doubling may exceed the device's limit or the budget where `bytes` does not.

@@ -51,8 +51,7 @@ pub struct Faults {
 /// A source of simulated buffers.
 ///
 /// ```
-/// use dilated_attention::pool::{Faults, Pool, PoolOptions, SimulatedSource, STORAGE_USAGE};
-/// use dilated_attention::Error;
+/// use dilated_attention::pool::{Faults, Pool, PoolError, PoolOptions, SimulatedSource, STORAGE_USAGE};
 /// let memory = Faults { memory_bytes: Some(1 << 20), ..Faults::default() };
 /// let source = SimulatedSource::new(1 << 30).with_faults(memory);
 /// let pool = Pool::with_source(source, PoolOptions::default());
@@ -60,8 +59,8 @@ pub struct Faults {
 /// // The cached buffer gives way to one of another usage.
 /// let second = pool.acquire("second", 600 << 10, dilated_attention::wgpu::BufferUsages::COPY_DST)?;
 /// assert_eq!(pool.stats().evictions.out_of_memory, 1);
-/// assert!(matches!(pool.acquire("third", 600 << 10, STORAGE_USAGE), Err(Error::OutOfMemory { .. })));
-/// # Ok::<(), Error>(())
+/// assert!(matches!(pool.acquire("third", 600 << 10, STORAGE_USAGE), Err(PoolError::OutOfMemory { .. })));
+/// # Ok::<(), PoolError>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct SimulatedSource {
@@ -141,7 +140,9 @@ mod tests {
     use super::super::lease::Pending;
     use super::super::{Pool, PoolOptions, STORAGE_USAGE};
     use super::*;
-    use crate::{Error, Result};
+    use crate::error::PoolError;
+
+    type Result<T> = std::result::Result<T, PoolError>;
 
     type Returning = Arc<Mutex<Vec<Pending<SimulatedBuffer>>>>;
 
@@ -240,7 +241,7 @@ mod tests {
             let too_large = pool.acquire("too large", 8 << 20, BufferUsages::UNIFORM);
             assert!(matches!(
                 too_large,
-                Err(Error::OutOfMemory { .. } | Error::BudgetExceeded { .. })
+                Err(PoolError::OutOfMemory { .. } | PoolError::BudgetExceeded { .. })
             ));
             assert!(pool.stats().identities_hold());
         }
@@ -253,7 +254,7 @@ mod tests {
         let lease = pool.acquire("a", 1000, STORAGE_USAGE)?;
         let shared = lease.clone();
         let Err(lease) = lease.suspend() else {
-            return Err(Error::DeviceLost {
+            return Err(PoolError::DeviceLost {
                 reason: "a shared lease was suspended".to_owned(),
             });
         };

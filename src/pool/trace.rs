@@ -23,7 +23,7 @@ use super::event::{Event, EvictionCause, Outcome};
 use super::lease::{Lease, Pending};
 use super::simulated::{SimulatedBuffer, SimulatedSource};
 use super::{Pool, PoolOptions, PoolReport};
-use crate::error::{Error, Result};
+use crate::error::PoolError;
 use crate::wgpu::BufferUsages;
 
 /// The events of a pool with their times, in order.
@@ -46,7 +46,11 @@ impl Trace {
     ///
     /// # Errors
     /// Those of [`Pool::acquire`], if the budget in `options` does not suffice.
-    pub fn replay(&self, options: PoolOptions, max_buffer_bytes: u64) -> Result<PoolReport> {
+    pub fn replay(
+        &self,
+        options: PoolOptions,
+        max_buffer_bytes: u64,
+    ) -> Result<PoolReport, PoolError> {
         let pool = Pool::with_source(SimulatedSource::new(max_buffer_bytes), options);
         let mut buffers: HashMap<u64, Replayed> = HashMap::new();
         // Cached before the trace: kept apart until all that existed does.
@@ -199,19 +203,19 @@ impl fmt::Display for Trace {
 }
 
 impl FromStr for Trace {
-    type Err = Error;
+    type Err = PoolError;
 
-    fn from_str(text: &str) -> Result<Self> {
+    fn from_str(text: &str) -> Result<Self, PoolError> {
         let mut lines = text.lines().enumerate();
         if lines.next().map(|(_, line)| line) != Some(HEADER) {
-            return Err(Error::InvalidTrace {
+            return Err(PoolError::InvalidTrace {
                 line: 1,
                 need: "the line 'pool trace 1'",
             });
         }
         let mut events = Vec::new();
         for (index, line) in lines.filter(|(_, line)| !line.is_empty()) {
-            let event = parse(line).map_err(|need| Error::InvalidTrace {
+            let event = parse(line).map_err(|need| PoolError::InvalidTrace {
                 line: index as u64 + 1,
                 need,
             })?;

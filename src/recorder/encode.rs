@@ -40,7 +40,7 @@ pub(super) fn submit(
     record: impl FnOnce(&mut wgpu::CommandEncoder) -> Result<()>,
 ) -> Result<Submission> {
     let (device, watch) = (machine.device(), machine.watch());
-    let submitted = scope::catch(watch, || {
+    let submitted = scope::catch(watch, || -> Result<_> {
         let mut encoder =
             device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(label) });
         record(&mut encoder)?;

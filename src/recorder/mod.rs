@@ -268,8 +268,10 @@ impl Recorder {
     /// the first fitting one would let a small, long-lived tensor occupy a large buffer that is needed again.)
     fn lease(&mut self, label: &'static str, bytes: u64) -> Result<Lease> {
         let pool = self.machine.pool().clone();
-        pool.reuse(&mut self.recording.held, label, bytes, STORAGE_USAGE)?
-            .map_or_else(|| pool.acquire(label, bytes, STORAGE_USAGE), Ok)
+        match pool.reuse(&mut self.recording.held, label, bytes, STORAGE_USAGE)? {
+            Some(lease) => Ok(lease),
+            None => Ok(pool.acquire(label, bytes, STORAGE_USAGE)?),
+        }
     }
 
     /// Notes that the next command reads `tensor` as it is now. Bindings for reading do this by themselves. Call it before a
@@ -410,8 +412,8 @@ impl Recorder {
     /// later.
     ///
     /// # Errors
-    /// [`Error::NotWritten`] if it reads a tensor that nothing submitted before has written; [`Error::OutOfMemory`] or
-    /// [`Error::BudgetExceeded`] for the buffers of parameters; [`Error::DeviceLost`]; [`Error::Validation`] if wgpu refuses
+    /// [`Error::NotWritten`] if it reads a tensor that nothing submitted before has written; [`PoolError::OutOfMemory`](crate::pool::PoolError::OutOfMemory) or
+    /// [`PoolError::BudgetExceeded`](crate::pool::PoolError::BudgetExceeded) for the buffers of parameters; [`Error::DeviceLost`]; [`Error::Validation`] if wgpu refuses
     /// the commands, which it also does when memory runs out. After an error nothing was submitted, and the recording is
     /// gone.
     pub fn submit(mut self) -> Result<Submission> {

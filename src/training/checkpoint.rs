@@ -2,7 +2,7 @@
 
 use super::{Optimizer, Trainer, TrainingOptions};
 use crate::context::Context;
-use crate::error::{Error, Result};
+use crate::error::{Result, WeightsError};
 use crate::longnet::LongNet;
 #[cfg(not(target_arch = "wasm32"))]
 use crate::weights::WeightWriter;
@@ -20,7 +20,7 @@ impl Trainer {
     /// stays whole.
     ///
     /// # Errors
-    /// As [`WeightWriter::save`]: among them [`Error::InvalidConfig`] for a key of `metadata` that begins with
+    /// As [`WeightWriter::save`]: among them [`WeightsError::CannotSave`] for a key of `metadata` that begins with
     /// [`OWN_METADATA`], where steps and format stand.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn save(
@@ -45,7 +45,7 @@ impl Trainer {
     /// that they would have had.
     ///
     /// # Errors
-    /// [`Error::WeightsMismatch`] for the checkpoint of another model, [`Error::InvalidWeightFile`] for a file that is no
+    /// [`WeightsError::Mismatch`] for the checkpoint of another model, [`WeightsError::InvalidFile`] for a file that is no
     /// checkpoint; as [`new`](Self::new).
     pub fn resume(
         context: &Context,
@@ -60,10 +60,11 @@ impl Trainer {
         };
         let steps = metadata(STEPS).and_then(|steps| steps.parse().ok());
         let (true, Some(steps)) = (metadata(FORMAT.0) == Some(FORMAT.1), steps) else {
-            return Err(Error::InvalidWeightFile {
+            return Err(WeightsError::InvalidFile {
                 file: file.label().to_owned(),
                 reason: "it is no checkpoint of a training: weights alone can be loaded with WeightSource::load".to_owned(),
-            });
+            }
+            .into());
         };
         let list = model.parameters();
         let load = |part: &str| file.part(part).load(context, list);

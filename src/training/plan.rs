@@ -104,8 +104,8 @@ impl Trainer {
 fn planned(dry_run: &Context, config: &LongNetConfig, options: TrainingOptions) -> Result<Trainer> {
     let model = LongNet::new(dry_run, config.clone())?;
     // As they are drawn, but for the numbers.
-    let weights =
-        Parameters::submitted(dry_run, "initial weights", model.parameters(), |_, _, _| ())?;
+    let list = model.parameters();
+    let weights = Parameters::submitted(dry_run, "initial weights", list, |_, _, _| Ok(()))?;
     let mut recorder = dry_run.recorder("optimizer");
     let optimizer = Optimizer::new(&mut recorder, weights)?;
     recorder.submit()?;

@@ -4,62 +4,72 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::foreign;
-use super::header::Header;
+use super::header::{Header, LENGTH_BYTES};
 use super::load::WeightSource;
-use super::mapping::FileBytes;
+#[cfg(not(target_arch = "wasm32"))]
+use super::storage::DiskFile;
+use super::storage::{ReadError, Storage};
 use super::stored::StoredTensor;
-use crate::error::{Error, Result};
-use crate::error::{FoundPrefix, WeightsMismatch};
+use crate::error::{FoundPrefix, WeightsError, WeightsMismatch};
 
-/// A safetensors file: names, types, shapes, bytes. Mapped into memory or owned.
+/// A safetensors file: names, types, shapes, and the elements, which stay on the disk until they are used, or in memory.
 pub struct WeightFile {
     /// What errors call it.
     label: String,
-    bytes: FileBytes,
+    storage: Storage,
     header: Header,
 }
 
 impl WeightFile {
-    /// Maps the file and checks its header; the data is read when it is used.
+    /// Opens the file, reads its header and checks it; elements are read when they are used, in pieces of bounded size.
     ///
-    /// The file must not be changed or shortened while this value lives: what is read then may be anything, and a part that
-    /// was cut off ends the program. To put a new file in its place (as [`WeightWriter::save`](super::WeightWriter::save)
-    /// does) is fine, though Windows refuses it while the old one is mapped.
+    /// Others may do with the file what they want: where it was written to or cut off since, reading from it is
+    /// [`WeightsError::FileChanged`] (as far as its size and the time of its last change tell). A new file in its place, as
+    /// [`WeightWriter::save`](super::WeightWriter::save) puts there, is another one; this value goes on with the old.
     ///
     /// # Errors
-    /// [`Error::File`] when it cannot be opened or mapped, or is no regular file; [`Error::InvalidWeightFile`] when it is not
-    /// a whole, valid safetensors file.
+    /// [`WeightsError::File`] when it cannot be opened or is no regular file; [`WeightsError::InvalidFile`] when it is not a
+    /// whole, valid safetensors file; those of reading.
     #[cfg(not(target_arch = "wasm32"))]
-    pub fn open(path: impl AsRef<std::path::Path>) -> Result<Self> {
+    pub fn open(path: impl AsRef<std::path::Path>) -> Result<Self, WeightsError> {
         let path = path.as_ref();
-        let bytes = FileBytes::map(path).map_err(|error| Error::File {
+        let file = DiskFile::open(path).map_err(|error| WeightsError::File {
             path: path.to_owned(),
             action: "opened",
             reason: error.to_string(),
         })?;
-        Self::check(path.display().to_string(), bytes)
+        Self::check(path.display().to_string(), Storage::Disk(file))
     }
 
     /// The same with bytes from elsewhere.
     ///
     /// # Errors
-    /// [`Error::InvalidWeightFile`].
-    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
-        Self::check("given bytes".to_owned(), FileBytes::Owned(bytes))
+    /// [`WeightsError::InvalidFile`].
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, WeightsError> {
+        Self::check("given bytes".to_owned(), Storage::Memory(bytes))
     }
 
-    fn check(label: String, bytes: FileBytes) -> Result<Self> {
-        match Header::parse(&bytes) {
-            Ok(header) => Ok(Self {
-                label,
-                bytes,
-                header,
-            }),
-            Err(reason) => Err(Error::InvalidWeightFile {
-                file: label,
-                reason: foreign::recognise(&bytes).unwrap_or(reason),
-            }),
-        }
+    fn check(label: String, storage: Storage) -> Result<Self, WeightsError> {
+        let file_bytes = storage.len();
+        let read = |offset: u64, bytes: usize| {
+            let failed =
+                |error: ReadError| error.told(&label, "its header".to_owned(), offset, file_bytes);
+            storage.get(offset, bytes).map_err(failed)
+        };
+        let head = read(0, file_bytes.min(foreign::LOOKED_AT as u64) as usize)?;
+        let invalid = |reason: String| WeightsError::InvalidFile {
+            file: label.clone(),
+            reason: foreign::recognise(&head).unwrap_or(reason),
+        };
+        let json_bytes = Header::json_bytes(&head, file_bytes).map_err(invalid)?;
+        let json = read(LENGTH_BYTES as u64, json_bytes)?;
+        let header = Header::parse(&json, file_bytes).map_err(invalid)?;
+        drop((json, head));
+        Ok(Self {
+            label,
+            storage,
+            header,
+        })
     }
 
     /// Names of all tensors, in the order of their bytes.
@@ -69,10 +79,8 @@ impl WeightFile {
 
     /// All tensors, in the order of their bytes.
     pub fn tensors(&self) -> impl Iterator<Item = StoredTensor<'_>> {
-        self.header.entries.iter().map(|entry| StoredTensor {
-            entry,
-            bytes: &self.bytes[entry.range.clone()],
-        })
+        let entries = self.header.entries.iter();
+        entries.map(|entry| StoredTensor { file: self, entry })
     }
 
     /// The strings that the file has beside its tensors.
@@ -83,10 +91,7 @@ impl WeightFile {
     /// The tensor called `name`.
     pub fn get(&self, name: &str) -> Option<StoredTensor<'_>> {
         let entry = self.header.find(name)?;
-        Some(StoredTensor {
-            entry,
-            bytes: &self.bytes[entry.range.clone()],
-        })
+        Some(StoredTensor { file: self, entry })
     }
 
     /// All tensors, to load from.
@@ -103,8 +108,8 @@ impl WeightFile {
     /// a wrapper has one (`module.`, `_orig_mod.`), which [`WeightSource::prefix`] then tells.
     ///
     /// # Errors
-    /// [`Error::WeightsMismatch`] when there is no such tensor, or there are several, with their prefixes.
-    pub fn part_with(&self, name: &str) -> Result<WeightSource<'_>> {
+    /// [`WeightsError::Mismatch`] when there is no such tensor, or there are several, with their prefixes.
+    pub fn part_with(&self, name: &str) -> Result<WeightSource<'_>, WeightsError> {
         let prefixes = self.names().filter_map(|full| full.strip_suffix(name));
         let prefixes: Vec<_> = prefixes
             .filter(|prefix| prefix.is_empty() || prefix.ends_with('.'))
@@ -117,7 +122,7 @@ impl WeightFile {
             found: 1,
             of: 1,
         });
-        Err(Error::WeightsMismatch(Box::new(WeightsMismatch {
+        Err(WeightsError::Mismatch(Box::new(WeightsMismatch {
             file: self.label.clone(),
             missing: vec![name.to_owned()],
             unknown: self.names().map(str::to_owned).collect(),
@@ -128,6 +133,10 @@ impl WeightFile {
 
     pub(crate) fn label(&self) -> &str {
         &self.label
+    }
+
+    pub(super) fn storage(&self) -> &Storage {
+        &self.storage
     }
 }
 
@@ -142,7 +151,7 @@ impl fmt::Debug for WeightFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WeightFile")
             .field("file", &self.label)
-            .field("bytes", &self.bytes.len())
+            .field("bytes", &self.storage.len())
             .field("tensors", &self.header.entries.len())
             .finish_non_exhaustive()
     }

@@ -3,7 +3,7 @@
 use super::header::quoted;
 
 /// Bytes of a file's beginning that are looked at.
-const LOOKED_AT: usize = 512;
+pub(super) const LOOKED_AT: usize = 512;
 
 /// What a Git LFS pointer begins with.
 const LFS_POINTER: &str = "version https://git-lfs";
@@ -44,14 +44,14 @@ const FORMATS: [(&[u8], &str, &str); 10] = [
     (b"\x80\x05", "a pickle", FROM_PYTORCH),
 ];
 
-/// What a file of these bytes is instead of safetensors, and what to do about it; `None` when it is nothing known.
+/// What a file that begins with `head`, of [`LOOKED_AT`] bytes or all, is instead of safetensors, and what to do about it; `None`
+/// when it is nothing known.
 ///
 /// Of a file of safetensors the first eight bytes are a length, which may be anything, but the ninth is a brace.
-pub(super) fn recognise(file: &[u8]) -> Option<String> {
-    if file.is_empty() {
+pub(super) fn recognise(head: &[u8]) -> Option<String> {
+    if head.is_empty() {
         return Some("it is empty: fetch or write it again".to_owned());
     }
-    let head = &file[..file.len().min(LOOKED_AT)];
     if head.get(8) == Some(&b'{') {
         return None;
     }

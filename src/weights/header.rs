@@ -41,7 +41,7 @@ pub(super) struct Entry {
     pub stored_type: StoredType,
     pub shape: Box<[usize]>,
     /// Its bytes in the file.
-    pub range: Range<usize>,
+    pub range: Range<u64>,
 }
 
 /// What a file says of itself, checked.
@@ -54,12 +54,11 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// Reads and checks the header of a file of these bytes; the error says what is wrong.
-    pub fn parse(file: &[u8]) -> Result<Self, String> {
-        let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
+    /// Bytes of the JSON of a file that begins with `head`, all of which the file has; the error says what is wrong.
+    pub fn json_bytes(head: &[u8], file_bytes: u64) -> Result<usize, String> {
+        let Some(length) = head.first_chunk::<LENGTH_BYTES>() else {
             return Err(format!(
-                "it has {} bytes, but its header's length takes {LENGTH_BYTES}",
-                file.len()
+                "it has {file_bytes} bytes, but its header's length takes {LENGTH_BYTES}"
             ));
         };
         let length = u64::from_le_bytes(*length);
@@ -68,15 +67,18 @@ impl Header {
                 "its header would have {length} bytes; {MAX_JSON_BYTES} are allowed"
             ));
         }
-        let json = usize::try_from(length)
-            .ok()
-            .and_then(|length| rest.get(..length));
-        let Some(json) = json else {
+        let here = file_bytes.saturating_sub(LENGTH_BYTES as u64);
+        if length > here {
             return Err(format!(
-                "its header has {length} bytes, of which {} are here: it was cut off, download or copy it again",
-                rest.len()
+                "its header has {length} bytes, of which {here} are here: it was cut off, download or copy it again"
             ));
-        };
+        }
+        // At most MAX_JSON_BYTES.
+        Ok(length as usize)
+    }
+
+    /// Reads and checks the JSON of a file of so many bytes; the error says what is wrong.
+    pub fn parse(json: &[u8], file_bytes: u64) -> Result<Self, String> {
         let text = std::str::from_utf8(json)
             .map_err(|error| format!("its header is not UTF-8: {error}"))?;
         if !text.starts_with('{') {
@@ -84,10 +86,10 @@ impl Header {
         }
         let json: Json = serde_json::from_str(text)
             .map_err(|error| clipped(&format!("its header is not as it should be: {error}")))?;
-        Self::check(json, LENGTH_BYTES + text.len(), file.len())
+        Self::check(json, (LENGTH_BYTES + text.len()) as u64, file_bytes)
     }
 
-    fn check(json: Json, data_start: usize, file_bytes: usize) -> Result<Self, String> {
+    fn check(json: Json, data_start: u64, file_bytes: u64) -> Result<Self, String> {
         let mut tensors = json.tensors;
         tensors.sort_by_key(|(_, tensor)| tensor.data_offsets);
         let mut entries = Vec::with_capacity(tensors.len());
@@ -100,7 +102,7 @@ impl Header {
         for (name, tensor) in tensors {
             let [first, last] = tensor.data_offsets;
             let in_file = |offset: u64| {
-                let offset = usize::try_from(offset).ok()?.checked_add(data_start)?;
+                let offset = offset.checked_add(data_start)?;
                 (offset <= file_bytes).then_some(offset)
             };
             let told = |reason: String| Err(format!("tensor {} {reason}", quoted(&name)));
@@ -127,7 +129,7 @@ impl Header {
             let bits = shape
                 .iter()
                 .try_fold(1usize, |count, dimension| count.checked_mul(*dimension))
-                .and_then(|count| count.checked_mul(stored_type.bits()));
+                .and_then(|count| (count as u64).checked_mul(stored_type.bits() as u64));
             if bits.is_none_or(|bits| bits % 8 != 0 || bits / 8 != to - from) {
                 let bytes = to - from;
                 return told(format!(

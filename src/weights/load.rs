@@ -8,8 +8,8 @@ use std::sync::Arc;
 use super::file::WeightFile;
 use super::stored::StoredTensor;
 use crate::context::Context;
-use crate::error::{Duplicate, FoundPrefix, Misshapen, Mistyped, WeightsMismatch};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::error::{Duplicate, FoundPrefix, Misshapen, Mistyped, WeightsError, WeightsMismatch};
 use crate::nn::{PIECE_ELEMENTS, ParameterList, Parameters};
 
 /// Dots of a name that prefixes end at: those of wrappers are short, and names of hostile files are not.
@@ -66,11 +66,11 @@ impl<'a> WeightSource<'a> {
     /// The tensor for the parameter called `name`.
     ///
     /// # Errors
-    /// [`Error::WeightsMismatch`] when there is none, with the prefixes that one is under.
-    pub(crate) fn tensor(&self, name: &str) -> Result<StoredTensor<'a>> {
+    /// [`WeightsError::Mismatch`] when there is none, with the prefixes that one is under.
+    pub(crate) fn tensor(&self, name: &str) -> Result<StoredTensor<'a>, WeightsError> {
         let found = self.tensors().find(|(given, _)| given == name);
         found.map(|(_, tensor)| tensor).ok_or_else(|| {
-            Error::WeightsMismatch(Box::new(WeightsMismatch {
+            WeightsError::Mismatch(Box::new(WeightsMismatch {
                 file: self.file.label().to_owned(),
                 missing: vec![name.to_owned()],
                 prefixes: self.prefixes(&HashMap::from([(name, 0)]), 0),
@@ -106,8 +106,8 @@ impl<'a> WeightSource<'a> {
     /// Compares with the list, by headers alone.
     ///
     /// # Errors
-    /// [`Error::WeightsMismatch`], with all differences.
-    pub fn check(&self, list: &ParameterList) -> Result<()> {
+    /// [`WeightsError::Mismatch`], with all differences.
+    pub fn check(&self, list: &ParameterList) -> Result<(), WeightsError> {
         self.matched(list, false).map(drop)
     }
 
@@ -117,19 +117,25 @@ impl<'a> WeightSource<'a> {
     /// anything is leased. Uploads go in submissions of 16 MiB, one after the other; when one fails, what was leased goes back.
     ///
     /// # Errors
-    /// [`Error::WeightsMismatch`], with all differences; those of leasing, uploading and submitting.
+    /// [`WeightsError::Mismatch`], with all differences; [`WeightsError::FileChanged`] and [`WeightsError::Unreadable`]; those of
+    /// leasing, uploading and submitting.
     pub fn load(&self, context: &Context, list: &Arc<ParameterList>) -> Result<Parameters> {
         let tensors = self.matched(list, context.checks_finite())?;
         Parameters::submitted(context, "load weights", list, |index, first, values| {
             // One for each parameter, as `matched` says.
             if let Some(stored) = tensors.get(index) {
-                stored.read(first, values);
+                stored.read(first, values)?;
             }
+            Ok(())
         })
     }
 
     /// For each parameter of the list its tensor.
-    fn matched(&self, list: &ParameterList, check_finite: bool) -> Result<Vec<StoredTensor<'a>>> {
+    fn matched(
+        &self,
+        list: &ParameterList,
+        check_finite: bool,
+    ) -> Result<Vec<StoredTensor<'a>>, WeightsError> {
         let specs = list.specs();
         let mut index_of = HashMap::new();
         for (index, spec) in specs.iter().enumerate() {
@@ -159,7 +165,7 @@ impl<'a> WeightSource<'a> {
                     name: tensor.name().to_owned(),
                     given: tensor.stored_type(),
                 });
-            } else if check_finite && !is_finite(&tensor) {
+            } else if check_finite && !is_finite(&tensor)? {
                 mismatch.not_finite.push(tensor.name().to_owned());
             }
         }
@@ -181,19 +187,22 @@ impl<'a> WeightSource<'a> {
         if 2 * named < index_of.len() {
             mismatch.prefixes = self.prefixes(&index_of, named);
         }
-        Err(Error::WeightsMismatch(Box::new(mismatch)))
+        Err(WeightsError::Mismatch(Box::new(mismatch)))
     }
 }
 
 /// Whether all elements are numbers.
-fn is_finite(tensor: &StoredTensor<'_>) -> bool {
+fn is_finite(tensor: &StoredTensor<'_>) -> Result<bool, WeightsError> {
     let num_elements = tensor.num_elements();
     let mut scratch = vec![0.0f32; num_elements.min(PIECE_ELEMENTS)];
-    (0..num_elements).step_by(PIECE_ELEMENTS).all(|first| {
+    for first in (0..num_elements).step_by(PIECE_ELEMENTS) {
         let piece = &mut scratch[..PIECE_ELEMENTS.min(num_elements - first)];
-        tensor.read(first, piece);
-        piece.iter().all(|value| value.is_finite())
-    })
+        tensor.read(first, piece)?;
+        if piece.iter().any(|value| !value.is_finite()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 impl fmt::Debug for WeightSource<'_> {

@@ -1,19 +1,19 @@
 //! Weights in safetensors files: loading strictly, saving atomically.
 //!
 //! ```text
-//! WeightFile (mapped, or bytes)  -> WeightSource (a part, renamed) -> load -> Parameters    f32, f16, bf16 -> f32
+//! WeightFile (opened, or bytes)  -> WeightSource (a part, renamed) -> load -> Parameters    f32, f16, bf16 -> f32
 //! Parameters (sets, by prefix)   -> WeightWriter                   -> save -> file          f32 -> f32, f16, bf16
 //! ```
 //!
 //! **What is checked when.** [`WeightFile::open`] and [`from_bytes`](WeightFile::from_bytes) check the header in full: a value
 //! of that type holds no offset that leaves the file and no shape that differs from its bytes. [`WeightSource::load`] then
 //! compares names, shapes and types with the model's list, and reports *all* differences as one
-//! [`Error::WeightsMismatch`](crate::Error::WeightsMismatch). Only then does it lease anything. There is no lenient form: a
+//! [`WeightsError::Mismatch`]. Only then does it lease anything. There is no lenient form: a
 //! parameter that silently keeps its random start looks like a bad model, not like a wrong file.
 //!
-//! **Who copies.** The file is mapped, not read; a tensor's bytes are widened to f32 a piece at a time and copied from there
-//! to staging memory. A submission uploads about 64 MiB, and at most two are under way, so that neither the host nor the pool
-//! holds the model twice. Saving reads about 64 MiB at a time. A tensor larger than that goes in pieces.
+//! **Who copies.** Opening reads the header. Loading reads a tensor's bytes from their places in the file, a piece of 4 MiB at a time, widens
+//! them to f32 and copies them to staging memory, of which a submission has 16 MiB; so neither the host nor the pool holds the
+//! model twice. A file that is written to meanwhile is an error, [`WeightsError::FileChanged`]. Saving reads about 64 MiB at a time. A tensor larger than that goes in pieces.
 //!
 //! **Which names.** A file may hold several sets of parameters under prefixes, as checkpoints of training do;
 //! [`WeightFile::part`] takes one, and [`WeightFile::part_with`] finds it; a file whose names have a prefix that the model's
@@ -47,14 +47,16 @@ mod file;
 mod foreign;
 mod header;
 mod load;
-mod mapping;
 #[cfg(not(target_arch = "wasm32"))]
 mod new_header;
 #[cfg(not(target_arch = "wasm32"))]
 mod save;
+mod storage;
 mod stored;
 
-pub use crate::error::{Duplicate, FoundPrefix, Misshapen, Mistyped, StoredType, WeightsMismatch};
+pub use crate::error::{
+    Duplicate, FoundPrefix, Misshapen, Mistyped, StoredType, WeightsError, WeightsMismatch,
+};
 pub use file::WeightFile;
 pub use load::WeightSource;
 #[cfg(not(target_arch = "wasm32"))]

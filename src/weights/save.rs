@@ -7,7 +7,7 @@ use super::OWN_METADATA;
 use super::header::METADATA_KEY;
 use super::new_header::NewHeader;
 use crate::context::Context;
-use crate::error::{Error, Result, StoredType};
+use crate::error::{Result, StoredType, WeightsError};
 use crate::nn::Parameters;
 use crate::readback::Download;
 use crate::tensor::Tensor;
@@ -81,12 +81,12 @@ impl<'a> WeightWriter<'a> {
     /// permissions of a file that is replaced are kept. Blocks until the parameters were read.
     ///
     /// # Errors
-    /// [`Error::File`], also when a file that is read-only would be replaced; and as [`to_bytes`](Self::to_bytes). The old
+    /// [`WeightsError::File`], also when a file that is read-only would be replaced; and as [`to_bytes`](Self::to_bytes). The old
     /// file is as it was then.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn save(&self, context: &Context, path: impl AsRef<std::path::Path>) -> Result<()> {
         let path = path.as_ref();
-        let failed = |error: io::Error| Error::File {
+        let failed = |error: io::Error| WeightsError::File {
             path: path.to_owned(),
             action: "saved",
             reason: error.to_string(),
@@ -97,19 +97,19 @@ impl<'a> WeightWriter<'a> {
         pollster::block_on(self.write(context, &header, &mut out, &failed))?;
         out.flush().map_err(failed)?;
         drop(out);
-        replacement.commit().map_err(failed)
+        Ok(replacement.commit().map_err(failed)?)
     }
 
     /// The bytes of the file, for who has no file system.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] for a name that is there twice or reserved, a key of metadata that is reserved, or a type that parameters cannot have;
-    /// [`Error::WeightTooLarge`] for a value that the type cannot hold; those of downloading.
+    /// [`WeightsError::CannotSave`] for a name that is there twice or reserved, a key of metadata that is reserved, or a type that parameters cannot have;
+    /// [`WeightsError::ValueTooLarge`] for a value that the type cannot hold; those of downloading.
     pub async fn to_bytes(&self, context: &Context) -> Result<Vec<u8>> {
         let header = self.header()?;
         let mut bytes = Vec::new();
         // Writing to a vector cannot fail.
-        let failed = |error: io::Error| Error::InvalidWeightFile {
+        let failed = |error: io::Error| WeightsError::InvalidFile {
             file: "bytes to be saved".to_owned(),
             reason: error.to_string(),
         };
@@ -117,9 +117,9 @@ impl<'a> WeightWriter<'a> {
         Ok(bytes)
     }
 
-    fn header(&self) -> Result<Vec<u8>> {
+    fn header(&self) -> Result<Vec<u8>, WeightsError> {
         if !self.stored_type.is_accepted() {
-            return Err(Error::InvalidConfig {
+            return Err(WeightsError::CannotSave {
                 what: "type to store parameters in",
                 given: self.stored_type.to_string(),
                 need: "F32, F16 or BF16",
@@ -127,7 +127,7 @@ impl<'a> WeightWriter<'a> {
         }
         let mut metadata = self.metadata.clone();
         if let Some(key) = metadata.keys().find(|key| key.starts_with(OWN_METADATA)) {
-            return Err(Error::InvalidConfig {
+            return Err(WeightsError::CannotSave {
                 what: "key of metadata to be saved",
                 given: key.clone(),
                 need: "another beginning than dilated_attention., which is the crate's own",
@@ -142,7 +142,7 @@ impl<'a> WeightWriter<'a> {
             for (spec, tensor) in parameters.iter() {
                 let name = format!("{prefix}{}", spec.name);
                 if name == METADATA_KEY || !names.insert(name.clone()) {
-                    return Err(Error::InvalidConfig {
+                    return Err(WeightsError::CannotSave {
                         what: "name of a tensor to be saved",
                         given: name,
                         need: "another than all before it and than __metadata__",
@@ -160,7 +160,7 @@ impl<'a> WeightWriter<'a> {
         };
         header
             .to_bytes()
-            .map_err(|reason| Error::InvalidWeightFile {
+            .map_err(|reason| WeightsError::InvalidFile {
                 file: "file to be saved".to_owned(),
                 reason,
             })
@@ -171,7 +171,7 @@ impl<'a> WeightWriter<'a> {
         context: &Context,
         header: &[u8],
         out: &mut impl Write,
-        failed: &impl Fn(io::Error) -> Error,
+        failed: &impl Fn(io::Error) -> WeightsError,
     ) -> Result<()> {
         out.write_all(header).map_err(failed)?;
         let mut rest = self.pieces().peekable();
@@ -192,11 +192,14 @@ impl<'a> WeightWriter<'a> {
                 for values in download.await?.chunks(ROUNDED_ELEMENTS) {
                     rounded.clear();
                     if let Some(value) = self.stored_type.narrow(values, &mut rounded) {
-                        return Err(Error::WeightTooLarge {
-                            name: name.to_owned(),
+                        let name = name.to_owned();
+                        let stored_type = self.stored_type;
+                        return Err(WeightsError::ValueTooLarge {
+                            name,
                             value,
-                            stored_type: self.stored_type,
-                        });
+                            stored_type,
+                        }
+                        .into());
                     }
                     out.write_all(&rounded).map_err(failed)?;
                 }

@@ -5,8 +5,13 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use super::header::Entry;
-use crate::error::{Error, Result, StoredType};
+use super::file::WeightFile;
+use super::header::{Entry, quoted};
+use super::storage::ReadError;
+use crate::error::{StoredType, WeightsError};
+
+/// Bytes of halves that are read and widened at a time: they stay in the cache of a core.
+const BLOCK_BYTES: usize = 64 << 10;
 
 /// Names of the other types and bits of an element.
 const OTHERS: [(&str, usize); 19] = [
@@ -58,23 +63,6 @@ impl StoredType {
         !matches!(self, Self::Other(_))
     }
 
-    /// The elements in `bytes` as f32, exactly; false for a type that is not accepted.
-    fn widen(self, bytes: &[u8], out: &mut [f32]) -> bool {
-        fn each<const N: usize>(bytes: &[u8], out: &mut [f32], widen: impl Fn([u8; N]) -> f32) {
-            let (elements, _) = bytes.as_chunks::<N>();
-            for (value, element) in out.iter_mut().zip(elements) {
-                *value = widen(*element);
-            }
-        }
-        match self {
-            Self::F32 => each(bytes, out, f32::from_le_bytes),
-            Self::F16 => each(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
-            Self::Bf16 => each(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
-            Self::Other(_) => return false,
-        }
-        true
-    }
-
     /// Appends `values` to `bytes`, rounded to the nearest; gives the first finite value that would become infinite.
     #[cfg(not(target_arch = "wasm32"))]
     pub(super) fn narrow(self, values: &[f32], bytes: &mut Vec<u8>) -> Option<f32> {
@@ -107,11 +95,11 @@ impl StoredType {
     }
 }
 
-/// A tensor of a [`WeightFile`](super::WeightFile), where it lies.
+/// A tensor of a [`WeightFile`], where it lies.
 #[derive(Clone, Copy)]
 pub struct StoredTensor<'a> {
+    pub(super) file: &'a WeightFile,
     pub(super) entry: &'a Entry,
-    pub(super) bytes: &'a [u8],
 }
 
 impl<'a> StoredTensor<'a> {
@@ -136,42 +124,114 @@ impl<'a> StoredTensor<'a> {
         self.entry.shape.iter().product()
     }
 
-    /// The elements as they are in the file, little-endian, at any alignment.
-    pub fn bytes(&self) -> &'a [u8] {
-        self.bytes
+    /// Bytes of all its elements.
+    pub fn num_bytes(&self) -> u64 {
+        self.entry.range.end - self.entry.range.start
+    }
+
+    /// Its bytes of the range as they are in the file, little-endian.
+    ///
+    /// # Errors
+    /// [`WeightsError::RangeOutside`] for a range that reaches beyond the tensor, [`WeightsError::HostMemory`] for one that is too
+    /// large for memory; [`WeightsError::FileChanged`] and [`WeightsError::Unreadable`].
+    pub fn to_bytes(&self, bytes: Range<usize>) -> Result<Vec<u8>, WeightsError> {
+        let mut out = self.zeros("bytes", &bytes, self.num_bytes())?;
+        self.read_bytes(bytes.start as u64, &mut out)?;
+        self.check_unchanged(bytes.start as u64)?;
+        Ok(out)
     }
 
     /// Elements of the range as f32, exactly.
     ///
     /// # Errors
-    /// [`Error::WrongStoredType`] for a type that parameters cannot have, [`Error::InvalidShape`] for a range that reaches
-    /// beyond the tensor.
-    pub fn to_f32(&self, elements: Range<usize>) -> Result<Vec<f32>> {
-        let (given, num_elements) = (elements.clone(), self.num_elements());
-        if elements.start > elements.end || elements.end > num_elements {
-            return Err(Error::InvalidShape {
-                what: "range of elements",
-                given: format!("{given:?}"),
-                need: format!("within 0..{num_elements}"),
-            });
-        }
-        if !self.stored_type().is_accepted() {
-            return Err(Error::WrongStoredType {
-                name: self.name().to_owned(),
-                given: self.stored_type(),
-            });
-        }
-        let mut values = vec![0.0; elements.len()];
-        self.read(elements.start, &mut values);
-        Ok(values)
+    /// [`WeightsError::WrongStoredType`] for a type that parameters cannot have, and as [`to_bytes`](Self::to_bytes).
+    pub fn to_f32(&self, elements: Range<usize>) -> Result<Vec<f32>, WeightsError> {
+        let mut out = self.zeros("elements", &elements, self.num_elements() as u64)?;
+        self.read(elements.start, &mut out)?;
+        Ok(out)
     }
 
-    /// Fills `out` with the elements from `first` on, which are there, of an accepted type.
-    pub(super) fn read(&self, first: usize, out: &mut [f32]) {
-        let size = self.stored_type().bits() / 8;
-        let bytes = &self.bytes[first * size..][..out.len() * size];
-        let accepted = self.stored_type().widen(bytes, out);
-        debug_assert!(accepted, "checked by the caller");
+    /// As many zeros as there are in `range`, which has to lie within `limit`.
+    fn zeros<T: bytemuck::Zeroable>(
+        &self,
+        unit: &'static str,
+        range: &Range<usize>,
+        limit: u64,
+    ) -> Result<Vec<T>, WeightsError> {
+        if range.start > range.end || range.end as u64 > limit {
+            return Err(WeightsError::RangeOutside {
+                tensor: self.name().to_owned(),
+                unit,
+                given: range.clone(),
+                limit,
+            });
+        }
+        bytemuck::allocation::try_zeroed_vec(range.len()).map_err(|()| WeightsError::HostMemory {
+            tensor: self.name().to_owned(),
+            bytes: (range.len() * size_of::<T>()) as u64,
+        })
+    }
+
+    /// Fills `out` with the elements from `first` on, which are there, as f32, exactly.
+    pub(super) fn read(&self, first: usize, out: &mut [f32]) -> Result<(), WeightsError> {
+        let stored_type = self.stored_type();
+        let first_byte = (first * stored_type.bits() / 8) as u64;
+        match stored_type {
+            StoredType::F32 => {
+                self.read_bytes(first_byte, bytemuck::cast_slice_mut(out))?;
+                // As words: a NaN that signals would become quiet where it passes through some processors' registers.
+                for word in bytemuck::cast_slice_mut::<f32, u32>(out) {
+                    *word = u32::from_le(*word);
+                }
+            }
+            StoredType::F16 => self.widen(first_byte, out, |b| f16::from_le_bytes(b).to_f32())?,
+            StoredType::Bf16 => self.widen(first_byte, out, |b| bf16::from_le_bytes(b).to_f32())?,
+            StoredType::Other(_) => {
+                return Err(WeightsError::WrongStoredType {
+                    name: self.name().to_owned(),
+                    given: stored_type,
+                });
+            }
+        }
+        self.check_unchanged(first_byte)
+    }
+
+    /// Fills `out` with the halves from `first_byte` on, each widened.
+    fn widen(
+        &self,
+        mut first_byte: u64,
+        out: &mut [f32],
+        widen: impl Fn([u8; 2]) -> f32,
+    ) -> Result<(), WeightsError> {
+        let mut block = vec![0u8; BLOCK_BYTES.min(2 * out.len())];
+        for values in out.chunks_mut(BLOCK_BYTES / 2) {
+            let bytes = &mut block[..2 * values.len()];
+            self.read_bytes(first_byte, bytes)?;
+            first_byte += bytes.len() as u64;
+            let (halves, _) = bytes.as_chunks::<2>();
+            for (value, half) in values.iter_mut().zip(halves) {
+                *value = widen(*half);
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills `out` with the tensor's bytes from `first` on, which are there.
+    fn read_bytes(&self, first: u64, out: &mut [u8]) -> Result<(), WeightsError> {
+        let offset = self.entry.range.start + first;
+        let read = self.file.storage().read(offset, out);
+        read.map_err(|error| self.told(error, offset))
+    }
+
+    /// After reading from byte `first` on: whether that was what the file held when it was opened.
+    fn check_unchanged(&self, first: u64) -> Result<(), WeightsError> {
+        let unchanged = self.file.storage().check_unchanged();
+        unchanged.map_err(|error| self.told(error, self.entry.range.start + first))
+    }
+
+    fn told(&self, error: ReadError, offset: u64) -> WeightsError {
+        let part = format!("tensor {}", quoted(self.name()));
+        error.told(self.file.label(), part, offset, self.file.storage().len())
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use dilated_attention::pool::STORAGE_USAGE;
+use dilated_attention::pool::{PoolError, STORAGE_USAGE};
 use dilated_attention::{Context, Error, Pool, Result};
 
 use super::workloads::{ALL, Run};
@@ -183,7 +183,9 @@ fn case(
 
 fn kind_of(error: &Error) -> &'static str {
     match error {
-        Error::OutOfMemory { .. } | Error::SubmissionOutOfMemory { .. } => "memory",
+        Error::Pool(PoolError::OutOfMemory { .. }) | Error::SubmissionOutOfMemory { .. } => {
+            "memory"
+        }
         Error::NoAdapter { .. } | Error::NoDevice { .. } => "no_device",
         Error::Validation { .. } => "refused",
         _ => "other",

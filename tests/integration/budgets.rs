@@ -140,7 +140,7 @@ fn of_longnet() {
     for ffn_dim in FFN_DIMS {
         let mut config = LongNetConfig::encoder(attention(), 1, ffn_dim);
         config.vocab_size = Some(VOCAB);
-        let run = |context: &Context| {
+        let run = |context: &Context| -> Result<_> {
             let model = LongNet::new(context, config.clone())?;
             let weights = model.initial_weights(context, 1)?;
             let mut recorder = context.recorder("forward");

@@ -3,7 +3,7 @@
 use dilated_attention::Error;
 use dilated_attention::longnet::LongNet;
 use dilated_attention::training::{LearningRate, Trainer, TrainingOptions};
-use dilated_attention::weights::{WeightFile, WeightWriter};
+use dilated_attention::weights::{WeightFile, WeightWriter, WeightsError};
 use safetensors::SafeTensors;
 
 use crate::support::contexts::contexts;
@@ -100,7 +100,7 @@ fn metadata_of_the_caller_cannot_replace_a_checkpoints_own() {
             .save(&file.0, &[(key, "5000".to_owned())])
             .expect_err("reserved");
         assert!(
-            matches!(&error, Error::InvalidConfig { given, .. } if given == key),
+            matches!(&error, Error::Weights(WeightsError::CannotSave { given, .. }) if given == key),
             "{error}"
         );
         let writer = WeightWriter::new()
@@ -121,7 +121,10 @@ fn checkpoints_of_others_are_refused_whole() {
     let model = LongNet::new(&context, with_layers(3)).expect("valid");
     let stored = WeightFile::open(&file.0).expect("opens");
     let error = Trainer::resume(&context, model, options(), &stored).expect_err("refused");
-    assert!(matches!(error, Error::WeightsMismatch(_)), "{error}");
+    assert!(
+        matches!(error, Error::Weights(WeightsError::Mismatch(_))),
+        "{error}"
+    );
     assert!(
         error
             .to_string()
@@ -136,7 +139,7 @@ fn checkpoints_of_others_are_refused_whole() {
     let weights_only = WeightFile::open(&file.0).expect("opens");
     let error = Trainer::resume(&context, model(), options(), &weights_only);
     assert!(
-        matches!(error, Err(Error::InvalidWeightFile { .. })),
+        matches!(error, Err(Error::Weights(WeightsError::InvalidFile { .. }))),
         "{error:?}"
     );
     // Moments are missing, although the file says that it is a checkpoint.
@@ -148,12 +151,15 @@ fn checkpoints_of_others_are_refused_whole() {
         .iter()
         .filter(|(name, _)| name.starts_with("weights."));
     let bytes = safetensors::serialize(weights, Some(metadata)).expect("fits");
-    // Another file: the one of before is mapped.
+    // Another file: the one of before is open.
     std::fs::remove_file(&file.0).expect("removes");
     std::fs::write(&file.0, bytes).expect("writes");
     let half = WeightFile::open(&file.0).expect("opens");
     let error = Trainer::resume(&context, model(), options(), &half).expect_err("refused");
-    assert!(matches!(error, Error::WeightsMismatch(_)), "{error}");
+    assert!(
+        matches!(error, Error::Weights(WeightsError::Mismatch(_))),
+        "{error}"
+    );
     context.wait().expect("waits");
     assert_eq!(context.pool().stats().leases.current, leases);
 }

@@ -4,6 +4,7 @@
 use dilated_attention::longnet::{LongNetConfig, OutputProjection};
 use dilated_attention::models::StagedModel;
 use dilated_attention::models::gigapath::{SlideEncoder, SlideEncoderConfig, SlideOutputs};
+use dilated_attention::pool::PoolError;
 use dilated_attention::training::{LearningRate, Trainer, TrainingOptions};
 use dilated_attention::{AttentionShape, DType, DeviceCaps, DilatedAttentionConfig, Error, Result};
 
@@ -64,7 +65,10 @@ fn the_largest_slide_within_default_limits() {
     let most_tiles = most_tokens as usize - 1; // CLS is a token, too
     held_mebibytes(most_tiles, DType::F32).unwrap();
     let refused = held_mebibytes(most_tiles + 1, DType::F32).unwrap_err();
-    assert!(matches!(refused, Error::BufferTooLarge { .. }), "{refused}");
+    assert!(
+        matches!(refused, Error::Pool(PoolError::BufferTooLarge { .. })),
+        "{refused}"
+    );
     let tiles = grouped(most_tiles as u64);
     assert_says(GUIDE, &format!("a slide may have {tiles} tiles"));
     let tokens = grouped(most_tokens);

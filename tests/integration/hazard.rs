@@ -5,7 +5,7 @@
 //! `HAZARD_ORDERS=100000 cargo test --release --test integration hazard -- --nocapture` runs that many orders, with
 //! `HAZARD_SEED=<number>` from that seed on; the ordinary tests run a slice.
 
-use dilated_attention::pool::{PoolOptions, Pressure};
+use dilated_attention::pool::{PoolError, PoolOptions, Pressure};
 use dilated_attention::{
     AttentionShape, Context, ContextOptions, DType, DilatedAttention, DilatedAttentionConfig,
     Download, Error, Recorder, Tensor, wgpu,
@@ -94,7 +94,7 @@ struct Order<'a> {
 fn done<T>(result: Result<T, Error>) -> Option<T> {
     match result {
         Ok(value) => Some(value),
-        Err(Error::BudgetExceeded { .. } | Error::OutOfMemory { .. }) => None,
+        Err(Error::Pool(PoolError::BudgetExceeded { .. } | PoolError::OutOfMemory { .. })) => None,
         Err(error) => panic!("{error}"),
     }
 }

@@ -1,6 +1,6 @@
 //! What forwards take from the pool and give back: planned bytes, repetition, budgets, memory that runs out.
 
-use dilated_attention::pool::{NoPooling, Pool, PoolOptions};
+use dilated_attention::pool::{NoPooling, Pool, PoolError, PoolOptions};
 use dilated_attention::{
     AttentionShape, Context, ContextOptions, DType, DilatedAttention, DilatedAttentionConfig,
     Error, MixGradient,
@@ -128,10 +128,10 @@ fn a_budget_too_small_is_an_error_and_the_context_goes_on() {
     assert!(
         matches!(
             error,
-            Error::BudgetExceeded {
+            Error::Pool(PoolError::BudgetExceeded {
                 budget_bytes: 614_400,
                 ..
-            }
+            })
         ),
         "{error}"
     );
@@ -157,7 +157,7 @@ fn running_out_of_memory_at_any_creation_is_an_error_and_the_context_goes_on() {
             let result = forward(&context, &attention, 150);
             if fails {
                 assert!(
-                    matches!(result, Err(Error::OutOfMemory { .. })),
+                    matches!(result, Err(Error::Pool(PoolError::OutOfMemory { .. }))),
                     "creation {fail_at}"
                 );
             } else {

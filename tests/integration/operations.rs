@@ -429,7 +429,7 @@ fn dropout_drops_its_share_and_draws_the_same_again() {
             let other = Some(Dropout::new(probability, 0x1234_5678_9abd).unwrap());
             let [first, again, shifted, other] = run(context, |recorder| {
                 let x = recorder.upload("x", &[count], &x)?;
-                let scaled_add = |recorder: &mut Recorder, dropout, first| {
+                let scaled_add = |recorder: &mut Recorder, dropout, first| -> Result<_> {
                     let y = recorder.empty("y", &[count], DType::F32)?;
                     ScaledAdd::new(x.vector(), 1.0)
                         .with_dropout(dropout, first)
@@ -650,7 +650,7 @@ fn positions_turn_and_scale() {
                 let [turned, back] = run(context, |recorder| {
                     let rotations = Rotations::upload(recorder, head_dim, first + seq_len, 512.0)?;
                     let shape = [batch, seq_len, heads, head_dim];
-                    let turn = |recorder: &mut Recorder, inverse| {
+                    let turn = |recorder: &mut Recorder, inverse| -> Result<_> {
                         let x = recorder.upload("x", &shape, &x)?;
                         let rows = x.matrix().reshape(width as u64)?;
                         xpos(recorder, &rotations, rows, role, positions, inverse)?;
@@ -692,7 +692,7 @@ fn positions_are_relative() {
     let product = |position: usize, distance: usize| {
         let [q, k] = run(&on.context, |recorder| {
             let rotations = Rotations::upload(recorder, 64, 1 << 20, 512.0)?;
-            let turn = |recorder: &mut Recorder, first, role| {
+            let turn = |recorder: &mut Recorder, first, role| -> Result<_> {
                 let x = recorder.upload("x", &[1, 64], &head)?;
                 let positions = Positions {
                     seq_len: 1,

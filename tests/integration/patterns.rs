@@ -1,7 +1,8 @@
 //! The ways in which programs use a pool, on a real device: each as the documentation shows it.
 
 use dilated_attention::pool::{
-    Balanced, NoPooling, PersistentBuffer, Pool, PoolOptions, STORAGE_USAGE, SimulatedSource,
+    Balanced, NoPooling, PersistentBuffer, Pool, PoolError, PoolOptions, STORAGE_USAGE,
+    SimulatedSource,
 };
 use dilated_attention::{
     AttentionShape, Context, ContextOptions, DType, DilatedAttention, DilatedAttentionConfig,
@@ -84,7 +85,7 @@ fn a_persistent_buffer_grows_while_unsubmitted_work_keeps_the_old_one() {
     // What cannot grow stays.
     let kept = cache.at_least(5000).expect("is there").buffer_serial();
     let error = cache.at_least(u64::MAX).expect_err("beyond the device");
-    assert!(matches!(error, Error::BufferTooLarge { .. }), "{error}");
+    assert!(matches!(error, PoolError::BufferTooLarge { .. }), "{error}");
     assert_eq!(
         cache.at_least(5000).expect("is there").buffer_serial(),
         kept
@@ -291,13 +292,15 @@ fn a_loss_without_a_reason_has_one() {
     lost(download.wait().map(drop));
     lost(pollster::block_on(download).map(drop));
     lost(context.wait());
-    lost(context.pool().acquire("more", 4, STORAGE_USAGE).map(drop));
+    let lent = context.pool().acquire("more", 4, STORAGE_USAGE);
+    lost(lent.map(drop).map_err(Into::into));
     drop(sum);
     let stats = context.pool().stats();
     assert_eq!((stats.leases.current, stats.free.current), (0, 0));
     let simulated = Pool::with_source(SimulatedSource::new(1 << 20), PoolOptions::default());
     simulated.device_lost(" ");
-    lost(simulated.acquire("more", 4, STORAGE_USAGE).map(drop));
+    let lent = simulated.acquire("more", 4, STORAGE_USAGE);
+    lost(lent.map(drop).map_err(Into::into));
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use dilated_attention::device::{DeviceCaps, Processor};
 use dilated_attention::plan::ForwardPlan;
+use dilated_attention::pool::PoolError;
 use dilated_attention::{
     AttentionShape, DType, DilatedAttentionConfig, Error, HeadOffsets, Heads, Mask, OutputRows,
     Padding,
@@ -57,10 +58,10 @@ fn limits_give_typed_errors() {
     };
     assert!(matches!(
         plan(100_000, &caps),
-        Err(Error::BufferTooLarge {
+        Err(Error::Pool(PoolError::BufferTooLarge {
             requested_bytes: 6_553_600_000,
             ..
-        })
+        }))
     ));
     let tight = DeviceCaps {
         max_binding_bytes: 65_536,

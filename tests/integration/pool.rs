@@ -1,8 +1,8 @@
 //! The pool through its public interface, on wgpu's noop device: no GPU, the whole API path.
 
-use dilated_attention::pool::{Lease, NoPooling, Pool, PoolOptions, STORAGE_USAGE};
+use dilated_attention::PoolStats;
+use dilated_attention::pool::{Lease, NoPooling, Pool, PoolError, PoolOptions, STORAGE_USAGE};
 use dilated_attention::wgpu::{self, BufferUsages};
-use dilated_attention::{Error, PoolStats};
 
 use crate::support::failing_source::FailingSource;
 
@@ -33,11 +33,11 @@ fn requests_that_cannot_be_met_are_typed_errors() {
     let pool = pool(PoolOptions::default());
     assert!(matches!(
         pool.acquire("none", 0, STORAGE_USAGE),
-        Err(Error::ZeroSize { label: "none" })
+        Err(PoolError::ZeroSize { label: "none" })
     ));
     assert!(matches!(
         pool.acquire("huge", (64 << 20) + 1, STORAGE_USAGE),
-        Err(Error::BufferTooLarge {
+        Err(PoolError::BufferTooLarge {
             requested_bytes: 67_108_865,
             limit_bytes: 67_108_864,
             ..
@@ -45,7 +45,7 @@ fn requests_that_cannot_be_met_are_typed_errors() {
     ));
     assert!(matches!(
         pool.acquire("huge", u64::MAX, STORAGE_USAGE),
-        Err(Error::BufferTooLarge { .. })
+        Err(PoolError::BufferTooLarge { .. })
     ));
     for usage in [
         BufferUsages::empty(),
@@ -55,7 +55,7 @@ fn requests_that_cannot_be_met_are_typed_errors() {
     ] {
         assert!(matches!(
             pool.acquire("odd", 16, usage),
-            Err(Error::InvalidUsage { .. })
+            Err(PoolError::InvalidUsage { .. })
         ));
     }
     // The largest legal request is legal, although its class would round up beyond the device.
@@ -117,7 +117,7 @@ fn the_budget_is_hard_and_what_is_cached_gives_way_first() {
         .acquire("kept", 400 << 10, BufferUsages::COPY_DST)
         .expect("lends");
     assert_eq!(check(&pool).evictions.total(), 1);
-    let Err(Error::BudgetExceeded {
+    let Err(PoolError::BudgetExceeded {
         requested_bytes,
         budget_bytes,
         leased_bytes,
@@ -211,7 +211,7 @@ fn out_of_memory_for_good_is_a_typed_error_and_leaves_the_pool_whole() {
         for i in 0..6u64 {
             match pool.acquire("a", (i + 1) << 20, STORAGE_USAGE) {
                 Ok(lease) => leases.push(lease),
-                Err(Error::OutOfMemory {
+                Err(PoolError::OutOfMemory {
                     requested_bytes,
                     leased_bytes,
                     report,

@@ -4,9 +4,8 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 
-use dilated_attention::Error;
 use dilated_attention::pool::{
-    Faults, Lease, Limits, Policy, Pool, PoolOptions, STORAGE_USAGE, SimulatedBuffer,
+    Faults, Lease, Limits, Policy, Pool, PoolError, PoolOptions, STORAGE_USAGE, SimulatedBuffer,
     SimulatedSource, Speed, Usage,
 };
 use dilated_attention::wgpu::BufferUsages;
@@ -27,7 +26,7 @@ proptest! {
 }
 
 /// Leases of a fixed program that fills, empties and refills a pool; stops at the first error.
-fn program(pool: &Pool<SimulatedBuffer>) -> Result<(), Error> {
+fn program(pool: &Pool<SimulatedBuffer>) -> Result<(), PoolError> {
     let mut leases = Vec::new();
     for round in 0..3u64 {
         for i in 0..6 {
@@ -64,7 +63,7 @@ fn memory_may_fail_at_any_creation() {
                 // Once is mended by trying again.
                 (1, Ok(())) => assert_eq!(stats.recoveries, 1),
                 (1, Err(error)) => panic!("creation {fail_at}: {error}"),
-                (_, Err(Error::OutOfMemory { report, .. })) => {
+                (_, Err(PoolError::OutOfMemory { report, .. })) => {
                     assert_eq!(
                         report.stats.free.current, 0,
                         "all that was cached was given up"
@@ -102,7 +101,7 @@ fn a_request_succeeds_whenever_what_is_cached_suffices() {
         let live_bytes: u64 = live.iter().map(Lease::buffer_bytes).sum();
         match pool.acquire("any", bytes, usage) {
             Ok(lease) => live.push(lease),
-            Err(Error::OutOfMemory { .. }) => {
+            Err(PoolError::OutOfMemory { .. }) => {
                 assert!(live_bytes + bytes > MEMORY, "step {step}: {}", pool.stats());
                 live.truncate(live.len() / 2);
             }
@@ -127,9 +126,9 @@ fn a_device_lost_at_any_creation_takes_nothing_along() {
         let pool = Pool::with_source(source.clone(), PoolOptions::default());
         let kept = pool.acquire("kept", 1000, STORAGE_USAGE);
         let error = program(&pool).expect_err("the device is lost");
-        assert!(matches!(error, Error::DeviceLost { .. }), "{error}");
+        assert!(matches!(error, PoolError::DeviceLost { .. }), "{error}");
         let error = pool.acquire("later", 1000, STORAGE_USAGE).map(drop);
-        assert!(matches!(error, Err(Error::DeviceLost { .. })));
+        assert!(matches!(error, Err(PoolError::DeviceLost { .. })));
         let stats = pool.stats();
         assert!(stats.identities_hold(), "{stats}");
         assert_eq!(source.buffers(), u64::from(kept.is_ok()));
@@ -267,7 +266,7 @@ fn a_budget_may_be_lowered_below_what_is_live() {
     );
     assert!(matches!(
         lend(),
-        Err(Error::BudgetExceeded {
+        Err(PoolError::BudgetExceeded {
             budget_bytes: 3_145_728,
             ..
         })

@@ -1,7 +1,7 @@
 //! Recordings on a device: order, reuse, what is kept alive, and how results come back.
 
 use dilated_attention::CallOptions;
-use dilated_attention::pool::PoolOptions;
+use dilated_attention::pool::{PoolError, PoolOptions};
 use dilated_attention::{
     AttentionShape, Context, ContextOptions, DType, DilatedAttention, DilatedAttentionConfig,
     Error, Tensor, wgpu,
@@ -77,7 +77,7 @@ fn a_wrong_number_of_elements_is_an_error() {
     ));
     assert!(matches!(
         recorder.empty("large", &[1 << 40], DType::F32),
-        Err(Error::BufferTooLarge { .. })
+        Err(Error::Pool(PoolError::BufferTooLarge { .. }))
     ));
     assert_eq!(context.pool().stats().leases.current, 0);
 }

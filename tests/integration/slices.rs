@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dilated_attention::longnet::{Input, Recompute};
 use dilated_attention::ops::Labels;
-use dilated_attention::pool::{PoolOptions, Pressure};
+use dilated_attention::pool::{PoolError, PoolOptions, Pressure};
 use dilated_attention::readback::Download;
 use dilated_attention::recorder::{Progress, SliceOptions};
 use dilated_attention::training::{AdamWOptions, Optimizer};
@@ -390,7 +390,10 @@ fn memory_pressure_reaches_the_pool_under_way() {
         let (downloads, mut sliced) = record();
         pool.set_budget_bytes(Some(1));
         let error = pollster::block_on(sliced.run(|_| ())).expect_err("is refused");
-        assert!(matches!(error, Error::BudgetExceeded { .. }), "{error}");
+        assert!(
+            matches!(error, Error::Pool(PoolError::BudgetExceeded { .. })),
+            "{error}"
+        );
         pool.set_budget_bytes(None);
         ended(downloads, &expected, limits);
         drop(sliced);

@@ -9,6 +9,7 @@ use dilated_attention::models::gigapath::{
 };
 use dilated_attention::models::{StagedModel, Token};
 use dilated_attention::nn::Parameters;
+use dilated_attention::pool::PoolError;
 use dilated_attention::recorder::SliceOptions;
 use dilated_attention::{
     AttentionShape, CacheFolder, Context, ContextOptions, DType, DeviceCaps, DilatedAttention,
@@ -369,7 +370,7 @@ fn a_large_slide_fits_where_it_should() {
     // One activation of the slide would exceed what a buffer may be.
     let too_large = SlideEncoder::plan(&config, &[200_000], &outputs, caps).unwrap_err();
     assert!(
-        matches!(too_large, Error::BufferTooLarge { .. }),
+        matches!(too_large, Error::Pool(PoolError::BufferTooLarge { .. })),
         "{too_large}"
     );
 }
@@ -580,7 +581,10 @@ fn a_run_goes_on_after_memory_ran_out() {
         context.pool().set_budget_bytes(Some(held + room));
         match run.next_recording() {
             Err(error) => {
-                assert!(matches!(error, Error::BudgetExceeded { .. }), "{error}");
+                assert!(
+                    matches!(error, Error::Pool(PoolError::BudgetExceeded { .. })),
+                    "{error}"
+                );
                 refused += 1;
                 room += 4 << 10;
             }
@@ -683,7 +687,10 @@ fn plans_of_impossible_slides_are_errors() {
         }
     }
     let error = plan(&SlideEncoderConfig::base(), &[90_000]);
-    assert!(matches!(error, Error::BufferTooLarge { .. }), "{error}");
+    assert!(
+        matches!(error, Error::Pool(PoolError::BufferTooLarge { .. })),
+        "{error}"
+    );
     let mut wide = small();
     wide.grid_cells = u32::MAX;
     let error = plan(&wide, &[1]);

@@ -5,6 +5,7 @@ use dilated_attention::CallOptions;
 use dilated_attention::longnet::{Input, LongNet};
 use dilated_attention::nn::Parameters;
 use dilated_attention::ops::{ScaledAdd, bias_backward};
+use dilated_attention::pool::PoolError;
 use dilated_attention::recorder::SliceOptions;
 use dilated_attention::training::{Batch, Trainer};
 use dilated_attention::{
@@ -445,7 +446,7 @@ fn a_write_that_fails_half_way_writes_nothing() {
     for tensor in [&tensor, &unwritten] {
         let refused = recorder.write(tensor, &numbers(2, LEN));
         assert!(
-            matches!(refused, Err(Error::BudgetExceeded { .. })),
+            matches!(refused, Err(Error::Pool(PoolError::BudgetExceeded { .. }))),
             "{refused:?}"
         );
     }

@@ -200,6 +200,7 @@ impl Model {
         let encoder = SlideEncoder::new(context, config.clone()).map_err(text)?;
         let weights = match &settings.source {
             Source::Files { weights, .. } => WeightFile::open(weights)
+                .map_err(Error::from)
                 .and_then(|file| encoder.load(context, SlideEncoder::weights_in(&file)?))
                 .map_err(|error| format!("{}: {error}", weights.display()))?,
             Source::Drawn(_) => encoder.initial_weights(context, 1).map_err(text)?,

@@ -111,7 +111,7 @@ impl SlideEncoderConfig {
     /// ```
     ///
     /// # Errors
-    /// [`Error::WeightsMismatch`] for a file without the tensors of a slide encoder, with the prefix that they have in it;
+    /// [`WeightsError::Mismatch`](crate::weights::WeightsError::Mismatch) for a file without the tensors of a slide encoder, with the prefix that they have in it;
     /// [`Error::InvalidConfig`] for heads that are not known, or do not divide the width into what kernels have. What else does
     /// not fit, loading finds.
     pub fn from_weights(weights: &WeightSource<'_>, heads: Option<usize>) -> Result<Self> {

@@ -41,7 +41,7 @@ use crate::models::StagedModel;
 use crate::models::staged::Outline;
 use crate::nn::{Init, LayerNorm, Linear, ParameterId, ParameterList};
 use crate::tensor::zeros;
-use crate::weights::{WeightFile, WeightSource};
+use crate::weights::{WeightFile, WeightSource, WeightsError};
 
 use stages::SlideStages;
 
@@ -76,7 +76,7 @@ impl SlideEncoder {
     ///
     /// # Errors
     /// As [`WeightFile::part_with`](crate::WeightFile::part_with).
-    pub fn weights_in(file: &WeightFile) -> Result<WeightSource<'_>> {
+    pub fn weights_in(file: &WeightFile) -> Result<WeightSource<'_>, WeightsError> {
         file.part_with("patch_embed.proj.weight")
     }
 }

@@ -4,6 +4,7 @@
 use dilated_attention::models::StagedModel;
 use dilated_attention::models::gigapath::{SlideEncoder, SlideEncoderConfig};
 use dilated_attention::nn::Parameters;
+use dilated_attention::weights::WeightsError;
 use dilated_attention::{Context, DilatedAttentionConfig, Error, WeightFile};
 
 /// The slide encoder of the smallest sizes that have all its parts.
@@ -20,15 +21,19 @@ pub fn encoder(context: &Context) -> SlideEncoder {
 
 /// Loads a checkpoint of `bytes`; the weights, if it is one.
 pub fn run(context: &Context, encoder: &SlideEncoder, bytes: &[u8]) -> Option<Parameters> {
-    let loaded =
-        WeightFile::from_bytes(bytes.to_vec()).and_then(|file| encoder.load(context, &file));
+    let file = WeightFile::from_bytes(bytes.to_vec());
+    let loaded = file
+        .map_err(Error::from)
+        .and_then(|file| encoder.load(context, &file));
     match loaded {
         Ok(weights) => {
             let names = weights.iter().map(|(spec, _)| &spec.name);
             assert!(names.eq(encoder.parameters().specs().iter().map(|spec| &spec.name)));
             Some(weights)
         }
-        Err(error @ (Error::InvalidWeightFile { .. } | Error::WeightsMismatch(_))) => {
+        Err(
+            error @ Error::Weights(WeightsError::InvalidFile { .. } | WeightsError::Mismatch(_)),
+        ) => {
             let told = error.to_string();
             assert!(!told.is_empty());
             // Some names of each kind, each as long as the file may be.

@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use dilated_attention::Error;
 use dilated_attention::pool::{
     Balanced, BufferRequest, Exact, Faults, Lean, Lease, Limits, NoPooling, PersistentBuffer,
-    Policy, Pool, PoolOptions, PoolScope, Pressure, STAGING_USAGE, STORAGE_USAGE, SimulatedBuffer,
-    SimulatedSource, Speed, Usage,
+    Policy, Pool, PoolError, PoolOptions, PoolScope, Pressure, STAGING_USAGE, STORAGE_USAGE,
+    SimulatedBuffer, SimulatedSource, Speed, Usage,
 };
 use dilated_attention::wgpu::BufferUsages;
 
@@ -215,7 +214,7 @@ impl Machine {
         self.took(lease, requested);
     }
 
-    fn took(&mut self, lease: Result<Lease<SimulatedBuffer>, Error>, requested_bytes: u64) {
+    fn took(&mut self, lease: Result<Lease<SimulatedBuffer>, PoolError>, requested_bytes: u64) {
         match lease {
             Ok(lease) => {
                 assert!(lease.requested_bytes() >= requested_bytes);
@@ -232,14 +231,14 @@ impl Machine {
         }
     }
 
-    fn expected(&self, error: Option<&Error>) {
+    fn expected(&self, error: Option<&PoolError>) {
         match error {
             None
             | Some(
-                Error::BufferTooLarge { .. }
-                | Error::BudgetExceeded { .. }
-                | Error::OutOfMemory { .. }
-                | Error::DeviceLost { .. },
+                PoolError::BufferTooLarge { .. }
+                | PoolError::BudgetExceeded { .. }
+                | PoolError::OutOfMemory { .. }
+                | PoolError::DeviceLost { .. },
             ) => {}
             Some(error) => panic!("{error}"),
         }

@@ -1,8 +1,10 @@
 //! From files to parameters.
 
 use dilated_attention::longnet::{Call, Input, LongNet, LongNetConfig};
-use dilated_attention::pool::PoolOptions;
-use dilated_attention::weights::{Duplicate, StoredType, WeightFile, WeightsMismatch};
+use dilated_attention::pool::{PoolError, PoolOptions};
+use dilated_attention::weights::{
+    Duplicate, StoredType, WeightFile, WeightsError, WeightsMismatch,
+};
 use dilated_attention::{AttentionShape, ContextOptions, DilatedAttentionConfig, Error};
 use half::{bf16, f16};
 
@@ -14,9 +16,9 @@ fn valid(bytes: Vec<u8>) -> WeightFile {
     WeightFile::from_bytes(bytes).expect("valid")
 }
 
-fn mismatch<T: std::fmt::Debug>(result: dilated_attention::Result<T>) -> WeightsMismatch {
-    match result {
-        Err(Error::WeightsMismatch(mismatch)) => *mismatch,
+fn mismatch<T: std::fmt::Debug>(result: Result<T, impl Into<Error>>) -> WeightsMismatch {
+    match result.map_err(Into::into) {
+        Err(Error::Weights(WeightsError::Mismatch(mismatch))) => *mismatch,
         other => panic!("{other:?}"),
     }
 }
@@ -235,7 +237,7 @@ fn a_load_that_fails_gives_everything_back() {
                 let given = read(&context, &weights).expect("reads");
                 assert!(given[0] == values && given[1] == values);
             }
-            Err(Error::BudgetExceeded { .. }) => failures += 1,
+            Err(Error::Pool(PoolError::BudgetExceeded { .. })) => failures += 1,
             Err(error) => panic!("{error}"),
         }
         context.wait().expect("waits");

@@ -1,5 +1,6 @@
 //! Files of weights: what is refused, what is loaded, what is saved.
 
+mod changed;
 mod files;
 mod loading;
 mod saving;

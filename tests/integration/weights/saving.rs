@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use dilated_attention::nn::Parameters;
-use dilated_attention::weights::{StoredType, WeightFile, WeightWriter};
+use dilated_attention::weights::{StoredType, WeightFile, WeightWriter, WeightsError};
 use dilated_attention::{Context, Error};
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -127,13 +127,14 @@ fn smaller_types_round_and_do_not_overflow() {
     assert!(loaded(StoredType::Bf16) == rounded(|value| bf16::from_f32(value).to_f32()));
     assert!(matches!(
         saved_as(StoredType::Other("I8")),
-        Err(Error::InvalidConfig { .. })
+        Err(Error::Weights(WeightsError::CannotSave { .. }))
     ));
     let large = parameters(context, &[vec![1.0], vec![0.0, -70_000.0]]);
     let writer = WeightWriter::new()
         .part("w.", &large)
         .stored_as(StoredType::F16);
-    let Err(error @ Error::WeightTooLarge { .. }) = pollster::block_on(writer.to_bytes(context))
+    let Err(error @ Error::Weights(WeightsError::ValueTooLarge { .. })) =
+        pollster::block_on(writer.to_bytes(context))
     else {
         panic!("70000 is no f16");
     };
@@ -154,7 +155,8 @@ fn names_are_those_of_one_tensor() {
     recorder.submit().expect("submits");
     let reserved = WeightWriter::new().part("__", &reserved);
     for (writer, name) in [(twice, "p0"), (reserved, "__metadata__")] {
-        let Err(Error::InvalidConfig { given, .. }) = pollster::block_on(writer.to_bytes(context))
+        let Err(Error::Weights(WeightsError::CannotSave { given, .. })) =
+            pollster::block_on(writer.to_bytes(context))
         else {
             panic!("saved {name}");
         };
@@ -173,11 +175,11 @@ fn the_old_file_is_replaced_whole_or_not_at_all() {
     let weights = parameters(context, &[uniform(1, 1000)]);
     let writer = WeightWriter::new().part("", &weights);
     let refused = |writer: &WeightWriter<'_>, path: &Path| match writer.save(context, path) {
-        Err(Error::File {
+        Err(Error::Weights(WeightsError::File {
             path: told,
             action,
             reason,
-        }) => {
+        })) => {
             assert_eq!((told.as_path(), action), (path, "saved"));
             reason
         }
@@ -193,14 +195,14 @@ fn the_old_file_is_replaced_whole_or_not_at_all() {
 
     writer.save(context, &path).expect("saves");
     let old = std::fs::read(&path).expect("read");
-    // An old file that is mapped stays as it was for who mapped it.
-    let mapped = WeightFile::open(&path).expect("valid");
+    // An old file that is open stays as it was for who opened it.
+    let opened = WeightFile::open(&path).expect("valid");
     let other = parameters(context, &[vec![-1.0, 70_000.0]]);
     let other = WeightWriter::new().part("other.", &other);
     let failing = other.clone().stored_as(StoredType::F16);
     assert!(matches!(
         failing.save(context, &path),
-        Err(Error::WeightTooLarge { .. })
+        Err(Error::Weights(WeightsError::ValueTooLarge { .. }))
     ));
     assert!(std::fs::read(&path).expect("read") == old);
     assert_eq!(directory.names(), ["w.safetensors"]);
@@ -245,14 +247,14 @@ fn the_old_file_is_replaced_whole_or_not_at_all() {
         std::fs::remove_file(&link).expect("removed");
     }
     #[cfg(not(unix))]
-    drop(mapped);
+    drop(opened);
     #[cfg(not(unix))]
     other.save(context, &path).expect("saves");
     let file = WeightFile::open(&path).expect("valid");
     assert_eq!(file.names().collect::<Vec<_>>(), ["other.p0"]);
     #[cfg(unix)]
     assert_eq!(
-        mapped
+        opened
             .get("p0")
             .expect("there")
             .to_f32(0..1000)
@@ -268,7 +270,10 @@ fn the_old_file_is_replaced_whole_or_not_at_all() {
 fn a_device_is_not_replaced_by_a_file() {
     let (_, context) = &contexts()[0];
     let saved = WeightWriter::new().save(context, "/dev/null");
-    assert!(matches!(saved, Err(Error::File { .. })), "{saved:?}");
+    assert!(
+        matches!(saved, Err(Error::Weights(WeightsError::File { .. }))),
+        "{saved:?}"
+    );
 }
 
 proptest! {
