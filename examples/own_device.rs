@@ -64,8 +64,7 @@ fn run(_: Options) -> std::result::Result<(), Box<dyn Error>> {
                     let _ = sender.send(progress);
                 })
                 .await?;
-            say!("{} slices", sliced.num_slices());
-            result.await
+            Ok::<_, dilated_attention::Error>((result.await?, sliced.num_slices()))
         })
     });
     // The program's own thread shows how far it is.
@@ -74,9 +73,13 @@ fn run(_: Options) -> std::result::Result<(), Box<dyn Error>> {
         bar.set_position((100.0 * progress.fraction()) as u64);
     }
     bar.finish_and_clear();
-    let out = worker.join().map_err(|_| "the worker panicked")??;
+    let (out, num_slices) = worker.join().map_err(|_| "the worker panicked")??;
     program::expect_finite("the result", &out)?;
-    say!("first value {} after {:?}", out[0], begin.elapsed());
+    let seconds = begin.elapsed().as_secs_f64();
+    say!(
+        "first value {} after {seconds:.2} s in {num_slices} slices",
+        out[0]
+    );
 
     // Again, in shorter slices, and given up half way: its memory serves the next.
     let (mut sliced, result) = record(&context, &attention)?;

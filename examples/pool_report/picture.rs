@@ -9,6 +9,8 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+/// Which bytes of a moment.
+type Bytes = fn(&TimelineSample) -> u64;
 
 const SIZE: (u32, u32) = (1200, 540);
 /// Parts of the time, each about a pixel wide.
@@ -54,6 +56,7 @@ pub fn svg(timeline: &Timeline, title: &str) -> Result<String, Box<dyn Error>> {
 fn draw(timeline: &Timeline, title: &str, root: Area<'_>) -> Result<(), Box<dyn Error>> {
     root.fill(&WHITE)?;
     let (bytes, rest) = root
+        .margin(10, 0, 0, 0)
         .titled(title, ("sans-serif", 21))?
         .split_vertically(400);
     let (marks, legend) = rest.split_vertically(84);
@@ -93,7 +96,7 @@ fn draw_bytes(timeline: &Timeline, area: &Area<'_>) -> Result<(), Box<dyn Error>
         .y_label_formatter(&|mib| format!("{mib:.1} MiB"))
         .draw()?;
     // A step for each column in which it changes.
-    let steps = |bytes: fn(&TimelineSample) -> u64| {
+    let steps = |bytes: Bytes| {
         let mut points: Vec<(f64, f64)> = Vec::new();
         for (column, sample) in columns.iter().enumerate() {
             let (begin, mib) = (column_ms(timeline, column), bytes(sample) as f64 / MIB);

@@ -13,6 +13,7 @@ use std::error::Error;
 use std::ffi::OsString;
 use std::fmt::{self, Display};
 use std::io::{self, ErrorKind, Write};
+use std::iter;
 use std::process::{ExitCode, Termination};
 use std::sync::{Mutex, PoisonError};
 
@@ -75,10 +76,11 @@ pub fn run_or<A: Parser, T: Termination>(
 
 /// The arguments that are not UTF-8, each behind the one before it, which is its option: clap's error names none.
 fn strange_arguments() -> String {
-    let given: Vec<OsString> = std::env::args_os().collect();
+    let behind_name = std::env::args_os().skip(1);
+    let given: Vec<OsString> = iter::once(OsString::new()).chain(behind_name).collect();
     let strange = given.windows(2).filter(|pair| pair[1].to_str().is_none());
-    let shown = strange.map(|pair| format!("{} {}", pair[0].display(), pair[1].display()));
-    format!("not UTF-8: {}", shown.collect::<Vec<_>>().join(", "))
+    let shown = strange.map(|pair| format!(" {} {}", pair[0].display(), pair[1].display()));
+    format!("not UTF-8:{}", shown.collect::<String>())
 }
 
 /// Whether `values` are all finite: results that are not are no results.
