@@ -70,9 +70,6 @@ fn end_ms(timeline: &Timeline) -> f64 {
     timeline.end_micros() as f64 / 1000.0
 }
 
-/// Bytes of a sample.
-type Bytes = fn(&TimelineSample) -> u64;
-
 /// When a column begins.
 fn column_ms(timeline: &Timeline, column: usize) -> f64 {
     end_ms(timeline) * column as f64 / COLUMNS as f64
