@@ -10,7 +10,7 @@
 //! ```no_run
 //! use dilated_attention::models::StagedModel;
 //! use dilated_attention::models::gigapath::{Slide, SlideEncoder, SlideEncoderConfig, SlideOutputs};
-//! use dilated_attention::recorder::SliceOptions;
+//! use dilated_attention::recorder::{Progress, SliceOptions};
 //! use dilated_attention::{Context, WeightFile};
 //! # async fn encode() -> dilated_attention::Result<()> {
 //! let context = Context::new().await?;
@@ -19,9 +19,9 @@
 //! plan.check_budget(1 << 30)?;
 //! let encoder = SlideEncoder::new(&context, config)?;
 //! let weights = encoder.load(&context, &WeightFile::open("slide.safetensors")?)?;
-//! let slide = Slide { features: &vec![0.1; 3 * 1536], coords: &[[0.0, 0.0], [256.0, 0.0], [0.0, 256.0]] };
-//! let run = encoder.run(&context, &weights, &[slide], &outputs)?;
-//! let show = |progress: dilated_attention::recorder::Progress| println!("{:.0} %", 100.0 * progress.fraction());
+//! let slides = [Slide { features: &vec![0.1; 3 * 1536], coords: &[[0.0, 0.0], [256.0, 0.0], [0.0, 256.0]] }];
+//! let run = encoder.run(&context, &weights, &slides, &outputs)?;
+//! let show = |progress: Progress| println!("{:.0} %", 100.0 * progress.fraction());
 //! let output = run.in_slices(SliceOptions::default(), show).await?;
 //! assert_eq!(output.pool.len(), 768);
 //! # Ok(())
