@@ -466,7 +466,7 @@ impl CallOptions {
                 what: "k",
                 given: format!("{key_len} tokens"),
                 need: format!(
-                    "{seq_len}, as q has; CallOptions::cross is for keys of another sequence"
+                    "{seq_len}, as q has ({UNEQUAL_LENGTHS}; CallOptions::cross is for keys of another sequence)"
                 ),
             });
         }
@@ -659,7 +659,7 @@ fn check_seq_len(what: &'static str, seq_len: usize) -> Result<()> {
 
 /// What to do with sequences of different lengths.
 pub(crate) const UNEQUAL_LENGTHS: &str = "items of different lengths are padded to the longest, and \
-     AttentionShape::with_valid_lens tells their own";
+     with_valid_lens (of CallOptions, of AttentionShape) tells their own";
 
 fn check_valid_lens(
     what: &'static str,

@@ -237,7 +237,8 @@ impl<L: AttentionLayout> AttentionFamily<L> {
         }
     }
 
-    /// The segments, with heads.
+    /// The segments, with heads: what a probe is made for.
+    #[cfg(not(target_arch = "wasm32"))]
     pub(crate) fn segments(&self) -> &Segments {
         &self.segments
     }

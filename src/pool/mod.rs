@@ -15,7 +15,7 @@
 //!   at disjoint ranges. Slices of one big buffer would therefore force every binding to be writable.
 //! * Buffers with the same usages and [size class](size_class) are interchangeable. Labels belong to leases, not to buffers.
 //! * Contents of a new lease are unspecified. [Tensors](crate::Tensor) know whether they were written. With
-//!   [`PoolOptions::poison`], a recording first fills every buffer it takes with NaN, so that reading elements that were
+//!   [`PoolOptions::with_poison`], a recording first fills every buffer it takes with NaN, so that reading elements that were
 //!   never written shows.
 //! * Held memory is bounded by live memory, not by caps per class. Caps per class re-create the buffers of a busy class for
 //!   ever while another class idles. A [`Policy`] sets the bound; the default keeps held bytes within 1.25 times the recent
@@ -531,7 +531,7 @@ impl<B> Pool<B> {
         Trace { events }
     }
 
-    /// Whether recordings fill the buffers they take with NaN ([`PoolOptions::poison`]).
+    /// Whether recordings fill the buffers they take with NaN ([`PoolOptions::with_poison`]).
     pub(crate) fn poisons(&self) -> bool {
         self.owner.poison
     }

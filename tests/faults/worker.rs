@@ -200,7 +200,11 @@ fn not_prompt(run: Run, context: &Context) -> Option<String> {
         ("wait", context.wait()),
         (
             "acquire",
-            context.pool().acquire("lost", 4, STORAGE_USAGE).map(drop),
+            context
+                .pool()
+                .acquire("lost", 4, STORAGE_USAGE)
+                .map(drop)
+                .map_err(Error::from),
         ),
         ("submit", context.recorder("lost").submit().map(drop)),
         ("the workload", run(context).map(drop)),

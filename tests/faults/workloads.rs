@@ -49,8 +49,7 @@ fn record(recorder: &mut Recorder) -> Result<Download<f32>> {
     let q = recorder.upload("q", &DIMS, &values(1, count))?;
     let k = recorder.upload("k", &DIMS, &values(2, count))?;
     let v = recorder.upload("v", &DIMS, &values(3, count))?;
-    let shape = AttentionShape::new(1, TOKENS as u32)?;
-    let output = attention.forward(recorder, &shape, &q, &k, &v)?;
+    let output = attention.forward(recorder, &q, &k, &v)?;
     recorder.download(&output.out)
 }
 
@@ -225,7 +224,7 @@ fn weights_of(encoder: &SlideEncoder) -> Result<WeightFile> {
         (name.as_str(), view.expect("as many bytes as the shape has"))
     });
     let bytes = safetensors::serialize(views, None).expect("serialises");
-    WeightFile::from_bytes(bytes)
+    Ok(WeightFile::from_bytes(bytes)?)
 }
 
 /// All of a context's life, with kernels compiled ahead.

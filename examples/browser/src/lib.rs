@@ -12,20 +12,20 @@ use js_sys::Function;
 use wasm_bindgen::prelude::{JsError, JsValue, wasm_bindgen};
 use web_time::Instant;
 
-const NUM_HEADS: u32 = 4;
-const HEAD_DIM: u32 = 64;
-const SAMPLED_ROWS: u32 = 16;
+const NUM_HEADS: usize = 4;
+const HEAD_DIM: usize = 64;
+const SAMPLED_ROWS: usize = 16;
 /// Tokens that a page has the memory for.
-const MOST_TOKENS: u32 = 1 << 20;
+const MOST_TOKENS: usize = 1 << 20;
 /// Tokens of the gradients, all of which the oracle computes.
-const CHECKED_TOKENS: u32 = 192;
+const CHECKED_TOKENS: usize = 192;
 /// Of the largest value; f32 sums in another order differ by less.
 const TOLERANCE: f64 = 1e-5;
 
 /// Attention over `num_tokens` random tokens, and the gradients of a short sequence. `progress` is called with the share that
 /// is done. Resolves to a report; an error when a result is wrong or the device refuses.
 #[wasm_bindgen]
-pub async fn run(num_tokens: u32, progress: Function) -> Result<String, JsError> {
+pub async fn run(num_tokens: usize, progress: Function) -> Result<String, JsError> {
     if !(SAMPLED_ROWS..=MOST_TOKENS).contains(&num_tokens) {
         return Err(JsError::new(&format!(
             "{num_tokens} tokens: give {SAMPLED_ROWS} to {MOST_TOKENS}"
@@ -42,7 +42,7 @@ pub async fn run(num_tokens: u32, progress: Function) -> Result<String, JsError>
 
 async fn forward(
     context: &Context,
-    num_tokens: u32,
+    num_tokens: usize,
     progress: &Function,
 ) -> Result<String, JsError> {
     let config = DilatedAttentionConfig::new(NUM_HEADS, HEAD_DIM, &[256, 1024, 4096], &[1, 4, 16])?
@@ -52,7 +52,7 @@ async fn forward(
     let inputs = [1, 2, 3].map(|seed| random(seed, num_tokens));
     let mut recorder = context.recorder("forward");
     let [q, k, v] = upload(&mut recorder, num_tokens, ["q", "k", "v"], &inputs)?;
-    let output = attention.forward(&mut recorder, &shape, &q, &k, &v)?;
+    let output = attention.forward(&mut recorder, &q, &k, &v)?;
     let out = recorder.download::<f32>(&output.out)?;
     let begin = Instant::now();
     let mut sliced = recorder.submit_in_slices(SliceOptions::default());
@@ -64,7 +64,7 @@ async fn forward(
         .await?;
     let out = out.await?;
     let seconds = begin.elapsed().as_secs_f64();
-    let rows: Vec<(u32, u32)> = (0..SAMPLED_ROWS)
+    let rows: Vec<(usize, usize)> = (0..SAMPLED_ROWS)
         .map(|row| (0, row * (num_tokens - 1) / (SAMPLED_ROWS - 1)))
         .collect();
     let [q, k, v] = &inputs;
@@ -89,8 +89,8 @@ async fn gradients(context: &Context) -> Result<String, JsError> {
     let mut recorder = context.recorder("gradients");
     let names = ["q", "k", "v", "dout"];
     let [q, k, v, dout] = upload(&mut recorder, CHECKED_TOKENS, names, &inputs)?;
-    let output = attention.forward(&mut recorder, &shape, &q, &k, &v)?;
-    let gradients = attention.backward(&mut recorder, &shape, [&q, &k, &v], &output.softmax_state, &dout)?;
+    let output = attention.forward(&mut recorder, &q, &k, &v)?;
+    let gradients = attention.backward(&mut recorder, [&q, &k, &v], &output.softmax_state, &dout)?;
     let [dq, dk, dv] = [&gradients.dq, &gradients.dk, &gradients.dv]
         .map(|gradient| recorder.download::<f32>(gradient));
     let (dq, dk, dv) = (dq?, dk?, dv?);
@@ -110,11 +110,11 @@ async fn gradients(context: &Context) -> Result<String, JsError> {
 
 fn upload<const N: usize>(
     recorder: &mut Recorder,
-    num_tokens: u32,
+    num_tokens: usize,
     names: [&'static str; N],
     inputs: &[Vec<f32>; N],
 ) -> Result<[Tensor; N], Error> {
-    let shape = [1, num_tokens, NUM_HEADS, HEAD_DIM].map(|size| size as usize);
+    let shape = [1, num_tokens, NUM_HEADS, HEAD_DIM];
     let mut tensors = Vec::new();
     for (name, input) in names.into_iter().zip(inputs) {
         tensors.push(recorder.upload(name, &shape, input)?);
@@ -123,7 +123,7 @@ fn upload<const N: usize>(
 }
 
 /// Numbers from -1 to 1, the same in every run.
-fn random(seed: u64, num_tokens: u32) -> Vec<f32> {
+fn random(seed: u64, num_tokens: usize) -> Vec<f32> {
     let mut state = seed;
     let mut next = || {
         // Steele, Lea and Flood's SplitMix64.

@@ -26,7 +26,7 @@ mod pool_figures;
 #[path = "../../../src/pool"]
 mod pool {
     mod acquire;
-    mod all;
+    mod locked_pool;
     pub mod core;
     mod event;
     pub mod lease;

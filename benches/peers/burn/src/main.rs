@@ -182,7 +182,7 @@ fn compare(
         let started = Instant::now();
         let mut recorder = context.recorder("ours");
         let [q, k, v] = &tensors;
-        let result = attention.forward(&mut recorder, &shape, q, k, v)?;
+        let result = attention.forward(&mut recorder, q, k, v)?;
         recorder.submit()?.wait()?;
         Ok((started.elapsed().as_secs_f64(), result.out))
     };

@@ -29,7 +29,7 @@ struct Branch {
 }
 
 /// Rows of a branch as numbers `head * tokens + token`, in the order (segment, head, row).
-fn rows_of(case: &Case, branch: usize) -> Outcome<(Vec<u32>, [usize; 4])> {
+fn rows_of(case: &Case, branch: usize) -> Outcome<(Vec<usize>, [usize; 4])> {
     let (tokens, heads) = (case.tokens, case.heads);
     let (length, rate) = (case.segments[branch].min(tokens), case.rates[branch]);
     if tokens % length != 0 || length % rate != 0 {
@@ -44,7 +44,7 @@ fn rows_of(case: &Case, branch: usize) -> Outcome<(Vec<u32>, [usize; 4])> {
         }
     }
     let shape = [tokens / length, heads, length / rate, case.head_dim];
-    Ok((rows, shape.map(|dim| dim as usize)))
+    Ok((rows, shape))
 }
 
 /// (token, head, element) to (head, token, element).
@@ -69,7 +69,7 @@ impl Peer {
         let mut branches = Vec::new();
         for branch in 0..case.rates.len() {
             let (rows, shape) = rows_of(case, branch)?;
-            let in_order = rows.iter().copied().eq(0..rows.len() as u32);
+            let in_order = rows.iter().copied().eq(0..rows.len());
             let rows = (!in_order).then(|| {
                 let rows: Vec<i32> = rows.iter().map(|row| *row as i32).collect();
                 let count = rows.len();
@@ -129,7 +129,7 @@ impl Peer {
             let (mut found, mut wanted) = (Vec::new(), Vec::new());
             for (i, &(_, token)) in sampled.iter().enumerate() {
                 for head in 0..heads {
-                    let number = head as u32 * case.tokens + token;
+                    let number = head * case.tokens + token;
                     if let Some(at) = rows.iter().position(|row| *row == number) {
                         found.extend_from_slice(&values[at * width..][..width]);
                         wanted.extend_from_slice(
