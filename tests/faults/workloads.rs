@@ -10,8 +10,8 @@ use dilated_attention::pool::{READBACK_USAGE, STAGING_USAGE, STORAGE_USAGE};
 use dilated_attention::recorder::SliceOptions;
 use dilated_attention::training::{Batch, LearningRate, Trainer, TrainingOptions};
 use dilated_attention::{
-    AttentionShape, Context, DType, DilatedAttention, DilatedAttentionConfig, Download, Error,
-    Recorder, Result, WeightFile,
+    Context, DType, DilatedAttention, DilatedAttentionConfig, Download, Error, Recorder, Result,
+    WeightFile,
 };
 
 /// A workload on a context that is there, or (`context`) one that makes its own.
