@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use dilated_attention::{AttentionShape, Context, DilatedAttention, DilatedAttentionConfig, Mask};
+use dilated_attention::{Context, DilatedAttention, DilatedAttentionConfig, Mask};
 
 const NUM_HEADS: usize = 2;
 const HEAD_DIM: usize = 32;
 
 fn sequence_sweep(criterion: &mut Criterion) {
-    let context = Context::headless().expect("an adapter");
+    let context = Context::new_blocking().expect("an adapter");
     let mut group = criterion.benchmark_group("forward");
     group
         .sample_size(10)
@@ -21,7 +21,6 @@ fn sequence_sweep(criterion: &mut Criterion) {
                 .with_mask(mask);
         let attention = DilatedAttention::new(&context, config).expect("fits");
         for tokens in [8192usize, 16_384, 32_768] {
-            let _shape = AttentionShape::new(1, tokens).expect("valid");
             let dims = [1, tokens, NUM_HEADS, HEAD_DIM];
             let data: Vec<f32> = (0..dims.iter().product())
                 .map(|i: usize| ((i * 7919) % 1009) as f32 / 504.5 - 1.0)

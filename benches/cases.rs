@@ -123,7 +123,7 @@ impl Case {
 
     /// Dimensions of q, k, v and the output.
     pub fn dims(&self) -> [usize; 4] {
-        [1, self.tokens, self.heads, self.head_dim].map(|dim| dim)
+        [1, self.tokens, self.heads, self.head_dim]
     }
 
     /// Elements of q.

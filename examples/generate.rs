@@ -64,7 +64,7 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let file = WeightFile::open(&options.checkpoint)?;
     let settings = Settings::from_metadata(file.metadata())?;
     say!("model: {settings}\n");
-    let context = Context::headless()?;
+    let context = Context::new_blocking()?;
     let model = LongNet::new(&context, settings.config()?)?;
     let weights = file.part("weights.").load(&context, model.parameters())?;
 

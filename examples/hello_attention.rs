@@ -4,7 +4,7 @@ use dilated_attention::{Context, DilatedAttention, DilatedAttentionConfig};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     // A device, and the buffers on it.
-    let context = Context::headless()?;
+    let context = Context::new_blocking()?;
 
     // 4 heads of 32. Segments of 64 tokens attend to all of theirs, segments of 256 to every fourth.
     let config = DilatedAttentionConfig::new(4, 32, &[64, 256], &[1, 4])?;

@@ -11,9 +11,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use dilated_attention::readback::Download;
 use dilated_attention::recorder::{Progress, SliceOptions, SlicedSubmission};
-use dilated_attention::{
-    AttentionShape, Context, DType, DilatedAttention, DilatedAttentionConfig, Result,
-};
+use dilated_attention::{Context, DType, DilatedAttention, DilatedAttentionConfig, Result};
 use indicatif::ProgressBar;
 use program::say;
 
@@ -28,7 +26,6 @@ fn record(
     context: &Context,
     attention: &DilatedAttention,
 ) -> Result<(SlicedSubmission, Download<f32>)> {
-    let _shape = AttentionShape::new(1, TOKENS)?;
     let dims = [1, TOKENS, 4, 32];
     let data: Vec<f32> = (0..dims.iter().product())
         .map(|i: usize| ((i * 31) % 97) as f32 / 48.0 - 1.0)
@@ -47,7 +44,7 @@ fn main() -> ExitCode {
 }
 
 fn run(_: Options) -> std::result::Result<(), Box<dyn Error>> {
-    let context = Context::headless()?;
+    let context = Context::new_blocking()?;
     say!("adapter: {}", context.adapter_info().name);
     let config = DilatedAttentionConfig::new(4, 32, &[256, 1024], &[1, 4])?;
     let attention = DilatedAttention::new(&context, config)?;

@@ -84,7 +84,7 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
         &options.rates,
     )?;
     if options.torchscale {
-        config = config.torchscale();
+        config = config.with_torchscale();
     }
     if options.causal {
         config = config.with_mask(Mask::Causal);
@@ -92,7 +92,7 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let shape = AttentionShape::new(options.batch, options.tokens)?;
     say!("{config}");
     let (forward, of_backward) = if options.here || options.tune.is_some() {
-        let context = Context::headless()?;
+        let context = Context::new_blocking()?;
         if let Some(seconds) = options.tune {
             let tune = TuneOptions {
                 budget: Duration::from_secs(seconds),

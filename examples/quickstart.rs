@@ -51,7 +51,7 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
     );
     let [q, k, v] = [1, 2, 3].map(|role| embed(&bytes, role));
 
-    let context = Context::headless()?;
+    let context = Context::new_blocking()?;
     let info = context.adapter_info();
     say!(
         "adapter   {} ({:?}, {})",

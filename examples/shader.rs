@@ -74,10 +74,10 @@ fn run(options: Options) -> Result<()> {
         Some(format) => vec![format],
         None => ElementFormat::ALL.to_vec(),
     };
-    let of_storages = formats
+    let of_formats = formats
         .into_iter()
         .flat_map(|format| kernels(head_dim, format));
-    let named: Vec<Kernel> = of_storages.filter(|kernel| kernel.name() == name).collect();
+    let named: Vec<Kernel> = of_formats.filter(|kernel| kernel.name() == name).collect();
     if named.is_empty() {
         return Err(
             format!("no kernel {name} of such tensors: without a name, all are listed").into(),

@@ -245,7 +245,7 @@ impl DilatedAttentionConfig {
 
     /// Everything as torchscale does it: blocked head offsets, zero keys, its output rows, detached mixing weights in
     /// the gradient. Weights trained with torchscale (LongNet, GigaPath, LongViT) need this.
-    pub fn torchscale(self) -> Self {
+    pub fn with_torchscale(self) -> Self {
         self.with_head_offsets(HeadOffsets::Blocked)
             .with_padding(Padding::ZeroKeys)
             .with_output_rows(OutputRows::Torchscale)
@@ -562,7 +562,7 @@ impl AttentionShape {
             return Err(Error::InvalidShape {
                 what: "valid_key_lens",
                 given: "a shape whose keys are those of the queries' sequence".to_owned(),
-                need: "a shape made by AttentionShape::cross, or with_valid_lens".to_owned(),
+                need: "a shape made by AttentionShape::cross or CallOptions::cross, or with_valid_lens".to_owned(),
             });
         };
         check_valid_lens("valid_key_lens", self.batch, keys.seq_len, valid_lens)?;

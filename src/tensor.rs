@@ -151,6 +151,8 @@ pub(crate) fn num_bytes(label: &'static str, shape: &[usize], dtype: DType) -> R
     shape
         .iter()
         .try_fold(dtype.bytes(), |bytes, &d| bytes.checked_mul(d as u64))
+        // With the padding of a buffer, too.
+        .filter(|bytes| *bytes <= u64::MAX - 4)
         .ok_or_else(|| Error::SizeOverflow {
             what: label,
             given: format!("{shape:?} elements of {} bytes", dtype.bytes()),

@@ -36,7 +36,7 @@ struct Options {
 
 fn main() {
     let quick = Options::parse().quick;
-    let context = Context::headless().expect("an adapter");
+    let context = Context::new_blocking().expect("an adapter");
     let info = context.adapter_info();
     println!("{} ({})\n", info.name, info.driver_info);
     let mut table = Table::default();

@@ -24,7 +24,7 @@ pub const CHILD: &str = "--first-call";
 /// The process that is timed: opens a device, calls attention twice, prints the seconds of each step.
 pub fn child() -> Result<(), Box<dyn Error>> {
     let started = Instant::now();
-    let context = Context::headless()?;
+    let context = Context::new_blocking()?;
     let open = started.elapsed().as_secs_f64();
     let case = &Case::set("quick")[0];
     let prepared = Prepared::new(&context, case, None, Direction::Forward, DType::F32)?;

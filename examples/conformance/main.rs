@@ -62,7 +62,7 @@ fn run(options: Options) -> Result<ExitCode, Box<dyn Error>> {
         _ => DType::F32,
     };
     let tier = options.kernel;
-    let context = Context::headless()?;
+    let context = Context::new_blocking()?;
     program::note(format_args!("adapter: {}", context.adapter_info().name));
     let context = context.with_kernel_options(&KernelOptions {
         tier,

@@ -37,7 +37,7 @@ fn run(settings: Settings) -> Result<(), Box<dyn Error>> {
     };
     let mut config = settings.config(part.as_ref())?;
     settings.say_model(&config, part.as_ref());
-    let context = Context::headless()?;
+    let context = Context::new_blocking()?;
     let adapter = context.adapter_info();
     say!(
         "adapter     {}, {} {}",

@@ -230,14 +230,14 @@ impl Settings {
             (Some(weights), heads) => {
                 SlideEncoderConfig::from_weights(weights, heads).map_err(advised)?
             }
-            (None, Some(heads)) => self.drawn().heads(heads)?,
+            (None, Some(heads)) => self.drawn().with_heads(heads)?,
             (None, None) => self.drawn(),
         };
         if let Some(max_wsi_size) = self.max_wsi_size {
-            config = config.max_wsi_size(max_wsi_size)?;
+            config = config.with_max_wsi_size(max_wsi_size)?;
         }
         if self.masked {
-            config = config.masked();
+            config = config.with_masked_padding();
         }
         if self.f16 {
             config.activations = DType::F16;

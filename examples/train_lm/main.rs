@@ -107,7 +107,7 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let order_3 = baselines::order_3(&data.training, &data.validation);
     say!("baselines   single bytes {order_0:.3}, three bytes before {order_3:.3} bits per byte");
 
-    let context = Context::headless()?;
+    let context = Context::new_blocking()?;
     let info = context.adapter_info();
     say!(
         "adapter     {} ({:?}, {})",

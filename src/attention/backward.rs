@@ -80,7 +80,7 @@ impl DilatedAttention {
     ///
     /// ```no_run
     /// use dilated_attention::{Context, DilatedAttention, DilatedAttentionConfig};
-    /// let context = Context::headless()?;
+    /// let context = Context::new_blocking()?;
     /// let config = DilatedAttentionConfig::new(8, 64, &[2048, 8192], &[1, 4])?;
     /// let attention = DilatedAttention::new(&context, config)?;
     /// let data = vec![0.5f32; 16_384 * 8 * 64];

@@ -26,7 +26,7 @@ use crate::tensor::Tensor;
 ///
 /// ```no_run
 /// use dilated_attention::{Context, DilatedAttention, DilatedAttentionConfig};
-/// let context = Context::headless()?;
+/// let context = Context::new_blocking()?;
 /// let config = DilatedAttentionConfig::new(8, 64, &[2048, 8192], &[1, 4])?;
 /// let attention = DilatedAttention::new(&context, config)?;
 /// let zeros = vec![0f32; 16_384 * 8 * 64];
@@ -42,7 +42,7 @@ use crate::tensor::Tensor;
 pub struct DilatedAttention {
     context: Context,
     config: DilatedAttentionConfig,
-    /// Kernels for f32, or those of the caller; for other elements with another storage.
+    /// Kernels for f32, or those of the caller; for other elements in another element format.
     choice: Choice<ForwardVariant>,
     backward_choice: Choice<BackwardVariant>,
 }

@@ -1,6 +1,6 @@
 //! A device with its queue, its pool and its compiled kernels.
 //!
-//! A [`Context`] either owns its device ([`Context::new`], [`Context::headless`]) or borrows the one an application draws
+//! A [`Context`] either owns its device ([`Context::new`], [`Context::new_blocking`]) or borrows the one an application draws
 //! with ([`Context::from_device`]); both are the same type afterwards. On a borrowed device nothing global is installed: no
 //! error handler, no device-lost callback (the application's own should call
 //! [`Pool::device_lost`](crate::pool::Pool::device_lost)). Errors are caught by scopes around this library's own calls.
@@ -224,7 +224,7 @@ impl Context {
     /// ```no_run
     /// use dilated_attention::longnet::{Call, Input, LongNet, LongNetConfig};
     /// use dilated_attention::{AttentionShape, Context, DType, DilatedAttentionConfig, nn::Parameters};
-    /// let context = Context::headless()?;
+    /// let context = Context::new_blocking()?;
     /// let attention = DilatedAttentionConfig::new(8, 32, &[1024], &[1])?;
     /// let config = LongNetConfig::encoder(attention, 4, 1024);
     /// let report = context.warm_up_recording(|dry_run| {

@@ -13,7 +13,7 @@ use crate::recorder::{DryRun, Machine, OnDevice};
 use crate::watch::{self, DeviceWatch, LastQueue};
 
 /// What an own device is asked for.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ContextOptions {
     /// Which adapter.
     pub adapter: AdapterChoice,
@@ -26,9 +26,22 @@ pub struct ContextOptions {
     pub pool: PoolOptions,
     /// How kernels are chosen and compiled.
     pub kernels: KernelOptions,
-    /// Leave cooperative matrices out: an experimental feature of wgpu, asked for where the adapter has usable ones and
-    /// `features` are not given.
-    pub without_cooperative_matrices: bool,
+    /// Whether cooperative matrices, an experimental feature of wgpu, are asked for where the adapter has usable ones and `features`
+    /// are not given. On unless told.
+    pub cooperative_matrices: bool,
+}
+
+impl Default for ContextOptions {
+    fn default() -> Self {
+        Self {
+            adapter: AdapterChoice::default(),
+            limits: None,
+            features: None,
+            pool: PoolOptions::default(),
+            kernels: KernelOptions::default(),
+            cooperative_matrices: true,
+        }
+    }
 }
 
 fn caps_of(
@@ -76,7 +89,7 @@ impl Context {
     /// # Errors
     /// As [`new`](Self::new).
     #[cfg(not(target_arch = "wasm32"))]
-    pub fn headless() -> Result<Self> {
+    pub fn new_blocking() -> Result<Self> {
         pollster::block_on(Self::new())
     }
 
@@ -113,9 +126,9 @@ impl Context {
             .unwrap_or_else(|| Self::recommended_limits(&adapter));
         let features = options.features.unwrap_or_else(|| {
             let features = Self::recommended_features(&adapter);
-            match options.without_cooperative_matrices {
-                false => features | Self::cooperative_features(&adapter),
-                true => features,
+            match options.cooperative_matrices {
+                true => features | Self::cooperative_features(&adapter),
+                false => features,
             }
         });
         let (device, queue) = adapter

@@ -115,7 +115,7 @@ fn compare(product: &[f32]) -> Result<(), NoCooperativeMatrix> {
     for ((row, column), given) in places.zip(product) {
         let expected: f32 = (0..inner).map(|k| left(row, k) * right(k, column)).sum();
         if *given != expected {
-            return Err(NoCooperativeMatrix::TrialWrong {
+            return Err(NoCooperativeMatrix::SelfTestWrong {
                 row,
                 column,
                 given: given.to_string(),
@@ -144,7 +144,7 @@ mod tests {
         for wrong in [product[1300] + 1.0, f32::NAN] {
             product[1300] = wrong;
             let refusal = compare(&product).unwrap_err();
-            let NoCooperativeMatrix::TrialWrong { row, column, .. } = refusal else {
+            let NoCooperativeMatrix::SelfTestWrong { row, column, .. } = refusal else {
                 panic!("{refusal}");
             };
             assert_eq!((row, column), (1300 / columns, 1300 % columns));

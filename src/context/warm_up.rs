@@ -94,7 +94,7 @@ impl fmt::Display for WarmUp {
             let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
             writeln!(
                 f,
-                "{:<22} pipeline {:>9.1} ms, first dispatch {:>9.1} ms",
+                "{:<32} pipeline {:>9.1} ms, first dispatch {:>9.1} ms",
                 warmed.kernel.name(),
                 milliseconds(warmed.compile),
                 milliseconds(warmed.dispatch)

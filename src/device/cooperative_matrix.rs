@@ -38,7 +38,7 @@ pub enum NoCooperativeMatrix {
     /// The device did not compile or run the product of the self test.
     SelfTestFailed(String),
     /// A product of the self test, whose result is known, was wrong.
-    TrialWrong {
+    SelfTestWrong {
         /// Row of the first wrong element.
         row: u32,
         /// Its column.
@@ -64,7 +64,7 @@ impl fmt::Display for NoCooperativeMatrix {
                 write!(f, "subgroups have {min} to {max} lanes, not a fixed number")
             }
             Self::SelfTestFailed(reason) => write!(f, "the product of the self test failed: {reason}"),
-            Self::TrialWrong {
+            Self::SelfTestWrong {
                 row,
                 column,
                 given,

@@ -97,7 +97,7 @@ pub enum Error {
     },
     /// A slice does not have as many elements as the shape it comes with.
     #[error(
-        "{label}: {given} elements for a shape of {expected}; pass exactly as many as the shape has (items of different lengths are padded to the longest, and AttentionShape::with_valid_lens tells their own)"
+        "{label}: {given} elements for a shape of {expected}; pass exactly as many as the shape has (items of different lengths are padded to the longest, and with_valid_lens of CallOptions or AttentionShape tells their own)"
     )]
     LengthMismatch {
         /// Label of the tensor.

@@ -258,18 +258,18 @@ impl MatmulVariant {
         }
     }
 
-    /// The kernel for sums of `inner` elements: this one wherever it can be. `in_fours` tells whether sums, rows and windows are all
+    /// The kernel for sums of `inner` elements: this one wherever it can be. `in_vec4s` tells whether sums, rows and windows are all
     /// multiples of 4 elements long.
     pub(crate) fn for_lengths(
         self,
         [inner, columns]: [u64; 2],
-        in_fours: bool,
+        in_vec4s: bool,
         caps: &DeviceCaps,
     ) -> Self {
         let Self::Broadcast(tile) = self else {
             return self;
         };
-        if in_fours {
+        if in_vec4s {
             return Self::Broadcast(tile.for_sums_of(inner));
         }
         match caps.processor {

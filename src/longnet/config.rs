@@ -158,7 +158,7 @@ impl LongNetConfig {
     }
 
     /// Layer norms before the sublayers and at the end alone, none inside; residuals as they are.
-    pub fn pre_norm(self) -> Self {
+    pub fn with_pre_norm(self) -> Self {
         Self {
             post_norm: false,
             sub_norm: false,
@@ -171,23 +171,23 @@ impl LongNetConfig {
     }
 
     /// Layer norms after the residuals, none inside and none at the end.
-    pub fn post_norm(self) -> Self {
+    pub fn with_post_norm(self) -> Self {
         Self {
             post_norm: true,
             final_norm: false,
-            ..self.pre_norm()
+            ..self.with_pre_norm()
         }
     }
 
     /// DeepNorm for a model of these layers alone: post-norm, residuals times `(2 L)^(1/4)`, weights divided by
     /// `(8 L)^(1/4)` at the start.
-    pub fn deep_norm(self) -> Self {
+    pub fn with_deep_norm(self) -> Self {
         // Without layers there is nothing to scale.
         let layers = self.num_layers.max(1) as f32;
         Self {
             residual_scale: (2.0 * layers).powf(0.25),
             initial_gain: (8.0 * layers).powf(-0.25),
-            ..self.post_norm()
+            ..self.with_post_norm()
         }
     }
 
@@ -248,7 +248,7 @@ impl LongNetConfig {
                 let need = "a multiple of 4 with activations in half precision";
                 return invalid("ffn_dim", self.ffn_dim.to_string(), need);
             }
-            DType::U32 => return invalid("activations", "usize".to_owned(), "f32, f16 or bf16"),
+            DType::U32 => return invalid("activations", "u32".to_owned(), "f32, f16 or bf16"),
         }
         if self.ffn_dim == 0 || u32::try_from(self.ffn_dim).is_err() {
             return invalid(
@@ -261,8 +261,11 @@ impl LongNetConfig {
             let need = "at least 1 and below 2^31, or none";
             return invalid("learned_positions", positions.to_string(), need);
         }
-        if self.vocab_size == Some(0) {
-            return invalid("vocab_size", "0".to_owned(), "at least 1");
+        if let Some(size) = self.vocab_size
+            && (size == 0 || size >= u32::MAX as usize)
+        {
+            let need = "at least 1 and below 2^32 - 1: ids of tokens have 32 bits";
+            return invalid("vocab_size", size.to_string(), need);
         }
         if self.output_projection != OutputProjection::None && self.vocab_size.is_none() {
             return invalid(

@@ -106,7 +106,7 @@ impl LongNet {
             given: index.to_string(),
             need: format!("one of the {} layers", self.layers.len()),
         })?;
-        let shape = [call.shape.batch(), call.shape.seq_len()].map(|dim| dim);
+        let shape = [call.shape.batch(), call.shape.seq_len()];
         let shape = [shape[0], shape[1], self.width() as usize];
         let pool_id = recorder.context().pool().id();
         x.expect("state", &shape, self.config.activations, pool_id)?;

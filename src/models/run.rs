@@ -242,7 +242,7 @@ impl<'a, M: StagedModel> ModelRun<'a, M> {
     pub async fn finish(self) -> Result<M::Output> {
         if self.next < self.num_recordings() {
             return Err(Error::InvalidShape {
-                what: "number of recordings submitted",
+                what: "number of recordings handed out",
                 given: self.next.to_string(),
                 need: format!("all {}", self.num_recordings()),
             });
@@ -268,8 +268,15 @@ impl<'a, M: StagedModel> ModelRun<'a, M> {
     /// [`NonFiniteResult`](super::NonFiniteResult) was told of.
     ///
     /// # Errors
-    /// As [`in_slices`](Self::in_slices), but for results that are not finite.
+    /// As [`in_slices`](Self::in_slices), but for results that are not finite; [`Error::InvalidShape`] for a run that has begun.
     pub async fn find_nonfinite(mut self, slices: SliceOptions) -> Result<Option<Origin>> {
+        if self.next > 0 {
+            return Err(Error::InvalidShape {
+                what: "number of recordings handed out before a search for what is not finite",
+                given: self.next.to_string(),
+                need: "0: a new run over the same input".to_owned(),
+            });
+        }
         self.outline.states = (0..=self.encoder_config().num_layers()).collect();
         while let Some(recorder) = self.next_recording()? {
             recorder.submit_in_slices(slices).run(|_| ()).await?;

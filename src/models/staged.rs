@@ -295,7 +295,7 @@ const UPLOAD_BYTES: usize = 16 << 20;
 
 /// Rows of so many elements that one recording uploads.
 pub(super) fn rows_of_an_upload(elements: usize) -> usize {
-    (UPLOAD_BYTES / (4 * elements)).max(1)
+    (UPLOAD_BYTES / 4 / elements.max(1)).max(1)
 }
 
 /// Whether all of `wanted` are below `limit`.

@@ -7,7 +7,7 @@
 //! Forwards return what their backward needs besides its inputs; dropping it gives the buffers back, so inference keeps
 //! nothing. Backwards *add* to the gradients of parameters: accumulation over batches is the same call again.
 //!
-//! Activations are (batch, token, element) f32. Layers see them as matrices of batch * token rows.
+//! Activations are (batch, token, element), f32 in training and f32, f16 or bf16 in inference. Layers see them as matrices of batch * token rows.
 
 mod block;
 mod feed_forward;

@@ -72,7 +72,7 @@ pub struct ParameterSpec {
 }
 
 impl ParameterSpec {
-    /// Whether weight decay applies: to matrices, not to gains and biases.
+    /// Whether weight decay applies: to matrices, not to weights of norms and biases.
     pub fn decays(&self) -> bool {
         self.shape.len() > 1
     }
@@ -176,7 +176,7 @@ impl Parameters {
                 }
                 let bytes = padded_bytes(num_bytes(label, &spec.shape, DType::F32)?);
                 let mut offset = end.next_multiple_of(caps.storage_offset_alignment);
-                if !placed.is_empty() && offset + bytes > SLAB_BYTES {
+                if !placed.is_empty() && offset.saturating_add(bytes) > SLAB_BYTES {
                     close(&mut placed, end)?;
                     offset = 0;
                 }

@@ -15,7 +15,7 @@ pub struct AdamWOptions {
     pub beta_2: f32,
     /// Added to the root of that mean.
     pub eps: f32,
-    /// Decay of matrices, times the learning rate, apart from the gradient. Gains and biases do not decay.
+    /// Decay of matrices, times the learning rate, apart from the gradient. Weights of norms and biases do not decay.
     pub weight_decay: f32,
     /// Gradients whose norm over all parameters exceeds this are scaled down to it.
     pub max_norm: Option<f32>,

@@ -14,7 +14,7 @@ use crate::tensor::Tensor;
 ///
 /// ```no_run
 /// use dilated_attention::{Context, DType, ops::convert};
-/// let context = Context::headless()?;
+/// let context = Context::new_blocking()?;
 /// let mut recorder = context.recorder("inputs");
 /// let x = recorder.upload("x", &[2, 4], &[0.1f32; 8])?;
 /// let half = convert(&mut recorder, &x, DType::F16)?;

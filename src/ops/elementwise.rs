@@ -10,7 +10,7 @@ use crate::kernels::scaled_add::{self, ScaledAddParams};
 use crate::kernels::{Kernel, VectorWidth};
 use crate::recorder::Recorder;
 
-/// Cells that one workgroup takes.
+/// Vectors that one workgroup takes.
 const BLOCK: u64 = 64;
 
 /// Records `out = activation(x)`, both activations of one type.
@@ -211,7 +211,7 @@ impl<'a> ScaledAdd<'a> {
                     dropout.threshold(),
                     1.0 / (1.0 - dropout.probability),
                     dropout.seed,
-                    first + begin,
+                    first.wrapping_add(begin),
                 ),
             };
             let ([seed_low, seed_high], [first_low, first_high]) = (words(seed), words(first));

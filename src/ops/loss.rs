@@ -91,7 +91,7 @@ pub fn cross_entropy(
         .labels
         .vector()
         .reshape(1)?
-        .slice(first_row, first_row + rows)?;
+        .slice(first_row, first_row.saturating_add(rows))?;
     labels.expect("labels", rows, 1, DType::U32, recorder)?;
     logits.expect_f32("logits", rows, width, recorder)?;
     losses.expect_f32("losses", rows, 1, recorder)?;

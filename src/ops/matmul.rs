@@ -25,7 +25,7 @@ const LEAST_SPLIT: u64 = 512;
 ///
 /// ```no_run
 /// use dilated_attention::{Context, DType, ops::Matmul};
-/// let context = Context::headless()?;
+/// let context = Context::new_blocking()?;
 /// let mut recorder = context.recorder("linear");
 /// let x = recorder.upload("x", &[100, 20], &[1f32; 2000])?;
 /// let weight = recorder.upload("weight", &[30, 20], &[1f32; 600])?;
@@ -291,15 +291,15 @@ impl<'a> Matmul<'a> {
             num_columns,
             c.width(),
         ];
-        let in_fours = lengths.iter().all(|length| length.is_multiple_of(4));
+        let in_vec4s = lengths.iter().all(|length| length.is_multiple_of(4));
         let variant = self
             .chosen(num_columns, (left, right), recorder)
-            .for_lengths([num_inner, num_columns], in_fours, &caps);
+            .for_lengths([num_inner, num_columns], in_vec4s, &caps);
         let vector_width = match variant {
             MatmulVariant::Broadcast(_) => VectorWidth::Vec4(result),
             _ => VectorWidth::smallest(result),
         };
-        let cell_elements = vector_width.elements();
+        let vector_elements = vector_width.elements();
         let [tile_rows, tile_columns] = variant.tile();
         let (tiles_x, tiles_y) = (
             num_columns.div_ceil(tile_columns),
@@ -330,22 +330,22 @@ impl<'a> Matmul<'a> {
             }
         };
         let written = match &partials {
-            None => c.bind_units(rows.0, rows.1, cell_elements, &caps)?,
+            None => c.bind_units(rows.0, rows.1, vector_elements, &caps)?,
             Some(partials) => partials.vector().bind(0, 1, &caps)?,
         };
         let bias = match &self.bias {
-            Some(bias) if first => Some(bias.bind_units(0, 1, cell_elements, &caps)?),
+            Some(bias) if first => Some(bias.bind_units(0, 1, vector_elements, &caps)?),
             _ => None,
         };
         let residual = match &self.residual {
             Some((residual, scale)) => {
-                let bound = residual.bind_units(rows.0, rows.1, cell_elements, &caps)?;
+                let bound = residual.bind_units(rows.0, rows.1, vector_elements, &caps)?;
                 Some((bound, *scale))
             }
             None => None,
         };
         let flag = |set: bool, flag: u32| if set { flag } else { 0 };
-        let column_offset = |skip: u32| size("c", u64::from(skip) + columns.0 / cell_elements);
+        let column_offset = |skip: u32| size("c", u64::from(skip) + columns.0 / vector_elements);
         let num_workgroups = tiles * splits;
         let grid = grid("matmul", num_workgroups, &caps)?;
         let params = MatmulParams {
@@ -357,7 +357,7 @@ impl<'a> Matmul<'a> {
             b_skip: size("b", u64::from(b.skip) + b_offset)?,
             b_stride: size("b", self.b.width())?,
             c_skip: column_offset(written.skip)?,
-            c_stride: size("c", c.width() / cell_elements)?,
+            c_stride: size("c", c.width() / vector_elements)?,
             bias_skip: column_offset(bias.map_or(0, |bias| bias.skip))?,
             residual_skip: column_offset(residual.map_or(0, |(bound, _)| bound.skip))?,
             residual_scale: residual.map_or(0.0, |(_, scale)| scale),

@@ -7,6 +7,7 @@
 //! queries and keys that meet must share: the whole sequence while it is short enough, else the segment.
 
 use super::{Matrix, grid, row_windows, size};
+use crate::config::{MAX_HEAD_DIM, MAX_TOKENS};
 use crate::device::DType;
 use crate::error::{Error, Result};
 use crate::kernels::xpos::{Xpos, XposParams};
@@ -39,18 +40,26 @@ impl Rotations {
     /// Angles are computed in double precision from frequencies in single precision, which is what torchscale has.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] for a `head_dim` that is no multiple of 4 or a base that is not positive; the errors of uploading.
+    /// [`Error::InvalidConfig`] for a `head_dim` that is no multiple of 4 or above 256, more positions than a
+    /// sequence has, or a base that is not positive; the errors of uploading.
     pub fn upload(
         recorder: &mut Recorder,
         head_dim: usize,
         num_positions: usize,
         scale_base: f32,
     ) -> Result<Self> {
-        if head_dim == 0 || !head_dim.is_multiple_of(4) {
+        if head_dim == 0 || !head_dim.is_multiple_of(4) || head_dim > MAX_HEAD_DIM {
             return Err(Error::InvalidConfig {
                 what: "head_dim of xPos",
                 given: head_dim.to_string(),
-                need: "a multiple of 4, as attention takes",
+                need: "a multiple of 4 up to 256, as attention takes",
+            });
+        }
+        if num_positions > MAX_TOKENS {
+            return Err(Error::InvalidConfig {
+                what: "positions of xPos",
+                given: num_positions.to_string(),
+                need: "at most 2^31 - 1, as a sequence has",
             });
         }
         if !(scale_base > 0.0 && scale_base.is_finite()) {
@@ -119,7 +128,8 @@ pub fn xpos(
 ) -> Result<()> {
     let (rows, width) = (x.rows(), x.width());
     let head_dim = 2 * u64::from(rotations.pairs);
-    let end = positions.first as u64 + positions.seq_len as u64;
+    // The kernel takes a sequence to have a row.
+    let end = (positions.first as u64).saturating_add(positions.seq_len.max(1) as u64);
     if !width.is_multiple_of(head_dim) || end > rotations.num_positions as u64 {
         return Err(Error::InvalidShape {
             what: "x of xPos",

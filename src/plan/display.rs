@@ -72,14 +72,14 @@ fn cleared_rows(clears: &[(u64, u64)]) -> u64 {
 fn write_dispatches(f: &mut fmt::Formatter<'_>, dispatches: &[AttentionDispatch]) -> fmt::Result {
     writeln!(
         f,
-        "pass     branch  segment  rate     items  segments       rows       keys  mode   workgroups (grid)   MiB bound q / kv"
+        "pass          branch  segment  rate     items  segments       rows       keys  mode   workgroups (grid)   MiB bound q / kv"
     )?;
     for dispatch in dispatches {
         let mib = |window: &TokenWindow| window.bytes.size as f64 / f64::from(1 << 20);
         let range = |range: Range| format!("{}..{}", range.begin, range.end);
         writeln!(
             f,
-            "{:7}  {:6}  {:7}  {:4}  {:>8}  {:>8}  {:>9}  {:>9}  {:5}  {:10} ({} x {})   {:.1} / {:.1}",
+            "{:12}  {:6}  {:7}  {:4}  {:>8}  {:>8}  {:>9}  {:>9}  {:5}  {:10} ({} x {})   {:.1} / {:.1}",
             match dispatch.pass {
                 Pass::Forward => "forward",
                 Pass::BranchDelta => "branch delta",

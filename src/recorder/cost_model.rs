@@ -29,12 +29,12 @@ const RESOLUTION: f64 = 2e-3;
 /// Seconds per unit of work that are accepted from a file: from far below the fastest device to a million times [`GUESS`].
 const CREDIBLE: std::ops::RangeInclusive<f64> = 1e-18..=2e-3;
 
-/// Format number of [`PaceFile`].
+/// Format number of [`CostModelFile`].
 const FORMAT: u32 = 2;
 
 /// The file that a process leaves for later ones.
 #[derive(Serialize, Deserialize)]
-struct PaceFile {
+struct CostModelFile {
     format: u32,
     /// Seconds per unit of work of each kernel, by its [key](Kernel::key).
     seconds: BTreeMap<String, f64>,
@@ -72,7 +72,7 @@ impl CostModel {
     /// A cost model that starts from what [`to_json`](Self::to_json) wrote in another process. Entries that cannot be read
     /// are ignored.
     pub fn from_json(json: &[u8]) -> Self {
-        let file = serde_json::from_slice::<PaceFile>(json).ok();
+        let file = serde_json::from_slice::<CostModelFile>(json).ok();
         let file = file.filter(|file| file.format == FORMAT);
         let remembered = file.map(|file| file.seconds).unwrap_or_default();
         Self {
@@ -94,7 +94,7 @@ impl CostModel {
         });
         let mut known = self.remembered.clone();
         known.extend(measured);
-        let file = PaceFile {
+        let file = CostModelFile {
             format: FORMAT,
             seconds: known,
         };

@@ -97,7 +97,7 @@ impl Recorder {
     ///
     /// ```no_run
     /// use dilated_attention::{Context, DType};
-    /// let context = Context::headless()?;
+    /// let context = Context::new_blocking()?;
     /// let mut recorder = context.recorder("inputs");
     /// let shape = [1, 4096, 8, 64];
     /// let qkv = recorder.empty_together("qkv", &[&shape[..]; 3], DType::F32)?;

@@ -172,7 +172,7 @@ struct Slice {
 /// ```no_run
 /// # use dilated_attention::{Context, DType};
 /// use dilated_attention::recorder::SliceOptions;
-/// # let context = Context::headless()?;
+/// # let context = Context::new_blocking()?;
 /// let mut recorder = context.recorder("long work");
 /// // ... record a model's forward ...
 /// let mut sliced = recorder.submit_in_slices(SliceOptions::default());

@@ -250,7 +250,7 @@ fn partitioned_heads_see_their_branch_alone() {
 fn rows_equal_those_of_the_whole() {
     let config = DilatedAttentionConfig::new(3, 4, &[5, 16], &[2, 3])
         .unwrap()
-        .torchscale();
+        .with_torchscale();
     let case = Case::new(config, 2, 21);
     let (whole, rows) = (case.run(), [(1, 20), (0, 0), (1, 7), (1, 7), (0, 13)]);
     let some = forward_rows(&case.config, &case.shape, &case.q, &case.k, &case.v, &rows).unwrap();
@@ -385,14 +385,14 @@ fn gradients_are_those_of_finite_differences() {
         ),
         (several.clone().with_heads(Heads::Partitioned), shape(11)),
         (
-            several.torchscale(),
+            several.with_torchscale(),
             AttentionShape::new(2, 9)
                 .unwrap()
                 .with_valid_lens(&[9, 5])
                 .unwrap(),
         ),
-        (moved.clone().torchscale(), shape(13)),
-        (moved.with_mask(Mask::Causal).torchscale(), shape(13)),
+        (moved.clone().with_torchscale(), shape(13)),
+        (moved.with_mask(Mask::Causal).with_torchscale(), shape(13)),
         (
             DilatedAttentionConfig::dense(2, 4).unwrap(),
             AttentionShape::cross(1, 3, 7).unwrap(),
@@ -436,7 +436,11 @@ fn plain_single_precision_is_right_at_any_offset() {
     use crate::device::DType;
     let branch = DilatedAttentionConfig::new(1, 4, &[2], &[1]).unwrap();
     let moved = DilatedAttentionConfig::new(1, 4, &[5, 10], &[2, 3]).unwrap();
-    for config in [branch.clone(), branch.torchscale(), moved.torchscale()] {
+    for config in [
+        branch.clone(),
+        branch.with_torchscale(),
+        moved.with_torchscale(),
+    ] {
         for gradient in [MixGradient::Exact, MixGradient::DetachedMix] {
             let config = config.clone().with_gradient(gradient);
             for offset in [-3e4, -50.0, 0.0, 50.0, 3e4] {

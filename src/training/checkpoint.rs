@@ -30,13 +30,13 @@ impl Trainer {
     ) -> Result<()> {
         let [moment_1, moment_2] = self.optimizer.moments();
         let mut writer = WeightWriter::new()
-            .part(WEIGHTS, self.optimizer.weights())
-            .part(MOMENTS[0], moment_1)
-            .part(MOMENTS[1], moment_2)
+            .with_part(WEIGHTS, self.optimizer.weights())
+            .with_part(MOMENTS[0], moment_1)
+            .with_part(MOMENTS[1], moment_2)
             .own_metadata(FORMAT.0, FORMAT.1)
             .own_metadata(STEPS, self.steps.to_string());
         for (key, value) in metadata {
-            writer = writer.metadata(*key, value.clone());
+            writer = writer.with_metadata(*key, value.clone());
         }
         writer.save(&self.context, path)
     }

@@ -51,7 +51,7 @@ impl TrainingOptions {
 /// use dilated_attention::longnet::{LongNet, LongNetConfig, OutputProjection};
 /// use dilated_attention::training::{Batch, LearningRate, Trainer, TrainingOptions};
 /// use dilated_attention::{Context, DilatedAttentionConfig};
-/// let context = Context::headless()?;
+/// let context = Context::new_blocking()?;
 /// let attention = DilatedAttentionConfig::new(4, 32, &[128, 512], &[1, 4])?;
 /// let mut config = LongNetConfig::decoder(attention, 2, 512);
 /// config.vocab_size = Some(256);

@@ -80,7 +80,7 @@ fn numbers(recorder: &mut Recorder, label: &'static str, shape: &[usize]) -> Res
 }
 
 fn dims(config: &DilatedAttentionConfig, shape: &AttentionShape) -> [usize; 4] {
-    [1, shape.seq_len(), config.num_heads(), config.head_dim()].map(|dim| dim)
+    [1, shape.seq_len(), config.num_heads(), config.head_dim()]
 }
 
 impl Probe for ForwardFamily {

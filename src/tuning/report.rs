@@ -69,7 +69,7 @@ pub struct TunedPass {
 /// ```no_run
 /// use dilated_attention::tuning::{TuneOptions, tune};
 /// use dilated_attention::{Context, DType, DilatedAttention, DilatedAttentionConfig};
-/// let context = Context::headless()?;
+/// let context = Context::new_blocking()?;
 /// let config = DilatedAttentionConfig::new(8, 64, &[2048, 8192], &[1, 4])?;
 /// println!("{}", tune(&context, &config, &TuneOptions::default())?);
 /// let attention = DilatedAttention::new(&context, config)?;

@@ -65,6 +65,9 @@ impl WeightFile {
         let json = read(LENGTH_BYTES as u64, json_bytes)?;
         let header = Header::parse(&json, file_bytes).map_err(invalid)?;
         drop((json, head));
+        // What was read is of one file, not of two.
+        let failed = |error: ReadError| error.told(&label, "its header".to_owned(), 0, file_bytes);
+        storage.check_unchanged().map_err(failed)?;
         Ok(Self {
             label,
             storage,

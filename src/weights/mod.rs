@@ -24,8 +24,8 @@
 //! use dilated_attention::longnet::{LongNet, LongNetConfig};
 //! use dilated_attention::{Context, DilatedAttentionConfig, WeightFile, WeightWriter};
 //!
-//! let context = Context::headless()?;
-//! let attention = DilatedAttentionConfig::new(12, 64, &[2048, 4096, 8192], &[1, 2, 4])?.torchscale();
+//! let context = Context::new_blocking()?;
+//! let attention = DilatedAttentionConfig::new(12, 64, &[2048, 4096, 8192], &[1, 2, 4])?.with_torchscale();
 //! let mut config = LongNetConfig::encoder(attention, 12, 3072);
 //! config.xpos_scale_base = Some(512.0);
 //! let model = LongNet::new(&context, config)?;
@@ -37,8 +37,8 @@
 //!     .load(&context, model.parameters())?;
 //!
 //! WeightWriter::new()
-//!     .part("weights.", &weights)
-//!     .metadata("made_by", "this example")
+//!     .with_part("weights.", &weights)
+//!     .with_metadata("made_by", "this example")
 //!     .save(&context, "longnet.safetensors")?;
 //! # Ok::<(), dilated_attention::Error>(())
 //! ```

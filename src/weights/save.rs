@@ -51,14 +51,14 @@ impl<'a> WeightWriter<'a> {
     }
 
     /// Adds parameters, in the order of their list, their names after `prefix`.
-    pub fn part(mut self, prefix: impl Into<String>, parameters: &'a Parameters) -> Self {
+    pub fn with_part(mut self, prefix: impl Into<String>, parameters: &'a Parameters) -> Self {
         self.parts.push((prefix.into(), parameters));
         self
     }
 
     /// Adds a string; a later one of the same key replaces it. Keys that begin with [`OWN_METADATA`] are refused when the file
     /// is written.
-    pub fn metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+    pub fn with_metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.metadata.insert(key.into(), value.into());
         self
     }
@@ -71,13 +71,13 @@ impl<'a> WeightWriter<'a> {
     }
 
     /// Stores all elements in this type: [`StoredType::F32`], which is the default and exact, or half the bytes with rounding.
-    pub fn stored_as(mut self, stored_type: StoredType) -> Self {
+    pub fn with_stored_type(mut self, stored_type: StoredType) -> Self {
         self.stored_type = stored_type;
         self
     }
 
     /// Writes the file, as a whole or not at all: to a new file beside it, which takes its place when all is on the disk. A
-    /// program that is killed meanwhile leaves that one behind, called `.weights-*.partial`. A link is followed; the
+    /// program that is killed meanwhile leaves that one behind, called `.dilated-attention-*.partial`. A link is followed; the
     /// permissions of a file that is replaced are kept. Blocks until the parameters were read.
     ///
     /// # Errors

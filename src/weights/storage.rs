@@ -157,7 +157,8 @@ mod disk {
                 Ok(()) => Ok(()),
                 // It was longer.
                 Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
-                    Err(ReadError::Changed(self.now()?.len))
+                    self.check_unchanged()?;
+                    Err(ReadError::Refused(error.to_string()))
                 }
                 Err(error) => Err(ReadError::Refused(error.to_string())),
             }

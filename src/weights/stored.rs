@@ -146,9 +146,22 @@ impl<'a> StoredTensor<'a> {
     /// # Errors
     /// [`WeightsError::WrongStoredType`] for a type that parameters cannot have, and as [`to_bytes`](Self::to_bytes).
     pub fn to_f32(&self, elements: Range<usize>) -> Result<Vec<f32>, WeightsError> {
+        self.expect_convertible()?;
         let mut out = self.zeros("elements", &elements, self.num_elements() as u64)?;
         self.read(elements.start, &mut out)?;
         Ok(out)
+    }
+
+    /// # Errors
+    /// [`WeightsError::WrongStoredType`] for a type that parameters cannot have.
+    fn expect_convertible(&self) -> Result<(), WeightsError> {
+        match self.stored_type() {
+            StoredType::F32 | StoredType::F16 | StoredType::Bf16 => Ok(()),
+            given @ StoredType::Other(_) => Err(WeightsError::WrongStoredType {
+                name: self.name().to_owned(),
+                given,
+            }),
+        }
     }
 
     /// As many zeros as there are in `range`, which has to lie within `limit`.
@@ -168,14 +181,14 @@ impl<'a> StoredTensor<'a> {
         }
         bytemuck::allocation::try_zeroed_vec(range.len()).map_err(|()| WeightsError::HostMemory {
             tensor: self.name().to_owned(),
-            bytes: (range.len() * size_of::<T>()) as u64,
+            bytes: range.len() as u64 * size_of::<T>() as u64,
         })
     }
 
     /// Fills `out` with the elements from `first` on, which are there, as f32, exactly.
     pub(super) fn read(&self, first: usize, out: &mut [f32]) -> Result<(), WeightsError> {
         let stored_type = self.stored_type();
-        let first_byte = (first * stored_type.bits() / 8) as u64;
+        let first_byte = first as u64 * (stored_type.bits() / 8) as u64;
         match stored_type {
             StoredType::F32 => {
                 self.read_bytes(first_byte, bytemuck::cast_slice_mut(out))?;
@@ -186,12 +199,7 @@ impl<'a> StoredTensor<'a> {
             }
             StoredType::F16 => self.widen(first_byte, out, |b| f16::from_le_bytes(b).to_f32())?,
             StoredType::Bf16 => self.widen(first_byte, out, |b| bf16::from_le_bytes(b).to_f32())?,
-            StoredType::Other(_) => {
-                return Err(WeightsError::WrongStoredType {
-                    name: self.name().to_owned(),
-                    given: stored_type,
-                });
-            }
+            StoredType::Other(_) => self.expect_convertible()?,
         }
         self.check_unchanged(first_byte)
     }

@@ -111,7 +111,7 @@ fn case(
     let makes_its_own = name == "context";
     let armed = |fault| control.arm(fault).expect("the control file can be written");
     armed(Fault::default());
-    let context = match Context::headless() {
+    let context = match Context::new_blocking() {
         Ok(context) => context,
         Err(error) => return format!("broken 0 0 0 - no new context: {error}"),
     };

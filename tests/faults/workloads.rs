@@ -182,7 +182,7 @@ fn training_step(context: &Context) -> Result<Vec<f32>> {
 
 fn slide_encoder(context: &Context) -> Result<Vec<f32>> {
     let mut config = SlideEncoderConfig::base();
-    config.attention = DilatedAttentionConfig::new(2, 16, &[8, 32], &[1, 2])?.torchscale();
+    config.attention = DilatedAttentionConfig::new(2, 16, &[8, 32], &[1, 2])?.with_torchscale();
     config.feature_dim = 12;
     config.num_layers = 1;
     config.ffn_dim = 32;
@@ -229,7 +229,7 @@ fn weights_of(encoder: &SlideEncoder) -> Result<WeightFile> {
 
 /// All of a context's life, with kernels compiled ahead.
 fn context(_: &Context) -> Result<Vec<f32>> {
-    let context = Context::headless()?;
+    let context = Context::new_blocking()?;
     let config = DilatedAttentionConfig::new(2, 16, &[32, 96], &[1, 2])?;
     DilatedAttention::new(&context, config)?.warm_up(DType::F32)?;
     wait(&context)

@@ -215,7 +215,7 @@ fn windows_equal_the_reference() {
                 let config = config(3, &[400, 900], rates)
                     .with_mask(mask)
                     .with_gradient(gradient);
-                let moved = config.clone().torchscale().with_gradient(gradient);
+                let moved = config.clone().with_torchscale().with_gradient(gradient);
                 for config in [config, moved] {
                     let problem = Problem::new(config, shape(1, 1000), 1.0);
                     check(&problem, tiny_bindings()).unwrap();
@@ -250,7 +250,10 @@ fn every_head_size_equals_the_reference() {
                 variants.truncate(1 - index);
             }
             let config = DilatedAttentionConfig::new(2, head_dim, &[32, 70], &[1, 2]).unwrap();
-            for config in [config.clone().with_mask(Mask::Causal), config.torchscale()] {
+            for config in [
+                config.clone().with_mask(Mask::Causal),
+                config.with_torchscale(),
+            ] {
                 let problem = Problem::new(config, shape(1, 75), 1.0);
                 check_kernels(&problem, on, &variants).unwrap();
             }
@@ -289,7 +292,7 @@ fn drawn_configurations_equal_the_reference() {
 #[test]
 fn runs_are_equal_bit_for_bit() {
     for on in kernel_contexts().iter().chain([tiny_bindings()]) {
-        let config = config(4, &[64, 200, 200], &[1, 2, 2]).torchscale();
+        let config = config(4, &[64, 200, 200], &[1, 2, 2]).with_torchscale();
         for gradient in GRADIENTS {
             let problem = Problem::new(config.clone().with_gradient(gradient), shape(2, 300), 1.0);
             for variant in on.backward_variants(8) {

@@ -56,14 +56,18 @@ fn file(
     let mut recorder = context.recorder("weights");
     let weights: Parameters = upload(&mut recorder, list, &draw(list, 3)).unwrap();
     recorder.submit().unwrap();
-    let bytes = pollster::block_on(WeightWriter::new().part("", &weights).to_bytes(context));
+    let bytes = pollster::block_on(
+        WeightWriter::new()
+            .with_part("", &weights)
+            .to_bytes(context),
+    );
     WeightFile::from_bytes(bytes.unwrap()).unwrap()
 }
 
 fn attention() -> DilatedAttentionConfig {
     DilatedAttentionConfig::new(2, 16, &[8, 20], &[1, 2])
         .unwrap()
-        .torchscale()
+        .with_torchscale()
 }
 
 /// Width of the networks of models with few weights and with several parts of them.

@@ -104,8 +104,8 @@ fn metadata_of_the_caller_cannot_replace_a_checkpoints_own() {
             "{error}"
         );
         let writer = WeightWriter::new()
-            .part("", trainer.weights())
-            .metadata(key, "5000");
+            .with_part("", trainer.weights())
+            .with_metadata(key, "5000");
         let error = writer.save(&context, &file.0).expect_err("reserved");
         assert!(error.to_string().contains(key), "{error}");
     }
@@ -134,7 +134,7 @@ fn checkpoints_of_others_are_refused_whole() {
 
     // Weights without the rest.
     let model = || LongNet::new(&context, config()).expect("valid");
-    let writer = WeightWriter::new().part("weights.", trainer.weights());
+    let writer = WeightWriter::new().with_part("weights.", trainer.weights());
     writer.save(&context, &file.0).expect("saves");
     let weights_only = WeightFile::open(&file.0).expect("opens");
     let error = Trainer::resume(&context, model(), options(), &weights_only);

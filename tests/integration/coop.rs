@@ -98,7 +98,7 @@ fn matrices_are_offered_exactly_where_the_adapter_lists_them() {
 #[test]
 fn options_leave_matrices_out() {
     let context = context_with(&ContextOptions {
-        without_cooperative_matrices: true,
+        cooperative_matrices: false,
         ..ContextOptions::default()
     });
     assert_eq!(
@@ -132,7 +132,7 @@ fn devices_of_applications_have_matrices_with_their_features_alone() {
 fn wrong_claims_are_refused_by_the_trial() {
     let context = context_with(&ContextOptions::default());
     let without = context_with(&ContextOptions {
-        without_cooperative_matrices: true,
+        cooperative_matrices: false,
         ..ContextOptions::default()
     });
     let claimed = CooperativeMatrix {
@@ -153,7 +153,7 @@ fn wrong_claims_are_refused_by_the_trial() {
         };
         let refusal = context.test_cooperative_matrix(wrong);
         assert!(
-            matches!(refusal, Err(NoCooperativeMatrix::TrialWrong { .. })),
+            matches!(refusal, Err(NoCooperativeMatrix::SelfTestWrong { .. })),
             "{refusal:?}"
         );
     }
@@ -258,7 +258,7 @@ fn values_that_are_no_numbers_stay_with_rows_that_see_them() {
         for config in [
             config.clone(),
             config.clone().with_mask(Mask::Causal),
-            config.clone().torchscale().with_mask(Mask::Causal),
+            config.clone().with_torchscale().with_mask(Mask::Causal),
         ] {
             let shape = AttentionShape::new(2, 93).unwrap();
             let problem = Problem::new(config, shape, 1.0).stored(DType::F16);

@@ -51,15 +51,15 @@ fn with_memory(mut config: LongNetConfig) -> LongNetConfig {
 fn decoders() -> Vec<(&'static str, LongNetConfig)> {
     let three = attention(2, &[4, 8, 32], &[1, 2, 4]);
     // Rates that do not divide: rows move, and take the query of an earlier token.
-    let moved = attention(3, &[4, 9, 32], &[1, 2, 3]).torchscale();
-    let uncovered = attention(2, &[5, 20], &[2, 3]).torchscale();
+    let moved = attention(3, &[4, 9, 32], &[1, 2, 3]).with_torchscale();
+    let uncovered = attention(2, &[5, 20], &[2, 3]).with_torchscale();
     let groups = attention(3, &[6, 24], &[1, 2])
         .with_heads(Heads::Partitioned)
         .with_head_offsets(HeadOffsets::RoundRobin);
     let mut learned = decoder(moved.clone());
     learned.learned_positions = Some(100);
     learned.embedding_norm = true;
-    let mut norms = decoder(groups).deep_norm();
+    let mut norms = decoder(groups).with_deep_norm();
     norms.projection_norm = ProjectionNorm::QueryKey;
     vec![
         ("xPos", with_xpos(decoder(three.clone()), 64.0)),
@@ -67,7 +67,7 @@ fn decoders() -> Vec<(&'static str, LongNetConfig)> {
         ("moved rows, xPos", with_xpos(decoder(moved), 512.0)),
         ("moved rows, no rate of 1", decoder(uncovered)),
         ("head groups, DeepNorm", with_xpos(norms, 64.0)),
-        ("memory", with_memory(decoder(three).pre_norm())),
+        ("memory", with_memory(decoder(three).with_pre_norm())),
     ]
 }
 
@@ -203,7 +203,7 @@ fn every_position_equals_its_row_of_the_whole() {
 #[test]
 fn steps_in_windows_equal_their_rows() {
     let on = &tiny_bindings().context;
-    let dilated = attention(3, &[7, 230], &[1, 1]).torchscale();
+    let dilated = attention(3, &[7, 230], &[1, 1]).with_torchscale();
     let session = Session::new(on, decoder(dilated), 2, 231);
     session.check_rest("windows", &mut session.cache(1), 215);
 }

@@ -204,15 +204,15 @@ fn pairs() -> Vec<Pair> {
         (longer_source, longer_cross),
         (shorter_source, shorter_cross),
     ] = shapes;
-    let encoder = LongNetConfig::encoder(attention(&[8, 64], &[1, 4]), 2, 18).post_norm();
-    let mut config = decoder(attention(&[64], &[1]), dense(ProjectionNorm::None)).deep_norm();
+    let encoder = LongNetConfig::encoder(attention(&[8, 64], &[1, 4]), 2, 18).with_post_norm();
+    let mut config = decoder(attention(&[64], &[1]), dense(ProjectionNorm::None)).with_deep_norm();
     config.learned_positions = Some(11);
     let pair = [encoder.clone(), config];
     let post_norm = Pair::new("post-norm", pair, longer_source, longer_cross);
 
     let groups = attention(&[6, 24], &[1, 2]).with_heads(Heads::Partitioned);
     let cross = dense(ProjectionNorm::QueryKey);
-    let mut config = decoder(groups, cross).pre_norm();
+    let mut config = decoder(groups, cross).with_pre_norm();
     config.projection_norm = ProjectionNorm::QueryKey;
     config.activation = Activation::Relu;
     let pair = [encoder, config];
@@ -224,7 +224,7 @@ fn pairs() -> Vec<Pair> {
         projection_norm: ProjectionNorm::None,
     };
     let encoder = LongNetConfig::encoder(attention(&[8, 64], &[1, 4]), 1, 18);
-    let config = decoder(attention(&[8], &[1]), cross).pre_norm();
+    let config = decoder(attention(&[8], &[1]), cross).with_pre_norm();
     let shape = AttentionShape::new(2, 33).unwrap();
     let shapes = [shape.clone(), shape.clone()];
     let dilated = Pair::new("one length", [encoder, config], shapes, shape);

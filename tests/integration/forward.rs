@@ -108,20 +108,20 @@ pub fn named_problems() -> Vec<(&'static str, Problem)> {
             long.clone().with_padding(Padding::ZeroKeys),
             shape(1, 50),
         ),
-        ("torchscale", long.clone().torchscale(), shape(2, 50)),
+        ("torchscale", long.clone().with_torchscale(), shape(2, 50)),
         (
             "torchscale, rows that move",
-            config(4, &[10, 40], &[4, 1]).torchscale(),
+            config(4, &[10, 40], &[4, 1]).with_torchscale(),
             shape(1, 40),
         ),
         (
             "torchscale, only padding in rows",
-            config(6, &[3, 5], &[4, 6]).torchscale(),
+            config(6, &[3, 5], &[4, 6]).with_torchscale(),
             shape(1, 43),
         ),
         (
             "torchscale, lengths per item",
-            config(4, &[10, 15], &[4, 2]).torchscale(),
+            config(4, &[10, 15], &[4, 2]).with_torchscale(),
             shape(7, 50).with_valid_lens(&ragged).unwrap(),
         ),
         (
@@ -171,7 +171,7 @@ pub fn named_problems() -> Vec<(&'static str, Problem)> {
         Problem::new(dense, shape_of_two, 1.0),
     ));
     for query_scale in [100.0, 3e4] {
-        let problem = Problem::new(long.clone().torchscale(), shape(1, 50), query_scale);
+        let problem = Problem::new(long.clone().with_torchscale(), shape(1, 50), query_scale);
         problems.push(("large scores", problem));
     }
     problems
@@ -199,7 +199,7 @@ fn windows_equal_the_reference() {
     for mask in [Mask::Full, Mask::Causal] {
         for rates in [&[1, 5], &[2, 3], &[1, 600]] {
             let config = config(3, &[400, 900], rates).with_mask(mask);
-            for config in [config.clone(), config.torchscale()] {
+            for config in [config.clone(), config.with_torchscale()] {
                 let problem = Problem::new(config, shape(1, 1000), 1.0);
                 problem.check(tiny_bindings()).unwrap();
             }
@@ -222,7 +222,10 @@ fn every_head_size_equals_the_reference() {
                 variants.truncate(1 - index);
             }
             let config = DilatedAttentionConfig::new(2, head_dim, &[32, 70], &[1, 2]).unwrap();
-            for config in [config.clone().with_mask(Mask::Causal), config.torchscale()] {
+            for config in [
+                config.clone().with_mask(Mask::Causal),
+                config.with_torchscale(),
+            ] {
                 let problem = Problem::new(config, shape(1, 75), 1.0);
                 problem.check_kernels(on, &variants).unwrap();
             }
@@ -309,8 +312,8 @@ fn values_that_are_no_numbers_stay_with_rows_that_see_them() {
         for config in [
             base.clone(),
             base.clone().with_mask(Mask::Causal),
-            base.clone().torchscale(),
-            base.torchscale().with_mask(Mask::Causal),
+            base.clone().with_torchscale(),
+            base.with_torchscale().with_mask(Mask::Causal),
         ] {
             let problem = Problem::new(config, shape(2, 93), 1.0);
             for variant in on.forward_variants(8) {
@@ -368,7 +371,7 @@ pub fn check_that_values_stay_with_rows_that_see_them(
 #[test]
 fn runs_are_equal_bit_for_bit() {
     for on in kernel_contexts().iter().chain([tiny_bindings()]) {
-        let config = config(4, &[64, 200, 200], &[1, 2, 2]).torchscale();
+        let config = config(4, &[64, 200, 200], &[1, 2, 2]).with_torchscale();
         let problem = Problem::new(config, shape(2, 300), 1.0);
         for variant in on.forward_variants(8) {
             let first = problem.run(on, variant).unwrap();

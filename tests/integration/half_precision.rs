@@ -61,7 +61,8 @@ fn every_forward_kernel_equals_the_reference() {
     let config = DilatedAttentionConfig::new(2, 8, &[16, 50], &[1, 3]).unwrap();
     let shape = AttentionShape::new(2, 70).unwrap();
     for dtype in HALVES {
-        let problem = Problem::new(config.clone().torchscale(), shape.clone(), 1.0).stored(dtype);
+        let problem =
+            Problem::new(config.clone().with_torchscale(), shape.clone(), 1.0).stored(dtype);
         let format = *formats(on, dtype).last().unwrap();
         let variants: Vec<_> = on
             .forward_variants(8)

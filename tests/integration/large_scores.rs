@@ -247,7 +247,7 @@ fn offsets_take_no_more_digits_than_two_passes_do() {
     for offset in OFFSETS {
         for config in [
             config(&[128], &[1]),
-            config(&[32, 64, 128], &[1, 2, 4]).torchscale(),
+            config(&[32, 64, 128], &[1, 2, 4]).with_torchscale(),
         ] {
             for mask in [Mask::Full, Mask::Causal] {
                 let config = config
@@ -367,7 +367,7 @@ fn scores_of_any_size() {
         for offset in [-1000.0, -1e5, 1e5, 3e8, -3e8] {
             for config in [
                 config(&[32, 64], &[1, 2]),
-                config(&[10, 15], &[4, 2]).torchscale(),
+                config(&[10, 15], &[4, 2]).with_torchscale(),
             ] {
                 let config = config.with_gradient(MixGradient::Exact);
                 let problem = with_offset(config, shape(50), offset);

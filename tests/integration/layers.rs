@@ -230,7 +230,7 @@ fn attentions() -> [DilatedAttentionConfig; 3] {
     let config = |segments: &[usize], rates: &[usize]| {
         DilatedAttentionConfig::new(3, 8, segments, rates).unwrap()
     };
-    let moved = config(&[5, 13, 37], &[1, 2, 3]).torchscale();
+    let moved = config(&[5, 13, 37], &[1, 2, 3]).with_torchscale();
     let groups = config(&[7, 20], &[1, 2]).with_heads(Heads::Partitioned);
     [moved, groups, DilatedAttentionConfig::dense(3, 8).unwrap()]
 }

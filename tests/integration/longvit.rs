@@ -38,7 +38,7 @@ fn small() -> LongVitConfig {
     let mut config = LongVitConfig::published(3);
     config.attention = DilatedAttentionConfig::new(2, 16, &[8, 20], &[1, 2])
         .unwrap()
-        .torchscale();
+        .with_torchscale();
     config.num_layers = 2;
     config.ffn_dim = 64;
     config.image_size = 16;
@@ -384,7 +384,7 @@ fn checkpoints_load_strictly() {
     let folder = std::env::temp_dir().join(format!("longvit-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let path = folder.join("longvit.safetensors");
-    let writer = WeightWriter::new().part("", &ready.1);
+    let writer = WeightWriter::new().with_part("", &ready.1);
     writer.save(context, &path).unwrap();
     let file = WeightFile::open(&path).unwrap();
     let expected = encode(context, &ready);
@@ -449,9 +449,9 @@ fn an_encoder_without_a_head_has_features() {
             });
         assert_near("features", &result.features, &expected.collect::<Vec<_>>());
 
-        let writer = WeightWriter::new().part("module.", &weights);
+        let writer = WeightWriter::new().with_part("module.", &weights);
         writer
-            .part("module.head.", &head)
+            .with_part("module.head.", &head)
             .save(context, &path)
             .unwrap();
         let file = WeightFile::open(&path).unwrap();

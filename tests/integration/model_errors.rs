@@ -64,7 +64,7 @@ fn wrong_inputs_of_models_are_errors() {
     let mut recorder = kernel_contexts()[0].context.recorder("errors");
     let r = &mut recorder;
     let (model, weights, gradients) = ready(r, decoder());
-    let (other, other_weights, other_gradients) = ready(r, decoder().post_norm());
+    let (other, other_weights, other_gradients) = ready(r, decoder().with_post_norm());
     let ten = ids(r, 10);
     let tokens = Input::Tokens(&ten);
 
@@ -308,7 +308,7 @@ fn wrong_steps_are_errors_and_the_cache_stays() {
     let mut config = with_memory(decoder());
     config.learned_positions = Some(6);
     let (model, weights, _) = ready(r, config);
-    let (other, other_weights, _) = ready(r, decoder().post_norm());
+    let (other, other_weights, _) = ready(r, decoder().with_post_norm());
     let memory = r.zeros("memory", &[2, 7, 16], DType::F32).unwrap();
     let cross = |batch| AttentionShape::cross(batch, 1, 7).unwrap();
     let with = |len, batch| Call {

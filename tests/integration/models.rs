@@ -37,7 +37,7 @@ pub fn cases() -> Vec<Case> {
     };
     // Rates that divide and rates that do not; zero keys and moved rows, with the true gradient.
     let moved =
-        |config: DilatedAttentionConfig| config.torchscale().with_gradient(MixGradient::Exact);
+        |config: DilatedAttentionConfig| config.with_torchscale().with_gradient(MixGradient::Exact);
 
     let config = LongNetConfig::encoder(attention(3, &[8, 30], &[1, 2]), 2, 37);
     add("sub-LN encoder", config, shape(2, 41));
@@ -47,7 +47,7 @@ pub fn cases() -> Vec<Case> {
     let ragged = shape(3, 29).with_valid_lens(&[29, 0, 17]).unwrap();
     add(
         "pre-norm, moved rows, ragged, ReLU",
-        config.pre_norm(),
+        config.with_pre_norm(),
         ragged,
     );
 
@@ -58,7 +58,7 @@ pub fn cases() -> Vec<Case> {
     add("decoder with xPos", config, shape(2, 50));
 
     let config = LongNetConfig::decoder(moved(attention(3, &[7, 20], &[1, 3])), 2, 29);
-    let mut config = with_tokens(config.post_norm(), 23, OutputProjection::Tied);
+    let mut config = with_tokens(config.with_post_norm(), 23, OutputProjection::Tied);
     config.learned_positions = Some(60);
     config.embedding_norm = true;
     add("post-norm, learned positions, tied", config, shape(2, 43));
@@ -67,7 +67,7 @@ pub fn cases() -> Vec<Case> {
         .with_heads(Heads::Partitioned)
         .with_head_offsets(HeadOffsets::RoundRobin);
     let config = LongNetConfig::decoder(partitioned, 3, 31);
-    let mut config = with_tokens(config.deep_norm(), 19, OutputProjection::Own);
+    let mut config = with_tokens(config.with_deep_norm(), 19, OutputProjection::Own);
     config.projection_norm = ProjectionNorm::QueryKey;
     config.xpos_scale_base = Some(512.0);
     config.learned_positions = Some(37);
@@ -77,7 +77,7 @@ pub fn cases() -> Vec<Case> {
         shape(1, 37),
     );
 
-    let mut config = LongNetConfig::encoder(attention(2, &[16], &[1]), 1, 20).pre_norm();
+    let mut config = LongNetConfig::encoder(attention(2, &[16], &[1]), 1, 20).with_pre_norm();
     config.residual_scale = 1.3;
     config.activation = Activation::Silu;
     config.embedding_norm = true;
@@ -85,7 +85,7 @@ pub fn cases() -> Vec<Case> {
     add("scaled residuals, pre-norm, SiLU", config, shape(2, 25));
 
     // With one branch there is nothing to detach: torchscale's gradient is the true one.
-    let config = LongNetConfig::decoder(attention(2, &[12], &[1]).torchscale(), 1, 16);
+    let config = LongNetConfig::decoder(attention(2, &[12], &[1]).with_torchscale(), 1, 16);
     let config = with_tokens(config, 17, OutputProjection::Tied);
     add("torchscale's gradient of one branch", config, shape(2, 30));
     cases
@@ -140,7 +140,7 @@ fn models_and_their_gradients_equal_double_precision() {
 #[test]
 fn models_in_windows_equal_double_precision() {
     let on = &tiny_bindings().context;
-    let attention = attention(3, &[40, 150], &[1, 4]).torchscale();
+    let attention = attention(3, &[40, 150], &[1, 4]).with_torchscale();
     let config = LongNetConfig::decoder(attention.with_gradient(MixGradient::Exact), 1, 60);
     let mut config = with_tokens(config, 310, OutputProjection::Own);
     config.learned_positions = Some(290);

@@ -28,7 +28,7 @@ fn longnet_plan_prints_as_a_table() {
 fn plan_with_windows_prints_as_a_table() {
     let config = DilatedAttentionConfig::new(16, 48, &[1024, 65_536], &[2, 4])
         .expect("valid")
-        .torchscale()
+        .with_torchscale()
         .with_mask(Mask::Causal);
     let shape = AttentionShape::new(2, 80_000)
         .and_then(|shape| shape.with_valid_lens(&[80_000, 50_000]))

@@ -26,7 +26,7 @@ fn small() -> SlideEncoderConfig {
     let mut config = SlideEncoderConfig::base();
     config.attention = DilatedAttentionConfig::new(2, 16, &[8, 20, 64], &[1, 2, 4])
         .unwrap()
-        .torchscale();
+        .with_torchscale();
     config.feature_dim = 12;
     config.num_layers = 2;
     config.ffn_dim = 64;
@@ -90,9 +90,9 @@ fn weights_of_a_token_are_what_the_reference_mixes_values_with() {
     let base = || DilatedAttentionConfig::new(3, 16, &[8, 21, 64], &[1, 2, 4]).unwrap();
     let configs = [
         base(),
-        base().torchscale(),
+        base().with_torchscale(),
         base().with_mask(Mask::Causal),
-        base().torchscale().with_mask(Mask::Causal),
+        base().with_torchscale().with_mask(Mask::Causal),
     ];
     let lens = [50usize, 37];
     let shape = AttentionShape::new(2, 50)
@@ -213,7 +213,7 @@ fn slides_of_a_batch_are_what_they_are_alone() {
 #[test]
 fn attention_of_the_cls_token_adds_up() {
     for on in kernel_contexts() {
-        let model = with_weights(&on.context, small().masked());
+        let model = with_weights(&on.context, small().with_masked_padding());
         let output = encode(&on.context, &model, &[tiles(1, 60, 12)]);
         for attention in &output.attention {
             let map = attention.map(0).unwrap();
@@ -460,7 +460,11 @@ fn a_lost_device_is_an_error_and_a_new_context_goes_on() {
     };
     let context = open();
     let (encoder, weights) = with_weights(&context, small());
-    let file = pollster::block_on(WeightWriter::new().part("", &weights).to_bytes(&context));
+    let file = pollster::block_on(
+        WeightWriter::new()
+            .with_part("", &weights)
+            .to_bytes(&context),
+    );
     let file = WeightFile::from_bytes(file.unwrap()).unwrap();
     let run = encoder.run(&context, &weights, &slides, &outputs);
     let expected = run.unwrap().blocking().unwrap();
@@ -630,16 +634,16 @@ fn other_branches_keep_the_options() {
         .with_mask(Mask::Causal)
         .with_softmax_scale(0.5)
         .unwrap();
-    let changed = config.clone().segments(&[16], &[2]).unwrap();
+    let changed = config.clone().with_segments(&[16], &[2]).unwrap();
     let expected = DilatedAttentionConfig::new(2, 16, &[16], &[2])
         .unwrap()
-        .torchscale()
+        .with_torchscale()
         .with_mask(Mask::Causal)
         .with_softmax_scale(0.5)
         .unwrap();
     assert_eq!(changed.attention, expected);
-    assert!(config.clone().segments(&[16], &[]).is_err());
-    let fine_tuned = config.max_wsi_size(250_000).unwrap();
+    assert!(config.clone().with_segments(&[16], &[]).is_err());
+    let fine_tuned = config.with_max_wsi_size(250_000).unwrap();
     assert_eq!(fine_tuned.attention.branches()[4].segment_length, 524_288);
 }
 
@@ -650,7 +654,7 @@ fn checkpoints_load_strictly() {
     let folder = std::env::temp_dir().join(format!("slide-encoder-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let path = folder.join("slide.safetensors");
-    let writer = WeightWriter::new().part("", &weights);
+    let writer = WeightWriter::new().with_part("", &weights);
     writer.save(context, &path).unwrap();
     let file = WeightFile::open(&path).unwrap();
     let parts = [tiles(1, 20, 12)];
@@ -865,7 +869,7 @@ fn a_checkpoint_tells_its_architecture() {
     );
     let scale = config.attention.softmax_scale();
     assert_eq!(scale, 1.0 / 12f32.sqrt());
-    assert_eq!(config.heads(4).unwrap().attention.head_dim(), 24);
+    assert_eq!(config.with_heads(4).unwrap().attention.head_dim(), 24);
     // Under a prefix, the error names it.
     let wrapped = file("module.slide_encoder.", &sizes(384, 384, 1536));
     let told = of(&wrapped, None).unwrap_err().to_string();

@@ -292,7 +292,7 @@ fn a_decoder_stays_causal() {
     let kept = causal.with_attention(full);
     assert_eq!(kept.attention().mask(), Mask::Causal);
     // Nor do residuals of one kind of norms stay with another.
-    let pre_norm = config().deep_norm().pre_norm();
+    let pre_norm = config().with_deep_norm().with_pre_norm();
     assert_eq!((pre_norm.residual_scale, pre_norm.final_norm), (1.0, true));
 }
 

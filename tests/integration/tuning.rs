@@ -213,7 +213,7 @@ fn nothing_is_written_without_a_folder_and_failures_to_write_are_told() {
 }
 
 #[test]
-fn a_planner_measures_nothing() {
+fn a_dry_run_measures_nothing() {
     let dry_run = Context::dry_run(DeviceCaps::webgpu_defaults());
     let report = tune(&dry_run, &config(), &tune_options()).expect("plans");
     assert!(report.passes[0].considered.is_empty());
@@ -289,7 +289,7 @@ fn after_a_warm_up_a_slide_is_encoded_without_compiling() {
         let mut config = SlideEncoderConfig::base();
         config.attention = DilatedAttentionConfig::new(2, 16, &[8, 20], &[1, 2])
             .expect("valid")
-            .torchscale();
+            .with_torchscale();
         (config.feature_dim, config.num_layers, config.ffn_dim) = (12, 2, 64);
         let encoder = SlideEncoder::new(&context, config).expect("valid");
         let weights = encoder.initial_weights(&context, 1).expect("draws");

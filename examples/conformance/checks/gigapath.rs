@@ -38,7 +38,7 @@ pub fn check(
         run(
             file,
             &context,
-            &config.clone().masked(),
+            &config.clone().with_masked_padding(),
             &inputs,
             "clean_",
             report,

@@ -22,7 +22,7 @@ pub fn check_torchscale(
     let stored = StoredInputs::read(file, ["q", "k", "v"])?;
     let [_, _, heads, head_dim] = stored.dims;
     let clean = configuration(file, heads, head_dim)?;
-    let as_is = clean.clone().torchscale();
+    let as_is = clean.clone().with_torchscale();
     let exact = as_is.clone().with_gradient(MixGradient::Exact);
     for (config, prefix, suffix) in [
         (as_is, "", ""),

@@ -55,7 +55,7 @@ pub fn attention(file: &GoldenFile, partitioned: bool) -> Result<DilatedAttentio
         .map_err(told)?;
     let config = match partitioned {
         true => config.with_heads(Heads::Partitioned),
-        false => config.torchscale(),
+        false => config.with_torchscale(),
     };
     Ok(config.with_mask(mask(file)))
 }

@@ -37,7 +37,7 @@ pub fn check(
     }
     // What follows runs none of the kernels that are chosen.
     report.ran(Vec::new());
-    key_counts::check(file, stored.dims[1], &config.torchscale(), report);
+    key_counts::check(file, stored.dims[1], &config.with_torchscale(), report);
     check_positions(file, engine, report)
 }
 
@@ -93,7 +93,7 @@ pub fn check_preset(
         return Ok(());
     }
     let config = match preset {
-        Preset::Torchscale => config.clone().torchscale(),
+        Preset::Torchscale => config.clone().with_torchscale(),
         Preset::Clean => config.clone(),
     };
     attention::check(file, batch, inputs, &config, &tensors, engine, report)

@@ -130,7 +130,7 @@ impl Settings {
                 };
                 drawn.num_layers = options.layers.unwrap_or(drawn.num_layers);
                 match heads {
-                    Some(heads) => drawn.heads(heads)?,
+                    Some(heads) => drawn.with_heads(heads)?,
                     None => drawn,
                 }
             }
@@ -139,7 +139,7 @@ impl Settings {
             config.activations = DType::F16;
         }
         if let Some(max_wsi_size) = options.max_wsi_size {
-            config = config.max_wsi_size(max_wsi_size)?;
+            config = config.with_max_wsi_size(max_wsi_size)?;
         }
         let slice = options.slice.map(Duration::from_millis);
         Ok(Self {

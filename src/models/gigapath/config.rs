@@ -31,7 +31,7 @@ pub struct SlideEncoderConfig {
     pub feature_dim: usize,
     /// Heads, branches and semantics. Other branches of the same semantics come by
     /// [`with_branches`](DilatedAttentionConfig::with_branches); a configuration made anew needs
-    /// [`torchscale`](DilatedAttentionConfig::torchscale) for the published weights.
+    /// [`torchscale`](DilatedAttentionConfig::with_torchscale) for the published weights.
     pub attention: DilatedAttentionConfig,
     /// Number of layers.
     pub num_layers: usize,
@@ -79,7 +79,7 @@ impl SlideEncoderConfig {
         let lengths = segment_lengths(262_144, 256);
         let attention = DilatedAttentionConfig::new(HEADS, head_dim, &lengths, &RATES)
             .expect("the sizes of published models are valid")
-            .torchscale();
+            .with_torchscale();
         Self {
             feature_dim: 1536,
             ffn_dim: 4 * attention.embed_dim(),
@@ -101,7 +101,7 @@ impl SlideEncoderConfig {
     /// # use dilated_attention::models::StagedModel;
     /// # use dilated_attention::models::gigapath::{SlideEncoder, SlideEncoderConfig};
     /// # use dilated_attention::{Context, WeightFile};
-    /// # let context = Context::headless()?;
+    /// # let context = Context::new_blocking()?;
     /// let file = WeightFile::open("flash.safetensors")?;
     /// let part = SlideEncoder::weights_in(&file)?;
     /// let config = SlideEncoderConfig::from_weights(&part, None)?;
@@ -153,7 +153,7 @@ impl SlideEncoderConfig {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when they do not divide it, or into heads of a size that kernels have not.
-    pub fn heads(self, heads: usize) -> Result<Self> {
+    pub fn with_heads(self, heads: usize) -> Result<Self> {
         let width = self.width();
         self.divided(width, heads)
     }
@@ -180,7 +180,7 @@ impl SlideEncoderConfig {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when the slide has no whole tile.
-    pub fn max_wsi_size(self, max_wsi_size: u32) -> Result<Self> {
+    pub fn with_max_wsi_size(self, max_wsi_size: u32) -> Result<Self> {
         if max_wsi_size < self.tile_size || self.tile_size == 0 {
             return Err(Error::InvalidConfig {
                 what: "max_wsi_size",
@@ -189,20 +189,20 @@ impl SlideEncoderConfig {
             });
         }
         let lengths = segment_lengths(max_wsi_size, self.tile_size);
-        self.segments(&lengths, &RATES)
+        self.with_segments(&lengths, &RATES)
     }
 
     /// With other branches.
     ///
     /// # Errors
     /// As [`DilatedAttentionConfig::new`].
-    pub fn segments(self, lengths: &[usize], rates: &[usize]) -> Result<Self> {
+    pub fn with_segments(self, lengths: &[usize], rates: &[usize]) -> Result<Self> {
         let attention = self.attention.with_branches(lengths, rates)?;
         Ok(Self { attention, ..self })
     }
 
     /// With the textbook's semantics: padding is masked, rows stay where they are. Published weights were not trained so.
-    pub fn masked(self) -> Self {
+    pub fn with_masked_padding(self) -> Self {
         let attention = self
             .attention
             .with_head_offsets(HeadOffsets::Blocked)
@@ -231,13 +231,17 @@ impl SlideEncoderConfig {
             return invalid("width of the slide encoder", self.width().to_string(), need);
         }
         for (what, size) in [
-            ("tile_size", self.tile_size),
-            ("grid_cells", self.grid_cells),
-            ("feature_dim", u32::try_from(self.feature_dim).unwrap_or(0)),
+            ("tile_size", self.tile_size as usize),
+            ("grid_cells", self.grid_cells as usize),
+            ("feature_dim", self.feature_dim),
         ] {
-            if size == 0 {
+            if size == 0 || u32::try_from(size).is_err() {
                 return invalid(what, size.to_string(), "at least 1, in 32 bits");
             }
+        }
+        if !(self.norm_eps > 0.0 && self.norm_eps.is_finite()) {
+            let need = "positive and finite";
+            return invalid("norm_eps", self.norm_eps.to_string(), need);
         }
         if self.grid_cells > MAX_GRID_CELLS {
             let need = "at most 65536: there is a table of them";

@@ -52,7 +52,7 @@ use stages::SlideStages;
 /// use dilated_attention::models::StagedModel;
 /// use dilated_attention::models::gigapath::{Slide, SlideEncoder, SlideEncoderConfig, SlideOutputs};
 /// use dilated_attention::{Context, WeightFile};
-/// let context = Context::headless()?;
+/// let context = Context::new_blocking()?;
 /// let encoder = SlideEncoder::new(&context, SlideEncoderConfig::base())?;
 /// let weights = encoder.load(&context, &WeightFile::open("slide.safetensors")?)?;
 /// let slide = Slide { features: &vec![0.1; 3 * 1536], coords: &[[0.0, 0.0], [256.0, 0.0], [0.0, 256.0]] };

@@ -23,7 +23,7 @@ pub enum FeatureNorm {
 pub struct LongVitConfig {
     /// Heads, branches and semantics. Other branches of the same semantics come by
     /// [`with_branches`](DilatedAttentionConfig::with_branches); a configuration made anew needs
-    /// [`torchscale`](DilatedAttentionConfig::torchscale) for weights of torchscale's.
+    /// [`torchscale`](DilatedAttentionConfig::with_torchscale) for weights of torchscale's.
     pub attention: DilatedAttentionConfig,
     /// Number of layers.
     pub num_layers: usize,
@@ -56,7 +56,7 @@ impl LongVitConfig {
         let attention = DilatedAttentionConfig::new(16, 24, &lengths, &[1, 2, 4, 8, 16])
             .expect("the sizes of the published model are valid");
         Self {
-            attention: attention.torchscale(),
+            attention: attention.with_torchscale(),
             num_layers: 12,
             ffn_dim: 1536,
             image_size: 1024,

@@ -28,7 +28,7 @@ pub(super) struct Patches<'a> {
 
 impl<'a> Patches<'a> {
     /// # Errors
-    /// [`Error::InvalidShape`] for images that are not there, not whole patches, or not as large as `values`.
+    /// [`Error::InvalidShape`] for images that are not there, not whole patches, or not as large as `pixels`.
     pub fn new(config: &LongVitConfig, images: Images<'a>) -> Result<Self> {
         let (pixels, [batch, height, width]) = (images.pixels, images.size);
         let (patch, channels) = (config.patch_size, config.channels);

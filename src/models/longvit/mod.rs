@@ -45,7 +45,7 @@ use stages::ImageStages;
 /// use dilated_attention::models::longvit::{Images, LongVit, LongVitConfig, LongVitOutputs};
 /// use dilated_attention::{Context, WeightFile};
 /// # fn classify(pixels: &[f32]) -> dilated_attention::Result<()> {
-/// let context = Context::headless()?;
+/// let context = Context::new_blocking()?;
 /// let model = LongVit::new(&context, LongVitConfig::published(2))?;
 /// let weights = model.load(&context, &WeightFile::open("longvit.safetensors")?)?;
 /// let image = Images { pixels, size: [1, 1024, 1024] };

@@ -12,7 +12,7 @@ pub fn encoder(context: &Context) -> SlideEncoder {
     let mut config = SlideEncoderConfig::base();
     config.attention = DilatedAttentionConfig::new(2, 4, &[8, 16], &[1, 2])
         .expect("valid")
-        .torchscale();
+        .with_torchscale();
     config.feature_dim = 4;
     config.num_layers = 1;
     config.ffn_dim = 8;

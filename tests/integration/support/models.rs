@@ -264,7 +264,7 @@ impl Case {
         let mut tensors = Vec::new();
         for part in parts {
             let call = Call::new(part.shape.clone());
-            let dims = [part.shape.batch(), part.shape.seq_len()].map(|dim| dim);
+            let dims = [part.shape.batch(), part.shape.seq_len()];
             let dims = [dims[0], dims[1], self.width()];
             let vocab = self.config.vocab_size;
             let embeddings = recorder.upload("x", &dims, &part.x)?;

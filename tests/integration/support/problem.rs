@@ -148,7 +148,7 @@ impl Problem {
     /// Dimensions of a tensor with `len` tokens an item.
     pub fn dims(&self, len: usize) -> [usize; 4] {
         let Self { config, shape, .. } = self;
-        [shape.batch(), len, config.num_heads(), config.head_dim()].map(|dim| dim)
+        [shape.batch(), len, config.num_heads(), config.head_dim()]
     }
 
     /// Computes it in double precision.

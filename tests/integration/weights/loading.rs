@@ -322,8 +322,9 @@ fn assert_close([given, expected]: [Vec<f32>; 2]) {
 #[test]
 fn torchscale_weights_load_into_a_model() {
     let attention = DilatedAttentionConfig::new(4, 8, &[16, 32], &[1, 2]).expect("valid");
-    let config =
-        |layers| LongNetConfig::encoder(attention.clone().torchscale(), layers, 48).pre_norm();
+    let config = |layers| {
+        LongNetConfig::encoder(attention.clone().with_torchscale(), layers, 48).with_pre_norm()
+    };
     assert_close(features(config(2), "ts_encoder_prenorm.safetensors"));
     // A model of another depth names every parameter that it lacks.
     let file = WeightFile::open(golden("ts_encoder_prenorm.safetensors")).expect("valid");
@@ -343,7 +344,7 @@ fn torchscale_weights_load_into_a_model() {
 #[test]
 fn a_buffer_of_torchscale_is_left_out() {
     let attention = DilatedAttentionConfig::new(4, 8, &[16, 32], &[1, 2]).expect("valid");
-    let mut config = LongNetConfig::encoder(attention.torchscale(), 1, 48);
+    let mut config = LongNetConfig::encoder(attention.with_torchscale(), 1, 48);
     config.xpos_scale_base = Some(512.0);
     assert_close(features(config.clone(), "ts_encoder_xpos.safetensors"));
     let (_, context) = &contexts()[0];

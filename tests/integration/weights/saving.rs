@@ -45,10 +45,10 @@ fn what_is_saved_comes_back_bit_for_bit() {
         let weights = parameters(&context, &values);
         let moments = parameters(&context, &[uniform(7, 10), vec![0.0; 3]]);
         let writer = WeightWriter::new()
-            .part("weights.", &weights)
-            .part("moment_1.", &moments)
-            .metadata("step", "12")
-            .metadata("a \"name\"\n", "é");
+            .with_part("weights.", &weights)
+            .with_part("moment_1.", &moments)
+            .with_metadata("step", "12")
+            .with_metadata("a \"name\"\n", "é");
         writer.save(&context, &path).expect("saves");
         assert_eq!(directory.names(), ["weights.safetensors"]);
 
@@ -102,8 +102,8 @@ fn smaller_types_round_and_do_not_overflow() {
     let weights = parameters(context, &values);
     let saved_as = |stored_type| {
         let writer = WeightWriter::new()
-            .part("", &weights)
-            .stored_as(stored_type);
+            .with_part("", &weights)
+            .with_stored_type(stored_type);
         pollster::block_on(writer.to_bytes(context))
     };
     let loaded = |stored_type| {
@@ -131,8 +131,8 @@ fn smaller_types_round_and_do_not_overflow() {
     ));
     let large = parameters(context, &[vec![1.0], vec![0.0, -70_000.0]]);
     let writer = WeightWriter::new()
-        .part("w.", &large)
-        .stored_as(StoredType::F16);
+        .with_part("w.", &large)
+        .with_stored_type(StoredType::F16);
     let Err(error @ Error::Weights(WeightsError::ValueTooLarge { .. })) =
         pollster::block_on(writer.to_bytes(context))
     else {
@@ -148,12 +148,14 @@ fn smaller_types_round_and_do_not_overflow() {
 fn names_are_those_of_one_tensor() {
     let (_, context) = &contexts()[0];
     let weights = parameters(context, &[vec![1.0]]);
-    let twice = WeightWriter::new().part("", &weights).part("", &weights);
+    let twice = WeightWriter::new()
+        .with_part("", &weights)
+        .with_part("", &weights);
     let reserved = list(&[("metadata__", &[1])]);
     let mut recorder = context.recorder("zeros");
     let reserved = Parameters::zeros(&mut recorder, &reserved, "reserved").expect("leases");
     recorder.submit().expect("submits");
-    let reserved = WeightWriter::new().part("__", &reserved);
+    let reserved = WeightWriter::new().with_part("__", &reserved);
     for (writer, name) in [(twice, "p0"), (reserved, "__metadata__")] {
         let Err(Error::Weights(WeightsError::CannotSave { given, .. })) =
             pollster::block_on(writer.to_bytes(context))
@@ -173,7 +175,7 @@ fn the_old_file_is_replaced_whole_or_not_at_all() {
     let path = directory.file("w.safetensors");
     let (_, context) = &contexts()[0];
     let weights = parameters(context, &[uniform(1, 1000)]);
-    let writer = WeightWriter::new().part("", &weights);
+    let writer = WeightWriter::new().with_part("", &weights);
     let refused = |writer: &WeightWriter<'_>, path: &Path| match writer.save(context, path) {
         Err(Error::Weights(WeightsError::File {
             path: told,
@@ -198,8 +200,8 @@ fn the_old_file_is_replaced_whole_or_not_at_all() {
     // An old file that is open stays as it was for who opened it.
     let opened = WeightFile::open(&path).expect("valid");
     let other = parameters(context, &[vec![-1.0, 70_000.0]]);
-    let other = WeightWriter::new().part("other.", &other);
-    let failing = other.clone().stored_as(StoredType::F16);
+    let other = WeightWriter::new().with_part("other.", &other);
+    let failing = other.clone().with_stored_type(StoredType::F16);
     assert!(matches!(
         failing.save(context, &path),
         Err(Error::Weights(WeightsError::ValueTooLarge { .. }))
@@ -288,7 +290,7 @@ proptest! {
             .map(|bits| bits.into_iter().map(|b| f32::from_bits(quiet(b))).collect())
             .collect();
         let weights = parameters(context, &values);
-        let writer = WeightWriter::new().part("", &weights);
+        let writer = WeightWriter::new().with_part("", &weights);
         let saved = pollster::block_on(writer.to_bytes(context)).expect("writes");
         let file = WeightFile::from_bytes(saved).expect("valid");
         let loaded = file.all().load(context, weights.list()).expect("loads");

@@ -60,7 +60,7 @@ fn main() -> Outcome<()> {
     let options = Options::parse();
     let mut json = options.json.map(File::create).transpose()?;
     let repetitions = options.repetitions.unwrap_or(if options.quick { 3 } else { 10 }) as usize;
-    let context = Context::headless()?;
+    let context = Context::new_blocking()?;
     let is_software = context.caps().processor != Processor::Gpu;
     let mut cases = Case::set(if is_software { "peers" } else { "gpu" });
     if options.quick {
