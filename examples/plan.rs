@@ -7,7 +7,8 @@ use std::time::Duration;
 use clap::{Parser, value_parser};
 use dilated_attention::tuning::{self, TuneOptions};
 use dilated_attention::{
-    AttentionShape, Context, DType, DeviceCaps, DilatedAttention, DilatedAttentionConfig, Mask,
+    AttentionShape, CacheFolder, ContextOptions, DType, DeviceCaps, DilatedAttention,
+    DilatedAttentionConfig, Mask,
 };
 use program::say;
 
@@ -92,7 +93,9 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let shape = AttentionShape::new(options.batch, options.tokens)?;
     say!("{config}");
     let (forward, of_backward) = if options.here || options.tune.is_some() {
-        let context = Context::new_blocking()?;
+        let context = ContextOptions::new()
+            .with_cache(CacheFolder::User)
+            .open_blocking()?;
         if let Some(seconds) = options.tune {
             let tune = TuneOptions {
                 budget: Duration::from_secs(seconds),

@@ -90,7 +90,7 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
         pool: PoolOptions::default().with_policy(NoPooling),
         ..Default::default()
     };
-    let fresh = pollster::block_on(Context::with_options(&options))?;
+    let fresh = options.open_blocking()?;
     let fresh_attention = DilatedAttention::new(&fresh, config)?;
     fresh_attention.warm_up(DType::F32)?;
     let mut unpooled = Runner::new(&fresh, &fresh_attention, &shape, [&q, &k, &v])?;

@@ -168,7 +168,7 @@ fn forwards(repetitions: usize) {
             pool,
             ..Default::default()
         };
-        let context = pollster::block_on(Context::with_options(&options)).expect("an adapter");
+        let context = options.open_blocking().expect("an adapter");
         let config = DilatedAttentionConfig::new(4, 32, &[64, 256], &[1, 4]).expect("valid");
         let attention = DilatedAttention::new(&context, config).expect("fits");
         (context, attention)

@@ -13,7 +13,7 @@ use dilated_attention::models::gigapath::{Slide, SlideEncoder, SlideOutputs};
 use dilated_attention::models::{NonFiniteResult, StagedModel};
 use dilated_attention::nn::Parameters;
 use dilated_attention::recorder::Progress;
-use dilated_attention::{Context, WeightFile, WeightSource};
+use dilated_attention::{CacheFolder, Context, ContextOptions, WeightFile, WeightSource};
 use indicatif::{ProgressBar, ProgressStyle};
 use program::{say, say_part};
 
@@ -37,7 +37,10 @@ fn run(settings: Settings) -> Result<(), Box<dyn Error>> {
     };
     let mut config = settings.config(part.as_ref())?;
     settings.say_model(&config, part.as_ref());
-    let context = Context::new_blocking()?;
+    // What was measured of the kernels is kept, so that the plan tells the time.
+    let context = ContextOptions::new()
+        .with_cache(CacheFolder::User)
+        .open_blocking()?;
     let adapter = context.adapter_info();
     say!(
         "adapter     {}, {} {}",

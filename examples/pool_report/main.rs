@@ -40,10 +40,9 @@ fn run(Options { directory }: Options) -> Result<(), Box<dyn Error>> {
         floor_bytes: 1 << 20,
         ..Balanced::default()
     };
-    let context = pollster::block_on(Context::with_options(&ContextOptions {
-        pool: PoolOptions::default().with_policy(policy),
-        ..Default::default()
-    }))?;
+    let context = ContextOptions::new()
+        .with_pool(PoolOptions::default().with_policy(policy))
+        .open_blocking()?;
     let info = context.adapter_info();
     say!("adapter  {} ({})\n", info.name, info.driver_info);
 

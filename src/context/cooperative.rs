@@ -1,4 +1,4 @@
-//! Cooperative matrices of a device: the permission that wgpu wants, and what the adapter of a borrowed device has. self_test.rs tests them.
+//! Cooperative matrices of a device: the permission that wgpu wants. self_test.rs tests them.
 
 /// The permission that wgpu wants for experimental features.
 pub(super) fn experimental_features(features: wgpu::Features) -> wgpu::ExperimentalFeatures {
@@ -16,25 +16,4 @@ pub(super) fn experimental_features(features: wgpu::Features) -> wgpu::Experimen
     unsafe {
         wgpu::ExperimentalFeatures::enabled()
     }
-}
-
-/// The cooperative matrices of the adapter that a device of an application's own is from: the device does not tell.
-#[cfg(not(target_arch = "wasm32"))]
-pub(super) fn matrices_of(info: &wgpu::AdapterInfo) -> Vec<wgpu::CooperativeMatrixProperties> {
-    // A driver that fails here has none to offer.
-    crate::watch::catch(|| {
-        let adapters = super::adapter::new_instance().enumerate_adapters(wgpu::Backends::all());
-        pollster::block_on(adapters)
-            .iter()
-            .find(|adapter| adapter.get_info() == *info)
-            .map(wgpu::Adapter::cooperative_matrix_properties)
-            .unwrap_or_default()
-    })
-    .unwrap_or_default()
-}
-
-/// Browsers have none.
-#[cfg(target_arch = "wasm32")]
-pub(super) fn matrices_of(_: &wgpu::AdapterInfo) -> Vec<wgpu::CooperativeMatrixProperties> {
-    Vec::new()
 }

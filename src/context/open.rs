@@ -7,28 +7,41 @@ use super::dry_run::DryRunSource;
 use super::{Context, compiled, cooperative, cost_model};
 use crate::device::{CooperativeMatrix, DeviceCaps};
 use crate::error::{Error, Result};
-use crate::kernels::remembered::{KernelOptions, Tuner};
+use crate::kernels::remembered::{CacheFolder, KernelOptions, Tuner};
 use crate::pool::{Pool, PoolOptions};
 use crate::recorder::{DryRun, Machine, OnDevice};
 use crate::watch::{self, DeviceWatch, LastQueue};
 
-/// What an own device is asked for.
+/// How a context is opened: on a device of its own, or on one that the application has.
+///
+/// ```no_run
+/// use dilated_attention::{CacheFolder, ContextOptions, PoolOptions};
+/// let context = ContextOptions::new()
+///     .with_pool(PoolOptions::default().with_budget_bytes(1 << 30))
+///     .with_cache(CacheFolder::User)
+///     .open_blocking()?;
+/// # drop(context);
+/// # Ok::<(), dilated_attention::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct ContextOptions {
-    /// Which adapter.
+    /// Which adapter, of a device of the context's own.
     pub adapter: AdapterChoice,
-    /// Limits of the device; `None` for [`Context::recommended_limits`] of the adapter.
+    /// Limits of that device; `None` for [`Context::recommended_limits`] of the adapter.
     pub limits: Option<wgpu::Limits>,
-    /// Features of the device; `None` for [`Context::recommended_features`] and [`Context::cooperative_features`] of the
+    /// Features of that device; `None` for [`Context::recommended_features`] and [`Context::cooperative_features`] of the
     /// adapter.
     pub features: Option<wgpu::Features>,
+    /// Whether that device has cooperative matrices, an experimental feature of wgpu, where the adapter has usable ones and
+    /// `features` are not given. On unless told.
+    pub cooperative_matrices: bool,
+    /// What the adapter of an application's device says of cooperative matrices
+    /// ([`wgpu::Adapter::cooperative_matrix_properties`]), for the device does not tell. Without, kernels use none on it.
+    pub adapter_matrices: Vec<wgpu::CooperativeMatrixProperties>,
     /// How the pool behaves.
     pub pool: PoolOptions,
-    /// How kernels are chosen and compiled.
+    /// How kernels are chosen and compiled, and where that is remembered.
     pub kernels: KernelOptions,
-    /// Whether cooperative matrices, an experimental feature of wgpu, are asked for where the adapter has usable ones and `features`
-    /// are not given. On unless told.
-    pub cooperative_matrices: bool,
 }
 
 impl Default for ContextOptions {
@@ -37,10 +50,130 @@ impl Default for ContextOptions {
             adapter: AdapterChoice::default(),
             limits: None,
             features: None,
+            cooperative_matrices: true,
+            adapter_matrices: Vec::new(),
             pool: PoolOptions::default(),
             kernels: KernelOptions::default(),
-            cooperative_matrices: true,
         }
+    }
+}
+
+impl ContextOptions {
+    /// The default adapter with recommended limits and features; nothing is read or written in the user's folders.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the [adapter](Self::adapter).
+    pub fn with_adapter(self, adapter: AdapterChoice) -> Self {
+        Self { adapter, ..self }
+    }
+
+    /// Sets the [limits](Self::limits).
+    pub fn with_limits(self, limits: wgpu::Limits) -> Self {
+        Self {
+            limits: Some(limits),
+            ..self
+        }
+    }
+
+    /// Sets the [features](Self::features).
+    pub fn with_features(self, features: wgpu::Features) -> Self {
+        Self {
+            features: Some(features),
+            ..self
+        }
+    }
+
+    /// Sets whether the device has [cooperative matrices](Self::cooperative_matrices).
+    pub fn with_cooperative_matrices(self, cooperative_matrices: bool) -> Self {
+        Self {
+            cooperative_matrices,
+            ..self
+        }
+    }
+
+    /// Sets what the adapter of an application's device says of [cooperative matrices](Self::adapter_matrices).
+    pub fn with_adapter_matrices(self, matrices: Vec<wgpu::CooperativeMatrixProperties>) -> Self {
+        Self {
+            adapter_matrices: matrices,
+            ..self
+        }
+    }
+
+    /// Sets how the [pool](Self::pool) behaves.
+    pub fn with_pool(self, pool: PoolOptions) -> Self {
+        Self { pool, ..self }
+    }
+
+    /// Sets how [kernels](Self::kernels) are chosen.
+    pub fn with_kernels(self, kernels: KernelOptions) -> Self {
+        Self { kernels, ..self }
+    }
+
+    /// Sets where what was measured and compiled is remembered; nowhere unless told.
+    pub fn with_cache(self, cache: CacheFolder) -> Self {
+        let kernels = KernelOptions {
+            cache,
+            ..self.kernels
+        };
+        Self { kernels, ..self }
+    }
+
+    /// Opens a device of the context's own.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] when no adapter matches, [`Error::NoDevice`] when it refuses the limits or features,
+    /// [`Error::DeviceTooSmall`] when they are below WebGPU's defaults in a way that kernels need, [`Error::Unsupported`] when
+    /// the device has no kernels of the tier asked for.
+    pub async fn open(&self) -> Result<Context> {
+        Context::open(self).await
+    }
+
+    /// As [`open`](Self::open), blocking (not in browsers).
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn open_blocking(&self) -> Result<Context> {
+        pollster::block_on(self.open())
+    }
+
+    /// Uses a device that the application has, with a pool as [`pool`](Self::pool) says. Submissions go to `queue`; whoever else
+    /// submits there orders its work by the order of submission. A device with the features of
+    /// [`Context::cooperative_features`] uses cooperative matrices where [`adapter_matrices`](Self::adapter_matrices) lists them.
+    ///
+    /// # Errors
+    /// [`Error::DeviceTooSmall`] when its limits are below what kernels need, [`Error::InvalidConfig`] when `queue` is one of
+    /// another device, which shows when the device is idle: work that was submitted before is waited for, up to a second;
+    /// [`Error::Unsupported`] when the device has no kernels of the tier asked for, [`Error::DeviceLost`].
+    pub fn on_device(&self, device: wgpu::Device, queue: wgpu::Queue) -> Result<Context> {
+        let watch = DeviceWatch::new(device);
+        let pool = Pool::watched(watch.clone(), self.pool.clone());
+        Context::of_watched(watch, queue, pool, self)
+    }
+
+    /// As [`on_device`](Self::on_device), with a pool of the caller's, for example one over a
+    /// [`BufferSource`](crate::pool::BufferSource) of its own. The pool's buffers must be buffers of `device`; nothing checks
+    /// that before wgpu does. Contexts that share a pool accept each other's tensors.
+    ///
+    /// # Errors
+    /// As [`on_device`](Self::on_device).
+    pub fn on_device_with_pool(
+        &self,
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        pool: Pool,
+    ) -> Result<Context> {
+        let watch = match pool.watch() {
+            Some(watch) => watch.clone(),
+            None => {
+                let watch = DeviceWatch::new(device);
+                pool.give_up_when_lost(&watch);
+                watch
+            }
+        };
+        Context::of_watched(watch, queue, pool, self)
     }
 }
 
@@ -76,32 +209,34 @@ fn watch_own_device(watch: &Arc<DeviceWatch>) {
 }
 
 impl Context {
-    /// Opens a device on the default adapter with recommended limits.
+    /// Opens a device on the default adapter with recommended limits; [`ContextOptions`] has all other ways.
     ///
     /// # Errors
-    /// [`Error::NoAdapter`], [`Error::NoDevice`], [`Error::DeviceTooSmall`].
+    /// As [`ContextOptions::open`].
     pub async fn new() -> Result<Self> {
-        Self::with_options(&ContextOptions::default()).await
+        ContextOptions::new().open().await
     }
 
-    /// As [`new`](Self::new), blocking.
+    /// As [`new`](Self::new), blocking (not in browsers).
     ///
     /// # Errors
     /// As [`new`](Self::new).
     #[cfg(not(target_arch = "wasm32"))]
     pub fn new_blocking() -> Result<Self> {
-        pollster::block_on(Self::new())
+        ContextOptions::new().open_blocking()
     }
 
-    /// Opens a device as `options` say.
+    /// Uses a device that the application has, as [`ContextOptions::on_device`] does with default options.
     ///
     /// # Errors
-    /// [`Error::NoAdapter`] when no adapter matches, [`Error::NoDevice`] when it refuses the limits or features,
-    /// [`Error::DeviceTooSmall`] when they are below WebGPU's defaults in a way that kernels need, [`Error::Unsupported`] when
-    /// the device has no kernels of the tier asked for.
-    pub async fn with_options(options: &ContextOptions) -> Result<Self> {
+    /// As [`ContextOptions::on_device`].
+    pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
+        ContextOptions::new().on_device(device, queue)
+    }
+
+    async fn open(options: &ContextOptions) -> Result<Self> {
         // A driver may fail wherever it is asked something, and wgpu panics where it expects none to.
-        let opened = watch::catch_async(Self::open(options)).await;
+        let opened = watch::catch_async(Self::open_device(options)).await;
         let (matrices, device, queue) = opened.unwrap_or_else(|panic| {
             Err(Error::NoAdapter {
                 reason: panic,
@@ -117,7 +252,7 @@ impl Context {
     }
 
     /// The device, its queue, and what the adapter has.
-    async fn open(options: &ContextOptions) -> Result<Opened> {
+    async fn open_device(options: &ContextOptions) -> Result<Opened> {
         let instance = new_instance();
         let adapter = choose_adapter(&instance, &options.adapter).await?;
         let limits = options
@@ -149,66 +284,15 @@ impl Context {
         Ok((matrices, device, queue))
     }
 
-    /// Uses a device that the application has. Submissions go to `queue`; whoever else submits there orders its work by
-    /// the order of submission.
-    ///
-    /// A device with the features of [`cooperative_features`](Self::cooperative_features) uses cooperative matrices, like one
-    /// of the context's own.
-    ///
-    /// # Errors
-    /// [`Error::DeviceTooSmall`] when its limits are below what kernels need, [`Error::InvalidConfig`] when `queue` is one of
-    /// another device, which shows when the device is idle: work that was submitted before is waited for, up to a second.
-    /// [`Error::DeviceLost`].
-    pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
-        Self::from_device_with(device, queue, PoolOptions::default())
-    }
-
-    /// As [`from_device`](Self::from_device), with pool options.
-    ///
-    /// # Errors
-    /// As [`from_device`](Self::from_device).
-    pub fn from_device_with(
-        device: wgpu::Device,
-        queue: wgpu::Queue,
-        pool: PoolOptions,
-    ) -> Result<Self> {
-        let watch = DeviceWatch::new(device);
-        let pool = Pool::watched(watch.clone(), pool);
-        Self::of_watched(watch, queue, pool)
-    }
-
-    /// As [`from_device`](Self::from_device), with a pool of the caller's, for example one over a
-    /// [`BufferSource`](crate::pool::BufferSource) of its own. The pool's buffers must be buffers of `device`; nothing checks
-    /// that before wgpu does. Contexts that share a pool accept each other's tensors.
-    ///
-    /// # Errors
-    /// As [`from_device`](Self::from_device).
-    pub fn from_device_and_pool(
-        device: wgpu::Device,
+    fn of_watched(
+        watch: Arc<DeviceWatch>,
         queue: wgpu::Queue,
         pool: Pool,
+        options: &ContextOptions,
     ) -> Result<Self> {
-        let watch = match pool.watch() {
-            Some(watch) => watch.clone(),
-            None => {
-                let watch = DeviceWatch::new(device);
-                pool.give_up_when_lost(&watch);
-                watch
-            }
-        };
-        Self::of_watched(watch, queue, pool)
-    }
-
-    fn of_watched(watch: Arc<DeviceWatch>, queue: wgpu::Queue, pool: Pool) -> Result<Self> {
         watch.check_queue(&queue)?;
-        let device = watch.device();
-        let matrices = match device.features().contains(CooperativeMatrix::FEATURES) {
-            true => cooperative::matrices_of(&device.adapter_info()),
-            false => Vec::new(),
-        };
-        let caps = caps_of(device, &matrices)?;
-        let options = KernelOptions::default();
-        Self::assemble(watch, queue, pool, caps, &options)
+        let caps = caps_of(watch.device(), &options.adapter_matrices)?;
+        Self::assemble(watch, queue, pool, caps, &options.kernels)
     }
 
     /// The same device, queue and pool, with kernels of its own that are chosen and compiled as `options` say; for devices of

@@ -61,7 +61,7 @@ fn has_matrices(on: &TestContext) -> bool {
 }
 
 /// What the adapter itself says, asked apart from the library.
-fn usable_sizes(context: &Context) -> Vec<u32> {
+fn listed(context: &Context) -> Vec<wgpu::CooperativeMatrixProperties> {
     let instance =
         wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
     let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
@@ -69,7 +69,11 @@ fn usable_sizes(context: &Context) -> Vec<u32> {
         .iter()
         .find(|adapter| adapter.get_info() == *context.adapter_info())
         .expect("the adapter of the context");
-    let products = adapter.cooperative_matrix_properties();
+    adapter.cooperative_matrix_properties()
+}
+
+fn usable_sizes(context: &Context) -> Vec<u32> {
+    let products = listed(context);
     let usable = products.iter().filter(|product| {
         product.ab_type == wgpu::CooperativeScalarType::F16
             && product.cr_type == wgpu::CooperativeScalarType::F32
@@ -113,9 +117,14 @@ fn options_leave_matrices_out() {
 #[test]
 fn devices_of_applications_have_matrices_with_their_features_alone() {
     let own = context_with(&ContextOptions::default());
-    let brought =
-        Context::from_device(own.device().clone(), own.queue().clone()).expect("large enough");
+    let (device, queue) = (own.device().clone(), own.queue().clone());
+    let options = ContextOptions::new().with_adapter_matrices(listed(&own));
+    let brought = options.on_device(device.clone(), queue.clone());
+    let brought = brought.expect("large enough");
     assert_eq!(brought.cooperative_matrix(), own.cooperative_matrix());
+    // A device does not tell what its adapter lists.
+    let untold = Context::from_device(device, queue).expect("large enough");
+    assert!(untold.cooperative_matrix().is_err());
     let instance =
         wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
     let adapter = pollster::block_on(instance.request_adapter(&Default::default())).unwrap();

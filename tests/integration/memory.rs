@@ -152,7 +152,9 @@ fn running_out_of_memory_at_any_creation_is_an_error_and_the_context_goes_on() {
             let source = FailingSource::new(base.device(), fail_at, failures);
             let pool = Pool::with_source(source, PoolOptions::default());
             let (device, queue) = (base.device().clone(), base.queue().clone());
-            let context = Context::from_device_and_pool(device, queue, pool).expect("fits");
+            let context = ContextOptions::new()
+                .on_device_with_pool(device, queue, pool)
+                .expect("fits");
             let attention = small_attention(&context);
             let result = forward(&context, &attention, 150);
             if fails {

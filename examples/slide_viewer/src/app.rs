@@ -4,7 +4,7 @@ use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use dilated_attention::{Context, Pool};
+use dilated_attention::{CacheFolder, Context, ContextOptions, Pool};
 use eframe::egui::{self, Color32, RichText, Ui, vec2};
 
 use crate::colour;
@@ -84,7 +84,10 @@ impl Viewer {
     ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let state = creation.wgpu_render_state.as_ref();
         let state = state.ok_or("the window has no device of wgpu")?;
-        let context = Context::from_device(state.device.clone(), state.queue.clone())?;
+        let context = ContextOptions::new()
+            .with_adapter_matrices(state.adapter.cooperative_matrix_properties())
+            .with_cache(CacheFolder::User)
+            .on_device(state.device.clone(), state.queue.clone())?;
         watch(&context, &creation.egui_ctx, &fatal);
         creation.egui_ctx.set_theme(egui::Theme::Dark);
         // A click is one however long a busy processor took for the frames in between.

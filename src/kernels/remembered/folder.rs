@@ -11,14 +11,14 @@ pub const CACHE_VARIABLE: &str = "DILATED_ATTENTION_CACHE";
 /// them may be deleted at any time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum CacheFolder {
+    /// None: nothing is read or written.
+    #[default]
+    Off,
     /// What [`CACHE_VARIABLE`] says; where it is not set, `dilated-attention` in the user's own folder for caches
     /// (`$XDG_CACHE_HOME` or `~/.cache`, `~/Library/Caches`, `%LOCALAPPDATA%`). None in browsers.
-    #[default]
     User,
     /// This folder, whatever the environment says.
     At(PathBuf),
-    /// None: nothing is read or written.
-    Off,
 }
 
 impl CacheFolder {

@@ -1,17 +1,13 @@
 //! Contexts for tests. Every test body that needs a device runs on WebGPU's default limits first, on the adapter's own
 //! second. A machine without an adapter fails; it does not skip.
 
-use dilated_attention::{CacheFolder, Context, ContextOptions, wgpu};
+use dilated_attention::{Context, ContextOptions, wgpu};
 
-/// A context as `options` say, but that nothing is remembered from other runs, unless they name a folder, and that shaders
-/// run without checks where `TEST_TRUSTED_SHADERS` is set: continuous integration runs the tests both ways.
+/// A context as `options` say, but that shaders run without checks where `TEST_TRUSTED_SHADERS` is set: continuous integration runs the tests both ways.
 pub fn context_with(options: &ContextOptions) -> Context {
     let mut options = options.clone();
-    if options.kernels.cache == CacheFolder::User {
-        options.kernels.cache = CacheFolder::Off;
-    }
     options.kernels.trusted_shaders |= std::env::var_os("TEST_TRUSTED_SHADERS").is_some();
-    pollster::block_on(Context::with_options(&options)).unwrap_or_else(|error| {
+    options.open_blocking().unwrap_or_else(|error| {
         panic!("these tests need an adapter, on machines without a GPU a software one: {error}")
     })
 }
