@@ -196,7 +196,6 @@ impl LongNet {
     ) -> Result<Tensor> {
         let config = self.config.attention();
         let shape = [batch, capacity, config.num_heads(), config.head_dim()];
-        let shape = shape;
         recorder.empty(label, &shape, self.config.activations)
     }
 

@@ -128,8 +128,9 @@ pub fn xpos(
 ) -> Result<()> {
     let (rows, width) = (x.rows(), x.width());
     let head_dim = 2 * u64::from(rotations.pairs);
-    // The kernel takes a sequence to have a row.
-    let end = (positions.first as u64).saturating_add(positions.seq_len.max(1) as u64);
+    // The kernel takes a sequence to have a row where there are any.
+    let seq_len = (positions.seq_len as u64).max(rows.min(1));
+    let end = (positions.first as u64).saturating_add(seq_len);
     if !width.is_multiple_of(head_dim) || end > rotations.num_positions as u64 {
         return Err(Error::InvalidShape {
             what: "x of xPos",
