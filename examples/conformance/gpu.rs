@@ -74,7 +74,6 @@ impl Engine for Gpu {
             config.num_heads(),
             config.head_dim(),
         ];
-        let dims = dims;
         let attention = DilatedAttention::new(&self.context, config.clone())?;
         let mut recorder = self.context.recorder("backward");
         let q = self.upload(&mut recorder, "q", &dims, inputs.q)?;

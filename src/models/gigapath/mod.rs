@@ -21,7 +21,7 @@
 //!
 //! **Semantics.** Trained weights need those of torchscale, the default: attention also attends to the zeros that pad
 //! segments, and moves rows where a dilation rate does not divide a segment length.
-//! [`SlideEncoderConfig::masked`] has neither, for models trained with this crate.
+//! [`SlideEncoderConfig::with_masked_padding`] has neither, for models trained with this crate.
 
 mod config;
 mod outputs;
