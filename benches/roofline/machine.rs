@@ -1,8 +1,7 @@
 //! The adapter with one device for everything: the library's contexts, ceilings, timestamps.
 
-use dilated_attention::KernelOptions;
 use dilated_attention::device::{KernelTier, Processor};
-use dilated_attention::{Context, Result, wgpu};
+use dilated_attention::{Context, ContextOptions, KernelOptions, Result, wgpu};
 
 /// An adapter and what runs on it.
 pub struct Machine {
@@ -37,7 +36,9 @@ impl Machine {
             true => adapter.cooperative_matrix_properties(),
             false => Vec::new(),
         };
-        let context = Context::from_device(device, queue)?;
+        let context = ContextOptions::new()
+            .with_adapter_matrices(matrices.clone())
+            .on_device(device, queue)?;
         let unchecked = context.with_kernel_options(&KernelOptions {
             trusted_shaders: true,
             ..Default::default()
