@@ -39,6 +39,8 @@ impl Machine {
         let context = ContextOptions::new()
             .with_adapter_matrices(matrices.clone())
             .on_device(device, queue)?;
+        // Without them, kernels do without.
+        let _ = context.test_cooperative_matrices().await;
         let unchecked = context.with_kernel_options(&KernelOptions {
             trusted_shaders: true,
             ..Default::default()

@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use checks::{Line, Summary, check_file, failed_file};
 use clap::Parser;
 use dilated_attention::device::KernelTier;
-use dilated_attention::{Context, DType, KernelOptions};
+use dilated_attention::{ContextOptions, DType, KernelOptions};
 use program::say;
 
 /// Compares the library on this machine's GPU with golden files
@@ -62,12 +62,14 @@ fn run(options: Options) -> Result<ExitCode, Box<dyn Error>> {
         _ => DType::F32,
     };
     let tier = options.kernel;
-    let context = Context::new_blocking()?;
-    program::note(format_args!("adapter: {}", context.adapter_info().name));
-    let context = context.with_kernel_options(&KernelOptions {
+    let kernels = KernelOptions {
         tier,
         ..Default::default()
-    })?;
+    };
+    let context = ContextOptions::new()
+        .with_kernels(kernels)
+        .open_blocking()?;
+    program::note(format_args!("adapter: {}", context.adapter_info().name));
     let mut gpu = gpu::Gpu::new(context, dtype);
     let mut summary = Summary::default();
     let mut print = |lines: Vec<Line>| -> Result<(), &'static str> {

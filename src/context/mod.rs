@@ -165,43 +165,54 @@ impl Context {
         kernels.iter().try_for_each(prepare)
     }
 
-    /// The cooperative matrices that kernels use for f16 tensors, or why none. The first call tries what the adapter claims:
-    /// it multiplies known numbers on the device, and waits for the result.
+    /// The cooperative matrices that kernels use for f16 tensors, or why none.
     ///
     /// # Errors
-    /// Why there are none.
+    /// Why there are none; [`NoCooperativeMatrix::NotTested`] before
+    /// [`test_cooperative_matrices`](Self::test_cooperative_matrices).
     pub fn cooperative_matrix(
         &self,
     ) -> std::result::Result<CooperativeMatrix, NoCooperativeMatrix> {
         self.tested_caps().cooperative_matrix.clone()
     }
 
-    /// Multiplies known numbers with such matrices on the device, and compares the result with the host's.
+    /// Tests the cooperative matrices that the adapter lists: multiplies known numbers on the device and compares every element with
+    /// the host's. From then on, kernels for f16 tensors use them. What was found is kept; further calls return it at once.
+    /// [`ContextOptions::open`] does it on GPUs, and where a tier of them is asked for; on an application's device, it is yours to call.
     ///
     /// # Errors
-    /// How it failed.
-    pub fn test_cooperative_matrix(
+    /// Why there are none.
+    pub async fn test_cooperative_matrices(
+        &self,
+    ) -> std::result::Result<CooperativeMatrix, NoCooperativeMatrix> {
+        if self.machine.tested_caps.get().is_none() && !self.machine.is_dry() {
+            let mut caps = self.machine.caps.clone();
+            if let Ok(matrix) = caps.cooperative_matrix {
+                let tested = self_test::run(self, matrix).await;
+                caps.cooperative_matrix = tested.map(|()| matrix);
+            }
+            // Another thread may have been faster, with the same result.
+            let _ = self.machine.tested_caps.set(caps);
+        }
+        self.cooperative_matrix()
+    }
+
+    /// Tests such matrices, whatever the adapter lists.
+    #[doc(hidden)]
+    pub async fn test_claim_of_matrices(
         &self,
         matrix: CooperativeMatrix,
     ) -> std::result::Result<(), NoCooperativeMatrix> {
-        self_test::run(self, matrix)
+        self_test::run(self, matrix).await
     }
 
-    /// [`caps`](Self::caps) after the self test of the cooperative matrices.
+    /// [`caps`](Self::caps) with those cooperative matrices that have passed the self test.
     fn tested_caps(&self) -> &DeviceCaps {
-        self.machine.tested_caps.get_or_init(|| {
-            let mut caps = self.machine.caps.clone();
-            if !self.machine.is_dry() {
-                let claimed = caps.cooperative_matrix;
-                caps.cooperative_matrix =
-                    claimed.and_then(|matrix| self_test::run(self, matrix).map(|()| matrix));
-            }
-            caps
-        })
+        let machine = &self.machine;
+        machine.tested_caps.get().unwrap_or(&machine.untested_caps)
     }
 
-    /// What kernels for tensors that are stored so are chosen from. Only f16 may meet cooperative matrices, so only for it they
-    /// are tried.
+    /// What kernels for tensors that are stored so are chosen from. Only f16 may meet cooperative matrices.
     pub(crate) fn caps_for(&self, format: ElementFormat) -> &DeviceCaps {
         match format {
             ElementFormat::F16 => self.tested_caps(),

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use super::adapter::{AdapterChoice, choose_adapter, new_instance};
 use super::dry_run::DryRunSource;
 use super::{Context, compiled, cooperative, cost_model};
-use crate::device::{CooperativeMatrix, DeviceCaps};
+use crate::device::{CooperativeMatrix, DeviceCaps, KernelTier, Processor};
 use crate::error::{Error, Result};
 use crate::kernels::remembered::{CacheFolder, KernelOptions, Tuner};
 use crate::pool::{Pool, PoolOptions};
@@ -248,7 +248,14 @@ impl Context {
         watch_own_device(&watch);
         let pool = Pool::watched(watch.clone(), options.pool.clone());
         let caps = caps_of(watch.device(), &matrices)?;
-        Self::assemble(watch, queue, pool, caps, &options.kernels)
+        let chooses_matrices = caps.processor == Processor::Gpu;
+        let context = Self::assemble(watch, queue, pool, caps, &options.kernels);
+        let tier = options.kernels.tier;
+        if chooses_matrices || tier.is_some_and(KernelTier::is_cooperative) {
+            // Where there are none, kernels do without, and cooperative_matrix says why.
+            let _ = context.test_cooperative_matrices().await;
+        }
+        context.check_tier()
     }
 
     /// The device, its queue, and what the adapter has.
@@ -292,7 +299,15 @@ impl Context {
     ) -> Result<Self> {
         watch.check_queue(&queue)?;
         let caps = caps_of(watch.device(), &options.adapter_matrices)?;
-        Self::assemble(watch, queue, pool, caps, &options.kernels)
+        Self::assemble(watch, queue, pool, caps, &options.kernels).check_tier()
+    }
+
+    /// Whether the device has kernels of the tier asked for.
+    fn check_tier(self) -> Result<Self> {
+        if let Some(tier) = self.caps().tier {
+            tier.check(self.tested_caps_of(tier))?;
+        }
+        Ok(self)
     }
 
     /// The same device, queue and pool, with kernels of its own that are chosen and compiled as `options` say; for devices of
@@ -303,7 +318,15 @@ impl Context {
     pub fn with_kernel_options(&self, options: &KernelOptions) -> Result<Self> {
         let (watch, queue) = (self.watch().clone(), self.queue().clone());
         let (pool, caps) = (self.pool().clone(), self.caps().clone());
-        Self::assemble(watch, queue, pool, caps, options)
+        let context = Self::assemble(watch, queue, pool, caps, options);
+        if let Some(tested) = self.machine.tested_caps.get() {
+            let tested = DeviceCaps {
+                tier: options.tier,
+                ..tested.clone()
+            };
+            let _ = context.machine.tested_caps.set(tested);
+        }
+        context.check_tier()
     }
 
     fn assemble(
@@ -312,7 +335,7 @@ impl Context {
         pool: Pool,
         caps: DeviceCaps,
         options: &KernelOptions,
-    ) -> Result<Self> {
+    ) -> Self {
         let info = watch.device().adapter_info();
         let pipelines_file = compiled::file(&info, options);
         let caps = DeviceCaps {
@@ -326,13 +349,9 @@ impl Context {
         machine.cost_model = Mutex::new(cost_model::load(
             cost_model::file(&machine.tuner).as_deref(),
         ));
-        let context = Self {
+        Self {
             machine: Arc::new(machine),
-        };
-        if let Some(tier) = options.tier {
-            tier.check(context.tested_caps_of(tier))?;
         }
-        Ok(context)
     }
 
     /// Features worth requesting from `adapter` for this library, those of them that it has: f16 in shaders
@@ -416,7 +435,7 @@ impl Context {
 
     /// A dry run for this context's device, which chooses the same kernels.
     pub(crate) fn own_dry_run(&self) -> Self {
-        Self::dry_run_with(self.caps().clone(), self.machine.tuner.clone())
+        Self::dry_run_with(self.tested_caps().clone(), self.machine.tuner.clone())
     }
 
     fn dry_run_with(caps: DeviceCaps, tuner: Arc<Tuner>) -> Self {

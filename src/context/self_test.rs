@@ -1,9 +1,11 @@
-//! The self test of the cooperative matrices before their first use.
+//! The self test of the cooperative matrices , which kernels use only after it.
 //!
 //! What an adapter lists is a claim: wgpu marks the feature as experimental, drivers are young, and which lanes make up a
 //! subgroup is nowhere guaranteed. So the kernel of products computes one whose result is known exactly: whole numbers, small
 //! enough for f16, with sums that f32 holds. It passes through all that kernels do with matrices: both orientations of a
 //! load, sums over several steps, a slab for each subgroup, stores that other lanes read, edges that are no whole matrix.
+
+use std::time::Duration;
 
 use super::Context;
 use crate::device::{CooperativeMatrix, ElementFormat, NoCooperativeMatrix};
@@ -18,15 +20,27 @@ const SIZES: [u32; 3] = [100, 44, 36];
 /// Both orders of loading a matrix, of either factor.
 const TRANSPOSED: [(bool, bool); 2] = [(false, true), (true, false)];
 
+/// How often the device is asked whether it is done.
+const POLL_PERIOD: Duration = Duration::from_millis(1);
+
 /// Multiplies known numbers.
 ///
 /// # Errors
 /// How it failed.
-pub(super) fn run(context: &Context, matrix: CooperativeMatrix) -> Result<(), NoCooperativeMatrix> {
+pub(super) async fn run(
+    context: &Context,
+    matrix: CooperativeMatrix,
+) -> Result<(), NoCooperativeMatrix> {
+    if ![8, 16].contains(&matrix.size) || !(1..=128).contains(&matrix.lanes) {
+        let reason = format!("no kernel has matrices like {matrix}");
+        return Err(NoCooperativeMatrix::SelfTestFailed(reason));
+    }
     // Beside: the pool and the kernels of the context are the caller's to count.
     let context = context.beside();
+    let _polling = context.watch().keep_polling(POLL_PERIOD);
     for transposed in TRANSPOSED {
         let product = product(&context, matrix, transposed)
+            .await
             .map_err(|error| NoCooperativeMatrix::SelfTestFailed(error.to_string()))?;
         compare(&product)?;
     }
@@ -44,7 +58,7 @@ fn right(k: u32, column: u32) -> f32 {
 }
 
 /// What the device makes of it.
-fn product(
+async fn product(
     context: &Context,
     matrix: CooperativeMatrix,
     (transpose_a, transpose_b): (bool, bool),
@@ -105,7 +119,7 @@ fn product(
     recorder.dispatch(kernel, &bindings, &params, [tiles_x * tiles_y, 1])?;
     let result = recorder.download::<f32>(&c)?;
     recorder.submit()?;
-    result.wait()
+    result.await
 }
 
 /// Whether every element is what the host computes.

@@ -23,7 +23,7 @@ pub struct DeviceCaps {
     /// Shaders may store f16 ([`SHADER_F16`](wgpu::Features::SHADER_F16)); half precision needs no more than words.
     pub shader_f16: bool,
     /// The cooperative matrices that kernels may use, or why there are none. A [`Context`](crate::Context) tries them before
-    /// the first use: [`Context::cooperative_matrix`](crate::Context::cooperative_matrix) has the result.
+    /// kernels use them: [`Context::cooperative_matrix`](crate::Context::cooperative_matrix) has the result.
     pub cooperative_matrix: std::result::Result<CooperativeMatrix, NoCooperativeMatrix>,
     /// What executes the shaders.
     pub processor: Processor,
@@ -64,6 +64,16 @@ impl Processor {
 }
 
 impl DeviceCaps {
+    /// The same before the self test of the cooperative matrices that the adapter lists.
+    pub(crate) fn without_untested_matrices(self) -> Self {
+        Self {
+            cooperative_matrix: self
+                .cooperative_matrix
+                .and(Err(NoCooperativeMatrix::NotTested)),
+            ..self
+        }
+    }
+
     /// Whether kernels see f16 as such, not as words of two: where shaders may store it, but on CPUs for cooperative matrices
     /// alone, for their drivers load f16s one by one.
     pub(crate) fn reads_f16(&self) -> bool {

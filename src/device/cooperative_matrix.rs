@@ -35,6 +35,9 @@ pub enum NoCooperativeMatrix {
         /// Most lanes.
         max: u32,
     },
+    /// Nobody has asked for the self test of what the adapter lists:
+    /// [`Context::test_cooperative_matrices`](crate::Context::test_cooperative_matrices).
+    NotTested,
     /// The device did not compile or run the product of the self test.
     SelfTestFailed(String),
     /// A product of the self test, whose result is known, was wrong.
@@ -63,6 +66,9 @@ impl fmt::Display for NoCooperativeMatrix {
             Self::SubgroupSize { min, max } => {
                 write!(f, "subgroups have {min} to {max} lanes, not a fixed number")
             }
+            Self::NotTested => f.write_str(
+                "what the adapter lists was not tested on the device; Context::test_cooperative_matrices does",
+            ),
             Self::SelfTestFailed(reason) => write!(f, "the product of the self test failed: {reason}"),
             Self::SelfTestWrong {
                 row,

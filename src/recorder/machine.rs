@@ -21,7 +21,9 @@ pub(crate) struct Machine {
     pub queue: wgpu::Queue,
     pub info: wgpu::AdapterInfo,
     pub caps: DeviceCaps,
-    /// The device's caps after the self test of its cooperative matrices.
+    /// The caps without cooperative matrices that were not tested. A dry run believes what it is told.
+    pub untested_caps: DeviceCaps,
+    /// The caps after the self test of the cooperative matrices.
     pub tested_caps: OnceLock<DeviceCaps>,
     pub pool: Pool,
     pub pipelines: Pipelines,
@@ -49,6 +51,10 @@ impl Machine {
     ) -> Self {
         Self {
             info: watch.device().adapter_info(),
+            untested_caps: match runner.never() {
+                Some(_) => caps.clone(),
+                None => caps.clone().without_untested_matrices(),
+            },
             caps,
             tested_caps: OnceLock::new(),
             pool,

@@ -121,6 +121,16 @@ fn devices_of_applications_have_matrices_with_their_features_alone() {
     let options = ContextOptions::new().with_adapter_matrices(listed(&own));
     let brought = options.on_device(device.clone(), queue.clone());
     let brought = brought.expect("large enough");
+    let tested = |context: &Context| pollster::block_on(context.test_cooperative_matrices());
+    if listed(&own).is_empty() {
+        assert!(brought.cooperative_matrix().is_err());
+    } else {
+        assert_eq!(
+            brought.cooperative_matrix(),
+            Err(NoCooperativeMatrix::NotTested)
+        );
+    }
+    assert_eq!(tested(&brought), tested(&own));
     assert_eq!(brought.cooperative_matrix(), own.cooperative_matrix());
     // A device does not tell what its adapter lists.
     let untold = Context::from_device(device, queue).expect("large enough");
@@ -138,7 +148,7 @@ fn devices_of_applications_have_matrices_with_their_features_alone() {
 
 /// A claim that is wrong, of features that are off or of lanes that a subgroup does not have, is found out.
 #[test]
-fn wrong_claims_are_refused_by_the_trial() {
+fn wrong_claims_are_refused_by_the_self_test() {
     let context = context_with(&ContextOptions::default());
     let without = context_with(&ContextOptions {
         cooperative_matrices: false,
@@ -149,18 +159,19 @@ fn wrong_claims_are_refused_by_the_trial() {
         lanes: 8,
         scalar_pointers: false,
     };
-    let refusal = without.test_cooperative_matrix(claimed);
+    let refusal = pollster::block_on(without.test_claim_of_matrices(claimed));
     assert!(
         matches!(refusal, Err(NoCooperativeMatrix::SelfTestFailed(_))),
         "{refusal:?}"
     );
-    if let Ok(matrix) = context.cooperative_matrix() {
-        assert_eq!(context.test_cooperative_matrix(matrix), Ok(()));
+    if let Ok(matrix) = pollster::block_on(context.test_cooperative_matrices()) {
+        let test = |matrix| pollster::block_on(context.test_claim_of_matrices(matrix));
+        assert_eq!(test(matrix), Ok(()));
         let wrong = CooperativeMatrix {
             lanes: matrix.lanes / 2,
             ..matrix
         };
-        let refusal = context.test_cooperative_matrix(wrong);
+        let refusal = test(wrong);
         assert!(
             matches!(refusal, Err(NoCooperativeMatrix::SelfTestWrong { .. })),
             "{refusal:?}"
@@ -189,7 +200,12 @@ fn contexts_with_matrices() -> Vec<&'static TestContext> {
 
 /// Contexts with all that the adapter has but limits: of small workgroup memory, of small bindings, of all limits too.
 fn contexts_with_features() -> [&'static TestContext; 3] {
-    [default_limits(), tiny_bindings(), &kernel_contexts()[1]]
+    let all = [default_limits(), tiny_bindings(), &kernel_contexts()[1]];
+    for on in all {
+        // What is found is asked for below.
+        let _ = pollster::block_on(on.context.test_cooperative_matrices());
+    }
+    all
 }
 
 #[test]

@@ -316,6 +316,7 @@ fn offsets_in_half_precision() {
 #[test]
 fn offsets_with_cooperative_matrices() {
     let on = default_limits();
+    let _ = pollster::block_on(on.context.test_cooperative_matrices());
     let caps = on.context.caps();
     let (Ok(forward), Ok(backward)) = (
         ForwardFamily::of_long_segments(8, ElementFormat::F16).cooperative(caps),

@@ -318,13 +318,14 @@ fn after_a_warm_up_a_slide_is_encoded_without_compiling() {
 #[test]
 fn kernels_of_one_tier_run_where_they_can() {
     let context = context_with(&ContextOptions::default());
+    let matrix = pollster::block_on(context.test_cooperative_matrices());
+    let matrix = matrix.map(KernelTier::of_matrix);
     for tier in KernelTier::ALL {
         let forced = context.with_kernel_options(&KernelOptions {
             cache: CacheFolder::Off,
             tier: Some(tier),
             ..Default::default()
         });
-        let matrix = context.cooperative_matrix().map(KernelTier::of_matrix);
         let offered = match (tier, context.caps().processor) {
             (KernelTier::Tile, _) | (KernelTier::Rows, Processor::Cpu { .. }) => true,
             (

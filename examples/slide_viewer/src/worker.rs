@@ -142,6 +142,8 @@ fn work(
     commands: &Receiver<Command>,
     report: &impl Fn(Message),
 ) -> Result<(), String> {
+    // Kernels do without where there are none; here, because a test of them is no work for the window's thread.
+    let _ = pollster::block_on(context.test_cooperative_matrices());
     let model = Model::prepare(context, settings, report)?;
     let mut kept = Kept {
         slice: settings.slice,
