@@ -1,4 +1,4 @@
-//! The self test of the cooperative matrices , which kernels use only after it.
+//! The self test of the cooperative matrices: kernels use none that has not passed it.
 //!
 //! What an adapter lists is a claim: wgpu marks the feature as experimental, drivers are young, and which lanes make up a
 //! subgroup is nowhere guaranteed. So the kernel of products computes one whose result is known exactly: whole numbers, small
