@@ -2,7 +2,8 @@
 //!
 //! A [`DilatedAttentionConfig`] can only be built valid, so everything downstream (plan, oracle, kernels) may rely on
 //! its invariants: at least one branch, every segment length and dilation rate at least 1, a supported head size.
-//! Sequence length, batch size and per-item lengths belong to one call and live in [`AttentionShape`].
+//! Batch, lengths and keys of another sequence belong to one call: to its tensors and [`CallOptions`], or, for plans and models, to an
+//! [`AttentionShape`].
 //!
 //! Source of the semantics: LongNet (Ding et al. 2023) as implemented by microsoft/torchscale,
 //! `torchscale/component/dilated_attention.py`; the partitioned variant is dilated-attention-pytorch's.

@@ -4,7 +4,8 @@
 //! Data flows one way:
 //!
 //! ```text
-//! DilatedAttentionConfig, AttentionShape     what to compute: options; batch size and lengths of one call
+//! DilatedAttentionConfig, CallOptions        what to compute: options; lengths of one call
+//! AttentionShape                             the shape of a call, for plans and models, which have no tensors yet
 //!   -> ForwardPlan, BackwardPlan             how: dispatches, windows, bytes, work; plain data, made without a device
 //!   -> Context, Pool, Tensor                 where: a device, its buffers, arrays in them
 //!   -> Recorder                              commands in order: uploads, forwards, backwards, downloads

@@ -7,7 +7,7 @@ pub(super) fn experimental_features(features: wgpu::Features) -> wgpu::Experimen
     }
     // SAFETY: wgpu warns that experimental features may have bugs that lead to undefined behaviour. The one in use is that of
     // cooperative matrices, where it leaves unchecked whether the adapter lists the sizes that a shader names and whether
-    // control flow is uniform: `CooperativeMatrix::of` accepts listed sizes only, the kernels branch around matrices on
+    // control flow is uniform: `CooperativeMatrix::of` and the test of a claim accept listed sizes only, the kernels branch around matrices on
     // values uniform over the workgroup, and the product of the self test comes before kernels use them.
     #[expect(
         unsafe_code,

@@ -197,12 +197,20 @@ impl Context {
         self.cooperative_matrix()
     }
 
-    /// Tests such matrices, whatever the adapter lists.
+    /// Tests a claim of other lanes than the adapter's, or of matrices on a device whose features are off: both have to be found out.
+    /// Sizes that the adapter does not list are refused, for wgpu would not.
     #[doc(hidden)]
     pub async fn test_claim_of_matrices(
         &self,
         matrix: CooperativeMatrix,
     ) -> std::result::Result<(), NoCooperativeMatrix> {
+        let feature = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+        match &self.caps().cooperative_matrix {
+            Ok(listed) if listed.size == matrix.size => {}
+            _ if !self.device().features().contains(feature) => {}
+            Ok(_) => return Err(NoCooperativeMatrix::NoSuchSize),
+            Err(reason) => return Err(reason.clone()),
+        }
         self_test::run(self, matrix).await
     }
 

@@ -266,7 +266,8 @@ pub enum Error {
         activations: DType,
     },
     /// A result has infinite elements or NaN. Outputs that allow it
-    /// ([`SlideOutputs::allow_nonfinite`](crate::models::gigapath::SlideOutputs)) return it all the same.
+    /// (`allow_nonfinite` of [`SlideOutputs`](crate::models::gigapath::SlideOutputs) and
+    /// [`LongVitOutputs`](crate::models::longvit::LongVitOutputs)) return it all the same.
     #[error("{0}")]
     NonFiniteResult(Box<NonFiniteResult>),
     /// Loss or gradient of a training step, or the loss of an evaluation, is not finite.
