@@ -13,30 +13,30 @@
 //   z  the sum of the weights over the keys whose mean of dout . v is taken off
 //   w  the sum of weights times dout . v over the same keys
 // One over y, and that mean, are left to the kernels that use them: sums can be added to, whatever comes later.
-struct RowTerms {
+struct RowStats {
     top: f32,
     norm: f32, // a factor
     mean: f32,
 }
 
-fn row_terms(tile: Tile, row: u32) -> RowTerms {
+fn load_row_stats(tile: Tile, row: u32) -> RowStats {
     if (row >= tile.row_end) {
-        return RowTerms(0.0, 0.0, 0.0);
+        return RowStats(0.0, 0.0, 0.0);
     }
     let sums = row_stats[params.row_stats_skip + output_place(tile, row)];
     // Where nothing but weights that vanish is seen, no gradient flows.
-    return RowTerms(sums.x, 1.0 / max(sums.y, 1e-37), sums.w / max(sums.z, 1e-37));
+    return RowStats(sums.x, 1.0 / max(sums.y, 1e-37), sums.w / max(sums.z, 1e-37));
 }
 
 // The same of four rows, or keys: one vec4 each.
-struct FourTerms {
+struct RowStats4 {
     top: vec4<f32>,
     norm: vec4<f32>,
     mean: vec4<f32>,
 }
 
-fn four_terms(a: RowTerms, b: RowTerms, c: RowTerms, d: RowTerms) -> FourTerms {
-    return FourTerms(vec4<f32>(a.top, b.top, c.top, d.top), vec4<f32>(a.norm, b.norm, c.norm, d.norm), vec4<f32>(a.mean, b.mean, c.mean, d.mean));
+fn row_stats4(a: RowStats, b: RowStats, c: RowStats, d: RowStats) -> RowStats4 {
+    return RowStats4(vec4<f32>(a.top, b.top, c.top, d.top), vec4<f32>(a.norm, b.norm, c.norm, d.norm), vec4<f32>(a.mean, b.mean, c.mean, d.mean));
 }
 
 // 2^(score - m), at most 2^8 but for rounding; the bound keeps infinities out of pairs that are dropped. In one rounding of the

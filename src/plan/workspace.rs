@@ -1,8 +1,8 @@
 //! The buffers that a recording leases.
 
-use crate::pool::size_class::class_bytes;
-
 use crate::device::DeviceCaps;
+use crate::error::{PoolError, Result};
+use crate::pool::size_class::class_bytes;
 
 /// What a planned buffer is for, which decides its usages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,6 +56,23 @@ impl PlannedBuffer {
             requested_bytes,
             class_bytes: class_bytes(requested_bytes, caps.max_buffer_bytes),
         }
+    }
+}
+
+/// That each of `buffers` may exist on a device with `caps`.
+///
+/// # Errors
+/// [`PoolError::BufferTooLarge`] names the first that may not.
+pub(super) fn check_sizes(buffers: &[PlannedBuffer], caps: &DeviceCaps) -> Result<()> {
+    let too_large = |buffer: &&PlannedBuffer| buffer.requested_bytes > caps.max_buffer_bytes;
+    match buffers.iter().find(too_large) {
+        None => Ok(()),
+        Some(buffer) => Err(PoolError::BufferTooLarge {
+            label: buffer.label,
+            requested_bytes: buffer.requested_bytes,
+            limit_bytes: caps.max_buffer_bytes,
+        }
+        .into()),
     }
 }
 
