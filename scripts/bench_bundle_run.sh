@@ -35,7 +35,7 @@ step() {
 }
 
 # What is compared with files of the sources stays where those are; conformance has the golden files.
-without_files=(--skip golden --skip weights:: --skip prints_as_a_table --skip workloads::)
+without_files=(--skip golden --skip weights::)
 tests=()
 golden=("$here/golden")
 if [[ ${#quick[@]} -gt 0 ]]; then

@@ -686,3 +686,51 @@ fn check_valid_lens(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bad_configurations_name_the_value() {
+        let new = DilatedAttentionConfig::new;
+        for (config, word) in [
+            (new(0, 64, &[8], &[1]), "num_heads is 0"),
+            (new(1, 0, &[8], &[1]), "head_dim is 0"),
+            (new(1, 66, &[8], &[1]), "head_dim is 66"),
+            (new(1, 260, &[8], &[1]), "head_dim is 260"),
+            (new(1, 64, &[], &[]), "number of branches is 0"),
+            (
+                new(1, 64, &[8, 16], &[1]),
+                "2 segment lengths and 1 dilation rates",
+            ),
+            (
+                new(1, 64, &[8, 0], &[1, 1]),
+                "branch 1 with segment length 0",
+            ),
+            (new(1, 64, &[8], &[0]), "dilation rate 0"),
+            (
+                new(1, 64, &[8], &[u32::MAX as usize]),
+                "dilation rate 4294967295",
+            ),
+            (new(1 << 26, 256, &[8], &[1]), "67108864 * 256"),
+            (
+                new(1, 64, &[8], &[1]).and_then(|c| c.with_softmax_scale(f32::NAN)),
+                "softmax_scale is NaN",
+            ),
+        ] {
+            let error = config.expect_err("must be refused").to_string();
+            assert!(error.contains(word), "'{error}' does not say '{word}'");
+        }
+        let shape = AttentionShape::new(2, 8).expect("valid");
+        for lens in [&[8][..], &[8, 9][..]] {
+            assert!(matches!(
+                shape.clone().with_valid_lens(lens),
+                Err(Error::InvalidShape {
+                    what: "valid_lens",
+                    ..
+                })
+            ));
+        }
+    }
+}

@@ -132,6 +132,10 @@ pub mod reference;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod tuning;
 
+// figures in the documentation
+#[cfg(test)]
+mod documented_figures;
+
 #[doc = include_str!("../docs/from_checkpoint_to_desktop_app.md")]
 pub mod guide {}
 

@@ -6,10 +6,10 @@ use std::time::Instant;
 use dilated_attention::Context;
 use dilated_attention::pool::{Lease, Pool, PoolOptions, STORAGE_USAGE};
 use dilated_attention::wgpu;
+use testing::counting_allocator::allocations_of_this_thread;
+use testing::traces::replacements;
 
-use crate::counting_allocator::allocations_of_this_thread;
 use crate::table::{Samples, Table};
-use crate::traces::replacements;
 
 /// Nanoseconds of one step: a buffer goes, another comes.
 fn replace<T>(held: &mut Vec<T>, steps: &[(usize, u64)], mut make: impl FnMut(u64) -> T) -> f64 {

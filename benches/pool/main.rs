@@ -8,20 +8,18 @@
     reason = "the comparison is with what a program without the pool would call"
 )]
 
-#[path = "../counting_allocator.rs"]
-mod counting_allocator;
 mod device;
 mod hits;
-#[path = "../simulated.rs"]
-mod simulated;
 mod table;
-#[path = "../traces.rs"]
-mod traces;
 mod workloads;
 
 use clap::Parser;
 use dilated_attention::Context;
 use table::Table;
+use testing::counting_allocator::CountingAllocator;
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 /// What the pool does and costs, row by row
 #[derive(Parser)]

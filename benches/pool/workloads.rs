@@ -1,10 +1,9 @@
 //! What the pool creates and holds on streams of allocations: counted, not timed.
 
 use dilated_attention::pool::{Balanced, Exact, Lean, NoPooling, PoolOptions, Speed, size_class};
+use testing::traces::{Simulated, Workload};
 
-use crate::simulated::Simulated;
 use crate::table::Table;
-use crate::traces::Workload;
 
 struct Figures {
     acquires: f64,

@@ -10,9 +10,9 @@ use dilated_attention::{
     AttentionShape, Context, DType, DilatedAttention, Recorder, Result, Tensor, reference,
     softmax_lse,
 };
+use testing::cases::Case;
+use testing::measurement::{error_f32, error_half, random, sampled_rows};
 
-use crate::cases::Case;
-use crate::measurement::{error_f32, error_half, random, sampled_rows};
 use crate::timing::Timed;
 
 /// Which pass is timed.

@@ -9,9 +9,9 @@ use std::fmt::Write;
 use std::rc::Rc;
 
 use dilated_attention::wgpu;
+use testing::measurement::Spread;
 
 use crate::machine::Machine;
-use crate::measurement::Spread;
 use crate::timing::Clock;
 
 /// A kernel that is run for its time.

@@ -10,8 +10,8 @@ use dilated_attention::{
 };
 
 use serde_json::{Value, json};
+use testing::measurement::{error_f32, random, sampled_rows};
 
-use crate::measurement::{error_f32, random, sampled_rows};
 use crate::timing::Timed;
 
 const WIDTH: usize = 768;

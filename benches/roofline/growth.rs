@@ -5,11 +5,11 @@ use std::rc::Rc;
 
 use dilated_attention::DType;
 use serde_json::json;
+use testing::cases::Case;
+use testing::measurement::{Spread, range};
 
 use crate::attention::{Direction, Prepared};
-use crate::cases::Case;
 use crate::machine::Machine;
-use crate::measurement::{Spread, range};
 use crate::report::Report;
 use crate::timing::{Clock, Series, Subject};
 

@@ -3,9 +3,9 @@
 use dilated_attention::ops::{Matmul, convert, layer_norm, layer_norm_backward};
 use dilated_attention::reference::{layers, plain};
 use dilated_attention::{Context, DType, Recorder, Result, Tensor};
+use testing::cases::ProductCase;
+use testing::measurement::{error_f32, error_half, random, sampled_rows};
 
-use crate::cases::ProductCase;
-use crate::measurement::{error_f32, error_half, random, sampled_rows};
 use crate::timing::Timed;
 
 /// Matrices with their elements, each with numbers of its own.

@@ -14,8 +14,6 @@
 //! shares of twice those of a plain implementation that stores the same type.
 
 mod attention;
-#[path = "../cases.rs"]
-mod cases;
 mod ceilings;
 mod encoder;
 mod growth;
@@ -23,8 +21,6 @@ mod join;
 mod layers;
 mod machine;
 mod matrices;
-#[path = "../measurement.rs"]
-mod measurement;
 mod options;
 mod processor;
 mod report;
@@ -35,7 +31,6 @@ use std::error::Error;
 use std::rc::Rc;
 
 use attention::{Direction, Prepared};
-use cases::{Case, ProductCase};
 use ceilings::Ceiling;
 use clap::Parser;
 use dilated_attention::device::KernelTier;
@@ -46,6 +41,7 @@ use machine::Machine;
 use options::Options;
 use report::{Key, Report};
 use serde_json::{Value, json};
+use testing::cases::{Case, ProductCase};
 use timing::{Clock, Subject, Timed, measure};
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -3,10 +3,10 @@
 use std::rc::Rc;
 
 use dilated_attention::wgpu::{self, CooperativeMatrixProperties, CooperativeScalarType};
+use testing::measurement::random;
 
 use crate::ceilings::{Ceiling, Program, storage};
 use crate::machine::Machine;
-use crate::measurement::random;
 use crate::timing::Clock;
 
 const CHAINS: u32 = 4;

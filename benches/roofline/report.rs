@@ -7,10 +7,10 @@ use std::path::Path;
 use dilated_attention::DType;
 use dilated_attention::device::KernelTier;
 use serde_json::{Map, Value, json};
+use testing::measurement::{Spread, date, range};
 
 use crate::ceilings::Ceiling;
 use crate::machine::Machine;
-use crate::measurement::{Spread, date, range};
 use crate::timing::Measured;
 
 /// Where rows go.

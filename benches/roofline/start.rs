@@ -11,10 +11,10 @@ use std::time::Instant;
 use dilated_attention::kernels::remembered::CACHE_VARIABLE;
 use dilated_attention::{Context, DType};
 use serde_json::json;
+use testing::cases::Case;
+use testing::measurement::{Spread, range};
 
 use crate::attention::{Direction, Prepared};
-use crate::cases::Case;
-use crate::measurement::{Spread, range};
 use crate::report::Report;
 use crate::timing::{Clock, Subject};
 

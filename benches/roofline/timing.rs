@@ -9,9 +9,9 @@ use std::time::Instant;
 use dilated_attention::ops::convert;
 use dilated_attention::wgpu;
 use dilated_attention::{Context, DType, Recorder, Result, Tensor, half};
+use testing::measurement::Spread;
 
 use crate::ceilings::Ceiling;
-use crate::measurement::Spread;
 use crate::processor;
 
 /// Work that can be recorded again and again.

@@ -9,21 +9,19 @@
 
 use dilated_attention::models::gigapath::SlideEncoder;
 use dilated_attention::{Context, DeviceCaps};
-
-#[path = "../../tests/integration/support/checkpoint_loading.rs"]
-mod checkpoint_loading;
+use testing::fuzzing::checkpoint;
 
 thread_local! {
     static PLANNED: (Context, SlideEncoder) = {
         let dry_run = Context::dry_run(DeviceCaps::webgpu_defaults());
-        let encoder = checkpoint_loading::encoder(&dry_run);
+        let encoder = checkpoint::encoder(&dry_run);
         (dry_run, encoder)
     };
 }
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     PLANNED.with(|(dry_run, encoder)| {
-        drop(checkpoint_loading::run(dry_run, encoder, bytes));
+        drop(checkpoint::run(dry_run, encoder, bytes));
         assert_eq!(dry_run.pool().stats().leases.current, 0);
     });
 });

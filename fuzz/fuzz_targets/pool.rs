@@ -6,7 +6,4 @@
 
 #![no_main]
 
-#[path = "../../tests/integration/support/pool_operations.rs"]
-mod pool_operations;
-
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| pool_operations::run(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| testing::fuzzing::pool::run(bytes));

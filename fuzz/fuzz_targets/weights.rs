@@ -6,9 +6,6 @@
 
 #![no_main]
 
-#[path = "../../tests/integration/support/weight_reading.rs"]
-mod weight_reading;
-
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    weight_reading::run(bytes);
+    testing::fuzzing::weights::run(bytes);
 });

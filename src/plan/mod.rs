@@ -17,3 +17,6 @@ pub(crate) use step::{StepLayout, plan_step, rows_of};
 pub use window::{RowLayout, TokenWindow};
 pub(crate) use workspace::staging_bytes;
 pub use workspace::{BufferRole, PlannedBuffer};
+
+#[cfg(test)]
+mod tests;

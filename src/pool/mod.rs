@@ -541,3 +541,6 @@ impl<B> Pool<B> {
         self.core().id()
     }
 }
+
+#[cfg(test)]
+mod tests;

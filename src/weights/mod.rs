@@ -65,3 +65,6 @@ pub use stored::StoredTensor;
 
 /// The beginning of the keys under which the crate itself writes into a file's metadata.
 pub const OWN_METADATA: &str = "dilated_attention.";
+
+#[cfg(test)]
+mod tests;

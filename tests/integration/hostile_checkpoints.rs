@@ -9,9 +9,9 @@ use dilated_attention::nn::Parameters;
 use dilated_attention::{Context, DeviceCaps};
 use proptest::prelude::*;
 use proptest::sample::Index;
+use testing::counting_allocator::bytes_allocated_by_this_thread;
+use testing::fuzzing::checkpoint::{encoder, run};
 
-use crate::counting_allocator::bytes_allocated_by_this_thread;
-use crate::support::checkpoint_loading::{encoder, run};
 use crate::support::contexts::contexts;
 use crate::support::models::draw;
 use crate::support::numbers::uniform;

@@ -2,15 +2,11 @@
 
 mod abandoned;
 mod backward;
-mod barriers;
 mod budgets;
 mod checkpoints;
 mod coop;
-#[path = "../../benches/counting_allocator.rs"]
-mod counting_allocator;
 mod decode;
 mod devices;
-mod documented_figures;
 mod dropout;
 mod encoder_decoder;
 mod forward;
@@ -28,22 +24,16 @@ mod models;
 mod operations;
 mod oracle;
 mod patterns;
-mod plan;
-mod pool;
-mod pool_model;
-mod pool_policy;
 mod recorder;
-mod shaders;
-#[path = "../../benches/simulated.rs"]
-mod simulated;
 mod slices;
 mod slides;
 mod stale;
 mod support;
-mod telemetry;
-#[path = "../../benches/traces.rs"]
-mod traces;
 mod training;
 mod tuning;
 mod weights;
-mod workloads;
+
+use testing::counting_allocator::CountingAllocator;
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;

@@ -10,9 +10,9 @@ use cubecl_server::memory_management::{
 };
 use cubecl_server::server::IoError;
 use cubecl_server::storage::{ComputeStorage, StorageHandle, StorageId, StorageUtilization};
+use testing::traces::Allocator;
 
 use crate::Peer;
-use crate::traces::Allocator;
 
 /// Counts allocations; has no memory.
 #[derive(Default)]

@@ -4,8 +4,9 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use testing::traces::Allocator;
+
 use crate::Peer;
-use crate::traces::Allocator;
 
 /// Buffers of one size that wait, by size, and what exists.
 #[derive(Default)]

@@ -9,10 +9,6 @@
 
 mod cubecl;
 mod lists;
-#[path = "../../simulated.rs"]
-mod simulated;
-#[path = "../../traces.rs"]
-mod traces;
 
 use std::cell::Cell;
 use std::hint::black_box;
@@ -22,8 +18,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use dilated_attention::pool::{PoolOptions, STORAGE_USAGE};
-use simulated::Simulated;
-use traces::{Allocator, Workload, replacements};
+use testing::traces::{Allocator, Simulated, Workload, replacements};
 
 /// The pool beside others, on the same streams of allocations and without a device
 #[derive(Parser)]

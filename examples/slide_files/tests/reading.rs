@@ -8,12 +8,12 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 use safetensors::tensor::{Dtype, TensorView};
 use slide_files::{Error, TileSizeChoice, Tiles, write_npy};
+use testing::counting_allocator::{CountingAllocator, bytes_allocated_by_this_thread};
 use zip::CompressionMethod;
 use zip::write::{SimpleFileOptions, ZipWriter};
 
-#[path = "../../../benches/counting_allocator.rs"]
-#[allow(dead_code, reason = "bytes are asked for, not allocations")]
-mod counting_allocator;
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 const TILES: usize = 5;
 const DIM: usize = 6;
@@ -680,7 +680,7 @@ fn read_within_bounds(folder: &Folder, extension: &str, bytes: &[u8]) -> Result<
     // Threads of tests do not share a file.
     let thread = format!("{:?}.{extension}", std::thread::current().id());
     let path = folder.write(&thread, bytes);
-    let before = counting_allocator::bytes_allocated_by_this_thread();
+    let before = bytes_allocated_by_this_thread();
     let read = match extension {
         "npy" => {
             let coords = folder.write("coords.npy", &plain_npys()[1]);
@@ -688,7 +688,7 @@ fn read_within_bounds(folder: &Folder, extension: &str, bytes: &[u8]) -> Result<
         }
         _ => Tiles::read(path, DIM),
     };
-    let allocated = counting_allocator::bytes_allocated_by_this_thread() - before;
+    let allocated = bytes_allocated_by_this_thread() - before;
     // All together, freed or not. Numbers of entries in HDF5 have 16 bits, whose tables are made before they are read.
     let most = if extension == "h5" {
         64 << 20

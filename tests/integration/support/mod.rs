@@ -1,6 +1,5 @@
 //! What several test modules use.
 
-pub mod checkpoint_loading;
 pub mod contexts;
 pub mod failing_source;
 pub mod giving_up;
@@ -8,8 +7,5 @@ pub mod gradients;
 pub mod kernel_contexts;
 pub mod models;
 pub mod numbers;
-pub mod pool_operations;
 pub mod problem;
-pub mod snapshot;
 pub mod training;
-pub mod weight_reading;

@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime};
 use dilated_attention::nn::Parameters;
 use dilated_attention::weights::{WeightFile, WeightsError};
 use dilated_attention::{Context, DeviceCaps, Error};
+use testing::weight_files::{f32_bytes, file_with};
 
-use super::{Directory, f32_bytes, file_with, list, read};
+use super::{Directory, list, read};
 use crate::support::contexts::contexts;
 use crate::support::numbers::uniform;
 
@@ -245,7 +246,7 @@ fn many_threads_read_one_file() {
 /// What the host holds of a file does not grow with it.
 #[test]
 fn loading_holds_a_piece_of_the_file() {
-    use crate::counting_allocator::bytes_allocated_by_this_thread;
+    use testing::counting_allocator::bytes_allocated_by_this_thread;
     let directory = Directory::new("bounded");
     let path = directory.file("w.safetensors");
     let bytes = written(&path).len() as u64;

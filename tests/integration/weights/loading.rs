@@ -7,8 +7,9 @@ use dilated_attention::weights::{
 };
 use dilated_attention::{AttentionShape, ContextOptions, DilatedAttentionConfig, Error};
 use half::{bf16, f16};
+use testing::weight_files::{f32_bytes, file_of, file_with};
 
-use super::{bits, f32_bytes, file_of, file_with, golden, list, read};
+use super::{bits, golden, list, read};
 use crate::support::contexts::{context_with, contexts};
 use crate::support::numbers::uniform;
 

@@ -1,7 +1,6 @@
-//! Files of weights: what is refused, what is loaded, what is saved.
+//! Files of weights: what is loaded, what is saved. What is refused is among the unit tests.
 
 mod changed;
-mod files;
 mod loading;
 mod saving;
 
@@ -10,39 +9,6 @@ use std::sync::Arc;
 
 use dilated_attention::nn::{Init, ParameterList, Parameters};
 use dilated_attention::{Context, Result};
-
-/// A file with the JSON `json` and these bytes after it.
-fn file_of(json: &str, data: &[u8]) -> Vec<u8> {
-    let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(json.as_bytes());
-    bytes.extend(data);
-    bytes
-}
-
-/// The JSON of one tensor.
-fn tensor(name: &str, stored_type: &str, shape: &[usize], range: [usize; 2]) -> String {
-    format!(r#""{name}":{{"dtype":"{stored_type}","shape":{shape:?},"data_offsets":{range:?}}}"#)
-}
-
-/// A file of tensors, one after the other.
-fn file_with(tensors: &[(&str, &str, &[usize], &[u8])]) -> Vec<u8> {
-    let mut entries = Vec::new();
-    let mut data = Vec::new();
-    for (name, stored_type, shape, bytes) in tensors {
-        let begin = data.len();
-        data.extend(*bytes);
-        entries.push(tensor(name, stored_type, shape, [begin, data.len()]));
-    }
-    file_of(&format!("{{{}}}", entries.join(",")), &data)
-}
-
-/// Little-endian bytes of f32.
-fn f32_bytes(values: &[f32]) -> Vec<u8> {
-    values
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect()
-}
 
 /// A list of parameters of these names and shapes.
 fn list(parameters: &[(&str, &[usize])]) -> Arc<ParameterList> {

@@ -8,11 +8,12 @@ use dilated_attention::{Context, Error};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
+use testing::fuzzing::weights as weight_reading;
+use testing::weight_files::{f32_bytes, file_with};
 
-use super::{Directory, bits, f32_bytes, file_with, list, read};
+use super::{Directory, bits, list, read};
 use crate::support::contexts::{context_with, contexts};
 use crate::support::numbers::uniform;
-use crate::support::weight_reading;
 
 /// Parameters of one tensor for each of `values`, called `p0`, `p1`, ...
 fn parameters(context: &Context, values: &[Vec<f32>]) -> Parameters {

@@ -1,6 +1,7 @@
 //! The pool's shards under a model checker: every order in which threads may meet, up to a bound of preemptions.
 //!
-//! The files are the pool's own; only what the locks and counters come from differs (`sync.rs`).
+//! The files are the pool's own, taken in by their paths: loom has to stand in the place of the locks and counters that they are
+//! compiled with (`sync.rs`), which a built library cannot offer.
 //!
 //! ```sh
 //! cargo test --release --manifest-path tests/loom/Cargo.toml

@@ -11,10 +11,6 @@
 //!
 //! Rows have the names and fields of the roofline benchmark's, so `roofline --join` puts them into one table.
 
-#[path = "../../../cases.rs"]
-mod cases;
-#[path = "../../../measurement.rs"]
-mod measurement;
 mod peer;
 
 use std::error::Error;
@@ -24,13 +20,13 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
-use cases::Case;
 use clap::{Parser, value_parser};
 use dilated_attention::device::Processor;
 use dilated_attention::{Context, DType, DilatedAttention, reference};
-use measurement::{Spread, date, error_f32, random, range, sampled_rows};
 use peer::Peer;
 use serde_json::{Value, json};
+use testing::cases::Case;
+use testing::measurement::{Spread, date, error_f32, random, range, sampled_rows};
 
 const BURN: &str = "burn 0.22.1";
 const OURS: &str = "dilated-attention beside burn";

@@ -6,10 +6,10 @@ use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Device, DeviceKind, Int, Tensor, TensorData};
 use dilated_attention::reference;
+use testing::cases::Case;
+use testing::measurement::{error_f32, sampled_rows};
 
 use crate::Outcome;
-use crate::cases::Case;
-use crate::measurement::{error_f32, sampled_rows};
 
 /// Inputs on burn's device.
 pub struct Peer {

@@ -1,0 +1,244 @@
+//! Plans without a GPU: what they print, what they promise, and that their dispatches together are the attention.
+
+use std::collections::HashMap;
+
+use expect_test::expect_file;
+use proptest::prelude::*;
+
+use crate::device::{DeviceCaps, Processor};
+use crate::plan::ForwardPlan;
+use crate::pool::PoolError;
+use crate::{
+    AttentionShape, DType, DilatedAttentionConfig, Error, HeadOffsets, Heads, Mask, OutputRows,
+    Padding,
+};
+
+#[test]
+fn longnet_plan_prints_as_a_table() {
+    let segments = [2048, 4096, 8192, 16_384, 32_768];
+    let config = DilatedAttentionConfig::new(12, 64, &segments, &[1, 2, 4, 6, 12]).expect("valid");
+    let shape = AttentionShape::new(1, 32_768).expect("valid");
+    let plan = config
+        .plan_forward(&shape, DType::F32, &DeviceCaps::webgpu_defaults())
+        .expect("plans");
+    expect_file!["../../tests/snapshots/longnet.txt"].assert_eq(&plan.to_string());
+}
+
+#[test]
+fn plan_with_windows_prints_as_a_table() {
+    let config = DilatedAttentionConfig::new(16, 48, &[1024, 65_536], &[2, 4])
+        .expect("valid")
+        .with_torchscale()
+        .with_mask(Mask::Causal);
+    let shape = AttentionShape::new(2, 80_000)
+        .and_then(|shape| shape.with_valid_lens(&[80_000, 50_000]))
+        .expect("valid");
+    let caps = DeviceCaps {
+        max_buffer_bytes: 1 << 30,
+        max_binding_bytes: 64 << 20,
+        processor: Processor::Cpu {
+            lanes: 8,
+            uniform_loads: true,
+            broadcasts: true,
+        },
+        ..DeviceCaps::webgpu_defaults()
+    };
+    let plan = config
+        .plan_forward(&shape, DType::F32, &caps)
+        .expect("plans");
+    expect_file!["../../tests/snapshots/windows.txt"].assert_eq(&plan.to_string());
+}
+
+#[test]
+fn limits_give_typed_errors() {
+    let config = DilatedAttentionConfig::new(64, 256, &[1024], &[1]).expect("valid");
+    let caps = DeviceCaps::webgpu_defaults();
+    let plan = |n: usize, caps: &DeviceCaps| {
+        config.plan_forward(&AttentionShape::new(1, n).expect("valid"), DType::F32, caps)
+    };
+    assert!(matches!(
+        plan(100_000, &caps),
+        Err(Error::Pool(PoolError::BufferTooLarge {
+            requested_bytes: 6_553_600_000,
+            ..
+        }))
+    ));
+    let tight = DeviceCaps {
+        max_binding_bytes: 65_536,
+        ..caps
+    };
+    assert!(matches!(
+        plan(16, &tight),
+        Err(Error::BindingTooSmall {
+            limit_bytes: 65_536,
+            ..
+        })
+    ));
+    let shape = AttentionShape::new(u32::MAX as usize, 2_000_000_000).expect("valid");
+    assert!(matches!(
+        config.plan_forward(&shape, DType::F32, &tight),
+        Err(Error::SizeOverflow { .. })
+    ));
+    assert!(matches!(
+        AttentionShape::new(1, u32::MAX as usize),
+        Err(Error::InvalidShape { .. })
+    ));
+}
+
+#[test]
+fn empty_calls_plan_nothing() {
+    let config = DilatedAttentionConfig::new(2, 8, &[4], &[1]).expect("valid");
+    for (batch, seq_len) in [(0, 5), (5, 0), (0, 0)] {
+        let shape = AttentionShape::new(batch, seq_len).expect("valid");
+        let plan = config
+            .plan_forward(&shape, DType::F32, &DeviceCaps::webgpu_defaults())
+            .expect("plans");
+        assert!(plan.dispatches.is_empty() && plan.clears.is_empty());
+        assert_eq!(plan.flop, 0);
+    }
+}
+
+#[derive(Default)]
+struct Row {
+    /// (branch, key row) -> times it is counted.
+    keys: HashMap<(u32, u32), u32>,
+    initialised: bool,
+}
+
+/// Runs a plan's dispatches on indices: what each output row of each head sees, and how it is stored.
+fn execute(plan: &ForwardPlan, caps: &DeviceCaps) -> HashMap<(u64, u32), Row> {
+    let mut rows: HashMap<(u64, u32), Row> = HashMap::new();
+    let seq_len = plan.shape.seq_len() as u64;
+    for dispatch in &plan.dispatches {
+        for window in [dispatch.q, dispatch.kv, dispatch.out, dispatch.state] {
+            assert!(window.bytes.size <= caps.max_binding_bytes);
+            assert_eq!(window.bytes.offset % caps.storage_offset_alignment, 0);
+        }
+        let geometry = &dispatch.geometry;
+        for item in dispatch.items.begin..dispatch.items.end {
+            for segment in dispatch.segments.begin..dispatch.segments.end {
+                for head in dispatch.heads.begin..dispatch.heads.end {
+                    let written = geometry.written_rows(segment, head);
+                    for t in dispatch.rows.begin..dispatch.rows.end.min(written) {
+                        let token = geometry.output_token(segment, head, t);
+                        let place = u64::from(item) * seq_len + token;
+                        let cleared = plan
+                            .clears
+                            .iter()
+                            .any(|(begin, end)| (*begin..*end).contains(&place));
+                        let row = rows.entry((place, head)).or_default();
+                        if dispatch.merges {
+                            assert!(row.initialised || cleared, "merged before it was written");
+                        } else {
+                            assert!(!row.initialised, "overwritten");
+                        }
+                        row.initialised = true;
+                        let seen = geometry.visible_keys(segment, head, t);
+                        for key in dispatch.key_rows.begin..dispatch.key_rows.end.min(seen) {
+                            *row.keys.entry((geometry.branch, key)).or_default() += 1;
+                        }
+                        // What is touched lies in the windows.
+                        let place =
+                            |token: u64| u64::from(item - dispatch.items.begin) * seq_len + token;
+                        let row_bytes = (plan.num_heads as u64) * (plan.head_dim as u64) * 4;
+                        let inside = |window: crate::plan::TokenWindow, token: u64, first: u32| {
+                            let row = place(token)
+                                .checked_sub(u64::from(first))
+                                .expect("not before the window");
+                            u64::from(window.skip) * 16 + (row + 1) * row_bytes <= window.bytes.size
+                        };
+                        assert!(inside(dispatch.out, token, dispatch.first_tokens[2]));
+                        let token_of = |t: u32| {
+                            u64::from(segment) * u64::from(geometry.segment_length)
+                                + u64::from(geometry.offset(head))
+                                + u64::from(t) * u64::from(geometry.dilation_rate)
+                        };
+                        if t < geometry.real_rows(segment, head) {
+                            assert!(inside(dispatch.q, token_of(t), dispatch.first_tokens[0]));
+                        }
+                        for key in [
+                            dispatch.key_rows.begin,
+                            dispatch.key_rows.end.min(seen).saturating_sub(1),
+                        ] {
+                            if (dispatch.key_rows.begin..dispatch.key_rows.end.min(seen))
+                                .contains(&key)
+                            {
+                                assert!(inside(
+                                    dispatch.kv,
+                                    token_of(key),
+                                    dispatch.first_tokens[1]
+                                ));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    rows
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    /// Whatever the windows: each row sees each of its keys once, is written before it is merged, and is cleared if no
+    /// dispatch writes it.
+    #[test]
+    fn dispatches_together_are_the_attention(
+        (batch, seq_len, num_heads) in (1usize..3, 1usize..70, 1usize..6),
+        branches in prop::collection::vec((1usize..90, 1usize..7), 1..4),
+        binding_rows in 1u64..100,
+        (round_robin, torchscale_rows, zero_keys, partitioned, causal) in any::<(bool, bool, bool, bool, bool)>(),
+        shorten in prop::option::of(0usize..70),
+    ) {
+        let (segments, rates): (Vec<usize>, Vec<usize>) = branches.into_iter().unzip();
+        let config = DilatedAttentionConfig::new(num_heads, 8, &segments, &rates).expect("valid")
+            .with_head_offsets(if round_robin { HeadOffsets::RoundRobin } else { HeadOffsets::Blocked })
+            .with_output_rows(if torchscale_rows { OutputRows::Torchscale } else { OutputRows::Aligned })
+            .with_padding(if zero_keys { Padding::ZeroKeys } else { Padding::Masked })
+            .with_heads(if partitioned { Heads::Partitioned } else { Heads::EveryBranch })
+            .with_mask(if causal { Mask::Causal } else { Mask::Full });
+        let mut shape = AttentionShape::new(batch, seq_len).expect("valid");
+        if let Some(shorten) = shorten {
+            let mut lens = vec![seq_len; batch];
+            lens[0] = seq_len.saturating_sub(shorten);
+            shape = shape.with_valid_lens(&lens).expect("valid");
+        }
+        let caps = DeviceCaps {
+            max_binding_bytes: 256 + binding_rows * num_heads as u64 * 32,
+            ..DeviceCaps::webgpu_defaults()
+        };
+        let plan = config.plan_forward(&shape, DType::F32, &caps).expect("plans");
+        let rows = execute(&plan, &caps);
+        for item in 0..batch {
+            let valid_len = shape.valid_len(item) as u32;
+            for token in 0..seq_len as u32 {
+                for head in 0..num_heads as u32 {
+                    let place = (item * seq_len) as u64 + u64::from(token);
+                    let row = rows.get(&(place, head));
+                    let mut expected: HashMap<(u32, u32), u32> = HashMap::new();
+                    let mut covered = false;
+                    if valid_len > 0 {
+                        for branch in 0..segments.len() as u32 {
+                            let geometry = crate::plan::branch::BranchGeometry::new(&config, branch, valid_len);
+                            let takes_part = (geometry.head_begin..geometry.head_begin + geometry.head_count).contains(&head);
+                            if let (true, Some((segment, t))) = (takes_part, geometry.row_of_output(head, token)) {
+                                covered = true;
+                                for key in 0..geometry.visible_keys(segment, head, t) {
+                                    expected.insert((branch, key), 1);
+                                }
+                            }
+                        }
+                    }
+                    let cleared = plan.clears.iter().any(|(begin, end)| (*begin..*end).contains(&place));
+                    match row {
+                        Some(row) => {
+                            prop_assert_eq!(&row.keys, &expected);
+                            prop_assert!(covered);
+                        }
+                        None => prop_assert!(!covered && cleared, "neither written nor cleared"),
+                    }
+                }
+            }
+        }
+    }
+}

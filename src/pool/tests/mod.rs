@@ -1,0 +1,8 @@
+//! The pool on simulated buffers and on wgpu's noop device. What needs a real one is among the integration tests.
+
+mod device;
+#[cfg(feature = "tracing")]
+mod events;
+mod model;
+mod policy;
+mod traces;
