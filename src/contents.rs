@@ -129,6 +129,14 @@ impl Contents {
         self.state.load(Ordering::Acquire) == HELD
     }
 
+    /// Whether a recording that writes the contents may still be submitted, or is in an encoder that has not run yet.
+    pub fn are_pending(&self) -> bool {
+        let writer = lock(&self.writer).clone();
+        let fate = writer.map(|writer| writer.fate());
+        let pending = matches!(fate, Some(Fate::Recorded | Fate::Slicing | Fate::Encoded));
+        pending && !self.are_held()
+    }
+
     fn set(&self, state: u8) {
         self.state.store(state, Ordering::Release);
     }
@@ -265,10 +273,11 @@ impl Tracker {
 
     /// Marks the whole recording as submitted.
     pub fn submitted(&self) {
-        self.recording.set(Fate::Submitted);
+        // The contents first: other threads take what is not held, and has no writer to come, for lost.
         for write in self.writes.iter().filter(|write| write.fills) {
             write.contents.set(HELD);
         }
+        self.recording.set(Fate::Submitted);
     }
 
     /// Marks the recording as never to run.

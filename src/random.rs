@@ -1,6 +1,7 @@
 //! Random numbers, the same on every machine.
 
 /// Random numbers of a seed and a stream: splitmix64 (Steele, Lea and Flood 2014), which passes BigCrush and is one line.
+#[derive(Clone, Debug)]
 pub(crate) struct Random(u64);
 
 impl Random {
@@ -23,6 +24,11 @@ impl Random {
     /// In -1..1.
     pub fn uniform(&mut self) -> f32 {
         (self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    /// In 0..1.
+    pub fn unit(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// Of mean 0 and variance 1 (Box and Muller 1958).

@@ -31,6 +31,7 @@ mod self_test;
 mod warm_up;
 
 pub use adapter::AdapterChoice;
+pub(crate) use dry_run::Tally;
 pub use open::ContextOptions;
 pub use warm_up::{WarmUp, WarmedKernel};
 

@@ -65,7 +65,7 @@ pub enum Error {
     },
     /// A plan needs more memory than it may.
     #[error(
-        "{what} needs {requested_bytes} bytes in buffers of the pool's sizes, the budget is {budget_bytes}: shorten the input, take activations in half precision or raise the budget"
+        "{what} needs {requested_bytes} bytes in buffers of the pool's sizes, the budget is {budget_bytes}: {next_step}"
     )]
     PlanOverBudget {
         /// What was planned.
@@ -74,6 +74,18 @@ pub enum Error {
         requested_bytes: u64,
         /// The budget.
         budget_bytes: u64,
+        /// What to do.
+        next_step: &'static str,
+    },
+    /// A call that means nothing yet, or no more, after the calls before it. It has changed nothing.
+    #[error("{call} is out of order: {state}; {next_step}")]
+    OutOfOrder {
+        /// The call.
+        call: &'static str,
+        /// What has been done, and what has not.
+        state: String,
+        /// What to call before, or instead.
+        next_step: &'static str,
     },
     /// An option has a value that means nothing, on whatever device.
     #[error("{what} is {given}; it must be {need}")]

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use super::LongNet;
-use crate::config::Mask;
+use crate::config::{AttentionShape, Mask};
 use crate::contents::Contents;
 use crate::device::{ByteRange, DType};
 use crate::error::{Error, Result};
@@ -135,8 +135,8 @@ impl LongNet {
     /// A cache for `batch` sequences, with room for `capacity` tokens (it grows).
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] for a model without causal mask, or with xPos and segments that allow no fixed centre; the
-    /// errors of leasing.
+    /// [`Error::InvalidConfig`] for a model without causal mask; [`Error::InvalidShape`] for more tokens than kernels or the
+    /// model's positions allow; the errors of leasing.
     pub fn new_cache(
         &self,
         recorder: &mut Recorder,
@@ -145,6 +145,8 @@ impl LongNet {
     ) -> Result<KvCache> {
         self.expect_causal("decoding")?;
         let capacity = capacity.max(1);
+        self.expect_decodable("capacity of the cache", capacity)?;
+        AttentionShape::new(batch, capacity)?;
         let keeps_queries = self.config.rows_move();
         let mut layers = Vec::new();
         for _ in &self.layers {
@@ -187,6 +189,22 @@ impl LongNet {
         }
     }
 
+    /// Whether a cache may hold `len` tokens.
+    ///
+    /// # Errors
+    /// [`Error::InvalidShape`] with the largest number that it may hold.
+    pub(super) fn expect_decodable(&self, what: &'static str, len: usize) -> Result<()> {
+        let (limit, of) = self.config.max_decoded_tokens();
+        match len <= limit {
+            true => Ok(()),
+            false => Err(Error::InvalidShape {
+                what,
+                given: format!("{len} tokens"),
+                need: format!("at most {limit}, {of}"),
+            }),
+        }
+    }
+
     fn cache_tensor(
         &self,
         recorder: &mut Recorder,
@@ -222,7 +240,8 @@ impl LongNet {
         if len <= cache.capacity {
             return Ok(());
         }
-        let capacity = len.checked_next_power_of_two().unwrap_or(len);
+        let (most, _) = self.config.max_decoded_tokens();
+        let capacity = len.checked_next_power_of_two().unwrap_or(len).min(most);
         let mut larger = self.new_cache(recorder, cache.batch, capacity)?;
         for (from, to) in cache.layers.iter_mut().zip(&mut larger.layers) {
             to.cross = from.cross.clone();

@@ -1,6 +1,6 @@
 //! Options of a LongNet.
 
-use crate::config::{DilatedAttentionConfig, Heads, Mask};
+use crate::config::{DilatedAttentionConfig, Heads, MAX_TOKENS, Mask};
 use crate::device::DType;
 use crate::error::{Error, Result};
 use crate::nn::{Activation, ProjectionNorm};
@@ -335,6 +335,19 @@ impl LongNetConfig {
             block,
             centre: block / 2,
         })
+    }
+
+    /// Most tokens that may come one by one, and what they are limited by.
+    pub(super) fn max_decoded_tokens(&self) -> (usize, &'static str) {
+        let mut limits = vec![(MAX_TOKENS, "the longest sequence that kernels can number")];
+        if let Some(positions) = self.learned_positions {
+            limits.push((positions, "the positions that the model has learned"));
+        }
+        if self.xpos_scale_base.is_some() && self.xpos_block().is_none() {
+            let of = "the positions of one centre of xPos, with segments that do not all divide the longest";
+            limits.push((self.for_base(ONE_CENTRE), of));
+        }
+        limits.into_iter().min().unwrap_or_default()
     }
 
     /// Positions that queries and keys which meet always share: the longest segment, if all others lie within one.

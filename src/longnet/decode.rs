@@ -19,9 +19,9 @@ impl LongNet {
     ///
     /// # Errors
     /// [`Error::ParameterMismatch`] for weights or a cache of another model; [`Error::InvalidShape`] for another batch, items of
-    /// different lengths, a memory that is missing, other input that does not fit, and positions beyond the learned ones;
-    /// [`Error::InvalidConfig`] for a model without causal mask and for positions beyond those of xPos; the errors of leasing
-    /// and recording. The cache is as it was then.
+    /// different lengths, a memory that is missing, other input that does not fit, and more tokens than kernels or the model's
+    /// positions allow; [`Error::InvalidConfig`] for a model without causal mask; the errors of leasing and recording. The cache is as
+    /// it was then.
     pub fn decode(
         &self,
         recorder: &mut Recorder,
@@ -52,12 +52,8 @@ impl LongNet {
             });
         }
         let first = cache.len;
-        let Some(len) = first.checked_add(count) else {
-            return Err(Error::SizeOverflow {
-                what: "tokens of a cache",
-                given: format!("{first} + {count}"),
-            });
-        };
+        let len = first.saturating_add(count);
+        self.expect_decodable("tokens of the cache", len)?;
         let (embedded, _) = self.embed_from(recorder, weights, input, call, first, None)?;
         // A clone shares the buffers: a failure leaves the given one as it was.
         let mut next = cache.clone();
@@ -82,7 +78,12 @@ impl LongNet {
     }
 
     /// Row `token` of each item.
-    fn row_of(&self, recorder: &mut Recorder, x: &Tensor, token: usize) -> Result<Tensor> {
+    pub(super) fn row_of(
+        &self,
+        recorder: &mut Recorder,
+        x: &Tensor,
+        token: usize,
+    ) -> Result<Tensor> {
         let (batch, count) = (x.shape()[0], x.shape()[1] as u64);
         if count == 1 {
             return Ok(x.clone());

@@ -10,14 +10,17 @@
 //!
 //! A model is plain data and pipelines; its weights are [`Parameters`] made by [`LongNet::initial_weights`] or loaded from a
 //! file. Training saves what each block needs, or only the input of each layer and computes the rest again
-//! ([`Recompute::Layers`]). Decoding ([`KvCache`]) computes one token at a time from keys and values of those before.
+//! ([`Recompute::Layers`]). Decoding ([`KvCache`]) computes one token at a time from keys and values of those before, and
+//! [`LongNet::generate`] draws tokens with it.
 
 mod backward;
 mod cache;
 mod config;
 mod decode;
 mod encoder_decoder;
+mod flop;
 mod forward;
+mod generate;
 mod loss;
 mod warm_up;
 
@@ -26,6 +29,7 @@ pub use cache::KvCache;
 pub use config::{CrossAttentionConfig, LongNetConfig, OutputProjection};
 pub use encoder_decoder::EncoderDecoder;
 pub use forward::{Call, Input, Output};
+pub use generate::{GenerateOptions, Generation};
 pub use loss::Loss;
 
 use std::sync::Arc;

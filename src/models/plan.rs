@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use super::run::ModelRun;
 use super::staged::StagedModel;
-use crate::config::AttentionShape;
-use crate::context::Context;
-use crate::error::{Error, Result};
+use crate::context::{Context, Tally};
+#[cfg(doc)]
+use crate::error::Error;
+use crate::error::Result;
 use crate::kernels::Kernel;
-use crate::longnet::LongNetConfig;
 use crate::nn::Parameters;
+use crate::plan::needs;
 use crate::recorder::Recorder;
 
 /// What a model's run over one input will need, known before it runs; made by [`StagedModel::plan`] and
@@ -56,8 +57,7 @@ pub struct ModelPlan {
 impl ModelPlan {
     /// Time on an adapter that does so many floating point operations a second in a layer.
     pub fn time_at(&self, flop_per_second: f64) -> Duration {
-        let seconds = self.flop as f64 / flop_per_second;
-        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+        needs::time_at(self.flop, flop_per_second)
     }
 
     /// Whether the pool stays within `budget_bytes`.
@@ -65,14 +65,12 @@ impl ModelPlan {
     /// # Errors
     /// [`Error::PlanOverBudget`] with both numbers.
     pub fn check_budget(&self, budget_bytes: u64) -> Result<()> {
-        match self.held_bytes <= budget_bytes {
-            true => Ok(()),
-            false => Err(Error::PlanOverBudget {
-                what: "the model over this input",
-                requested_bytes: self.held_bytes,
-                budget_bytes,
-            }),
-        }
+        needs::check_budget(
+            "the model over this input",
+            self.held_bytes,
+            budget_bytes,
+            "shorten the input, take activations in half precision or raise the budget",
+        )
     }
 
     /// The plan of a run on `dry_run`, on which nothing was done yet; times are those of `measured`.
@@ -87,32 +85,24 @@ impl ModelPlan {
             let (encoder, outline) = (run.encoder_config(), run.outline());
             let shape = &outline.shape;
             let embedding = 2 * outline.part_operations.iter().sum::<u64>();
-            let flop = embedding + encoder_flop(dry_run, encoder, shape)?;
+            let flop = embedding + encoder.layers_flop(shape, dry_run.caps())?;
             let num_tokens = shape.batch() as u64 * shape.seq_len() as u64;
             let pool = dry_run.pool();
             let loading_bytes = pool.stats().held_bytes.peak;
             pool.reset_peaks();
             let weight_bytes = pool.stats().requested_bytes.current;
-            let (mut num_recordings, mut num_dispatches) = (0, 0);
-            let mut expected_time = measured.map(|_| Duration::ZERO);
-            rehearse(run, |recorder| {
-                num_recordings += 1;
-                num_dispatches += recorder.num_dispatches();
-                let of_recording = measured.and_then(|context| context.expected_time(recorder));
-                expected_time = expected_time
-                    .zip(of_recording)
-                    .and_then(|(sum, time)| sum.checked_add(time));
-            })?;
+            let mut tally = Tally::new(measured);
+            rehearse(run, |recorder| tally.add(recorder))?;
             let stats = pool.stats();
             Ok(Self {
                 num_tokens,
                 weight_bytes,
                 requested_bytes: stats.requested_bytes.peak,
                 held_bytes: stats.held_bytes.peak.max(loading_bytes),
-                num_recordings,
-                num_dispatches,
+                num_recordings: tally.num_recordings,
+                num_dispatches: tally.num_dispatches,
                 flop,
-                expected_time,
+                expected_time: tally.expected_time,
             })
         })
     }
@@ -169,29 +159,11 @@ fn rehearse<M: StagedModel>(
     Ok(())
 }
 
-/// Floating point operations of products and attention in all layers of an encoder.
-fn encoder_flop(dry_run: &Context, config: &LongNetConfig, shape: &AttentionShape) -> Result<u64> {
-    let attention = config
-        .attention()
-        .plan_forward(shape, config.activations, dry_run.caps())?
-        .flop;
-    let width = config.attention().embed_dim() as u64;
-    let rows = shape.batch() as u64 * shape.seq_len() as u64;
-    let products = 2 * rows * (4 * width * width + 2 * width * config.ffn_dim as u64);
-    Ok(config.num_layers() as u64 * (attention + products))
-}
-
 impl fmt::Display for ModelPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         writeln!(f, "tokens      {}", self.num_tokens)?;
-        writeln!(
-            f,
-            "memory      {:.1} MiB asked for at most, in buffers of {:.1} MiB; {:.1} of them weights",
-            mib(self.requested_bytes),
-            mib(self.held_bytes),
-            mib(self.weight_bytes)
-        )?;
+        let kept = (self.weight_bytes, "weights");
+        needs::write_memory(f, self.requested_bytes, self.held_bytes, kept)?;
         writeln!(
             f,
             "work        {:.1} GFLOP in {} dispatches, {} recordings",
@@ -199,13 +171,6 @@ impl fmt::Display for ModelPlan {
             self.num_dispatches,
             self.num_recordings
         )?;
-        match self.expected_time {
-            Some(time) => writeln!(
-                f,
-                "time        about {:.1} s, as measured here before",
-                time.as_secs_f64()
-            ),
-            None => Ok(()),
-        }
+        needs::write_time(f, self.expected_time)
     }
 }

@@ -191,10 +191,10 @@ impl<'a, M: StagedModel> ModelRun<'a, M> {
 
     /// The state that the next recording starts from.
     fn current(&self) -> Result<Tensor> {
-        self.state.clone().ok_or(Error::InvalidShape {
-            what: "state of the run",
-            given: "none".to_owned(),
-            need: "that of the recording before".to_owned(),
+        self.state.clone().ok_or(Error::OutOfOrder {
+            call: "ModelRun::next_recording",
+            state: "no part of the input was embedded".to_owned(),
+            next_step: "make a new run",
         })
     }
 
@@ -237,14 +237,18 @@ impl<'a, M: StagedModel> ModelRun<'a, M> {
     /// The results, when all recordings were submitted.
     ///
     /// # Errors
-    /// [`Error::InvalidShape`] when recordings are left, [`Error::NonFiniteResult`] for infinite values and NaN unless the outputs
+    /// [`Error::OutOfOrder`] when recordings are left, [`Error::NonFiniteResult`] for infinite values and NaN unless the outputs
     /// allow them, and those of [`Download`](crate::Download).
     pub async fn finish(self) -> Result<M::Output> {
         if self.next < self.num_recordings() {
-            return Err(Error::InvalidShape {
-                what: "number of recordings handed out",
-                given: self.next.to_string(),
-                need: format!("all {}", self.num_recordings()),
+            return Err(Error::OutOfOrder {
+                call: "ModelRun::finish",
+                state: format!(
+                    "{} of {} recordings were handed out",
+                    self.next,
+                    self.num_recordings()
+                ),
+                next_step: "submit all that next_recording returns before",
             });
         }
         let (width, activations) = (self.width(), self.encoder_config().activations);
@@ -268,13 +272,13 @@ impl<'a, M: StagedModel> ModelRun<'a, M> {
     /// [`NonFiniteResult`](super::NonFiniteResult) was told of.
     ///
     /// # Errors
-    /// As [`in_slices`](Self::in_slices), but for results that are not finite; [`Error::InvalidShape`] for a run that has begun.
+    /// As [`in_slices`](Self::in_slices), but for results that are not finite; [`Error::OutOfOrder`] for a run that has begun.
     pub async fn find_nonfinite(mut self, slices: SliceOptions) -> Result<Option<Origin>> {
         if self.next > 0 {
-            return Err(Error::InvalidShape {
-                what: "number of recordings handed out before a search for what is not finite",
-                given: self.next.to_string(),
-                need: "0: a new run over the same input".to_owned(),
+            return Err(Error::OutOfOrder {
+                call: "ModelRun::find_nonfinite",
+                state: format!("{} recordings were handed out", self.next),
+                next_step: "call it on a new run over the same input",
             });
         }
         self.outline.states = (0..=self.encoder_config().num_layers()).collect();

@@ -5,6 +5,7 @@ pub mod branch;
 mod dispatch;
 mod display;
 mod forward;
+pub(crate) mod needs;
 mod planner;
 mod step;
 mod window;

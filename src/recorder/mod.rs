@@ -358,6 +358,24 @@ impl Recorder {
         }
     }
 
+    /// Records with `record` what must happen as a whole: a sliced submission submits all of it in one slice, so that cancelling
+    /// leaves all of it undone or none.
+    pub(crate) fn in_one_slice<T>(
+        &mut self,
+        record: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        let begin = self.recording.commands.len();
+        let recorded = record(self);
+        let end = self.recording.commands.len();
+        // Such parts of this one are parts no more.
+        let uncut = &mut self.recording.uncut;
+        uncut.retain(|part| part.start < begin);
+        if begin < end {
+            uncut.push(begin..end);
+        }
+        recorded
+    }
+
     /// Records one dispatch of `kernel` over `grid` workgroups with storage bindings in the order of [`KernelSpec::bindings`](crate::kernels::KernelSpec::bindings).
     pub(crate) fn dispatch<P: KernelParams>(
         &mut self,

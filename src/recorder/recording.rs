@@ -1,6 +1,7 @@
 //! A recording as data: commands, and the leases that they use.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::machine::Machine;
@@ -54,6 +55,8 @@ pub(super) struct StagingChunk {
 pub(crate) struct Recording {
     pub(super) label: &'static str,
     pub(super) commands: Vec<Command>,
+    /// Commands that one slice holds all of, in order.
+    pub(super) uncut: Vec<Range<usize>>,
     pub(super) held: Vec<Lease>,
     /// Index of each lease in `held`, by the buffer's serial number. A serial identifies the lease while the recording holds
     /// it.
@@ -73,6 +76,7 @@ impl Recording {
         Self {
             label,
             commands: Vec::new(),
+            uncut: Vec::new(),
             held: Vec::new(),
             held_index: HashMap::new(),
             staging: Vec::new(),

@@ -22,6 +22,9 @@
 //! that was only partly written is torn: recordings that read it are refused with [`Error::NotWritten`] until it is written
 //! anew.
 //!
+//! **What is not cut, on purpose.** A step of the [`Optimizer`](crate::training::Optimizer): all its dispatches are in one
+//! slice, however long that takes, so that cancelling leaves all weights as they were, or none.
+//!
 //! **What cannot be cut.** The compilation of a shader at its first dispatch; warm up before. And the clearing of a new
 //! buffer at its first use, which wgpu does by itself; after one run, the pool holds used buffers.
 //!
@@ -30,6 +33,7 @@
 //! wait for both.
 
 use std::future::poll_fn;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -192,6 +196,8 @@ pub struct SlicedSubmission {
     label: &'static str,
     options: SliceOptions,
     commands: Vec<Command>,
+    /// Commands that one slice holds all of.
+    uncut: Vec<Range<usize>>,
     params: Vec<u8>,
     /// Each lease with the last command that uses it.
     held: Vec<Option<(Lease, usize)>>,
@@ -243,6 +249,7 @@ impl SlicedSubmission {
             machine,
             label: recording.label,
             options,
+            uncut: std::mem::take(&mut recording.uncut),
             params: std::mem::take(&mut recording.params),
             held: held.into_iter().zip(last_of_held).map(Some).collect(),
             staging: chunks
@@ -561,13 +568,24 @@ impl SlicedSubmission {
 
     /// Takes commands that are expected to take the target time, at least one unit.
     fn next_slice(&mut self) -> Slice {
-        let alignment = self.machine.caps().uniform_offset_alignment as usize;
         let most_workgroups = u64::from(self.machine.caps().max_workgroups_per_dimension);
         let machine = self.machine.clone();
         let cost_model = machine.cost_model();
         let mut slice = Slice::default();
         let mut left = self.options.target.as_secs_f64();
         while let Some(command) = self.commands.get(self.position.command) {
+            if let Some(part) = self.uncut_here() {
+                let seconds = self.expected_seconds(&cost_model, part.clone());
+                if !slice.parts.is_empty() && seconds > left {
+                    break;
+                }
+                for command in part {
+                    let count = units(&self.commands[command]);
+                    self.take(&mut slice, count);
+                }
+                left -= seconds;
+                continue;
+            }
             let all = units(command);
             let begin = self.position.unit;
             let (activity, work) = self.unit(command);
@@ -577,40 +595,65 @@ impl SlicedSubmission {
             if count == 0 && begin < all {
                 break;
             }
-            let whole = count == all;
-            if !whole && matches!(command, Command::Dispatch { .. }) {
+            if count < all && matches!(command, Command::Dispatch { .. }) {
                 count = count.min(most_workgroups);
             }
-            if count > 0 {
-                let part = match whole {
-                    true => command.clone(),
-                    false => part(command, begin, count),
-                };
-                let part = self.with_params(part, begin, &mut slice.params, alignment);
-                slice.commands.push(part);
-                slice.parts.push((activity, work * count as f64));
-                slice.nanoseconds += self.unit_nanoseconds[self.position.command] * count as f64;
-                left -= cost_model.seconds(activity, work * count as f64);
-            }
-            self.position.unit += count;
-            if self.position.unit >= all {
-                self.position = Position {
-                    command: self.position.command + 1,
-                    unit: 0,
-                };
-            }
+            self.take(&mut slice, count);
+            left -= cost_model.seconds(activity, work * count as f64);
         }
         slice
     }
 
+    /// The commands from here on that one slice must hold all of.
+    fn uncut_here(&self) -> Option<Range<usize>> {
+        let here = self.position.command;
+        let mut parts = self.uncut.iter();
+        parts.find(|part| part.start == here).cloned()
+    }
+
+    /// Seconds that whole commands are expected to take.
+    fn expected_seconds(&self, cost_model: &CostModel, commands: Range<usize>) -> f64 {
+        let seconds = |command: &Command| {
+            let (activity, work) = self.unit(command);
+            cost_model.seconds(activity, work * units(command) as f64)
+        };
+        self.commands[commands].iter().map(seconds).sum()
+    }
+
+    /// Moves the next `count` units of the command that comes next to `slice`.
+    fn take(&mut self, slice: &mut Slice, count: u64) {
+        let Position {
+            command: index,
+            unit: begin,
+        } = self.position;
+        let command = &self.commands[index];
+        let all = units(command);
+        if count > 0 {
+            let (activity, work) = self.unit(command);
+            let part = match count == all {
+                true => command.clone(),
+                false => part(command, begin, count),
+            };
+            let part = self.with_params(part, begin, &mut slice.params);
+            slice.commands.push(part);
+            slice.parts.push((activity, work * count as f64));
+            slice.nanoseconds += self.unit_nanoseconds[index] * count as f64;
+        }
+        self.position = match begin + count >= all {
+            true => Position {
+                command: index + 1,
+                unit: 0,
+            },
+            false => Position {
+                command: index,
+                unit: begin + count,
+            },
+        };
+    }
+
     /// A dispatch with its parameters in those of the slice, and its workgroups numbered from `first` on.
-    fn with_params(
-        &self,
-        mut command: Command,
-        first: u64,
-        params: &mut Vec<u8>,
-        alignment: usize,
-    ) -> Command {
+    fn with_params(&self, mut command: Command, first: u64, params: &mut Vec<u8>) -> Command {
+        let alignment = self.machine.caps().uniform_offset_alignment as usize;
         if let Command::Dispatch {
             kernel,
             params_offset,

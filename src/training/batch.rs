@@ -97,4 +97,10 @@ impl Batch {
     pub fn labels(&self) -> &[u32] {
         &self.labels
     }
+
+    /// Labels that count.
+    pub fn num_labels(&self) -> u64 {
+        let counts = |label: &&u32| **label != IGNORED_LABEL;
+        self.labels.iter().filter(counts).count() as u64
+    }
 }

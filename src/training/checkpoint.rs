@@ -2,6 +2,8 @@
 
 use super::{Optimizer, Trainer, TrainingOptions};
 use crate::context::Context;
+#[cfg(doc)]
+use crate::error::Error;
 use crate::error::{Result, WeightsError};
 use crate::longnet::LongNet;
 #[cfg(not(target_arch = "wasm32"))]
@@ -16,11 +18,11 @@ const MOMENTS: [&str; 2] = ["moment_1.", "moment_2."];
 
 impl Trainer {
     /// Writes weights, the optimiser's means and the number of steps as safetensors, together with what `metadata` says. The
-    /// weights are the part `weights.` of the file. Blocks until it is written; a file of before is replaced at the end, or
-    /// stays whole.
+    /// weights are the part `weights.` of the file. Options are not in it: [`resume`](Self::resume) is given them again. Blocks
+    /// until it is written; a file of before is replaced at the end, or stays whole.
     ///
     /// # Errors
-    /// As [`WeightWriter::save`]: among them [`WeightsError::CannotSave`] for a key of `metadata` that begins with
+    /// [`Error::OutOfOrder`] while a step is recorded and not submitted to the end. As [`WeightWriter::save`]: among them [`WeightsError::CannotSave`] for a key of `metadata` that begins with
     /// [`OWN_METADATA`], where steps and format stand.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn save(
@@ -28,21 +30,23 @@ impl Trainer {
         path: impl AsRef<std::path::Path>,
         metadata: &[(&str, String)],
     ) -> Result<()> {
+        self.expect_no_step_under_way("Trainer::save")?;
         let [moment_1, moment_2] = self.optimizer.moments();
         let mut writer = WeightWriter::new()
             .with_part(WEIGHTS, self.optimizer.weights())
             .with_part(MOMENTS[0], moment_1)
             .with_part(MOMENTS[1], moment_2)
             .own_metadata(FORMAT.0, FORMAT.1)
-            .own_metadata(STEPS, self.steps.to_string());
+            .own_metadata(STEPS, self.steps().to_string());
         for (key, value) in metadata {
             writer = writer.with_metadata(*key, value.clone());
         }
         writer.save(&self.context, path)
     }
 
-    /// Goes on where [`save`](Self::save) stopped. With the same model, options and batches the following steps have the bits
-    /// that they would have had.
+    /// Goes on where [`save`](Self::save) stopped. With the same model and batches, and the options that the trainer had last, the
+    /// following steps have the bits that they would have had. That goes for a learning rate that is a
+    /// [function](super::LearningRate::from_fn), too, if it says the same for the same step.
     ///
     /// # Errors
     /// [`WeightsError::Mismatch`] for the checkpoint of another model, [`WeightsError::InvalidFile`] for a file that is no
@@ -71,7 +75,7 @@ impl Trainer {
         let weights = load(WEIGHTS)?;
         let moments = [load(MOMENTS[0])?, load(MOMENTS[1])?];
         let mut recorder = context.recorder("optimizer");
-        let optimizer = Optimizer::with_moments(&mut recorder, weights, moments)?;
+        let optimizer = Optimizer::from_moments(&mut recorder, weights, moments)?;
         recorder.submit()?;
         Self::assemble(context, model, options, optimizer, steps)
     }

@@ -1,22 +1,33 @@
-//! Training of language models: AdamW, accumulation, schedules, checkpoints, and what a step will need.
+//! Training of language models: AdamW, accumulation, schedules, validation, checkpoints, and what a step will need.
 //!
 //! ```text
 //! batches -> forward (keeps what the backward needs) -> loss -> backward (adds to gradients) -> AdamW -> weights
 //! ```
 //!
-//! One [`step`](Trainer::step) is one recording, submitted at once: a batch that is refused, or memory that runs out, leaves
-//! weights, moments and the number of steps as they were. Batches of a step are accumulated: their losses and gradients are
-//! summed over labels and divided by the number of all labels at the end, so that any division of the same sequences into
-//! batches is the same step, up to the rounding of sums.
+//! A step is one recording. [`Trainer::step`] submits it at once; [`Trainer::record_step`] hands it out, to be submitted in slices
+//! with progress. A step that is refused, dropped or cancelled, or for which memory runs out, leaves weights, means and the
+//! number of steps as they were: in slices, too, the weights change in the last slice, all at once.
+//!
+//! Batches of a step are accumulated: their losses and gradients are summed over labels and divided by the number of all labels
+//! at the end, so that any division of the same sequences into batches is the same step, up to the rounding of sums.
+//!
+//! Learning rate, AdamW's numbers (the norm that gradients are clipped to among them) and what is computed again may change
+//! between steps: [`Trainer::set_options`]. A schedule counts steps from the start of the training; it may be a
+//! [function](LearningRate::from_fn).
 //!
 //! A step whose gradients are not finite changes nothing but the number of steps; waiting for it is
 //! [`Error::NonFiniteStep`](crate::Error::NonFiniteStep), and training may go on.
 //!
 //! Everything random follows from the seed, the number of the step and the place in the model, and every sum has a fixed order:
 //! a run that is [saved](Trainer::save) and [resumed](Trainer::resume) ends with the same bits as one that never stopped.
+//! Checkpoints hold weights, means and the number of steps; model and options are given again.
 //!
-//! [`Trainer::plan`] foretells the bytes of a step, without a device. Where they are too many, less is kept from the forward
-//! ([`Recompute::Layers`](crate::longnet::Recompute::Layers)), or a step is cut into more batches.
+//! [`Trainer::evaluate_blocking`] and [`Trainer::evaluate_in_slices`] tell the loss of other data;
+//! [`LongNet::generate`](crate::longnet::LongNet::generate) lets the model write.
+//!
+//! [`Trainer::plan`] foretells bytes and operations of a step, without a device, and [`Trainer::plan_for`] its time. Where they are
+//! too many, less is kept from the forward ([`Recompute::Layers`](crate::longnet::Recompute::Layers)), or a step is cut into more
+//! batches.
 //!
 //! Models that are no language models train with the same parts:
 //! [`LongNet::forward_saving`](crate::longnet::LongNet::forward_saving), a gradient of the features,
@@ -24,14 +35,18 @@
 
 mod batch;
 mod checkpoint;
+mod evaluation;
 mod optimizer;
 mod plan;
 mod schedule;
+mod step;
 mod trainer;
 
-pub use crate::ops::AdamWOptions;
+pub use crate::ops::{AdamWOptions, AdamWStep};
 pub use batch::Batch;
+pub use evaluation::Evaluation;
 pub use optimizer::Optimizer;
 pub use plan::TrainingPlan;
-pub use schedule::LearningRate;
-pub use trainer::{PendingStep, StepReport, Trainer, TrainingOptions};
+pub use schedule::{LearningRate, RateFunction};
+pub use step::{PendingStep, StepReport, TrainingStep};
+pub use trainer::{Trainer, TrainingOptions};

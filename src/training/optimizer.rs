@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::error::Error;
 use crate::error::Result;
 use crate::nn::{ParameterList, Parameters};
-use crate::ops::{AdamWOptions, AdamWStep, adamw, sum_of_squares};
+use crate::ops::{AdamWStep, adamw, sum_of_squares};
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
@@ -24,22 +24,18 @@ impl Optimizer {
     /// # Errors
     /// Those of leasing.
     pub fn new(recorder: &mut Recorder, weights: Parameters) -> Result<Self> {
-        let list = weights.list().clone();
-        Ok(Self {
-            gradients: Parameters::zeros(recorder, &list, "gradients")?,
-            moments: [
-                Parameters::zeros(recorder, &list, "moment 1")?,
-                Parameters::zeros(recorder, &list, "moment 2")?,
-            ],
-            weights,
-        })
+        let moments = [
+            Parameters::zeros(recorder, weights.list(), "moment 1")?,
+            Parameters::zeros(recorder, weights.list(), "moment 2")?,
+        ];
+        Self::from_moments(recorder, weights, moments)
     }
 
     /// For weights and means that were saved, with gradients of 0.
     ///
     /// # Errors
     /// [`Error::ParameterMismatch`] when the means are not those of the weights' parameters; those of leasing.
-    pub fn with_moments(
+    pub fn from_moments(
         recorder: &mut Recorder,
         weights: Parameters,
         moments: [Parameters; 2],
@@ -74,45 +70,51 @@ impl Optimizer {
         &self.moments
     }
 
-    /// Records step `step`, from 1, with gradients times `gradient_scale`. Returns the square of their norm before that
-    /// scale, one element. Where it is not finite, weights and means stay as they are. The gradients are left as they are:
-    /// [clear](Parameters::clear) them before the next step's.
+    /// Records a step with the gradients as they are. Returns the square of their norm before they are scaled, one element.
+    /// Where it is not finite, weights and means stay as they are. The gradients are left as they are: [clear](Parameters::clear)
+    /// them before the next step's. In slices, all weights change in one slice: a submission that is cancelled has changed all of
+    /// them, or none.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`]; those of leasing and recording.
-    pub fn update(
+    pub fn update(&self, recorder: &mut Recorder, step: &AdamWStep) -> Result<Tensor> {
+        let norm_squared = self.gradient_norm_squared(recorder)?;
+        recorder.in_one_slice(|recorder| self.apply(recorder, step, &norm_squared))?;
+        Ok(norm_squared)
+    }
+
+    /// Records the square of the gradients' norm.
+    pub(super) fn gradient_norm_squared(&self, recorder: &mut Recorder) -> Result<Tensor> {
+        let gradients: Vec<&Tensor> = self.gradients.slabs().map(|slab| slab.elements).collect();
+        sum_of_squares(recorder, &gradients)
+    }
+
+    /// Records the step itself.
+    pub(super) fn apply(
         &self,
         recorder: &mut Recorder,
-        options: &AdamWOptions,
-        (step, learning_rate): (u64, f32),
-        gradient_scale: f32,
-    ) -> Result<Tensor> {
-        let gradients: Vec<&Tensor> = self.gradients.slabs().map(|slab| slab.elements).collect();
-        let norm_squared = sum_of_squares(recorder, &gradients)?;
+        step: &AdamWStep,
+        norm_squared: &Tensor,
+    ) -> Result<()> {
         let [moment_1, moment_2] = &self.moments;
         let moments = moment_1.slabs().zip(moment_2.slabs());
-        for ((weights, gradient), (moment_1, moment_2)) in
+        let gradients = self.gradients.slabs();
+        for ((weights, gradients), (moment_1, moment_2)) in
             self.weights.slabs().zip(gradients).zip(moments)
         {
-            let mut step = AdamWStep {
-                options: *options,
-                learning_rate,
-                step,
-                gradient_scale,
-            };
+            let mut step = *step;
             if !weights.decays {
                 step.options.weight_decay = 0.0;
             }
-            let moments = [moment_1.elements, moment_2.elements];
             adamw(
                 recorder,
                 &step,
-                &norm_squared,
-                gradient,
+                norm_squared,
+                gradients.elements,
                 weights.elements,
-                moments,
+                [moment_1.elements, moment_2.elements],
             )?;
         }
-        Ok(norm_squared)
+        Ok(())
     }
 }

@@ -1,22 +1,29 @@
 //! What a training step will need.
 
 use std::fmt;
+use std::time::Duration;
 
-use super::{Batch, Optimizer, Trainer, TrainingOptions};
+use super::{Batch, LearningRate, Optimizer, Trainer, TrainingOptions};
 use crate::config::AttentionShape;
-use crate::context::{Context, WarmUp};
+use crate::context::{Context, Tally, WarmUp};
 use crate::device::DeviceCaps;
+#[cfg(doc)]
+use crate::error::Error;
 use crate::error::Result;
 use crate::longnet::{LongNet, LongNetConfig, Recompute};
 use crate::nn::Parameters;
+use crate::plan::needs;
 use crate::tensor::zeros;
 
-/// What a training step will need, known before it runs; made by [`Trainer::plan`].
+/// What a training step will need, known before it runs; made by [`Trainer::plan`] and [`Trainer::plan_for`]. It says the same as a
+/// model's [`ModelPlan`](crate::models::ModelPlan), in the same units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct TrainingPlan {
     /// Elements of all parameters.
     pub num_parameters: u64,
+    /// Tokens of all batches, each as long as its longest sequence.
+    pub num_tokens: u64,
     /// What the backward computes again.
     pub recompute: Recompute,
     /// Bytes of weights, gradients and the optimiser's means, which stay between steps.
@@ -24,13 +31,44 @@ pub struct TrainingPlan {
     /// Most bytes that are asked for at one moment, `kept_bytes` included: the peak of
     /// [`requested_bytes`](crate::PoolStats::requested_bytes) of the pool.
     pub requested_bytes: u64,
-    /// Most bytes of the pool's buffers, each at its size class, from the drawing of the weights on: what a budget must allow, as
-    /// far as the pool lends nothing else.
+    /// Most bytes of the pool's buffers, each rounded up to its size class, from the drawing of the weights on: what a
+    /// [budget](crate::Pool::set_budget_bytes) must allow, as far as the pool lends nothing else.
     pub held_bytes: u64,
     /// By how much [`Recompute::Layers`] lowers `requested_bytes` (or has lowered it).
     pub saved_by_recomputing_bytes: u64,
-    /// Dispatches of the step.
+    /// Dispatches of the step, which is one recording.
     pub num_dispatches: u64,
+    /// Floating point operations of products and attention, forward and backward, those that are computed again included.
+    pub flop: u64,
+    /// Time of all dispatches as sliced submissions have measured them on this adapter, now or in a process before
+    /// ([`Context::save_cost_model`]); `None` without a context, and where one of the kernels has not been measured.
+    pub expected_time: Option<Duration>,
+}
+
+impl TrainingPlan {
+    /// Time on an adapter that does so many floating point operations a second in a step.
+    pub fn time_at(&self, flop_per_second: f64) -> Duration {
+        needs::time_at(self.flop, flop_per_second)
+    }
+
+    /// Whether the pool stays within `budget_bytes`.
+    ///
+    /// # Errors
+    /// [`Error::PlanOverBudget`] with both numbers.
+    pub fn check_budget(&self, budget_bytes: u64) -> Result<()> {
+        let next_step = match self.recompute {
+            Recompute::Insides => {
+                "give the step in more, smaller batches, recompute layers (Recompute::Layers) or raise the budget"
+            }
+            Recompute::Layers => "give the step in more, smaller batches or raise the budget",
+        };
+        needs::check_budget(
+            "the training step",
+            self.held_bytes,
+            budget_bytes,
+            next_step,
+        )
+    }
 }
 
 impl Trainer {
@@ -50,42 +88,49 @@ impl Trainer {
     /// let shapes = [AttentionShape::new(1, 16_384)?];
     /// let plan = Trainer::plan(&config, &shapes, &options, DeviceCaps::webgpu_defaults())?;
     /// assert!(plan.saved_by_recomputing_bytes > 800 << 20);
+    /// plan.check_budget(2 << 30)?;
     /// println!("{plan}");
     /// # Ok::<(), dilated_attention::Error>(())
     /// ```
     ///
     /// # Errors
-    /// As [`LongNet::new`], [`Batch::new`] and [`step`](Self::step); [`Error::InvalidShape`](crate::Error::InvalidShape) for
-    /// batches that this machine could not hold.
+    /// As [`LongNet::new`], [`Batch::new`] and [`step`](Self::step); [`Error::InvalidShape`] for batches that this machine could
+    /// not hold.
     pub fn plan(
         config: &LongNetConfig,
         shapes: &[AttentionShape],
         options: &TrainingOptions,
         caps: DeviceCaps,
     ) -> Result<TrainingPlan> {
-        let with = |recompute| {
-            let options = TrainingOptions {
-                recompute,
-                ..options.clone()
-            };
-            measure(config, shapes, options, caps.clone())
-        };
-        let (insides, layers) = (with(Recompute::Insides)?, with(Recompute::Layers)?);
-        let saved = insides
-            .requested_bytes
-            .saturating_sub(layers.requested_bytes);
-        let chosen = match options.recompute {
-            Recompute::Insides => insides,
-            Recompute::Layers => layers,
-        };
-        Ok(TrainingPlan {
-            saved_by_recomputing_bytes: saved,
-            ..chosen
-        })
+        plan_on(
+            || Context::dry_run(caps.clone()),
+            None,
+            config,
+            shapes,
+            options,
+        )
     }
-}
 
-impl Trainer {
+    /// As [`plan`](Self::plan), for a context: with the kernels that it has tuned, and with the [time](TrainingPlan::expected_time)
+    /// where the kernels have been measured. The device does nothing.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan).
+    pub fn plan_for(
+        context: &Context,
+        config: &LongNetConfig,
+        shapes: &[AttentionShape],
+        options: &TrainingOptions,
+    ) -> Result<TrainingPlan> {
+        plan_on(
+            || context.own_dry_run(),
+            Some(context),
+            config,
+            shapes,
+            options,
+        )
+    }
+
     /// Compiles the kernels of a step over batches of `shapes` now; see [`Context::warm_up`].
     ///
     /// # Errors
@@ -93,16 +138,50 @@ impl Trainer {
     pub fn warm_up(&self, shapes: &[AttentionShape]) -> Result<WarmUp> {
         self.context.warm_up_recording(|dry_run| {
             let trainer = planned(dry_run, self.model.config(), self.options.clone())?;
-            let mut recorder = dry_run.recorder("training step");
-            drop(trainer.record(&mut recorder, &batches(shapes)?)?);
-            Ok(recorder)
+            let recorder = dry_run.recorder("training step");
+            Ok(trainer.record(recorder, &batches(shapes)?)?.0.recorder)
         })
     }
+}
+
+/// Plans the step with either kind of recomputing, each on a dry run of its own.
+fn plan_on(
+    dry_run: impl Fn() -> Context,
+    measured: Option<&Context>,
+    config: &LongNetConfig,
+    shapes: &[AttentionShape],
+    options: &TrainingOptions,
+) -> Result<TrainingPlan> {
+    let with = |recompute| {
+        let options = TrainingOptions {
+            recompute,
+            ..options.clone()
+        };
+        measure(&dry_run(), measured, config, shapes, options)
+    };
+    let (insides, layers) = (with(Recompute::Insides)?, with(Recompute::Layers)?);
+    let saved = insides
+        .requested_bytes
+        .saturating_sub(layers.requested_bytes);
+    let chosen = match options.recompute {
+        Recompute::Insides => insides,
+        Recompute::Layers => layers,
+    };
+    Ok(TrainingPlan {
+        saved_by_recomputing_bytes: saved,
+        ..chosen
+    })
 }
 
 /// A trainer on a dry run.
 fn planned(dry_run: &Context, config: &LongNetConfig, options: TrainingOptions) -> Result<Trainer> {
     let model = LongNet::new(dry_run, config.clone())?;
+    options.check(&model)?;
+    // Nothing depends on the rate, and a function may count its calls.
+    let options = TrainingOptions {
+        learning_rate: LearningRate::Constant(0.0),
+        ..options
+    };
     // As they are drawn, but for the numbers.
     let list = model.parameters();
     let weights = Parameters::submitted(dry_run, "initial weights", list, |_, _, _| Ok(()))?;
@@ -125,59 +204,65 @@ fn batches(shapes: &[AttentionShape]) -> Result<Vec<Batch>> {
 
 /// Records a step and reads the pool.
 fn measure(
+    dry_run: &Context,
+    measured: Option<&Context>,
     config: &LongNetConfig,
     shapes: &[AttentionShape],
     options: TrainingOptions,
-    caps: DeviceCaps,
 ) -> Result<TrainingPlan> {
-    let dry_run = Context::dry_run(caps);
     let recompute = options.recompute;
-    let trainer = planned(&dry_run, config, options)?;
+    let trainer = planned(dry_run, config, options)?;
     let setting_up_bytes = dry_run.pool().stats().held_bytes.peak;
     dry_run.pool().reset_peaks();
     let num_parameters = trainer.model.parameters().num_elements();
     let batches = batches(shapes)?;
+    let flop_of = |shape| config.step_flop(shape, recompute, dry_run.caps());
+    let flop = shapes.iter().map(flop_of).sum::<Result<u64>>()?;
     let kept_bytes = dry_run.pool().stats().requested_bytes.current;
-    let mut recorder = dry_run.recorder("training step");
-    let pending = trainer.record(&mut recorder, &batches)?;
-    let num_dispatches = recorder.num_dispatches();
-    recorder.submit()?;
-    drop(pending);
+    let (step, _) = trainer.record(dry_run.recorder("training step"), &batches)?;
+    let mut tally = Tally::new(measured);
+    tally.add(&step.recorder);
+    drop(step.submit()?);
     let stats = dry_run.pool().stats();
     Ok(TrainingPlan {
         num_parameters,
+        num_tokens: batches
+            .iter()
+            .map(|batch| batch.tokens().len() as u64)
+            .sum(),
         recompute,
         kept_bytes,
         requested_bytes: stats.requested_bytes.peak,
         held_bytes: stats.held_bytes.peak.max(setting_up_bytes),
         saved_by_recomputing_bytes: 0,
-        num_dispatches,
+        num_dispatches: tally.num_dispatches,
+        flop,
+        expected_time: tally.expected_time,
     })
 }
 
 impl fmt::Display for TrainingPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        writeln!(f, "parameters  {}", self.num_parameters)?;
+        writeln!(f, "tokens      {}", self.num_tokens)?;
+        let kept = (self.kept_bytes, "weights, gradients and means");
+        needs::write_memory(f, self.requested_bytes, self.held_bytes, kept)?;
+        let saved = needs::mebibytes(self.saved_by_recomputing_bytes);
+        match self.recompute {
+            Recompute::Insides => writeln!(
+                f,
+                "recomputing norms and networks; whole layers would save {saved:.1} MiB"
+            )?,
+            Recompute::Layers => {
+                writeln!(f, "recomputing whole layers, which saves {saved:.1} MiB")?
+            }
+        }
         writeln!(
             f,
-            "parameters   {} ({:.1} MiB with gradients and means)",
-            self.num_parameters,
-            mib(self.kept_bytes)
-        )?;
-        writeln!(
-            f,
-            "step         {:.1} MiB asked for at most, in buffers of {:.1} MiB; {} dispatches",
-            mib(self.requested_bytes),
-            mib(self.held_bytes),
+            "work        {:.1} GFLOP in {} dispatches",
+            self.flop as f64 / 1e9,
             self.num_dispatches
         )?;
-        let saved = mib(self.saved_by_recomputing_bytes);
-        match self.recompute {
-            Recompute::Insides => write!(
-                f,
-                "recomputing  norms and networks; whole layers would save {saved:.1} MiB"
-            ),
-            Recompute::Layers => write!(f, "recomputing  whole layers, which saves {saved:.1} MiB"),
-        }
+        needs::write_time(f, self.expected_time)
     }
 }

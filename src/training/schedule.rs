@@ -1,9 +1,18 @@
 //! Learning rates.
 
+use std::fmt;
+use std::sync::Arc;
+
 use crate::error::{Error, Result};
 
 /// The learning rate of each step, from 1.
-#[derive(Clone, Copy, Debug, PartialEq)]
+///
+/// ```
+/// use dilated_attention::training::LearningRate;
+/// let halved_every_1000_steps = LearningRate::from_fn(|step| 1e-3 * 0.5f32.powi((step / 1000) as i32));
+/// assert_eq!(halved_every_1000_steps.at(2500), 2.5e-4);
+/// ```
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum LearningRate {
     /// The same at every step.
@@ -39,9 +48,27 @@ pub enum LearningRate {
         /// Steps of the rise.
         warm_up: u64,
     },
+    /// What a function says, made by [`from_fn`](Self::from_fn).
+    Function(RateFunction),
+}
+
+/// A function from the number of a step, from 1, to its learning rate.
+#[derive(Clone)]
+pub struct RateFunction(Arc<dyn Fn(u64) -> f32 + Send + Sync>);
+
+impl fmt::Debug for RateFunction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RateFunction")
+    }
 }
 
 impl LearningRate {
+    /// The rate that `rate` says for the number of a step, from 1. A step for which it is negative or not finite is an error
+    /// when it is recorded. Checkpoints hold no function: it is given again when training is resumed.
+    pub fn from_fn(rate: impl Fn(u64) -> f32 + Send + Sync + 'static) -> Self {
+        Self::Function(RateFunction(Arc::new(rate)))
+    }
+
     /// The rate of step `step`.
     pub fn at(&self, step: u64) -> f32 {
         // In double precision: steps beyond 2^24 are still told apart.
@@ -56,6 +83,7 @@ impl LearningRate {
             (end + (peak - end) * shape(gone)) as f32
         };
         match *self {
+            Self::Function(RateFunction(ref rate)) => rate(step),
             Self::Constant(rate) => rate,
             Self::Cosine {
                 peak,
@@ -78,7 +106,23 @@ impl LearningRate {
         }
     }
 
-    /// Whether every number means something.
+    /// The rate of step `step`, if it means something.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] when it is negative or not finite.
+    pub(super) fn checked_at(&self, step: u64) -> Result<f32> {
+        let rate = self.at(step);
+        match rate >= 0.0 && rate.is_finite() {
+            true => Ok(rate),
+            false => Err(Error::InvalidConfig {
+                what: "learning rate",
+                given: format!("{rate} at step {step}"),
+                need: "at least 0 and finite",
+            }),
+        }
+    }
+
+    /// Whether every number means something. A function is not asked: its rates are checked step by step.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] names the first that does not.
@@ -89,6 +133,7 @@ impl LearningRate {
             "end of the learning rate",
         );
         let (rates, steps): (&[(&'static str, f32)], _) = match *self {
+            Self::Function(_) => (&[], None),
             Self::Constant(value) => (&[(rate, value)], None),
             Self::InverseSqrt { peak: value, .. } => (&[(peak, value)], None),
             Self::Cosine {
@@ -152,7 +197,7 @@ mod tests {
             warm_up,
             total,
         };
-        for (rate, half) in [(cosine, 1.25), (linear, 1.25)] {
+        for (rate, half) in [(&cosine, 1.25), (&linear, 1.25)] {
             assert_eq!([0, 5, 10].map(|step| rate.at(step)), [0.0, 1.0, 2.0]);
             assert!((rate.at(60) - half).abs() < 1e-6);
             assert_eq!([110, 1_000_000].map(|step| rate.at(step)), [0.5, 0.5]);
@@ -172,6 +217,33 @@ mod tests {
             let rate = LearningRate::InverseSqrt { peak, warm_up: 0 };
             assert!(rate.at(step).is_finite());
         }
+    }
+
+    #[test]
+    fn a_function_is_asked_step_by_step() {
+        let rate = LearningRate::from_fn(|step| match step {
+            3 => f32::NAN,
+            4 => -1.0,
+            5 => f32::INFINITY,
+            _ => 1.0 / step as f32,
+        });
+        rate.check().expect("is not asked");
+        assert_eq!(rate.checked_at(2).expect("means something"), 0.5);
+        for (step, told) in [
+            (3, "NaN at step 3"),
+            (4, "-1 at step 4"),
+            (5, "inf at step 5"),
+        ] {
+            let error = rate
+                .checked_at(step)
+                .expect_err("means nothing")
+                .to_string();
+            assert_eq!(
+                error,
+                format!("learning rate is {told}; it must be at least 0 and finite")
+            );
+        }
+        assert_eq!(rate.clone().at(8), 0.125);
     }
 
     #[test]

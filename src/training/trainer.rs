@@ -1,19 +1,18 @@
-//! Steps of training.
+//! A language model in training.
 
-use super::{AdamWOptions, Batch, LearningRate, Optimizer};
+use std::sync::Arc;
+
+use super::{AdamWOptions, Batch, LearningRate, Optimizer, PendingStep, TrainingStep};
+use crate::contents::Contents;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::longnet::{Call, Input, LongNet, Recompute};
+use crate::longnet::{LongNet, OutputProjection, Recompute};
 use crate::nn::Parameters;
-use crate::ops::{Labels, TokenIds, sum};
-use crate::readback::Download;
-use crate::recorder::Recorder;
-use crate::tensor::Tensor;
 
 /// How to train.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct TrainingOptions {
-    /// The optimiser's numbers.
+    /// The optimiser's numbers, the largest norm of the gradient among them.
     pub optimizer: AdamWOptions,
     /// The rate of each step.
     pub learning_rate: LearningRate,
@@ -74,7 +73,10 @@ pub struct Trainer {
     pub(super) model: LongNet,
     pub(super) options: TrainingOptions,
     pub(super) optimizer: Optimizer,
-    pub(super) steps: u64,
+    /// Steps done, but for the one that was recorded last.
+    counted_steps: u64,
+    /// What the recording of the step after those writes with its update: they are held once it is submitted.
+    recorded: Option<Arc<Contents>>,
 }
 
 impl Trainer {
@@ -86,14 +88,14 @@ impl Trainer {
     pub fn new(context: &Context, model: LongNet, options: TrainingOptions) -> Result<Self> {
         options.check(&model)?;
         let weights = model.initial_weights(context, options.seed)?;
-        Self::with_weights(context, model, weights, options)
+        Self::from_weights(context, model, weights, options)
     }
 
     /// A model with given weights, which the steps change.
     ///
     /// # Errors
     /// [`Error::ParameterMismatch`] for weights of another model, and as [`new`](Self::new).
-    pub fn with_weights(
+    pub fn from_weights(
         context: &Context,
         model: LongNet,
         weights: Parameters,
@@ -119,7 +121,8 @@ impl Trainer {
             model,
             options,
             optimizer,
-            steps,
+            counted_steps: steps,
+            recorded: None,
         })
     }
 
@@ -133,9 +136,10 @@ impl Trainer {
         self.optimizer.weights()
     }
 
-    /// Steps done.
+    /// Steps done: those whose recordings were submitted to the end.
     pub fn steps(&self) -> u64 {
-        self.steps
+        let is_done = |step: &Arc<Contents>| step.are_held();
+        self.counted_steps + u64::from(self.recorded.as_ref().is_some_and(is_done))
     }
 
     /// How it is trained.
@@ -143,230 +147,99 @@ impl Trainer {
         &self.options
     }
 
-    /// Submits one step over all of `batches`. Its loss can be waited for, or not: steps may be submitted one after the other.
+    /// Changes how it is trained, from the next step that is recorded. Of the seed, only what is dropped follows.
     ///
     /// # Errors
-    /// [`Error::TokenOutOfRange`] names a token or label beyond the vocabulary, [`Error::InvalidShape`] when there is no batch or
-    /// no label; the errors of planning, leasing, recording and submitting. Nothing has changed then.
-    pub fn step(&mut self, batches: &[Batch]) -> Result<PendingStep> {
-        let mut recorder = self.context.recorder("training step");
-        let pending = self.record(&mut recorder, batches)?;
-        recorder.submit()?;
-        self.steps += 1;
-        Ok(pending)
+    /// [`Error::InvalidConfig`] for numbers that mean nothing: the options stay as they were.
+    pub fn set_options(&mut self, options: TrainingOptions) -> Result<()> {
+        options.check(&self.model)?;
+        self.options = options;
+        Ok(())
     }
 
-    /// Records the step after the last one done.
-    pub(super) fn record(&self, recorder: &mut Recorder, batches: &[Batch]) -> Result<PendingStep> {
-        let step = self.steps + 1;
-        let (weights, gradients) = (self.optimizer.weights(), self.optimizer.gradients());
-        gradients.clear(recorder);
-        let (mut losses, mut counted) = (Vec::new(), 0);
-        for (index, batch) in (0..).zip(batches) {
-            let (tokens, labels) = self.upload(recorder, batch)?;
-            let call = Call::new(batch.shape().clone());
-            // Steps and their batches draw from streams of their own.
-            let seed = self.options.seed ^ (step << 20 | index);
-            let (features, saved) = self.model.forward_saving(
-                recorder,
-                weights,
-                Input::Tokens(&tokens),
-                &call,
-                Some(seed),
-                self.options.recompute,
-            )?;
-            // Gradients of sums over labels: their number is known at the end.
-            let sums = Some((gradients, 1.0));
-            let loss = self
-                .model
-                .loss(recorder, weights, &features, &labels, sums)?;
-            drop(features);
-            if let Some(dfeatures) = loss.dfeatures {
-                let sets = [weights, gradients];
-                self.model
-                    .backward(recorder, sets, saved, &dfeatures, None)?;
-            }
-            losses.push(loss.total);
-            counted += labels.counted();
-        }
-        let counted = at_least_one_label(counted)?;
-        let learning_rate = self.options.learning_rate.at(step);
-        let scale = (1.0 / counted as f64) as f32;
-        let norm_squared = self.optimizer.update(
-            recorder,
-            &self.options.optimizer,
-            (step, learning_rate),
-            scale,
-        )?;
-        Ok(PendingStep {
-            step,
+    /// Changes the learning rate. Schedules count steps from the start of the training, not from this call.
+    ///
+    /// # Errors
+    /// As [`set_options`](Self::set_options).
+    pub fn set_learning_rate(&mut self, learning_rate: LearningRate) -> Result<()> {
+        self.set_options(TrainingOptions {
             learning_rate,
-            labels: counted,
-            loss: download_sum(recorder, &losses)?,
-            norm_squared: Some(recorder.download(&norm_squared)?),
+            ..self.options.clone()
         })
     }
 
-    fn upload(&self, recorder: &mut Recorder, batch: &Batch) -> Result<(TokenIds, Labels)> {
-        let vocab = vocab_size(&self.model)?;
-        Ok((
-            TokenIds::upload(recorder, batch.tokens(), vocab)?,
-            Labels::upload(recorder, batch.labels(), vocab)?,
-        ))
-    }
-
-    /// Submits the loss of `batches` under the weights of now, without dropout and without a step.
+    /// Changes the optimiser's numbers: decay, clipping, how fast its means forget. The means stay.
     ///
     /// # Errors
-    /// As [`step`](Self::step).
-    pub fn evaluate(&self, batches: &[Batch]) -> Result<PendingStep> {
-        let mut recorder = self.context.recorder("evaluation");
-        let weights = self.optimizer.weights();
-        let (mut losses, mut counted) = (Vec::new(), 0);
-        for batch in batches {
-            let (tokens, labels) = self.upload(&mut recorder, batch)?;
-            let call = Call::new(batch.shape().clone());
-            let input = Input::Tokens(&tokens);
-            let output = self
-                .model
-                .forward(&mut recorder, weights, input, &call, false)?;
-            let loss = self
-                .model
-                .loss(&mut recorder, weights, &output.features, &labels, None)?;
-            losses.push(loss.total);
-            counted += labels.counted();
-        }
-        let labels = at_least_one_label(counted)?;
-        let loss = download_sum(&mut recorder, &losses)?;
-        recorder.submit()?;
-        Ok(PendingStep {
-            step: self.steps,
-            learning_rate: 0.0,
-            labels,
-            loss,
-            norm_squared: None,
+    /// As [`set_options`](Self::set_options).
+    pub fn set_optimizer(&mut self, optimizer: AdamWOptions) -> Result<()> {
+        self.set_options(TrainingOptions {
+            optimizer,
+            ..self.options.clone()
         })
+    }
+
+    /// Changes what the backward computes again: what a step needs of memory and time, and no bit of what it does.
+    pub fn set_recompute(&mut self, recompute: Recompute) {
+        self.options.recompute = recompute;
+    }
+
+    /// Records one step over all of `batches`, to be submitted at once, in slices or into an application's encoder. It is done,
+    /// and [`steps`](Self::steps) counts it, when the last of its commands is submitted; until then weights, means and the number
+    /// of steps are those of before. Dropped, refused or cancelled, it has not happened.
+    ///
+    /// # Errors
+    /// [`Error::OutOfOrder`] while the step before is recorded and not submitted to the end (into an encoder: while that has not
+    /// run). [`Error::TokenOutOfRange`] names a token or label beyond the vocabulary; [`Error::InvalidShape`] when there is no batch
+    /// or no label; [`Error::InvalidConfig`] when the function of the learning rate says what is no rate; the errors of planning,
+    /// leasing and recording. Nothing has changed then.
+    pub fn record_step(&mut self, batches: &[Batch]) -> Result<TrainingStep> {
+        self.expect_no_step_under_way("Trainer::record_step")?;
+        self.counted_steps = self.steps();
+        self.recorded = None;
+        let recorder = self.context.recorder("training step");
+        let (step, done) = self.record(recorder, batches)?;
+        self.recorded = Some(done);
+        Ok(step)
+    }
+
+    /// Submits one step over all of `batches` at once. Its loss can be waited for, or not: steps may be submitted one after the
+    /// other.
+    ///
+    /// # Errors
+    /// As [`record_step`](Self::record_step) and [`Recorder::submit`](crate::Recorder::submit). Nothing has changed then.
+    pub fn step(&mut self, batches: &[Batch]) -> Result<PendingStep> {
+        self.record_step(batches)?.submit()
+    }
+
+    /// Whether weights and number of steps belong together until the trainer is changed.
+    pub(super) fn expect_no_step_under_way(&self, call: &'static str) -> Result<()> {
+        match &self.recorded {
+            Some(step) if step.are_pending() => Err(Error::OutOfOrder {
+                call,
+                state: format!(
+                    "step {} is recorded, but not submitted to the end",
+                    self.counted_steps + 1
+                ),
+                next_step: "submit all of it, or drop it, before",
+            }),
+            _ => Ok(()),
+        }
     }
 }
 
-fn vocab_size(model: &LongNet) -> Result<usize> {
+pub(super) fn vocab_size(model: &LongNet) -> Result<usize> {
     let need = "a model with vocab_size and an output projection";
     let missing = |given: &str| Error::InvalidConfig {
         what: "model to be trained",
         given: given.to_owned(),
         need,
     };
-    if model.config().output_projection == Default::default() {
+    if model.config().output_projection == OutputProjection::None {
         return Err(missing("one without output projection"));
     }
     model
         .config()
         .vocab_size
         .ok_or_else(|| missing("one without vocab_size"))
-}
-
-fn at_least_one_label(counted: u64) -> Result<u64> {
-    match counted {
-        0 => Err(Error::InvalidShape {
-            what: "labels",
-            given: "none, or only ignored ones".to_owned(),
-            need: "one label or more that is not IGNORED_LABEL".to_owned(),
-        }),
-        _ => Ok(counted),
-    }
-}
-
-fn download_sum(recorder: &mut Recorder, losses: &[Tensor]) -> Result<Download<f32>> {
-    let losses: Vec<&Tensor> = losses.iter().collect();
-    let total = sum(recorder, &losses)?;
-    recorder.download(&total)
-}
-
-/// A step (or an evaluation) that was submitted.
-#[derive(Debug)]
-#[must_use = "only waiting tells what came of it"]
-pub struct PendingStep {
-    step: u64,
-    learning_rate: f32,
-    labels: u64,
-    loss: Download<f32>,
-    norm_squared: Option<Download<f32>>,
-}
-
-/// What a step (or an evaluation) was.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepReport {
-    /// Its number, from 1; of an evaluation that of the last step.
-    pub step: u64,
-    /// Mean cross-entropy over all labels, in nats, before the step.
-    pub loss: f32,
-    /// Norm of the gradient of that mean, before it is clipped; 0 for an evaluation.
-    pub gradient_norm: f32,
-    /// The learning rate; 0 for an evaluation.
-    pub learning_rate: f32,
-    /// Labels that counted.
-    pub labels: u64,
-}
-
-impl PendingStep {
-    /// Blocks until it is done.
-    ///
-    /// # Errors
-    /// [`Error::NonFiniteStep`] for a loss or gradient that is not finite, which says what became of the weights: training may
-    /// go on with the next step. As [`Download::wait`].
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn wait(self) -> Result<StepReport> {
-        let loss = self.loss.wait()?;
-        let norm_squared = self.norm_squared.as_ref().map(Download::wait).transpose()?;
-        StepReport::new(
-            (self.step, self.learning_rate, self.labels),
-            &loss,
-            norm_squared.as_deref(),
-        )
-    }
-
-    /// Awaits its end, on any executor.
-    ///
-    /// # Errors
-    /// As [`wait`](Self::wait).
-    pub async fn report(self) -> Result<StepReport> {
-        let loss = self.loss.await?;
-        let norm_squared = match self.norm_squared {
-            None => None,
-            Some(norm_squared) => Some(norm_squared.await?),
-        };
-        StepReport::new(
-            (self.step, self.learning_rate, self.labels),
-            &loss,
-            norm_squared.as_deref(),
-        )
-    }
-}
-
-impl StepReport {
-    /// From sums over labels, one element each.
-    fn new(
-        (step, learning_rate, labels): (u64, f32, u64),
-        loss: &[f32],
-        norm_squared: Option<&[f32]>,
-    ) -> Result<Self> {
-        let first = |values: &[f32]| values.first().copied().map_or(0.0, f64::from);
-        let count = labels as f64;
-        let loss = (first(loss) / count) as f32;
-        let gradient_norm = norm_squared.map(|norm| (first(norm).sqrt() / count) as f32);
-        if !loss.is_finite() || gradient_norm.is_some_and(|norm| !norm.is_finite()) {
-            return Err(Error::NonFiniteStep {
-                step,
-                loss,
-                gradient_norm,
-            });
-        }
-        Ok(Self {
-            step,
-            loss,
-            gradient_norm: gradient_norm.unwrap_or(0.0),
-            learning_rate,
-            labels,
-        })
-    }
 }
