@@ -192,7 +192,7 @@ impl<'a, M: StagedModel> ModelRun<'a, M> {
     /// The state that the next recording starts from.
     fn current(&self) -> Result<Tensor> {
         self.state.clone().ok_or(Error::InvalidShape {
-            what: "state of the run",
+            what: "state of the run".into(),
             given: "none".to_owned(),
             need: "that of the recording before".to_owned(),
         })
@@ -242,7 +242,7 @@ impl<'a, M: StagedModel> ModelRun<'a, M> {
     pub async fn finish(self) -> Result<M::Output> {
         if self.next < self.num_recordings() {
             return Err(Error::InvalidShape {
-                what: "number of recordings handed out",
+                what: "number of recordings handed out".into(),
                 given: self.next.to_string(),
                 need: format!("all {}", self.num_recordings()),
             });
@@ -272,7 +272,8 @@ impl<'a, M: StagedModel> ModelRun<'a, M> {
     pub async fn find_nonfinite(mut self, slices: SliceOptions) -> Result<Option<Origin>> {
         if self.next > 0 {
             return Err(Error::InvalidShape {
-                what: "number of recordings handed out before a search for what is not finite",
+                what: "number of recordings handed out before a search for what is not finite"
+                    .into(),
                 given: self.next.to_string(),
                 need: "0: a new run over the same input".to_owned(),
             });

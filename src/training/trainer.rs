@@ -268,7 +268,7 @@ fn vocab_size(model: &LongNet) -> Result<usize> {
 fn at_least_one_label(counted: u64) -> Result<u64> {
     match counted {
         0 => Err(Error::InvalidShape {
-            what: "labels",
+            what: "labels".into(),
             given: "none, or only ignored ones".to_owned(),
             need: "one label or more that is not IGNORED_LABEL".to_owned(),
         }),

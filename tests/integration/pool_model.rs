@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 
+use dilated_attention::Label;
 use dilated_attention::pool::{
     Faults, Lease, Limits, Policy, Pool, PoolError, PoolOptions, STORAGE_USAGE, SimulatedBuffer,
     SimulatedSource, Speed, Usage,
@@ -291,13 +292,20 @@ fn a_hit_allocates_nothing() {
     // A policy that gives nothing up, so that all steps are hits in the end.
     let options = PoolOptions::default().with_policy(Speed);
     let pool = Pool::with_source(SimulatedSource::new(1 << 30), options);
-    let lend = |bytes| pool.acquire("any", bytes, STORAGE_USAGE).expect("lends");
+    // A literal costs nothing, and a label that was made once is shared.
+    let formatted = Label::from(format!("lease of {}", "a model"));
+    let labels = ["any".into(), formatted];
+    let lend = |bytes| {
+        let label = &labels[(bytes / 4 % 2) as usize];
+        pool.acquire(label, bytes, STORAGE_USAGE).expect("lends")
+    };
     let mut leases: Vec<_> = (0..100).map(|_| lend(4096)).collect();
     let steps = replacements(10_000, leases.len());
     let mut replace = || {
         for &(index, bytes) in &steps {
             drop(leases.swap_remove(index));
             leases.push(lend(bytes));
+            drop(pool.acquire("a literal", bytes, STORAGE_USAGE));
         }
     };
     replace();
