@@ -453,10 +453,10 @@ impl CallOptions {
     /// [`Error::InvalidShape`] for what has no four dimensions, keys of another length than the queries without [`cross`](Self::cross), and lengths that do not
     /// fit.
     pub(crate) fn shape_of(&self, q: &[usize], k: &[usize]) -> Result<AttentionShape> {
-        let lens = |what, shape: &[usize]| match *shape {
+        let lens = |what: &'static str, shape: &[usize]| match *shape {
             [batch, len, _, _] => Ok([batch, len]),
             _ => Err(Error::InvalidShape {
-                what,
+                what: what.into(),
                 given: format!("{shape:?}"),
                 need: "(batch, tokens, heads, elements)".to_owned(),
             }),
@@ -464,7 +464,7 @@ impl CallOptions {
         let ([batch, seq_len], [_, key_len]) = (lens("q", q)?, lens("k", k)?);
         if !self.is_cross && key_len != seq_len {
             return Err(Error::InvalidShape {
-                what: "k",
+                what: "k".into(),
                 given: format!("{key_len} tokens"),
                 need: format!(
                     "{seq_len}, as q has ({UNEQUAL_LENGTHS}; CallOptions::cross is for keys of another sequence)"
@@ -512,7 +512,7 @@ impl AttentionShape {
         check_seq_len("seq_len", seq_len)?;
         if u32::try_from(batch).is_err() {
             return Err(Error::InvalidShape {
-                what: "batch",
+                what: "batch".into(),
                 given: batch.to_string(),
                 need: format!("at most {}, in several calls", u32::MAX),
             });
@@ -561,7 +561,7 @@ impl AttentionShape {
     pub fn with_valid_key_lens(mut self, valid_lens: &[usize]) -> Result<Self> {
         let Some(keys) = &mut self.keys else {
             return Err(Error::InvalidShape {
-                what: "valid_key_lens",
+                what: "valid_key_lens".into(),
                 given: "a shape whose keys are those of the queries' sequence".to_owned(),
                 need: "a shape made by AttentionShape::cross or CallOptions::cross, or with_valid_lens".to_owned(),
             });
@@ -650,7 +650,7 @@ pub(crate) fn in_u32(checked: usize) -> u32 {
 fn check_seq_len(what: &'static str, seq_len: usize) -> Result<()> {
     if seq_len > MAX_TOKENS {
         return Err(Error::InvalidShape {
-            what,
+            what: what.into(),
             given: seq_len.to_string(),
             need: format!("at most {MAX_TOKENS}"),
         });
@@ -670,7 +670,7 @@ fn check_valid_lens(
 ) -> Result<()> {
     if lens.len() != batch {
         return Err(Error::InvalidShape {
-            what,
+            what: what.into(),
             given: format!("{} lengths", lens.len()),
             need: format!("{batch}, one per batch item"),
         });
@@ -678,7 +678,7 @@ fn check_valid_lens(
     for (item, &len) in lens.iter().enumerate() {
         if len > seq_len {
             return Err(Error::InvalidShape {
-                what,
+                what: what.into(),
                 given: format!("{len} for item {item}"),
                 need: format!("at most the sequence length {seq_len}"),
             });

@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
+use crate::label::Label;
 
 /// What became of a recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,12 +65,12 @@ impl Fate {
 pub(crate) struct WriterState {
     /// Number of the recording, unique in the process, from 1.
     id: u64,
-    label: &'static str,
+    label: Label,
     fate: Mutex<Fate>,
 }
 
 impl WriterState {
-    fn new(label: &'static str) -> Arc<Self> {
+    fn new(label: Label) -> Arc<Self> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         Arc::new(Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -101,7 +102,7 @@ const TORN: u8 = 2;
 /// The state of a tensor's contents, shared by its clones and parts.
 #[derive(Debug)]
 pub(crate) struct Contents {
-    label: &'static str,
+    label: Label,
     state: AtomicU8,
     /// The recordings that last read and wrote it, and the index of the write in its recording. With these, most recordings
     /// find their entry of a tensor without a search.
@@ -113,9 +114,9 @@ pub(crate) struct Contents {
 }
 
 impl Contents {
-    pub fn new(label: &'static str) -> Arc<Self> {
+    pub fn new(label: impl Into<Label>) -> Arc<Self> {
         Arc::new(Self {
-            label,
+            label: label.into(),
             state: AtomicU8::new(NOTHING),
             last_reader: AtomicU64::new(0),
             last_writer: AtomicU64::new(0),
@@ -142,7 +143,7 @@ impl Contents {
     }
 
     /// Whether the recording `reader` may read the contents if it is submitted now.
-    fn check(&self, reader: &'static str) -> Result<()> {
+    fn check(&self, reader: &Label) -> Result<()> {
         if self.are_held() {
             return Ok(());
         }
@@ -152,9 +153,9 @@ impl Contents {
             return Ok(());
         }
         Err(Error::NotWritten {
-            label: self.label,
-            reader,
-            writer: writer.map(|writer| writer.label),
+            label: self.label.clone(),
+            reader: reader.clone(),
+            writer: writer.map(|writer| writer.label.clone()),
             reason: fate.map_or(
                 "nothing that was recorded writes it: upload, clear or compute it before",
                 Fate::reason,
@@ -185,7 +186,7 @@ pub(crate) struct Tracker {
 }
 
 impl Tracker {
-    pub fn new(label: &'static str) -> Self {
+    pub fn new(label: Label) -> Self {
         Self {
             recording: WriterState::new(label),
             reads: Vec::new(),
@@ -267,7 +268,7 @@ impl Tracker {
     /// # Errors
     /// [`Error::NotWritten`] names a tensor that will not.
     pub fn check(&self) -> Result<()> {
-        let label = self.recording.label;
+        let label = &self.recording.label;
         self.reads.iter().try_for_each(|read| read.check(label))
     }
 

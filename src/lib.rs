@@ -43,6 +43,9 @@
 // types of elements
 mod element;
 
+// what things are called
+mod label;
+
 // what a pool tells of itself
 mod pool_figures;
 
@@ -148,6 +151,7 @@ pub use context::{AdapterChoice, Context, ContextOptions, WarmUp};
 pub use device::{DType, DeviceCaps, Element};
 pub use error::{Error, Result};
 pub use kernels::remembered::{CacheFolder, KernelOptions};
+pub use label::Label;
 pub use plan::{BackwardPlan, ForwardPlan};
 pub use pool::{Lease, PersistentBuffer, Pool, PoolOptions, PoolReport, PoolStats};
 pub use readback::Download;

@@ -275,7 +275,7 @@ impl<T: Element> Download<T> {
 
     fn not_submitted(&self, stage: Stage) -> Error {
         Error::NotSubmitted {
-            label: self.readback.lease.label(),
+            label: self.readback.lease.label().clone(),
             next_step: match stage {
                 Stage::Slicing => "advance its sliced submission further",
                 Stage::Encoded => "submit the encoder that its recording went to",
@@ -298,11 +298,11 @@ impl<T: Element> Download<T> {
                     .lost_error("the device gave no reason")))
             }
             Stage::Unsealed => Some(Err(Error::DownloadAbandoned {
-                label: self.readback.lease.label(),
+                label: self.readback.lease.label().clone(),
                 reason: "wgpu refused to run the encoder that it is in: see its error, then record it again",
             })),
             Stage::Abandoned(reason) => Some(Err(Error::DownloadAbandoned {
-                label: self.readback.lease.label(),
+                label: self.readback.lease.label().clone(),
                 reason,
             })),
             _ => Some(Err(self

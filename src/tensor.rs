@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::contents::Contents;
 use crate::device::{ByteRange, DType, Element};
 use crate::error::{Error, Result};
+use crate::label::Label;
 use crate::pool::Lease;
 
 /// An array on the device, row-major. Clones share the storage, which goes back to the pool with the last of them (and
@@ -35,7 +36,7 @@ impl Tensor {
         Self {
             shape: shape.into(),
             dtype,
-            contents: Contents::new(lease.label()),
+            contents: Contents::new(lease.label().clone()),
             lease,
             offset,
             is_part: false,
@@ -76,7 +77,7 @@ impl Tensor {
     }
 
     /// What the tensor is for.
-    pub fn label(&self) -> &'static str {
+    pub fn label(&self) -> &Label {
         self.lease.label()
     }
 
@@ -113,28 +114,28 @@ impl Tensor {
     /// Whether this tensor is `what` of shape `shape` and type `dtype` on the context with pool `pool_id`.
     pub(crate) fn expect(
         &self,
-        what: &'static str,
+        what: impl Into<Label>,
         shape: &[usize],
         dtype: DType,
         pool_id: u64,
     ) -> Result<()> {
         if self.lease.pool_id() != pool_id {
             return Err(Error::ContextMismatch {
-                what,
+                what: what.into(),
                 given: self.lease.pool_id(),
                 expected: pool_id,
             });
         }
         if self.dtype != dtype {
             return Err(Error::WrongDType {
-                what,
+                what: what.into(),
                 given: self.dtype,
                 need: dtype,
             });
         }
         if *self.shape != *shape {
             return Err(Error::InvalidShape {
-                what,
+                what: what.into(),
                 given: format!("{:?}", self.shape),
                 need: format!("{shape:?}"),
             });
@@ -147,14 +148,14 @@ impl Tensor {
 ///
 /// # Errors
 /// [`Error::SizeOverflow`] when they exceed 64 bits.
-pub(crate) fn num_bytes(label: &'static str, shape: &[usize], dtype: DType) -> Result<u64> {
+pub(crate) fn num_bytes(label: impl Into<Label>, shape: &[usize], dtype: DType) -> Result<u64> {
     shape
         .iter()
         .try_fold(dtype.bytes(), |bytes, &d| bytes.checked_mul(d as u64))
         // With the padding of a buffer, too.
         .filter(|bytes| *bytes <= u64::MAX - 4)
         .ok_or_else(|| Error::SizeOverflow {
-            what: label,
+            what: label.into(),
             given: format!("{shape:?} elements of {} bytes", dtype.bytes()),
         })
 }
@@ -168,11 +169,7 @@ pub(crate) fn padded_bytes(bytes: u64) -> u64 {
 ///
 /// # Errors
 /// [`Error::NotFinite`] names the first that is not.
-pub(crate) fn check_finite<T: Element>(
-    label: &'static str,
-    shape: &[usize],
-    data: &[T],
-) -> Result<()> {
+pub(crate) fn check_finite<T: Element>(label: &Label, shape: &[usize], data: &[T]) -> Result<()> {
     let find = |value: fn(&[u8]) -> f32| {
         let size = size_of::<T>();
         bytemuck::cast_slice::<T, u8>(data)
@@ -203,7 +200,7 @@ pub(crate) fn check_finite<T: Element>(
         _ => &[],
     };
     Err(Error::NotFinite {
-        what: label,
+        what: label.into(),
         value,
         index,
         axes,
@@ -218,7 +215,7 @@ pub(crate) fn zeros<T: bytemuck::Zeroable>(
 ) -> Result<Vec<T>> {
     let zeros = count.and_then(|count| bytemuck::allocation::try_zeroed_vec(count).ok());
     zeros.ok_or_else(|| Error::InvalidShape {
-        what,
+        what: what.into(),
         given: given.to_string(),
         need: "small enough for the memory of this machine".to_owned(),
     })

@@ -74,7 +74,7 @@ impl Demand for ForwardPlan {
 /// The leases of planned buffers.
 fn requests(buffers: &[PlannedBuffer]) -> Vec<BufferRequest> {
     let request = |buffer: &PlannedBuffer| BufferRequest {
-        label: buffer.label,
+        label: buffer.label.into(),
         bytes: buffer.requested_bytes,
         usage: match buffer.role {
             BufferRole::Storage => STORAGE_USAGE,
@@ -322,14 +322,14 @@ impl DilatedAttention {
         let pool_id = self.context.pool().id();
         if recorder.context().pool().id() != pool_id {
             return Err(Error::ContextMismatch {
-                what: "recorder",
+                what: "recorder".into(),
                 given: recorder.context().pool().id(),
                 expected: pool_id,
             });
         }
         for (what, tensor) in tensors {
             tensor
-                .expect(what, shape, dtype, pool_id)
+                .expect(*what, shape, dtype, pool_id)
                 .map_err(|error| match error {
                     Error::InvalidShape { what, given, need } if tensor.shape().len() == 4 => {
                         Error::InvalidShape {

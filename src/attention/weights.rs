@@ -70,7 +70,7 @@ impl DilatedAttention {
         self.expect(recorder, &state, &self.state_shape(shape), DType::F32)?;
         if token >= shape.seq_len() {
             return Err(Error::InvalidShape {
-                what: "token whose weights are wanted",
+                what: "token whose weights are wanted".into(),
                 given: token.to_string(),
                 need: format!("one of the {} queries", shape.seq_len()),
             });
@@ -93,8 +93,8 @@ impl DilatedAttention {
             row_bytes: u64::from(num_heads) * u64::from(key_len) * 4,
             element_bytes: 4,
         };
-        let too_small = |what, requested_bytes| Error::BindingTooSmall {
-            what,
+        let too_small = |what: &'static str, requested_bytes| Error::BindingTooSmall {
+            what: what.into(),
             requested_bytes,
             limit_bytes: caps.max_binding_bytes,
         };

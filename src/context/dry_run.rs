@@ -59,7 +59,7 @@ impl BufferSource for DryRunSource {
     )]
     fn create(
         &self,
-        label: &'static str,
+        label: &str,
         _: u64,
         usage: wgpu::BufferUsages,
     ) -> Result<wgpu::Buffer, CreateError> {

@@ -48,6 +48,7 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::kernels::remembered::Tuner;
 use crate::kernels::{Kernel, Pipeline};
+use crate::label::Label;
 use crate::pool::Pool;
 use crate::recorder::{CostModel, Machine, Recorder};
 use crate::watch::DeviceWatch;
@@ -60,8 +61,8 @@ pub struct Context {
 
 impl Context {
     /// Starts to record work under `label`. Recordings are independent; several may be open, on several threads.
-    pub fn recorder(&self, label: &'static str) -> Recorder {
-        Recorder::new(self.machine.clone(), label)
+    pub fn recorder(&self, label: impl Into<Label>) -> Recorder {
+        Recorder::new(self.machine.clone(), label.into())
     }
 
     /// The pool that every buffer of this context comes from.

@@ -38,7 +38,7 @@ impl ElementFormat {
             DType::F16 => Ok(Self::F16Packed),
             DType::Bf16 => Ok(Self::Bf16Packed),
             DType::U32 => Err(Error::WrongDType {
-                what,
+                what: what.into(),
                 given: dtype,
                 need: DType::F32,
             }),

@@ -14,6 +14,7 @@ pub use weights::WeightsError;
 pub use weights_mismatch::{Duplicate, FoundPrefix, Misshapen, Mistyped, WeightsMismatch};
 
 use crate::element::DType;
+use crate::label::Label;
 use crate::pool_figures::PoolReport;
 
 /// What went wrong; see the variants. No tensor that was there before a failed call is lost or changed by it.
@@ -101,7 +102,7 @@ pub enum Error {
     #[error("{what} is {given}; it must be {need}")]
     InvalidShape {
         /// Name of the tensor or number.
-        what: &'static str,
+        what: Label,
         /// The value given.
         given: String,
         /// What a valid value is.
@@ -113,7 +114,7 @@ pub enum Error {
     )]
     LengthMismatch {
         /// Label of the tensor.
-        label: &'static str,
+        label: Label,
         /// Elements given.
         given: u64,
         /// Elements of the shape.
@@ -123,7 +124,7 @@ pub enum Error {
     #[error("{what} has elements of type {given}; {need} is needed: convert before the call")]
     WrongDType {
         /// Name of the tensor.
-        what: &'static str,
+        what: Label,
         /// Its element type.
         given: DType,
         /// The element type needed.
@@ -135,7 +136,7 @@ pub enum Error {
     )]
     ContextMismatch {
         /// Name of the tensor, or the recorder.
-        what: &'static str,
+        what: Label,
         /// Number of the pool it belongs to, unique in the process.
         given: u64,
         /// Number of the pool of the call's context.
@@ -145,7 +146,7 @@ pub enum Error {
     #[error("the size of {what} ({given}) overflows 64 bits")]
     SizeOverflow {
         /// Name of the tensor or buffer.
-        what: &'static str,
+        what: Label,
         /// The factors.
         given: String,
     },
@@ -155,7 +156,7 @@ pub enum Error {
     )]
     BindingTooSmall {
         /// Name of the tensor.
-        what: &'static str,
+        what: Label,
         /// Bytes of the smallest window.
         requested_bytes: u64,
         /// Bytes one binding may cover.
@@ -194,7 +195,7 @@ pub enum Error {
     )]
     SubmissionOutOfMemory {
         /// Label of the recording.
-        label: &'static str,
+        label: Label,
         /// State of the pool.
         report: Box<PoolReport>,
     },
@@ -223,11 +224,11 @@ pub enum Error {
     })]
     NotWritten {
         /// Label of the tensor.
-        label: &'static str,
+        label: Label,
         /// Label of the recording that was submitted.
-        reader: &'static str,
+        reader: Label,
         /// Label of the recording that was to write the tensor, if there is one.
-        writer: Option<&'static str>,
+        writer: Option<Label>,
         /// What became of that, and the next step.
         reason: &'static str,
     },
@@ -235,7 +236,7 @@ pub enum Error {
     #[error("'{label}' was recorded for download but not submitted: {next_step}, then wait again")]
     NotSubmitted {
         /// Label of the download.
-        label: &'static str,
+        label: Label,
         /// What to do: submit the recording or the encoder that it went to, or advance its slices.
         next_step: &'static str,
     },
@@ -243,7 +244,7 @@ pub enum Error {
     #[error("'{label}' will never arrive: {reason}")]
     DownloadAbandoned {
         /// Label of the download.
-        label: &'static str,
+        label: Label,
         /// What became of that, and the next step.
         reason: &'static str,
     },
@@ -257,7 +258,7 @@ pub enum Error {
     #[error("{what} holds {value} at {}", place(index, axes))]
     NotFinite {
         /// Name of the tensor.
-        what: &'static str,
+        what: Label,
         /// The value.
         value: f32,
         /// Its index along each of the tensor's own dimensions.
@@ -300,7 +301,7 @@ pub enum Error {
     #[error("wgpu refused '{label}': {reason}")]
     Validation {
         /// Label of what was made.
-        label: String,
+        label: Label,
         /// wgpu's words.
         reason: String,
     },

@@ -1,5 +1,6 @@
 //! What can go wrong with a pool of buffers.
 
+use crate::label::Label;
 use crate::pool_figures::PoolReport;
 
 /// Why a [`Pool`](crate::Pool) has not lent a buffer, or a trace of one cannot be read. In a call that does more than that it is an
@@ -12,13 +13,13 @@ pub enum PoolError {
     #[error("a buffer of 0 bytes was asked for as '{label}'; skip the work instead")]
     ZeroSize {
         /// Label of the request.
-        label: &'static str,
+        label: Label,
     },
     /// Usages that no buffer of this pool may combine.
     #[error("'{label}' asks for usages {usage:?}, which contradict each other: {reason}")]
     InvalidUsage {
         /// Label of the request.
-        label: &'static str,
+        label: Label,
         /// The usages asked for.
         usage: wgpu::BufferUsages,
         /// Why they cannot be combined.
@@ -30,7 +31,7 @@ pub enum PoolError {
     )]
     BufferTooLarge {
         /// Label of the request.
-        label: &'static str,
+        label: Label,
         /// Bytes asked for.
         requested_bytes: u64,
         /// Bytes of the largest buffer of the device.
@@ -42,7 +43,7 @@ pub enum PoolError {
     )]
     BudgetExceeded {
         /// Label of the request.
-        label: &'static str,
+        label: Label,
         /// Bytes of the buffer that would have been created: the size class, not what the caller asked for.
         requested_bytes: u64,
         /// The budget, in bytes.
@@ -58,7 +59,7 @@ pub enum PoolError {
     )]
     OutOfMemory {
         /// Label of the request.
-        label: &'static str,
+        label: Label,
         /// Bytes of the buffer that could not be created: the size class, not what the caller asked for.
         requested_bytes: u64,
         /// Bytes of buffers leased at that moment.
@@ -76,7 +77,7 @@ pub enum PoolError {
     #[error("wgpu refused '{label}': {reason}")]
     Refused {
         /// Label of the request.
-        label: String,
+        label: Label,
         /// The device's words.
         reason: String,
     },

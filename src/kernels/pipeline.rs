@@ -43,7 +43,7 @@ impl Pipeline {
                 Caught::OutOfMemory => "no memory to compile it".to_owned(),
                 Caught::Refused(reason) => shader.with_origins(&reason),
             };
-            let label = kernel.name().to_owned();
+            let label = kernel.name().into();
             Error::Validation { label, reason }
         })
     }

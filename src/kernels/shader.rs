@@ -64,7 +64,7 @@ impl Shader {
             template.render(values)
         };
         let marked = expand().map_err(|error| Error::Validation {
-            label: name.to_owned(),
+            label: name.into(),
             reason: Self::located(&error),
         })?;
         Ok(Self::unmarked(&marked))

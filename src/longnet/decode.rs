@@ -39,14 +39,14 @@ impl LongNet {
         let (batch, count) = (call.shape.batch(), call.shape.seq_len());
         if batch != cache.batch {
             return Err(Error::InvalidShape {
-                what: "batch of a decoding step",
+                what: "batch of a decoding step".into(),
                 given: batch.to_string(),
                 need: format!("{}, that of the cache", cache.batch),
             });
         }
         if let Some(item) = (0..batch).find(|item| call.shape.valid_len(*item) != count) {
             return Err(Error::InvalidShape {
-                what: "valid_lens of a decoding step",
+                what: "valid_lens of a decoding step".into(),
                 given: format!("{} for item {item}", call.shape.valid_len(item)),
                 need: format!("{count}: all items of a cache have one length"),
             });
@@ -194,7 +194,7 @@ impl LongNet {
                     Sublayer::CrossAttention(attention) => {
                         let (Some([k, v]), Some((_, shape))) = (&layer.cross, &one.memory) else {
                             return Err(Error::InvalidShape {
-                                what: "memory",
+                                what: "memory".into(),
                                 given: "none".to_owned(),
                                 need: "the encoder's output".to_owned(),
                             });

@@ -90,7 +90,7 @@ impl EncoderDecoder {
     ) -> Result<Call> {
         if shape.batch() != memory_shape.batch() {
             return Err(Error::InvalidShape {
-                what: "batch of the decoder",
+                what: "batch of the decoder".into(),
                 given: shape.batch().to_string(),
                 need: format!("{}, that of the encoder", memory_shape.batch()),
             });

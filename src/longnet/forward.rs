@@ -102,7 +102,7 @@ impl LongNet {
     ) -> Result<(Tensor, Option<Tensor>)> {
         weights.expect_list("weights", &self.list)?;
         let blocks = self.layers.get(index).ok_or_else(|| Error::InvalidShape {
-            what: "layer",
+            what: "layer".into(),
             given: index.to_string(),
             need: format!("one of the {} layers", self.layers.len()),
         })?;
@@ -194,7 +194,7 @@ impl LongNet {
                 let count = batch as u64 * seq_len as u64;
                 if ids.len() != count {
                     return Err(Error::InvalidShape {
-                        what: "tokens",
+                        what: "tokens".into(),
                         given: format!("{} ids", ids.len()),
                         need: format!("{batch} x {seq_len} ({UNEQUAL_LENGTHS})"),
                     });
@@ -245,7 +245,7 @@ impl LongNet {
         let limit = self.config.learned_positions.unwrap_or(0);
         if first as u64 + seq_len as u64 > limit as u64 {
             return Err(Error::InvalidShape {
-                what: "positions",
+                what: "positions".into(),
                 given: format!("{first}..{}", first as u64 + seq_len as u64),
                 need: format!("positions below {limit}, which the model has learned"),
             });

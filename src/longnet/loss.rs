@@ -44,7 +44,7 @@ impl LongNet {
         let rows = features.matrix().rows();
         if labels.len() != rows {
             return Err(Error::InvalidShape {
-                what: "labels",
+                what: "labels".into(),
                 given: format!("{} labels", labels.len()),
                 need: format!("{rows}, one for each row"),
             });

@@ -306,7 +306,7 @@ pub(super) fn expect_below(what: &'static str, wanted: &[usize], limit: usize) -
     match wanted.iter().find(|wanted| **wanted >= limit) {
         None => Ok(()),
         Some(given) => Err(Error::InvalidShape {
-            what,
+            what: what.into(),
             given: given.to_string(),
             need: format!("one of the {limit} there are, from 0 on"),
         }),

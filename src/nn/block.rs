@@ -89,7 +89,7 @@ impl BlockSaved {
 impl Block {
     fn missing_memory() -> Error {
         Error::InvalidShape {
-            what: "memory",
+            what: "memory".into(),
             given: "none".to_owned(),
             need: "the encoder's output, for blocks that attend to it".to_owned(),
         }

@@ -267,7 +267,7 @@ impl MultiheadAttention {
             return Ok(());
         }
         let (rotations, positions) = input.positions.ok_or_else(|| Error::InvalidShape {
-            what: "positions",
+            what: "positions".into(),
             given: "none".to_owned(),
             need: "rotations and positions, for attention with xPos".to_owned(),
         })?;

@@ -49,7 +49,7 @@ pub fn convert(recorder: &mut Recorder, x: &Tensor, dtype: DType) -> Result<Tens
     };
     if !x.num_elements().is_multiple_of(4) {
         return Err(Error::InvalidShape {
-            what: "x",
+            what: "x".into(),
             given: format!("{:?}, {} elements", x.shape(), x.num_elements()),
             need: "a multiple of 4 elements, to be converted".to_owned(),
         });

@@ -187,7 +187,7 @@ impl<'a> ScaledAdd<'a> {
         }
         if dropout.is_some() && format != ElementFormat::F32 {
             return Err(Error::WrongDType {
-                what: "x of a dropout",
+                what: "x of a dropout".into(),
                 given: x.dtype(),
                 need: DType::F32,
             });

@@ -152,7 +152,7 @@ impl<'a> Matmul<'a> {
         };
         if ![DType::F32, self.a.dtype()].contains(&self.b.dtype()) {
             return Err(Error::WrongDType {
-                what: "b",
+                what: "b".into(),
                 given: self.b.dtype(),
                 need: self.a.dtype(),
             });
@@ -163,7 +163,7 @@ impl<'a> Matmul<'a> {
         let result = c.expect_activations("c", rows, columns, recorder)?;
         if ![DType::F32, self.a.dtype()].contains(&c.dtype()) {
             return Err(Error::WrongDType {
-                what: "c",
+                what: "c".into(),
                 given: c.dtype(),
                 need: self.a.dtype(),
             });
@@ -204,7 +204,7 @@ impl<'a> Matmul<'a> {
             // Partial sums cannot be activated. Weights larger than a binding are met by a product into a tensor of
             // its own in `nn`; here it is an error rather than a hidden copy.
             return Err(Error::BindingTooSmall {
-                what: "b",
+                what: "b".into(),
                 requested_bytes: self.b.rows() * self.b.width() * 4,
                 limit_bytes: caps.max_binding_bytes,
             });

@@ -96,7 +96,7 @@ impl<'a> Matrix<'a> {
     pub fn slice(&self, begin: u64, end: u64) -> Result<Self> {
         if begin > end || end > self.rows() {
             return Err(Error::InvalidShape {
-                what: self.tensor.label(),
+                what: self.tensor.label().clone(),
                 given: format!("rows {begin}..{end} of {}", self.rows()),
                 need: "rows that it has".to_owned(),
             });
@@ -116,7 +116,7 @@ impl<'a> Matrix<'a> {
         let (begin, end) = (self.begin * self.width, self.end * self.width);
         if width == 0 || !begin.is_multiple_of(width) || !end.is_multiple_of(width) {
             return Err(Error::InvalidShape {
-                what: self.tensor.label(),
+                what: self.tensor.label().clone(),
                 given: format!("elements {begin}..{end}"),
                 need: format!("whole rows of {width}"),
             });
@@ -168,7 +168,7 @@ impl<'a> Matrix<'a> {
         let window = layout.window(self.begin + begin, self.begin + end, caps);
         let Some(mut window) = window else {
             return Err(Error::BindingTooSmall {
-                what: self.tensor.label(),
+                what: self.tensor.label().clone(),
                 requested_bytes: (end - begin) * layout.row_bytes,
                 limit_bytes: caps.max_binding_bytes,
             });
@@ -197,7 +197,7 @@ impl<'a> Matrix<'a> {
             .expect(what, self.tensor.shape(), dtype, pool_id)?;
         if (self.rows(), self.width) != (rows, width) {
             return Err(Error::InvalidShape {
-                what,
+                what: what.into(),
                 given: format!("{} rows of {}", self.rows(), self.width),
                 need: format!("{rows} rows of {width}"),
             });
@@ -217,7 +217,7 @@ impl<'a> Matrix<'a> {
         self.expect(what, rows, width, self.dtype(), recorder)?;
         if format != ElementFormat::F32 && !width.is_multiple_of(4) {
             return Err(Error::InvalidShape {
-                what,
+                what: what.into(),
                 given: format!("rows of {width} elements of type {}", self.dtype()),
                 need: "rows of a multiple of 4 elements, in half precision".to_owned(),
             });
@@ -260,7 +260,7 @@ fn windows_of(
 ) -> Result<Vec<(u64, u64)>> {
     if size == 0 && count > 0 {
         return Err(Error::BindingTooSmall {
-            what,
+            what: what.into(),
             requested_bytes: caps.max_binding_bytes + 1,
             limit_bytes: caps.max_binding_bytes,
         });
@@ -281,7 +281,7 @@ fn grid(what: &'static str, num_workgroups: u64, caps: &DeviceCaps) -> Result<[u
         .ok()
         .and_then(|number| fold_grid(number, caps.max_workgroups_per_dimension))
         .ok_or_else(|| Error::SizeOverflow {
-            what,
+            what: what.into(),
             given: format!("{num_workgroups} workgroups"),
         })
 }
@@ -289,7 +289,7 @@ fn grid(what: &'static str, num_workgroups: u64, caps: &DeviceCaps) -> Result<[u
 /// A size as kernels take it.
 fn size(what: &'static str, size: u64) -> Result<u32> {
     u32::try_from(size).map_err(|_| Error::SizeOverflow {
-        what,
+        what: what.into(),
         given: size.to_string(),
     })
 }

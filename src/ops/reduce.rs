@@ -42,7 +42,7 @@ pub fn mean_of_rows(recorder: &mut Recorder, x: Matrix<'_>) -> Result<Tensor> {
     let format = x.expect_activations("x", rows, width, recorder)?;
     if rows == 0 {
         return Err(Error::InvalidShape {
-            what: "x",
+            what: "x".into(),
             given: "no rows".to_owned(),
             need: "at least one, to have a mean".to_owned(),
         });

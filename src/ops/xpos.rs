@@ -133,7 +133,7 @@ pub fn xpos(
     let end = (positions.first as u64).saturating_add(seq_len);
     if !width.is_multiple_of(head_dim) || end > rotations.num_positions as u64 {
         return Err(Error::InvalidShape {
-            what: "x of xPos",
+            what: "x of xPos".into(),
             given: format!("rows of {width} up to position {end}"),
             need: format!(
                 "rows of heads of {head_dim} at positions below {}",

@@ -123,12 +123,12 @@ pub(super) fn tensor_bytes(
     let bytes = row_bytes
         .checked_mul(num_rows)
         .ok_or_else(|| Error::SizeOverflow {
-            what: "q",
+            what: "q".into(),
             given: format!("{num_rows} rows of {row_bytes} bytes"),
         })?;
     if bytes > caps.max_buffer_bytes {
         return Err(PoolError::BufferTooLarge {
-            label: "out",
+            label: "out".into(),
             requested_bytes: bytes,
             limit_bytes: caps.max_buffer_bytes,
         }

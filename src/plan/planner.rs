@@ -63,7 +63,7 @@ impl<'a> Planner<'a> {
             max_rows = max_rows.min(layout.max_rows(caps));
             if max_rows == 0 {
                 return Err(Error::BindingTooSmall {
-                    what,
+                    what: what.into(),
                     requested_bytes: layout.row_bytes + caps.storage_offset_alignment,
                     limit_bytes: caps.max_binding_bytes,
                 });
@@ -289,7 +289,7 @@ impl<'a> Planner<'a> {
             layout
                 .window(first, last, self.caps)
                 .ok_or(Error::BindingTooSmall {
-                    what: "q",
+                    what: "q".into(),
                     requested_bytes: (last - first) * layout.row_bytes,
                     limit_bytes: self.caps.max_binding_bytes,
                 })
@@ -312,7 +312,7 @@ impl<'a> Planner<'a> {
             .and_then(|n| Some((n, fold_grid(n, self.caps.max_workgroups_per_dimension)?)));
         let Some((num_workgroups, grid)) = grid else {
             return Err(Error::SizeOverflow {
-                what: "workgroups of one dispatch",
+                what: "workgroups of one dispatch".into(),
                 given: format!(
                     "{} items, {} segments, {} heads, {tiles} tiles",
                     unit.items.len(),

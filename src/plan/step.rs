@@ -52,7 +52,7 @@ pub(crate) fn plan_step(
     let tensor = RowLayout::of_activations(config, format);
     let [state, row_stats] = [RowLayout::of_state(config), RowLayout::of_row_stats(config)];
     let too_small = || Error::BindingTooSmall {
-        what: "k",
+        what: "k".into(),
         requested_bytes: tensor.row_bytes + caps.storage_offset_alignment,
         limit_bytes: caps.max_binding_bytes,
     };

@@ -112,12 +112,12 @@ impl<B> Core<B> {
             let usage = BufferUsages::from_bits_retain(request.usage);
             match self
                 .source
-                .create(request.label, request.buffer_bytes, usage)
+                .create(&request.label, request.buffer_bytes, usage)
             {
                 Ok(buffer) => {
                     #[cfg(feature = "tracing")]
                     tracing::debug!(
-                        label = request.label,
+                        label = request.label.as_str(),
                         bytes = request.buffer_bytes,
                         "a buffer is created"
                     );
@@ -141,7 +141,7 @@ impl<B> Core<B> {
                 Err(CreateError::OutOfMemory) => {
                     #[cfg(feature = "tracing")]
                     tracing::warn!(
-                        label = request.label,
+                        label = request.label.as_str(),
                         bytes = request.buffer_bytes,
                         "the device has no memory for a buffer"
                     );

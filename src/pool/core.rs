@@ -14,6 +14,7 @@ use super::policy::{Policy, Pressure};
 use super::shard::{Done, Request, Shard};
 use super::source::BufferSource;
 use super::sync::{AtomicU32, AtomicU64, Mutex, Ordering, lock};
+use crate::label::Label;
 use crate::pool_figures::PoolStats;
 use crate::pool_figures::{LeaseInfo, PoolReport};
 
@@ -88,7 +89,7 @@ impl<B> Core<B> {
     }
 
     /// A valid request for `requested_bytes` (a multiple of 4, at most the largest buffer), whatever the policy answers.
-    pub fn request(&self, label: &'static str, requested_bytes: u64, usage: u32) -> Request {
+    pub fn request(&self, label: Label, requested_bytes: u64, usage: u32) -> Request {
         let largest = self.max_buffer_bytes;
         let rounded = |bytes: u64| bytes.checked_next_multiple_of(4).unwrap_or(largest);
         let buffer_bytes =
@@ -383,7 +384,7 @@ fn acquired<B>(held: &PooledBuffer<B>, request: &Request, outcome: Outcome) -> E
         requested_bytes: request.requested_bytes,
         buffer_bytes: held.bytes(),
         usage: request.usage,
-        label: request.label.into(),
+        label: request.label.clone(),
         outcome,
     }
 }

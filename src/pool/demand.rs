@@ -1,12 +1,13 @@
 //! Buffers that a program will need.
 
+use crate::label::Label;
 use crate::wgpu;
 
 /// Equal buffers that a program will need at the same time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BufferRequest {
     /// Label of the leases.
-    pub label: &'static str,
+    pub label: Label,
     /// Bytes of each buffer.
     pub bytes: u64,
     /// Usages of each buffer.

@@ -40,7 +40,7 @@ impl BufferSource for DeviceSource {
     )]
     fn create(
         &self,
-        label: &'static str,
+        label: &str,
         bytes: u64,
         usage: wgpu::BufferUsages,
     ) -> Result<wgpu::Buffer, CreateError> {

@@ -1,10 +1,9 @@
 //! The events of a [trace](super::Trace).
 
-use std::borrow::Cow;
-
 use web_time::Instant;
 
 use super::shard::{Fit, Place};
+use crate::label::Label;
 
 /// Why a cached buffer was destroyed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,7 +69,7 @@ pub enum Event {
         /// Bits of its usages.
         usage: u32,
         /// Label of the lease.
-        label: Cow<'static, str>,
+        label: Label,
         /// How it was served.
         outcome: Outcome,
     },

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::core::Core;
 use super::shard::Request;
 use super::sync::{AtomicU64, AtomicUsize, Ordering};
+use crate::label::Label;
 
 /// A buffer lent by a [`Pool`](super::Pool): one whole `wgpu::Buffer` that no other lease has. Clones share it. It goes back
 /// when the last clone is dropped, on any thread, even after the pool or its device is gone. Its contents are unspecified at
@@ -16,7 +17,7 @@ pub struct Lease<B = crate::wgpu::Buffer> {
     /// Size class of the request that the buffer was lent for. It decides which later requests of the same recording the
     /// lease may serve. The buffer itself may be larger, depending on what was cached.
     class_bytes: u64,
-    label: &'static str,
+    label: Label,
 }
 
 /// A buffer of a pool, leased or not, for as long as it exists, so that leases come and go without an allocation. The fields
@@ -85,7 +86,7 @@ impl<B> Lease<B> {
             held,
             requested_bytes: request.requested_bytes,
             class_bytes: request.buffer_bytes,
-            label: request.label,
+            label: request.label.clone(),
         }
     }
 
@@ -105,8 +106,8 @@ impl<B> Lease<B> {
     }
 
     /// What the lease is for.
-    pub fn label(&self) -> &'static str {
-        self.label
+    pub fn label(&self) -> &Label {
+        &self.label
     }
 
     /// Number of the pool that lent the buffer, unique in the process.
@@ -137,7 +138,7 @@ impl<B> Lease<B> {
     pub(super) fn relabel(&mut self, request: &Request) {
         self.held.core.relabel(&self.held, request);
         self.requested_bytes = request.requested_bytes;
-        self.label = request.label;
+        self.label = request.label.clone();
     }
 
     /// Ends this lease before the device has handed the buffer back to the host. If there are other handles, the lease is
@@ -163,7 +164,7 @@ impl<B> Clone for Lease<B> {
             held: self.held.clone(),
             requested_bytes: self.requested_bytes,
             class_bytes: self.class_bytes,
-            label: self.label,
+            label: self.label.clone(),
         }
     }
 }

@@ -362,7 +362,7 @@ impl<'a, B> LockedPool<'a, B> {
         out.filter_map(|entry| {
             let held = entry.buffer.as_ref()?;
             Some(LeaseInfo {
-                label: entry.label,
+                label: entry.label.clone(),
                 requested_bytes: entry.requested_bytes,
                 buffer_bytes: held.bytes(),
                 usage: BufferUsages::from_bits_retain(held.usage()),

@@ -135,6 +135,7 @@ pub use timeline::{MarkKind, Timeline, TimelineMark, TimelineSample};
 pub use trace::Trace;
 
 use self::core::Core;
+use crate::label::Label;
 use crate::watch::{DeviceWatch, WhenLost, given_reason};
 use acquire::Failure;
 use shard::Request;
@@ -270,11 +271,11 @@ impl<B> Pool<B> {
     /// [`PoolError::DeviceLost`]; [`PoolError::Refused`] when the device refuses the buffer for another reason.
     pub fn acquire(
         &self,
-        label: &'static str,
+        label: impl Into<Label>,
         bytes: u64,
         usage: wgpu::BufferUsages,
     ) -> Result<Lease<B>, PoolError> {
-        let request = self.request(label, bytes, usage)?;
+        let request = self.request(label.into(), bytes, usage)?;
         if let Some(watch) = &self.owner.watch {
             watch.tell();
             if let Some(reason) = watch.lost() {
@@ -287,7 +288,7 @@ impl<B> Pool<B> {
 
     #[cold]
     fn error(&self, request: &Request, failure: Failure) -> PoolError {
-        let label = request.label;
+        let label = request.label.clone();
         let requested_bytes = request.buffer_bytes;
         match failure {
             Failure::Budget {
@@ -309,10 +310,7 @@ impl<B> Pool<B> {
             Failure::Lost(reason) => PoolError::DeviceLost {
                 reason: given_reason(&reason),
             },
-            Failure::Refused(reason) => PoolError::Refused {
-                label: label.to_owned(),
-                reason,
-            },
+            Failure::Refused(reason) => PoolError::Refused { label, reason },
         }
     }
 
@@ -323,11 +321,11 @@ impl<B> Pool<B> {
     pub(crate) fn reuse(
         &self,
         leases: &mut [Lease<B>],
-        label: &'static str,
+        label: impl Into<Label>,
         bytes: u64,
         usage: wgpu::BufferUsages,
     ) -> Result<Option<Lease<B>>, PoolError> {
-        let request = self.request(label, bytes, usage)?;
+        let request = self.request(label.into(), bytes, usage)?;
         let largest = request.buffer_bytes + request.buffer_bytes / 4;
         let fitting = request.requested_bytes..=largest;
         let smallest = leases
@@ -345,7 +343,7 @@ impl<B> Pool<B> {
 
     fn request(
         &self,
-        label: &'static str,
+        label: Label,
         bytes: u64,
         usage: wgpu::BufferUsages,
     ) -> Result<Request, PoolError> {
@@ -395,7 +393,7 @@ impl<B> Pool<B> {
     /// # let (device, _) = dilated_attention::wgpu::Device::noop(&Default::default());
     /// let pool = Pool::new(&device, PoolOptions::default());
     /// let accumulators = BufferRequest {
-    ///     label: "gradients",
+    ///     label: "gradients".into(),
     ///     bytes: 4 << 20,
     ///     usage: STORAGE_USAGE,
     ///     count: 3,
@@ -411,7 +409,7 @@ impl<B> Pool<B> {
         let mut leases = Vec::new();
         for request in demand.buffers() {
             for _ in 0..request.count {
-                leases.push(self.acquire(request.label, request.bytes, request.usage)?);
+                leases.push(self.acquire(&request.label, request.bytes, request.usage)?);
             }
         }
         Ok(())
@@ -440,8 +438,8 @@ impl<B> Pool<B> {
     }
 
     /// Opens a scope, which watches what all threads do with the pool until it is dropped. Scopes may nest and overlap.
-    pub fn scope(&self, name: &'static str) -> PoolScope<B> {
-        PoolScope::new(self, name)
+    pub fn scope(&self, name: impl Into<Label>) -> PoolScope<B> {
+        PoolScope::new(self, name.into())
     }
 
     /// Destroys everything cached, without waiting for the device. Returns the bytes destroyed.

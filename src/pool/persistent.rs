@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::{Lease, Pool};
 use crate::error::PoolError;
+use crate::label::Label;
 use crate::wgpu;
 
 /// A buffer that a program keeps across calls, such as a key/value cache or a workspace, and that grows when a call needs
@@ -25,17 +26,17 @@ use crate::wgpu;
 /// ```
 pub struct PersistentBuffer<B = wgpu::Buffer> {
     pool: Pool<B>,
-    label: &'static str,
+    label: Label,
     usage: wgpu::BufferUsages,
     lease: Option<Lease<B>>,
 }
 
 impl<B> PersistentBuffer<B> {
     /// A persistent buffer that has no buffer yet.
-    pub fn new(pool: &Pool<B>, label: &'static str, usage: wgpu::BufferUsages) -> Self {
+    pub fn new(pool: &Pool<B>, label: impl Into<Label>, usage: wgpu::BufferUsages) -> Self {
         Self {
             pool: pool.clone(),
-            label,
+            label: label.into(),
             usage,
             lease: None,
         }
@@ -59,8 +60,8 @@ impl<B> PersistentBuffer<B> {
         let doubled = bytes.max(have_bytes.saturating_mul(2));
         // Doubling may exceed the device's limit or the budget where `bytes` does not.
         self.pool
-            .acquire(self.label, doubled, self.usage)
-            .or_else(|_| self.pool.acquire(self.label, bytes, self.usage))
+            .acquire(&self.label, doubled, self.usage)
+            .or_else(|_| self.pool.acquire(&self.label, bytes, self.usage))
     }
 
     /// The buffer, if there is one.

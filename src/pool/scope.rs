@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::Pool;
+use crate::label::Label;
 use crate::pool_figures::PoolStats;
 use crate::pool_figures::ScopeReport;
 use crate::wgpu;
@@ -11,13 +12,13 @@ use crate::wgpu;
 #[must_use = "a scope ends when it is dropped"]
 pub struct PoolScope<B = wgpu::Buffer> {
     pool: Pool<B>,
-    name: &'static str,
+    name: Label,
     watch: u64,
     before: PoolStats,
 }
 
 impl<B> PoolScope<B> {
-    pub(super) fn new(pool: &Pool<B>, name: &'static str) -> Self {
+    pub(super) fn new(pool: &Pool<B>, name: Label) -> Self {
         let (watch, before) = pool.core().open_scope();
         Self {
             pool: pool.clone(),
@@ -30,7 +31,7 @@ impl<B> PoolScope<B> {
     /// What happened since the scope opened.
     pub fn report(&self) -> ScopeReport {
         let now = self.pool.core().scope_stats(self.watch);
-        ScopeReport::new(self.name, &self.before, &now)
+        ScopeReport::new(&self.name, &self.before, &now)
     }
 }
 

@@ -26,15 +26,16 @@ use std::sync::Arc;
 use super::lease::PooledBuffer;
 use super::lists::Lists;
 use super::size_class;
+use crate::label::Label;
 use crate::pool_figures::ClassUse;
 
 /// Most cached buffers that a lookup compares where sizes differ within a class, so that its time is bounded.
 const MAX_COMPARED: usize = 32;
 
 /// A request for a lease, with valid sizes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Request {
-    pub label: &'static str,
+    pub label: Label,
     /// Bytes asked for, a multiple of 4.
     pub requested_bytes: u64,
     /// Bits of the usage set.
@@ -100,7 +101,7 @@ pub(super) struct Entry<B> {
     pub buffer: Option<Arc<PooledBuffer<B>>>,
     pub place: Place,
     pub requested_bytes: u64,
-    pub label: &'static str,
+    pub label: Label,
     /// The shard's clock when the buffer was leased or came back.
     pub stamp: u64,
     /// Submissions of the pool when the buffer came back.
@@ -267,7 +268,7 @@ impl<B> Shard<B> {
         let entry = &mut self.entries[index as usize];
         entry.place = Place::Leased;
         entry.requested_bytes = request.requested_bytes;
-        entry.label = request.label;
+        entry.label = request.label.clone();
         entry.stamp = self.clock;
         self.counts.acquires += 1;
         self.counts.requested_bytes += request.requested_bytes;
@@ -305,7 +306,7 @@ impl<B> Shard<B> {
             buffer: Some(held),
             place: Place::Vacant,
             requested_bytes: 0,
-            label: "",
+            label: Label::default(),
             stamp: self.clock,
             epoch: 0,
             class: class as u16,

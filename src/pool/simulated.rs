@@ -96,12 +96,7 @@ impl SimulatedSource {
 }
 
 impl BufferSource<SimulatedBuffer> for SimulatedSource {
-    fn create(
-        &self,
-        _: &'static str,
-        bytes: u64,
-        _: BufferUsages,
-    ) -> Result<SimulatedBuffer, CreateError> {
+    fn create(&self, _: &str, bytes: u64, _: BufferUsages) -> Result<SimulatedBuffer, CreateError> {
         let number = self.existing.creations.fetch_add(1, Ordering::Relaxed);
         let Faults {
             memory_bytes,
@@ -156,7 +151,7 @@ mod tests {
     impl BufferSource<SimulatedBuffer> for Device {
         fn create(
             &self,
-            label: &'static str,
+            label: &str,
             bytes: u64,
             usage: BufferUsages,
         ) -> std::result::Result<SimulatedBuffer, CreateError> {

@@ -25,12 +25,7 @@ pub trait BufferSource<B = wgpu::Buffer>: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// See [`CreateError`]. A failed call leaves nothing behind.
-    fn create(
-        &self,
-        label: &'static str,
-        bytes: u64,
-        usage: wgpu::BufferUsages,
-    ) -> Result<B, CreateError>;
+    fn create(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<B, CreateError>;
 
     /// Lets the device run callbacks and free unused memory. With `wait`, first waits until all submitted work is done (not
     /// in browsers).
@@ -41,12 +36,7 @@ pub trait BufferSource<B = wgpu::Buffer>: Send + Sync + fmt::Debug {
 }
 
 impl<B, S: BufferSource<B> + ?Sized> BufferSource<B> for Arc<S> {
-    fn create(
-        &self,
-        label: &'static str,
-        bytes: u64,
-        usage: wgpu::BufferUsages,
-    ) -> Result<B, CreateError> {
+    fn create(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<B, CreateError> {
         (**self).create(label, bytes, usage)
     }
 

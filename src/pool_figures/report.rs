@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::stats::{Counter, PoolStats};
+use crate::label::Label;
 use crate::wgpu::BufferUsages;
 
 /// What happened in a [scope](crate::Pool::scope), on all threads: peaks and counts since it opened.
@@ -11,7 +12,7 @@ use crate::wgpu::BufferUsages;
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct ScopeReport {
     /// Name of the scope.
-    pub name: &'static str,
+    pub name: Label,
     /// Leases handed out.
     pub acquires: u64,
     /// Leases served without creating a buffer.
@@ -29,13 +30,13 @@ pub struct ScopeReport {
 }
 
 impl ScopeReport {
-    pub(crate) fn new(name: &'static str, before: &PoolStats, now: &PoolStats) -> Self {
+    pub(crate) fn new(name: &Label, before: &PoolStats, now: &PoolStats) -> Self {
         let since = |now: Counter, before: Counter| Counter {
             total: now.total - before.total,
             ..now
         };
         Self {
-            name,
+            name: name.clone(),
             acquires: now.acquires - before.acquires,
             hits: now.hits() - before.hits(),
             creates: now.creates - before.creates,
@@ -102,11 +103,11 @@ pub struct ClassUse {
 }
 
 /// The live leases of one label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct LabelUse {
     /// The label.
-    pub label: &'static str,
+    pub label: Label,
     /// Live leases.
     pub leases: u64,
     /// Bytes they asked for.
@@ -114,10 +115,10 @@ pub struct LabelUse {
 }
 
 /// One live lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseInfo {
     /// Label of the lease.
-    pub label: &'static str,
+    pub label: Label,
     /// Bytes asked for.
     pub requested_bytes: u64,
     /// Bytes of the buffer.
@@ -135,11 +136,11 @@ const PRINTED_LABELS: usize = 8;
 
 impl PoolReport {
     pub(crate) fn new(stats: PoolStats, classes: Vec<ClassUse>, leases: Vec<LeaseInfo>) -> Self {
-        let mut by_label: BTreeMap<&'static str, LabelUse> = BTreeMap::new();
+        let mut by_label: BTreeMap<Label, LabelUse> = BTreeMap::new();
         let mut ages = Vec::new();
         for lease in leases.iter().filter(|lease| !lease.pending) {
-            let entry = by_label.entry(lease.label).or_insert(LabelUse {
-                label: lease.label,
+            let entry = by_label.entry(lease.label.clone()).or_insert(LabelUse {
+                label: lease.label.clone(),
                 leases: 0,
                 requested_bytes: 0,
             });

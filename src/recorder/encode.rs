@@ -8,6 +8,7 @@ use super::recording::{Command, LeaseIndex, Recording, StagingChunk};
 use super::submission::Submission;
 use crate::contents::{Fate, Tracker};
 use crate::error::{Error, Result};
+use crate::label::Label;
 use crate::pool::Lease;
 use crate::readback::Readback;
 use crate::scope::{self, Caught};
@@ -36,13 +37,14 @@ impl<'a> Buffers<'a> {
 /// Those of `record`, and as [`Recorder::submit`](super::Recorder::submit).
 pub(super) fn submit(
     machine: &Machine,
-    label: &'static str,
+    label: &Label,
     record: impl FnOnce(&mut wgpu::CommandEncoder) -> Result<()>,
 ) -> Result<Submission> {
     let (device, watch) = (machine.device(), machine.watch());
     let submitted = scope::catch(watch, || -> Result<_> {
-        let mut encoder =
-            device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(label) });
+        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
+            label: Some(label.as_str()),
+        });
         record(&mut encoder)?;
         Ok(machine.queue().submit([encoder.finish()]))
     });
@@ -66,14 +68,14 @@ pub(super) fn submit(
 }
 
 /// The error for what the device reported about a recording.
-fn refused(machine: &Machine, label: &'static str, caught: Caught) -> Error {
+fn refused(machine: &Machine, label: &Label, caught: Caught) -> Error {
     match caught {
         Caught::OutOfMemory => Error::SubmissionOutOfMemory {
-            label,
+            label: label.clone(),
             report: Box::new(machine.pool().report()),
         },
         Caught::Refused(reason) => Error::Validation {
-            label: label.to_owned(),
+            label: label.clone(),
             reason,
         },
         Caught::Lost(reason) => Error::DeviceLost { reason },
@@ -86,7 +88,7 @@ fn refused(machine: &Machine, label: &'static str, caught: Caught) -> Error {
 /// Those of getting pipelines, although they were compiled when the commands were recorded.
 pub(super) fn record(
     machine: &Machine,
-    label: &'static str,
+    label: &Label,
     encoder: &mut wgpu::CommandEncoder,
     commands: &[Command],
     buffers: &Buffers<'_>,
@@ -95,7 +97,7 @@ pub(super) fn record(
     while let Some(command) = commands.next() {
         if let Command::Dispatch { .. } = command {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-                label: Some(label),
+                label: Some(label.as_str()),
                 timestamp_writes: None,
             });
             record_dispatch(machine, &mut pass, command, buffers)?;
@@ -148,9 +150,9 @@ fn record_copy(
 }
 
 /// A bug in this library. Nothing runs, rather than a part.
-fn given_back(label: &str) -> Error {
+fn given_back(label: impl Into<Label>) -> Error {
     Error::Validation {
-        label: label.to_owned(),
+        label: label.into(),
         reason: "a buffer was given back before its last command".to_owned(),
     }
 }
@@ -262,7 +264,10 @@ pub(super) struct Encoded {
 impl Encoded {
     /// Takes over the leases and the tracker of `recording`, whose commands are in the encoder now.
     pub fn new(recording: &mut Recording) -> Self {
-        let tracker = std::mem::replace(&mut recording.tracker, Tracker::new(recording.label));
+        let tracker = std::mem::replace(
+            &mut recording.tracker,
+            Tracker::new(recording.label.clone()),
+        );
         tracker.encoded();
         Self {
             tracker,
@@ -304,9 +309,9 @@ pub(super) fn record_into_foreign(
     recording: &mut Recording,
     encoder: &mut wgpu::CommandEncoder,
 ) -> Result<()> {
-    let label = recording.label;
+    let label = recording.label.clone();
     scope::catch(machine.watch(), || record_into(machine, recording, encoder))
-        .map_err(|caught| refused(machine, label, caught))?
+        .map_err(|caught| refused(machine, &label, caught))?
 }
 
 /// Appends a whole recording to `encoder`.
@@ -324,7 +329,7 @@ pub(super) fn record_into(
     };
     record(
         machine,
-        recording.label,
+        &recording.label,
         encoder,
         &recording.commands,
         &buffers,

@@ -17,7 +17,7 @@ impl Recorder {
             let num_workgroups = num_words.div_ceil(WORDS_PER_WORKGROUP);
             let Some(grid) = fold_grid(num_workgroups, caps.max_workgroups_per_dimension) else {
                 return Err(Error::SizeOverflow {
-                    what: "workgroups of one fill",
+                    what: "workgroups of one fill".into(),
                     given: num_workgroups.to_string(),
                 });
             };

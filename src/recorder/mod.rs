@@ -36,6 +36,7 @@ use crate::contents::{Contents, Fate};
 use crate::device::{ByteRange, DType, Element};
 use crate::error::{Error, Result};
 use crate::kernels::{Access, Kernel, KernelParams};
+use crate::label::Label;
 use crate::pool::{Lease, READBACK_USAGE, STORAGE_USAGE};
 use crate::readback::{self, Download, Readback};
 use crate::tensor::{Tensor, check_finite, num_bytes, padded_bytes};
@@ -50,7 +51,7 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    pub(crate) fn new(machine: Arc<Machine>, label: &'static str) -> Self {
+    pub(crate) fn new(machine: Arc<Machine>, label: Label) -> Self {
         Self {
             recording: Recording::new(&machine, label),
             machine,
@@ -83,8 +84,14 @@ impl Recorder {
     ///
     /// # Errors
     /// [`Error::SizeOverflow`] and the errors of [`Pool::acquire`](crate::pool::Pool::acquire).
-    pub fn empty(&mut self, label: &'static str, shape: &[usize], dtype: DType) -> Result<Tensor> {
-        let bytes = padded_bytes(num_bytes(label, shape, dtype)?);
+    pub fn empty(
+        &mut self,
+        label: impl Into<Label>,
+        shape: &[usize],
+        dtype: DType,
+    ) -> Result<Tensor> {
+        let label = label.into();
+        let bytes = padded_bytes(num_bytes(&label, shape, dtype)?);
         let lease = self.lease(label, bytes)?;
         let tensor = Tensor::new(shape, dtype, lease, 0);
         self.poison(&tensor)?;
@@ -112,19 +119,20 @@ impl Recorder {
     /// As [`empty`](Self::empty).
     pub fn empty_together(
         &mut self,
-        label: &'static str,
+        label: impl Into<Label>,
         shapes: &[&[usize]],
         dtype: DType,
     ) -> Result<Vec<Tensor>> {
+        let label = label.into();
         let overflow = || Error::SizeOverflow {
-            what: label,
+            what: label.clone(),
             given: format!("{shapes:?}"),
         };
         let alignment = self.machine.caps().storage_offset_alignment;
         let mut offsets = Vec::new();
         let mut end = 0u64;
         for shape in shapes {
-            let bytes = padded_bytes(num_bytes(label, shape, dtype)?);
+            let bytes = padded_bytes(num_bytes(&label, shape, dtype)?);
             let offset = end
                 .checked_next_multiple_of(alignment)
                 .ok_or_else(overflow)?;
@@ -157,7 +165,12 @@ impl Recorder {
     ///
     /// # Errors
     /// As [`empty`](Self::empty).
-    pub fn zeros(&mut self, label: &'static str, shape: &[usize], dtype: DType) -> Result<Tensor> {
+    pub fn zeros(
+        &mut self,
+        label: impl Into<Label>,
+        shape: &[usize],
+        dtype: DType,
+    ) -> Result<Tensor> {
         let tensor = self.empty(label, shape, dtype)?;
         self.clear(&tensor, tensor.whole());
         Ok(tensor)
@@ -171,12 +184,13 @@ impl Recorder {
     /// [`empty`](Self::empty).
     pub fn upload<T: Element>(
         &mut self,
-        label: &'static str,
+        label: impl Into<Label>,
         shape: &[usize],
         data: &[T],
     ) -> Result<Tensor> {
-        let expected = num_bytes(label, shape, T::DTYPE)? / T::DTYPE.bytes();
-        self.check_data(label, shape, expected, data)?;
+        let label = label.into();
+        let expected = num_bytes(&label, shape, T::DTYPE)? / T::DTYPE.bytes();
+        self.check_data(&label, shape, expected, data)?;
         let tensor = self.empty(label, shape, T::DTYPE)?;
         self.stage(&tensor, bytemuck::cast_slice(data))?;
         Ok(tensor)
@@ -195,14 +209,14 @@ impl Recorder {
 
     fn check_data<T: Element>(
         &self,
-        label: &'static str,
+        label: &Label,
         shape: &[usize],
         expected: u64,
         data: &[T],
     ) -> Result<()> {
         if data.len() as u64 != expected {
             return Err(Error::LengthMismatch {
-                label,
+                label: label.into(),
                 given: data.len() as u64,
                 expected,
             });
@@ -244,9 +258,10 @@ impl Recorder {
     }
 
     /// A readback buffer for `bytes` bytes and the seal behind them.
-    fn readback(&self, label: &'static str, bytes: u64) -> Result<Arc<Readback>> {
+    fn readback(&self, label: impl Into<Label>, bytes: u64) -> Result<Arc<Readback>> {
+        let label = label.into();
         let lease_bytes = readback::sealed_bytes(bytes).ok_or_else(|| Error::SizeOverflow {
-            what: label,
+            what: label.clone(),
             given: format!("{bytes} bytes"),
         })?;
         let pool = self.machine.pool();
@@ -266,9 +281,9 @@ impl Recorder {
 
     /// A buffer for kernels: the smallest fitting one that only this recording still holds, else one from the pool. (Taking
     /// the first fitting one would let a small, long-lived tensor occupy a large buffer that is needed again.)
-    fn lease(&mut self, label: &'static str, bytes: u64) -> Result<Lease> {
+    fn lease(&mut self, label: Label, bytes: u64) -> Result<Lease> {
         let pool = self.machine.pool().clone();
-        match pool.reuse(&mut self.recording.held, label, bytes, STORAGE_USAGE)? {
+        match pool.reuse(&mut self.recording.held, &label, bytes, STORAGE_USAGE)? {
             Some(lease) => Ok(lease),
             None => Ok(pool.acquire(label, bytes, STORAGE_USAGE)?),
         }
@@ -400,7 +415,7 @@ impl Recorder {
         let params_offset = self.recording.params.len().next_multiple_of(alignment);
         let Ok(params_offset_u32) = u32::try_from(params_offset) else {
             return Err(Error::SizeOverflow {
-                what: "parameters of one recording",
+                what: "parameters of one recording".into(),
                 given: format!("{params_offset} bytes"),
             });
         };

@@ -9,6 +9,7 @@ use crate::contents::{Fate, Tracker};
 use crate::device::ByteRange;
 use crate::error::Result;
 use crate::kernels::Kernel;
+use crate::label::Label;
 use crate::plan::staging_bytes;
 use crate::pool::{Lease, PARAMS_USAGE, STAGING_USAGE};
 use crate::readback::Readback;
@@ -53,7 +54,7 @@ pub(super) struct StagingChunk {
 
 /// Commands in order, with everything they use. If it is dropped before it runs, its downloads fail.
 pub(crate) struct Recording {
-    pub(super) label: &'static str,
+    pub(super) label: Label,
     pub(super) commands: Vec<Command>,
     /// Commands that one slice holds all of, in order.
     pub(super) uncut: Vec<Range<usize>>,
@@ -72,9 +73,9 @@ pub(crate) struct Recording {
 }
 
 impl Recording {
-    pub(super) fn new(machine: &Machine, label: &'static str) -> Self {
+    pub(super) fn new(machine: &Machine, label: Label) -> Self {
         Self {
-            label,
+            label: label.clone(),
             commands: Vec::new(),
             uncut: Vec::new(),
             held: Vec::new(),

@@ -72,8 +72,8 @@ impl Runner for OnDevice {
     }
 
     fn submit(&self, machine: &Machine, recording: &mut Recording) -> Result<Submission> {
-        let label = recording.label;
-        let submission = encode::submit(machine, label, |encoder| {
+        let label = recording.label.clone();
+        let submission = encode::submit(machine, &label, |encoder| {
             encode::record_into(machine, recording, encoder)
         })?;
         for (readback, _) in &recording.readbacks {

@@ -47,6 +47,7 @@ use super::recording::{Command, Recording, StagingChunk, params_of};
 use crate::contents::Tracker;
 use crate::device::ByteRange;
 use crate::error::{Error, Result};
+use crate::label::Label;
 use crate::pool::Lease;
 use crate::readback::Readback;
 use crate::scope;
@@ -193,7 +194,7 @@ struct Slice {
 #[must_use = "nothing is submitted before it is advanced, and dropping it cancels the rest"]
 pub struct SlicedSubmission {
     machine: Arc<Machine>,
-    label: &'static str,
+    label: Label,
     options: SliceOptions,
     commands: Vec<Command>,
     /// Commands that one slice holds all of.
@@ -247,7 +248,7 @@ impl SlicedSubmission {
         let chunks = staging.into_iter().zip(last_of_chunk);
         let mut this = Self {
             machine,
-            label: recording.label,
+            label: recording.label.clone(),
             options,
             uncut: std::mem::take(&mut recording.uncut),
             params: std::mem::take(&mut recording.params),
@@ -262,7 +263,10 @@ impl SlicedSubmission {
                 })
                 .collect(),
             readbacks: std::mem::take(&mut recording.readbacks),
-            tracker: std::mem::replace(&mut recording.tracker, Tracker::new(recording.label)),
+            tracker: std::mem::replace(
+                &mut recording.tracker,
+                Tracker::new(recording.label.clone()),
+            ),
             position: Position::default(),
             unit_nanoseconds: Vec::new(),
             done_nanoseconds: 0.0,
@@ -478,9 +482,9 @@ impl SlicedSubmission {
         // Even a slice without kernels has a staging chunk that is mapped again, because the mapping tells when the slice is
         // done.
         slice.params.resize(slice.params.len().max(4), 0);
-        let machine = self.machine.clone();
+        let (machine, label) = (self.machine.clone(), self.label.clone());
         // The upload of the slice's parameters comes first.
-        let mut own = Recording::new(&machine, self.label);
+        let mut own = Recording::new(&machine, self.label.clone());
         own.params = std::mem::take(&mut slice.params);
         let params = own.stage_params(&machine)?;
         let state = Arc::new(Mutex::new(FlightState::default()));
@@ -497,7 +501,7 @@ impl SlicedSubmission {
             .partition(|(_, commands)| *commands <= complete);
         self.readbacks = later;
         let arriving = Arriving(arriving);
-        encode::submit(&machine, self.label, |encoder| {
+        encode::submit(&machine, &label, |encoder| {
             for command in &slice.commands {
                 if let Command::Upload { chunk, .. } = command
                     && let Some(Some(chunk)) = self.staging.get_mut(*chunk)
@@ -513,13 +517,13 @@ impl SlicedSubmission {
                 staging: &|chunk| own_staging.0.get(chunk),
                 params: None,
             };
-            encode::record(&machine, self.label, encoder, &own.commands, &copy_params)?;
+            encode::record(&machine, &label, encoder, &own.commands, &copy_params)?;
             let buffers = Buffers {
                 held: &|held| Some(&self.held.get(held)?.as_ref()?.0),
                 staging: &|chunk| Some(&self.staging.get(chunk)?.as_ref()?.staged),
                 params: params.and_then(|params| own.held.get(params)),
             };
-            encode::record(&machine, self.label, encoder, &slice.commands, &buffers)?;
+            encode::record(&machine, &label, encoder, &slice.commands, &buffers)?;
             for (chunk, then) in own_staging
                 .0
                 .drain(..)

@@ -92,12 +92,12 @@ pub(super) fn check_len(label: &'static str, given: usize, dims: [usize; 3]) -> 
         .iter()
         .try_fold(1u64, |product, dim| product.checked_mul(*dim as u64))
         .ok_or_else(|| Error::SizeOverflow {
-            what: label,
+            what: label.into(),
             given: format!("{dims:?}"),
         })?;
     if given as u64 != expected {
         return Err(Error::LengthMismatch {
-            label,
+            label: label.into(),
             given: given as u64,
             expected,
         });
@@ -177,7 +177,7 @@ impl<'a, T: Element> Problem<'a, T> {
             Part::Branch(branch) if branch < self.config.branches().len() => branch..branch + 1,
             Part::Branch(branch) => {
                 return Err(Error::InvalidShape {
-                    what: "branch",
+                    what: "branch".into(),
                     given: branch.to_string(),
                     need: format!("below {}", self.config.branches().len()),
                 });
@@ -189,7 +189,7 @@ impl<'a, T: Element> Problem<'a, T> {
             .find(|(item, token)| *item >= batch || *token >= seq_len)
         {
             return Err(Error::InvalidShape {
-                what: "row",
+                what: "row".into(),
                 given: format!("(item {item}, token {token})"),
                 need: format!("inside a shape of {batch} items of {seq_len} tokens"),
             });

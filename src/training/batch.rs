@@ -23,7 +23,7 @@ impl Batch {
     pub fn new(shape: AttentionShape, tokens: Vec<u32>, mut labels: Vec<u32>) -> Result<Self> {
         if shape.batch() == 0 || shape.seq_len() == 0 || shape.is_cross() {
             return Err(Error::InvalidShape {
-                what: "shape of a batch",
+                what: "shape of a batch".into(),
                 given: match shape.is_cross() {
                     true => "one of queries and keys of two sequences".to_owned(),
                     false => format!("{} x {} tokens", shape.batch(), shape.seq_len()),
@@ -36,7 +36,7 @@ impl Batch {
         for (label, given) in [("tokens", &tokens), ("labels", &labels)] {
             if given.len() as u64 != expected {
                 return Err(Error::LengthMismatch {
-                    label,
+                    label: label.into(),
                     given: given.len() as u64,
                     expected,
                 });
@@ -61,7 +61,7 @@ impl Batch {
         let other = sequences.iter().find(|sequence| sequence.len() != len);
         if len < 2 || other.is_some() {
             return Err(Error::InvalidShape {
-                what: "sequences of a batch",
+                what: "sequences of a batch".into(),
                 given: format!(
                     "{} of {len} tokens, one of {}",
                     sequences.len(),

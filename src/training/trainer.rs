@@ -243,3 +243,112 @@ pub(super) fn vocab_size(model: &LongNet) -> Result<usize> {
         .vocab_size
         .ok_or_else(|| missing("one without vocab_size"))
 }
+<<<<<<< HEAD
+=======
+
+fn at_least_one_label(counted: u64) -> Result<u64> {
+    match counted {
+        0 => Err(Error::InvalidShape {
+            what: "labels".into(),
+            given: "none, or only ignored ones".to_owned(),
+            need: "one label or more that is not IGNORED_LABEL".to_owned(),
+        }),
+        _ => Ok(counted),
+    }
+}
+
+fn download_sum(recorder: &mut Recorder, losses: &[Tensor]) -> Result<Download<f32>> {
+    let losses: Vec<&Tensor> = losses.iter().collect();
+    let total = sum(recorder, &losses)?;
+    recorder.download(&total)
+}
+
+/// A step (or an evaluation) that was submitted.
+#[derive(Debug)]
+#[must_use = "only waiting tells what came of it"]
+pub struct PendingStep {
+    step: u64,
+    learning_rate: f32,
+    labels: u64,
+    loss: Download<f32>,
+    norm_squared: Option<Download<f32>>,
+}
+
+/// What a step (or an evaluation) was.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Its number, from 1; of an evaluation that of the last step.
+    pub step: u64,
+    /// Mean cross-entropy over all labels, in nats, before the step.
+    pub loss: f32,
+    /// Norm of the gradient of that mean, before it is clipped; 0 for an evaluation.
+    pub gradient_norm: f32,
+    /// The learning rate; 0 for an evaluation.
+    pub learning_rate: f32,
+    /// Labels that counted.
+    pub labels: u64,
+}
+
+impl PendingStep {
+    /// Blocks until it is done.
+    ///
+    /// # Errors
+    /// [`Error::NonFiniteStep`] for a loss or gradient that is not finite, which says what became of the weights: training may
+    /// go on with the next step. As [`Download::wait`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn wait(self) -> Result<StepReport> {
+        let loss = self.loss.wait()?;
+        let norm_squared = self.norm_squared.as_ref().map(Download::wait).transpose()?;
+        StepReport::new(
+            (self.step, self.learning_rate, self.labels),
+            &loss,
+            norm_squared.as_deref(),
+        )
+    }
+
+    /// Awaits its end, on any executor.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub async fn report(self) -> Result<StepReport> {
+        let loss = self.loss.await?;
+        let norm_squared = match self.norm_squared {
+            None => None,
+            Some(norm_squared) => Some(norm_squared.await?),
+        };
+        StepReport::new(
+            (self.step, self.learning_rate, self.labels),
+            &loss,
+            norm_squared.as_deref(),
+        )
+    }
+}
+
+impl StepReport {
+    /// From sums over labels, one element each.
+    fn new(
+        (step, learning_rate, labels): (u64, f32, u64),
+        loss: &[f32],
+        norm_squared: Option<&[f32]>,
+    ) -> Result<Self> {
+        let first = |values: &[f32]| values.first().copied().map_or(0.0, f64::from);
+        let count = labels as f64;
+        let loss = (first(loss) / count) as f32;
+        let gradient_norm = norm_squared.map(|norm| (first(norm).sqrt() / count) as f32);
+        if !loss.is_finite() || gradient_norm.is_some_and(|norm| !norm.is_finite()) {
+            return Err(Error::NonFiniteStep {
+                step,
+                loss,
+                gradient_norm,
+            });
+        }
+        Ok(Self {
+            step,
+            loss,
+            gradient_norm: gradient_norm.unwrap_or(0.0),
+            learning_rate,
+            labels,
+        })
+    }
+}
+>>>>>>> interop

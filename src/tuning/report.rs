@@ -107,7 +107,7 @@ pub fn tune(
 pub fn tune_product(context: &Context, columns: u64, options: &TuneOptions) -> Result<TuneReport> {
     if columns == 0 {
         return Err(Error::InvalidShape {
-            what: "product",
+            what: "product".into(),
             given: "0 columns".to_owned(),
             need: "at least 1".to_owned(),
         });

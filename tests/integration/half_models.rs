@@ -393,7 +393,7 @@ fn training_and_widths_that_do_not_fit_are_errors() -> Result<()> {
     let result = activation(&mut recorder, gelu, half.matrix(), wide.matrix());
     wrong(result, "out");
     let result = activation(&mut recorder, gelu, odd.matrix(), odd_out.matrix());
-    assert!(matches!(result, Err(Error::InvalidShape { what: "x", .. })));
+    assert!(matches!(result, Err(Error::InvalidShape { what, .. }) if what == "x"));
     let product = Matmul::new(half.matrix(), weight.matrix());
     wrong(product.write(&mut recorder, brain.matrix()), "c");
     let product = Matmul::new(half.matrix(), brain.matrix()).transpose_b();

@@ -95,7 +95,7 @@ fn the_opt_in_check_names_tensor_and_token() {
     assert_eq!(
         error,
         Error::NotFinite {
-            what: "k",
+            what: "k".into(),
             value: f32::NEG_INFINITY,
             index: vec![1, 3, 2, 1],
             axes: &["item", "token", "head", "element"],
@@ -248,7 +248,7 @@ fn a_recording_dropped_unsubmitted_gives_everything_back() {
         let download = recorder.download::<f32>(&tensor).expect("records");
         assert!(matches!(
             download.wait(),
-            Err(Error::NotSubmitted { label: "data", .. })
+            Err(Error::NotSubmitted { label, .. }) if label == "data"
         ));
         drop(recorder);
         assert!(matches!(
@@ -379,14 +379,11 @@ fn tensors_of_another_context_are_refused() {
             &own,
             &CallOptions::from(&shape)
         ),
-        Err(Error::ContextMismatch { what: "k", .. })
+        Err(Error::ContextMismatch { what, .. }) if what == "k"
     ));
     assert!(matches!(
         attention.forward_with(&mut foreign, &own, &own, &own, &CallOptions::from(&shape)),
-        Err(Error::ContextMismatch {
-            what: "recorder",
-            ..
-        })
+        Err(Error::ContextMismatch { what, .. }) if what == "recorder"
     ));
     assert!(matches!(
         recorder.download::<f32>(&tensor),
@@ -403,7 +400,7 @@ fn tensors_of_another_context_are_refused() {
             &short,
             &CallOptions::from(&shape)
         ),
-        Err(Error::InvalidShape { what: "v", .. })
+        Err(Error::InvalidShape { what, .. }) if what == "v"
     ));
     let halves = recorder
         .zeros("halves", &[1, 4, 1, 8], DType::F16)
@@ -417,10 +414,10 @@ fn tensors_of_another_context_are_refused() {
             &CallOptions::from(&shape)
         ),
         Err(Error::WrongDType {
-            what: "k",
+            what,
             given: DType::F16,
             need: DType::F32
-        })
+        }) if what == "k"
     ));
     // The context is as usable as before.
     assert!(

@@ -148,7 +148,7 @@ impl WeightsTile {
         let bytes = self.weights_bytes(self.side(), self.side());
         if bytes > Self::most_bytes(caps) {
             return Err(Error::BindingTooSmall {
-                what: "weights",
+                what: "weights".into(),
                 requested_bytes: bytes,
                 limit_bytes: Self::most_bytes(caps),
             });

@@ -118,7 +118,7 @@ impl SlideEncoderConfig {
         let sizes = |name: &'static str| match weights.tensor(name)?.shape() {
             &[rows, columns] => Ok((rows, columns)),
             shape => Err(Error::InvalidShape {
-                what: name,
+                what: name.into(),
                 given: format!("{shape:?}"),
                 need: "two sizes".to_owned(),
             }),

@@ -86,7 +86,11 @@ impl SlideEncoderConfig {
     /// [`Error::InvalidShape`] for no slide, a slide without tiles, and features of another number or width;
     /// [`Error::InSlide`] around [`Error::TileOutOfGrid`].
     pub(super) fn check_slides(&self, slides: &[Slide<'_>]) -> Result<Vec<Vec<Cell>>> {
-        let invalid = |what, given: String, need: String| Error::InvalidShape { what, given, need };
+        let invalid = |what: &'static str, given: String, need: String| Error::InvalidShape {
+            what: what.into(),
+            given,
+            need,
+        };
         if slides.is_empty() {
             let need = "at least one".to_owned();
             return Err(invalid("number of slides", "0".to_owned(), need));

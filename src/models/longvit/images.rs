@@ -38,7 +38,7 @@ impl<'a> Patches<'a> {
             .try_fold(1usize, |product, size| product.checked_mul(*size));
         if batch == 0 || !whole(height) || !whole(width) || elements != Some(pixels.len()) {
             return Err(Error::InvalidShape {
-                what: "images",
+                what: "images".into(),
                 given: format!(
                     "{} elements for {batch} of {height} x {width}",
                     pixels.len()

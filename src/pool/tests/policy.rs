@@ -205,7 +205,10 @@ fn reports_say_who_holds_what() {
     let leases = pool.leases();
     assert_eq!(leases.len(), 4);
     let oldest = leases.iter().max_by_key(|lease| lease.age).expect("four");
-    assert_eq!((oldest.label, oldest.requested_bytes), ("scores", 1000));
+    assert_eq!(
+        (oldest.label.as_str(), oldest.requested_bytes),
+        ("scores", 1000)
+    );
     let report = pool.report();
     assert_eq!(report.labels[0].label, "weights");
     assert_eq!(report.labels[0].requested_bytes, 15_000);

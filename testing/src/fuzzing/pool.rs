@@ -270,7 +270,7 @@ impl Machine {
 
     fn reserve(&mut self, bytes: &mut Bytes<'_>) {
         let request = BufferRequest {
-            label: "reserved",
+            label: "reserved".into(),
             bytes: bytes.size(),
             usage: STORAGE_USAGE,
             count: usize::from(bytes.next() % 4),

@@ -32,7 +32,7 @@ impl FailingSource {
 impl BufferSource for FailingSource {
     fn create(
         &self,
-        label: &'static str,
+        label: &str,
         bytes: u64,
         usage: BufferUsages,
     ) -> Result<wgpu::Buffer, CreateError> {

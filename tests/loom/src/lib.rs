@@ -21,6 +21,9 @@ mod wgpu {
     pub struct Buffer;
 }
 
+#[path = "../../../src/label.rs"]
+mod label;
+
 #[path = "../../../src/pool_figures/mod.rs"]
 mod pool_figures;
 

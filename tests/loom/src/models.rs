@@ -17,7 +17,7 @@ use crate::wgpu::BufferUsages;
 struct Source;
 
 impl BufferSource<()> for Source {
-    fn create(&self, _: &'static str, _: u64, _: BufferUsages) -> Result<(), CreateError> {
+    fn create(&self, _: &str, _: u64, _: BufferUsages) -> Result<(), CreateError> {
         Ok(())
     }
 
