@@ -6,7 +6,6 @@ use std::sync::mpsc;
 
 use wgpu::BufferUsages;
 
-use crate::Label;
 use crate::pool::{
     Faults, Lease, Limits, Policy, Pool, PoolError, PoolOptions, STORAGE_USAGE, SimulatedBuffer,
     SimulatedSource, Usage,
@@ -274,33 +273,11 @@ fn a_budget_may_be_lowered_below_what_is_live() {
 }
 
 #[test]
-<<<<<<< HEAD:src/pool/tests/model.rs
 fn out_of_memory_is_retried_once_everything_cached_is_given_up() {
     let faults = Faults {
         fail_at: Some(1),
         fail_times: 1,
         ..Faults::default()
-=======
-fn a_hit_allocates_nothing() {
-    // A policy that gives nothing up, so that all steps are hits in the end.
-    let options = PoolOptions::default().with_policy(Speed);
-    let pool = Pool::with_source(SimulatedSource::new(1 << 30), options);
-    // A literal costs nothing, and a label that was made once is shared.
-    let formatted = Label::from(format!("lease of {}", "a model"));
-    let labels = ["any".into(), formatted];
-    let lend = |bytes| {
-        let label = &labels[(bytes / 4 % 2) as usize];
-        pool.acquire(label, bytes, STORAGE_USAGE).expect("lends")
-    };
-    let mut leases: Vec<_> = (0..100).map(|_| lend(4096)).collect();
-    let steps = replacements(10_000, leases.len());
-    let mut replace = || {
-        for &(index, bytes) in &steps {
-            drop(leases.swap_remove(index));
-            leases.push(lend(bytes));
-            drop(pool.acquire("a literal", bytes, STORAGE_USAGE));
-        }
->>>>>>> interop:tests/integration/pool_model.rs
     };
     let source = SimulatedSource::new(1 << 30).with_faults(faults);
     let pool = Pool::with_source(source, PoolOptions::default());

@@ -8,7 +8,7 @@ use dilated_attention::pool::{
     Balanced, Exact, Lean, NoPooling, PoolOptions, PoolStats, Speed, Trace,
 };
 use dilated_attention::training::{Batch, LearningRate, Trainer, TrainingOptions};
-use dilated_attention::{AttentionShape, Context, DeviceCaps, DilatedAttentionConfig};
+use dilated_attention::{AttentionShape, Context, DeviceCaps, DilatedAttentionConfig, Label};
 use expect_test::expect_file;
 
 use super::{Allocator, Simulated, Workload, replacements};
@@ -125,10 +125,14 @@ fn a_hit_allocates_nothing() {
     let mut simulated = Simulated::new(PoolOptions::default().with_policy(Speed));
     let mut leases: Vec<_> = (0..100).map(|_| simulated.acquire(4096)).collect();
     let steps = replacements(10_000, leases.len());
+    // A literal costs nothing, and a label that was made once is shared.
+    let formatted = Label::from(format!("lease of {}", "a model"));
     let mut replace = || {
         for &(index, bytes) in &steps {
             drop(leases.swap_remove(index));
             leases.push(simulated.acquire(bytes));
+            drop(simulated.pool.acquire("a literal", bytes, STORAGE_USAGE));
+            drop(simulated.pool.acquire(&formatted, bytes, STORAGE_USAGE));
         }
         (allocations_of_this_thread(), simulated.pool.stats().creates)
     };
