@@ -357,7 +357,7 @@ fn wrong_steps_are_errors_and_the_cache_stays() {
     assert_error!(
         wrong,
         Error::InvalidShape {
-            what: "positions",
+            what: "tokens of the cache",
             ..
         }
     );
