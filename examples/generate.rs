@@ -1,26 +1,25 @@
 //! Text from a model that the example `train_lm` trained, through the incremental decoder:
 //! `cargo run --release --example generate`.
 
-#[path = "train_lm/generation.rs"]
-mod generation;
 #[path = "train_lm/settings.rs"]
 mod settings;
+#[path = "train_lm/text.rs"]
+mod text;
 
 use std::error::Error;
 use std::ffi::OsString;
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
 use dilated_attention::Context;
-use dilated_attention::longnet::LongNet;
+use dilated_attention::longnet::{GenerateOptions, LongNet};
 use dilated_attention::weights::WeightFile;
 
-use generation::{Sampling, continue_text, printable};
 use program::{say, say_part};
 use settings::Settings;
+use text::{byte, printable, tokens};
 
 /// Loads a checkpoint that the example train_lm wrote and lets the model write on, each byte as soon as it is there
 #[derive(Parser)]
@@ -43,6 +42,9 @@ struct Options {
     /// How far it strays from the likeliest byte; 0 takes that each time
     #[arg(long, value_name = "T", default_value_t = 0.8)]
     temperature: f32,
+    /// Draw from the K likeliest bytes alone
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
     /// Of the random numbers
     #[arg(long, value_name = "S", default_value_t = 1)]
     seed: u64,
@@ -54,13 +56,10 @@ fn main() -> ExitCode {
 
 fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let prompt = options.prompt.into_encoded_bytes();
-    if prompt.is_empty() {
-        return Err("--prompt needs at least one byte to go on from".into());
-    }
-    let sampling = Sampling {
-        temperature: options.temperature,
-        seed: options.seed,
-    };
+    let mut sampling = GenerateOptions::new(options.bytes)
+        .with_temperature(options.temperature)
+        .with_seed(options.seed);
+    sampling.top_k = options.top_k;
     let file = WeightFile::open(&options.checkpoint)?;
     let settings = Settings::from_metadata(file.metadata())?;
     say!("model: {settings}\n");
@@ -68,40 +67,31 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let model = LongNet::new(&context, settings.config()?)?;
     let weights = file.part("weights.").load(&context, model.parameters())?;
 
+    let generation = model.generate(&context, &weights, &tokens(&prompt), &sampling)?;
     say_part!("{}", printable(&prompt));
     let started = Instant::now();
-    let mut first = None;
+    let (mut first, mut written) = (None, 0u32);
     // Bytes of a character that is not complete yet.
     let mut pending = Vec::new();
-    continue_text(
-        &context,
-        (&model, &weights),
-        &prompt,
-        options.bytes,
-        sampling,
-        |byte| {
-            first.get_or_insert_with(|| started.elapsed());
-            pending.push(byte);
-            let incomplete = std::str::from_utf8(&pending)
-                .is_err_and(|error| error.error_len().is_none() && pending.len() < 4);
-            if !incomplete {
-                say_part!("{}", printable(&pending));
-                pending.clear();
-            }
-            // Text that nobody reads need not be written.
-            match program::is_heard() {
-                true => ControlFlow::Continue(()),
-                false => ControlFlow::Break(()),
-            }
-        },
-    )?;
+    // Text that nobody reads need not be written.
+    for token in generation.take_while(|_| program::is_heard()) {
+        pending.push(byte(token?));
+        first.get_or_insert_with(|| started.elapsed());
+        written += 1;
+        let incomplete = std::str::from_utf8(&pending)
+            .is_err_and(|error| error.error_len().is_none() && pending.len() < 4);
+        if !incomplete {
+            say_part!("{}", printable(&pending));
+            pending.clear();
+        }
+    }
     let (all, first) = (started.elapsed(), first.unwrap_or_default());
     let seconds = (all - first).as_secs_f64();
-    let rest = options.bytes.saturating_sub(1);
+    let rest = written.saturating_sub(1);
     say!(
         "\n\nfirst byte after {:.2} s, then {:.1} bytes per second on {}",
         first.as_secs_f64(),
-        rest as f64 / seconds.max(1e-9),
+        f64::from(rest) / seconds.max(1e-9),
         context.adapter_info().name
     );
     Ok(())

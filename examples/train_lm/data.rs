@@ -79,3 +79,25 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<(), String> {
     paths.sort();
     paths.iter().try_for_each(|path| collect(path, files))
 }
+
+/// Where sequences begin: xorshift64.
+#[derive(Debug)]
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        let mut random = Self((seed.wrapping_mul(2) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        // The first draws of nearby seeds are alike.
+        for _ in 0..8 {
+            random.bits();
+        }
+        random
+    }
+
+    pub fn bits(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}

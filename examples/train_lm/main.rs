@@ -3,28 +3,27 @@
 mod baselines;
 mod curve;
 mod data;
-mod generation;
 mod settings;
+mod text;
 
 use std::error::Error;
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
 use clap::builder::RangedU64ValueParser;
-use dilated_attention::longnet::{LongNet, Recompute};
+use dilated_attention::longnet::{GenerateOptions, LongNet, Recompute};
 use dilated_attention::training::{Batch, LearningRate, Trainer, TrainingOptions};
 use dilated_attention::weights::WeightFile;
 use dilated_attention::{AttentionShape, Context};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use curve::Curve;
-use data::Data;
-use generation::{Random, Sampling, continue_text, printable};
+use data::{Data, Random};
 use program::say;
 use settings::Settings;
+use text::{byte, printable, tokens};
 
 const BITS: f64 = std::f64::consts::LOG2_E;
 
@@ -143,7 +142,7 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
         })
     };
     let shapes = options.shapes()?;
-    let plan = Trainer::plan(&config, &shapes, &training, context.caps().clone())?;
+    let plan = Trainer::plan_for(&context, &config, &shapes, &training)?;
     say!("{plan}");
 
     std::fs::create_dir_all(&options.out)
@@ -167,14 +166,9 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
         ..Curve::default()
     };
     let validation = validation_batches(&data.validation, options.tokens)?;
-    let measure = |trainer: &Trainer| -> Result<f64, Box<dyn Error>> {
-        let (mut bits, mut labels) = (0.0, 0);
-        for batch in &validation {
-            let report = trainer.evaluate(std::slice::from_ref(batch))?.wait()?;
-            bits += f64::from(report.loss) * BITS * report.labels as f64;
-            labels += report.labels;
-        }
-        Ok(bits / labels as f64)
+    let measure = |trainer: &Trainer| -> dilated_attention::Result<f64> {
+        let evaluation = trainer.evaluate_blocking(&validation)?;
+        Ok(f64::from(evaluation.loss) * BITS)
     };
     let started = Instant::now();
     let style = ProgressStyle::with_template("[{bar:24}] {pos}/{len}  {msg}  {eta} left")?;
@@ -231,23 +225,14 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
     if options.generate > 0 {
         let prompt = b"fn ";
         say!("\nand so it goes on after '{}':\n", printable(prompt));
+        let sampling = GenerateOptions::new(options.generate)
+            .with_temperature(0.8)
+            .with_seed(options.seed + 1);
+        let (model, weights) = (trainer.model(), trainer.weights());
         let mut text = prompt.to_vec();
-        let sampling = Sampling {
-            temperature: 0.8,
-            seed: options.seed + 1,
-        };
-        let model = (trainer.model(), trainer.weights());
-        continue_text(
-            &context,
-            model,
-            prompt,
-            options.generate,
-            sampling,
-            |byte| {
-                text.push(byte);
-                ControlFlow::Continue(())
-            },
-        )?;
+        for token in model.generate(&context, weights, &tokens(prompt), &sampling)? {
+            text.push(byte(token?));
+        }
         say!("{}", printable(&text));
     }
     if bits.is_nan() || bits >= order_0 {
@@ -286,10 +271,6 @@ impl Options {
             })
             .collect()
     }
-}
-
-fn tokens(bytes: &[u8]) -> Vec<u32> {
-    bytes.iter().map(|byte| u32::from(*byte)).collect()
 }
 
 fn batch_of(sequences: &[Vec<u32>]) -> Result<Batch, Box<dyn Error>> {

@@ -198,7 +198,7 @@ impl LongNet {
         match len <= limit {
             true => Ok(()),
             false => Err(Error::InvalidShape {
-                what,
+                what: what.into(),
                 given: format!("{len} tokens"),
                 need: format!("at most {limit}, {of}"),
             }),
@@ -291,5 +291,79 @@ impl LongNet {
             let offset = (item * to_len as u64 + first as u64) * row;
             recorder.copy(from, range, to, offset);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DilatedAttentionConfig;
+    use crate::config::MAX_TOKENS;
+    use crate::context::Context;
+    use crate::device::DeviceCaps;
+    use crate::longnet::{Call, Input, LongNetConfig};
+    use crate::nn::Parameters;
+
+    fn config() -> LongNetConfig {
+        let attention = DilatedAttentionConfig::dense(1, 4).expect("valid");
+        LongNetConfig::decoder(attention, 1, 8)
+    }
+
+    #[test]
+    fn a_cache_holds_no_more_tokens_than_there_can_be() {
+        let dry_run = Context::dry_run(DeviceCaps::webgpu_defaults());
+        let refused = |config: LongNetConfig, batch, capacity| {
+            let model = LongNet::new(&dry_run, config).expect("valid");
+            let cache = model.new_cache(&mut dry_run.recorder("cache"), batch, capacity);
+            let error = cache.expect_err("too many");
+            assert!(matches!(error, Error::InvalidShape { .. }), "{error}");
+            error.to_string()
+        };
+        for capacity in [MAX_TOKENS + 1, usize::MAX] {
+            let told = format!(
+                "capacity of the cache is {capacity} tokens; it must be at most 2147483647, "
+            );
+            assert!(refused(config(), 1, capacity).starts_with(&told));
+        }
+        assert!(refused(config(), 1 << 40, 1).starts_with("batch is "));
+        let mut learned = config();
+        learned.learned_positions = Some(100);
+        assert!(refused(learned, 1, 101).contains("at most 100, the positions that"));
+        let mut turned = config();
+        turned.xpos_scale_base = Some(40.0);
+        assert!(refused(turned, 1, 2561).contains("at most 2560, the positions of one centre"));
+    }
+
+    /// It doubles, but not beyond what the model has positions for.
+    #[test]
+    fn a_cache_grows_up_to_the_last_position() {
+        let dry_run = Context::dry_run(DeviceCaps::webgpu_defaults());
+        let mut config = config();
+        config.xpos_scale_base = Some(40.0);
+        let model = LongNet::new(&dry_run, config).expect("valid");
+        let mut recorder = dry_run.recorder("decode");
+        let weights = Parameters::zeros(&mut recorder, model.parameters(), "weights");
+        let weights = weights.expect("leases");
+        let mut cache = model.new_cache(&mut recorder, 1, 1).expect("leases");
+        for (count, len, capacity) in [(3, 3, 4), (2046, 2049, 2560), (511, 2560, 2560)] {
+            let x = recorder
+                .zeros("x", &[1, count, 4], DType::F32)
+                .expect("leases");
+            let call = Call::new(AttentionShape::new(1, count).expect("valid"));
+            let input = Input::Embeddings(&x);
+            let decoded = model.decode(&mut recorder, &weights, input, &call, &mut cache);
+            decoded.expect("records");
+            assert_eq!((cache.len(), cache.capacity()), (len, capacity));
+        }
+        let x = recorder.zeros("x", &[1, 1, 4], DType::F32).expect("leases");
+        let call = Call::new(AttentionShape::new(1, 1).expect("valid"));
+        let input = Input::Embeddings(&x);
+        let error = model.decode(&mut recorder, &weights, input, &call, &mut cache);
+        let error = error.expect_err("too many").to_string();
+        assert!(
+            error.starts_with("tokens of the cache is 2561 tokens; it must be at most 2560"),
+            "{error}"
+        );
+        assert_eq!(cache.len(), 2560);
     }
 }

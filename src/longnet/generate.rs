@@ -130,7 +130,7 @@ impl LongNet {
         }
         if prompt.is_empty() {
             return Err(Error::InvalidShape {
-                what: "prompt",
+                what: "prompt".into(),
                 given: "empty".to_owned(),
                 need: "one token or more, for the model to go on from".to_owned(),
             });
@@ -287,7 +287,7 @@ fn expect_below(what: &'static str, tokens: &[u32], vocab: usize) -> Result<()> 
 fn draw(logits: &[f32], options: &GenerateOptions, random: &mut Random) -> Result<u32> {
     if let Some(index) = logits.iter().position(|logit| !logit.is_finite()) {
         return Err(Error::NotFinite {
-            what: "the logits of the next token",
+            what: "the vector of logits".into(),
             value: logits[index],
             index: vec![index],
             axes: &["token"],
@@ -325,6 +325,10 @@ fn draw(logits: &[f32], options: &GenerateOptions, random: &mut Random) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::DilatedAttentionConfig;
+    use crate::device::DeviceCaps;
+    use crate::longnet::{CrossAttentionConfig, LongNetConfig, OutputProjection};
+    use crate::nn::ProjectionNorm;
 
     fn options() -> GenerateOptions {
         GenerateOptions::new(1)
@@ -336,9 +340,9 @@ mod tests {
         let mut random = Random::new(3, 0);
         for _ in 0..20_000 {
             let token = draw(logits, options, &mut random).expect("finite");
-            counts[token as usize] += 1.0 / 20_000.0;
+            counts[token as usize] += 1.0;
         }
-        counts
+        counts.iter().map(|count| count / 20_000.0).collect()
     }
 
     #[track_caller]
@@ -416,5 +420,85 @@ mod tests {
             let error = options.check().expect_err("means nothing").to_string();
             assert_eq!(error, told);
         }
+    }
+
+    #[test]
+    fn what_no_model_can_go_on_from_is_refused_before_anything_is_leased() {
+        let dry_run = Context::dry_run(DeviceCaps::webgpu_defaults());
+        let attention = DilatedAttentionConfig::dense(1, 4).expect("valid");
+        let mut config = LongNetConfig::decoder(attention.clone(), 1, 8);
+        (config.vocab_size, config.learned_positions) = (Some(5), Some(100));
+        config.output_projection = OutputProjection::Tied;
+        let refused = |config: &LongNetConfig, prompt: &[u32], options: GenerateOptions| {
+            let model = LongNet::new(&dry_run, config.clone()).expect("valid");
+            let weights = model.initial_weights(&dry_run, 0).expect("leases");
+            let leases = || dry_run.pool().stats().leases.current;
+            let before = leases();
+            let generation = model.generate(&dry_run, &weights, prompt, &options);
+            let error = generation.map(drop).expect_err("refused");
+            assert_eq!(leases(), before);
+            error
+        };
+        let of = |prompt: &[u32], options| refused(&config, prompt, options);
+        assert!(matches!(
+            of(&[], options()),
+            Error::InvalidShape { what: "prompt", .. }
+        ));
+        let Error::TokenOutOfRange {
+            what: "token of the prompt",
+            index: 2,
+            given: 5,
+            limit: 5,
+        } = of(&[0, 4, 5], options())
+        else {
+            panic!("names the token");
+        };
+        let stop = options().with_stop_token(u32::MAX);
+        assert!(matches!(
+            of(&[0], stop),
+            Error::TokenOutOfRange {
+                what: "stop token",
+                ..
+            }
+        ));
+        for (prompt, max_tokens) in [(101, 0), (100, 1), (1, 100), (1, usize::MAX)] {
+            let error = of(&vec![0; prompt], GenerateOptions::new(max_tokens)).to_string();
+            assert!(
+                error.contains("at most 100, the positions that the model has learned"),
+                "{error}"
+            );
+        }
+        assert!(matches!(
+            of(&[0], options().with_top_k(0)),
+            Error::InvalidConfig { what: "top_k", .. }
+        ));
+        let mut endless = config.clone();
+        endless.learned_positions = None;
+        let error = refused(&endless, &[0], GenerateOptions::new(1 << 31)).to_string();
+        assert!(
+            error.contains("2147483649 tokens; it must be at most 2147483647"),
+            "{error}"
+        );
+        // Models that write nothing.
+        let mut without_logits = config.clone();
+        without_logits.output_projection = OutputProjection::None;
+        let mut full = LongNetConfig::encoder(attention.clone(), 1, 8);
+        (full.vocab_size, full.output_projection) = (Some(5), OutputProjection::Tied);
+        let mut of_two = config.clone();
+        of_two.cross_attention = Some(CrossAttentionConfig {
+            attention,
+            projection_norm: ProjectionNorm::None,
+        });
+        for config in [without_logits, full, of_two] {
+            let error = refused(&config, &[0], options());
+            assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
+        }
+        let model = LongNet::new(&dry_run, config.clone()).expect("valid");
+        let other = LongNet::new(&dry_run, endless).expect("valid");
+        let weights = other.initial_weights(&dry_run, 0).expect("leases");
+        let error = model
+            .generate(&dry_run, &weights, &[0], &options())
+            .map(drop);
+        assert_eq!(error, Err(Error::ParameterMismatch { what: "weights" }));
     }
 }

@@ -68,7 +68,7 @@ pub(super) fn check_sizes(buffers: &[PlannedBuffer], caps: &DeviceCaps) -> Resul
     match buffers.iter().find(too_large) {
         None => Ok(()),
         Some(buffer) => Err(PoolError::BufferTooLarge {
-            label: buffer.label,
+            label: buffer.label.into(),
             requested_bytes: buffer.requested_bytes,
             limit_bytes: caps.max_buffer_bytes,
         }

@@ -266,3 +266,114 @@ impl fmt::Display for TrainingPlan {
         needs::write_time(f, self.expected_time)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::DilatedAttentionConfig;
+    use crate::device::DType;
+    use crate::kernels::Kernel;
+    use crate::longnet::OutputProjection;
+
+    fn options(recompute: Recompute) -> TrainingOptions {
+        TrainingOptions {
+            recompute,
+            ..TrainingOptions::new(LearningRate::Constant(1e-3))
+        }
+    }
+
+    /// Sizes that fill the tiles of all kernels.
+    fn config() -> LongNetConfig {
+        let attention = DilatedAttentionConfig::new(4, 32, &[128, 512], &[1, 4]).expect("valid");
+        let mut config = LongNetConfig::decoder(attention, 3, 512);
+        config.vocab_size = Some(256);
+        config.output_projection = OutputProjection::Own;
+        config
+    }
+
+    #[test]
+    fn operations_are_those_of_the_products_that_are_recorded() {
+        let shapes = [1, 2].map(|items| AttentionShape::new(items, 512).expect("valid"));
+        let caps = DeviceCaps::webgpu_defaults();
+        for (recompute, forwards) in [(Recompute::Insides, 1.0), (Recompute::Layers, 2.0)] {
+            let options = options(recompute);
+            let plan = Trainer::plan(&config(), &shapes, &options, caps.clone()).expect("plans");
+            let dry_run = Context::dry_run(caps.clone());
+            let trainer = planned(&dry_run, &config(), options).expect("leases");
+            let batches = batches(&shapes).expect("batches");
+            let recorder = dry_run.recorder("training step");
+            let (step, _) = trainer.record(recorder, &batches).expect("records");
+            let products = step.recorder.work().into_iter();
+            let products = products.filter(|(kernel, _)| matches!(kernel, Kernel::Matmul(_)));
+            let multiplications: f64 = products.map(|(_, work)| work).sum();
+            let attention: u64 = shapes
+                .iter()
+                .map(|shape| {
+                    let plan = config().attention().plan_forward(shape, DType::F32, &caps);
+                    plan.expect("plans").flop
+                })
+                .sum();
+            let attention = 3.0 * (forwards + 2.5) * attention as f64;
+            assert_eq!(
+                plan.flop as f64,
+                2.0 * multiplications + attention,
+                "{plan}"
+            );
+            assert_eq!(plan.num_tokens, 3 * 512);
+        }
+    }
+
+    #[test]
+    fn a_plan_says_what_it_knows() {
+        let shapes = [AttentionShape::new(4, 512).expect("valid")];
+        let plan = |recompute| {
+            let caps = DeviceCaps::webgpu_defaults();
+            Trainer::plan(&config(), &shapes, &options(recompute), caps).expect("plans")
+        };
+        let [insides, layers] = [Recompute::Insides, Recompute::Layers].map(plan);
+        assert!(layers.held_bytes < insides.held_bytes && layers.flop > insides.flop);
+        assert_eq!(insides.expected_time, None);
+        assert_eq!(insides.time_at(insides.flop as f64), Duration::from_secs(1));
+        assert_eq!(insides.time_at(0.0), Duration::MAX);
+        insides.check_budget(insides.held_bytes).expect("fits");
+        let error = insides
+            .check_budget(insides.held_bytes - 1)
+            .expect_err("does not fit");
+        let told = error.to_string();
+        assert!(
+            told.contains(&format!("needs {} bytes", insides.held_bytes))
+                && told.contains("Recompute::Layers"),
+            "{told}"
+        );
+        let error = layers
+            .check_budget(0)
+            .expect_err("does not fit")
+            .to_string();
+        assert!(!error.contains("Recompute::Layers"), "{error}");
+        let known = TrainingPlan {
+            expected_time: Some(Duration::from_millis(1500)),
+            ..insides
+        };
+        let text = known.to_string();
+        let names: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.split(' ').next())
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "parameters",
+                "tokens",
+                "memory",
+                "recomputing",
+                "work",
+                "time"
+            ]
+        );
+        assert!(
+            text.ends_with("about 1.5 s, as measured here before\n"),
+            "{text}"
+        );
+        assert!(!insides.to_string().contains("time "));
+    }
+}

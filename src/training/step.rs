@@ -168,7 +168,7 @@ impl Trainer {
 pub(super) fn at_least_one_label(batches: &[Batch]) -> Result<u64> {
     match batches.iter().map(Batch::num_labels).sum() {
         0 => Err(Error::InvalidShape {
-            what: "labels",
+            what: "labels".into(),
             given: "none, or only ignored ones".to_owned(),
             need: "one label or more that is not IGNORED_LABEL".to_owned(),
         }),

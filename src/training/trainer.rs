@@ -243,3 +243,130 @@ pub(super) fn vocab_size(model: &LongNet) -> Result<usize> {
         .vocab_size
         .ok_or_else(|| missing("one without vocab_size"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::DilatedAttentionConfig;
+    use crate::config::AttentionShape;
+    use crate::device::DeviceCaps;
+    use crate::longnet::LongNetConfig;
+
+    fn config() -> LongNetConfig {
+        let attention = DilatedAttentionConfig::new(1, 4, &[8], &[1]).expect("valid");
+        let mut config = LongNetConfig::decoder(attention, 1, 8);
+        config.vocab_size = Some(5);
+        config.output_projection = OutputProjection::Own;
+        config
+    }
+
+    fn trainer(learning_rate: LearningRate) -> Trainer {
+        let dry_run = Context::dry_run(DeviceCaps::webgpu_defaults());
+        let model = LongNet::new(&dry_run, config()).expect("valid");
+        Trainer::new(&dry_run, model, TrainingOptions::new(learning_rate)).expect("leases")
+    }
+
+    fn batch() -> [Batch; 1] {
+        [Batch::next_tokens(&[&[0, 1, 2, 3]]).expect("a batch")]
+    }
+
+    #[test]
+    fn one_step_is_recorded_at_a_time_and_counts_when_it_is_submitted() {
+        let mut trainer = trainer(LearningRate::Constant(0.1));
+        let leases = |trainer: &Trainer| trainer.context.pool().stats().leases.current;
+        let before = leases(&trainer);
+        for _ in 0..2 {
+            let step = trainer.record_step(&batch()).expect("records");
+            assert_eq!((step.pending.step(), trainer.steps()), (1, 0));
+            let error = trainer
+                .record_step(&batch())
+                .map(drop)
+                .expect_err("too early");
+            assert_eq!(
+                error.to_string(),
+                "Trainer::record_step is out of order: step 1 is recorded, but not submitted to the end; submit all of it, or drop \
+                 it, before"
+            );
+            drop(step);
+            assert_eq!((trainer.steps(), leases(&trainer)), (0, before));
+        }
+        let step = trainer.record_step(&batch()).expect("records");
+        drop(step.submit().expect("submits"));
+        assert_eq!(trainer.steps(), 1);
+        drop(trainer.step(&batch()).expect("submits"));
+        let step = trainer.record_step(&batch()).expect("records");
+        assert_eq!((step.pending.step(), trainer.steps()), (3, 2));
+        // What fails while it is recorded leaves none under way.
+        drop(step);
+        trainer.record_step(&[]).map(drop).expect_err("no label");
+        drop(trainer.step(&batch()).expect("submits"));
+        assert_eq!(trainer.steps(), 3);
+    }
+
+    #[test]
+    fn a_function_is_asked_once_a_step_and_what_is_no_rate_is_an_error_of_the_step() {
+        let calls = Arc::new(AtomicU64::new(0));
+        let counted = calls.clone();
+        let rate = move |step| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            match step {
+                2 => f32::NAN,
+                step => 1.0 / step as f32,
+            }
+        };
+        let mut trainer = trainer(LearningRate::from_fn(rate));
+        let shapes = [AttentionShape::new(1, 3).expect("valid")];
+        let caps = DeviceCaps::webgpu_defaults();
+        Trainer::plan(&config(), &shapes, trainer.options(), caps).expect("plans");
+        trainer
+            .warm_up(&shapes)
+            .expect("a dry run compiles nothing");
+        assert_eq!(calls.load(Ordering::Relaxed), 0);
+        drop(trainer.step(&batch()).expect("submits"));
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
+        let error = trainer.step(&batch()).map(drop).expect_err("no rate");
+        assert_eq!(
+            error.to_string(),
+            "learning rate is NaN at step 2; it must be at least 0 and finite"
+        );
+        assert_eq!(trainer.steps(), 1);
+        let constant = LearningRate::Constant(0.5);
+        trainer
+            .set_learning_rate(constant)
+            .expect("means something");
+        drop(trainer.step(&batch()).expect("submits"));
+        assert_eq!(trainer.steps(), 2);
+    }
+
+    #[test]
+    fn options_that_mean_nothing_change_nothing() {
+        let mut trainer = trainer(LearningRate::Constant(0.25));
+        let wrong = AdamWOptions {
+            max_norm: Some(0.0),
+            ..AdamWOptions::default()
+        };
+        let refused = [
+            trainer.set_optimizer(wrong),
+            trainer.set_learning_rate(LearningRate::Constant(-1.0)),
+            trainer.set_options(TrainingOptions {
+                optimizer: wrong,
+                recompute: Recompute::Layers,
+                seed: 7,
+                learning_rate: LearningRate::Constant(0.5),
+            }),
+        ];
+        for refused in refused {
+            let error = refused.expect_err("means nothing");
+            assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
+        }
+        let options = trainer.options();
+        assert_eq!(options.optimizer, AdamWOptions::default());
+        assert_eq!((options.recompute, options.seed), (Recompute::Insides, 0));
+        assert_eq!(options.learning_rate.at(1), 0.25);
+        trainer.set_recompute(Recompute::Layers);
+        assert_eq!(trainer.options().recompute, Recompute::Layers);
+    }
+}

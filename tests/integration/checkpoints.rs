@@ -1,12 +1,13 @@
 //! Training that stops and goes on.
 
 use dilated_attention::Error;
-use dilated_attention::longnet::LongNet;
-use dilated_attention::training::{LearningRate, Trainer, TrainingOptions};
+use dilated_attention::longnet::{LongNet, Recompute};
+use dilated_attention::training::{AdamWOptions, LearningRate, Trainer, TrainingOptions};
 use dilated_attention::weights::{WeightFile, WeightWriter, WeightsError};
 use safetensors::SafeTensors;
 
 use crate::support::contexts::contexts;
+use crate::support::kernel_contexts::kernel_contexts;
 use crate::support::training::{batch, bits, config, options, step, trainer, weights, with_layers};
 
 /// A path of this test run's own, removed at the end.
@@ -23,6 +24,46 @@ impl Drop for TestFile {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
     }
+}
+
+/// A function is no part of a checkpoint: given again, it goes on with the step that comes next; likewise options that were
+/// changed on the way.
+#[test]
+fn a_resumed_run_is_given_functions_and_changed_options_again() {
+    let on = &kernel_contexts()[0].context;
+    let file = TestFile::new("function.safetensors");
+    let options = TrainingOptions {
+        learning_rate: LearningRate::from_fn(|step| 1e-2 / step as f32),
+        recompute: Recompute::Layers,
+        ..options()
+    };
+    let changed = AdamWOptions {
+        weight_decay: 0.5,
+        ..options.optimizer
+    };
+    let batches = [batch(0, 1, 20)];
+    let mut whole = trainer(on, with_layers(1), options.clone());
+    step(&mut whole, &batches);
+    whole.set_optimizer(changed).expect("means something");
+    step(&mut whole, &batches);
+    whole.save(&file.0, &[]).expect("saves");
+    let stored = WeightFile::open(&file.0).expect("opens");
+    let resume = |options| {
+        let model = LongNet::new(on, with_layers(1)).expect("valid");
+        Trainer::resume(on, model, options, &stored).expect("resumes")
+    };
+    let mut resumed = resume(TrainingOptions {
+        optimizer: changed,
+        ..options.clone()
+    });
+    let mut forgotten = resume(options);
+    let expected = step(&mut whole, &batches);
+    assert_eq!(expected.learning_rate, 1e-2 / 3.0);
+    assert_eq!(step(&mut resumed, &batches), expected);
+    assert_eq!(bits(&weights(&resumed, on)), bits(&weights(&whole, on)));
+    // With the options of the beginning it is another run.
+    assert_eq!(step(&mut forgotten, &batches), expected);
+    assert_ne!(bits(&weights(&forgotten, on)), bits(&weights(&whole, on)));
 }
 
 #[test]

@@ -1,15 +1,21 @@
 //! Decoding against double precision: every position, whatever was the prompt and however the cache grew, equals its row of
 //! the causal forward over the whole sequence.
 
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context as TaskContext, Waker};
+
 use dilated_attention::longnet::{
-    Call, CrossAttentionConfig, Input, KvCache, LongNet, LongNetConfig, OutputProjection,
+    Call, CrossAttentionConfig, GenerateOptions, Generation, Input, KvCache, LongNet,
+    LongNetConfig, OutputProjection,
 };
 use dilated_attention::nn::{Parameters, ProjectionNorm};
 use dilated_attention::ops::TokenIds;
+use dilated_attention::pool::PoolError;
 use dilated_attention::reference::model;
 use dilated_attention::{
-    AttentionShape, Context, ContextOptions, DilatedAttentionConfig, HeadOffsets, Heads, Recorder,
-    Result, Tensor,
+    AttentionShape, Context, ContextOptions, DilatedAttentionConfig, Error, HeadOffsets, Heads,
+    Recorder, Result, Tensor,
 };
 
 use crate::support::contexts::context_with;
@@ -276,6 +282,131 @@ fn dropped_steps_leave_no_trace() {
         cache.truncate(0);
         session.check_rest(name, &mut cache, 4);
     }
+}
+
+fn generate(session: &Session<'_>, prompt: &[u32], options: GenerateOptions) -> Generation {
+    let (model, weights) = (&session.model, &session.weights);
+    let generation = model.generate(session.context, weights, prompt, &options);
+    generation.unwrap()
+}
+
+fn awaited(mut generation: Generation) -> Vec<u32> {
+    let mut tokens = Vec::new();
+    while let Some(token) = pollster::block_on(generation.next_token()).unwrap() {
+        tokens.push(token);
+    }
+    // It stays at its end.
+    assert_eq!(pollster::block_on(generation.next_token()), Ok(None));
+    tokens
+}
+
+/// The likeliest token after each of a sequence, by a forward over all of it.
+fn likeliest(session: &Session<'_>, tokens: &[u32]) -> Vec<u32> {
+    let mut recorder = session.context.recorder("whole");
+    let ids = TokenIds::upload(&mut recorder, tokens, VOCAB).unwrap();
+    let call = Call::new(AttentionShape::new(1, tokens.len()).unwrap());
+    let (model, weights) = (&session.model, &session.weights);
+    let output = model.forward(&mut recorder, weights, Input::Tokens(&ids), &call, false);
+    let logits = model.logits(&mut recorder, weights, &output.unwrap().features);
+    let (logits, _) = read(recorder, &[&logits.unwrap()], &[]).unwrap();
+    let rows = logits[0].chunks(VOCAB);
+    rows.map(|row| {
+        (0..VOCAB)
+            .max_by(|a, b| row[*a].total_cmp(&row[*b]))
+            .unwrap() as u32
+    })
+    .collect()
+}
+
+#[test]
+fn generated_tokens_are_those_that_a_whole_forward_finds_likeliest() {
+    let on = &kernel_contexts()[0].context;
+    let (_, config) = decoders().remove(0);
+    let session = Session::new(on, config, 1, 8);
+    let prompt = [3, 1, 4, 1, 5];
+    let options = GenerateOptions::new(30).with_temperature(0.0);
+    let generated: Vec<u32> = generate(&session, &prompt, options)
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(generated.len(), 30);
+    let all = [&prompt[..], &generated].concat();
+    let expected = likeliest(&session, &all[..all.len() - 1]);
+    assert_eq!(generated, expected[prompt.len() - 1..]);
+    assert_eq!(awaited(generate(&session, &prompt, options)), generated);
+    // Up to the stop token, which is not returned.
+    let (end, stop) = (7, generated[7]);
+    let end = generated
+        .iter()
+        .position(|token| *token == stop)
+        .unwrap_or(end);
+    let stopped = options.with_stop_token(stop);
+    assert_eq!(
+        awaited(generate(&session, &prompt, stopped)),
+        generated[..end]
+    );
+    assert_eq!(generate(&session, &prompt, stopped).count(), end);
+    assert_eq!(
+        generate(&session, &prompt, GenerateOptions::new(0)).count(),
+        0
+    );
+}
+
+/// Whatever becomes of a call, the next one draws the same token.
+#[test]
+fn a_token_that_was_not_computed_is_computed_again() {
+    let on = &context_with(&ContextOptions::default());
+    let (_, config) = decoders().remove(0);
+    let session = Session::new(on, config, 1, 8);
+    let prompt = [7; 20];
+    let options = GenerateOptions::new(12)
+        .with_temperature(1.5)
+        .with_top_k(20);
+    let expected = awaited(generate(&session, &prompt, options));
+    assert_ne!(
+        awaited(generate(&session, &prompt, options.with_seed(1))),
+        expected
+    );
+    let mut generation = generate(&session, &prompt, options);
+    let mut task = TaskContext::from_waker(Waker::noop());
+    for (index, expected) in expected.iter().enumerate() {
+        // Dropped after some polls, and refused.
+        for polls in 0..3 {
+            let mut next = pin!(generation.next_token());
+            for _ in 0..polls {
+                assert!(next.as_mut().poll(&mut task).is_pending());
+            }
+        }
+        if index % 4 == 1 {
+            on.wait().expect("waits");
+            on.pool().force_trim();
+            on.pool().set_budget_bytes(Some(1));
+            let error = pollster::block_on(generation.next_token());
+            on.pool().set_budget_bytes(None);
+            let refused = matches!(error, Err(Error::Pool(PoolError::BudgetExceeded { .. })));
+            assert!(refused, "{error:?}");
+        }
+        assert_eq!(
+            pollster::block_on(generation.next_token()),
+            Ok(Some(*expected))
+        );
+    }
+    assert_eq!(pollster::block_on(generation.next_token()), Ok(None));
+    // An iterator ends with its first error.
+    let mut generation = generate(&session, &prompt, options);
+    let table = session
+        .model
+        .parameters()
+        .find("embed_tokens.weight")
+        .unwrap();
+    let table = session.weights.get(table);
+    let mut recorder = on.recorder("spoil");
+    let spoilt = vec![f32::NAN; table.num_elements() as usize];
+    recorder.write(table, &spoilt).unwrap();
+    recorder.submit().unwrap();
+    let error = generation.next().unwrap().unwrap_err();
+    assert!(matches!(error, Error::NotFinite { .. }), "{error}");
+    assert!(error.to_string().contains("logits"), "{error}");
+    assert_eq!(generation.next(), None);
 }
 
 /// On a context of its own, whose leases are those of this test.

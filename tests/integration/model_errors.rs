@@ -342,7 +342,7 @@ fn wrong_steps_are_errors_and_the_cache_stays() {
     let wrong = model.decode(r, &weights, two, &with(1, 2), &mut cache);
     assert_error!(
         wrong,
-        Error::InvalidShape { what, .. } if what == "positions"
+        Error::InvalidShape { what, .. } if what == "tokens of the cache"
     );
     assert_eq!(cache.len(), 6);
 

@@ -10,7 +10,7 @@ use dilated_attention::ops::Labels;
 use dilated_attention::pool::{PoolError, PoolOptions, Pressure};
 use dilated_attention::readback::Download;
 use dilated_attention::recorder::{Progress, SliceOptions};
-use dilated_attention::training::{AdamWOptions, Optimizer};
+use dilated_attention::training::{AdamWOptions, AdamWStep, Optimizer};
 use dilated_attention::{
     AttentionShape, Context, ContextOptions, DType, DilatedAttention, DilatedAttentionConfig,
     Error, Recorder,
@@ -110,9 +110,13 @@ fn training_step(recorder: &mut Recorder) -> Vec<Download<f32>> {
     model
         .backward(recorder, [weights, gradients], saved, &dfeatures, None)
         .expect("records");
-    let norm = optimizer
-        .update(recorder, &AdamWOptions::default(), (1, 0.01), 1.0)
-        .expect("records");
+    let step = AdamWStep {
+        options: AdamWOptions::default(),
+        learning_rate: 0.01,
+        step: 1,
+        gradient_scale: 1.0,
+    };
+    let norm = optimizer.update(recorder, &step).expect("records");
     let mut downloads = weights.download(recorder).expect("records");
     downloads.extend(gradients.download(recorder).expect("records"));
     downloads.push(recorder.download(&norm).expect("records"));

@@ -172,7 +172,7 @@ fn training_does_not_start_from_weights_that_are_not_there() {
     let model = LongNet::new(&context, config()).unwrap();
     let mut later = context.recorder("weights");
     let weights = Parameters::zeros(&mut later, model.parameters(), "weights").unwrap();
-    let mut trainer = Trainer::with_weights(&context, model, weights, options()).unwrap();
+    let mut trainer = Trainer::from_weights(&context, model, weights, options()).unwrap();
     let batches = [batch(0, 1, 20)];
     let (label, reader, by, _) = not_written(trainer.step(&batches).map(drop));
     assert_eq!(

@@ -2,14 +2,19 @@
 
 use dilated_attention::longnet::{LongNet, LongNetConfig, OutputProjection, Recompute};
 use dilated_attention::ops::IGNORED_LABEL;
+use dilated_attention::pool::PoolError;
+use dilated_attention::recorder::{Progress, SliceOptions};
 use dilated_attention::training::{
-    AdamWOptions, Batch, LearningRate, Optimizer, Trainer, TrainingOptions,
+    AdamWOptions, AdamWStep, Batch, LearningRate, Optimizer, Trainer, TrainingOptions, TrainingStep,
 };
-use dilated_attention::{AttentionShape, Context, DeviceCaps, DilatedAttentionConfig, Error, Mask};
+use dilated_attention::{
+    AttentionShape, Context, ContextOptions, DeviceCaps, DilatedAttentionConfig, Error, Mask,
+};
 
-use crate::support::contexts::contexts;
+use crate::support::contexts::{context_with, contexts};
+use crate::support::kernel_contexts::kernel_contexts;
 use crate::support::training::{
-    VOCAB, batch, bits, config, options, sequence, step, trainer, weights,
+    VOCAB, batch, bits, config, options, sequence, step, trainer, weights, with_layers,
 };
 
 #[test]
@@ -164,21 +169,220 @@ fn runs_are_bit_identical_and_seeds_are_not() {
 
 #[test]
 fn evaluation_changes_nothing_and_agrees_with_the_step() {
-    for (_, context) in contexts() {
-        let mut trainer = trainer(&context, config(), options());
-        let batches = [batch(1, 2, 30), batch(2, 1, 33)];
-        let before = bits(&weights(&trainer, &context));
-        let evaluated = trainer
-            .evaluate(&batches)
-            .expect("submits")
-            .wait()
-            .expect("runs");
-        assert_eq!(bits(&weights(&trainer, &context)), before);
-        let stepped = step(&mut trainer, &batches);
-        assert_eq!(evaluated.loss.to_bits(), stepped.loss.to_bits());
-        assert_eq!((evaluated.step, stepped.step), (0, 1));
-        assert_ne!(bits(&weights(&trainer, &context)), before);
+    let on = &kernel_contexts()[0].context;
+    let mut trainer = trainer(on, config(), options());
+    let batches = [batch(1, 2, 30), batch(2, 1, 33), batch(4, 1, 9)];
+    let before = bits(&weights(&trainer, on));
+    let evaluated = trainer.evaluate_blocking(&batches).expect("runs");
+    let mut seen = Vec::new();
+    let slices = SliceOptions::default();
+    let in_slices = trainer.evaluate_in_slices(&batches, slices, |progress| seen.push(progress));
+    assert_eq!(pollster::block_on(in_slices), Ok(evaluated));
+    assert!(seen.len() >= batches.len() && seen.is_sorted_by_key(|progress| progress.done));
+    assert!(
+        seen.iter()
+            .all(|progress| progress.total == 2 * 29 + 32 + 8)
+    );
+    assert!(seen.last().is_some_and(Progress::is_done));
+    assert_eq!(bits(&weights(&trainer, on)), before);
+    // The mean over all labels, not over batches.
+    let mut sum = 0.0;
+    for batch in &batches {
+        let one = trainer.evaluate_blocking(std::slice::from_ref(batch));
+        let one = one.expect("runs");
+        assert_eq!(one.labels, batch.num_labels());
+        sum += f64::from(one.loss) * one.labels as f64;
     }
+    let mean = sum / evaluated.labels as f64;
+    assert!((f64::from(evaluated.loss) - mean).abs() < 1e-6 * mean);
+    let stepped = step(&mut trainer, &batches);
+    assert_eq!(evaluated.labels, stepped.labels);
+    assert!((evaluated.loss - stepped.loss).abs() < 1e-6 * stepped.loss);
+    assert_eq!((evaluated.steps, stepped.step), (0, 1));
+    assert_ne!(bits(&weights(&trainer, on)), before);
+    assert_eq!(trainer.evaluate_blocking(&batches).expect("runs").steps, 1);
+    let error = trainer.evaluate_blocking(&[]).expect_err("no label");
+    assert!(
+        matches!(error, Error::InvalidShape { what: "labels", .. }),
+        "{error}"
+    );
+}
+
+/// Memory of an evaluation is that of two batches, however many there are.
+#[test]
+fn evaluations_of_many_batches_need_no_more_than_of_two() {
+    let on = &context_with(&ContextOptions::default());
+    let trainer = trainer(on, with_layers(1), options());
+    let peak = |count| {
+        let batches: Vec<Batch> = (0..count).map(|begin| batch(begin, 1, 20)).collect();
+        on.wait().expect("waits");
+        on.pool().reset_peaks();
+        trainer.evaluate_blocking(&batches).expect("runs");
+        on.pool().stats().requested_bytes.peak
+    };
+    assert!(peak(40) <= peak(2));
+}
+
+/// Slices of one workgroup each.
+fn smallest() -> SliceOptions {
+    SliceOptions::default().with_target(std::time::Duration::ZERO)
+}
+
+#[test]
+fn in_slices_a_step_has_happened_whole_or_not() {
+    let on = &kernel_contexts()[0].context;
+    let mut config = with_layers(1);
+    config.dropout = 0.1;
+    let batches = [batch(0, 1, 9), batch(3, 1, 6)];
+    let mut at_once = trainer(on, config.clone(), options());
+    let mut in_slices = trainer(on, config.clone(), options());
+    let mut num_slices = 0;
+    for number in 1..=2 {
+        let before = bits(&weights(&in_slices, on));
+        // Cancelled before anything, on the way, before the update.
+        let cancelled = match number {
+            1 => vec![0, 1, 40],
+            _ => vec![num_slices / 2, num_slices - 1],
+        };
+        for count in cancelled {
+            let TrainingStep {
+                recorder, pending, ..
+            } = in_slices.record_step(&batches).expect("records");
+            assert_eq!(pending.step(), number);
+            let mut sliced = recorder.submit_in_slices(smallest());
+            for _ in 0..count {
+                assert!(!pollster::block_on(sliced.step()).expect("runs").is_done());
+            }
+            assert!(!pending.is_ready());
+            // Until it is known what becomes of it, nothing is told that depends on it.
+            let refused = |result: Result<(), Error>| {
+                let error = result.expect_err("out of order");
+                assert!(matches!(error, Error::OutOfOrder { .. }), "{error}");
+                assert!(
+                    error
+                        .to_string()
+                        .contains(&format!("step {number} is recorded")),
+                    "{error}"
+                );
+            };
+            refused(in_slices.step(&batches).map(drop));
+            refused(in_slices.record_step(&batches).map(drop));
+            refused(in_slices.evaluate_blocking(&batches).map(drop));
+            refused(in_slices.save("never.safetensors", &[]));
+            drop(sliced);
+            let error = pending.wait().expect_err("is cancelled");
+            assert!(matches!(error, Error::DownloadAbandoned { .. }), "{error}");
+            assert_eq!(in_slices.steps(), number - 1);
+            assert_eq!(bits(&weights(&in_slices, on)), before);
+        }
+        // Refused at its last slice.
+        if number == 2 {
+            let recorder = in_slices.record_step(&batches).expect("records").recorder;
+            let mut sliced = recorder.submit_in_slices(smallest());
+            for _ in 0..num_slices - 1 {
+                pollster::block_on(sliced.step()).expect("runs");
+            }
+            on.pool().set_budget_bytes(Some(1));
+            let error = pollster::block_on(sliced.step()).map(drop);
+            on.pool().set_budget_bytes(None);
+            let refused = matches!(error, Err(Error::Pool(PoolError::BudgetExceeded { .. })));
+            assert!(refused, "{error:?}");
+            assert_eq!(in_slices.steps(), 1);
+            assert_eq!(bits(&weights(&in_slices, on)), before);
+        }
+        let expected = step(&mut at_once, &batches);
+        let recorded = in_slices.record_step(&batches).expect("records");
+        num_slices = 0;
+        let mut last = None;
+        let report = pollster::block_on(recorded.in_slices(smallest(), |progress| {
+            num_slices += 1;
+            last = Some(progress);
+        }));
+        assert_eq!(report, Ok(expected));
+        assert!(last.is_some_and(|progress| progress.is_done()) && num_slices > 100);
+        assert_eq!(in_slices.steps(), number);
+        // Weights, and means, which the second step depends on.
+        assert_eq!(bits(&weights(&in_slices, on)), bits(&weights(&at_once, on)));
+    }
+    // What was measured tells the time.
+    let shapes = batches.each_ref().map(|batch| batch.shape().clone());
+    let plan = Trainer::plan_for(on, &config, &shapes, &options()).expect("plans");
+    assert!(
+        plan.expected_time.is_some_and(|time| !time.is_zero()),
+        "{plan}"
+    );
+    let recorded = in_slices.record_step(&batches).expect("records");
+    assert_eq!(recorded.expected_time(), plan.expected_time);
+    assert_eq!(recorded.recorder.num_dispatches(), plan.num_dispatches);
+}
+
+/// A step in an application's encoder is done when the device is.
+#[test]
+fn a_step_in_an_encoder_is_done_when_the_device_is() {
+    let on = &kernel_contexts()[0].context;
+    let batches = [batch(0, 1, 9)];
+    let mut at_once = trainer(on, with_layers(1), options());
+    let mut encoded = trainer(on, with_layers(1), options());
+    let before = bits(&weights(&encoded, on));
+    for is_submitted in [false, true] {
+        let recorded = encoded.record_step(&batches).expect("records");
+        let mut encoder = on.device().create_command_encoder(&Default::default());
+        recorded.recorder.encode(&mut encoder).expect("encodes");
+        let error = encoded.step(&batches).map(drop).expect_err("out of order");
+        assert!(matches!(error, Error::OutOfOrder { .. }), "{error}");
+        if is_submitted {
+            on.queue().submit([encoder.finish()]);
+            let report = recorded.pending.wait().expect("runs");
+            assert_eq!(report, step(&mut at_once, &batches));
+            on.wait().expect("waits");
+        } else {
+            drop(encoder);
+            recorded.pending.wait().expect_err("was dropped");
+            assert_eq!(bits(&weights(&encoded, on)), before);
+        }
+        assert_eq!(encoded.steps(), u64::from(is_submitted));
+    }
+    assert_eq!(bits(&weights(&encoded, on)), bits(&weights(&at_once, on)));
+    assert_eq!(step(&mut encoded, &batches).step, 2);
+}
+
+#[test]
+fn options_change_between_steps() {
+    let on = &kernel_contexts()[0].context;
+    let batches = [batch(0, 1, 20)];
+    let changed = TrainingOptions {
+        learning_rate: LearningRate::from_fn(|step| 1e-2 / step as f32),
+        optimizer: AdamWOptions {
+            max_norm: Some(0.1),
+            ..AdamWOptions::default()
+        },
+        recompute: Recompute::Layers,
+        ..options()
+    };
+    let mut first = trainer(on, with_layers(1), options());
+    let mut second = trainer(on, with_layers(1), options());
+    for trainer in [&mut first, &mut second] {
+        step(trainer, &batches);
+    }
+    first.set_options(changed.clone()).expect("means something");
+    second
+        .set_learning_rate(changed.learning_rate)
+        .expect("means something");
+    second
+        .set_optimizer(changed.optimizer)
+        .expect("means something");
+    // Which computes the same numbers.
+    assert_eq!(second.options().recompute, Recompute::Insides);
+    let reports = [&mut first, &mut second].map(|trainer| step(trainer, &batches));
+    assert_eq!(reports[0], reports[1]);
+    assert_eq!(reports[0].learning_rate, 5e-3);
+    assert_eq!(bits(&weights(&first, on)), bits(&weights(&second, on)));
+    // Without any change, weights are others.
+    let mut same = trainer(on, with_layers(1), options());
+    for _ in 0..2 {
+        step(&mut same, &batches);
+    }
+    assert_ne!(bits(&weights(&first, on)), bits(&weights(&same, on)));
 }
 
 #[test]
@@ -449,7 +653,13 @@ fn options_that_mean_nothing_are_refused() {
         (good, 1, -0.1, 1.0, "learning rate"),
         (good, 1, 0.1, f32::INFINITY, "gradient_scale"),
     ] {
-        let error = optimizer.update(&mut recorder, &options, (step, rate), scale);
+        let step = AdamWStep {
+            options,
+            learning_rate: rate,
+            step,
+            gradient_scale: scale,
+        };
+        let error = optimizer.update(&mut recorder, &step);
         let error = error.expect_err("means nothing");
         assert!(
             matches!(&error, Error::InvalidConfig { what, .. } if *what == told),
@@ -460,7 +670,7 @@ fn options_that_mean_nothing_are_refused() {
     let mut other = config();
     other.ffn_dim += 4;
     let weights = model(other).initial_weights(&context, 1).expect("leases");
-    let error = Trainer::with_weights(&context, model(config()), weights, options());
+    let error = Trainer::from_weights(&context, model(config()), weights, options());
     assert!(matches!(
         error,
         Err(Error::ParameterMismatch { what: "weights" })

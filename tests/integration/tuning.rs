@@ -264,7 +264,7 @@ fn after_a_warm_up_nothing_is_left_to_compile() {
         assert_eq!(pipelines(&context), before, "{limits}");
 
         let options = TrainingOptions::new(LearningRate::Constant(1e-3));
-        let trainer = Trainer::with_weights(&context, model, weights, options);
+        let trainer = Trainer::from_weights(&context, model, weights, options);
         let mut trainer = trainer.expect("valid");
         println!(
             "{}",

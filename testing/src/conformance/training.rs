@@ -28,7 +28,7 @@ pub fn check(
     let weights = weights(file, &mut recorder, model.parameters(), &same)?;
     recorder.submit().map_err(told)?;
     let mut trainer =
-        Trainer::with_weights(&context, model, weights, options(file)?).map_err(told)?;
+        Trainer::from_weights(&context, model, weights, options(file)?).map_err(told)?;
     let reports = batches(file)?
         .iter()
         .map(|batches| trainer.step(batches)?.wait())

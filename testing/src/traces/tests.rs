@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use dilated_attention::longnet::{LongNet, LongNetConfig, OutputProjection};
 use dilated_attention::pool::{
-    Balanced, Exact, Lean, NoPooling, PoolOptions, PoolStats, Speed, Trace,
+    Balanced, Exact, Lean, NoPooling, PoolOptions, PoolStats, STORAGE_USAGE, Speed, Trace,
 };
 use dilated_attention::training::{Batch, LearningRate, Trainer, TrainingOptions};
 use dilated_attention::{AttentionShape, Context, DeviceCaps, DilatedAttentionConfig, Label};
