@@ -442,7 +442,7 @@ mod tests {
         let of = |prompt: &[u32], options| refused(&config, prompt, options);
         assert!(matches!(
             of(&[], options()),
-            Error::InvalidShape { what: "prompt", .. }
+            Error::InvalidShape { what, .. } if what == "prompt"
         ));
         let Error::TokenOutOfRange {
             what: "token of the prompt",

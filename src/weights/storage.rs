@@ -180,7 +180,10 @@ mod disk {
     fn regular(metadata: Metadata) -> io::Result<Metadata> {
         match metadata.is_file() {
             true => Ok(metadata),
-            false => Err(io::Error::new(ErrorKind::InvalidInput, "it is no regular file")),
+            false => Err(io::Error::new(
+                ErrorKind::InvalidInput,
+                "it is no regular file",
+            )),
         }
     }
 
