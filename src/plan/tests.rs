@@ -21,7 +21,11 @@ fn longnet_plan_prints_as_a_table() {
     let plan = config
         .plan_forward(&shape, DType::F32, &DeviceCaps::webgpu_defaults())
         .expect("plans");
-    expect_file!["../../tests/snapshots/longnet.txt"].assert_eq(&plan.to_string());
+    expect_file![concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/snapshots/longnet.txt"
+    )]
+    .assert_eq(&plan.to_string());
 }
 
 #[test]
@@ -46,7 +50,11 @@ fn plan_with_windows_prints_as_a_table() {
     let plan = config
         .plan_forward(&shape, DType::F32, &caps)
         .expect("plans");
-    expect_file!["../../tests/snapshots/windows.txt"].assert_eq(&plan.to_string());
+    expect_file![concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/snapshots/windows.txt"
+    )]
+    .assert_eq(&plan.to_string());
 }
 
 #[test]

@@ -11,7 +11,9 @@ use crate::DilatedAttentionConfig;
 use crate::device::{DeviceCaps, ElementFormat, KernelTier, MOST_INVOCATIONS};
 use crate::kernels::attention_backward::BackwardFamily;
 use crate::kernels::attention_forward::ForwardFamily;
-use crate::kernels::{Access, Family, Kernel};
+use crate::kernels::{Access, Family, Kernel, Shader};
+
+use super::barriers::waits_for_what_it_reads;
 
 /// Every kernel for heads of each size at which kernels change their structure, with a device that has it.
 pub fn all_kernels() -> Vec<(Kernel, DeviceCaps)> {
@@ -35,29 +37,70 @@ pub fn all_kernels() -> Vec<(Kernel, DeviceCaps)> {
     kernels
 }
 
-fn is_cooperative(kernel: &Kernel) -> bool {
+pub fn is_cooperative(kernel: &Kernel) -> bool {
     kernel.tier().is_some_and(KernelTier::is_cooperative)
 }
 
-/// Those without cooperative matrices.
-fn kernels() -> Vec<(Kernel, DeviceCaps)> {
-    let mut kernels = all_kernels();
-    kernels.retain(|(kernel, _)| !is_cooperative(kernel));
-    kernels
-}
-
-/// Every kernel with cooperative matrices. No HLSL is written of these: naga has none for them.
-pub fn cooperative_kernels() -> Vec<(Kernel, DeviceCaps)> {
-    let mut kernels = all_kernels();
-    kernels.retain(|(kernel, _)| is_cooperative(kernel));
-    kernels
-}
-
-pub fn parse(kernel: Kernel) -> Module {
+/// A kernel's shader as the front end reads it.
+pub fn parse(kernel: &Kernel) -> (Shader, Module) {
     let shader = kernel.shader().expect("expands");
-    naga::front::wgsl::parse_str(&shader.text).unwrap_or_else(|error| {
+    let module = naga::front::wgsl::parse_str(&shader.text).unwrap_or_else(|error| {
         let message = error.emit_to_string(&shader.text);
         panic!("{}: {}", kernel.key(), shader.with_origins(&message))
+    });
+    (shader, module)
+}
+
+/// Reads each kernel once, since that is what takes long, and checks all that there is to check of it.
+#[test]
+fn every_kernel_is_valid_and_agrees_with_the_host() {
+    let kernels = all_kernels();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let needs: Vec<Option<Needs>> = std::thread::scope(|scope| {
+        let shares: Vec<_> = (0..threads)
+            .map(|first| {
+                let share = kernels.iter().skip(first).step_by(threads);
+                scope.spawn(|| share.map(checked).collect::<Vec<_>>())
+            })
+            .collect();
+        let checked = shares.into_iter().map(|share| share.join());
+        checked.flat_map(|share| share.expect("right")).collect()
+    });
+    // The largest that any kernel needs is what a device has to have, no more and no less.
+    let most = |of: fn(&Needs) -> u32| needs.iter().flatten().map(of).max();
+    let least = DeviceCaps::least_limits();
+    let bindings = least.max_storage_buffers_per_shader_stage;
+    assert_eq!(most(|needs| needs.bindings), Some(bindings));
+    let params = least.max_uniform_buffer_binding_size as u32;
+    assert_eq!(most(|needs| needs.params_bytes), Some(params));
+    let invocations = least.max_compute_invocations_per_workgroup;
+    assert_eq!(most(|needs| needs.invocations), Some(invocations));
+    assert_eq!(invocations, least.max_compute_workgroup_size_x);
+}
+
+/// What a kernel needs of every device.
+struct Needs {
+    bindings: u32,
+    params_bytes: u32,
+    invocations: u32,
+}
+
+/// Checks one kernel. What one with cooperative matrices needs counts for nothing: it is only used where the device has that.
+fn checked((kernel, caps): &(Kernel, DeviceCaps)) -> Option<Needs> {
+    let (shader, module) = parse(kernel);
+    translates(kernel, &shader, &module);
+    has_its_name_and_fits_webgpu_defaults(kernel, &module);
+    workgroup_memory_is_what_the_plan_says_and_within_the_limit(kernel, &module, caps);
+    bindings_are_those_of_the_kernel(kernel, &module);
+    parameters_have_the_same_layout_on_both_sides(kernel, &module);
+    if is_cooperative(kernel) {
+        waits_for_what_it_reads(&module);
+        return None;
+    }
+    Some(Needs {
+        bindings: kernel.bindings().len() as u32,
+        params_bytes: kernel.params_bytes() as u32,
+        invocations: module.entry_points[0].workgroup_size[0],
     })
 }
 
@@ -120,8 +163,8 @@ fn expanded_shaders_change_only_on_purpose() {
             .next()
             .unwrap_or_else(|| panic!("no {name} with {fields}"));
         let text = format!("// {}\n{}", kernel.key(), kernel.shader().expect("expands"));
-        let file = format!("../../../tests/snapshots/shaders/{name}.txt");
-        expect_file![file].assert_eq(&text);
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snapshots/shaders");
+        expect_file![format!("{folder}/{name}.txt")].assert_eq(&text);
     }
 }
 
@@ -164,41 +207,36 @@ fn names_and_fields_tell_kernels_apart() {
     assert!(keys.iter().all(|key| key.len() + ".wgsl".len() <= 255));
 }
 
-#[test]
-fn every_kernel_is_valid_and_translates_to_spirv_msl_and_hlsl() {
-    for (kernel, _) in kernels() {
-        let module = parse(kernel);
-        // No capability beyond WebGPU's defaults (unpack2x16float is one of them), but for the one that a storage is for.
-        let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-        let shader = kernel.shader().expect("expands");
-        capabilities.set(Capabilities::SHADER_FLOAT16, shader.enables("f16"));
-        let broadcasts = kernel.tier() == Some(KernelTier::Broadcast);
-        capabilities.set(Capabilities::SUBGROUP, broadcasts);
-        let info = translate(kernel, &module, capabilities);
-        let mut text = String::new();
-        let options = hlsl::Options {
-            fake_missing_bindings: true,
-            ..Default::default()
-        };
-        hlsl::Writer::new(&mut text, &options, &hlsl::PipelineOptions::default())
-            .write(&module, &info, None)
-            .unwrap_or_else(|error| panic!("{kernel:?} to HLSL: {error}"));
-        assert!(text.contains(kernel.name()));
+/// To SPIR-V and MSL, and to HLSL but for cooperative matrices, for which naga has none.
+fn translates(kernel: &Kernel, shader: &Shader, module: &Module) {
+    // No capability beyond WebGPU's defaults (unpack2x16float is one of them), but for the one that a kernel is for.
+    let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    let cooperative = is_cooperative(kernel);
+    capabilities.set(Capabilities::COOPERATIVE_MATRIX, cooperative);
+    let halves = cooperative || shader.enables("f16");
+    capabilities.set(Capabilities::SHADER_FLOAT16, halves);
+    let broadcasts = kernel.tier() == Some(KernelTier::Broadcast);
+    capabilities.set(Capabilities::SUBGROUP, broadcasts);
+    let info = translates_to_spirv_and_msl(kernel, module, capabilities);
+    if cooperative {
+        return;
     }
+    let mut text = String::new();
+    let options = hlsl::Options {
+        fake_missing_bindings: true,
+        ..Default::default()
+    };
+    hlsl::Writer::new(&mut text, &options, &hlsl::PipelineOptions::default())
+        .write(module, &info, None)
+        .unwrap_or_else(|error| panic!("{kernel:?} to HLSL: {error}"));
+    assert!(text.contains(kernel.name()));
 }
 
-#[test]
-fn every_kernel_with_matrices_is_valid_and_translates_to_spirv_and_msl() {
-    for (kernel, _) in cooperative_kernels() {
-        let capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32
-            | Capabilities::SHADER_FLOAT16
-            | Capabilities::COOPERATIVE_MATRIX;
-        translate(kernel, &parse(kernel), capabilities);
-    }
-}
-
-/// Validates a kernel and writes it as SPIR-V and MSL.
-fn translate(kernel: Kernel, module: &Module, capabilities: Capabilities) -> ModuleInfo {
+fn translates_to_spirv_and_msl(
+    kernel: &Kernel,
+    module: &Module,
+    capabilities: Capabilities,
+) -> ModuleInfo {
     let info = Validator::new(ValidationFlags::all(), capabilities)
         .validate(module)
         .unwrap_or_else(|error| panic!("{kernel:?}: {error:?}"));
@@ -218,66 +256,36 @@ fn translate(kernel: Kernel, module: &Module, capabilities: Capabilities) -> Mod
     info
 }
 
-/// The largest that any kernel needs is what a device has to have, no more and no less. Cooperative matrices are only used where
-/// the device has what they need.
-#[test]
-fn the_least_limits_of_a_device_are_what_kernels_need() {
-    let kernels = kernels();
-    let most = |of: &dyn Fn(&Kernel) -> u64| kernels.iter().map(|(kernel, _)| of(kernel)).max();
-    let least = DeviceCaps::least_limits();
-    let bindings = most(&|kernel| kernel.bindings().len() as u64);
-    let given = u64::from(least.max_storage_buffers_per_shader_stage);
-    assert_eq!(bindings, Some(given));
-    let params = most(&Kernel::params_bytes);
-    assert_eq!(params, Some(least.max_uniform_buffer_binding_size));
-    let invocations = most(&|kernel| {
-        let [x, y, z] = parse(*kernel).entry_points[0].workgroup_size;
-        assert_eq!((y, z), (1, 1), "{kernel:?}");
-        x.into()
-    });
-    let given = least.max_compute_invocations_per_workgroup;
-    assert_eq!(invocations, Some(given.into()));
-    assert_eq!(given, least.max_compute_workgroup_size_x);
+fn has_its_name_and_fits_webgpu_defaults(kernel: &Kernel, module: &Module) {
+    assert_eq!(module.entry_points.len(), 1);
+    let entry = &module.entry_points[0];
+    assert_eq!(entry.name, kernel.name());
+    let [x, y, z] = entry.workgroup_size;
+    assert_eq!((y, z), (1, 1), "{kernel:?}");
+    assert!(x <= MOST_INVOCATIONS, "{kernel:?} has {x} invocations");
 }
 
-#[test]
-fn entry_points_bear_the_name_of_the_kernel_and_fit_webgpu_defaults() {
-    for (kernel, _) in all_kernels() {
-        let module = parse(kernel);
-        assert_eq!(module.entry_points.len(), 1);
-        let entry = &module.entry_points[0];
-        assert_eq!(entry.name, kernel.name());
-        let invocations: u32 = entry.workgroup_size.iter().product();
-        assert!(
-            invocations <= MOST_INVOCATIONS,
-            "{kernel:?} has {invocations} invocations"
-        );
-    }
-}
-
-#[test]
-fn workgroup_memory_is_what_the_plan_says_and_within_the_limit() {
-    for (kernel, caps) in all_kernels() {
-        let module = parse(kernel);
-        let bytes: u32 = module
-            .global_variables
-            .iter()
-            .filter(|(_, variable)| variable.space == AddressSpace::WorkGroup)
-            // Drivers align each variable; 16 bytes is the largest alignment of any type used.
-            .map(|(_, variable)| size(&module, variable.ty).next_multiple_of(16))
-            .sum();
-        assert!(
-            bytes <= caps.max_workgroup_memory_bytes,
-            "{kernel:?} takes {bytes} bytes"
-        );
-        let Some(expected) = kernel.workgroup_memory_bytes() else {
-            continue;
-        };
-        match kernel {
-            // Padding is least along the longer side, so that untransposed factors take less.
-            Kernel::Matmul(_) => assert!(bytes <= expected, "{}", kernel.key()),
-            _ => assert_eq!(bytes, expected, "{}", kernel.key()),
-        }
+fn workgroup_memory_is_what_the_plan_says_and_within_the_limit(
+    kernel: &Kernel,
+    module: &Module,
+    caps: &DeviceCaps,
+) {
+    let bytes: u32 = module
+        .global_variables
+        .iter()
+        .filter(|(_, variable)| variable.space == AddressSpace::WorkGroup)
+        // Drivers align each variable; 16 bytes is the largest alignment of any type used.
+        .map(|(_, variable)| size(module, variable.ty).next_multiple_of(16))
+        .sum();
+    assert!(
+        bytes <= caps.max_workgroup_memory_bytes,
+        "{kernel:?} takes {bytes} bytes"
+    );
+    match (kernel, kernel.workgroup_memory_bytes()) {
+        (_, None) => {}
+        // Padding is least along the longer side, so that untransposed factors take less.
+        (Kernel::Matmul(_), Some(expected)) => assert!(bytes <= expected, "{}", kernel.key()),
+        (_, Some(expected)) => assert_eq!(bytes, expected, "{}", kernel.key()),
     }
 }
 
@@ -305,51 +313,42 @@ fn size(module: &Module, ty: naga::Handle<naga::Type>) -> u32 {
     module.types[ty].inner.size(module.to_ctx())
 }
 
-#[test]
-fn bindings_agree_with_the_kernel_table() {
-    for (kernel, _) in all_kernels() {
-        let module = parse(kernel);
-        let mut bindings: Vec<_> = module
-            .global_variables
-            .iter()
-            .filter_map(|(_, variable)| Some((variable.binding?.binding, variable)))
-            .collect();
-        bindings.sort_by_key(|(number, _)| *number);
-        let (uniform, format) = bindings.split_first().expect("parameters");
-        assert_eq!(uniform.0, 0);
-        assert_eq!(uniform.1.space, AddressSpace::Uniform);
-        assert_eq!(
-            u64::from(size(&module, uniform.1.ty)),
-            kernel.params_bytes()
-        );
-        let expected: Vec<_> = (1..)
-            .zip(kernel.bindings())
-            .map(|(number, access)| {
-                let access = match access {
-                    Access::Read => StorageAccess::LOAD,
-                    Access::ReadWrite => StorageAccess::LOAD | StorageAccess::STORE,
-                };
-                (number, AddressSpace::Storage { access })
-            })
-            .collect();
-        let found: Vec<_> = format
-            .iter()
-            .map(|(n, variable)| (*n, variable.space))
-            .collect();
-        assert_eq!(found, expected, "{kernel:?}");
-        assert!(
-            found.len() <= 7,
-            "Metal takes one of WebGPU's eight format buffers"
-        );
-    }
+fn bindings_are_those_of_the_kernel(kernel: &Kernel, module: &Module) {
+    let mut bindings: Vec<_> = module
+        .global_variables
+        .iter()
+        .filter_map(|(_, variable)| Some((variable.binding?.binding, variable)))
+        .collect();
+    bindings.sort_by_key(|(number, _)| *number);
+    let (uniform, storage) = bindings.split_first().expect("parameters");
+    assert_eq!(uniform.0, 0);
+    assert_eq!(uniform.1.space, AddressSpace::Uniform);
+    assert_eq!(u64::from(size(module, uniform.1.ty)), kernel.params_bytes());
+    let expected: Vec<_> = (1..)
+        .zip(kernel.bindings())
+        .map(|(number, access)| {
+            let access = match access {
+                Access::Read => StorageAccess::LOAD,
+                Access::ReadWrite => StorageAccess::LOAD | StorageAccess::STORE,
+            };
+            (number, AddressSpace::Storage { access })
+        })
+        .collect();
+    let found: Vec<_> = storage
+        .iter()
+        .map(|(number, variable)| (*number, variable.space))
+        .collect();
+    assert_eq!(found, expected, "{kernel:?}");
+    assert!(
+        found.len() <= 7,
+        "Metal takes one of WebGPU's eight storage buffers"
+    );
 }
 
 /// Name and offset of each field of the shader's struct.
-fn shader_fields(kernel: Kernel, name: &str) -> Vec<(String, usize)> {
-    let module = parse(kernel);
-    let (_, ty) = module
-        .types
-        .iter()
+fn shader_fields<'a>(module: &'a Module, name: &str) -> Vec<(&'a str, usize)> {
+    let mut types = module.types.iter();
+    let (_, ty) = types
         .find(|(_, ty)| ty.name.as_deref() == Some(name))
         .expect("the parameter struct");
     let TypeInner::Struct { members, .. } = &ty.inner else {
@@ -357,20 +356,15 @@ fn shader_fields(kernel: Kernel, name: &str) -> Vec<(String, usize)> {
     };
     members
         .iter()
-        .map(|member| (member.name.clone().expect("named"), member.offset as usize))
+        .map(|member| {
+            let name = member.name.as_deref().expect("named");
+            (name, member.offset as usize)
+        })
         .collect()
 }
 
-#[test]
-fn parameter_structs_have_the_same_layout_on_both_sides() {
-    for (kernel, _) in all_kernels() {
-        let host = kernel.params();
-        let fields: Vec<_> = host
-            .fields
-            .iter()
-            .map(|(name, offset)| ((*name).to_owned(), *offset))
-            .collect();
-        assert!(!fields.is_empty());
-        assert_eq!(shader_fields(kernel, host.name), fields, "{kernel:?}");
-    }
+fn parameters_have_the_same_layout_on_both_sides(kernel: &Kernel, module: &Module) {
+    let host = kernel.params();
+    assert!(!host.fields.is_empty());
+    assert_eq!(shader_fields(module, host.name), host.fields, "{kernel:?}");
 }

@@ -93,7 +93,11 @@ fn every_policy_does_on_the_traces_what_it_did() {
         let stats = step.replay(options, 1 << 30).expect("replays").stats;
         line(&mut table, "E", policy, &stats, &PoolStats::default());
     }
-    expect_file!["../../../tests/snapshots/pool_traces.txt"].assert_eq(&table);
+    let file = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/snapshots/pool_traces.txt"
+    );
+    expect_file![file].assert_eq(&table);
 }
 
 #[test]
