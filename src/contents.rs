@@ -291,7 +291,7 @@ impl Tracker {
         self.recording.set(Fate::Encoded);
     }
 
-    /// Marks the commands before `reached` as submitted, and a part of that one if it was `begun`.
+    /// Marks the commands before number `reached.0` as submitted, and if `reached.1` is true a part of that one.
     pub fn submitted_up_to(&self, reached: (usize, bool)) {
         self.recording.set(Fate::Slicing);
         self.tear(reached);

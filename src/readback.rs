@@ -33,7 +33,7 @@ const IDLE_ROUNDS: u32 = 40;
 /// How often the device is polled while a download is awaited.
 const POLL_PERIOD: Duration = Duration::from_millis(1);
 
-/// How far a download is.
+/// The stage that a download has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     /// Its recording was not submitted yet.
@@ -126,7 +126,7 @@ impl Readback {
         self.lease.requested_bytes() - SEAL_BYTES as u64
     }
 
-    /// What the mapped buffer holds.
+    /// The stage of a download whose buffer was mapped: whether it holds this download's seal.
     fn mapped(&self) -> Stage {
         let range = self.seal_offset()..self.lease.requested_bytes();
         match crate::watch::catch(|| self.lease.buffer().get_mapped_range(range)) {

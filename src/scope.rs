@@ -13,20 +13,20 @@ use crate::watch::DeviceWatch;
 pub(crate) enum Caught {
     /// No memory.
     OutOfMemory,
-    /// Anything else, in the device's words; also what wgpu panicked with.
+    /// Any other error, in the device's words; or the message of a panic in wgpu.
     Refused(String),
-    /// The device is lost, and why.
+    /// The device is lost, for this reason.
     Lost(String),
 }
 
-/// Runs `call` and returns what it made, or what the device reported meanwhile. Nothing is called on a lost device. Browsers
-/// report later: there the error surfaces when the result is used.
+/// Runs `call` and returns its result, or what the device reported meanwhile. On a lost device `call` does not run. Browsers report
+/// errors later: there they surface when the result is used.
 pub(crate) fn catch<T>(watch: &DeviceWatch, call: impl FnOnce() -> T) -> Result<T, Caught> {
     let caught = match reported(watch, call) {
         Ok(made) => return Ok(made),
         Err(caught) => caught,
     };
-    // What wgpu makes on a lost device, it calls invalid later.
+    // On a lost device wgpu calls new objects invalid, so the report may hide a loss.
     if matches!(caught, Caught::Refused(_)) && !watch.is_lost() && refuses_buffers(watch) {
         watch.lose("wgpu refuses whatever is made on it");
         watch.tell();
@@ -71,8 +71,8 @@ fn popped(scope: wgpu::ErrorScopeGuard) -> Option<String> {
     }
 }
 
-/// Whether a device that is not known to be lost is. wgpu tells that to nobody but the owner's callback; a new buffer of a lost
-/// device is invalid without an error, and refuses at once to be mapped.
+/// Whether a device is lost that is not known to be. wgpu reports a loss only to the callback of the device's owner. But a new
+/// buffer on a lost device is invalid, without an error, and mapping it fails at once.
 #[expect(
     clippy::disallowed_methods,
     reason = "asks for a buffer to learn of the device, not to use it"

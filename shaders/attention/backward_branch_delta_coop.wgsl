@@ -1,6 +1,6 @@
-// The sums that backward_sweep.wgsl is about, with cooperative matrices: subgroups own rows and walk over their keys, with
-// the products that backward_dq_coop.wgsl takes, in the same order; backward_coop.wgsl says how. Weights
-// and weights times dout . v take the place of the products; then each lane adds up whole rows.
+// The sweep of the backward (backward_sweep.wgsl) with cooperative matrices: subgroups own rows and walk over their keys, as
+// backward_coop.wgsl says. Products are computed in the same order as in backward_dq_coop.wgsl, so that weights are the same to the
+// bit. Weights and weights times dout . v overwrite the products in the slabs; then each lane sums whole rows of the slabs.
 
 #include "backward_coop.wgsl"
 #set column_blocks = (head_dim + size - 1) // size
@@ -12,7 +12,7 @@ const LANE_ROWS: u32 = (ROWS + SUBGROUP - 1u) / SUBGROUP;
 
 var<workgroup> own_tops: array<f32, SUBGROUPS * ROWS>;
 
-var<private> sums: array<vec2<f32>, LANE_ROWS>; // of each of the lane's rows
+var<private> sums: array<vec2<f32>, LANE_ROWS>; // for each row of the lane: of weights, and of weights times dout . v
 
 fn load_a(own: u32, column: u32) -> vec4<f16> {
     let row = tile.row_begin + own;
@@ -57,7 +57,7 @@ fn weigh(own: u32, place: u32, unused: u32, s: vec4<f32>, dp: vec4<f32>) {
 fn store(own: u32, column: u32, of_a: vec4<f32>, of_b: vec4<f32>) {
 }
 
-// Number of the lane's row i among the subgroup's.
+// Row of the subgroup that is row i of the lane.
 fn slab_row(i: u32) -> u32 {
     return i * SUBGROUP + lane;
 }

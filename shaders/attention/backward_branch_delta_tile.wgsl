@@ -1,9 +1,10 @@
-// The sums that backward_sweep.wgsl is about, on GPUs: each workgroup owns 32 rows and walks over their keys.
+// The sweep of the backward (backward_sweep.wgsl) on GPUs: a workgroup owns 32 rows and walks over their keys in tiles of 32, as
+// backward_tile.wgsl says.
 
 #include "backward_tile.wgsl"
 #include "backward_sweep.wgsl"
 
-// The sums of the lanes, one vec4 of four rows each.
+// For each thread, the sums of the weights over its keys: a vec4 for its four rows. Behind them the sums of weights times dout . v.
 var<workgroup> partial: array<vec4<f32>, 128>;
 
 @compute @workgroup_size(64)
@@ -35,7 +36,7 @@ fn backward_branch_delta_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @buil
     partial[index] = row_sum(weight);
     partial[64u + index] = row_sum(weighted);
     workgroupBarrier();
-    // Lane i of a group ends the group's row i.
+    // Lane i of a group adds up the sums of the group's row i and stores them.
     let row = tile.row_begin + thread.group + 8u * thread.lane;
     if (thread.lane < 4u && row < tile.row_end) {
         var sums = vec2<f32>();

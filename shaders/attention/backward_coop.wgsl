@@ -1,17 +1,20 @@
-// Tiles of the backward kernels with cooperative matrices (tensor cores), for tensors stored as f16.
+// What the backward kernels with cooperative matrices (tensor cores) have in common. Tensors are stored as f16.
 //
-// A subgroup owns ROWS vectors of two operands a and b (q and dout of rows, or k and v of keys) in its matrices. All subgroups
-// of the workgroup walk over the vectors that these meet, x and y (k and v, or q and dout), STAGED at a time in workgroup
-// memory. For each step
+// A subgroup owns ROWS vectors of two operands a and b and keeps them in matrices: q and dout of rows, or k and v of keys. All
+// subgroups of the workgroup walk over the same vectors x and y of the other side (k and v, or q and dout), STAGED at a time, which
+// are staged in workgroup memory. In each step
 //
-//   first = a x^T    second = b y^T    stored to slabs of the subgroup, for a matrix gives no access to its elements
-//   the lanes turn both into weights of pairs, of each vec4 in turn, in f16
-//   of_a += weights x    and, for keys, of_b += other weights y; for rows, of_b += what f16 has left of the weights x
+//   first = a x^T    second = b y^T    stored to two slabs of the subgroup, for a matrix gives no access to its elements
+//   the lanes turn both products of each pair into weights, stored as f16 to one or two slabs
+//   of_a += weights x    of_b += second weights y (gradients of keys and values), or second weights x (gradient of queries)
 //
-// Between a store of a matrix and what reads it there is a barrier, also within one subgroup: stores of matrices carry no
+// A barrier stands between each store of a matrix and the reads of it, even within one subgroup, because such stores carry no
 // memory semantics of their own. Strides are padded, so that rows begin in different banks.
-// A kernel calls load_own for each column of matrices, walk for each step, and write_sums for each column. It has PAIR_SLABS (of weights: 1 or 2), SECOND_OF_Y (1 when the second ones are weights of y, 0 of x too), load_a, load_b,
-// load_x, load_y, weigh and store, and calls load_own, add_sums and write_sums for each of theirs.
+//
+// The including kernel defines PAIR_SLABS, the slabs of weights (1 or 2), and SECOND_OF_Y (1: the second weights multiply y; 0:
+// they multiply x, too). It defines load_a, load_b, load_x and load_y, which load a vec4 of an operand, weigh, which turns products
+// into weights, and store, which writes the results. It calls begin_subgroup, then load_own for each column of matrices, then walk
+// for each step (weigh_staged where no gradient is summed), then write_sums for each column of matrices.
 
 #include "backward_pairs.wgsl"
 #include "matrices.wgsl"
@@ -20,12 +23,12 @@
 #set column_blocks = (head_dim + size - 1) // size
 #set staged_blocks = staged // size
 
-const SUBGROUP: u32 = ${subgroup}u; // its lanes
+const SUBGROUP: u32 = ${subgroup}u; // lanes of a subgroup
 const SUBGROUPS: u32 = ${subgroups}u;
 const ROWS: u32 = ${rows}u;
 const STAGED: u32 = ${staged}u;
 
-const DIM_VEC4: u32 = (4u * HEAD_DIM_VEC4 + SIZE - 1u) / SIZE * SIZE / 4u; // columns, filled up to whole matrices
+const DIM_VEC4: u32 = (4u * HEAD_DIM_VEC4 + SIZE - 1u) / SIZE * SIZE / 4u; // columns of a head, padded to whole matrices
 const COLUMN_BLOCKS: u32 = ${column_blocks}u;
 const ROW_BLOCKS: u32 = ${row_blocks}u;
 const STAGED_BLOCKS: u32 = ${staged_blocks}u;
@@ -35,19 +38,19 @@ const THREADS: u32 = SUBGROUP * SUBGROUPS;
 const VECTOR_STRIDE: u32 = DIM_VEC4 + 2u;
 const WEIGHT_STRIDE: u32 = STAGED / 4u + 2u;
 const SCORE_STRIDE: u32 = STAGED / 4u + 1u;
-const Y: u32 = STAGED * VECTOR_STRIDE; // after x
-const WEIGHTS: u32 = 2u * STAGED * VECTOR_STRIDE; // then slabs for each subgroup
+const Y: u32 = STAGED * VECTOR_STRIDE; // place of y in f16s: after x
+const WEIGHTS: u32 = 2u * STAGED * VECTOR_STRIDE; // place of the weights: after y, PAIR_SLABS slabs for each subgroup
 const WEIGHT_SLAB: u32 = ROWS * WEIGHT_STRIDE;
 const SCORE_SLAB: u32 = ROWS * SCORE_STRIDE;
 const F16_VEC4S: u32 = WEIGHTS + SUBGROUPS * PAIR_SLABS * WEIGHT_SLAB;
 const F32_VEC4S: u32 = SUBGROUPS * 2u * SCORE_SLAB;
 
 var<private> tile: Tile;
-var<private> own_begin: u32; // number of the subgroup's first vector
-var<private> staged_begin: u32; // number of the first staged one
+var<private> own_begin: u32; // the subgroup's first vector, counted from the first of the workgroup
+var<private> staged_begin: u32; // the first staged vector: row or key of the segment
 var<private> lane: u32;
-var<private> weights_at: u32; // of the subgroup, in f16s
-var<private> scores_at: u32; // of the subgroup, in f32s
+var<private> weights_at: u32; // place of the subgroup's slabs of weights in f16s
+var<private> scores_at: u32; // place of the subgroup's slabs of products in f32s
 
 var<private> own_a: array<Left, ROW_BLOCKS * COLUMN_BLOCKS>;
 var<private> own_b: array<Left, ROW_BLOCKS * COLUMN_BLOCKS>;
@@ -65,7 +68,7 @@ fn begin_subgroup(index: u32) {
     clear_broken(index, THREADS);
 }
 
-// One column of matrices of what the subgroup owns, through its slab for weights. Holds barriers.
+// Loads one column of matrices of a and b, by way of the subgroup's slab of weights. All threads call it: it holds barriers.
 fn load_own(block: u32) {
     for (var item = lane; item < ROWS * SIZE / 4u; item += SUBGROUP) {
         let row = item / (SIZE / 4u);
@@ -99,7 +102,7 @@ fn load_own_b_block(block: u32, row_block: u32) {
     own_b[row_block * COLUMN_BLOCKS + block] = coopLoadT<Left>(&f16s[at * VEC4], WEIGHT_STRIDE * VEC4);
 }
 
-// With `partly`, some pairs do not see each other.
+// Stages STAGED vectors of x and y. `partly` says that some pairs do not see each other.
 fn stage(index: u32, partly: bool) {
     for (var item = index; item < STAGED * DIM_VEC4; item += THREADS) {
         let place = item / DIM_VEC4;
@@ -121,7 +124,8 @@ fn clear_products(i: u32) {
     second[i] = Sum();
 }
 
-// Products with one matrix of x and of y, transposed as it is loaded: number i along the columns and what is staged.
+// Adds the products with one matrix of x and one of y, which are transposed as they are loaded. i numbers the matrices: columns of
+// the head, then staged vectors.
 fn add_products(i: u32) {
     let block = i / STAGED_BLOCKS;
     let staged_block = i % STAGED_BLOCKS;
@@ -146,7 +150,7 @@ fn store_products(i: u32) {
     coopStoreT(second[i], &f32s[(at + SCORE_SLAB) * VEC4], SCORE_STRIDE * VEC4);
 }
 
-// Products of all pairs of what the subgroup owns and what is staged become weights.
+// Turns the products of all pairs of owned and staged vectors into weights, four pairs at a time.
 fn weigh_pairs() {
     for (var item = lane; item < ROWS * STAGED / 4u; item += SUBGROUP) {
         let row = item / (STAGED / 4u);
@@ -157,7 +161,7 @@ fn weigh_pairs() {
     }
 }
 
-// Products with one matrix of x and of y: number i along what is staged and the columns.
+// Adds one matrix of x, and of y, times the weights to the sums. i numbers the matrices: staged vectors, then columns of the head.
 fn add_sums(i: u32) {
     let staged_block = i / COLUMN_BLOCKS;
     let block = i % COLUMN_BLOCKS;
@@ -187,7 +191,7 @@ fn add_sums_b_block(block: u32, staged_block: u32, row_block: u32, y: Right) {
     of_b[i] = coopMultiplyAdd(coopLoadT<Left>(&f16s[at * VEC4], WEIGHT_STRIDE * VEC4), y, of_b[i]);
 }
 
-// Stages vectors, and turns their products with what the subgroup owns into weights. Called by all threads: it holds barriers.
+// Stages vectors, and turns their products with the owned vectors into weights. All threads call it: it holds barriers.
 fn weigh_staged(index: u32, partly: bool) {
     stage(index, partly);
     workgroupBarrier();
@@ -205,7 +209,7 @@ fn weigh_staged(index: u32, partly: bool) {
     workgroupBarrier();
 }
 
-// What all vectors staged add to the sums. Called by all threads: it holds barriers.
+// One step: stages vectors and adds their contributions to the sums. All threads call it: it holds barriers.
 fn walk(index: u32, partly: bool) {
     weigh_staged(index, partly);
 #for i in range(column_blocks * staged_blocks)
@@ -223,7 +227,7 @@ fn store_block(block: u32, row_block: u32) {
     }
 }
 
-// Writes one column of matrices of the sums; neighbouring lanes write neighbouring vec4. Holds barriers.
+// Writes one column of matrices of the sums to memory; neighbouring lanes write neighbouring vec4. All threads call it: it holds barriers.
 fn write_sums(block: u32) {
 #for i in range(row_blocks)
     store_block(block, ${i}u);

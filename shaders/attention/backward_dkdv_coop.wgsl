@@ -1,7 +1,9 @@
 // Gradients of the keys and values of one branch, with cooperative matrices: subgroups own keys and walk over the rows that see
-// them; backward_coop.wgsl says how.
+// them, as backward_coop.wgsl says.
 //
 //   s = k q^T    dp = v dout^T    dv += p dout    ds = p (dp - mean)    dk += scale ds q
+//
+// p is the weight's share of the row's softmax, mean the row's mean of dout . v.
 
 #include "backward_coop.wgsl"
 #set column_blocks = (head_dim + size - 1) // size

@@ -1,6 +1,9 @@
-// Gradients of the keys and values of one branch, on GPUs: each workgroup owns 32 keys and walks over the rows that see them.
+// Gradients of the keys and values of one branch, on GPUs: a workgroup owns 32 keys and walks over the rows that see them in tiles
+// of 32, as backward_tile.wgsl says.
 //
 //   s = k q^T    dp = v dout^T    dv += p dout    ds = p (dp - mean)    dk += scale ds q
+//
+// p is the weight's share of the row's softmax, mean the row's mean of dout . v.
 
 #include "backward_tile.wgsl"
 #set chunks = (head_dim + 31) // 32

@@ -1,10 +1,13 @@
-// Gradient of the queries of one branch, with cooperative matrices: subgroups own rows and walk over their keys;
-// backward_coop.wgsl says how.
+// Gradient of the queries of one branch, with cooperative matrices: subgroups own rows and walk over their keys, as
+// backward_coop.wgsl says.
 //
 //   s = q k^T    dp = dout v^T    ds = p (dp - mean)    dq += scale ds k
 //
-// Rows of ds add up to 0, and keys may have a large part in common: it is left with what ds loses when it is rounded to f16. So
-// ds is the sum of two halves, the second of them what the first has lost, enlarged, and both multiply the keys.
+// p is the weight's share of the row's softmax, mean the row's mean of dout . v.
+//
+// Each row of ds sums to 0, so whatever all keys have in common cancels in dq. Rounding ds to f16 would break this, and keys may
+// have a large part in common. So ds is split into two f16 numbers that both multiply the keys: the first is ds cut to f16, the
+// second the rest times REST_SCALE.
 
 #include "backward_coop.wgsl"
 #set column_blocks = (head_dim + size - 1) // size
@@ -14,7 +17,7 @@
 
 const PAIR_SLABS: u32 = 2u;
 const SECOND_OF_Y: u32 = 0u;
-const REST_SCALE: f32 = 1024.0; // a rest has 10 bits less than the half
+const REST_SCALE: f32 = 1024.0; // 2^10: brings the rest to about the size of the first number
 
 var<workgroup> own_stats: array<RowStats, SUBGROUPS * ROWS>;
 
@@ -48,8 +51,8 @@ fn load_y(key: u32, column: u32) -> vec4<f16> {
     return v[key_index(tile, key) + column];
 }
 
-// The leading bits of numbers, as many as an f16 has; 0 for numbers below the normal ones of f16. By integers: compilers may take
-// a number that was rounded to f16 and back for the number itself.
+// Numbers cut to the leading bits that fit in an f16; 0 for numbers below the smallest normal f16. Computed with integers, because
+// a compiler may drop a conversion to f16 and back.
 fn f16_part(x: vec4<f32>) -> vec4<f32> {
     let leading = bitcast<vec4<f32>>(bitcast<vec4<u32>>(x) & vec4<u32>(0xffffe000u));
     return select(leading, vec4<f32>(), abs(x) < vec4<f32>(6.2e-5));

@@ -1,6 +1,9 @@
-// Gradient of the queries of one branch, on GPUs: each workgroup owns 32 rows and walks over their keys.
+// Gradient of the queries of one branch, on GPUs: a workgroup owns 32 rows and walks over their keys in tiles of 32, as
+// backward_tile.wgsl says.
 //
 //   s = q k^T    dp = dout v^T    ds = p (dp - mean)    dq += scale ds k
+//
+// p is the weight's share of the row's softmax, mean the row's mean of dout . v.
 
 #include "backward_tile.wgsl"
 #set chunks = (head_dim + 31) // 32

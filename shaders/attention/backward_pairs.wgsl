@@ -1,4 +1,5 @@
-// Weights of the backward: the share of a pair in its row's softmax follows from the score and the row's statistics.
+// Bindings and row statistics of the backward, and what they give for a pair of a row and a key: the weight p = 2^(score - m), its
+// share of the row's softmax, and the gradient of the score.
 
 #include "geometry.wgsl"
 
@@ -7,16 +8,16 @@
 @group(0) @binding(3) var<storage, read> v: array<Stored4>;
 @group(0) @binding(4) var<storage, read> dout: array<Stored4>;
 
-// What the sweep leaves of each row and head:
-//   x  m, relative to which weights 2^(score - m) are taken, in log2 units
-//   y  what they are divided by to be shares
-//   z  the sum of the weights over the keys whose mean of dout . v is taken off
-//   w  the sum of weights times dout . v over the same keys
-// One over y, and that mean, are left to the kernels that use them: sums can be added to, whatever comes later.
+// The row statistics that the sweep leaves for each row and head are a vec4:
+//   x  m, the number that weights are relative to, in log2 units
+//   y  the sum by which a weight is divided to become its share of the softmax
+//   z  the sum of the weights over the keys that the sweep covers
+//   w  the sum of weight times dout . v over the same keys
+// They are sums, so that later dispatches of the sweep can add to them. The kernels that use them form the quotients:
 struct RowStats {
-    top: f32,
-    norm: f32, // a factor
-    mean: f32,
+    top: f32, // x
+    norm: f32, // 1 / y
+    mean: f32, // w / z: the mean of dout . v, which is subtracted from each key's
 }
 
 fn load_row_stats(tile: Tile, row: u32) -> RowStats {
@@ -24,11 +25,11 @@ fn load_row_stats(tile: Tile, row: u32) -> RowStats {
         return RowStats(0.0, 0.0, 0.0);
     }
     let sums = row_stats[params.row_stats_skip + output_place(tile, row)];
-    // Where nothing but weights that vanish is seen, no gradient flows.
+    // The lower bound keeps the quotients finite. A row whose weights are all 0 has no gradient.
     return RowStats(sums.x, 1.0 / max(sums.y, 1e-37), sums.w / max(sums.z, 1e-37));
 }
 
-// The same of four rows, or keys: one vec4 each.
+// The RowStats of four rows, one vec4 for each.
 struct RowStats4 {
     top: vec4<f32>,
     norm: vec4<f32>,
@@ -39,24 +40,25 @@ fn row_stats4(a: RowStats, b: RowStats, c: RowStats, d: RowStats) -> RowStats4 {
     return RowStats4(vec4<f32>(a.top, b.top, c.top, d.top), vec4<f32>(a.norm, b.norm, c.norm, d.norm), vec4<f32>(a.mean, b.mean, c.mean, d.mean));
 }
 
-// 2^(score - m), at most 2^8 but for rounding; the bound keeps infinities out of pairs that are dropped. In one rounding of the
-// difference, and by the same operations in every kernel: the rows of ds add up to 0 only if the sweep's weights are the
-// weights that gradients are summed with.
+// The weights 2^(score - m) of four pairs; 0 for pairs that do not see each other. m is at most 8 below the largest score, so
+// weights are at most 2^8 up to rounding; the bound 2^64 only keeps infinity out of pairs that are dropped. One fma rounds the
+// difference once. Every kernel uses these same operations: the rows of ds sum to 0 only if the gradients use exactly the weights
+// of the sweep.
 fn weights_of(scores: vec4<f32>, top: vec4<f32>, seen: vec4<bool>) -> vec4<f32> {
     return select(vec4<f32>(), exp2(min(fma(scores, vec4<f32>(params.scale_log2e), -top), vec4<f32>(64.0))), seen);
 }
 
-// Weights as shares of the softmax.
+// The weights' shares of the row's softmax.
 fn shares(scores: vec4<f32>, top: vec4<f32>, norm: vec4<f32>, seen: vec4<bool>) -> vec4<f32> {
     return norm * weights_of(scores, top, seen);
 }
 
-// 0 for pairs that do not see each other: theirs may be NaN.
+// Gradients of the scores: share * (dp - mean), where dp = dout . v. 0 for pairs that do not see each other, whose dp may be NaN.
 fn score_gradients(share: vec4<f32>, dp: vec4<f32>, mean: vec4<f32>, seen: vec4<bool>) -> vec4<f32> {
     return select(vec4<f32>(), share * (params.out_scale * dp - mean), seen);
 }
 
-// The end of the keys that a row sees.
+// The row sees the keys before this one.
 fn end_of_seen(tile: Tile, row: u32) -> u32 {
     let last = select(tile.key_end, min(tile.key_end, row + 1u), has_flag(FLAG_CAUSAL));
     return select(0u, last, row < tile.row_end);
@@ -66,7 +68,7 @@ fn seen_keys(tile: Tile, row: u32, keys: vec4<u32>) -> vec4<bool> {
     return keys < vec4<u32>(end_of_seen(tile, row));
 }
 
-// Rows that see a key.
+// Which of four rows see a key.
 fn seeing_rows(tile: Tile, key: u32, rows: vec4<u32>) -> vec4<bool> {
     let first = select(tile.row_begin, max(tile.row_begin, key), has_flag(FLAG_CAUSAL));
     return (rows >= vec4<u32>(first)) & (rows < vec4<u32>(select(0u, tile.row_end, key < tile.key_end)));

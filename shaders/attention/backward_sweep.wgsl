@@ -1,5 +1,6 @@
-// The sweep: for each row, the sum of its weights and of weights times dout . v, over the keys of all branches; where mixing
-// weights are constants, over those of one branch. Later dispatches add to what earlier ones left.
+// The sweep, the first pass of the backward: for each row, the sum of its weights and the sum of weight times dout . v. It covers
+// the keys of all branches; where the gradient treats mixing weights as constants (FLAG_DETACHED), those of one branch. Later
+// dispatches add to the sums of earlier ones. backward_pairs.wgsl says what is stored.
 
 @group(0) @binding(5) var<storage, read> softmax_state: array<vec2<f32>>;
 @group(0) @binding(6) var<storage, read_write> row_stats: array<vec4<f32>>;
@@ -15,7 +16,7 @@ fn row_top(tile: Tile, row: u32) -> f32 {
     return row_state(tile, row).x;
 }
 
-// Adds a row's sums of p and of p * dp to those of the keys before.
+// Stores a row's sums of weights and of weights times dout . v, added to the sums of earlier keys if there are any.
 fn store_row_sums(tile: Tile, row: u32, sums: vec2<f32>) {
     let state = row_state(tile, row);
     var total = sums;
@@ -27,7 +28,7 @@ fn store_row_sums(tile: Tile, row: u32, sums: vec2<f32>) {
     if (has_flag(FLAG_MERGE)) {
         total += row_stats[at].zw;
     }
-    // Shares of all branches' keys are divided by the sweep's own sum, so that they add up to 1 whatever the scores lost since
-    // the forward. A sweep over one branch only knows the forward's.
+    // What shares are divided by. A sweep over all branches uses its own sum, so that shares sum to 1 even if scores round
+    // differently than in the forward. A sweep over one branch has no such sum and uses the forward's.
     row_stats[at] = vec4<f32>(state.x, select(total.x, state.y, has_flag(FLAG_DETACHED)), total);
 }

@@ -1,16 +1,18 @@
-// Tiles of 32 rows by 32 keys in workgroup memory, for the backward kernels of GPUs: 64 threads in 8 groups of 8 lanes.
+// What the backward kernels of the `tile` tier have in common: tiles of 32 rows by 32 keys in workgroup memory, and 64 threads in 8
+// groups of 8 lanes.
 //
-// A product of two operands is taken in chunks of 32 columns: `left` and `right` each hold a chunk of 32 vectors, and a
-// thread adds up 4 x 4 scalar products: the group's vectors group + 8 i of the left by the lane's vectors lane + 8 j of the
-// right. Products with such a block as the left factor (dq += ds k and the like) keep the block in `left`, one vec4 for
-// each lane, and read vectors of the right operand 8 apart, as the block's columns are.
+// Products of two operands (`products`) go through chunks of 32 columns: `left` and `right` each hold a chunk of 32 vectors, and a
+// thread sums 4 x 4 dot products, of the left vectors group + 8 i with the right vectors lane + 8 j. Products that have such a 4 x
+// 4 block as the left factor (`add_product`, for dq += ds k and the like) keep the block in `left`, one vec4 for each lane, and
+// read right vectors that are 8 apart, like the columns of the block.
+//
 // Workgroup memory: 9216 bytes for every head size.
 
 #include "backward_pairs.wgsl"
 #include "block.wgsl"
 
 const CHUNK: u32 = 8u; // vec4 columns staged at a time
-const STRIDE: u32 = CHUNK + 1u; // lanes and groups hit different banks
+const STRIDE: u32 = CHUNK + 1u; // padded, so that lanes and groups use different banks
 const CHUNKS: u32 = ${(head_dim + 31) // 32}u;
 const SIDE: u32 = 32u; // rows, and keys, of a tile
 
@@ -27,7 +29,7 @@ const DOUT: u32 = 1u;
 const KEY: u32 = 2u;
 const VALUE: u32 = 3u;
 
-// One vec4 of an operand; zero outside of the tile, of the head, and where a row has no query.
+// One vec4 of an operand; zero outside of the tile or the head, and for the query of a phantom row.
 fn operand(tile: Tile, source: u32, row: u32, column: u32) -> vec4<f32> {
     var value = vec4<f32>();
     if (column < HEAD_DIM_VEC4) {
@@ -61,19 +63,19 @@ fn stage_right(tile: Tile, thread: Thread, source: u32, first: u32, chunk: u32) 
     }
 }
 
-// Column c of `left`: vectors group + 8 i.
+// Column c (a vec4) of the four vectors group + 8 i of `left`.
 fn left_block(thread: Thread, c: u32) -> mat4x4<f32> {
     let at = thread.group * STRIDE + c;
     return mat4x4<f32>(left[at], left[at + 8u * STRIDE], left[at + 16u * STRIDE], left[at + 24u * STRIDE]);
 }
 
-// Column c of four vectors of `right`, 8 apart.
+// Column c of the four vectors first + 8 i of `right`.
 fn right_block(first: u32, c: u32) -> mat4x4<f32> {
     let at = first * STRIDE + c;
     return mat4x4<f32>(right[at], right[at + 8u * STRIDE], right[at + 16u * STRIDE], right[at + 24u * STRIDE]);
 }
 
-// Scalar products of the thread's vectors of both operands. Called by all threads: it holds barriers.
+// Dot products of the thread's 4 x 4 vectors of both operands. All threads call it: it holds barriers.
 fn products(tile: Tile, thread: Thread, left_source: u32, left_first: u32, right_source: u32, right_first: u32) -> mat4x4<f32> {
     var block = mat4x4<f32>();
     for (var chunk = 0u; chunk < CHUNKS; chunk++) {
@@ -88,7 +90,7 @@ fn products(tile: Tile, thread: Thread, left_source: u32, left_first: u32, right
     return block;
 }
 
-// Puts a block in place as the left factor of add_product.
+// Stores a block as the left factor of add_product.
 fn keep_block(thread: Thread, block: mat4x4<f32>) {
     let at = thread.group * STRIDE + thread.lane;
     left[at] = block[0];
@@ -97,8 +99,8 @@ fn keep_block(thread: Thread, block: mat4x4<f32>) {
     left[at + 24u * STRIDE] = block[3];
 }
 
-// Adds the product of the kept block and one chunk of columns of an operand. Where some pairs of the tile do not see each
-// other, `all_seen` is false: what they weigh with 0 may be NaN. Called by all threads: it holds barriers.
+// Adds the product of the kept block and one chunk of columns of an operand. `all_seen` says that all pairs of the tile see each
+// other. Otherwise vectors with a weight of 0 are left out, for they may be NaN. All threads call it: it holds barriers.
 fn add_product(tile: Tile, thread: Thread, source: u32, first: u32, chunk: u32, all_seen: bool, sum: mat4x4<f32>) -> mat4x4<f32> {
     stage_right(tile, thread, source, first, chunk);
     workgroupBarrier();
@@ -116,7 +118,7 @@ fn add_product(tile: Tile, thread: Thread, source: u32, first: u32, chunk: u32, 
     return total;
 }
 
-// The thread's numbers among 32, in the order of its blocks.
+// The four vectors of a thread, 8 apart, in the order of its blocks.
 fn vectors_of(first: u32) -> vec4<u32> {
     return vec4<u32>(first) + vec4<u32>(0u, 8u, 16u, 24u);
 }

@@ -10,7 +10,7 @@ fn weigh(a: vec4<f32>, b: mat4x4<f32>, sum: vec4<f32>) -> vec4<f32> {
     return fma(vec4<f32>(a.w), b[3], fma(vec4<f32>(a.z), b[2], two));
 }
 
-// The same where a weight of 0 marks a key the row does not see, whose value may be a NaN.
+// multiply_add for weights `a` where 0 marks a key that the row does not see. Such a key is left out, for its value may be a NaN.
 fn multiply_add_seen(block: mat4x4<f32>, a: mat4x4<f32>, b: mat4x4<f32>) -> mat4x4<f32> {
     return mat4x4<f32>(weigh_seen(a[0], b, block[0]), weigh_seen(a[1], b, block[1]), weigh_seen(a[2], b, block[2]), weigh_seen(a[3], b, block[3]));
 }
@@ -27,6 +27,7 @@ fn scale_rows(block: mat4x4<f32>, scale: vec4<f32>) -> mat4x4<f32> {
     return mat4x4<f32>(block[0] * scale.x, block[1] * scale.y, block[2] * scale.z, block[3] * scale.w);
 }
 
+// The sum of each of the four rows.
 fn row_sum(block: mat4x4<f32>) -> vec4<f32> {
     let t = transpose(block);
     return (t[0] + t[1]) + (t[2] + t[3]);

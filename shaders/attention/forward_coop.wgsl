@@ -1,16 +1,16 @@
 // Forward attention with cooperative matrices (tensor cores), for tensors stored as f16.
 //
-// A subgroup owns ROWS query rows: their queries and their output stay in its matrices. All subgroups of the workgroup walk
-// over the same keys, STAGED at a time, staged in workgroup memory. For each step
+// A subgroup owns ROWS query rows and keeps their queries and output in matrices. All subgroups of the workgroup walk over the same
+// keys, STAGED at a time, which are staged in workgroup memory. In each step
 //
-//   scores = q k^T      stored to the subgroup's own slab, for a matrix gives no access to its elements
-//   softmax             each lane owns whole rows of the slab, so nothing is exchanged; weights go back as f16
+//   scores = q k^T      stored to the subgroup's slab of workgroup memory, for a matrix gives no access to its elements
+//   softmax             each lane owns whole rows of the slab, so lanes exchange nothing; weights go back to memory as f16
 //   output += weights v
 //
-// The output is rescaled only when the maximum of a row has grown by more than MOST_GROWTH since the last time; until then
-// weights exceed 1, by at most 2^MOST_GROWTH. Between a store of a matrix and what reads it there is a barrier, also within
-// one subgroup: stores of matrices carry no memory semantics of their own. Strides are padded, so that rows begin in
-// different banks. Branches around matrix operations depend on constants or on values uniform over the workgroup.
+// The output is rescaled only when the maximum of a row has grown by more than MOST_GROWTH since it was rescaled last. Until then
+// weights may be as large as 2^MOST_GROWTH. A barrier stands between each store of a matrix and the reads of it, even within one
+// subgroup, because such stores carry no memory semantics of their own. Strides are padded, so that rows begin in different banks.
+// Branches around matrix operations depend only on constants and on values that are uniform over the workgroup.
 
 #include "forward_output.wgsl"
 #include "matrices.wgsl"
@@ -20,12 +20,12 @@
 #set column_blocks = (head_dim + size - 1) // size
 #set staged_blocks = staged // size
 
-const SUBGROUP: u32 = ${subgroup}u; // its lanes
+const SUBGROUP: u32 = ${subgroup}u; // lanes of a subgroup
 const SUBGROUPS: u32 = ${subgroups}u;
 const ROWS: u32 = ${rows}u;
 const STAGED: u32 = ${staged}u;
 
-const DIM_VEC4: u32 = (4u * HEAD_DIM_VEC4 + SIZE - 1u) / SIZE * SIZE / 4u; // columns, filled up to whole matrices
+const DIM_VEC4: u32 = (4u * HEAD_DIM_VEC4 + SIZE - 1u) / SIZE * SIZE / 4u; // columns of a head, padded to whole matrices
 const COLUMN_BLOCKS: u32 = ${column_blocks}u;
 const ROW_BLOCKS: u32 = ${row_blocks}u;
 const KEY_BLOCKS: u32 = ${staged_blocks}u;
@@ -37,36 +37,36 @@ const MOST_GROWTH: f32 = 8.0; // in log2 units
 const VECTOR_STRIDE: u32 = DIM_VEC4 + 2u;
 const WEIGHT_STRIDE: u32 = STAGED / 4u + 2u;
 const SCORE_STRIDE: u32 = STAGED / 4u + 1u;
-const VALUES: u32 = STAGED * VECTOR_STRIDE; // after the keys
-const WEIGHTS: u32 = 2u * STAGED * VECTOR_STRIDE; // then a slab for each subgroup
+const VALUES: u32 = STAGED * VECTOR_STRIDE; // place of the values in f16s: after the keys
+const WEIGHTS: u32 = 2u * STAGED * VECTOR_STRIDE; // place of the weights: after the values, a slab for each subgroup
 const F16_VEC4S: u32 = WEIGHTS + SUBGROUPS * ROWS * WEIGHT_STRIDE;
 const F32_VEC4S: u32 = SUBGROUPS * ROWS * SCORE_STRIDE;
 
-var<workgroup> grown: u32; // not 0 when a row's maximum has grown too much
+var<workgroup> grown: u32; // 1 when the output has to be rescaled, because the maximum of some row has grown too much
 var<workgroup> ends: array<RowEnd, SUBGROUPS * ROWS>;
 
 var<private> tile: Tile;
 var<private> subgroup: u32;
 var<private> lane: u32;
-var<private> weights_at: u32; // of the subgroup, in f16s
-var<private> scores_at: u32; // of the subgroup, in f32s
+var<private> weights_at: u32; // place of the subgroup's slab of weights in f16s
+var<private> scores_at: u32; // place of the subgroup's slab of scores in f32s
 var<private> key_tile: u32;
 
 var<private> query: array<Left, ROW_BLOCKS * COLUMN_BLOCKS>;
 var<private> output: array<Sum, ROW_BLOCKS * COLUMN_BLOCKS>;
 var<private> scores: array<Sum, ROW_BLOCKS * KEY_BLOCKS>;
 
-// Of each of the lane's rows.
+// For each row of the lane: the number that weights are relative to, the sum of the weights, the factor on the output.
 var<private> top: array<f32, LANE_ROWS>;
 var<private> sum: array<f32, LANE_ROWS>;
 var<private> shrink: array<f32, LANE_ROWS>;
 
-// Number of the lane's row i in the subgroup's slab.
+// Row of the subgroup's slab that is row i of the lane.
 fn slab_row(i: u32) -> u32 {
     return i * SUBGROUP + lane;
 }
 
-// One column of matrices of the queries, through the slab for weights. Holds barriers.
+// Loads one column of matrices of the queries, by way of the slab of weights. All threads call it: it holds barriers.
 fn load_query(block: u32) {
     for (var item = lane; item < ROWS * SIZE / 4u; item += SUBGROUP) {
         let row = tile.row_begin + subgroup * ROWS + item / (SIZE / 4u);
@@ -90,7 +90,7 @@ fn load_query_block(block: u32, row_block: u32) {
     query[row_block * COLUMN_BLOCKS + block] = coopLoadT<Left>(&f16s[at * VEC4], WEIGHT_STRIDE * VEC4);
 }
 
-// Keys and values of the tile, zero behind the last. With `partly`, some rows do not see all of them.
+// Stages STAGED keys and values, zeros after the last one. `partly` says that some rows do not see all of them.
 fn stage(index: u32, partly: bool) {
     for (var item = index; item < STAGED * DIM_VEC4; item += THREADS) {
         let place = item / DIM_VEC4;
@@ -116,7 +116,7 @@ fn clear_scores(i: u32) {
     scores[i] = Sum();
 }
 
-// Products with one matrix of keys, transposed as it is loaded: number i along the columns and the keys.
+// Adds the products with one matrix of keys, which is transposed as it is loaded. i numbers the matrices: columns of the head, then keys.
 fn add_scores(i: u32) {
     let block = i / KEY_BLOCKS;
     let key_block = i % KEY_BLOCKS;
@@ -137,7 +137,7 @@ fn store_scores(i: u32) {
     coopStoreT(scores[i], &f32s[at * VEC4], SCORE_STRIDE * VEC4);
 }
 
-// Scores of four keys in log2 units, the floor for those that a row with `last` keys does not see.
+// Scores of four keys in log2 units; SCORE_FLOOR for keys from `last` on, which the row does not see.
 fn row_scores(at: u32, c: u32, last: u32, partly: bool) -> vec4<f32> {
     var s = params.scale_log2e * get_f32(at + c);
     if (partly) {
@@ -148,7 +148,7 @@ fn row_scores(at: u32, c: u32, last: u32, partly: bool) -> vec4<f32> {
     return s;
 }
 
-// The lane's row i: its scores become weights.
+// Turns the scores of the lane's row i into weights.
 fn soften(i: u32, partly: bool) {
     let row = tile.row_begin + subgroup * ROWS + slab_row(i);
     let last = select(tile.key_end, min(tile.key_end, row + 1u), has_flag(FLAG_CAUSAL));
@@ -160,7 +160,7 @@ fn soften(i: u32, partly: bool) {
     let highest = max(top[i], max(max(most.x, most.y), max(most.z, most.w)));
     shrink[i] = 1.0;
     if (sum[i] == 0.0) {
-        // Nothing is added up yet, so nothing has to shrink.
+        // The row has no weights yet, so nothing has to be rescaled.
         top[i] = highest;
     } else if (highest - top[i] > MOST_GROWTH) {
         shrink[i] = exp2(top[i] - highest);
@@ -176,7 +176,7 @@ fn soften(i: u32, partly: bool) {
     sum[i] = fma(sum[i], shrink[i], (total.x + total.y) + (total.z + total.w));
 }
 
-// One column of matrices of the output, stored to the slab of the scores. Followed by a barrier.
+// Stores one column of matrices of the output to the slab of scores. The caller adds a barrier.
 fn store_output_column(block: u32) {
 #for i in range(row_blocks)
     store_output_block(block, ${i}u);
@@ -193,7 +193,7 @@ fn load_output_block(block: u32, row_block: u32) {
     output[row_block * COLUMN_BLOCKS + block] = coopLoadT<Sum>(&f32s[at * VEC4], SCORE_STRIDE * VEC4);
 }
 
-// Scales the rows of one column of matrices of the output. Holds barriers.
+// Rescales the rows of one column of matrices of the output. All threads call it: it holds barriers.
 fn shrink_output(block: u32) {
     store_output_column(block);
     workgroupBarrier();
@@ -210,7 +210,7 @@ fn shrink_output(block: u32) {
     workgroupBarrier();
 }
 
-// Products with one matrix of values: number i along the keys and the columns.
+// Adds the products with one matrix of values. i numbers the matrices: keys, then columns of the head.
 fn add_values(i: u32) {
     let key_block = i / COLUMN_BLOCKS;
     let block = i % COLUMN_BLOCKS;
@@ -228,7 +228,8 @@ fn add_values_block(block: u32, key_block: u32, row_block: u32, values: Right) {
     output[i] = coopMultiplyAdd(weights, values, output[i]);
 }
 
-// Writes one column of matrices of the output; neighbouring lanes write neighbouring vec4. Holds barriers.
+// Writes one column of matrices of the output to memory; neighbouring lanes write neighbouring vec4. All threads call it: it holds
+// barriers.
 fn write_output(block: u32) {
     store_output_column(block);
     workgroupBarrier();
@@ -279,7 +280,7 @@ fn forward_coop(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
         for (var i = 0u; i < LANE_ROWS; i++) {
             soften(i, partly);
         }
-        // Holds a barrier on both sides.
+        // workgroupUniformLoad has a barrier before and after the load.
         if (workgroupUniformLoad(&grown) != 0u) {
 #for i in range(column_blocks)
             shrink_output(${i}u);

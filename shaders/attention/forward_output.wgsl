@@ -1,12 +1,13 @@
-// The end of a row: from its running softmax (maximum, sum, unnormalised output) to what is in memory, written or merged with
-// what is there: the normalised output, and the row's state (m, s).
+// Bindings of the forward, and how it finishes a row: the running softmax in registers (maximum, sum, unnormalised output) becomes
+// the normalised output and the row's softmax state (m, s) in memory. Both are written, or merged with what earlier dispatches left
+// there.
 //
 //   s = sum of 2^(score - m) over all keys so far, scores in log2 units
 //   m = the largest score, or a number at most 8 below it
 //
-// A row that no key has reached is (0, 0); no other has s = 0. Two of them are as one over the keys of both:
+// A row without any key has the state (0, 0), and no other row has s = 0. The states of two sets of keys merge to
 //   m = max(m1, m2)    s = s1 2^(m1 - m) + s2 2^(m2 - m)
-// No logarithm is taken: beside a large m it would lose the digits of s.
+// The state does not hold m + log2(s), because next to a large m the logarithm would lose the digits of s.
 
 #include "geometry.wgsl"
 
@@ -16,8 +17,8 @@
 @group(0) @binding(4) var<storage, read_write> out: array<Stored4>;
 @group(0) @binding(5) var<storage, read_write> softmax_state: array<vec2<f32>>;
 
-// The running maximum before the first key. Lower than any score of finite logits down to -2e38, and far enough from the
-// largest f32 that score - SCORE_FLOOR stays finite for scores up to 4e37.
+// The running maximum before the first key. It is lower than any score down to -2e38, and far enough from the largest f32 that
+// score - SCORE_FLOOR stays finite for scores up to 4e37.
 const SCORE_FLOOR: f32 = -3e38;
 
 struct RowEnd {
@@ -33,12 +34,12 @@ fn finish_row(tile: Tile, row: u32, row_max: f32, row_sum: f32) -> RowEnd {
     if (has_flag(FLAG_MERGE)) {
         old = softmax_state[at];
     }
-    // Written so that a NaN sum counts as covered.
+    // Compared with == 0, so that a row whose sum is NaN counts as one with keys.
     let old_max = select(old.x, SCORE_FLOOR, old.y == 0.0);
     let new_max = select(row_max, SCORE_FLOOR, row_sum == 0.0);
     var top = max(old_max, new_max);
     if (zeros > 0.0) {
-        // All zero keys at once: score 0, value 0.
+        // All zero keys at once: each adds 2^(0 - top) to the sum and nothing to the output.
         top = max(top, 0.0);
     }
     let kept = old.y * exp2(old_max - top);
@@ -58,6 +59,7 @@ fn finish_row(tile: Tile, row: u32, row_max: f32, row_sum: f32) -> RowEnd {
     return end;
 }
 
+// Writes or merges one vec4 of a row's output: `value` is the unnormalised sum.
 fn store_output(at: u32, end: RowEnd, value: vec4<f32>) {
     var result = end.added * value;
     if (has_flag(FLAG_MERGE)) {

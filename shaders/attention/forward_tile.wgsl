@@ -1,12 +1,16 @@
-// Forward attention for GPUs within WebGPU's default limits: 64 threads, two buffers in workgroup memory.
+// Forward attention for GPUs within WebGPU's default limits. A workgroup has 64 threads and two buffers in workgroup memory. It
+// computes 64 query rows (32 for heads wider than 128), and walks over the keys in tiles of 32.
 //
-// The threads form 8 groups of 8 lanes. A group owns every 8th query row of the tile, a lane every 8th key of the key
-// tile: 8 x 4 scores a thread, and 8 rows x one vec4 of output columns for each chunk of 32 columns. Both products read
-// the workgroup memory alike: `left` holds a chunk of q, later the weights; `right` a chunk of k, later of v. A thread
-// reads 12 vec4 for 128 fma; rows are padded to 9 vec4, so that lanes and groups hit different banks; global loads take
-// 128 consecutive bytes per 8 threads. q is staged again for each key tile (it stays in the cache): keeping it would take
-// all of the 16 KiB. Above 128 columns a thread keeps 4 rows, so that the output still fits in registers.
-// Workgroup memory: 13824 + 2048 bytes for every head size (half the left part above 128).
+// The threads form 8 groups of 8 lanes. A group owns every 8th query row, a lane every 8th key of the key tile. So a thread has 8 x
+// 4 scores, and for each chunk of 32 output columns 8 rows x one vec4. Above 128 columns it has 4 rows instead of 8, so that the
+// output still fits in registers.
+//
+// Both products read workgroup memory alike: `left` holds a chunk of q and later the weights, `right` a chunk of k and later of v.
+// A thread reads 12 vec4 for 128 fma. Rows are padded to 9 vec4, so that lanes and groups use different banks. Eight threads load
+// 128 consecutive bytes of global memory. q is staged again for each key tile (it stays in the cache), because keeping it would
+// take all of the 16 KiB.
+//
+// Workgroup memory: 13824 + 2048 bytes, for any head size up to 128; less above.
 
 #include "block.wgsl"
 #include "forward_output.wgsl"
@@ -22,7 +26,7 @@ const KEYS: u32 = 32u;
 
 var<workgroup> left: array<vec4<f32>, ROWS * STRIDE>;
 var<workgroup> right: array<vec4<f32>, KEYS * STRIDE>;
-// Row maxima, at the end row sums, over the keys of each lane.
+// For each row and lane, the maximum of the scores of the lane's keys; at the end the sum of their weights.
 var<workgroup> partial: array<vec4<f32>, ROWS * 2u>;
 
 struct Thread {
@@ -30,13 +34,13 @@ struct Thread {
     lane: u32,
 }
 
-// The output of 4 or 8 rows in one chunk of columns.
+// A thread's output in one chunk of columns: 4 rows in `low` and, up to 128 columns, 4 more in `high`.
 struct Output {
     low: mat4x4<f32>,
     high: mat4x4<f32>,
 }
 
-// One number for each of these rows.
+// One number for each of a thread's rows.
 struct PerRow {
     low: vec4<f32>,
     high: vec4<f32>,
@@ -77,20 +81,20 @@ fn stage_value(tile: Tile, thread: Thread, key_tile: u32, chunk: u32) {
     }
 }
 
-// Column c of the thread's rows in `left`: rows group + 8 * (4 * block + i).
+// Column c (a vec4) of four of the thread's rows in `left`: rows group + 8 * (4 * block + i).
 fn left_block(thread: Thread, block: u32, c: u32) -> mat4x4<f32> {
     let at = (thread.group + 32u * block) * STRIDE + c;
     return mat4x4<f32>(left[at], left[at + 8u * STRIDE], left[at + 16u * STRIDE], left[at + 24u * STRIDE]);
 }
 
-// Four rows of `right`, 8 apart.
+// Column c of four rows of `right`: rows row + 8 * i.
 fn right_block(row: u32, c: u32) -> mat4x4<f32> {
     let at = row * STRIDE + c;
     return mat4x4<f32>(right[at], right[at + 8u * STRIDE], right[at + 16u * STRIDE], right[at + 24u * STRIDE]);
 }
 
-// One vec4 per lane: a number for each of the block's rows. Whole vec4 only, since a store to one component may touch
-// the others.
+// Each lane leaves a vec4: one number for each of the block's four rows. It is stored as a whole, since a store to one component
+// may touch the others.
 fn keep_partial(thread: Thread, block: u32, value: vec4<f32>) {
     partial[(thread.group + 8u * block) * 8u + thread.lane] = value;
 }
@@ -117,7 +121,7 @@ fn keep_weights(thread: Thread, block: u32, p: mat4x4<f32>) {
     left[at + 24u * STRIDE] = p[3];
 }
 
-// Adds the key tile's values to one chunk of the output. Called by all threads: it holds barriers.
+// Rescales one chunk of the output by `shrink` and adds the weighted values of the key tile. All threads call it: it holds barriers.
 fn add_values(tile: Tile, thread: Thread, key_tile: u32, chunk: u32, shrink: PerRow, output: Output) -> Output {
     var sum: Output;
     stage_value(tile, thread, key_tile, chunk);
@@ -153,7 +157,7 @@ fn store_row(tile: Tile, row: u32, column: u32, value: vec4<f32>) {
     }
 }
 
-// Constant indices only: a dynamic one would move the output out of registers.
+// Written out, because an index that is no constant would move the output out of registers.
 fn store_chunk(tile: Tile, thread: Thread, chunk: u32, output: Output) {
     let column = chunk * CHUNK + thread.lane;
     store_row(tile, thread.group, column, output.low[0]);
@@ -205,7 +209,7 @@ fn forward_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
             keep_partial(thread, 1u, row_max(high));
         }
         workgroupBarrier();
-        // All lanes of a group compute the same maxima; each keeps the sum over its own keys.
+        // All lanes of a group compute the same maxima; each lane keeps the sum of the weights of its own keys.
         var shrink: PerRow;
         let new_low = max(top.low, partial_max(thread, 0u));
         shrink.low = exp2(top.low - new_low);
@@ -226,7 +230,7 @@ fn forward_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invo
 #endfor
     }
 
-    // The lanes' sums; then lane i of a group ends the group's row i and leaves its factors for the other lanes.
+    // The lanes leave their sums. Then lane i of a group finishes the group's row i and leaves the row's factors for the other lanes.
     keep_partial(thread, 0u, sum.low);
     if (BLOCKS > 1u) {
         keep_partial(thread, 1u, sum.high);

@@ -1,11 +1,11 @@
-// Scores of a block, four rows by four keys, and the weights they become under a running maximum.
+// Online softmax of a block of scores, four rows by four keys: masks, row maxima, and weights relative to a running maximum.
 
 fn row_max(block: mat4x4<f32>) -> vec4<f32> {
     let t = transpose(block);
     return max(max(t[0], t[1]), max(t[2], t[3]));
 }
 
-// Scores of keys the row does not see become the floor: keys at key_end and beyond, and with causal those after the row.
+// Sets scores of keys that a row does not see to SCORE_FLOOR: keys from key_end on and, under the causal mask, keys after the row.
 fn mask_scores(block: mat4x4<f32>, rows: vec4<u32>, keys: vec4<u32>, key_end: u32, causal: bool) -> mat4x4<f32> {
     let last = select(vec4<u32>(key_end), min(rows + 1u, vec4<u32>(key_end)), causal);
     let unseen = vec4<f32>(SCORE_FLOOR);

@@ -1,5 +1,5 @@
-// How much one query attends to each key of one branch: 2^(score - m) / s, with the state (m, s) of the row over all branches.
-// One invocation per key and head; the heads of a dispatch share the query's row and the keys.
+// The attention weight of each key of one branch for one query: 2^(score - m) / s, where (m, s) is the query's softmax state over
+// all branches. One invocation computes one key and head. All heads of a dispatch have the same query token and the same keys.
 
 #include "elements.wgsl"
 #include "workgroup.wgsl"
@@ -7,20 +7,20 @@
 const HEAD_DIM_VEC4: u32 = ${head_dim // 4}u;
 
 struct TokenWeightsParams {
-    num_heads: u32,
-    head_begin: u32,
-    head_count: u32,
+    num_heads: u32, // heads of the tensors
+    head_begin: u32, // first head of the dispatch
+    head_count: u32, // number of heads of the dispatch
     num_keys: u32,
     dilation_rate: u32, // tokens from key to key
-    has_query: u32, // 0: the row is padding, its query 0
+    has_query: u32, // 0: the row is padding and its query counts as 0
     q_skip: u32, // vec4 of the binding before the query of head 0
-    k_skip: u32, // the same before the first key of head 0
-    state_skip: u32, // elements before the state of head 0
-    out_skip: u32, // elements before the weight of head 0 and the first key
-    out_stride: u32, // elements from head to head of the weights
+    k_skip: u32, // vec4 of the binding before the first key of head 0
+    state_skip: u32, // states (vec2) before that of head 0
+    out_skip: u32, // elements before the weight of the first key, head 0
+    out_stride: u32, // elements from the weights of one head to those of the next
     scale_log2e: f32, // softmax scale * log2(e)
-    first_workgroup: u32,
-    grid_width: u32,
+    first_workgroup: u32, // number of the first workgroup of this part of the dispatch
+    grid_width: u32, // workgroups along x
 }
 
 @group(0) @binding(0) var<uniform> params: TokenWeightsParams;

@@ -1,8 +1,9 @@
-// Vectors staged for cooperative matrices. A product carries a NaN or an infinity to every row that it meets, weighted by 0
-// or not; so where some rows do not see a vector, one that has any is staged as 0, and marked, and the pairs that do see it
-// become NaN. A kernel has STAGED, the number of its staged vectors.
+// NaN and infinity in staged vectors of kernels with cooperative matrices. A matrix product carries them to every row, even to rows
+// that weigh the vector with 0 because they do not see it. So where some rows do not see all staged vectors, a vector with a NaN or
+// an infinity is staged as 0 and marked here, and the kernel sets the weight to NaN for the rows that do see it. The including
+// kernel defines STAGED, the number of its staged vectors.
 
-// 0, or the bits of a NaN for a staged vector that is marked.
+// For each staged vector: 0, or the bits of a NaN if the vector is marked.
 var<workgroup> broken: array<atomic<u32>, STAGED>;
 
 fn is_finite(x: vec4<f16>) -> bool {
@@ -19,7 +20,7 @@ fn clear_broken(index: u32, threads: u32) {
     }
 }
 
-// 0 or NaN for four neighbours.
+// The marks of four neighbouring vectors as floats: 0 or NaN.
 fn broken_places(place: u32) -> vec4<f32> {
     return bitcast<vec4<f32>>(vec4<u32>(atomicLoad(&broken[place]), atomicLoad(&broken[place + 1u]),
         atomicLoad(&broken[place + 2u]), atomicLoad(&broken[place + 3u])));

@@ -1,14 +1,14 @@
-// out = activation(x)
+// out = activation(x), element by element; one invocation computes one vector.
 
 #include "activations.wgsl"
 #include "workgroup.wgsl"
 
 struct ElementwiseParams {
-    count: u32, // of vectors, as all here
-    x_skip: u32,
-    out_skip: u32,
-    first_workgroup: u32,
-    grid_width: u32,
+    count: u32, // vectors to compute
+    x_skip: u32, // vectors of the binding of x before the first one used
+    out_skip: u32, // the same for out
+    first_workgroup: u32, // number of the first workgroup of this part of the dispatch
+    grid_width: u32, // workgroups along x
 }
 
 @group(0) @binding(0) var<uniform> params: ElementwiseParams;

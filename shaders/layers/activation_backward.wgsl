@@ -1,14 +1,15 @@
-// Gradient of x where y = activation(x), written over that of y.
+// Gradient of x where y = activation(x). On entry `gradient` holds the gradient of y, which that of x replaces. One invocation
+// computes one f32.
 
 #include "activations.wgsl"
 #include "workgroup.wgsl"
 
 struct ElementwiseParams {
-    count: u32,
-    x_skip: u32,
-    out_skip: u32,
-    first_workgroup: u32,
-    grid_width: u32,
+    count: u32, // elements to compute
+    x_skip: u32, // elements of the binding of x before the first one used
+    out_skip: u32, // the same for gradient
+    first_workgroup: u32, // number of the first workgroup of this part of the dispatch
+    grid_width: u32, // workgroups along x
 }
 
 @group(0) @binding(0) var<uniform> params: ElementwiseParams;

@@ -1,26 +1,26 @@
-// One step of Adam with decoupled weight decay (Loshchilov and Hutter 2019), and the gradient's share of a clipped norm.
-// Gradients that are not finite show in their norm; such a step changes nothing.
+// One step of Adam with decoupled weight decay (Loshchilov and Hutter 2019), with clipping by the norm of all gradients. Where a
+// gradient is not finite, neither is the norm, and the step changes nothing. One invocation updates one element.
 
 #include "workgroup.wgsl"
 
 struct AdamWParams {
-    count: u32,
-    skip: u32, // the same in all four
+    count: u32, // elements to update
+    skip: u32, // elements of the bindings of gradient, value and both moments before the first one used
     learning_rate: f32,
     beta_1: f32,
     beta_2: f32,
     eps: f32,
     weight_decay: f32,
-    correction_1: f32, // 1 / (1 - beta_1^t)
-    correction_2: f32,
-    max_norm: f32, // 0: not clipped
-    gradient_scale: f32, // before clipping
-    first_workgroup: u32,
-    grid_width: u32,
+    correction_1: f32, // 1 / (1 - beta_1^t) in step t
+    correction_2: f32, // 1 / (1 - beta_2^t)
+    max_norm: f32, // gradients are scaled down to this norm; 0: no clipping
+    gradient_scale: f32, // factor on the gradients before clipping
+    first_workgroup: u32, // number of the first workgroup of this part of the dispatch
+    grid_width: u32, // workgroups along x
 }
 
 @group(0) @binding(0) var<uniform> params: AdamWParams;
-// Sum of the squares of all gradients.
+// One element: the sum of the squares of all gradients, of all tensors.
 @group(0) @binding(1) var<storage, read> norm_squared: array<f32>;
 @group(0) @binding(2) var<storage, read> gradient: array<f32>;
 @group(0) @binding(3) var<storage, read_write> value: array<f32>;
@@ -30,7 +30,7 @@ struct AdamWParams {
 @compute @workgroup_size(64)
 fn adamw(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let i = workgroup_number(group) * 64u + lane;
-    // By its bits: a compiler may take for granted that a comparison never meets an infinity.
+    // Tested by its bits, because compilers may assume that no comparison ever meets an infinity.
     let finite = (bitcast<u32>(norm_squared[0]) & 0x7f800000u) != 0x7f800000u;
     if (i < params.count && finite) {
         let at = params.skip + i;

@@ -1,26 +1,27 @@
-// Sums over a block of rows, for each column: of dy, and with `normalised` of dy times the normalised x. The gradients of
-// biases and of the weights of norms; the blocks' sums are added by sum_partials.
+// Sums of each column over blocks of rows: of dy and, with `normalised`, of dy times the normalised x. These are the gradients of
+// biases and of the weights of norms, once sum_partials has added up the blocks. A workgroup takes 64 columns of one block, one for
+// each invocation.
 
 #include "workgroup.wgsl"
 
 struct ColumnSumsParams {
     rows: u32,
-    width: u32,
-    x_skip: u32,
-    dy_skip: u32,
-    stats_skip: u32,
-    partials_skip: u32,
-    block: u32, // rows of one workgroup
+    width: u32, // elements of a row
+    x_skip: u32, // elements of the binding of x before the first row
+    dy_skip: u32, // the same for dy
+    stats_skip: u32, // the same for stats
+    partials_skip: u32, // elements of the binding of partials before the sums of the first block
+    block: u32, // rows of a block
     tiles_x: u32, // tiles of 64 columns
-    first_workgroup: u32,
-    grid_width: u32,
+    first_workgroup: u32, // number of the first workgroup of this part of the dispatch
+    grid_width: u32, // workgroups along x
 }
 
 @group(0) @binding(0) var<uniform> params: ColumnSumsParams;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read> stats: array<f32>;
 @group(0) @binding(3) var<storage, read> dy: array<f32>;
-// For each block of rows: the sums of dy n, where there is an n, then those of dy.
+// For each block: with `normalised` the sums of dy times the normalised x, `width` of them; then the sums of dy.
 @group(0) @binding(4) var<storage, read_write> partials: array<f32>;
 
 @compute @workgroup_size(64)

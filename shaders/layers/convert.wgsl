@@ -1,14 +1,14 @@
-// out = x as another type, four elements an invocation: from f32 to `format`, or with `widens` from `format` to f32.
+// Converts elements from f32 to `format` or, with `widens`, from `format` to f32. One invocation converts one vec4.
 
 #include "elements.wgsl"
 #include "workgroup.wgsl"
 
 struct ElementwiseParams {
-    count: u32, // of vec4, as all here
-    x_skip: u32,
-    out_skip: u32,
-    first_workgroup: u32,
-    grid_width: u32,
+    count: u32, // vec4 to convert
+    x_skip: u32, // vec4 of the binding of x before the first one used
+    out_skip: u32, // the same for out
+    first_workgroup: u32, // number of the first workgroup of this part of the dispatch
+    grid_width: u32, // workgroups along x
 }
 
 @group(0) @binding(0) var<uniform> params: ElementwiseParams;

@@ -1,17 +1,18 @@
-// Cross-entropy of each row of logits, and its gradient written over the logits. A label beyond the classes is ignored.
+// Cross-entropy of each row of logits, and its gradient, which replaces the logits. A row whose label is no class has loss 0 and
+// gradient 0. A workgroup takes 8 rows, with 8 lanes for each.
 
 #include "row_sums.wgsl"
 #include "workgroup.wgsl"
 
 struct CrossEntropyParams {
     rows: u32,
-    width: u32, // classes
-    logits_skip: u32,
-    labels_skip: u32,
-    losses_skip: u32,
-    gradient_scale: f32,
-    first_workgroup: u32,
-    grid_width: u32,
+    width: u32, // classes: elements of a row of logits
+    logits_skip: u32, // elements of the binding of logits before the first row
+    labels_skip: u32, // elements of the binding of labels before that of the first row
+    losses_skip: u32, // elements of the binding of losses before that of the first row
+    gradient_scale: f32, // factor on the gradient
+    first_workgroup: u32, // number of the first workgroup of this part of the dispatch
+    grid_width: u32, // workgroups along x
 }
 
 @group(0) @binding(0) var<uniform> params: CrossEntropyParams;
@@ -21,7 +22,7 @@ struct CrossEntropyParams {
 
 var<workgroup> tops: array<f32, 64>;
 
-// The largest over the lanes of each row. Called by all threads: it holds barriers.
+// The largest `value` over the 8 lanes of each row; all lanes get the result. All threads call it: it holds barriers.
 fn row_top(index: u32, value: f32) -> f32 {
     tops[index] = value;
     workgroupBarrier();
@@ -60,7 +61,7 @@ fn cross_entropy(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
         if (lane == select(0u, label % LANES, counts)) {
             var loss = 0.0;
             if (counts) {
-                // The difference first: beside a large logit the logarithm would lose its digits.
+                // The difference of the two large numbers first: added to one of them, the logarithm would lose its digits.
                 loss = log(sum) + (top - logits[first + label]);
             }
             losses[params.losses_skip + row] = loss;

@@ -1,21 +1,22 @@
-// out[r] (+)= scale * table[ids[r]], for ids in the window of the table that is bound.
+// out[r] = scale * table[ids[r]], or with `accumulate` out[r] += scale * table[ids[r]], for rows whose id is in the bound window of
+// the table. A workgroup takes 64 vectors of one row, one for each invocation.
 
 #include "vector_width.wgsl"
 #include "workgroup.wgsl"
 
 struct EmbeddingParams {
-    rows: u32,
-    width: u32, // in vectors, as the skips of table and out
-    first_id: u32, // of the window of the table, and how many
-    num_ids: u32,
-    ids_skip: u32,
-    table_skip: u32,
-    out_skip: u32,
-    accumulate: u32,
+    rows: u32, // rows of out
+    width: u32, // vectors of a row
+    first_id: u32, // id of the first table row in the window
+    num_ids: u32, // table rows in the window
+    ids_skip: u32, // elements of the binding of ids before that of the first row
+    table_skip: u32, // vectors of the binding of the table before the window
+    out_skip: u32, // vectors of the binding of out before the first row
+    accumulate: u32, // 1: add to out; 0: overwrite it
     scale: f32,
-    tiles_x: u32, // tiles of 64 vectors
-    first_workgroup: u32,
-    grid_width: u32,
+    tiles_x: u32, // tiles of 64 vectors in a row
+    first_workgroup: u32, // number of the first workgroup of this part of the dispatch
+    grid_width: u32, // workgroups along x
 }
 
 @group(0) @binding(0) var<uniform> params: EmbeddingParams;

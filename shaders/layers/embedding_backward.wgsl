@@ -1,24 +1,25 @@
-// dtable[id] += scale * sum of dout over the rows with that id, in the order of the rows: no atomics. The host sorts the rows
-// by id; a workgroup takes 64 columns of one id.
+// Gradient of an embedding table: dtable[id] += scale * (sum of dout over the rows with that id). The host sorts the rows by id,
+// and each element is summed by one invocation in the order of the rows. So there are no atomics, and every run has the same bits.
+// A workgroup takes 64 columns of one id.
 
 #include "workgroup.wgsl"
 
 struct EmbeddingBackwardParams {
-    num_runs: u32,
-    width: u32,
-    first_row: u32, // of the window of dout, and how many
-    num_rows: u32,
-    first_id: u32, // of the window of the table, and how many
-    num_ids: u32,
-    dout_skip: u32,
-    table_skip: u32,
+    num_runs: u32, // runs of rows with the same id
+    width: u32, // elements of a row
+    first_row: u32, // first row of dout in its window
+    num_rows: u32, // rows of dout in the window
+    first_id: u32, // id of the first table row in its window
+    num_ids: u32, // table rows in the window
+    dout_skip: u32, // elements of the binding of dout before the window
+    table_skip: u32, // elements of the binding of dtable before the window
     scale: f32,
     tiles_x: u32, // tiles of 64 columns
-    first_workgroup: u32,
-    grid_width: u32,
+    first_workgroup: u32, // number of the first workgroup of this part of the dispatch
+    grid_width: u32, // workgroups along x
 }
 
-// Rows order[begin] .. order[end] have the id.
+// A run of rows with the same id: order[begin], ..., order[end - 1].
 struct Run {
     id: u32,
     begin: u32,

@@ -1,13 +1,14 @@
-// Fills a range of 32-bit words with one value: poison.
+// Fills a range of 32-bit words with one value. Poisons buffers with NaN where the pool is asked to. One invocation writes 16
+// words, 64 apart.
 
 #include "workgroup.wgsl"
 
 struct FillParams {
-    first_word: u32,   // in the binding
-    num_words: u32,
+    first_word: u32, // words of the binding before the range
+    num_words: u32, // words of the range
     value: u32,
-    first_workgroup: u32,
-    grid_width: u32,
+    first_workgroup: u32, // number of the first workgroup of this part of the dispatch
+    grid_width: u32, // workgroups along x
 }
 
 @group(0) @binding(0) var<uniform> params: FillParams;

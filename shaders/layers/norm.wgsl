@@ -1,5 +1,5 @@
-// For each row, y = (x - mean) / sqrt(variance + eps) * weight + bias of a layer norm, or x / sqrt(mean of squares + eps) * weight of
-// an RMS norm.
+// Norm of each row. Layer norm (`centred`): y = (x - mean) / sqrt(variance + eps) * weight + bias. RMS norm: y = x / sqrt(mean of
+// squares + eps) * weight. A workgroup takes 8 rows, with 8 lanes for each.
 
 #include "norm_rows.wgsl"
 

@@ -1,8 +1,9 @@
-// Gradient of a norm's input, and the rows' statistics for the gradients of its weight and bias.
+// Gradient of the input of a norm. Also stores the mean and rstd = 1 / sqrt(variance + eps) of each row, which column_sums needs
+// for the gradients of weight and bias. A workgroup takes 8 rows, with 8 lanes for each.
 //
 //   n = (x - mean) rstd    g = dy weight    dx = rstd (g - mean(g) - n mean(g n))
 //
-// An RMS norm takes the means of x and of g to be 0.
+// For an RMS norm the means of x and of g count as 0.
 
 #include "norm_rows.wgsl"
 

@@ -1,4 +1,4 @@
-// Parameters of the norms of rows, and what they know of a row. Skips count vectors, but for stats_skip.
+// Parameters of norms and their backward, and the statistics of a row.
 
 #include "vector_width.wgsl"
 #include "row_sums.wgsl"
@@ -6,23 +6,23 @@
 
 struct NormParams {
     rows: u32,
-    width: u32,
-    x_skip: u32,
-    y_skip: u32, // of y, or of its gradient
-    out_skip: u32, // of the gradient of x
-    stats_skip: u32,
-    weight_skip: u32,
-    bias_skip: u32,
-    accumulate: u32,
+    width: u32, // elements of a row
+    x_skip: u32, // vectors of the binding of x before the first row
+    y_skip: u32, // the same for y, or for its gradient
+    out_skip: u32, // the same for the gradient of x
+    stats_skip: u32, // elements of the binding of stats before those of the first row: mean, rstd
+    weight_skip: u32, // vectors of the binding of weight before the first one
+    bias_skip: u32, // vectors of the binding of bias before the first one
+    accumulate: u32, // 1: add to the gradient of x; 0: overwrite it
     eps: f32,
-    first_workgroup: u32,
-    grid_width: u32,
+    first_workgroup: u32, // number of the first workgroup of this part of the dispatch
+    grid_width: u32, // workgroups along x
 }
 
 @group(0) @binding(0) var<uniform> params: NormParams;
 
-// Mean and 1 / sqrt(variance + eps) of a row of x, in two passes: a single one loses the variance of rows with a large mean.
-// An RMS norm takes the mean to be 0.
+// Mean and 1 / sqrt(variance + eps) of a row of x. Two passes, because a single pass would lose the variance of rows with a large
+// mean. For an RMS norm the mean counts as 0.
 fn row_stats(index: u32, first: u32, lane: u32, exists: bool) -> vec2<f32> {
     let vectors = params.width / VECTOR_WIDTH;
     #if centred

@@ -1,13 +1,14 @@
-// Sums of blocks of 4096 elements, or of their `squares`, each in a fixed order.
+// Sums of blocks of 4096 elements or, with `squares`, of their squares. Each sum has a fixed order, so that every run has the same
+// bits. A workgroup sums one block; an invocation takes 64 elements, 64 apart.
 
 #include "workgroup.wgsl"
 
 struct ReduceParams {
-    count: u32,
-    x_skip: u32,
-    out_skip: u32,
-    first_workgroup: u32,
-    grid_width: u32,
+    count: u32, // elements to sum
+    x_skip: u32, // elements of the binding of x before the first one used
+    out_skip: u32, // elements of the binding of sums before that of the first block
+    first_workgroup: u32, // number of the first workgroup of this part of the dispatch
+    grid_width: u32, // workgroups along x
 }
 
 @group(0) @binding(0) var<uniform> params: ReduceParams;

@@ -1,24 +1,25 @@
-// out = x_scale * keep(i) * x + y_scale * y: sums, residuals, scalings and dropout. keep(i) is 0 or 1 / (1 - p), drawn from
-// a counter, so that the backward of a dropout draws the same again.
+// out = x_scale * keep * x + y_scale * y: sums, residuals, scalings and dropout. keep is 0 for dropped elements and 1 for others;
+// x_scale includes the factor 1 / (1 - p) of dropout. Random numbers follow from a counter, so that the backward of a dropout draws
+// the same ones. One invocation computes one vector.
 
 #include "vector_width.wgsl"
 #include "workgroup.wgsl"
 
 struct ScaledAddParams {
-    count: u32, // of vectors, as the skips
-    x_skip: u32,
-    y_skip: u32,
-    out_skip: u32,
+    count: u32, // vectors to compute
+    x_skip: u32, // vectors of the binding of x before the first one used
+    y_skip: u32, // the same for y
+    out_skip: u32, // the same for out
     x_scale: f32,
     y_scale: f32,
-    mode: u32, // what y is: nothing, the old out, or its own binding
-    drop_below: u32, // an element is dropped when its draw is below this; 0 where a vector is not one element
-    seed_low: u32,
+    mode: u32, // what y is (Y_ constants): nothing, the old out, or its own binding
+    drop_below: u32, // elements whose draw is below this are dropped; 0: none are. Only for vectors of one element
+    seed_low: u32, // seed of 64 bits
     seed_high: u32,
-    first_low: u32, // number of element 0 among all that are drawn with the seed
+    first_low: u32, // 64 bits: number of element 0 among all elements drawn with this seed
     first_high: u32,
-    first_workgroup: u32,
-    grid_width: u32,
+    first_workgroup: u32, // number of the first workgroup of this part of the dispatch
+    grid_width: u32, // workgroups along x
 }
 
 const Y_NONE: u32 = 0u;
@@ -30,8 +31,8 @@ const Y_BOUND: u32 = 2u;
 @group(0) @binding(2) var<storage, read> y: array<Stored>;
 @group(0) @binding(3) var<storage, read_write> out: array<Stored>;
 
-// 32 bits from a seed and a counter of 64 bits each: rounds of the pcg4d hash (Jarzynski and Olano, "Hash functions for GPU
-// rendering", JCGT 2020).
+// 32 random bits for element i, from the seed and a counter of 64 bits each: rounds of the pcg4d hash (Jarzynski and Olano, "Hash
+// functions for GPU rendering", JCGT 2020).
 fn draw(i: u32) -> u32 {
     let low = params.first_low + i;
     let high = params.first_high + select(0u, 1u, low < i);

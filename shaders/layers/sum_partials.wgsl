@@ -1,16 +1,17 @@
-// Adds up partial results in the order of their numbers: out[i] (+)= sum over s of partials[s][i].
+// Adds up partial results: out[i] = sum over s of partials[s][i], or with `accumulate` out[i] += that sum. The order is fixed, so
+// that every run has the same bits. One invocation computes one element.
 
 #include "workgroup.wgsl"
 
 struct SumPartialsParams {
     count: u32, // elements of one partial result
-    num_partials: u32,
-    partials_skip: u32,
+    num_partials: u32, // number of partial results
+    partials_skip: u32, // elements of the binding of partials before the first one
     stride: u32, // elements from one partial result to the next
-    out_skip: u32,
-    accumulate: u32,
-    first_workgroup: u32,
-    grid_width: u32,
+    out_skip: u32, // elements of the binding of out before the first one used
+    accumulate: u32, // 1: add to out; 0: overwrite it
+    first_workgroup: u32, // number of the first workgroup of this part of the dispatch
+    grid_width: u32, // workgroups along x
 }
 
 @group(0) @binding(0) var<uniform> params: SumPartialsParams;

@@ -2,32 +2,33 @@
 //
 //   (a, b) -> scale (a cos - b sin, b cos + a sin)    scale = zeta^(+-(position - centre) / base)
 //
-// The angle of a position is the sum of those of its multiple of 256 and of the rest, so two small tables of rotations,
-// made in double precision, serve any length; their product is one complex multiplication.
+// A position is a multiple of 256 plus a rest, and its angle is the sum of the angles of both. So two small tables of rotations, a
+// coarse and a fine one, serve any length; both are made in double precision, and a complex multiplication combines them. One
+// invocation rotates a quad: four elements, which are two pairs.
 
 #include "elements.wgsl"
 #include "workgroup.wgsl"
 
 struct XposParams {
-    num_places: u32, // rows x heads
+    num_places: u32, // rows times heads
     num_heads: u32,
-    quads: u32, // of elements in a head: two pairs each
-    seq_len: u32, // rows of one batch item
-    first_row: u32, // of the window
-    skip: u32, // in quads
-    coarse_begin: u32, // first coarse rotation in the table, after the 256 fine ones
-    first_position: u32, // of row 0 of an item
+    quads: u32, // quads of a head
+    seq_len: u32, // rows of a batch item
+    first_row: u32, // first row of the window
+    skip: u32, // quads of the binding of x before the window
+    coarse_begin: u32, // row of the table with the first coarse rotation; the fine ones come before
+    first_position: u32, // position of row 0 of each item
     block: u32, // positions that share a centre
-    centre: u32, // of a block
-    scale_per_position: f32, // 1 / base: queries; negative: keys; 0: no scale
-    inverse: u32, // rotate back
-    tiles_x: u32, // tiles of 64 quads
-    first_workgroup: u32,
-    grid_width: u32,
+    centre: u32, // place of the centre in its block
+    scale_per_position: f32, // 1 / base for queries, -1 / base for keys
+    inverse: u32, // 1: rotate back, for gradients
+    tiles_x: u32, // not used
+    first_workgroup: u32, // number of the first workgroup of this part of the dispatch
+    grid_width: u32, // workgroups along x
 }
 
 @group(0) @binding(0) var<uniform> params: XposParams;
-// Cosine and sine, [256 fine, then coarse][pair], two pairs at a time.
+// The table: a row for each rotation, 256 fine ones, then the coarse ones. A row has cosine and sine for each pair, two pairs in a vec4.
 @group(0) @binding(1) var<storage, read> rotations: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> x: array<Stored4>;
 

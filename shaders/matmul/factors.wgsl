@@ -1,5 +1,6 @@
-// The factors of a product as they lie in memory: the left one as `left_format` has it, the right one alike or f32. Elements are read
-// one by one (`factors` is "scalar"), or as vec4 where widths, windows and strides are multiples of 4 ("vec4").
+// Bindings of the factors of a product, and how their elements are read as f32. `left_format` is the element format of the left
+// factor; `right_format` is the same or f32. Elements are read one at a time (`factors` is "scalar") or as vec4 ("vec4"), for which
+// widths, windows and strides must be multiples of 4. A Word is what a binding is an array of.
 
 #if left_format == "f16"
 enable f16;

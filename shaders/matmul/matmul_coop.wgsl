@@ -1,19 +1,19 @@
-// c = op(a) op(b) of f16 factors, with a bias, an activation and a scaled residual in the same pass, with cooperative
-// matrices (tensor cores): sums are f32.
+// c = op(a) op(b) with bias, activation and scaled residual in the same pass, with cooperative matrices (tensor cores): f16
+// factors, f32 sums.
 //
-// A workgroup computes TILE_ROWS x TILE_COLUMNS elements of c, each subgroup a block of ROW_BLOCKS x COLUMN_BLOCKS matrices
-// of them. STAGED inner elements of both factors lie in workgroup memory as they are stored: a transposed factor is
-// transposed by the load of the matrix. A matrix of sums is stored to the subgroup's slab before its elements are seen;
-// between that store and what reads it there is a barrier, for stores of matrices carry no memory semantics of their own.
-// Strides are padded, so that rows begin in different banks.
+// A workgroup computes TILE_ROWS x TILE_COLUMNS elements of c, each subgroup a block of ROW_BLOCKS x COLUMN_BLOCKS matrices of
+// them. STAGED elements along the inner dimension of both factors are staged in workgroup memory, in the order in which they are
+// stored; the load of a matrix transposes a transposed factor. To access the elements of a matrix of sums, it is stored to the
+// subgroup's slab of workgroup memory. A barrier stands between such a store and the reads of it, because stores of matrices carry
+// no memory semantics of their own. Strides are padded, so that rows begin in different banks.
 
 #include "matrices.wgsl"
 #include "product.wgsl"
 #include "store.wgsl"
 
-const SUBGROUP: u32 = ${subgroup}u; // its lanes
-const SUBGROUPS_X: u32 = ${subgroups_x}u; // beside each other
-const SUBGROUPS_Y: u32 = ${subgroups_y}u; // above each other
+const SUBGROUP: u32 = ${subgroup}u; // lanes of a subgroup
+const SUBGROUPS_X: u32 = ${subgroups_x}u; // subgroups along the columns of c
+const SUBGROUPS_Y: u32 = ${subgroups_y}u; // subgroups along the rows of c
 const ROW_BLOCKS: u32 = ${row_blocks}u;
 const COLUMN_BLOCKS: u32 = ${column_blocks}u;
 const STAGED: u32 = ${staged}u;
@@ -22,7 +22,7 @@ const TILE_ROWS: u32 = SUBGROUPS_Y * ROW_BLOCKS * SIZE;
 const TILE_COLUMNS: u32 = SUBGROUPS_X * COLUMN_BLOCKS * SIZE;
 const THREADS: u32 = SUBGROUP * SUBGROUPS_X * SUBGROUPS_Y;
 
-// Rows as stored, and their strides, in vec4.
+// Staged rows of both factors, as stored: their number, and their width and stride in vec4.
 const LEFT_ROWS: u32 = select(TILE_ROWS, STAGED, TRANSPOSE_A);
 const LEFT_WIDTH: u32 = select(STAGED, TILE_ROWS, TRANSPOSE_A) / 4u;
 const LEFT_STRIDE: u32 = LEFT_WIDTH + 2u;
@@ -30,22 +30,22 @@ const RIGHT_ROWS: u32 = select(STAGED, TILE_COLUMNS, TRANSPOSE_B);
 const RIGHT_WIDTH: u32 = select(TILE_COLUMNS, STAGED, TRANSPOSE_B) / 4u;
 const RIGHT_STRIDE: u32 = RIGHT_WIDTH + 2u;
 const SUM_STRIDE: u32 = SIZE / 4u + 1u;
-const RIGHT: u32 = LEFT_ROWS * LEFT_STRIDE; // after the left factor
+const RIGHT: u32 = LEFT_ROWS * LEFT_STRIDE; // place of the right factor in f16s: after the left one
 const F16_VEC4S: u32 = RIGHT + RIGHT_ROWS * RIGHT_STRIDE;
 const F32_VEC4S: u32 = SUBGROUPS_X * SUBGROUPS_Y * SIZE * SUM_STRIDE;
 
 var<private> lane: u32;
-var<private> sums_at: u32; // slab of the subgroup
-var<private> block_row: u32; // of the subgroup in the tile
+var<private> sums_at: u32; // place of the subgroup's slab in f32s
+var<private> block_row: u32; // first row and column of the subgroup's block, in the tile
 var<private> block_column: u32;
-var<private> step: u32; // inner elements before those of the matrices in work
-var<private> first_row: u32;
+var<private> step: u32; // staged inner elements before those that are being multiplied
+var<private> first_row: u32; // first row and column of the tile, in c
 var<private> first_column: u32;
-var<private> offset: u32; // of the split's result
+var<private> offset: u32; // vectors of c before the result of this split
 var<private> lefts: array<Left, ROW_BLOCKS>;
 var<private> sums: array<Sum, ROW_BLOCKS * COLUMN_BLOCKS>;
 
-// Four neighbours as stored, which exist all or not at all: widths, windows and splits are multiples of 4.
+// Four neighbouring elements, as stored. All four exist or none, because widths, windows and splits are multiples of 4.
 fn four_of_a(row: u32, k: u32, end: u32) -> vec4<f16> {
     if (row >= params.rows || k >= end) {
         return vec4<f16>();
@@ -108,7 +108,7 @@ fn add_product(block: u32, row_block: u32, right: Right) {
     sums[i] = coopMultiplyAdd(lefts[row_block], right, sums[i]);
 }
 
-// Writes the elements of one matrix. Holds barriers.
+// Writes the elements of one matrix to c. All threads call it: it holds barriers.
 fn write_block(i: u32) {
     coopStoreT(sums[i], &f32s[sums_at * VEC4], SUM_STRIDE * VEC4);
     workgroupBarrier();
@@ -131,7 +131,7 @@ fn matmul_coop(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoc
     let begin = min(params.inner, split * params.split);
     let end = min(params.inner, begin + params.split);
     if (split * params.split >= max(params.inner, 1u)) {
-        // Numbers beyond the last tile have no rows.
+        // Workgroups beyond the last one write no rows.
         first_row = params.rows;
     }
     offset = split * params.split_stride;

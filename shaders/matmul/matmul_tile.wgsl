@@ -1,15 +1,16 @@
-// c = op(a) op(b), with a bias, an activation and a scaled residual in the same pass, on GPUs: 64 x 64 elements of c a
-// workgroup.
+// c = op(a) op(b) with bias, activation and scaled residual in the same pass, on GPUs. A workgroup computes 64 x 64 elements of c.
 //
-// 64 threads in 8 x 8; each owns 8 x 8 elements, as four blocks of four rows by a vec4 of columns, 32 rows or columns apart,
-// and reads 4 vec4 of workgroup memory for 16 fma of a vec4. Neighbouring threads load from neighbouring addresses.
+// It has 8 x 8 threads. Each computes 8 x 8 elements: four blocks of four rows by a vec4 of columns, 32 rows or columns apart. For
+// each inner element a thread reads 4 vec4 of workgroup memory and does 16 fma of a vec4. Neighbouring threads load from
+// neighbouring addresses.
+//
 // Workgroup memory: 8192 bytes.
 
 #include "product.wgsl"
 #include "store.wgsl"
 
 const SIDE: u32 = 64u;
-const DEPTH: u32 = 16u; // inner elements staged at a time
+const DEPTH: u32 = 16u; // elements along the inner dimension that are staged at a time
 const SIDE_VEC4: u32 = SIDE / 4u;
 
 // [inner][row of c], [inner][column of c]
@@ -30,7 +31,8 @@ fn element_b(k: u32, column: u32, end: u32) -> f32 {
     return load_b(k, column);
 }
 
-// A thread stages four neighbours in c for one inner index; neighbouring threads take neighbours as stored.
+// Stages both factors. A thread takes four neighbouring rows of c, or columns, for one inner element; neighbouring threads take
+// neighbouring addresses.
 fn stage(index: u32, first_row: u32, first_column: u32, first_k: u32, end: u32) {
     for (var i = 0u; i < DEPTH * SIDE_VEC4; i += 64u) {
         let item = i + index;
@@ -89,7 +91,7 @@ fn matmul_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoc
         }
         workgroupBarrier();
     }
-    // Numbers beyond the last tile do nothing.
+    // Workgroups beyond the last one write nothing.
     if (split * params.split < max(params.inner, 1u)) {
         let offset = split * params.split_stride;
         let row = first_row + 4u * y;

@@ -1,7 +1,8 @@
-// Parameters and bindings of the products of matrices, and how a sum is finished: bias, `activation`, scaled residual.
+// Parameters and bindings of matrix products, and how a sum becomes an element of c: bias, activation, scaled residual, in this order.
 //
-// Matrices are row-major with any number of columns, at any element of their bindings. The result, the bias and the residual are
-// vectors. `transpose_a` and `transpose_b` say how the factors are stored.
+// c has `rows` rows and `columns` columns; `inner` is the length of the sums. Matrices are row-major, of any width, and may begin
+// at any element of their bindings. `transpose_a` and `transpose_b` say which factors are stored transposed. c, bias and residual
+// are read and written in vectors (vector_width.wgsl).
 
 #include "activations.wgsl"
 #include "factors.wgsl"
@@ -11,25 +12,25 @@ const TRANSPOSE_A: bool = ${transpose_a};
 const TRANSPOSE_B: bool = ${transpose_b};
 
 struct MatmulParams {
-    rows: u32, // of c: the first of the window's rows is row 0
-    columns: u32, // of this dispatch
-    inner: u32, // of this dispatch
-    a_skip: u32, // elements of the bindings before the first one used
-    a_stride: u32, // elements from row to row as stored
-    b_skip: u32,
+    rows: u32, // rows of c in the bound window
+    columns: u32, // columns of c in this dispatch
+    inner: u32, // elements of the sums in this dispatch
+    a_skip: u32, // elements of the binding of a before the first one used
+    a_stride: u32, // elements from one row of a, as stored, to the next
+    b_skip: u32, // the same for b
     b_stride: u32,
-    c_skip: u32, // of c, bias and residual: in vectors
-    c_stride: u32,
-    bias_skip: u32,
-    residual_skip: u32,
-    residual_scale: f32,
-    flags: u32,
-    split: u32, // inner elements of one split; splits beyond the first write c further down, split_stride elements each
-    split_stride: u32,
-    tiles_x: u32, // tiles along the columns, and along the rows
-    tiles_y: u32,
-    first_workgroup: u32,
-    grid_width: u32,
+    c_skip: u32, // vectors of the binding of c before the first one used
+    c_stride: u32, // vectors from one row of c, and of the residual, to the next
+    bias_skip: u32, // vectors of the binding of the bias before the first one used
+    residual_skip: u32, // vectors of the binding of the residual before the first one used
+    residual_scale: f32, // factor on the residual
+    flags: u32, // sum of FLAG_ bits
+    split: u32, // elements of the sums in a split; each split has workgroups of its own
+    split_stride: u32, // vectors of c from the result of one split to that of the next
+    tiles_x: u32, // tiles along the columns of c
+    tiles_y: u32, // tiles along the rows of c
+    first_workgroup: u32, // number of the first workgroup of this part of the dispatch
+    grid_width: u32, // workgroups along x
 }
 
 const FLAG_ACCUMULATE: u32 = 1u;
@@ -45,14 +46,17 @@ fn has_flag(flag: u32) -> bool {
     return (params.flags & flag) != 0u;
 }
 
+// Index of the element of op(a) in row `row`, inner element k.
 fn index_a(row: u32, k: u32) -> u32 {
     return params.a_skip + select(row * params.a_stride + k, k * params.a_stride + row, TRANSPOSE_A);
 }
 
+// Index of the element of op(b) in inner element k, column `column`.
 fn index_b(k: u32, column: u32) -> u32 {
     return params.b_skip + select(k * params.b_stride + column, column * params.b_stride + k, TRANSPOSE_B);
 }
 
+// The sum plus the bias of vector `column` of a row.
 fn biased(sum: Vector, column: u32) -> Vector {
     if (has_flag(FLAG_BIAS)) {
         return sum + bias[params.bias_skip + column];
@@ -60,7 +64,7 @@ fn biased(sum: Vector, column: u32) -> Vector {
     return sum;
 }
 
-// With activation and residual.
+// The activation of a sum, plus the scaled residual at vector `at` of the residual.
 fn activated(sum: Vector, at: u32) -> Vector {
     let result = activate(sum);
     if (has_flag(FLAG_RESIDUAL)) {
@@ -69,7 +73,7 @@ fn activated(sum: Vector, at: u32) -> Vector {
     return result;
 }
 
-// Bias, activation and residual, in this order, of a vector whose sum is known.
+// Bias, activation and residual of a vector of sums.
 fn finish(sum: Vector, at: u32, column: u32) -> Vector {
     return activated(biased(sum, column), at);
 }

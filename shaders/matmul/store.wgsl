@@ -1,6 +1,6 @@
-// Stores four neighbours in a row of c, vector by vector.
+// Stores sums to c, with bias, activation and residual.
 
-// Finishes a vector of c and writes it, or adds it to what is there.
+// Writes a vector of c, or adds it to the old content of c. `column` counts elements, `offset` vectors (of a split).
 fn store_vector(row: u32, column: u32, offset: u32, value: Vector) {
     if (row < params.rows && column < params.columns) {
         let at = row * params.c_stride + column / VECTOR_WIDTH;
@@ -13,6 +13,7 @@ fn store_vector(row: u32, column: u32, offset: u32, value: Vector) {
     }
 }
 
+// Writes four neighbouring elements of a row of c.
 fn store_row(row: u32, column: u32, offset: u32, value: vec4<f32>) {
 #if width == "scalar"
     store_vector(row, column, offset, value.x);

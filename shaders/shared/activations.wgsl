@@ -1,4 +1,5 @@
-// The `activation` of a feed-forward network and its derivative, of vectors: "identity", "relu", "gelu" or "silu".
+// The activation of a feed-forward network and its derivative, for each element of a vector. `activation` is "identity", "relu",
+// "gelu" or "silu".
 
 #include "vector_width.wgsl"
 
@@ -15,7 +16,7 @@ fn erf(x: Vector) -> Vector {
     return sign(x) * (1.0 - tail);
 }
 
-// Below this 1 / (1 + exp(-x)) is less than 2e-38, nearly the smallest normal number; from here on it is 0.
+// Below this x, 1 / (1 + exp(-x)) is less than 2e-38, near the smallest normal f32. There sigmoid returns 0.
 const SIGMOID_BEGIN: f32 = -87.0;
 
 // 1 / (1 + exp(-x)). The exponent is never positive, so that nothing overflows.
@@ -37,11 +38,12 @@ fn activate(x: Vector) -> Vector {
 #endif
 }
 
+// The derivative of the activation at x.
 fn activation_slope(x: Vector) -> Vector {
 #if activation == "relu"
     return select(Vector(), Vector(1.0), x > Vector());
 #elif activation == "gelu"
-    // Vanishes before x can grow.
+    // From |x| = 13 on the density is near the smallest normal f32 and counts as 0, also where x * x overflows.
     let density = select(Vector(), INV_SQRT_2_PI * exp(-0.5 * x * x), abs(x) < Vector(13.0));
     return fma(x, density, 0.5 * (1.0 + erf(x * SQRT_HALF)));
 #elif activation == "silu"

@@ -1,11 +1,11 @@
-// Rows of a matrix for kernels that take sums along them: a workgroup takes 8 rows, 8 lanes each.
+// Sums along the rows of a matrix: a workgroup of 64 threads takes 8 rows, with 8 lanes for each.
 
 const ROWS: u32 = 8u;
 const LANES: u32 = 8u;
 
 var<workgroup> partial: array<vec2<f32>, 64>;
 
-// The sums over the lanes of each row, the same for all of them. Called by all threads: it holds barriers.
+// Sums `value` over the 8 lanes of each row; all lanes get the result. All threads call it: it holds barriers.
 fn row_sums(index: u32, value: vec2<f32>) -> vec2<f32> {
     partial[index] = value;
     workgroupBarrier();

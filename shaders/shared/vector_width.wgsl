@@ -1,5 +1,5 @@
-// Rows of any width are read element by element, in f32 (`width` is "scalar"); rows whose widths are multiples of 4, four elements
-// at a time, as `format` has them ("vec4").
+// How many elements of a row a kernel takes at a time. With `width` "scalar": one f32, for rows of any width. With "vec4": four
+// elements of `format`, for rows whose width is a multiple of 4.
 
 #if width == "scalar"
 alias Vector = f32;

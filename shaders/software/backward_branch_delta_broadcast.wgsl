@@ -1,10 +1,11 @@
-// The sums that backward_sweep.wgsl is about, on CPUs, with scores as backward_scores.wgsl computes them. A
-// workgroup takes SIDE rows.
+// The sweep of the backward (backward_sweep.wgsl) on CPUs of the `broadcast` tier, with scores from backward_scores.wgsl. A
+// workgroup, one subgroup of eight lanes, takes SIDE rows and walks over their keys, SIDE at a time.
 
 #include "backward_scores.wgsl"
 #include "backward_sweep.wgsl"
 
-var<private> top: array<f32, 8>; // of each row
+// For each row of the lane, of which there are ROWS: what weights are relative to, the sum of weights, the sum of weights times dout . v.
+var<private> top: array<f32, 8>;
 var<private> weight: array<vec4<f32>, 8>;
 var<private> weighted: array<vec4<f32>, 8>;
 

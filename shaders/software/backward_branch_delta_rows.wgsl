@@ -1,9 +1,10 @@
-// The sums that backward_sweep.wgsl is about, on CPUs: lanes own rows, keys are staged; backward_lanes.wgsl says how.
+// The sweep of the backward (backward_sweep.wgsl) on CPUs of the `rows` tier: lanes own rows, keys are staged, as backward_lanes.wgsl says.
 
 #include "backward_lanes.wgsl"
 #include "backward_sweep.wgsl"
 
-var<private> top: vec4<f32>; // of each row
+// For each row of the lane: what weights are relative to, the sum of weights, the sum of weights times dout . v.
+var<private> top: vec4<f32>;
 var<private> weight: array<vec4<f32>, 4>;
 var<private> weighted: array<vec4<f32>, 4>;
 
@@ -61,7 +62,7 @@ fn backward_branch_delta_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @buil
     begin_row(tile, 3u, own.w);
     top = vec4<f32>(row_top(tile, own.x), row_top(tile, own.y), row_top(tile, own.z), row_top(tile, own.w));
     begin_staging(invocation);
-    // A variable of the loop, as far as compilers can tell: else they compute the number anew after every barrier.
+    // Copied to a variable that the loop seems to change: otherwise compilers compute the index anew after every barrier.
     var lane = invocation;
     var number = 0u;
     for (var first = tile.key_begin; first < tile.key_end; first += STAGED) {

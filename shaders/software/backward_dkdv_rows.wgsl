@@ -1,5 +1,4 @@
-// Gradients of the keys and values of one branch, on CPUs: lanes own keys, rows are staged; backward_lanes.wgsl says
-// how.
+// Gradients of the keys and values of one branch, on CPUs of the `rows` tier: lanes own keys, rows are staged, as backward_lanes.wgsl says.
 
 #include "backward_lanes.wgsl"
 
@@ -30,7 +29,7 @@ fn store(i: u32, of_a: vec4<f32>, of_b: vec4<f32>) {
     dv[i] = narrow(of_b);
 }
 
-// A step's rows from `first` on, zeros where there are none.
+// Stages STAGED rows from `first` on, zeros where there are none.
 fn stage_rows(tile: Tile, first: u32, lane: u32, number: u32) {
     for (var i = lane; i < STAGED * HEAD_DIM_VEC4; i += THREADS) {
         let row = first + i / HEAD_DIM_VEC4;
@@ -50,7 +49,7 @@ fn stage_rows(tile: Tile, first: u32, lane: u32, number: u32) {
     }
 }
 
-// s and dp of a key become p and ds, for four rows.
+// Turns s and dp of a key and four rows into p and ds.
 fn weigh_rows(tile: Tile, r: u32, key: u32, of_rows: RowStats4, rows: vec4<u32>, spoiled: vec4<f32>) {
     if (r < VECTORS_PER_LANE) {
         let seen = seeing_rows(tile, key, rows);
@@ -88,7 +87,7 @@ fn backward_dkdv_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(loca
     begin_key(tile, 2u, own.z);
     begin_key(tile, 3u, own.w);
     begin_staging(invocation);
-    // A variable of the loop, as far as compilers can tell: else they compute the number anew after every barrier.
+    // Copied to a variable that the loop seems to change: otherwise compilers compute the index anew after every barrier.
     var lane = invocation;
     var number = 0u;
     for (var first = tile.row_begin; first < tile.row_end; first += STAGED) {
@@ -101,7 +100,7 @@ fn backward_dkdv_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(loca
 #for c in range(head_dim // 4)
         add_products_a(${c}u);
 #endfor
-        // Between blocks of what is staged, or compilers hold on to all that was loaded, for the sums.
+        // Barriers here keep compilers from holding all loaded values in registers until the sums below use them again.
         workgroupBarrier();
 #for c in range(head_dim // 4)
         add_products_b(${c}u);

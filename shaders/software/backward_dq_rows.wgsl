@@ -1,11 +1,11 @@
-// Gradient of the queries of one branch, on CPUs: lanes own rows, keys are staged; backward_lanes.wgsl says how.
+// Gradient of the queries of one branch, on CPUs of the `rows` tier: lanes own rows, keys are staged, as backward_lanes.wgsl says.
 
 #include "backward_lanes.wgsl"
 
 @group(0) @binding(5) var<storage, read> row_stats: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> dq: array<Stored4>;
 
-var<private> of_rows: RowStats4; // of each row
+var<private> of_rows: RowStats4; // row statistics of the lane's rows
 
 fn load_a(i: u32) -> vec4<f32> {
     return widen(q[i]);
@@ -27,7 +27,7 @@ fn store(i: u32, of_a: vec4<f32>, of_b: vec4<f32>) {
     dq[i] = narrow(of_a);
 }
 
-// s and dp of a row become p and ds, for four keys.
+// Turns s and dp of a row and four keys into ds.
 fn weigh_keys(tile: Tile, r: u32, row: u32, keys: vec4<u32>, spoiled: vec4<f32>) {
     if (r < VECTORS_PER_LANE) {
         let seen = seen_keys(tile, row, keys);
@@ -77,7 +77,7 @@ fn backward_dq_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_
     begin_sums(tile, 3u, own.w);
     of_rows = row_stats4(load_row_stats(tile, own.x), load_row_stats(tile, own.y), load_row_stats(tile, own.z), load_row_stats(tile, own.w));
     begin_staging(invocation);
-    // A variable of the loop, as far as compilers can tell: else they compute the number anew after every barrier.
+    // Copied to a variable that the loop seems to change: otherwise compilers compute the index anew after every barrier.
     var lane = invocation;
     var number = 0u;
     for (var first = tile.key_begin; first < tile.key_end; first += STAGED) {
@@ -90,7 +90,7 @@ fn backward_dq_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_
 #for c in range(head_dim // 4)
         add_products_a(${c}u);
 #endfor
-        // Between blocks of what is staged, or compilers hold on to all that was loaded, for the sums.
+        // Barriers here keep compilers from holding all loaded values in registers until the sums below use them again.
         workgroupBarrier();
 #for c in range(head_dim // 4)
         add_products_b(${c}u);

@@ -1,6 +1,7 @@
-// The `gradient` ("dq", "dk" or "dv") of a window of one branch as a product of matrices, on CPUs: dq = ds k, dk = ds^T q or dv = p^T dout, with the
-// weights that backward_weights_broadcast.wgsl wrote. A workgroup takes SIDE rows (of dk and dv: keys) and VEC4S vec4s of
-// columns; product_lanes.wgsl multiplies.
+// A gradient of a window of one branch as a matrix product, on CPUs of the `broadcast` tier. `gradient` says which: "dq" (dq = ds
+// k), "dk" (dk = ds^T q) or "dv" (dv = p^T dout). The matrices ds and p are those that backward_weights_broadcast.wgsl wrote. A
+// workgroup, one subgroup of eight lanes, computes SIDE rows (keys for dk and dv) and VEC4S vec4 of columns; product_lanes.wgsl
+// multiplies.
 
 #include "backward_window.wgsl"
 #include "geometry.wgsl"
@@ -13,13 +14,14 @@ const SIDE: u32 = ${8 * rows}u;
 @group(0) @binding(3) var<storage, read_write> gradient: array<Stored4>;
 
 var<private> tile: Tile;
-var<private> matrix: u32; // where the weights begin
-var<private> stride: u32; // of the weights
-var<private> first_row: u32; // of the lane, in the window
-var<private> num_rows: u32; // from there on
-var<private> first_vec4: u32; // of all lanes
-var<private> place: u32; // of that vec4 in the lane's first row
+var<private> matrix: u32; // place of ds or p of this item, segment and head in `weights`
+var<private> stride: u32; // vec4 from row to row of the weights
+var<private> first_row: u32; // the lane's first row (or key), in the window
+var<private> num_rows: u32; // rows of the window from there on
+var<private> first_vec4: u32; // first vec4 of columns, the same for all lanes
+var<private> place: u32; // index of that vec4 of the lane's first row in `gradient`
 
+// Index of row `row` of the window in `gradient`.
 fn own_index(row: u32) -> u32 {
 #if gradient == "dq"
     return query_index(tile, tile.row_begin + row);
@@ -28,6 +30,7 @@ fn own_index(row: u32) -> u32 {
 #endif
 }
 
+// Index of vector `number` of the window in `vectors`.
 fn vector_index(number: u32) -> u32 {
 #if gradient == "dq"
     return key_index(tile, tile.key_begin + number);
@@ -38,7 +41,7 @@ fn vector_index(number: u32) -> u32 {
 #endif
 }
 
-// From row to row, as vec4, of all tensors.
+// Vec4 from one row of the window to the next, in all tensors.
 fn row_stride() -> u32 {
     return params.dilation_rate * params.num_heads * HEAD_DIM_VEC4;
 }
@@ -62,11 +65,11 @@ fn find_right(pair: u32) {
 
 fn add_pair(pair: u32) {
     let own = widen(vectors[right_at[pair] + right_offset]);
-    // A weight of 0 keeps out what is not finite: the weights of those who see it are NaN.
+    // NaN and infinity count as 0: otherwise they would reach rows that weigh them with 0. Rows that do see them have a weight of NaN.
     add_columns(pair, select(vec4<f32>(), own, is_finite(own)));
 }
 
-// Four vectors, weighed. Those beyond the last one have weights of 0.
+// Adds four weighted vectors, from `number` on. Vectors after the last one have weights of 0.
 fn add_four(vectors_at: u32, number: u32, last: u32) {
 #if transpose_a
     left_offset = number * stride;

@@ -1,19 +1,19 @@
-// Scores of a lane's rows with SIDE keys, and the products of the rows' gradients with the values: what weights follow from.
-// product_lanes.wgsl multiplies; keys are its columns.
+// Products of a lane's rows with SIDE keys, in the backward kernels of the `broadcast` tier (CPUs): the scores q . k, and dout . v.
+// Weights follow from both. product_lanes.wgsl multiplies, with keys as columns.
 
 #include "backward_pairs.wgsl"
 #include "product_lanes.wgsl"
 
-const SIDE: u32 = ${8 * rows}u; // keys; rows of a workgroup too
+const SIDE: u32 = ${8 * rows}u; // keys of a tile, and rows of a workgroup
 
 var<private> tile: Tile;
-var<private> first_row: u32; // of the lane
-var<private> first_key: u32; // of all lanes
-var<private> gradients_at: array<vec4<u32>, ROWS / 4u>; // as left_at, in dout
-var<private> seen_end: array<u32, 8>; // of each row, the end of the keys that it sees
-var<private> scores: array<vec4<f32>, ROWS * VEC4S>; // the products with values are in `sums`
+var<private> first_row: u32; // the lane's first row
+var<private> first_key: u32; // first key of the tile, the same for all lanes
+var<private> gradients_at: array<vec4<u32>, ROWS / 4u>; // places of the lane's rows in dout, like left_at in q
+var<private> seen_end: array<u32, 8>; // for each row of the lane: it sees the keys before this one
+var<private> scores: array<vec4<f32>, ROWS * VEC4S>; // q . k; dout . v is in `sums`
 
-// Of rows and keys that do not exist the first of the binding is loaded: nobody sees what comes of it.
+// For rows and keys that do not exist, the first one of the binding is loaded. No row sees the results.
 fn query_at(row: u32) -> u32 {
     return select(params.q_skip, query_index(tile, row), row < min(tile.row_end, tile.real_rows));
 }
@@ -86,7 +86,7 @@ fn clear_sum(i: u32) {
     sums[i] = vec4<f32>();
 }
 
-// Scores and products with the keys from first_key on, for rows that find_rows has found.
+// Computes scores and dout . v of the lane's rows and the keys from first_key on. find_rows comes before.
 fn score_keys() {
 #for i in range(vec4s // 2)
     find_keys(${i}u);
@@ -111,11 +111,13 @@ fn score_keys() {
     }
 }
 
+// Which of four pairs see each other.
 fn seen_of(i: u32) -> vec4<bool> {
     return vec4<u32>(first_key + 4u * (i % VEC4S)) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(seen_end[i / VEC4S]);
 }
 
-// Of four pairs, their weights. A score or product that is not finite, because a vector is not, spoils what is seen of it.
+// The weights of four pairs. A pair that sees each other gets NaN if its score or dout . v is not finite, as when one of its
+// vectors is not.
 fn weights_of_pairs(i: u32, top: f32, seen: vec4<bool>) -> vec4<f32> {
     // Rows without a query have scores of 0.
     let score = select(vec4<f32>(), scores[i], first_row + i / VEC4S < tile.real_rows);

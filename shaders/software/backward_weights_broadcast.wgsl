@@ -1,5 +1,6 @@
-// Weights of a window of one branch, on CPUs: p and ds of each row with each key, from which the gradients follow as products
-// of matrices (backward_gradient_broadcast.wgsl). A workgroup takes SIDE rows and SIDE keys.
+// The matrices ds and p of a window of one branch, a row for each row and a column for each key, on CPUs of the `broadcast` tier.
+// The gradients are matrix products with them (backward_gradient_broadcast.wgsl). A workgroup, one subgroup of eight lanes,
+// computes SIDE rows and SIDE keys.
 
 #include "backward_scores.wgsl"
 #include "backward_window.wgsl"
@@ -7,10 +8,10 @@
 @group(0) @binding(5) var<storage, read> row_stats: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> weights: array<vec4<f32>>;
 
-var<private> of_row: array<RowStats, 8>;
-var<private> place: u32; // of the lane's first row and the first key, in ds
-var<private> stride: u32;
-var<private> size: u32;
+var<private> of_row: array<RowStats, 8>; // row statistics of the lane's rows
+var<private> place: u32; // place of the lane's first row and the tile's first key in ds, in vec4
+var<private> stride: u32; // vec4 from row to row
+var<private> size: u32; // vec4 of a matrix
 
 fn find_row_stats(r: u32) {
     of_row[r] = load_row_stats(tile, first_row + r);
@@ -39,7 +40,8 @@ fn backward_weights_broadcast(@builtin(workgroup_id) workgroup: vec3<u32>, @buil
     first_row = tile.row_begin + tile_row + ROWS * lane;
     first_key = tile.key_begin + tile_key;
     let seen = select(tile.key_end, min(tile.key_end, tile.row_begin + tile_row + SIDE), has_flag(FLAG_CAUSAL));
-    // A tile of keys beyond those that are seen is read as far as tiles of other kernels reach over the diagonal.
+    // Under the causal mask, tiles after the diagonal are all 0. Those near it are written, too, because tiles of the gradient
+    // kernels reach over the diagonal and read them.
     if (workgroup_number(workgroup) < params.num_workgroups && (!has_flag(FLAG_CAUSAL) || first_key < seen + 2u * SIDE)) {
 #for i in range(rows)
         find_seen(${i}u);

@@ -1,6 +1,6 @@
-// Forward attention on CPUs whose driver loads once per lane, whether the address is shared or not (lavapipe before Mesa
-// 26): each of eight lanes loads the vector of one key, and subgroup operations hand it to the other seven.
-// forward_lanes.wgsl is the rest.
+// Forward attention on CPUs of the `broadcast` tier, whose driver loads once per lane even if all lanes share the address (lavapipe
+// before Mesa 26). Each of eight lanes loads a different staged key, and subgroup operations hand it to the other seven. Everything
+// else is in forward_lanes.wgsl.
 
 #include "forward_lanes.wgsl"
 

@@ -1,15 +1,16 @@
-// Forward attention on CPUs: lanes own rows, and all of a workgroup's meet the same KEYS staged keys in a step.
+// Forward attention on CPUs, common to the tiers `rows` and `broadcast`. In each step all lanes of a workgroup read the same KEYS
+// staged keys.
 //
-// Each lane owns ROWS_PER_LANE query rows, their q and their output, in what the shader sees as registers. A step is
-// straight-line code in which every index is a constant: with a loop over what is staged, compilers compute each address anew,
-// with its bounds check. How a staged vector reaches all lanes differs: forward_rows.wgsl and forward_broadcast.wgsl have
-// add_scores and add_values of a column. docs/performance.md says what else was tried.
+// Each lane owns ROWS_PER_LANE query rows, and holds their queries and outputs in private arrays. A step is straight-line code with
+// constant indices only: in a loop over the staged keys, compilers would compute each address anew, with its bounds check. The
+// tiers differ in how a staged vector reaches all lanes: forward_rows.wgsl and forward_broadcast.wgsl define add_scores and
+// add_values for a column. docs/performance.md says what else was tried.
 
 #include "forward_output.wgsl"
 #include "vectors.wgsl"
 
-const LANES: u32 = ${lanes}u; // the adapter's vector width in f32
-const LANE_GROUPS: u32 = ${lane_groups}u; // that share what is staged
+const LANES: u32 = ${lanes}u; // f32 in a vector of the CPU
+const LANE_GROUPS: u32 = ${lane_groups}u; // groups of lanes that share the staged keys
 const ROWS_PER_LANE: u32 = ${rows_per_lane}u; // 1 to 4
 const KEYS: u32 = ${keys}u; // 4 or 8
 
@@ -17,24 +18,24 @@ const THREADS: u32 = LANES * LANE_GROUPS;
 const ROWS_PER_GROUP: u32 = ROWS_PER_LANE * LANES;
 const ROWS_PER_WORKGROUP: u32 = ROWS_PER_GROUP * LANE_GROUPS;
 const STAGED: u32 = KEYS * HEAD_DIM_VEC4;
-// Outputs are rescaled only when a row's maximum has grown by more than this, in log2 units: weights stay below 2^8, and
-// the branch that multiplies every output is hardly ever taken.
+// Outputs are rescaled only when a row's maximum has grown by more than this, in log2 units. Weights stay below 2^8, and the branch
+// that rescales every output is hardly ever taken.
 const GROWTH: f32 = 8.0;
 
 var<workgroup> keys: array<vec4<f32>, STAGED>;
-var<workgroup> values: array<vec4<f32>, STAGED>; // zeros in the place of what is not finite
-var<workgroup> not_finite: atomic<u32>; // whether values held a NaN or an infinity
+var<workgroup> values: array<vec4<f32>, STAGED>; // NaN and infinity are staged as 0
+var<workgroup> not_finite: atomic<u32>; // 1 when some value of the segment was NaN or infinity
 
 alias Vector = array<vec4<f32>, HEAD_DIM_VEC4>;
 
-// Of each row: arrays for four, of which the first ROWS_PER_LANE are used.
+// For each row of the lane. The arrays have room for four, of which the first ROWS_PER_LANE are used.
 var<private> query: array<Vector, 4>;
 var<private> output: array<Vector, 4>;
-var<private> scores: array<array<vec4<f32>, 2>, 4>; // of the staged keys as vec4; then their weights
-var<private> sums: array<vec4<f32>, 4>; // of weights
-var<private> top: vec4<f32>; // what weights are relative to: at most GROWTH below the row's maximum
-var<private> shrink: vec4<f32>; // factor on what the rows hold
-// Of the row that is loaded or stored: first element in its binding, and how it ends.
+var<private> scores: array<array<vec4<f32>, 2>, 4>; // scores of the staged keys; later their weights
+var<private> sums: array<vec4<f32>, 4>; // sums of weights
+var<private> top: vec4<f32>; // the number that weights are relative to: at most GROWTH below the row's maximum
+var<private> shrink: vec4<f32>; // factor that rescales sums and outputs
+// For the row that is being loaded or stored: its index in its binding, its factors, and whether it is merged.
 var<private> place: u32;
 var<private> end: RowEnd;
 var<private> merges: bool;
@@ -43,14 +44,14 @@ fn load_query(r: u32, c: u32) {
     query[r][c] = params.scale_log2e * widen(q[place + c]);
 }
 
-// Adds, to the scores of four staged keys, the products with column c of theirs.
+// Adds the products of column c to the scores of four staged keys.
 fn add_products(block: u32, c: u32, four: mat4x4<f32>) {
 #for i in range(rows_per_lane)
     scores[${i}][block] = dots(query[${i}][c], four, scores[${i}][block]);
 #endfor
 }
 
-// Adds column c of four staged values, weighed.
+// Adds column c of four staged values, times their weights, to the outputs.
 fn add_weighed(block: u32, c: u32, four: mat4x4<f32>) {
 #for i in range(rows_per_lane)
     output[${i}][c] = weigh(scores[${i}][block], four, output[${i}][c]);
@@ -63,13 +64,13 @@ fn shrink_output(c: u32) {
 #endfor
 }
 
-// What is there is loaded in any case, and dropped where nothing is merged: a branch for each column compiles for long.
+// The old content is always loaded, and dropped where nothing is merged: a branch for each column would take long to compile.
 fn store(r: u32, c: u32) {
     let old = select(vec4<f32>(), widen(out[place + c]), merges);
     out[place + c] = narrow(fma(vec4<f32>(end.kept), old, end.added * output[r][c]));
 }
 
-// Rows that are phantom or beyond the tile keep q = 0.
+// Loads the query of a row. Phantom rows and rows beyond the tile keep the query 0.
 fn begin_row(tile: Tile, r: u32, row: u32) {
     sums[r] = vec4<f32>();
     if (r < ROWS_PER_LANE && row < min(tile.row_end, tile.real_rows)) {
@@ -80,7 +81,7 @@ fn begin_row(tile: Tile, r: u32, row: u32) {
     }
 }
 
-// A staged tile is KEYS keys from `first` on, zeros where there are none.
+// Stages KEYS keys from `first` on, zeros where there are none.
 fn stage_keys(tile: Tile, first: u32, lane: u32) {
     for (var i = lane; i < STAGED; i += THREADS) {
         let key = first + i / HEAD_DIM_VEC4;
@@ -92,6 +93,7 @@ fn stage_keys(tile: Tile, first: u32, lane: u32) {
     }
 }
 
+// Stages KEYS values from `first` on, zeros where there are none.
 fn stage_values(tile: Tile, first: u32, lane: u32) {
     for (var i = lane; i < STAGED; i += THREADS) {
         let key = first + i / HEAD_DIM_VEC4;
@@ -111,8 +113,8 @@ fn clear_scores(r: u32) {
     scores[r] = array<vec4<f32>, 2>();
 }
 
-// Scores of keys at `limit` and beyond become the floor. In every step: a branch around it costs more, because what it
-// changes then outlives the step.
+// Sets the scores of keys from `limit` on to SCORE_FLOOR. Done in every step, because a branch around it would cost more: scores
+// would then have to be kept across the branch.
 fn mask_row(r: u32, first: u32, limit: u32) {
     scores[r][0] = select(vec4<f32>(SCORE_FLOOR), scores[r][0], first + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit));
     if (KEYS > 4u) {
@@ -140,9 +142,9 @@ fn weigh_row(r: u32) {
     }
 }
 
-// From the scores of the staged keys to their weights. Row r of the lane sees the keys before limits[r]. Of the others the
-// weight is 2^(floor - top) = 0, and 1 while the row has seen no key at all: what those add up to is multiplied by
-// 2^(floor - top) = 0 when the first key is seen, or dropped at the end.
+// Turns the scores of the staged keys into weights. Row r of the lane sees the keys before limits[r]. Other keys have the weight
+// 2^(SCORE_FLOOR - top) = 0. As long as a row has seen no key, top is SCORE_FLOOR and these weights are 1; what they add is
+// multiplied by 2^(SCORE_FLOOR - top) = 0 when the row sees its first key, or dropped at the end.
 fn weigh_scores(first: u32, limits: vec4<u32>) {
     mask_row(0u, first, limits.x);
     mask_row(1u, first, limits.y);
@@ -150,7 +152,7 @@ fn weigh_scores(first: u32, limits: vec4<u32>) {
     mask_row(3u, first, limits.w);
     let high = vec4<f32>(highest(0u), highest(1u), highest(2u), highest(3u));
     if (any(high > top + GROWTH)) {
-        // Not of the other rows, for what a row computes must not depend on another's keys.
+        // Only rows that have grown are rescaled: the result of a row must not depend on the scores of others.
         let higher = select(top, high, high > top + GROWTH);
         shrink = exp2(top - higher);
         top = higher;
@@ -178,9 +180,9 @@ fn end_row(tile: Tile, r: u32, row: u32) {
     }
 }
 
-// Steps leave out of the values what is not finite, because a row that does not see a key would take up 0 * NaN. Here the
-// rows that do see it get it, with any weight: sums with it are not finite either.
-// One loop, for drivers compile loops in loops here for as long as all the rest.
+// Adds values that are NaN or infinity to the outputs of the rows that see them. The steps stage them as 0, because a row that does
+// not see the key would add 0 * NaN. The weight does not matter here: the sum is not finite in any case. A single loop, because
+// drivers compile nested loops here for as long as all the rest.
 fn add_not_finite(tile: Tile, rows: vec4<u32>) {
     let limits = find_limits(tile, rows);
     let span = (tile.key_end - tile.key_begin) * HEAD_DIM_VEC4;
@@ -195,7 +197,7 @@ fn add_not_finite(tile: Tile, rows: vec4<u32>) {
     }
 }
 
-// The rows of a lane: a group's are contiguous, so that under a causal mask it has done when its last row has.
+// The rows of a lane. Rows of a group of lanes are contiguous, so that under the causal mask a group can stop at the keys of its last row.
 fn find_rows(tile: Tile, lane: u32) -> vec4<u32> {
     return vec4<u32>(group_begin(tile, lane) + lane % LANES) + LANES * vec4<u32>(0u, 1u, 2u, 3u);
 }
@@ -204,12 +206,12 @@ fn group_begin(tile: Tile, lane: u32) -> u32 {
     return tile.row_begin + lane / LANES * ROWS_PER_GROUP;
 }
 
-// The end of the keys that a row sees.
+// For each row: it sees the keys before this one.
 fn find_limits(tile: Tile, rows: vec4<u32>) -> vec4<u32> {
     return select(vec4<u32>(tile.key_end), min(rows + 1u, vec4<u32>(tile.key_end)), vec4<bool>(has_flag(FLAG_CAUSAL)));
 }
 
-// The end of the keys that some row of the lane's group sees.
+// No row of the lane's group sees a key from this one on.
 fn find_group_limit(tile: Tile, lane: u32) -> u32 {
     let begin = group_begin(tile, lane);
     let limit = select(tile.key_end, min(tile.key_end, begin + ROWS_PER_GROUP), has_flag(FLAG_CAUSAL));
@@ -228,8 +230,8 @@ fn attend(workgroup: vec3<u32>, invocation: u32) {
         atomicStore(&not_finite, 0u);
     }
     stage_keys(tile, tile.key_begin, invocation);
-    // A variable of the loop, as far as compilers can tell. Else they compute the number anew after every barrier, with
-    // two divisions for each lane of a vector, which is a fifth of the time.
+    // Copied to a variable that the loop seems to change. Otherwise compilers compute the index anew after every barrier, with two
+    // divisions for each lane of a vector, which takes a fifth of the time.
     var lane = invocation;
     for (var first = tile.key_begin; first < tile.key_end; first += KEYS) {
         lane = select(lane, 0u, first == 0xffffffffu);
@@ -254,7 +256,7 @@ fn attend(workgroup: vec3<u32>, invocation: u32) {
 #endfor
         }
     }
-    // With no keys, the flag has met no barrier yet.
+    // Needed when there are no keys: then no barrier has followed the store to the flag.
     workgroupBarrier();
     merges = has_flag(FLAG_MERGE);
     end_row(tile, 0u, rows.x);

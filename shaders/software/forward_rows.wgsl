@@ -1,5 +1,6 @@
-// Forward attention on CPUs whose driver turns a load at an address all lanes share into one scalar load and a broadcast
-// (lavapipe of Mesa 26 and later): each lane loads the staged vectors itself. forward_lanes.wgsl is the rest.
+// Forward attention on CPUs of the `rows` tier, whose driver turns a load at an address shared by all lanes into one scalar load
+// and a broadcast (lavapipe of Mesa 26 and later). Each lane loads the staged vectors itself. Everything else is in
+// forward_lanes.wgsl.
 
 #include "forward_lanes.wgsl"
 

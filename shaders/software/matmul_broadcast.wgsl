@@ -1,17 +1,16 @@
-// c = op(a) op(b), with a bias, an activation and a scaled residual in the same pass, on CPU adapters with subgroups of
-// eight lanes (lavapipe).
+// c = op(a) op(b) with bias, activation and scaled residual in the same pass, on CPUs of the `broadcast` tier (lavapipe).
 //
-// A workgroup is one subgroup of eight lanes; product_lanes.wgsl says how it multiplies. A step takes DEPTH elements.
-// Factors are read as vec4, so strides and windows are multiples of 4, and the length of the sum is one of DEPTH;
-// MatmulVariant::for_lengths takes another kernel else.
+// A workgroup is one subgroup of eight lanes and computes 8 * ROWS rows and VEC4S vec4 of columns; product_lanes.wgsl says how. A
+// step adds DEPTH elements to each sum. Factors are read as vec4: strides and windows must be multiples of 4, and the length of the
+// sums a multiple of DEPTH. For other products MatmulVariant::for_lengths chooses another kernel.
 
 #include "product.wgsl"
 #include "product_lanes.wgsl"
 
-// What starting and storing work with.
-var<private> first_row: u32; // of the lane
-var<private> first_vec4: u32; // of all lanes, along the columns
-var<private> place: u32; // of that vec4 in the first row, in c
+// Places for starting and storing the sums.
+var<private> first_row: u32; // the lane's first row
+var<private> first_vec4: u32; // first vec4 of columns, the same for all lanes
+var<private> place: u32; // index of that vec4 of the lane's first row in c
 
 fn find_right(pair: u32) {
 #if transpose_b
@@ -23,7 +22,7 @@ fn find_right(pair: u32) {
 #endif
 }
 
-// Rows outside c repeat the last one, and so do columns: their sums are not stored.
+// Rows after the last one of c repeat it, and so do columns. Their sums are not stored.
 fn find_left(four: u32) {
     let rows = min(vec4<u32>(first_row + 4u * four) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(params.rows - 1u));
 #if transpose_a
@@ -53,7 +52,7 @@ fn add_four(k: u32) {
 #endfor
 }
 
-// Sums begin at the bias, so that it is added before they are rounded.
+// Sums start from the bias, so that it is added before the result is rounded to its element format.
 fn start_sum(i: u32) {
     sums[i] = biased(vec4<f32>(), min(first_vec4 + i % VEC4S, params.columns / 4u - 1u));
 }

@@ -1,16 +1,17 @@
-// c = op(a) op(b), with a bias, an activation and a scaled residual in the same pass, on CPU adapters that turn a load at an
-// address all lanes share into one scalar load and a broadcast.
+// c = op(a) op(b) with bias, activation and scaled residual in the same pass, on CPUs of the `rows` tier, whose driver turns a load
+// at an address shared by all lanes into one scalar load and a broadcast.
 //
-// Each lane owns four columns of c in ROWS rows, all lanes of a workgroup the same rows. DEPTH elements of each row of a are
-// staged in workgroup memory, where every lane reads the same ones; those of b a lane gathers for its own columns, once for
-// all rows. A sum takes DEPTH fma between its load and its store, an element of a feeds four fma, one of b ROWS.
-// An array stays in registers only while all its indices are constants, so that rows are unrolled. docs/performance.md says why
-// these numbers.
+// A workgroup computes ROWS rows of c; each lane computes four columns of all these rows. In a step, DEPTH elements of each row of
+// a are staged in workgroup memory, where all lanes read the same ones. Each lane loads DEPTH elements of b for its own columns,
+// once for all rows. So each sum is loaded and stored once for DEPTH fma; an element of a serves four fma, one of b ROWS.
+//
+// Loops over rows are unrolled, because an array stays in registers only while all its indices are constants. docs/performance.md
+// says how the numbers were chosen.
 
 #include "product.wgsl"
 
-const LANES: u32 = ${lanes}u; // the adapter's vector width in f32
-const LANE_GROUPS: u32 = ${lane_groups}u; // beside each other
+const LANES: u32 = ${lanes}u; // f32 in a vector of the CPU
+const LANE_GROUPS: u32 = ${lane_groups}u; // groups of lanes, side by side along the columns
 #set rows = 64
 const ROWS: u32 = ${rows}u;
 const DEPTH: u32 = 5u;
@@ -19,23 +20,23 @@ const THREADS: u32 = LANES * LANE_GROUPS;
 var<workgroup> left: array<f32, ROWS * DEPTH>;
 
 var<private> sums: array<vec4<f32>, ROWS>;
-// DEPTH elements of the lane's columns of b.
+// DEPTH elements of b for each of the lane's four columns.
 var<private> right_0: vec4<f32>;
 var<private> right_1: vec4<f32>;
 var<private> right_2: vec4<f32>;
 var<private> right_3: vec4<f32>;
 var<private> right_4: vec4<f32>;
-// What storing works with, beside its row.
-var<private> first_row: u32;
-var<private> first_column: u32; // of the lane, in vectors
-var<private> place: u32; // of that column in the first row in c
+// Places for storing the sums.
+var<private> first_row: u32; // first row of the workgroup
+var<private> first_column: u32; // the lane's first column, in vectors
+var<private> place: u32; // index of that column of the first row in c
 var<private> exists: vec4<bool>; // which of the lane's columns c has
 
 #if width == "scalar"
-// A lane's four columns are LANES apart and stored one by one, for neighbouring lanes to take neighbours.
+// The four columns of a lane are LANES apart and stored one by one, so that neighbouring lanes store neighbouring elements.
 
 const COLUMN_STEP: u32 = LANES;
-// What follows the sums in a loop of its own: in store_row it would be compiled for each row.
+// What a loop after the sums adds: in store_row it would be compiled anew for each row.
 const FLAGS_AFTER: u32 = FLAG_BIAS | FLAG_RESIDUAL;
 
 fn store_row(r: u32) {
@@ -72,10 +73,10 @@ fn finish_row(at: u32, columns: vec4<u32>) {
     finish_stored(at + 3u * LANES, columns.w);
 }
 #else
-// A lane's four columns are neighbours and stored at once.
+// The four columns of a lane are neighbours and stored as one vec4.
 
 const COLUMN_STEP: u32 = 1u;
-// What follows the sums in a loop of its own. The bias is added before the sum is rounded.
+// What a loop after the sums adds. The bias is not among it, because it is added before the sum is rounded.
 const FLAGS_AFTER: u32 = FLAG_RESIDUAL;
 
 fn store_row(r: u32) {
@@ -98,11 +99,11 @@ fn finish_row(at: u32, columns: vec4<u32>) {
 }
 #endif
 
-// Rows and columns outside c repeat the last one, which costs less than a test: their sums are not stored. Elements beyond
-// the end of the sum are 0 on both sides, for what is there may be NaN.
+// Stages DEPTH elements of each row of a. Rows and columns after the last one repeat it, which costs less than a test; their sums
+// are not stored. Elements after the end of the sums count as 0 in both factors, for what is stored there may be NaN.
 fn stage(lane: u32, first_k: u32, end: u32) {
     for (var i = lane; i < ROWS * DEPTH; i += THREADS) {
-        // Neighbouring lanes take neighbours as stored.
+        // Neighbouring lanes take neighbouring addresses.
         let row = select(i / DEPTH, i % ROWS, TRANSPOSE_A);
         let place = select(i % DEPTH, i / ROWS, TRANSPOSE_A);
         let k = first_k + place;
@@ -149,7 +150,7 @@ fn matmul_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoc
         add_row(${r}u);
 #endfor
     }
-    // Numbers beyond the last tile do nothing.
+    // Workgroups beyond the last one write nothing.
     if (split * params.split < max(params.inner, 1u)) {
         exists = columns < vec4<u32>(params.columns);
         first_column = column / VECTOR_WIDTH;

@@ -4,7 +4,7 @@ use super::params::{LITTLE_WORK, params};
 use super::{Access, Fields, KernelSpec, ParamsInfo, VectorWidth};
 use crate::device::{DeviceCaps, ElementFormat};
 
-/// What a feed-forward network applies between its two products.
+/// The activation that a feed-forward network applies between its two matrix products.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// Nothing.
@@ -22,7 +22,7 @@ impl Activation {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Identity, Self::Relu, Self::Gelu, Self::Silu];
 
-    /// The one that torchscale's `activation_fn` calls so: `relu`, `gelu` or `swish`, which PyTorch calls `silu`.
+    /// The activation that torchscale's `activation_fn` calls `name`: `relu`, `gelu` or `swish`, or `silu`, PyTorch's name for swish.
     pub fn named(name: &str) -> Option<Self> {
         match name {
             "relu" => Some(Self::Relu),
@@ -51,9 +51,9 @@ params! {
 /// An activation, element by element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ActivationForward {
-    /// Which one.
+    /// Which activation.
     pub activation: Activation,
-    /// How input and result are stored.
+    /// How input and result are stored, and how many elements a lane takes at a time.
     pub vector_width: VectorWidth,
 }
 
@@ -94,10 +94,10 @@ impl KernelSpec for ActivationForward {
     }
 }
 
-/// Its gradient, in f32.
+/// Gradient of the input of an activation, in f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ActivationBackward {
-    /// Of which one.
+    /// Which activation.
     pub activation: Activation,
 }
 

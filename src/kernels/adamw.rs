@@ -9,7 +9,7 @@ params! {
     AdamWParams { count: u32, skip: u32, learning_rate: f32, beta_1: f32, beta_2: f32, eps: f32, weight_decay: f32, correction_1: f32, correction_2: f32, max_norm: f32, gradient_scale: f32, first_workgroup: u32, grid_width: u32 }
 }
 
-/// A step of the optimiser.
+/// One AdamW step of one tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AdamW;
 

@@ -1,5 +1,4 @@
-//! What the attention kernels have in common, forward and backward: what a dispatch computes and its parameters, a kernel with its
-//! numbers, and the choice of one.
+//! What the forward and backward attention kernels have in common: passes, dispatch parameters, variants, and the choice of a variant.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -18,17 +17,17 @@ use crate::error::Result;
 pub enum Pass {
     /// The output and its softmax state.
     Forward,
-    /// Backward: the sweep. Of each row, the sums of the weights and of weights times `dout . v` over its keys.
+    /// Backward, first pass (the sweep): for each row, the sum over its keys of the softmax weights, and of the weights times `dout . v`.
     BranchDelta,
-    /// Backward, where gradients are products of matrices: the weights of a window.
+    /// Backward of the `broadcast` tier: softmax weights and score gradients of a window of rows and keys, written to memory.
     Weights,
     /// Backward: the gradient of the queries.
     Dq,
-    /// Backward: the gradient of the keys, from weights.
+    /// Backward of the `broadcast` tier: the gradient of the keys, from what [`Weights`](Self::Weights) wrote.
     Dk,
-    /// Backward: the gradient of the values, from weights.
+    /// Backward of the `broadcast` tier: the gradient of the values, from what [`Weights`](Self::Weights) wrote.
     Dv,
-    /// Backward: the gradients of the keys and values.
+    /// Backward: the gradients of the keys and values in one pass.
     DkDv,
 }
 
@@ -37,25 +36,26 @@ params! {
     AttentionParams { seq_len: u32, valid_len: u32, key_len: u32, valid_key_len: u32, num_heads: u32, head_begin: u32, head_count: u32, offset_base: u32, offset_div: u32, offset_mod: u32, segment_length: u32, dilation_rate: u32, rows_per_segment: u32, output_stride: u32, segment_begin: u32, segment_count: u32, row_begin: u32, row_end: u32, key_row_begin: u32, key_row_end: u32, flags: u32, scale: f32, scale_log2e: f32, out_scale: f32, q_token0: u32, q_skip: u32, kv_token0: u32, kv_skip: u32, out_token0: u32, out_skip: u32, state_skip: u32, row_stats_skip: u32, first_workgroup: u32, grid_width: u32, num_workgroups: u32 }
 }
 impl AttentionParams {
-    /// A row sees no row after itself.
+    /// Causal mask: a row sees only keys up to its own place.
     pub const CAUSAL: u32 = 1;
-    /// Rows that are not real count as keys of score 0 and value 0 in this dispatch.
+    /// Padding rows of a segment count as keys of score 0 and value 0 in this dispatch.
     pub const ZERO_KEYS: u32 = 2;
-    /// Merge into what is there instead of writing.
+    /// Results are merged with those in the output instead of overwriting them.
     pub const MERGE: u32 = 4;
-    /// Rows that are not real are written too, with a zero query.
+    /// Padding rows of a segment are written too, as rows with a zero query.
     pub const PHANTOM_ROWS: u32 = 8;
-    /// The sweep is over one branch's keys, and shares are divided by the forward's sum.
+    /// The gradient treats mixing weights as constants: the sweep covers the keys of one branch only, and weights are divided by
+    /// the sum that the forward left.
     pub const DETACHED: u32 = 16;
 
-    /// Keys of a dispatch that a row sees at most.
+    /// The most keys that a row sees in a dispatch.
     pub(super) fn keys(params: &[u8]) -> u32 {
         let params: Self = read(params);
         let keys = params.key_row_end.saturating_sub(params.key_row_begin);
         keys.min(params.rows_per_segment)
     }
 
-    /// Rows of a dispatch that see a key at most.
+    /// The most rows that see a key in a dispatch.
     pub(super) fn rows(params: &[u8]) -> u32 {
         let params: Self = read(params);
         let rows = params.row_end.saturating_sub(params.row_begin);
@@ -63,47 +63,47 @@ impl AttentionParams {
     }
 }
 
-/// An attention kernel, or the kernels of all passes of a backward, with the numbers.
+/// An attention kernel with the numbers it is compiled for. For the backward: the kernels of all its passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AttentionVariant<L> {
-    /// How the work is laid out.
+    /// How the work is divided among threads.
     pub layout: L,
     /// Elements in one head.
     pub head_dim: u32,
-    /// How tensors are stored.
+    /// Element format of the tensors.
     pub format: ElementFormat,
 }
 
-/// How the kernels of one direction, forward or backward, lay out their work.
+/// How the kernels of one direction, forward or backward, divide their work among threads.
 pub trait AttentionLayout: Copy + PartialEq + fmt::Debug {
-    /// What the direction is called in keys and in the names of kernels.
+    /// Name of the direction in the keys under which measurements are remembered.
     const DIRECTION: &'static str;
 
-    /// What is computed, the first pass first.
+    /// The passes of this direction, in order.
     const PASSES: &'static [Pass];
 
-    /// What every device runs.
+    /// The layout that every device runs.
     const TILE: Self;
 
-    /// The tiers that suit a device, the best first, and why.
+    /// The tiers that suit a device, the best first, each with the reason.
     fn suited(head_dim: u32, caps: &DeviceCaps) -> Vec<(KernelTier, &'static str)>;
 
-    /// The layout of the `rows` tier for such segments.
+    /// The layout of the `rows` tier for these segments.
     fn rows(segments: &Segments, caps: &DeviceCaps) -> Self;
 
-    /// The layout of the `broadcast` tier.
+    /// The layout of the `broadcast` tier for these segments.
     fn broadcast(segments: &Segments, caps: &DeviceCaps) -> Self;
 
-    /// The layout with such a tile of cooperative matrices.
+    /// The layout with this tile of cooperative matrices.
     fn coop(tile: CoopTile) -> Self;
 
-    /// Vectors that a subgroup with cooperative matrices owns.
+    /// Rows (or keys) that one subgroup owns in a layout with cooperative matrices.
     fn coop_rows(matrix: CooperativeMatrix) -> u32;
 
-    /// Its tile of cooperative matrices.
+    /// The tile of a layout with cooperative matrices; `None` for other layouts.
     fn coop_tile(self) -> Option<CoopTile>;
 
-    /// The tier that it is of.
+    /// The tier that the layout belongs to.
     fn tier(self) -> KernelTier;
 
     /// Rows (or keys) that one workgroup computes, for heads of `head_dim`.
@@ -112,19 +112,19 @@ pub trait AttentionLayout: Copy + PartialEq + fmt::Debug {
     /// Bytes of workgroup memory in a pass.
     fn memory_bytes(self, head_dim: u32, pass: Pass) -> u32;
 
-    /// Whether numbers that `rows` and `broadcast` have suit heads of `head_dim` and a device.
+    /// Whether the numbers of a layout suit heads of `head_dim` on a device with `caps`.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) or [`Error::BindingTooSmall`](crate::Error::BindingTooSmall) when not.
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) or [`Error::BindingTooSmall`](crate::Error::BindingTooSmall) when they do not.
     fn check(self, head_dim: u32, caps: &DeviceCaps) -> Result<()>;
 
-    /// The same with other numbers that may be faster.
+    /// Layouts of the same tier with other numbers, which may be faster.
     fn alternatives(self) -> Vec<Self>;
 
-    /// Seconds that its compilation takes; see [`Family::compile_time`]. Not asked for cooperative matrices.
+    /// Seconds that compilation takes, or `None` for too long to try; see [`Family::compile_time`]. Not called for cooperative matrices.
     fn compile_seconds(self, head_dim: u32, processor: Processor) -> Option<u64>;
 
-    /// What plans and reports call the kernel, or the kernels of all passes.
+    /// Name of the kernel, or of all kernels of the backward, in plans and reports.
     fn title(self) -> &'static str;
 
     /// Name of the shader of a pass.
@@ -135,7 +135,7 @@ pub trait AttentionLayout: Copy + PartialEq + fmt::Debug {
 }
 
 impl<L: AttentionLayout> AttentionVariant<L> {
-    /// Whether it multiplies cooperative matrices.
+    /// Whether the kernel uses cooperative matrices.
     pub fn is_cooperative(&self) -> bool {
         self.layout.coop_tile().is_some()
     }
@@ -145,7 +145,7 @@ impl<L: AttentionLayout> AttentionVariant<L> {
         self.layout.rows_per_workgroup(self.head_dim)
     }
 
-    /// Bytes of workgroup memory, in the pass that takes most.
+    /// Bytes of workgroup memory of the pass that needs the most.
     fn most_memory_bytes(&self) -> u32 {
         let passes = L::PASSES.iter();
         let bytes = passes.map(|pass| self.layout.memory_bytes(self.head_dim, *pass));
@@ -159,11 +159,13 @@ impl<L: AttentionLayout> AttentionVariant<L> {
             .and(self.layout.fields(self.head_dim, pass))
     }
 
-    /// Whether it computes heads of `head_dim` on a device with `caps`.
+    /// Whether the kernel runs for heads of `head_dim` on a device with `caps`.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) when no device does, [`Error::Unsupported`](crate::Error::Unsupported) when
-    /// this one does not, [`Error::BindingTooSmall`](crate::Error::BindingTooSmall) when no binding covers what one workgroup leaves for others.
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) when it runs on no device,
+    /// [`Error::Unsupported`](crate::Error::Unsupported) when it does not run on this one,
+    /// [`Error::BindingTooSmall`](crate::Error::BindingTooSmall) when no binding covers the weights that one workgroup writes
+    /// (`broadcast` tier of the backward).
     pub fn check(&self, head_dim: usize, caps: &DeviceCaps) -> Result<()> {
         if self.head_dim as usize != head_dim || head_dim > MAX_HEAD_DIM {
             return invalid(
@@ -210,7 +212,7 @@ impl<L: AttentionLayout> fmt::Display for AttentionVariant<L> {
     }
 }
 
-/// What the choice of an attention kernel depends on.
+/// The attention kernels of one direction for one configuration and element format, to choose from.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionFamily<L> {
     segments: Segments,
@@ -219,7 +221,7 @@ pub struct AttentionFamily<L> {
 }
 
 impl<L: AttentionLayout> AttentionFamily<L> {
-    /// Kernels for the segments of `config` and tensors that are stored as `format`.
+    /// Kernels for the segments of `config`, with tensors stored as `format`.
     pub fn of(config: &DilatedAttentionConfig, format: ElementFormat) -> Self {
         Self {
             segments: Segments::of(config),
@@ -228,7 +230,7 @@ impl<L: AttentionLayout> AttentionFamily<L> {
         }
     }
 
-    /// Kernels for long segments.
+    /// Kernels for segments longer than any kernel's tile.
     pub fn of_long_segments(head_dim: usize, format: ElementFormat) -> Self {
         Self {
             segments: Segments::long(in_u32(head_dim)),
@@ -237,7 +239,7 @@ impl<L: AttentionLayout> AttentionFamily<L> {
         }
     }
 
-    /// The segments, with heads: what a probe is made for.
+    /// Segments and head size: what a timed probe is made for.
     #[cfg(not(target_arch = "wasm32"))]
     pub(crate) fn segments(&self) -> &Segments {
         &self.segments
@@ -251,7 +253,7 @@ impl<L: AttentionLayout> AttentionFamily<L> {
         }
     }
 
-    /// The largest tile of cooperative matrices that fits.
+    /// The layout with the best tile of cooperative matrices that fits in workgroup memory.
     fn coop(&self, caps: &DeviceCaps) -> Result<L> {
         let matrix = CoopTile::matrix_for(self.format, caps)?;
         CoopTile::check_head_dim(self.segments.head_dim)?;
@@ -294,7 +296,7 @@ impl<L: AttentionLayout> Family for AttentionFamily<L> {
     }
 
     fn compile_time(&self, variant: Self::Variant, caps: &DeviceCaps) -> Option<Duration> {
-        // Cooperative matrices are known to be faster on GPUs and slower on CPUs; f16 only, and what is measured is f32.
+        // Not to be measured: probes use f32 and these kernels take f16 only. They are known to be faster on GPUs and slower on CPUs.
         if variant.is_cooperative() {
             return None;
         }

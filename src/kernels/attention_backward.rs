@@ -1,14 +1,15 @@
-//! The backward of attention: its kernels, and which of them a device gets.
+//! The kernels of the backward of attention, and which of them a device gets.
 //!
-//! First a sweep leaves the sums of each row ([`Pass::BranchDelta`]). Then dq is computed, and dk with dv, each from scores of its own; on
-//! drivers that compile that badly, weights are written to memory and gradients are products of matrices.
+//! A first pass, the sweep, leaves sums for each row ([`Pass::BranchDelta`]). Two more passes compute dq, and dk with dv; each
+//! computes the scores again. Some software drivers compile such passes badly. The `broadcast` tier is for them: it writes the
+//! softmax weights to memory once, and computes the gradients as matrix products.
 //!
 //! | tier | shaders | for |
 //! |---|---|---|
 //! | tile | `attention/backward_{branch_delta,dq,dkdv}_tile.wgsl` | GPUs; other software drivers |
-//! | coop | `attention/backward_{branch_delta,dq,dkdv}_coop.wgsl` | GPUs with cooperative matrices, tensors stored as f16 |
+//! | coop | `attention/backward_{branch_delta,dq,dkdv}_coop.wgsl` | GPUs with cooperative matrices, f16 tensors |
 //! | rows | `software/backward_{branch_delta,dq,dkdv}_rows.wgsl` | CPUs whose driver loads an address that all lanes share once |
-//! | broadcast | `software/backward_{branch_delta,weights,gradient}_broadcast.wgsl` | CPUs with subgroups of eight lanes whose driver loads once a lane |
+//! | broadcast | `software/backward_{branch_delta,weights,gradient}_broadcast.wgsl` | other CPUs with subgroups of 8 lanes |
 
 use super::attention::{AttentionFamily, AttentionLayout, AttentionVariant};
 use super::choice::reasons;
@@ -20,26 +21,26 @@ use super::{Access, AttentionParams, Fields, Kernel, KernelSpec, ParamsInfo, Pas
 use crate::device::{CooperativeMatrix, DeviceCaps, ElementFormat, KernelTier, Processor};
 use crate::error::Result;
 
-/// Vectors that a subgroup with cooperative matrices owns: two operands and up to two sums of them are kept in registers.
+/// Rows (or keys) that a subgroup with cooperative matrices owns. Two operands and up to two sums of each stay in registers.
 const COOP_ROWS: u32 = 16;
 
-/// How the work is laid out; see the shader files for each.
+/// How the backward divides its work among threads; the shader files say more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BackwardLayout {
     /// Tiles of 32 rows by 32 keys in workgroup memory.
     Tile,
     /// Cooperative matrices.
     Coop(CoopTile),
-    /// Lanes own rows (or keys) and load each staged vector that those meet together.
+    /// Each lane owns rows (or keys). All lanes read the same staged vectors of the other side.
     Rows(LaneGroups),
-    /// Products of matrices, by way of the weights of a window of rows and keys.
+    /// Softmax weights of a window of rows and keys go to memory; gradients are matrix products with them.
     Broadcast(WeightsTile),
 }
 
-/// The backward kernels with their numbers.
+/// The backward kernels with the numbers they are compiled for.
 pub type BackwardVariant = AttentionVariant<BackwardLayout>;
 
-/// What the choice of the backward kernels depends on.
+/// The backward kernels to choose from.
 pub type BackwardFamily = AttentionFamily<BackwardLayout>;
 
 impl AttentionLayout for BackwardLayout {
@@ -110,7 +111,7 @@ impl AttentionLayout for BackwardLayout {
 
     fn memory_bytes(self, head_dim: u32, pass: Pass) -> u32 {
         match self {
-            // Chunks of 32 vectors of two operands, 9 vec4 each; sums of 64 threads.
+            // A chunk of 32 vectors of 9 vec4 for each of two operands; in the sweep also two vec4 sums of each of 64 threads.
             Self::Tile => {
                 let sums = if pass == Pass::BranchDelta {
                     2 * 64 * 16
@@ -121,7 +122,8 @@ impl AttentionLayout for BackwardLayout {
             }
             Self::Rows(_) => software::workgroup_memory_bytes(head_dim, pass),
             Self::Broadcast(_) => 0,
-            // Two operands, one or two slabs of weights; two of products; a word for each staged vector; what the rows have.
+            // In order: two staged operands (f16), one or two slabs of weights (f16), two slabs of products (f32), a flag word for
+            // each staged vector, statistics of rows.
             Self::Coop(tile) => {
                 let columns = tile.column_blocks(head_dim) * tile.matrix.size;
                 let (slabs, of_rows) = match pass {
@@ -209,7 +211,7 @@ impl AttentionLayout for BackwardLayout {
 }
 
 impl BackwardVariant {
-    /// How weights are laid out, where they are kept in memory.
+    /// The tile of the weights in memory; `None` for kernels that keep none.
     pub(crate) fn weights_tile(&self) -> Option<WeightsTile> {
         match self.layout {
             BackwardLayout::Broadcast(tile) => Some(tile),
@@ -217,7 +219,7 @@ impl BackwardVariant {
         }
     }
 
-    /// What is computed of each part of a branch, in order, once the sweep of [`Pass::BranchDelta`] has left its sums.
+    /// The passes that follow the sweep ([`Pass::BranchDelta`]) for each part of a branch, in order.
     pub fn passes(&self) -> &'static [Pass] {
         match self.layout {
             BackwardLayout::Broadcast(_) => &[Pass::Weights, Pass::Dq, Pass::Dk, Pass::Dv],
@@ -225,7 +227,7 @@ impl BackwardVariant {
         }
     }
 
-    /// The kernel of a pass: of [`Pass::BranchDelta`] and those of [`passes`](Self::passes), no other.
+    /// The kernel of a pass; `None` unless the pass is [`Pass::BranchDelta`] or one of [`passes`](Self::passes).
     pub fn kernel(&self, pass: Pass) -> Option<Kernel> {
         let computed = pass == Pass::BranchDelta || self.passes().contains(&pass);
         let kernel = BackwardKernel {
@@ -235,7 +237,7 @@ impl BackwardVariant {
         computed.then_some(kernel.into())
     }
 
-    /// Workgroups that share the columns of a tile in a pass.
+    /// Number of workgroups that the columns of a tile are divided among in a pass.
     pub(crate) fn column_tiles(&self, pass: Pass) -> u32 {
         match (self.layout, pass) {
             (BackwardLayout::Broadcast(tile), Pass::Dq | Pass::Dk | Pass::Dv) => {
@@ -254,17 +256,17 @@ pub struct BackwardKernel {
 }
 
 impl BackwardKernel {
-    /// How it lays its work out.
+    /// The backward that the kernel belongs to.
     pub fn variant(&self) -> BackwardVariant {
         self.variant
     }
 
-    /// What it computes.
+    /// The pass that the kernel computes.
     pub fn pass(&self) -> Pass {
         self.pass
     }
 
-    /// Whether it multiplies the weights that an earlier pass has left in memory.
+    /// Whether the kernel multiplies weights that an earlier pass has left in memory.
     fn is_product(&self) -> bool {
         self.variant.weights_tile().is_some() && matches!(self.pass, Pass::Dq | Pass::Dk | Pass::Dv)
     }
@@ -286,7 +288,7 @@ impl KernelSpec for BackwardKernel {
             _ if self.is_product() => &[Read, Read, ReadWrite],
             // q, k, v, dout, row statistics, dk, dv
             Pass::DkDv => &[Read, Read, Read, Read, Read, ReadWrite, ReadWrite],
-            // q, k, v, dout, and softmax_state, row statistics; row statistics, weights; row statistics, dq
+            // q, k, v, dout, then: softmax_state, row statistics (sweep); row statistics, weights; or row statistics, dq
             _ => &[Read, Read, Read, Read, Read, ReadWrite],
         }
     }
@@ -304,7 +306,7 @@ impl KernelSpec for BackwardKernel {
         };
         let products = match pass {
             _ if self.is_product() => 1,
-            // With matrices, one more: of what f16 has left of the weights.
+            // Cooperative matrices take one more product, with the rest that f16 weights lose in rounding.
             Pass::Dq if variant.is_cooperative() => 4,
             Pass::Dq => 3,
             Pass::DkDv => 4,

@@ -1,13 +1,13 @@
-//! The forward of attention: its kernels, and which of them a device gets.
+//! The kernels of the forward of attention, and which of them a device gets.
 //!
 //! | tier | shader | for |
 //! |---|---|---|
 //! | tile | `attention/forward_tile.wgsl` | GPUs; other software drivers |
-//! | coop | `attention/forward_coop.wgsl` | GPUs with cooperative matrices, tensors stored as f16 |
+//! | coop | `attention/forward_coop.wgsl` | GPUs with cooperative matrices, f16 tensors |
 //! | rows | `software/forward_rows.wgsl` | CPUs whose driver loads an address that all lanes share once |
-//! | broadcast | `software/forward_broadcast.wgsl` | CPUs with subgroups of eight lanes whose driver loads once a lane |
+//! | broadcast | `software/forward_broadcast.wgsl` | other CPUs with subgroups of 8 lanes |
 //!
-//! All compute the same. Cooperative matrices are not chosen on CPUs: lavapipe multiplies them at a tenth of its ceiling.
+//! All have the same result. CPUs do not get cooperative matrices: lavapipe multiplies them at a tenth of its peak rate.
 
 use super::attention::{AttentionFamily, AttentionLayout, AttentionVariant};
 use super::choice::reasons;
@@ -19,23 +19,23 @@ use super::{Access, AttentionParams, Fields, KernelSpec, ParamsInfo, Pass, Segme
 use crate::device::{CooperativeMatrix, DeviceCaps, ElementFormat, KernelTier, Processor};
 use crate::error::Result;
 
-/// How the work is laid out; see the shader files for each.
+/// How the forward divides its work among threads; the shader files say more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ForwardLayout {
     /// Tiles of keys, values and weights in workgroup memory.
     Tile,
     /// Cooperative matrices.
     Coop(CoopTile),
-    /// Lanes own rows and load each staged key together.
+    /// Each lane owns rows. All lanes read the same staged keys.
     Rows(LaneGroups),
-    /// Lanes own rows; each loads another staged key, and subgroup operations hand it on.
+    /// Each lane owns rows. Each loads a different staged key, and subgroup operations hand it to the other lanes.
     Broadcast(LaneGroups),
 }
 
-/// A forward kernel with its numbers.
+/// A forward kernel with the numbers it is compiled for.
 pub type ForwardVariant = AttentionVariant<ForwardLayout>;
 
-/// What the choice of a forward kernel depends on.
+/// The forward kernels to choose from.
 pub type ForwardFamily = AttentionFamily<ForwardLayout>;
 
 impl AttentionLayout for ForwardLayout {
@@ -69,7 +69,7 @@ impl AttentionLayout for ForwardLayout {
         Self::Coop(tile)
     }
 
-    /// Each lane owns whole rows, and a matrix of keys should meet two of queries.
+    /// Enough rows that each lane owns whole ones, and that each matrix of keys is multiplied with at least two matrices of queries.
     fn coop_rows(matrix: CooperativeMatrix) -> u32 {
         matrix.lanes.max(2 * matrix.size)
     }
@@ -102,11 +102,12 @@ impl AttentionLayout for ForwardLayout {
 
     fn memory_bytes(self, head_dim: u32, _: Pass) -> u32 {
         match self {
-            // A chunk of q or weights (9 vec4 a row), a chunk of k or v (9 vec4 for 32 keys), maxima (2 vec4 a row).
+            // A chunk of q or of weights (9 vec4 for each row), a chunk of k or v (9 vec4 for each of 32 keys), maxima (2 vec4 for
+            // each row).
             Self::Tile => (self.rows_per_workgroup(head_dim) * (9 + 2) + 32 * 9) * 16,
             Self::Rows(_) => Handed::Loaded.workgroup_memory_bytes(head_dim),
             Self::Broadcast(_) => Handed::Broadcast.workgroup_memory_bytes(head_dim),
-            // Keys, values, weights; scores; a word for each key, a flag, two factors for each row.
+            // In order: keys and values (f16), weights (f16), scores (f32), a flag word for each key, a flag, two factors for each row.
             Self::Coop(tile) => {
                 let columns = tile.column_blocks(head_dim) * tile.matrix.size;
                 CoopTile::f16_bytes(2 * tile.staged, columns)
@@ -133,7 +134,7 @@ impl AttentionLayout for ForwardLayout {
     fn compile_seconds(self, head_dim: u32, processor: Processor) -> Option<u64> {
         match (processor, self) {
             (Processor::Gpu, Self::Tile) => Some(1),
-            // Rows in registers are more than a GPU's lane has.
+            // These keep whole rows in registers: more than a lane of a GPU has.
             (Processor::Gpu, _) => None,
             (Processor::Cpu { uniform_loads, .. }, layout) => match (layout, uniform_loads) {
                 (Self::Tile, true) => Some(3),

@@ -1,13 +1,13 @@
-//! A kernel with the reason why it was chosen.
+//! A chosen kernel, with the reason for the choice.
 
 use std::fmt;
 
-/// A kernel and why it was chosen.
+/// A chosen kernel, with the reason for the choice.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Choice<V> {
-    /// The kernel with its numbers.
+    /// The kernel, with the numbers it is compiled for.
     pub variant: V,
-    /// Why.
+    /// The reason.
     pub reason: Reason,
 }
 
@@ -15,13 +15,13 @@ pub struct Choice<V> {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Reason {
-    /// By what the adapter is; in words.
+    /// It suits this kind of adapter; the text says why.
     Adapter(&'static str),
-    /// A timed probe found it the fastest ([`tune`](crate::tuning::tune)), now or in an earlier run.
+    /// A timed probe found it the fastest ([`tune`](crate::tuning::tune)), in this process or an earlier one.
     Measured {
-        /// Time of the probe.
+        /// Its time in the probe.
         microseconds: u64,
-        /// The next best kernel and its time.
+        /// The second fastest kernel and its time in microseconds; `None` when no other could be measured.
         against: Option<(String, u64)>,
     },
     /// The caller chose it.
@@ -29,7 +29,7 @@ pub enum Reason {
 }
 
 impl<V> Choice<V> {
-    /// Chosen by what the adapter is.
+    /// A kernel that suits this kind of adapter.
     pub(crate) fn adapter(variant: V, reason: &'static str) -> Self {
         Self {
             variant,
@@ -38,7 +38,7 @@ impl<V> Choice<V> {
     }
 }
 
-/// The caller's.
+/// A choice that the caller made.
 impl<V> From<V> for Choice<V> {
     fn from(variant: V) -> Self {
         Self {
@@ -76,32 +76,32 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Reasons that are known without measuring.
+/// Texts for [`Reason::Adapter`].
 pub(super) mod reasons {
-    /// Where nothing else suits.
+    /// When no other kernel suits the device.
     pub const EVERY_DEVICE: &str = "the kernel that every device runs";
 
     /// A GPU.
     pub const GPU: &str = "a GPU, kernels for workgroup memory";
 
-    /// A GPU, f16 tensors.
+    /// A GPU with cooperative matrices, and f16 tensors.
     pub const MATRICES: &str = "a GPU with cooperative matrices, f16 tensors";
 
-    /// A software driver, `Processor::Cpu` with `uniform_loads`.
+    /// `Processor::Cpu` with `uniform_loads`.
     pub const UNIFORM_LOADS: &str = "a CPU whose driver loads an address that all lanes share once (lavapipe of Mesa 26 and later)";
 
-    /// A software driver without, with `broadcasts`.
+    /// `Processor::Cpu` with `broadcasts`, without `uniform_loads`.
     pub const BROADCASTS: &str = "a CPU whose driver loads shared addresses once a lane, and has subgroups of 8 lanes (lavapipe before Mesa 26)";
 
-    /// A software driver with both, a linear layer's product.
+    /// `Processor::Cpu` with `broadcasts` and `uniform_loads`, for the product of a linear layer.
     pub const BROADCASTS_OF_VEC4: &str =
         "a CPU with subgroups of 8 lanes, factors whose sums run along the stored rows";
 
-    /// A software driver with neither.
+    /// `Processor::Cpu` with neither.
     pub const LOADS_PER_LANE: &str =
         "a CPU whose driver loads shared addresses once a lane (lavapipe before Mesa 26, others)";
 
-    /// Unrolled columns of such heads compile for longer than they save.
+    /// Wide heads: unrolled loops over their columns take longer to compile than they save.
     pub const WIDE_HEADS: &str =
         "heads wider than 128, whose columns compile for too long unrolled";
 }

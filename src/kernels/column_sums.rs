@@ -1,4 +1,4 @@
-//! Sums of columns over blocks of rows.
+//! Column sums over blocks of rows.
 
 use super::params::{params, read};
 use super::{Access, Fields, KernelSpec, ParamsInfo};
@@ -9,10 +9,10 @@ params! {
     ColumnSumsParams { rows: u32, width: u32, x_skip: u32, dy_skip: u32, stats_skip: u32, partials_skip: u32, block: u32, tiles_x: u32, first_workgroup: u32, grid_width: u32 }
 }
 
-/// Sums of columns over blocks of rows: the gradients of biases and of the weights of norms.
+/// Sums each column over blocks of rows, for the gradients of biases and of the weights of norms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ColumnSums {
-    /// Also of their products with the normalised input.
+    /// Sums the products with the normalised input, too.
     pub normalised: bool,
 }
 

@@ -1,16 +1,16 @@
-//! Elements in another type.
+//! Conversion between element types.
 
 use super::activation::ElementwiseParams;
 use super::params::LITTLE_WORK;
 use super::{Access, Fields, KernelSpec, ParamsInfo};
 use crate::device::{DeviceCaps, ElementFormat};
 
-/// Elements of one type from those of another, one of which is f32.
+/// Converts elements from f32 to another type, or from that type to f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Convert {
     /// The type that is not f32.
     pub format: ElementFormat,
-    /// To f32, not from it.
+    /// Whether the result is f32; else the input is.
     pub widens: bool,
 }
 

@@ -1,36 +1,36 @@
-//! Tiles of the kernels with cooperative matrices.
+//! Tiles of the attention kernels with cooperative matrices.
 //!
-//! A tile is as large as workgroup memory allows: 48 KiB (NVIDIA), 32 KiB, or WebGPU's 16 KiB. The order of preference is more
-//! subgroups, which share what is staged, then more vectors a step, which need fewer barriers.
+//! A tile is as large as workgroup memory allows: 48 KiB (NVIDIA), 32 KiB, or WebGPU's 16 KiB. More subgroups come first, because
+//! they share the staged vectors. More staged vectors in a step come second, because they need fewer barriers.
 
 use super::Fields;
 use super::family::no_room;
 use crate::device::{CooperativeMatrix, DeviceCaps, ElementFormat};
 use crate::error::{Error, Result};
 
-/// Largest heads that the attention kernels compute: operands and sums are kept in registers.
+/// Largest head size of these kernels, in elements: operands and sums stay in registers.
 const MOST_HEAD_DIM: u32 = 128;
 
-/// Most matrices from top to bottom of what a subgroup owns: shaders name each.
+/// Most matrices of `size` rows each that a subgroup's rows may be divided into. The shaders unroll loops over them.
 const MOST_ROW_BLOCKS: u32 = 4;
 
-/// How an attention kernel with cooperative matrices lays its work out.
+/// How an attention kernel with cooperative matrices divides its work among subgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CoopTile {
-    /// The matrices.
+    /// The kind of matrices.
     pub matrix: CooperativeMatrix,
     /// Subgroups of a workgroup.
     pub subgroups: u32,
-    /// Vectors (rows, or keys) that a subgroup owns.
+    /// Vectors that a subgroup owns: rows, or keys in the pass for dk and dv.
     pub rows: u32,
-    /// Vectors of the other side that are staged at a time.
+    /// Vectors of the other side that are staged in workgroup memory at a time.
     pub staged: u32,
 }
 
 impl CoopTile {
     /// Tiles to choose from, the best first, for subgroups that own `rows` vectors.
     pub(super) fn candidates(matrix: CooperativeMatrix, rows: u32) -> impl Iterator<Item = Self> {
-        // Two matrices beside each other, or one.
+        // Two matrices of 16, or one.
         let staged = [32, 16];
         [4, 2, 1]
             .into_iter()
@@ -43,7 +43,7 @@ impl CoopTile {
             })
     }
 
-    /// The matrices of a device for tensors that are stored so.
+    /// The device's matrices for tensors stored as `format`.
     ///
     /// # Errors
     /// [`Error::Unsupported`] with the reason why the device has none, [`Error::InvalidConfig`] for another format than f16.
@@ -117,12 +117,12 @@ impl CoopTile {
         self.subgroups * self.rows
     }
 
-    /// Matrices from top to bottom of what a subgroup owns.
+    /// Number of matrices that the rows of a subgroup are divided into.
     pub(super) fn row_blocks(&self) -> u32 {
         self.rows / self.matrix.size
     }
 
-    /// Matrices beside each other in a head.
+    /// Number of matrices that the columns of a head are divided into.
     pub(super) fn column_blocks(&self, head_dim: u32) -> u32 {
         head_dim.div_ceil(self.matrix.size)
     }
@@ -146,7 +146,7 @@ impl CoopTile {
     }
 }
 
-/// Fields of `matrices.wgsl`, and the lanes that hold one together.
+/// Fields of `matrices.wgsl`, and the lanes of a subgroup.
 pub(super) fn matrix_fields(matrix: CooperativeMatrix) -> Fields {
     Fields::new()
         .with("size", matrix.size)

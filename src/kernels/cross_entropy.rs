@@ -9,7 +9,7 @@ params! {
     CrossEntropyParams { rows: u32, width: u32, logits_skip: u32, labels_skip: u32, losses_skip: u32, gradient_scale: f32, first_workgroup: u32, grid_width: u32 }
 }
 
-/// Loss of rows of logits and its gradient.
+/// Cross-entropy of rows of logits, and its gradient, which replaces the logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CrossEntropy;
 

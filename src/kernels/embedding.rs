@@ -1,4 +1,4 @@
-//! Rows of a table by their numbers, and the gradient of the table.
+//! Lookup of table rows by id, and the gradient of the table.
 
 use super::params::{LITTLE_WORK, params};
 use super::{Access, Fields, KernelSpec, ParamsInfo, VectorWidth};
@@ -14,7 +14,7 @@ params! {
     EmbeddingBackwardParams { num_runs: u32, width: u32, first_row: u32, num_rows: u32, first_id: u32, num_ids: u32, dout_skip: u32, table_skip: u32, scale: f32, tiles_x: u32, first_workgroup: u32, grid_width: u32 }
 }
 
-/// Rows of a table, which is f32.
+/// Looks up rows of an f32 table by their ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Embedding {
     /// How the result is stored.

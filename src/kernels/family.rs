@@ -1,4 +1,4 @@
-//! Kernels that compute the same, and which of them a device gets.
+//! Families: kernels with the same result, and the choice of one for a device.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,48 +8,48 @@ use super::choice::reasons;
 use crate::device::{DeviceCaps, KernelTier};
 use crate::error::{Error, Result};
 
-/// A pass that several kernels compute, with all that the choice between them depends on. What plans choose, what a context
-/// compiles ahead and what a probe measures are all asked for here.
+/// A computation that several kernels can do, with everything that the choice between them depends on. Plans choose here; contexts
+/// that compile ahead and timed probes ask here, too.
 pub trait Family {
-    /// A kernel, or the kernels of all passes, with their numbers.
+    /// A kernel, or the kernels of all passes, with the numbers they are compiled for.
     type Variant: Copy + PartialEq + fmt::Debug + fmt::Display;
 
-    /// The tiers that suit a device, the best first, and why. As it measured; docs/performance.md has the figures.
+    /// The tiers that suit a device, the best first, each with the reason. The order follows measurements; docs/performance.md has
+    /// the figures.
     fn suited(&self, caps: &DeviceCaps) -> Vec<(KernelTier, &'static str)>;
 
-    /// The variant of a tier that a device has.
+    /// The variant of `tier`, which the device must run; see [`of_tier`](Self::of_tier).
     ///
     /// # Errors
-    /// [`Error::Unsupported`] or [`Error::InvalidConfig`] with the reason why there is none for such tensors.
+    /// [`Error::Unsupported`] or [`Error::InvalidConfig`] with the reason why there is none for these tensors.
     fn of_device_tier(&self, tier: KernelTier, caps: &DeviceCaps) -> Result<Self::Variant>;
 
     /// The variant that every device runs.
     fn tile(&self) -> Self::Variant;
 
-    /// Whether a variant does it on a device.
+    /// Whether `variant` runs on a device with `caps`.
     ///
     /// # Errors
     /// [`Error::Unsupported`] when the device lacks what it needs, [`Error::InvalidConfig`] for numbers that no device runs.
     fn check(&self, variant: Self::Variant, caps: &DeviceCaps) -> Result<()>;
 
-    /// Variants of the same tier with other numbers that may be faster.
+    /// Variants of the same tier with other numbers, which may be faster.
     fn alternatives(&self, variant: Self::Variant) -> Vec<Self::Variant>;
 
-    /// What the compilation of a variant is known to take with its first run, on 2 cores and on this kind of driver, as
-    /// [`Context::warm_up`](crate::Context::warm_up) reports it on lavapipe of Mesa 25.0.7 and 26.2.6; drivers of GPUs are
-    /// assumed to take a second. `None`: too long to try.
+    /// Expected time to compile `variant` and run it once; `None` for too long to try. Measured on 2 cores with lavapipe of Mesa
+    /// 25.0.7 and 26.2.6 ([`Context::warm_up`](crate::Context::warm_up) reports it); drivers of GPUs are assumed to take a second.
     fn compile_time(&self, variant: Self::Variant, caps: &DeviceCaps) -> Option<Duration>;
 
-    /// What a measured choice is remembered under: all that a probe depends on.
+    /// The key under which the winner of a probe is remembered. It holds everything that the probe depends on.
     fn key(&self) -> String;
 
-    /// What a variant is remembered as: all of its numbers.
+    /// The text by which a winner is remembered: the name of the kernel and all its numbers.
     fn variant_key(variant: &Self::Variant) -> String;
 
-    /// The variant of a tier.
+    /// The variant of `tier`, if the device runs it.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] or [`Error::InvalidConfig`] with the reason why there is none for such tensors on such a device.
+    /// [`Error::Unsupported`] or [`Error::InvalidConfig`] with the reason why there is none for these tensors on this device.
     fn of_tier(&self, tier: KernelTier, caps: &DeviceCaps) -> Result<Self::Variant> {
         tier.check(caps)?;
         let variant = self.of_device_tier(tier, caps)?;
@@ -57,7 +57,7 @@ pub trait Family {
         Ok(variant)
     }
 
-    /// The tier that the caller wants where there is one, else the best that suits the device.
+    /// The variant of the tier that the caller asked for (`caps.tier`), if it runs here; else of the best tier that suits the device.
     fn choice(&self, caps: &DeviceCaps) -> Choice<Self::Variant> {
         if let Some(Ok(variant)) = caps.tier.map(|tier| self.of_tier(tier, caps)) {
             return variant.into();
@@ -72,10 +72,10 @@ pub trait Family {
             .unwrap_or_else(|| Choice::adapter(self.tile(), reasons::EVERY_DEVICE))
     }
 
-    /// The variant with cooperative matrices, those of the device.
+    /// The variant with the device's cooperative matrices.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] or [`Error::InvalidConfig`] with the reason why there is none for such tensors on such a device.
+    /// [`Error::Unsupported`] or [`Error::InvalidConfig`] with the reason why there is none for these tensors on this device.
     fn cooperative(&self, caps: &DeviceCaps) -> Result<Self::Variant> {
         let matrix = caps.cooperative_matrix.as_ref();
         let tier = matrix.map_or(KernelTier::Coop16, |matrix| KernelTier::of_matrix(*matrix));
@@ -92,7 +92,7 @@ pub trait Family {
             .collect()
     }
 
-    /// All that run on a device, with what their compilation costs.
+    /// All variants that run on a device, alternatives included, each with its compile time.
     fn candidates(&self, caps: &DeviceCaps) -> Vec<Candidate<Self::Variant>> {
         let of_tiers = self.of_all_tiers(caps).into_iter();
         let variants = of_tiers.flat_map(|variant| {
@@ -109,23 +109,23 @@ pub trait Family {
     }
 }
 
-/// A variant that may suit.
+/// A variant that runs on a device, with its compile time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate<V> {
     /// The variant.
     pub variant: V,
-    /// What its compilation is known to take on this kind of driver; `None` for far too long.
+    /// Expected compile time on this kind of driver; `None` for too long to try ([`Family::compile_time`]).
     pub compile_time: Option<Duration>,
 }
 
-/// The tiers of a GPU.
+/// The tiers that suit a GPU, the best first.
 pub(super) fn gpu_tiers(caps: &DeviceCaps) -> Vec<(KernelTier, &'static str)> {
     let matrices = caps.cooperative_matrix.iter();
     let matrices = matrices.map(|matrix| (KernelTier::of_matrix(*matrix), reasons::MATRICES));
     matrices.chain([(KernelTier::Tile, reasons::GPU)]).collect()
 }
 
-/// How a head size or another number of a kernel is refused.
+/// The error for a number that a kernel cannot have.
 pub(super) fn invalid<T>(what: &'static str, given: u32, need: &'static str) -> Result<T> {
     Err(Error::InvalidConfig {
         what,
@@ -134,7 +134,7 @@ pub(super) fn invalid<T>(what: &'static str, given: u32, need: &'static str) -> 
     })
 }
 
-/// How a kernel is refused for which workgroups of the device have too little memory.
+/// The error for a kernel that needs more workgroup memory than the device has.
 pub(super) fn no_room(what: &str, caps: &DeviceCaps, need: String) -> Error {
     Error::Unsupported {
         what: what.to_owned(),

@@ -1,8 +1,8 @@
-//! What a shader file is expanded with.
+//! The values that a shader file is expanded with.
 
 use std::fmt;
 
-/// A number or a word.
+/// The value of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Field {
     /// Yes or no.
@@ -13,34 +13,34 @@ pub enum Field {
     Word(&'static str),
 }
 
-/// Names with their values, in order.
+/// Named values that a shader file is expanded with, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Fields(Vec<(&'static str, Field)>);
 
 impl Fields {
-    /// None.
+    /// No fields.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// With one more.
+    /// Adds a field.
     pub fn with(mut self, name: &'static str, value: impl Into<Field>) -> Self {
         self.0.push((name, value.into()));
         self
     }
 
-    /// With those of `other`.
+    /// Adds the fields of `other`.
     pub fn and(mut self, other: Self) -> Self {
         self.0.extend(other.0);
         self
     }
 
-    /// All of them.
+    /// All fields, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, Field)> + '_ {
         self.0.iter().copied()
     }
 
-    /// What something called `name` with these fields is remembered as: `matmul_rows lanes=8 lane_groups=4`.
+    /// `name` and all fields as one line of text, such as `matmul_rows lanes=8 lane_groups=4`.
     pub fn key(&self, name: &str) -> String {
         self.iter().fold(name.to_owned(), |key, (name, value)| {
             format!("{key} {name}={value}")

@@ -1,4 +1,4 @@
-//! Fills words with a value: poison.
+//! Fills 32-bit words with a value. Contexts that poison buffers use it.
 
 use super::params::params;
 use super::{Access, Fields, KernelSpec, ParamsInfo};
@@ -9,10 +9,10 @@ params! {
     FillParams { first_word: u32, num_words: u32, value: u32, first_workgroup: u32, grid_width: u32 }
 }
 
-/// Words that one workgroup fills; the product of the two constants of the shader.
+/// Words that one workgroup fills: the product of the two constants in the shader.
 pub(crate) const WORDS_PER_WORKGROUP: u32 = 64 * 16;
 
-/// Fills words with a value.
+/// Fills 32-bit words with a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fill;
 

@@ -1,11 +1,14 @@
-//! Products of matrices: their kernels, and which of them a device gets.
+//! The kernels of matrix products, and which of them a device gets.
 //!
 //! | tier | shader | for |
 //! |---|---|---|
 //! | tile | `matmul/matmul_tile.wgsl` | GPUs; other software drivers |
-//! | coop | `matmul/matmul_coop.wgsl` | GPUs with cooperative matrices, factors stored as f16 |
-//! | rows | `software/matmul_rows.wgsl` | CPUs whose driver loads an address that all lanes share once, where broadcasts are slower or do not run |
-//! | broadcast | `software/matmul_broadcast.wgsl` | CPUs with subgroups of eight lanes, for factors and results of rows of vec4; newer drivers for those of a linear layer, whose sums run along stored rows |
+//! | coop | `matmul/matmul_coop.wgsl` | GPUs with cooperative matrices, f16 factors |
+//! | rows | `software/matmul_rows.wgsl` | CPUs whose driver loads an address that all lanes share once |
+//! | broadcast | `software/matmul_broadcast.wgsl` | other CPUs with subgroups of 8 lanes |
+//!
+//! `broadcast` takes widths, strides and sums that are multiples of 4 only. On drivers that suit `rows` it is still the faster one
+//! for linear layers, whose sums run along the stored rows of both factors, and takes those.
 
 use std::fmt;
 use std::time::Duration;
@@ -27,42 +30,42 @@ params! {
 }
 
 impl MatmulParams {
-    /// Adds to the result instead of writing it.
+    /// The product is added to the result instead of overwriting it.
     pub const ACCUMULATE: u32 = 1;
-    /// Adds a bias.
+    /// A bias is added.
     pub const BIAS: u32 = 2;
-    /// Adds a scaled residual.
+    /// A scaled residual is added.
     pub const RESIDUAL: u32 = 4;
 }
 
-/// How the work is laid out. All compute the same; see the shader files for each.
+/// How a product divides its work among threads. All variants have the same result; the shader files say more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MatmulVariant {
     /// Tiles of both factors in workgroup memory.
     Tile,
     /// Cooperative matrices.
     Coop(CoopProduct),
-    /// Four columns a lane in registers; groups of lanes lie beside each other.
+    /// Each lane owns four columns of the result. All lanes read the same elements of the left factor.
     Rows(LaneGroups),
-    /// Rows of a lane in registers, whose columns are handed from lane to lane.
+    /// Each lane owns rows of the result. Subgroup operations hand the right factor from lane to lane.
     Broadcast(BroadcastTile),
 }
 
-/// How the kernel with cooperative matrices lays its work out: two by two subgroups, each with a block of c.
+/// How the kernel with cooperative matrices divides its work: a workgroup has 2 x 2 subgroups, and each computes a block of the result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CoopProduct {
-    /// The matrices.
+    /// The kind of matrices.
     pub matrix: CooperativeMatrix,
-    /// Matrices from top to bottom of a subgroup's block.
+    /// Number of matrices along the rows of a subgroup's block.
     pub row_blocks: u32,
-    /// Matrices beside each other in it.
+    /// Number of matrices along the columns of a subgroup's block.
     pub column_blocks: u32,
-    /// Inner elements that are staged at a time.
+    /// Elements of the inner dimension that are staged at a time.
     pub staged: u32,
 }
 
 impl CoopProduct {
-    /// The largest block that fits.
+    /// The largest of the known blocks that fits in the device's workgroup memory; the smallest one if none fits.
     pub(crate) fn with(matrix: CooperativeMatrix, caps: &DeviceCaps) -> Self {
         let of_rows = |row_blocks| Self {
             matrix,
@@ -75,15 +78,15 @@ impl CoopProduct {
         Some(of_rows(4)).filter(fits).unwrap_or(of_rows(2))
     }
 
-    /// Rows and columns of the workgroup's tile.
+    /// Rows and columns of the result that a workgroup computes.
     pub(crate) fn tile(&self) -> [u32; 2] {
         [self.row_blocks, self.column_blocks].map(|blocks| 2 * blocks * self.matrix.size)
     }
 
-    /// Bytes of workgroup memory, at most.
+    /// Upper bound on the bytes of workgroup memory, over factors that are transposed or not.
     pub fn workgroup_memory_bytes(&self) -> u32 {
         let [rows, columns] = self.tile();
-        // Padding is least along the longer side, so this is what it takes untransposed or more.
+        // Each row is padded, so a factor takes the most memory when its longer side is the number of rows.
         CoopTile::f16_bytes(rows.max(self.staged), rows.min(self.staged))
             + CoopTile::f16_bytes(columns.max(self.staged), columns.min(self.staged))
             + CoopTile::f32_bytes(4 * self.matrix.size, self.matrix.size)
@@ -99,14 +102,14 @@ impl CoopProduct {
     }
 }
 
-/// What the choice of a product's kernel depends on.
+/// The kernels of a matrix product, to choose from.
 #[derive(Clone, Copy, Debug)]
 pub struct MatmulFamily {
     /// Columns of the result.
     pub columns: u64,
-    /// How the factors are stored.
+    /// Element formats of the left and the right factor.
     pub factors: [ElementFormat; 2],
-    /// Whether they are stored transposed.
+    /// Whether the left and the right factor are stored transposed.
     pub transposed: [bool; 2],
 }
 
@@ -120,7 +123,7 @@ impl MatmulFamily {
         }
     }
 
-    /// A linear layer's product, in f32: its weights are stored transposed.
+    /// The product of an f32 linear layer, whose weights, the right factor, are stored transposed.
     pub fn of_linear_layer(columns: u64) -> Self {
         Self {
             columns,
@@ -202,7 +205,7 @@ impl Family for MatmulFamily {
 
     fn key(&self) -> String {
         let names = self.factors.map(ElementFormat::name);
-        // Numbers of columns that are too large for a field are those of no layer.
+        // No layer has more columns than a field can hold.
         let columns = u32::try_from(self.columns).unwrap_or(u32::MAX);
         Fields::new()
             .with("columns", columns)
@@ -222,7 +225,7 @@ impl MatmulVariant {
     /// The kernel with cooperative matrices.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] or [`Error::InvalidConfig`] with the reason why there is none for such factors on such a device.
+    /// [`Error::Unsupported`] or [`Error::InvalidConfig`] with the reason why there is none for these factors on this device.
     fn cooperative(factors: [ElementFormat; 2], caps: &DeviceCaps) -> Result<Self> {
         let other = factors
             .into_iter()
@@ -235,7 +238,7 @@ impl MatmulVariant {
         Ok(Self::Coop(product))
     }
 
-    /// Whether the kernel takes factors that are stored so on a device with `caps`.
+    /// Whether the kernel runs with factors of these element formats on a device with `caps`.
     ///
     /// # Errors
     /// [`Error::Unsupported`] when the device lacks what it needs, [`Error::InvalidConfig`] for numbers that no device runs.
@@ -258,8 +261,8 @@ impl MatmulVariant {
         }
     }
 
-    /// The kernel for sums of `inner` elements: this one wherever it can be. `in_vec4s` tells whether sums, rows and windows are all
-    /// multiples of 4 elements long.
+    /// The kernel for a product with `inner` elements in each sum and `columns` columns: this one if it can do that, else one that
+    /// can. `in_vec4s` says whether sums, rows and windows are all multiples of 4 elements long.
     pub(crate) fn for_lengths(
         self,
         [inner, columns]: [u64; 2],
@@ -300,7 +303,7 @@ impl MatmulVariant {
         }
     }
 
-    /// Rows and columns that one workgroup computes.
+    /// Rows and columns of the result that one workgroup computes.
     pub fn tile(self) -> [u64; 2] {
         match self {
             Self::Tile => [64, 64],
@@ -310,37 +313,37 @@ impl MatmulVariant {
         }
     }
 
-    /// Long sums over few tiles are split until there are about this many workgroups.
+    /// Number of workgroups to aim at: products with long sums and few tiles are split along the sums until they have about this many.
     pub fn wanted_workgroups(self) -> u64 {
         match self {
             Self::Tile | Self::Coop(_) | Self::Broadcast(_) => 256,
-            // As each is large, enough to even out a few cores.
+            // Each of these workgroups is large: 16 are enough to keep a few cores evenly busy.
             Self::Rows(_) => 16,
         }
     }
 
-    /// Whether factors are read as vec4.
+    /// Whether the kernel reads its factors as vec4.
     fn reads_vec4(self) -> bool {
         matches!(self, Self::Coop(_) | Self::Broadcast(_))
     }
 }
 
-/// Product of two matrices, either transposed, with a bias, an activation and a residual.
+/// Product of two matrices, each as it is or transposed, with an optional bias, activation and residual.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MatmulKernel {
-    /// How the work is laid out.
+    /// How the work is divided among threads.
     pub variant: MatmulVariant,
-    /// The left factor is stored transposed.
+    /// Whether the left factor is stored transposed.
     pub transpose_a: bool,
-    /// The right factor is stored transposed.
+    /// Whether the right factor is stored transposed.
     pub transpose_b: bool,
-    /// Applied to the product and bias.
+    /// Activation, applied to the sum of product and bias.
     pub activation: Activation,
-    /// How the left factor is stored; the bias is f32.
+    /// Element format of the left factor. The bias is always f32.
     pub left: ElementFormat,
-    /// How the right factor is stored: f32, or as the left one.
+    /// Element format of the right factor: f32, or that of the left factor.
     pub right: ElementFormat,
-    /// How the result and the residual are stored.
+    /// Element format of the result and the residual, and how many elements are written at a time.
     pub result: VectorWidth,
 }
 
@@ -402,7 +405,8 @@ impl KernelSpec for MatmulKernel {
         }
     }
 
-    /// Left factors, right factors and results of one type, or each of the last two f32; for narrow to wide results.
+    /// Right factor and result may each be f32 or `format`, the type of the left factor. Several numbers of columns cover the tiles
+    /// of narrow and wide results.
     fn all(_: u32, format: ElementFormat, caps: &DeviceCaps) -> Vec<Self> {
         let mut kernels = Vec::new();
         let stored = [

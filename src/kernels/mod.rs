@@ -1,12 +1,12 @@
-//! Kernels: what runs on the device, one room for each family.
+//! The compute kernels, one module each.
 //!
-//! A kernel is a shader file of the folder `shaders` with the numbers it is compiled for. Its room here says all that the host has to
-//! know of it ([`KernelSpec`]): file, numbers, bindings, parameters, and how much one workgroup does. To add one, write the shader
-//! and the room, and name the room in the list below.
+//! A kernel is a shader file in the folder `shaders`, expanded with the numbers that it is compiled for. Its module here holds what
+//! the host has to know about it ([`KernelSpec`]): the file, the numbers, the bindings, the parameters, and how much work one
+//! workgroup does. To add a kernel, write the shader and its module, and name the module in `kernels!` below.
 //!
-//! Of attention and of products there are several [tiers](crate::device::KernelTier) that compute the same, each for one kind of device;
-//! a family (family.rs) decides between them. What software drivers alone run stands in modules and shader folders of its
-//! own, both called `software`.
+//! Attention and matrix products have several kernels with the same result, each for one kind of device
+//! ([tiers](crate::device::KernelTier)). A family (`family.rs`) chooses between them. Kernels for software drivers only stand
+//! apart, in modules and shader folders called `software`.
 
 mod attention;
 pub mod attention_backward;
@@ -56,19 +56,19 @@ use crate::error::Result;
 /// How a kernel uses a storage binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
-    /// It reads.
+    /// The kernel reads it.
     Read,
-    /// It reads and writes.
+    /// The kernel reads and writes it.
     ReadWrite,
 }
 
-/// What the host knows of one kernel.
+/// What the host has to know about one kernel.
 pub trait KernelSpec {
     /// Name of the shader file, the entry point and the pipeline.
     fn name(&self) -> &'static str;
 
-    /// The numbers and words that the shader file is expanded with. Together with the name they are all that tells this kernel from
-    /// others, in a shader dump and in what is remembered of it.
+    /// The numbers and words that the shader file is expanded with. Name and fields identify a kernel: in shader dumps and in files
+    /// that remember measurements.
     fn fields(&self) -> Fields;
 
     /// Storage bindings 1, 2, ... in order; binding 0 is the parameters.
@@ -77,17 +77,17 @@ pub trait KernelSpec {
     /// Name of the parameter struct in the shader, its bytes, and name and offset of its fields.
     fn params(&self) -> ParamsInfo;
 
-    /// Work of one workgroup of a dispatch with the parameters `params`, in multiplications, roughly. What counts is that two
-    /// dispatches of one kernel compare: time divided by this is then a property of the kernel on its device, which is
-    /// learned.
+    /// Work of one workgroup of a dispatch with the parameters `params`: roughly its number of multiplications. Only the ratio
+    /// between dispatches of the same kernel matters, because the cost model learns each kernel's time per unit of work on the
+    /// device.
     fn workgroup_work(&self, params: &[u8]) -> u64;
 
-    /// The tier that the kernel is of; none where there is one kernel for all devices.
+    /// The kernel's tier; `None` where one kernel serves all devices.
     fn tier(&self) -> Option<KernelTier> {
         None
     }
 
-    /// Bytes of workgroup memory, where the choice of the kernel depends on them. A test compares them with the shader's variables.
+    /// Bytes of workgroup memory, for kernels whose choice depends on this. A test compares the number with the shader's variables.
     fn workgroup_memory_bytes(&self) -> Option<u32> {
         None
     }
@@ -98,7 +98,7 @@ pub trait KernelSpec {
         Self: Sized;
 }
 
-/// Declares [`Kernel`] and hands what it is asked to the rooms.
+/// Declares [`Kernel`], an enum over all kernels that forwards each call to the kernel's [`KernelSpec`].
 macro_rules! kernels {
     ($($(#[$doc:meta])* $name:ident($spec:ty),)*) => {
         /// One kernel.
@@ -140,7 +140,7 @@ kernels! {
     AttentionBackward(attention_backward::BackwardKernel),
     /// How much one query attends to each key of one branch.
     TokenWeights(token_weights::TokenWeights),
-    /// Product of two matrices, either transposed, with a bias, an activation and a residual.
+    /// Product of two matrices, each as it is or transposed, with an optional bias, activation and residual.
     Matmul(matmul::MatmulKernel),
     /// Adds up partial results.
     SumPartials(sum_partials::SumPartials),
@@ -152,25 +152,25 @@ kernels! {
     ColumnSums(column_sums::ColumnSums),
     /// An activation, element by element.
     Activation(activation::ActivationForward),
-    /// Its gradient.
+    /// Gradient of the input of an activation, in f32.
     ActivationBackward(activation::ActivationBackward),
     /// Scaled sums and dropout, element by element.
     ScaledAdd(scaled_add::ScaledAdd),
-    /// Rows of a table, which is f32.
+    /// Looks up rows of an f32 table.
     Embedding(embedding::Embedding),
-    /// Gradient of the table.
+    /// Gradient of that table.
     EmbeddingBackward(embedding::EmbeddingBackward),
-    /// Relative positions.
+    /// Rotates and scales pairs of elements by their position (xPos).
     Xpos(xpos::Xpos),
-    /// Elements in another type.
+    /// Converts elements between f32 and another type.
     Convert(convert::Convert),
-    /// Loss of rows of logits and its gradient.
+    /// Cross-entropy of rows of logits, and its gradient.
     CrossEntropy(cross_entropy::CrossEntropy),
-    /// Sums of blocks, or of the squares.
+    /// Sums of blocks of elements, or of their squares.
     Reduce(reduce::Reduce),
-    /// A step of the optimiser.
+    /// One AdamW step.
     AdamW(adamw::AdamW),
-    /// Fills words with a value.
+    /// Fills 32-bit words with a value.
     Fill(fill::Fill),
 }
 
@@ -185,7 +185,7 @@ impl Kernel {
         self.spec().fields()
     }
 
-    /// What the kernel is remembered as in files: its name and all its [fields](Self::fields).
+    /// The kernel's identity in files that remember measurements: its name and all its [fields](Self::fields).
     pub fn key(&self) -> String {
         self.fields().key(self.name())
     }
@@ -200,12 +200,12 @@ impl Kernel {
         self.spec().params()
     }
 
-    /// The tier that the kernel is of; none where there is one kernel for all devices.
+    /// The kernel's tier; `None` where one kernel serves all devices.
     pub fn tier(&self) -> Option<KernelTier> {
         self.spec().tier()
     }
 
-    /// Bytes of workgroup memory, where the choice of the kernel depends on them.
+    /// Bytes of workgroup memory, for kernels whose choice depends on this.
     pub fn workgroup_memory_bytes(&self) -> Option<u32> {
         self.spec().workgroup_memory_bytes()
     }
@@ -215,7 +215,8 @@ impl Kernel {
         self.params().bytes
     }
 
-    /// Where its parameters hold the number of the first workgroup.
+    /// Byte offset of the field `first_workgroup` in the parameter struct. When a dispatch is submitted in parts, this field says
+    /// where a part begins.
     pub(crate) fn first_workgroup_offset(&self) -> Option<usize> {
         let fields = self.params().fields.iter();
         let mut numbers = fields.filter(|(name, _)| *name == "first_workgroup");
@@ -227,7 +228,7 @@ impl Kernel {
         self.spec().workgroup_work(params).max(64) as f64
     }
 
-    /// The text that is compiled.
+    /// Expands the shader file to the text that is compiled.
     ///
     /// # Errors
     /// [`Error::Validation`](crate::Error::Validation) when the shader file cannot be expanded, which is a mistake in it.
@@ -236,8 +237,9 @@ impl Kernel {
     }
 }
 
-/// A grid of at least `num_workgroups` workgroups within the device's limit per dimension, as square as need be: kernels
-/// compute `x + y * width` and ignore numbers that are too large. `None` when there are too many.
+/// Width and height of a dispatch with at least `num_workgroups` workgroups, where each dimension may have at most
+/// `max_per_dimension`. Kernels number their workgroups `x + y * width` and ignore the surplus. `None` when no such grid is large
+/// enough.
 pub(crate) fn fold_grid(num_workgroups: u32, max_per_dimension: u32) -> Option<[u32; 2]> {
     let height = num_workgroups.div_ceil(max_per_dimension).max(1);
     (height <= max_per_dimension).then(|| [num_workgroups.div_ceil(height).max(1), height])

@@ -1,5 +1,5 @@
-//! Norms of rows, and the gradients of their inputs: layer norm (Ba, Kiros and Hinton 2016) and RMS norm (Zhang and Sennrich 2019),
-//! which subtracts no mean and has no bias.
+//! Norms of rows, and the gradients of their inputs: layer norm (Ba, Kiros and Hinton 2016), and RMS norm (Zhang and Sennrich
+//! 2019), which subtracts no mean and has no bias.
 
 use super::params::{params, read};
 use super::{Access, Fields, KernelSpec, ParamsInfo, VectorWidth};
@@ -10,15 +10,15 @@ params! {
     NormParams { rows: u32, width: u32, x_skip: u32, y_skip: u32, out_skip: u32, stats_skip: u32, weight_skip: u32, bias_skip: u32, accumulate: u32, eps: f32, first_workgroup: u32, grid_width: u32 }
 }
 
-/// Rows that one workgroup takes.
+/// Rows that one workgroup computes.
 pub(crate) const ROWS: u64 = 8;
 
-/// 8 rows, in about four operations an element.
+/// Work of one workgroup: about four operations for each element of its rows.
 fn work(params: &[u8]) -> u64 {
     4 * ROWS * u64::from(read::<NormParams>(params).width)
 }
 
-/// Both norms, of rows of each vector width that are stored so.
+/// Both norms with each vector width of `format`: (centred, vector width).
 fn both(format: ElementFormat) -> impl Iterator<Item = (bool, VectorWidth)> {
     let vectors = VectorWidth::stored(format).into_iter();
     vectors.flat_map(|vector_width| [(true, vector_width), (false, vector_width)])
@@ -27,9 +27,9 @@ fn both(format: ElementFormat) -> impl Iterator<Item = (bool, VectorWidth)> {
 /// A norm of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Norm {
-    /// A layer norm; else an RMS norm.
+    /// Whether it is a layer norm; else an RMS norm.
     pub centred: bool,
-    /// How input and result are stored.
+    /// How input and result are stored, and how many elements a lane takes at a time.
     pub vector_width: VectorWidth,
 }
 
@@ -68,12 +68,12 @@ impl KernelSpec for Norm {
     }
 }
 
-/// Gradient of the input of a norm, in f32, and the rows' statistics.
+/// Gradient of the input of a norm, in f32. Also leaves the mean and the factor of each row, for the gradient of the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NormBackward {
-    /// Of a layer norm; else of an RMS norm.
+    /// Whether it is a layer norm; else an RMS norm.
     pub centred: bool,
-    /// How all of them are stored.
+    /// How many elements a lane takes at a time; all of them are f32.
     pub vector_width: VectorWidth,
 }
 

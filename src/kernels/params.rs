@@ -1,22 +1,22 @@
-//! Parameter structs as kernels read them from a uniform buffer. Tests compare every field's offset with the shader's.
+//! Parameter structs, laid out as kernels read them from a uniform buffer. Tests compare the offset of every field with the shader.
 
-/// Structs that a kernel takes as its parameters.
+/// The parameter struct of a kernel.
 pub trait KernelParams: bytemuck::Pod {
-    /// Name in the shader.
+    /// Name of the struct in the shader.
     const NAME: &'static str;
 
-    /// Name and offset of each field, in order.
+    /// Name and byte offset of each field, in order.
     const FIELDS: &'static [(&'static str, usize)];
 }
 
 /// Layout of a parameter struct.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParamsInfo {
-    /// Name in the shader.
+    /// Name of the struct in the shader.
     pub name: &'static str,
-    /// Bytes.
+    /// Size in bytes.
     pub bytes: u64,
-    /// Name and offset of each field, in order.
+    /// Name and byte offset of each field, in order.
     pub fields: &'static [(&'static str, usize)],
 }
 
@@ -30,7 +30,7 @@ impl ParamsInfo {
     }
 }
 
-/// Declares a struct of parameters; the shader says what each field means.
+/// Declares a parameter struct. What each field means is said once, in the shader.
 macro_rules! params {
     ($(#[$doc:meta])* $name:ident { $($field:ident: $ty:ty),* $(,)? }) => {
         $(#[$doc])*
@@ -50,10 +50,10 @@ macro_rules! params {
 }
 pub(super) use params;
 
-/// The parameters, which a recording holds at any offset; a recording of nothing has none.
+/// Reads parameters from the bytes of a recording, where they may be unaligned. Zeros when there are no bytes.
 pub(super) fn read<P: bytemuck::Pod>(params: &[u8]) -> P {
     bytemuck::try_pod_read_unaligned(params).unwrap_or_else(|_| P::zeroed())
 }
 
-/// Work of one workgroup of 64 invocations that do little each.
+/// Work of a workgroup whose 64 invocations each do little: about 8 operations.
 pub(super) const LITTLE_WORK: u64 = 64 * 8;

@@ -1,4 +1,4 @@
-//! Compiled kernels, one of each per context, and the driver's own cache of them.
+//! Compiled kernels, each once per context, and the driver's pipeline cache.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -113,9 +113,9 @@ impl Pipeline {
 /// How shaders are compiled.
 #[derive(Debug, Default)]
 pub(crate) struct Compiler {
-    /// Without the checks that wgpu adds.
+    /// Leaves out the run-time checks that wgpu adds to shaders.
     pub trusted: bool,
-    /// The driver's cache of compiled shaders, where the backend has one.
+    /// The driver's cache of compiled shaders; `None` where the backend has none.
     pub cache: Option<wgpu::PipelineCache>,
 }
 
@@ -133,7 +133,7 @@ impl Compiler {
         if !self.trusted {
             return device.create_shader_module(descriptor);
         }
-        // Divisions stay checked: nothing is gained there.
+        // Divisions stay checked: leaving that check out gains nothing.
         let checks = wgpu::ShaderRuntimeChecks {
             bounds_checks: false,
             force_loop_bounding: false,
@@ -153,9 +153,9 @@ impl Compiler {
     }
 }
 
-/// The driver's cache, with what an earlier process left of it. `None` where the device has none.
+/// The driver's pipeline cache, filled with `data` of an earlier process. `None` where the device has no such cache.
 ///
-/// `data` must be what [`wgpu::PipelineCache::get_data`] returned, as a caller can know by a checksum of its own.
+/// `data` must be bytes that [`wgpu::PipelineCache::get_data`] returned. The caller keeps a checksum to make sure.
 pub(crate) fn pipeline_cache(
     watch: &DeviceWatch,
     data: Option<&[u8]>,
@@ -179,14 +179,14 @@ pub(crate) fn pipeline_cache(
             device.create_pipeline_cache(&descriptor)
         }
     };
-    // One that is refused is as good as none.
+    // Without the cache, shaders compile more slowly: not an error.
     scope::catch(watch, create).ok()
 }
 
-/// Locked while its kernel is compiled; stays empty when that failed, so that the next call tries again.
+/// Place for one compiled kernel. Locked while the kernel is compiled; empty after a failure, so that the next call tries again.
 type Slot = Arc<Mutex<Option<Arc<Pipeline>>>>;
 
-/// Compiles kernels on first use; a second thread that wants the same kernel waits for the first, no other does.
+/// Compiles kernels on first use. Threads that want the same kernel wait for one of them to compile it; other threads do not wait.
 #[derive(Debug, Default)]
 pub(crate) struct Pipelines {
     compiler: Compiler,
@@ -201,7 +201,7 @@ impl Pipelines {
         }
     }
 
-    /// What the driver's cache holds now, for a later process.
+    /// The bytes of the driver's pipeline cache, to be kept for a later process.
     pub fn cached_data(&self, watch: &DeviceWatch) -> Option<Vec<u8>> {
         let cache = self.compiler.cache.as_ref()?;
         watch.guard(|| cache.get_data()).ok()?

@@ -15,7 +15,7 @@ pub(crate) const BLOCK: u64 = 4096;
 /// Sums of blocks of elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Reduce {
-    /// Squares are summed.
+    /// Whether the squares of the elements are summed.
     pub squares: bool,
 }
 

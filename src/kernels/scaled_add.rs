@@ -1,4 +1,4 @@
-//! Scaled sums and dropout, element by element.
+//! Scaled sums with dropout, element by element.
 
 use super::params::{LITTLE_WORK, params};
 use super::{Access, Fields, KernelSpec, ParamsInfo, VectorWidth};
@@ -10,18 +10,18 @@ params! {
 }
 
 impl ScaledAddParams {
-    /// There is no second term.
+    /// There is no second summand.
     pub const Y_NONE: u32 = 0;
-    /// The second term is what the result holds.
+    /// The second summand is the old content of the result.
     pub const Y_OUT: u32 = 1;
-    /// The second term has a binding of its own.
+    /// The second summand has a binding of its own.
     pub const Y_BOUND: u32 = 2;
 }
 
-/// Scaled sums and dropout, element by element.
+/// Scaled sums with dropout, element by element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ScaledAdd {
-    /// How all of them are stored.
+    /// How summands and result are stored, and how many elements a lane takes at a time.
     pub vector_width: VectorWidth,
 }
 

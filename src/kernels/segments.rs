@@ -1,9 +1,9 @@
-//! The part of an attention configuration that the choice of its kernel depends on.
+//! The parts of an attention configuration that the choice of its kernel depends on.
 
 use super::Fields;
 use crate::config::{DilatedAttentionConfig, Mask, in_u32};
 
-/// The parts of a configuration that the size of a kernel's tile depends on.
+/// The parts of a configuration that the size of a kernel's tile, and so the choice of the kernel, depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segments {
     /// Elements in one head.
@@ -15,11 +15,11 @@ pub struct Segments {
 }
 
 impl Segments {
-    /// The most rows that are told apart: twice the rows of the largest kernel tile. The choice is the same for longer
-    /// segments.
+    /// Segments with more rows than this count as having this many: it is twice the rows of the largest kernel tile, and for longer
+    /// segments the choice is the same.
     pub const MOST_ROWS: u32 = 2048;
 
-    /// Of a configuration.
+    /// The segments of `config`.
     pub fn of(config: &DilatedAttentionConfig) -> Self {
         Self {
             head_dim: in_u32(config.head_dim()),
@@ -30,7 +30,7 @@ impl Segments {
         }
     }
 
-    /// Segments that are longer than any tile.
+    /// Segments that are longer than any kernel's tile.
     pub fn long(head_dim: u32) -> Self {
         Self {
             head_dim,
@@ -39,7 +39,7 @@ impl Segments {
         }
     }
 
-    /// The key under which measurements for them are remembered.
+    /// The key under which measurements of `pass` for these segments are remembered.
     pub(super) fn key(&self, pass: &str) -> String {
         let mask = match self.mask {
             Mask::Full => "full",

@@ -1,12 +1,12 @@
-//! From a shader file to the text that is compiled.
+//! Expands shader files to the text that is compiled.
 //!
-//! A shader file names the files that it includes, and shows its branches and unrolled loops where they stand, in lines that begin
-//! with `#`; `${...}` is a number. [minijinja](https://docs.rs/minijinja) expands them with the [fields](super::Fields) of a kernel.
-//! WGSL's own `override` cannot size arrays in registers or unroll loops, and an array stays in registers only while all its
-//! indices are constants.
+//! Shader files are templates for [minijinja](https://docs.rs/minijinja). Lines that begin with `#` are includes, branches and
+//! unrolled loops; `${...}` is a value. They are expanded with the [fields](super::Fields) of a kernel. WGSL's own `override`
+//! constants are not enough: they can neither size arrays in registers nor unroll loops, and an array stays in registers only while
+//! all its indices are constants.
 //!
-//! What is expanded can be looked at: `cargo run --example shader` prints it, and [`DUMP_VARIABLE`] names a folder to which every
-//! compiled shader is written.
+//! To see the expanded text, run `cargo run --example shader`, or set [`DUMP_VARIABLE`] to a folder to which every compiled shader
+//! is written.
 
 use std::error::Error as _;
 use std::fmt;
@@ -22,33 +22,33 @@ use crate::error::{Error, Result};
 
 /// A file of the folder `shaders`.
 struct ShaderFile {
-    /// Its name in the folder, which no other has.
+    /// File name, unique across all subfolders.
     name: &'static str,
-    /// Where it is, from the crate's root on.
+    /// Path from the crate's root.
     path: &'static str,
     text: &'static str,
 }
 
-// FILES: all of them, written by build.rs.
+// Defines FILES, all shader files; written by build.rs.
 include!(concat!(env!("OUT_DIR"), "/shader_files.rs"));
 
-/// Variable of the environment that names a folder for the text of every shader that is compiled.
+/// Environment variable that names a folder for the text of every shader that is compiled.
 pub const DUMP_VARIABLE: &str = "DILATED_ATTENTION_SHADER_DUMP";
 
-/// Before the number of a file and of a line, at the end of each line while files are expanded. In no shader file.
+/// Separates each line from its origin (numbers of file and line) while files are expanded. No shader file contains this character.
 const ORIGIN_MARK: char = '\u{1}';
 
-/// The text of a kernel, as it is compiled.
+/// The expanded text of a kernel, as it is compiled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shader {
-    /// WGSL.
+    /// The WGSL text.
     pub text: String,
-    /// For each line, file and line of its source.
+    /// For each line of the text: index in `FILES` and line number of its source.
     origins: Vec<Option<(usize, usize)>>,
 }
 
 impl Shader {
-    /// Expands the file of the kernel `name`.
+    /// Expands the shader file of the kernel `name`.
     pub(super) fn expand(name: &'static str, fields: &Fields) -> Result<Self> {
         let expand = || {
             let values = fields.iter().map(|(name, field)| {
@@ -70,7 +70,7 @@ impl Shader {
         Ok(Self::unmarked(&marked))
     }
 
-    /// What went wrong in which line of which file: the innermost of those that include each other.
+    /// The message of `error` with the file and line in which it occurred: the innermost of the included files.
     fn located(error: &minijinja::Error) -> String {
         let mut innermost = error;
         while let Some(cause) = innermost.source().and_then(|cause| cause.downcast_ref()) {
@@ -87,7 +87,7 @@ impl Shader {
         format!("{place}{}{detail}", innermost.kind())
     }
 
-    /// Takes the marks off. What a shader enables comes first, once.
+    /// Splits the marks off the lines, and moves `enable` directives to the top, each once, as WGSL demands.
     fn unmarked(marked: &str) -> Self {
         let lines = marked.lines().map(|line| {
             let (line, mark) = line.split_once(ORIGIN_MARK).unwrap_or((line, ""));
@@ -106,7 +106,7 @@ impl Shader {
             }
         }
         for line in others {
-            // Lines of the engine leave empty ones behind.
+            // Template lines leave empty lines behind.
             let both_empty =
                 line.0.is_empty() && kept.last().is_none_or(|(last, _)| last.is_empty());
             if !both_empty {
@@ -122,19 +122,19 @@ impl Shader {
         Self { text, origins }
     }
 
-    /// Whether it enables an extension of WGSL.
+    /// Whether the text enables a WGSL extension.
     pub fn enables(&self, extension: &str) -> bool {
         let directive = format!("enable {extension};");
         self.text.lines().any(|line| line == directive)
     }
 
-    /// File and line, from 1 on, of the source of a line of the text, from 1 on.
+    /// Path and line number of the source of line `line` of the text. Lines count from 1.
     pub fn origin(&self, line: usize) -> Option<(&'static str, usize)> {
         let (file, line) = (*self.origins.get(line.checked_sub(1)?)?)?;
         Some((FILES.get(file)?.path, line))
     }
 
-    /// What a compiler says of the text, with files and lines of the source: messages of wgpu and naga have `wgsl:12:34`.
+    /// A compiler's message with places such as `wgsl:12:34` (wgpu and naga) replaced by the file and line of the source.
     pub fn with_origins(&self, message: &str) -> String {
         const PLACE: &str = "wgsl:";
         let mut result = String::new();
@@ -157,8 +157,8 @@ impl Shader {
         result
     }
 
-    /// Writes the text to the folder that [`DUMP_VARIABLE`] names, where it names one. A file that cannot be written is left out: to
-    /// look at a shader must not keep it from running.
+    /// Writes the text to the folder that [`DUMP_VARIABLE`] names, if it is set. Failures to write are ignored, so that a dump
+    /// never keeps a shader from running.
     pub(super) fn dump(&self, key: &str) {
         if let Some(folder) = std::env::var_os(DUMP_VARIABLE).filter(|folder| !folder.is_empty()) {
             let folder = Path::new(&folder);
@@ -174,14 +174,14 @@ impl fmt::Display for Shader {
     }
 }
 
-/// All shader files, ready to be expanded.
+/// The template engine, with all shader files.
 fn environment() -> &'static Environment<'static> {
     static ENVIRONMENT: OnceLock<Environment<'static>> = OnceLock::new();
     ENVIRONMENT.get_or_init(|| {
         let mut environment = Environment::new();
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
-        // The engine's own `True` is no WGSL.
+        // WGSL says `true` where the engine would write `True`.
         environment.set_formatter(|out, state, value| match bool::try_from(value.clone()) {
             Ok(flag) if value.kind() == ValueKind::Bool => Ok(write!(out, "{flag}")?),
             _ => minijinja::escape_formatter(out, state, value),
@@ -209,7 +209,7 @@ fn syntax() -> Option<SyntaxConfig> {
     config.ok()
 }
 
-/// The text with the origin of each line that is not one of the engine's.
+/// The text with its origin marked at the end of each line, except in template lines, which begin with `#`.
 fn marked(file: usize, text: &str) -> String {
     let mut marked = String::new();
     for (number, line) in (1..).zip(text.lines()) {

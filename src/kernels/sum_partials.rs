@@ -1,4 +1,4 @@
-//! Adds up partial results.
+//! Sums of partial results.
 
 use super::params::{params, read};
 use super::{Access, Fields, KernelSpec, ParamsInfo};
@@ -9,7 +9,7 @@ params! {
     SumPartialsParams { count: u32, num_partials: u32, partials_skip: u32, stride: u32, out_skip: u32, accumulate: u32, first_workgroup: u32, grid_width: u32 }
 }
 
-/// Adds up partial results in the order of their numbers.
+/// Adds up partial results, always in the same order, so that every run has the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SumPartials;
 

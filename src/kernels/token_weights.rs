@@ -1,4 +1,4 @@
-//! How much one query attends to each key of one branch.
+//! The attention weights of one query.
 
 use super::params::params;
 use super::{Access, Fields, KernelSpec, ParamsInfo};
@@ -9,12 +9,12 @@ params! {
     TokenWeightsParams { num_heads: u32, head_begin: u32, head_count: u32, num_keys: u32, dilation_rate: u32, has_query: u32, q_skip: u32, k_skip: u32, state_skip: u32, out_skip: u32, out_stride: u32, scale_log2e: f32, first_workgroup: u32, grid_width: u32 }
 }
 
-/// How much one query attends to each key of one branch.
+/// The attention weight of each key of one branch, for one query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TokenWeights {
     /// Elements in one head.
     pub head_dim: u32,
-    /// How queries and keys are stored.
+    /// Element format of queries and keys.
     pub format: ElementFormat,
 }
 

@@ -1,19 +1,19 @@
-//! How kernels of layers read and write rows.
+//! How many elements the kernels of layers read and write at a time.
 
 use super::Fields;
 use crate::device::ElementFormat;
 
-/// How a kernel reads and writes rows.
+/// How many elements a kernel reads and writes at a time, and in which format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum VectorWidth {
-    /// Element by element, f32.
+    /// One f32.
     Scalar,
-    /// Four elements at a time, of rows whose width is a multiple of 4.
+    /// Four elements of this format. The width of rows must be a multiple of 4.
     Vec4(ElementFormat),
 }
 
 impl VectorWidth {
-    /// All of them.
+    /// All vector widths.
     pub const ALL: [Self; 5] = [
         Self::Scalar,
         Self::Vec4(ElementFormat::F32),
@@ -22,7 +22,7 @@ impl VectorWidth {
         Self::Vec4(ElementFormat::Bf16Packed),
     ];
 
-    /// The larger one that rows of `width` are made of. Rows in half precision have widths that are multiples of 4.
+    /// The widest vector for rows of `width` elements: vec4 if `width` is a multiple of 4, as it always is in half precision.
     pub fn of(width: u64, format: ElementFormat) -> Self {
         match width.is_multiple_of(4) {
             true => Self::Vec4(format),
@@ -30,7 +30,8 @@ impl VectorWidth {
         }
     }
 
-    /// The one for kernels that gain nothing from four elements at a time, unless two share a word.
+    /// The narrowest vector for elements of `format`, for kernels that gain nothing from vec4. Half-precision elements are always
+    /// read as vec4.
     pub fn smallest(format: ElementFormat) -> Self {
         match format {
             ElementFormat::F32 => Self::Scalar,
@@ -38,7 +39,7 @@ impl VectorWidth {
         }
     }
 
-    /// Those of activations stored so.
+    /// All vector widths for activations of `format`.
     pub(super) fn stored(format: ElementFormat) -> Vec<Self> {
         match format {
             ElementFormat::F32 => vec![Self::Scalar, Self::Vec4(format)],
@@ -46,7 +47,7 @@ impl VectorWidth {
         }
     }
 
-    /// Elements that are read at a time.
+    /// Number of elements in a vector.
     pub fn elements(self) -> u64 {
         match self {
             Self::Scalar => 1,

@@ -1,4 +1,4 @@
-//! Relative positions: rotates pairs of elements and scales them (xPos).
+//! Relative positions by rotation and scaling of pairs of elements (xPos).
 
 use super::params::{LITTLE_WORK, params};
 use super::{Access, Fields, KernelSpec, ParamsInfo};
@@ -9,10 +9,10 @@ params! {
     XposParams { num_places: u32, num_heads: u32, quads: u32, seq_len: u32, first_row: u32, skip: u32, coarse_begin: u32, first_position: u32, block: u32, centre: u32, scale_per_position: f32, inverse: u32, tiles_x: u32, first_workgroup: u32, grid_width: u32 }
 }
 
-/// Rotates pairs of elements by their position, in place.
+/// Rotates and scales pairs of elements by their position (xPos), in place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Xpos {
-    /// How they are stored.
+    /// Element format.
     pub format: ElementFormat,
 }
 

@@ -1,23 +1,23 @@
 //! The backward plan: which dispatches compute the gradients of an attention, with which windows, in which memory.
 //!
 //! ```text
-//! branch delta  the sweep: for each branch, each tile of rows walks over its keys and adds up p = 2^(score - m) and p (dout . v).
-//!          True gradient: over the keys of all branches, which are swept before anything else.
-//!          Constant mixing weights: over one branch's keys, swept anew for each branch.
-//! dq       for each branch, each tile of rows walks over its keys
-//! dk, dv   for each branch, each tile of keys walks over the rows that see it
+//! branch delta  the sweep: for each branch, each tile of rows walks over its keys and sums p = 2^(score - m) and p (dout . v).
+//!               Exact gradient: sums over the keys of all branches, computed before everything else.
+//!               Constant mixing weights: sums over the keys of one branch, computed anew for each branch.
+//! dq            for each branch, each tile of rows walks over its keys
+//! dk, dv        for each branch, each tile of keys walks over the rows that see it
 //! ```
-//! or, where gradients are products of matrices, for each window of rows and keys of a branch
+//! In the `broadcast` tier, dq, dk and dv are replaced by two steps for each window of rows and keys of a branch:
 //! ```text
-//! weights  p and ds of each row with each key, in a buffer that all windows use in turn
-//! dq, dk, dv    products of these with keys, queries and the output's gradient
+//! weights       p and ds of each row with each key, in a buffer that all windows use in turn
+//! dq, dk, dv    matrix products of these with keys, queries and the gradient of the output
 //! ```
-//! Nothing but the softmax state is kept from the forward: its m, and its s where mixing weights are constants. The weights that
-//! gradients are summed with are those of the sweep, to the bit, and its sums decide what is taken off: so the rows of ds add up
-//! to 0 whatever digits the scores have lost, and what keys have in common drops out of dq. docs/decisions.md says more.
+//! From the forward, the backward needs only the softmax state: m, and s where mixing weights are constants. The gradients use
+//! exactly the weights that the sweep has summed. So each row of ds sums to 0, however much precision the scores have lost, and
+//! whatever all keys have in common cancels in dq. docs/decisions.md says more.
 //!
-//! Each gradient is
-//! written by one workgroup at a time, in an order that the plan fixes: no atomics, the same bits on every run.
+//! No two workgroups write the same element of a gradient at a time, and the plan fixes the order of all writes. So there are no
+//! atomics, and every run has the same bits.
 
 use super::dispatch::AttentionDispatch;
 use super::forward::{clears, forward_flop, tensor_bytes};
@@ -32,7 +32,7 @@ use crate::kernels::Pass;
 use crate::kernels::attention_backward::{BackwardFamily, BackwardVariant};
 use crate::kernels::{AttentionParams, Choice, Family, Reason};
 
-/// Everything the backward will tell the device, as plain data. Made by [`DilatedAttentionConfig::plan_backward`].
+/// Everything that a backward does on the device, as plain data. Made by [`DilatedAttentionConfig::plan_backward`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct BackwardPlan {
     /// Shape of the call.
@@ -43,22 +43,23 @@ pub struct BackwardPlan {
     pub head_dim: usize,
     /// The kernels.
     pub variant: BackwardVariant,
-    /// Why those.
+    /// Why these kernels were chosen.
     pub reason: Reason,
-    /// Half-open ranges of rows (`item * seq_len + token`) of dq and of the row statistics that are cleared first.
+    /// Ranges of rows (`item * seq_len + token`, end excluded) of dq and of the row statistics that are set to 0 first.
     pub query_clears: Vec<(u64, u64)>,
-    /// Half-open ranges of rows (`item * key_len + token`) of dk and dv that are cleared first.
+    /// Ranges of rows (`item * key_len + token`, end excluded) of dk and dv that are set to 0 first.
     pub key_clears: Vec<(u64, u64)>,
     /// The dispatches, in order.
     pub dispatches: Vec<AttentionDispatch>,
-    /// Bytes of the weights of a window, which its gradients are products of; 0 for kernels that keep none.
+    /// Bytes of the largest buffer of weights that a dispatch needs; 0 for kernels that keep no weights in memory.
     pub weights_bytes: u64,
-    /// Buffers leased by a backward that is recorded alone.
+    /// Buffers that a backward leases when it is the only one in a recording.
     pub buffers: Vec<PlannedBuffer>,
-    /// Floating point operations: 2.5 times those of the forward (5 products of matrices for 2). More are done: the sweep takes 2
-    /// products, and without weights in memory each of the two passes computes the scores again, 9 products altogether.
+    /// Floating point operations that the gradients need: 2.5 times those of the forward (5 matrix products instead of 2). The
+    /// kernels do more: the sweep does 2 products, and without weights in memory the scores are computed anew in two passes, 9
+    /// products altogether.
     pub flop: u64,
-    /// Bytes that must be moved at least: q, k, v and dout read once, dq, dk and dv written once.
+    /// Least bytes that any kernel has to move: q, k, v and dout read once, dq, dk and dv written once.
     pub byte_floor: u64,
 }
 
@@ -78,7 +79,7 @@ impl DilatedAttentionConfig {
         self.plan_backward_with(shape, caps, choice)
     }
 
-    /// As [`plan_backward`](Self::plan_backward), with kernels of the caller's choice.
+    /// As [`plan_backward`](Self::plan_backward), with kernels that the caller chooses.
     ///
     /// # Errors
     /// As [`plan_forward_with`](Self::plan_forward_with).
@@ -112,7 +113,7 @@ impl DilatedAttentionConfig {
             let bytes = of_weights.map(|dispatch| dispatch.weights_bytes(tile));
             bytes.max().unwrap_or(0)
         });
-        // Keys that no row of their item sees are reached by no dispatch.
+        // In an item without queries, no dispatch reaches the keys.
         let reached = |item| match shape.valid_len(item) {
             0 => 0,
             _ => shape.valid_key_len(item),
@@ -157,8 +158,8 @@ impl DilatedAttentionConfig {
 }
 
 impl BackwardPlan {
-    /// Bytes that a backward recorded alone asks the pool for, at its peak: the gradients, the row statistics, parameters and their
-    /// staging. The inputs are the caller's.
+    /// Bytes that a backward asks the pool for when it is the only one in a recording: gradients, row statistics, weights,
+    /// parameters and their staging. Inputs are not counted; they are the caller's.
     pub fn requested_bytes(&self) -> u64 {
         self.buffers
             .iter()
@@ -166,7 +167,7 @@ impl BackwardPlan {
             .sum()
     }
 
-    /// Bytes of the size classes of these buffers.
+    /// Bytes that the pool holds for these buffers: the sum of their size classes.
     pub fn held_bytes(&self) -> u64 {
         self.buffers.iter().map(|buffer| buffer.class_bytes).sum()
     }

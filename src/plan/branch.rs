@@ -1,4 +1,4 @@
-//! The index algebra of one branch: which token is which row, which rows are real, who sees how many keys.
+//! The index algebra of one branch: which token is which row, which rows are real, and how many keys each row sees.
 //!
 //! ```text
 //! w = min(segment_length, N)    segments are cut to the sequence       n = ceil(N / w)   segments, the last one ragged
@@ -6,8 +6,8 @@
 //! row t of segment s reads token   s*w + o + r*t       real iff o + r*t < w and the token < N; real rows are a prefix
 //! row t of segment s writes token  s*g + o + r*t       g = w (aligned) or L*r (torchscale)
 //! ```
-//! In the coordinate `t` a branch is ordinary attention of `L` rows per (item, segment, head): only the row pointer is
-//! strided. Kernels receive these numbers; nothing is gathered or scattered.
+//! In terms of `t`, a branch is ordinary attention over `L` rows for each item, segment and head; rows are merely `r` tokens apart
+//! in memory. Kernels get these numbers and compute the addresses, so nothing is gathered or scattered.
 
 use crate::config::{
     DilatedAttentionConfig, HeadOffsets, Heads, Mask, OutputRows, Padding, in_u32,
@@ -20,7 +20,7 @@ pub struct BranchGeometry {
     pub branch: u32,
     /// Length of the sequence in tokens, N; at least 1.
     pub seq_len: u32,
-    /// Length of the keys' sequence in tokens: N but in cross attention.
+    /// Length of the sequence of keys in tokens. It differs from N in cross attention only.
     pub key_len: u32,
     /// Tokens in a segment after cutting to the sequence, w.
     pub segment_length: u32,
@@ -28,7 +28,7 @@ pub struct BranchGeometry {
     pub dilation_rate: u32,
     /// Number of segments, n.
     pub num_segments: u32,
-    /// Rows of a segment and head, real or not, L.
+    /// Rows of a segment, padding rows included, L.
     pub rows_per_segment: u32,
     /// Tokens from the output of one segment to that of the next, g.
     pub output_stride: u32,
@@ -42,11 +42,11 @@ pub struct BranchGeometry {
     pub offset_div: u32,
     /// See [`offset_base`](Self::offset_base).
     pub offset_mod: u32,
-    /// Rows that are not real are written too, with a zero query.
+    /// Whether padding rows of a segment are written too, as rows with a zero query.
     pub phantom_rows: bool,
-    /// Rows that are not real count as keys of score 0 and value 0.
+    /// Whether padding rows of a segment count as keys of score 0 and value 0.
     pub zero_keys: bool,
-    /// A row sees no row after itself.
+    /// Whether a row sees only keys up to its own place.
     pub causal: bool,
 }
 
@@ -121,12 +121,12 @@ impl BranchGeometry {
         self.offset_base + (head / self.offset_div) % self.offset_mod
     }
 
-    /// Rows of segment `segment` that have a query; they come before all others.
+    /// Number of rows of segment `segment` that have a query: the first ones of the segment.
     pub fn real_rows(&self, segment: u32, head: u32) -> u32 {
         self.rows_within(segment, head, self.seq_len)
     }
 
-    /// Rows of segment `segment` that have a key; they come before all others.
+    /// Number of rows of segment `segment` that have a key: the first ones of the segment.
     pub fn real_keys(&self, segment: u32, head: u32) -> u32 {
         self.rows_within(segment, head, self.key_len)
     }
@@ -140,7 +140,7 @@ impl BranchGeometry {
             .div_ceil(self.dilation_rate)
     }
 
-    /// Rows of segment `segment` that are written; they come before all others.
+    /// Number of rows of segment `segment` that are written: the first ones of the segment.
     pub fn written_rows(&self, segment: u32, head: u32) -> u32 {
         if !self.phantom_rows {
             return self.real_rows(segment, head);
@@ -154,14 +154,14 @@ impl BranchGeometry {
             .min(u64::from(self.rows_per_segment)) as u32
     }
 
-    /// Token that row `row` of segment `segment` is written to.
+    /// The token that row `row` of segment `segment` is written to.
     pub fn output_token(&self, segment: u32, head: u32, row: u32) -> u64 {
         u64::from(segment) * u64::from(self.output_stride)
             + u64::from(self.offset(head))
             + u64::from(row) * u64::from(self.dilation_rate)
     }
 
-    /// Segment and row that write token `token`, if the branch covers it for this head.
+    /// Segment and row that write token `token` of this head; `None` if the branch writes no such row.
     pub fn row_of_output(&self, head: u32, token: u32) -> Option<(u32, u32)> {
         let segment = token / self.output_stride;
         let inside = (token % self.output_stride).checked_sub(self.offset(head))?;
@@ -172,13 +172,13 @@ impl BranchGeometry {
         (covered && row < self.written_rows(segment, head)).then_some((segment, row))
     }
 
-    /// Real keys that row `row` of `segment` sees: rows `0 ..` this number.
+    /// Number of real keys that row `row` of `segment` sees: the first ones of the segment.
     pub fn visible_keys(&self, segment: u32, head: u32, row: u32) -> u32 {
         let real = self.real_keys(segment, head);
         if self.causal { real.min(row + 1) } else { real }
     }
 
-    /// Zero keys that row `row` of `segment` sees.
+    /// Number of zero keys that row `row` of `segment` sees.
     pub fn visible_zero_keys(&self, segment: u32, head: u32, row: u32) -> u32 {
         if !self.zero_keys {
             return 0;
@@ -191,7 +191,7 @@ impl BranchGeometry {
         rows.saturating_sub(self.real_keys(segment, head))
     }
 
-    /// Whether the branch covers every token of every head, so that a first branch need not be cleared before.
+    /// Whether the branch writes every token of every head. If such a branch goes first, the output need not be cleared.
     pub fn covers_everything(&self, num_heads: u32) -> bool {
         self.head_count == num_heads && self.dilation_rate == 1
     }

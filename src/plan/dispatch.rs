@@ -6,7 +6,7 @@ use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, MixGradient, 
 use crate::kernels::software::attention_backward::WeightsTile;
 use crate::kernels::{AttentionParams, Pass};
 
-/// A half-open range of indices.
+/// A range of indices, end excluded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Range {
     /// First index.
@@ -24,9 +24,9 @@ impl Range {
 /// One dispatch of an attention kernel over one branch.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AttentionDispatch {
-    /// What it computes.
+    /// The pass that is computed.
     pub pass: Pass,
-    /// The branch, applied to the length of these items.
+    /// The branch, for sequences as long as these items.
     pub geometry: BranchGeometry,
     /// Batch items.
     pub items: Range,
@@ -34,38 +34,38 @@ pub struct AttentionDispatch {
     pub heads: Range,
     /// Segments of each item.
     pub segments: Range,
-    /// Query rows of each segment, rows of the branch (not tokens).
+    /// Queries of each segment, counted in rows of the branch, not in tokens.
     pub rows: Range,
-    /// Key rows of each segment, rows of the branch (not tokens).
+    /// Keys of each segment, counted in rows of the branch, not in tokens.
     pub key_rows: Range,
-    /// Joins its result with what is there, instead of writing it.
+    /// Whether results are merged with those of earlier dispatches instead of overwriting them.
     pub merges: bool,
-    /// What is bound of q, and of dq.
+    /// The bound window of q and dq.
     pub q: TokenWindow,
-    /// What is bound of k, v, dk and dv.
+    /// The bound window of k, v, dk and dv.
     pub kv: TokenWindow,
-    /// What is bound of the output, and of its gradient.
+    /// The bound window of the output and its gradient.
     pub out: TokenWindow,
-    /// What is bound of the softmax state.
+    /// The bound window of the softmax state.
     pub state: TokenWindow,
-    /// What is bound of the backward's row statistics: what the sweep leaves of each row and head.
+    /// The bound window of the row statistics, which the sweep of the backward leaves for each row and head.
     pub row_stats: TokenWindow,
-    /// First token of the windows of q, of k and v, and of the outputs, in the first item.
+    /// First tokens of the windows of q, of k and v, and of the output, counted in the first item.
     pub first_tokens: [u32; 3],
-    /// Workgroups.
+    /// Number of workgroups.
     pub num_workgroups: u32,
     /// Workgroups along x and y.
     pub grid: [u32; 2],
 }
 
 impl AttentionDispatch {
-    /// Bytes of the weights of all its items, segments and heads.
+    /// Bytes of the weights in memory, over all items, segments and heads of the dispatch.
     pub(crate) fn weights_bytes(&self, tile: WeightsTile) -> u64 {
         let units = [self.items, self.segments, self.heads].map(|range| u64::from(range.len()));
         units.iter().product::<u64>() * tile.weights_bytes(self.rows.len(), self.key_rows.len())
     }
 
-    /// The parameters as the kernel reads them.
+    /// The parameters that the kernel reads.
     pub fn params(
         &self,
         config: &DilatedAttentionConfig,
@@ -74,7 +74,7 @@ impl AttentionDispatch {
         let geometry = &self.geometry;
         let flags = [
             (geometry.causal, AttentionParams::CAUSAL),
-            // Counted once, with the first keys.
+            // Zero keys count once, in the dispatch with the first keys.
             (
                 geometry.zero_keys && self.key_rows.begin == 0,
                 AttentionParams::ZERO_KEYS,

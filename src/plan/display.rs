@@ -1,4 +1,4 @@
-//! Plans as tables.
+//! Prints plans as tables.
 
 use std::fmt;
 

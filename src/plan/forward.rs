@@ -1,8 +1,8 @@
 //! The forward plan: which dispatches compute an attention, with which windows, in which memory.
 //!
-//! The first dispatch that reaches a (row, head) *writes* its output and softmax state, all later ones *merge*; what no dispatch writes is
-//! cleared before. With a branch of rate 1, which goes first and covers everything, nothing is cleared but the tails of
-//! short items.
+//! For each row and head, the first dispatch of the first branch *writes* output and softmax state, and all later dispatches
+//! *merge* with what is there. Rows that the first branch does not write for every head are cleared before. A branch of dilation
+//! rate 1 writes every row and goes first; then only the padding of short items is cleared.
 
 use super::dispatch::AttentionDispatch;
 use super::planner::{PlannedPass, Planner};
@@ -17,12 +17,12 @@ use crate::kernels::Pass;
 use crate::kernels::attention_forward::{ForwardFamily, ForwardVariant};
 use crate::kernels::{AttentionParams, Choice, Family, Reason};
 
-/// Everything the forward will tell the device, as plain data. Made by [`DilatedAttentionConfig::plan_forward`].
+/// Everything that a forward does on the device, as plain data. Made by [`DilatedAttentionConfig::plan_forward`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ForwardPlan {
     /// Shape of the call.
     pub shape: AttentionShape,
-    /// Tokens of all items together, the rows of the tensors.
+    /// Rows of the tensors of queries and outputs: tokens of all items together.
     pub num_rows: u64,
     /// Number of heads.
     pub num_heads: usize,
@@ -30,18 +30,18 @@ pub struct ForwardPlan {
     pub head_dim: usize,
     /// The kernel.
     pub variant: ForwardVariant,
-    /// Why that one.
+    /// Why this kernel was chosen.
     pub reason: Reason,
-    /// Half-open ranges of rows (`item * seq_len + token`) whose output and softmax state are cleared to 0 first.
+    /// Ranges of rows (`item * seq_len + token`, end excluded) whose output and softmax state are set to 0 first.
     pub clears: Vec<(u64, u64)>,
     /// The dispatches, in order.
     pub dispatches: Vec<AttentionDispatch>,
-    /// Buffers leased by a forward that is recorded alone.
+    /// Buffers that a forward leases when it is the only one in a recording.
     pub buffers: Vec<PlannedBuffer>,
-    /// Floating point operations: `4 * B * N * H * D * sum(w / r^2)` over the valid tokens, half of it under the causal mask,
-    /// a G-th of it where heads are partitioned among G branches.
+    /// Floating point operations over the valid tokens: `4 * B * N * H * D * sum(w / r^2)`, summed over the branches. Half of it
+    /// under the causal mask, a G-th of it where heads are partitioned among G branches.
     pub flop: u64,
-    /// Bytes that must be moved at least: q, k, v read once, the output written once.
+    /// Least bytes that any kernel has to move: q, k and v read once, the output written once.
     pub byte_floor: u64,
 }
 
@@ -49,8 +49,8 @@ impl DilatedAttentionConfig {
     /// Plans the forward of tensors of `shape` and `dtype` on a device with `caps`. Needs no device.
     ///
     /// # Errors
-    /// [`Error::SizeOverflow`], [`PoolError::BufferTooLarge`] when a tensor exceeds a buffer of the device,
-    /// [`Error::BindingTooSmall`] when a binding cannot even cover one token, [`Error::WrongDType`] for integers.
+    /// [`Error::SizeOverflow`], [`PoolError::BufferTooLarge`] when a tensor is larger than the device's largest buffer,
+    /// [`Error::BindingTooSmall`] when a binding cannot cover even one token, [`Error::WrongDType`] for integers.
     pub fn plan_forward(
         &self,
         shape: &AttentionShape,
@@ -62,7 +62,7 @@ impl DilatedAttentionConfig {
         self.plan_forward_with(shape, caps, choice)
     }
 
-    /// As [`plan_forward`](Self::plan_forward), with a kernel of the caller's choice.
+    /// As [`plan_forward`](Self::plan_forward), with a kernel that the caller chooses.
     ///
     /// # Errors
     /// As [`plan_forward`](Self::plan_forward), and [`Error::InvalidConfig`] when the kernel does not fit the head size,
@@ -107,7 +107,7 @@ impl DilatedAttentionConfig {
     }
 }
 
-/// Bytes of the larger of q and k.
+/// Bytes of the larger of q and k. The output is as large as q.
 ///
 /// # Errors
 /// [`Error::SizeOverflow`], [`PoolError::BufferTooLarge`].
@@ -171,7 +171,7 @@ fn flop_per_item(config: &DilatedAttentionConfig, valid_len: usize) -> f64 {
     mask * valid_len as f64 * heads_per_branch * config.head_dim() as f64 * keys_per_row
 }
 
-/// Ranges of the rows of tensors with `len` tokens an item that no dispatch writes first.
+/// Ranges of rows (`item * len + token`, end excluded) that have to be cleared, because for some head no dispatch overwrites them.
 pub(super) fn clears(
     config: &DilatedAttentionConfig,
     batch: usize,
@@ -225,8 +225,8 @@ fn buffers(
 }
 
 impl ForwardPlan {
-    /// Bytes that a forward recorded alone asks the pool for, at its peak: the output, the softmax state, parameters and their
-    /// staging. The inputs are the caller's.
+    /// Bytes that a forward asks the pool for when it is the only one in a recording: output, softmax state, parameters and their
+    /// staging. Inputs are not counted; they are the caller's.
     pub fn requested_bytes(&self) -> u64 {
         self.buffers
             .iter()
@@ -234,12 +234,12 @@ impl ForwardPlan {
             .sum()
     }
 
-    /// Bytes of the size classes of these buffers.
+    /// Bytes that the pool holds for these buffers: the sum of their size classes.
     pub fn held_bytes(&self) -> u64 {
         self.buffers.iter().map(|buffer| buffer.class_bytes).sum()
     }
 
-    /// Byte range of the softmax state of rows `begin .. end` of the output.
+    /// Byte range of rows `begin .. end` in the tensor of softmax states.
     pub(crate) fn state_range(&self, (begin, end): (u64, u64)) -> ByteRange {
         let row_bytes = self.num_heads as u64 * 8;
         ByteRange {
@@ -248,7 +248,7 @@ impl ForwardPlan {
         }
     }
 
-    /// Byte range of rows `begin .. end` of the output.
+    /// Byte range of rows `begin .. end` in the output.
     pub(crate) fn out_range(&self, (begin, end): (u64, u64)) -> ByteRange {
         let element_bytes = u64::from(self.variant.format.bytes());
         let row_bytes = (self.num_heads * self.head_dim) as u64 * element_bytes;

@@ -1,4 +1,4 @@
-//! How to compute it: dispatches, windows, memory and work, as plain data that needs no device.
+//! Plans: which dispatches compute an attention, with which windows, memory and work. Plans are plain data and need no device.
 
 mod backward;
 pub mod branch;

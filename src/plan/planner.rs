@@ -1,15 +1,15 @@
-//! Cuts an attention, forward or backward, into dispatches that bindings can cover.
+//! Cuts the forward or backward of an attention into dispatches small enough for bindings.
 //!
 //! ```text
-//! for each run of batch items of equal length, for each round, for each branch (one that covers every token first), for each
-//! stage:
-//!   items together     while one binding covers them whole
-//!   else segments      of one item, as many as a binding covers
-//!   else rows          of one segment: (query rows) x (key rows), joined by the same merge that joins branches
+//! for each run of neighbouring batch items of equal length, for each round of passes,
+//! for each branch (one that covers every token comes first), for each stage of the round, a dispatch takes
+//!   several whole items    if a binding covers at least one item
+//!   else segments          of one item, as many as a binding covers
+//!   else rows and keys     of one segment: a window of rows x a window of keys; results merge as those of branches do
 //! ```
-//! Where the backward keeps weights of rows with keys between two kernels, a dispatch has no more of them than its buffer
-//! holds: rows and keys are cut into windows, heads, segments and items taken together as far as they fit. All passes of
-//! such a part follow each other before the next one begins.
+//! The `broadcast` tier of the backward keeps the weights of pairs of rows and keys in a buffer between kernels. There, rows and
+//! keys are also cut into windows, so that the weights of a dispatch fit in that buffer, and as many heads, segments and items as
+//! fit share a dispatch. All passes over such a part come before the next part.
 
 use super::branch::BranchGeometry;
 use super::dispatch::{AttentionDispatch, Range};
@@ -26,15 +26,16 @@ pub(super) struct Planner<'a> {
     config: &'a DilatedAttentionConfig,
     shape: &'a AttentionShape,
     caps: &'a DeviceCaps,
-    /// What to compute: rounds, one after the other over all branches, of stages, one after the other over each whole branch, of
-    /// passes that follow each other over each part of it.
+    /// What to compute, as rounds of stages of passes. A round goes over all branches before the next round begins. Within a
+    /// branch, a stage goes over the whole branch before the next stage begins. The passes of a stage follow each other for each
+    /// part of the branch.
     rounds: &'a [&'a [&'a [PlannedPass]]],
-    /// How weights are laid out, where some are kept.
+    /// The tile of weights that are kept in memory, if any are.
     weights: Option<WeightsTile>,
     tensor: RowLayout,
     state: RowLayout,
     row_stats: RowLayout,
-    /// Rows of all of them that one binding each covers.
+    /// Rows that a binding covers in each of these layouts.
     max_rows: u64,
     dispatches: Vec<AttentionDispatch>,
 }
@@ -93,13 +94,13 @@ impl<'a> Planner<'a> {
         Ok(self.dispatches)
     }
 
-    /// All branches over items that have as many tokens and keys each.
+    /// Plans all branches over items that all have `valid_len` tokens and `valid_key_len` keys.
     fn plan_items(&mut self, items: Range, valid_len: u32, valid_key_len: u32) -> Result<()> {
         let mut geometries: Vec<BranchGeometry> = (0..self.config.branches().len() as u32)
             .map(|branch| BranchGeometry::cross(self.config, branch, valid_len, valid_key_len))
             .filter(|geometry| geometry.head_count > 0)
             .collect();
-        // The sort is stable: other branches keep their order.
+        // A branch that covers everything comes first. The sort is stable: the others keep their order.
         geometries
             .sort_by_key(|geometry| !geometry.covers_everything(in_u32(self.config.num_heads())));
         let every_branch = self.config.heads() == Heads::EveryBranch;
@@ -126,7 +127,7 @@ impl<'a> Planner<'a> {
             begin: geometry.head_begin,
             end: geometry.head_begin + geometry.head_count,
         };
-        // Later segments would be written behind the sequence.
+        // The outputs of later segments would lie after the end of the sequence.
         let num_segments = geometry
             .num_segments
             .min(geometry.seq_len.div_ceil(geometry.output_stride));
@@ -178,7 +179,7 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// One segment of one item, too large for a binding: query rows times key rows.
+    /// Plans one segment of one item that is too large for a binding: windows of rows x windows of keys.
     fn plan_segment(&mut self, work: &Work<'_>, unit: Unit) -> Result<()> {
         let geometry = work.geometry;
         let max_rows = self.max_rows;
@@ -210,7 +211,7 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// What one binding of each tensor covers.
+    /// Plans a unit that one binding of each tensor covers.
     fn push(&mut self, work: &Work<'_>, unit: Unit) -> Result<()> {
         let keeps_weights = work.passes.iter().any(|pass| pass.pass == Pass::Weights);
         let Some(tile) = self.weights.filter(|_| keeps_weights) else {
@@ -221,7 +222,7 @@ impl<'a> Planner<'a> {
             [unit.rows, unit.key_rows].map(|range| chunks(range, side).collect::<Vec<_>>());
         let longest = |ranges: &[Range]| ranges.iter().map(|range| range.len()).max().unwrap_or(0);
         let bytes = tile.weights_bytes(longest(&rows), longest(&key_rows));
-        // At least one: the window fits.
+        // At least 1, because the weights of one window fit.
         let at_once = (WeightsTile::most_bytes(self.caps) / bytes.max(1)).max(1);
         let at_once = u32::try_from(at_once).unwrap_or(u32::MAX);
         let heads_at_once = at_once.min(unit.heads.len()).max(1);
@@ -260,7 +261,7 @@ impl<'a> Planner<'a> {
 
     fn push_pass(&mut self, work: &Work<'_>, planned: PlannedPass, unit: Unit) -> Result<()> {
         let (geometry, pass) = (work.geometry, planned.pass);
-        // Rows of this unit may lie behind the sequence for every head: then there is nothing to write.
+        // The output tokens of all rows may lie after the end of the sequence: then there is nothing to write.
         let out_tokens = token_span(
             geometry,
             &unit,
@@ -272,14 +273,15 @@ impl<'a> Planner<'a> {
             return Ok(());
         };
         let stride = geometry.segment_length;
-        // Phantom rows alone read no query, what is bound then is not read.
+        // If all rows are phantom rows, no query is read, and any binding will do.
         let q_tokens =
             token_span(geometry, &unit, unit.rows, stride, geometry.seq_len).unwrap_or(out_tokens);
         let kv_tokens = token_span(geometry, &unit, unit.key_rows, stride, geometry.key_len);
         let kv_tokens = match (kv_tokens, pass) {
             (Some(tokens), _) => tokens,
             (None, Pass::DkDv | Pass::Dk | Pass::Dv) => return Ok(()),
-            // Without keys, rows still get zero keys or become uncovered; of what is bound, the first token, nothing is read.
+            // Even without keys the dispatch is needed, for zero keys and for the state of rows without a key. It binds the first
+            // token but reads no key.
             (None, _) if unit.key_rows.begin == 0 => (0, 1),
             (None, _) => return Ok(()),
         };
@@ -300,7 +302,7 @@ impl<'a> Planner<'a> {
         let tiles = match pass {
             Pass::Forward | Pass::BranchDelta | Pass::Dq => row_tiles,
             Pass::DkDv | Pass::Dk | Pass::Dv => key_tiles,
-            // Of a window.
+            // A workgroup takes a tile of rows x a tile of keys.
             Pass::Weights => row_tiles * key_tiles,
         };
         let factors = [unit.items, unit.segments, unit.heads].map(Range::len);
@@ -344,13 +346,13 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// A pass and what a workgroup of its kernel takes.
+/// A pass, and how its kernel divides the work among workgroups.
 #[derive(Clone, Copy)]
 pub(super) struct PlannedPass {
     pub pass: Pass,
-    /// Rows, or keys.
+    /// Rows (or keys) of a workgroup.
     pub tile: u32,
-    /// Workgroups that share the columns of these.
+    /// Number of workgroups that the columns of such a tile are divided among.
     pub columns: u32,
 }
 
@@ -358,17 +360,17 @@ pub(super) struct PlannedPass {
 struct Work<'a> {
     geometry: &'a BranchGeometry,
     passes: &'a [PlannedPass],
-    /// Another branch has written the result before.
+    /// Whether another branch has written the result before.
     follows: bool,
-    /// The sums of the sweep are over all branches.
+    /// Whether the sweep's sums are over all branches.
     sweeps_all: bool,
 }
 
 impl Work<'_> {
-    /// Whether an earlier dispatch has written what the unit's dispatch writes.
+    /// Whether the dispatch of `unit` merges with results that an earlier dispatch has written.
     fn merges(&self, pass: Pass, unit: &Unit) -> bool {
         let later_keys = unit.key_rows.begin > 0;
-        // Under the causal mask the first rows that see a window of keys are those of the same window.
+        // Under the causal mask, the first rows that see a window of keys are the rows at the same places.
         let first_rows = if self.geometry.causal {
             unit.key_rows.begin
         } else {
@@ -377,14 +379,14 @@ impl Work<'_> {
         match pass {
             Pass::Forward | Pass::Dq => self.follows || later_keys,
             Pass::BranchDelta => self.follows && self.sweeps_all || later_keys,
-            // Each window's are written anew.
+            // The weights of a window replace those of the last one.
             Pass::Weights => false,
             Pass::DkDv | Pass::Dk | Pass::Dv => self.follows || unit.rows.begin > first_rows,
         }
     }
 }
 
-/// Runs of neighbouring batch items with as many valid tokens and keys.
+/// Runs of neighbouring batch items with equal numbers of valid tokens and keys: (items, tokens, keys).
 fn runs_of_equal_length(shape: &AttentionShape) -> Vec<(Range, u32, u32)> {
     let mut runs: Vec<(Range, u32, u32)> = Vec::new();
     for (item, number) in (0..shape.batch()).zip(0..) {
@@ -406,9 +408,9 @@ fn runs_of_equal_length(shape: &AttentionShape) -> Vec<(Range, u32, u32)> {
     runs
 }
 
-/// The rows of a segment that a sequence of `len` tokens can have.
+/// The rows of a segment that can exist in a sequence of `len` tokens.
 fn rows_up_to(geometry: &BranchGeometry, len: u32) -> Range {
-    // Phantom rows count where they are written.
+    // Only a sequence that is shorter than the other one of a cross attention has fewer rows; phantom rows always count.
     let longest = geometry.seq_len.max(geometry.key_len);
     let end = if len < longest {
         geometry
@@ -421,7 +423,7 @@ fn rows_up_to(geometry: &BranchGeometry, len: u32) -> Range {
     Range { begin: 0, end }
 }
 
-/// What one dispatch is to do.
+/// The part of a branch that one dispatch computes.
 #[derive(Clone, Copy)]
 struct Unit {
     items: Range,
@@ -431,8 +433,8 @@ struct Unit {
     key_rows: Range,
 }
 
-/// Tokens that rows `rows` of the unit's segments touch in a sequence of `len` when segments are `stride` tokens apart, if
-/// any exists.
+/// Range of tokens that rows `rows` of the unit's segments and heads use, in a sequence of `len` tokens whose segments begin
+/// `stride` tokens apart. `None` if none of them exists.
 fn token_span(
     geometry: &BranchGeometry,
     unit: &Unit,
@@ -456,8 +458,7 @@ fn token_span(
     (begin < end).then_some((begin, end))
 }
 
-/// `range` in as few pieces of at most `size >= 1` as possible, of nearly the same size.
-/// An empty range is one piece.
+/// Cuts `range` into as few pieces of at most `size >= 1` as possible, all of nearly the same size. An empty range is one piece.
 fn chunks(range: Range, size: u32) -> impl Iterator<Item = Range> {
     let pieces = range.len().div_ceil(size).max(1);
     let step = range.len().div_ceil(pieces).max(1);

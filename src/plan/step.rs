@@ -1,8 +1,8 @@
-//! The plan of one decoding step: the row of one token, over the keys before it.
+//! The plan of one decoding step: attention of one token over the keys up to it.
 //!
-//! A head of a branch takes part when it writes the token. Such heads and their row follow from the geometry of a sequence
-//! that ends with the token; heads that share a row share a dispatch. There are few rows and many keys, so the dispatches are
-//! those of the forward, each for one row.
+//! A head of a branch takes part if it writes the token. Which heads these are, and from which row of which segment, follows from
+//! the geometry of a sequence that ends with the token. Heads with the same row share a dispatch. The dispatches are those of the
+//! forward, each with a single row.
 
 use super::branch::BranchGeometry;
 use super::dispatch::{AttentionDispatch, Range};
@@ -14,23 +14,25 @@ use crate::error::{Error, Result};
 use crate::kernels::Pass;
 use crate::kernels::fold_grid;
 
-/// Where the tensors of a step are.
+/// Sizes and layout of the tensors of a step.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StepLayout {
     /// Batch items.
     pub batch: u32,
-    /// The token that is computed, of each item.
+    /// Number of the token that is computed, the same for each item.
     pub token: u32,
-    /// Rows of an item in the cache of keys and values.
+    /// Tokens of an item in the cache of keys and values.
     pub capacity: u32,
-    /// Queries are those of a cache of this many rows an item too, instead of the token's alone: rows may move.
+    /// Whether queries lie in a cache with `capacity` tokens for each item, too; otherwise there is only the query of this token.
+    /// The cache is needed where the row that writes a token reads the query of another token
+    /// ([`OutputRows::Torchscale`](crate::OutputRows::Torchscale)).
     pub query_cache: bool,
 }
 
-/// What a step records.
+/// The plan of a decoding step.
 #[derive(Clone, Debug)]
 pub(crate) struct StepPlan {
-    /// Whether the output is cleared first: where no dispatch writes all heads of an item, all merge.
+    /// Whether the output is cleared first, and all dispatches merge. So it is if for some item no dispatch writes all heads.
     pub clears: bool,
     /// The dispatches, in order.
     pub dispatches: Vec<AttentionDispatch>,
@@ -72,7 +74,7 @@ pub(crate) fn plan_step(
                     + u64::from(offset)
                     + u64::from(row) * u64::from(geometry.dilation_rate)
             };
-            // A row without keys may still see zero keys.
+            // A row without keys has a window, too: it may see zero keys.
             let windows = (0..keys.max(1)).step_by(window_rows as usize);
             for (item, begin) in (0..batch).flat_map(|item| windows.clone().map(move |w| (item, w)))
             {
@@ -84,7 +86,7 @@ pub(crate) fn plan_step(
                     0 => (0, 0),
                     _ => (place(key_rows.begin), place(key_rows.end - 1)),
                 };
-                // The query of a row that is padding is not read.
+                // The query of a padding row is not read.
                 let has_query = row < geometry.real_rows(segment, heads.begin);
                 let query = if has_query {
                     place(row)
@@ -137,7 +139,8 @@ pub(crate) fn plan_step(
     let all_heads = |dispatch: &AttentionDispatch| {
         dispatch.heads.len() == num_heads && dispatch.key_rows.begin == 0
     };
-    // The sort is stable: windows of keys follow the first one of their branch.
+    // In each item, a dispatch that writes all heads comes first. The sort is stable: later windows of keys stay behind the first
+    // window of their branch.
     dispatches.sort_by_key(|dispatch| (dispatch.items.begin, !all_heads(dispatch)));
     let mut firsts: Vec<&mut AttentionDispatch> = dispatches
         .chunk_by_mut(|a, b| a.items == b.items)
@@ -150,7 +153,7 @@ pub(crate) fn plan_step(
     Ok(StepPlan { clears, dispatches })
 }
 
-/// Runs of heads that write `token` from the same row of the same segment.
+/// Runs of neighbouring heads that write `token` from the same row of the same segment: (heads, segment, row).
 pub(crate) fn rows_of(geometry: &BranchGeometry, token: u32) -> Vec<(Range, u32, u32)> {
     let mut runs: Vec<(Range, u32, u32)> = Vec::new();
     for head in geometry.head_begin..geometry.head_begin + geometry.head_count {

@@ -4,18 +4,18 @@ use crate::device::DeviceCaps;
 use crate::error::{PoolError, Result};
 use crate::pool::size_class::class_bytes;
 
-/// What a planned buffer is for, which decides its usages.
+/// What a planned buffer is for. Its wgpu usages follow from that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BufferRole {
     /// Kernels read and write it.
     Storage,
     /// Parameters of kernels.
     Params,
-    /// The host writes it, the device copies from it.
+    /// Staging: the host writes it and the device copies from it.
     Staging,
 }
 
-/// Uploads are cut into staging chunks of at most this many bytes, so that chunks of any upload serve any other.
+/// Uploads are cut into staging chunks of at most this many bytes, so that the pool can reuse the chunks of one upload for any other.
 const MAX_STAGING_BYTES: u64 = 4 << 20;
 
 /// Smallest staging chunk.
@@ -38,7 +38,7 @@ pub struct PlannedBuffer {
     pub role: BufferRole,
     /// Bytes asked for.
     pub requested_bytes: u64,
-    /// Bytes of the size class: those of the buffer if the pool creates one.
+    /// Bytes of the size class: the size of the buffer that the pool creates for it.
     pub class_bytes: u64,
 }
 
@@ -76,7 +76,7 @@ pub(super) fn check_sizes(buffers: &[PlannedBuffer], caps: &DeviceCaps) -> Resul
     }
 }
 
-/// Where the parameters of a recording's dispatches go: each at an aligned offset of one uniform buffer.
+/// Sums the size of the uniform buffer that holds the parameters of all dispatches of a recording, each at an aligned offset.
 pub(super) struct ParamsLayout<'a> {
     caps: &'a DeviceCaps,
     bytes: u64,
@@ -87,13 +87,13 @@ impl<'a> ParamsLayout<'a> {
         Self { caps, bytes: 0 }
     }
 
-    /// One more dispatch with parameters of type `P`.
+    /// Adds a dispatch with parameters of type `P`.
     pub fn add<P>(&mut self) {
         let alignment = self.caps.uniform_offset_alignment;
         self.bytes = self.bytes.next_multiple_of(alignment) + size_of::<P>() as u64;
     }
 
-    /// The buffer and its staging; none without dispatches.
+    /// The uniform buffer and its staging chunks; no buffers without dispatches.
     pub fn buffers(self) -> Vec<PlannedBuffer> {
         if self.bytes == 0 {
             return Vec::new();

@@ -20,7 +20,7 @@ pub(super) enum Activity {
 /// Assumed seconds per unit of work that was never measured. Longer than on any device, so that the first slice is short.
 const GUESS: f64 = 2e-9;
 
-/// Fraction of a slice's time that activities that were never measured may take.
+/// The part of a slice's time that may go to activities that were never measured.
 const UNMEASURED_SHARE: f64 = 0.25;
 
 /// Seconds below which a measured time says little, because submitting and polling take as long.
@@ -130,7 +130,7 @@ impl CostModel {
         remembered.copied().unwrap_or(GUESS)
     }
 
-    /// How many of the `left` seconds of a slice this activity may fill.
+    /// How many of the `left` seconds of a slice may go to this activity.
     pub(super) fn allowed(&self, activity: Activity, left: f64) -> f64 {
         match self.measured.contains_key(&activity) {
             true => left,

@@ -257,7 +257,7 @@ impl Recorder {
         Ok(Download::new(readback, tensor.num_elements() as usize))
     }
 
-    /// A readback buffer for `bytes` bytes and the seal behind them.
+    /// A readback buffer for `bytes` bytes and the seal that follows them (see [`readback`](crate::readback)).
     fn readback(&self, label: impl Into<Label>, bytes: u64) -> Result<Arc<Readback>> {
         let label = label.into();
         let lease_bytes = readback::sealed_bytes(bytes).ok_or_else(|| Error::SizeOverflow {
@@ -269,7 +269,7 @@ impl Recorder {
         Ok(Readback::new(lease, self.machine.watch().clone()))
     }
 
-    /// Records that the bytes of `readback` are complete.
+    /// Records the write of the seal, which marks the bytes of `readback` as complete.
     fn seal(&mut self, readback: &Arc<Readback>) -> Result<()> {
         let to = self.recording.hold(readback.lease());
         self.stage_at(to, readback.seal_offset(), &readback.seal())?;
@@ -391,7 +391,8 @@ impl Recorder {
         recorded
     }
 
-    /// Records one dispatch of `kernel` over `grid` workgroups with storage bindings in the order of [`KernelSpec::bindings`](crate::kernels::KernelSpec::bindings).
+    /// Records one dispatch of `kernel` over `grid` workgroups with storage bindings in the order of
+    /// [`KernelSpec::bindings`](crate::kernels::KernelSpec::bindings).
     pub(crate) fn dispatch<P: KernelParams>(
         &mut self,
         kernel: impl Into<Kernel>,
@@ -445,10 +446,11 @@ impl Recorder {
     /// later.
     ///
     /// # Errors
-    /// [`Error::NotWritten`] if it reads a tensor that nothing submitted before has written; [`PoolError::OutOfMemory`](crate::pool::PoolError::OutOfMemory) or
-    /// [`PoolError::BudgetExceeded`](crate::pool::PoolError::BudgetExceeded) for the buffers of parameters; [`Error::DeviceLost`]; [`Error::Validation`] if wgpu refuses
-    /// the commands, which it also does when memory runs out. After an error nothing was submitted, and the recording is
-    /// gone.
+    /// [`Error::NotWritten`] if it reads a tensor that nothing submitted before has written;
+    /// [`PoolError::OutOfMemory`](crate::pool::PoolError::OutOfMemory) or
+    /// [`PoolError::BudgetExceeded`](crate::pool::PoolError::BudgetExceeded) for the buffers of parameters; [`Error::DeviceLost`];
+    /// [`Error::Validation`] if wgpu refuses the commands, which it also does when memory runs out. After an error nothing was
+    /// submitted, and the recording is gone.
     pub fn submit(mut self) -> Result<Submission> {
         let submitted = self.try_submit();
         match &submitted {

@@ -63,7 +63,7 @@ pub(crate) struct Recording {
     /// it.
     held_index: HashMap<u64, LeaseIndex>,
     pub(super) staging: Vec<StagingChunk>,
-    /// Each with the number of commands after which it is complete.
+    /// Downloads, each with the number of commands after which it is complete.
     pub(super) readbacks: Vec<(Arc<Readback>, usize)>,
     /// Parameters of all dispatches, each at an offset that is aligned for a dynamic uniform binding.
     pub(super) params: Vec<u8>,

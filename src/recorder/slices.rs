@@ -87,23 +87,23 @@ impl SliceOptions {
     }
 }
 
-/// How far work is: of a sliced submission in nanoseconds of device time as expected when it began; of a
-/// [model's run](crate::models::ModelRun::progress) in multiplications. The total does not change meanwhile.
+/// How much of some work is done. A sliced submission counts nanoseconds of device time, as expected when it began. A [model's
+/// run](crate::models::ModelRun::progress) counts multiplications. The total does not change while the work goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// Work that is done.
     pub done: u64,
-    /// All work, at least 1. When `done` reaches it, nothing is left.
+    /// All work, at least 1. The work is finished when `done` reaches it.
     pub total: u64,
 }
 
 impl Progress {
-    /// From 0 to 1.
+    /// The part that is done, from 0 to 1.
     pub fn fraction(&self) -> f64 {
         self.done as f64 / self.total as f64
     }
 
-    /// Whether nothing is left.
+    /// Whether all work is done.
     pub fn is_done(&self) -> bool {
         self.done == self.total
     }
@@ -112,9 +112,9 @@ impl Progress {
 /// State of the slice under way.
 #[derive(Debug, Default)]
 struct FlightState {
-    /// When the device was done with earlier work.
+    /// When the device finished the work submitted before the slice.
     begun: Option<Instant>,
-    /// When its staging memory came back, and whether it could be mapped.
+    /// When the slice ended, which shows by its staging memory coming back; and whether that could be mapped.
     ended: Option<(bool, Instant)>,
     waker: Option<Waker>,
     /// Keeps the device polled until the slice has ended.
@@ -147,7 +147,7 @@ impl Flight {
     }
 }
 
-/// Where the next slice begins: a command, and how many of its units were submitted.
+/// Where the next slice begins: a command, and how many units of this command (workgroups, or blocks of bytes) were submitted.
 #[derive(Clone, Copy, Debug, Default)]
 struct Position {
     command: usize,
@@ -206,7 +206,7 @@ pub struct SlicedSubmission {
     readbacks: Vec<(Arc<Readback>, usize)>,
     tracker: Tracker,
     position: Position,
-    /// Expected nanoseconds per unit of each command, as of the beginning.
+    /// Expected nanoseconds per unit of each command, as estimated when the submission began.
     unit_nanoseconds: Vec<f64>,
     done_nanoseconds: f64,
     total_nanoseconds: f64,
@@ -468,7 +468,7 @@ impl SlicedSubmission {
         (self.position.command, self.position.unit > 0)
     }
 
-    /// Skips everything as if it had been submitted. Downloads fail with `never`.
+    /// Skips all commands as if they had been submitted. Downloads fail with the reason `never`.
     pub(super) fn skip_all(&mut self, never: &'static str) {
         self.position.command = self.commands.len();
         for (readback, _) in self.readbacks.drain(..) {
@@ -678,7 +678,7 @@ impl SlicedSubmission {
         command
     }
 
-    /// Gives back everything that the rest would have used.
+    /// Gives back the leases of commands that will not be submitted, and fails their downloads.
     fn release(&mut self) {
         self.held.clear();
         for chunk in self.staging.drain(..).flatten() {

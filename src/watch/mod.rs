@@ -59,11 +59,11 @@ type Callback = Box<dyn FnOnce(Outcome) + Send>;
 
 /// Something that has to be told when the device is lost.
 pub(crate) trait WhenLost: Send + Sync {
-    /// The device is lost.
+    /// Called once, when the device is lost.
     fn device_lost(&self, reason: &str);
 }
 
-/// See the [module](self) documentation.
+/// A device, with the loss and the callbacks that wait for it; see the [module](self) documentation.
 pub(crate) struct DeviceWatch {
     device: wgpu::Device,
     is_lost: AtomicBool,
@@ -352,7 +352,7 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
-    /// The awaited work is done.
+    /// Runs the callback: the awaited work is done.
     pub fn done(mut self) {
         self.outcome = Outcome::Done;
     }

@@ -1,28 +1,28 @@
-//! Where files that only save time are kept.
+//! Where cache files are kept.
 //!
-//! The folders are those that the platforms name; a crate for them brings more dependencies than it saves lines.
+//! The folders are those that each platform defines. A crate for them would bring more dependencies than it saves lines.
 
 use std::path::PathBuf;
 
-/// Variable of the environment that names the folder, or turns it off: `off`, `0` or nothing.
+/// Environment variable with the path of the cache folder. `off`, `0` or an empty value mean no folder.
 pub const CACHE_VARIABLE: &str = "DILATED_ATTENTION_CACHE";
 
-/// The folder of files that save time: remembered kernels ([`tune`](crate::tuning::tune)) and compiled ones. Any of
-/// them may be deleted at any time.
+/// The cache folder, for the winners of measurements ([`tune`](crate::tuning::tune)) and for compiled kernels. Its files only save
+/// time: any of them may be deleted at any time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum CacheFolder {
-    /// None: nothing is read or written.
+    /// No folder: nothing is read or written.
     #[default]
     Off,
-    /// What [`CACHE_VARIABLE`] says; where it is not set, `dilated-attention` in the user's own folder for caches
-    /// (`$XDG_CACHE_HOME` or `~/.cache`, `~/Library/Caches`, `%LOCALAPPDATA%`). None in browsers.
+    /// The folder that [`CACHE_VARIABLE`] names. Where the variable is not set: `dilated-attention` in the user's cache folder
+    /// (`$XDG_CACHE_HOME` or `~/.cache`, `~/Library/Caches`, `%LOCALAPPDATA%`). No folder in browsers.
     User,
     /// This folder, whatever the environment says.
     At(PathBuf),
 }
 
 impl CacheFolder {
-    /// The folder; it need not exist.
+    /// Path of the folder, which need not exist; `None` for no folder.
     pub fn path(&self) -> Option<PathBuf> {
         match self {
             Self::User => user_folder(|name| std::env::var_os(name).map(PathBuf::from)),
@@ -32,7 +32,7 @@ impl CacheFolder {
     }
 }
 
-/// `variable` reads the environment.
+/// The folder of [`CacheFolder::User`]; `variable` reads an environment variable.
 fn user_folder(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
     if let Some(value) = variable(CACHE_VARIABLE) {
         let off = ["", "0", "off"]
@@ -40,7 +40,7 @@ fn user_folder(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
             .any(|word| value.as_os_str() == *word);
         return (!off).then_some(value);
     }
-    // Relative paths mean nothing here: the working directory is not the user's.
+    // A relative path would depend on the working directory, which is not the user's folder.
     let absolute = |name| variable(name).filter(|path| path.is_absolute());
     let caches = if cfg!(windows) {
         absolute("LOCALAPPDATA")

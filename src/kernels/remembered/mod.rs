@@ -1,4 +1,4 @@
-//! What was measured of kernels in this process or an earlier one, and the options that say where it is kept.
+//! The fastest kernels, as measured in this process or an earlier one, and the options that say where the results are kept.
 
 mod folder;
 mod winners;
@@ -19,36 +19,35 @@ use crate::device::{DeviceCaps, KernelTier};
 /// How kernels are chosen and compiled; see [`Context::with_kernel_options`](crate::Context::with_kernel_options).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelOptions {
-    /// Where what was measured and compiled is remembered.
+    /// The folder for results of measurements and for compiled kernels.
     pub cache: CacheFolder,
-    /// The text of a file of remembered kernels that comes with the application, for adapters that its makers have measured;
-    /// what this user's own file says goes first. Such a file is what [`tune`](crate::tuning::tune) leaves at
-    /// [`Context::winners_file`](crate::Context::winners_file); `include_str!` brings it along.
+    /// The text of a winners file that ships with the application, for adapters that its makers have measured. The user's own
+    /// winners file takes precedence. To make one, run [`tune`](crate::tuning::tune), take the file at
+    /// [`Context::winners_file`](crate::Context::winners_file), and read it with `include_str!`.
     pub shipped_winners: Option<Cow<'static, str>>,
-    /// Compiles shaders without the checks that wgpu adds to them: bounds of every index, and a counter in every loop. The
-    /// switch is safe and changes no result: plans compute all indices and loop bounds from checked shapes, shaders guard
-    /// what lies beyond, and the tests run both ways. Checks that a driver makes itself (Vulkan's robust buffer access,
-    /// Direct3D's) remain. Off by default: no adapter measured so far gains from it (lavapipe of Mesa 25.0 and 26.2: forward,
-    /// backward and products within the noise, heads of 64 on the newer one slower). Without effect in browsers.
+    /// Compiles shaders without the checks that wgpu adds: bounds of every index, and a counter in every loop. The switch is safe
+    /// and changes no result: plans compute all indices and loop bounds from checked shapes, shaders guard what lies beyond, and
+    /// the tests run both ways. Checks that a driver makes itself (Vulkan's robust buffer access, Direct3D's) remain. Off by
+    /// default, because no adapter measured so far gains from it (docs/performance.md). Without effect in browsers.
     pub trusted_shaders: bool,
-    /// Kernels of this tier wherever they can do what is asked, instead of those that suit the device: to test them, or to
-    /// compare. What a tier cannot do (another type than f16 with cooperative matrices, wide heads) is done by the kernels
-    /// that suit the device; [`Recorder::kernels`](crate::Recorder::kernels) tells which ones a recording runs. What a call
-    /// chooses for itself goes first; what was measured comes after.
+    /// Asks for kernels of this tier, to test or compare them, instead of those that suit the device. Where the tier has no kernel
+    /// for a call (types other than f16 with cooperative matrices, wide heads), the call gets one that suits the device;
+    /// [`Recorder::kernels`](crate::Recorder::kernels) lists the kernels that a recording runs. A kernel that a call names itself
+    /// takes precedence over this tier; this tier takes precedence over measured winners.
     pub tier: Option<KernelTier>,
 }
 
-/// What is remembered of one adapter.
+/// The measured winners of one adapter.
 #[derive(Debug, Default)]
 pub(crate) struct Tuner {
-    /// Adapter, driver and versions.
+    /// Identifies adapter, driver and their versions; see [`adapter`](Self::adapter).
     adapter: String,
     file: Option<PathBuf>,
     winners: Mutex<Winners>,
 }
 
 impl Tuner {
-    /// Reads what is remembered.
+    /// Reads the winners of this adapter from the shipped text and from the user's file.
     pub fn new(info: &wgpu::AdapterInfo, options: &KernelOptions) -> Self {
         let checks = if options.trusted_shaders {
             "trusted"
@@ -83,7 +82,7 @@ impl Tuner {
         self.file.as_ref()
     }
 
-    /// What tells the adapter, its driver, their versions and this library's from others.
+    /// Text that identifies the adapter, its driver, their versions, the version of this library, and whether shaders are checked.
     pub fn adapter(&self) -> &str {
         &self.adapter
     }
@@ -92,7 +91,7 @@ impl Tuner {
         self.winners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The remembered kernel of a family, if it is one of those that may run here.
+    /// The measured winner of a family, if there is one and it is among the kernels that may run here.
     pub fn remembered<F: Family>(
         &self,
         family: &F,
@@ -124,11 +123,11 @@ impl Tuner {
         })
     }
 
-    /// The remembered kernel of a family, else what the adapter's capabilities suggest.
+    /// The measured winner of a family; else the kernel that suits the device.
     pub fn choose<F: Family>(&self, family: &F, caps: &DeviceCaps) -> Choice<F::Variant> {
         let suggested = family.choice(caps);
         match suggested.reason {
-            // By a tier.
+            // The caller asked for a tier.
             Reason::Caller => suggested,
             _ => self.remembered(family, caps).unwrap_or(suggested),
         }

@@ -1,12 +1,12 @@
-//! The file of remembered kernels.
+//! The winners file: the fastest kernel of each probe, for each adapter.
 //!
 //! ```json
 //! {"format": 2, "adapters": {"<adapter, driver, versions>": {"<what was probed>": {"kernel": "...", "microseconds": 1930,
 //!     "against": {"kernel": "...", "microseconds": 2411}}}}}
 //! ```
-//! Kernels are named by their shader and all of its fields, as in `forward_rows head_dim=64 format=f32 lanes=8 ...`. A file can only
-//! choose among kernels that this code lists for the device as affordable. So nothing that a file says can be wrong in a worse way than slow. Whatever cannot be read counts as empty and
-//! is replaced by the next probe.
+//! Kernels are named by their shader and all of its fields, as in `forward_rows head_dim=64 format=f32 lanes=8 ...`. A file can
+//! only choose among the kernels that this code lists for the device, so a wrong file makes calls slower at worst. A file that
+//! cannot be read counts as empty; the next probe replaces it.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -17,17 +17,17 @@ use serde::{Deserialize, Serialize};
 #[cfg(not(target_arch = "wasm32"))]
 use crate::replacement::replace;
 
-/// Number of the layout above.
+/// Version of the file format above.
 const FORMAT: u32 = 2;
 
-/// No file of this many adapters is as large; more is not read.
+/// Files larger than this are not read. A file with `MAX_ADAPTERS` adapters is smaller.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// Adapters, drivers and versions that are remembered; any of the others makes room for a new one.
+/// Most adapters (with their driver and versions) that a file holds. When there are more, others than the current one are removed.
 #[cfg(not(target_arch = "wasm32"))]
 const MAX_ADAPTERS: usize = 64;
 
-/// A kernel with its time.
+/// A kernel and its time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Timed {
     pub kernel: String,
@@ -65,10 +65,10 @@ fn parse_file(text: &[u8]) -> WinnersFile {
         .unwrap_or_default()
 }
 
-/// The bytes of the file at `path`, none when there is no such file of reasonable size.
+/// The bytes of the file at `path`; no bytes when there is no such file or it is too large.
 fn read(path: &Path) -> Vec<u8> {
     let bytes = || -> io::Result<Vec<u8>> {
-        // Asked before it is opened: to open a pipe would wait for its other end.
+        // Checked before opening: opening a pipe would wait for its other end.
         if !std::fs::metadata(path)?.is_file() {
             return Ok(Vec::new());
         }
@@ -89,8 +89,8 @@ pub(super) fn load(path: &Path, adapter: &str) -> Winners {
     parse(&read(path), adapter)
 }
 
-/// Adds `winners` to the file at `path`, which other processes may replace at the same time: a reader finds one whole file
-/// or another, and what the slower writer did not see is measured again some day.
+/// Adds `winners` to the file at `path`. Other processes may do so at the same time: a reader always finds a whole file, and
+/// winners that get lost between two writers are measured again some day.
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) fn store(path: &Path, adapter: &str, winners: &Winners) -> io::Result<()> {
     let mut file = parse_file(&read(path));

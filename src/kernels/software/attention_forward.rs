@@ -1,29 +1,29 @@
-//! Forward attention on software drivers: lanes own rows, and all of a workgroup's meet the same staged keys in a step.
+//! Forward attention on software drivers: each lane owns rows, and all lanes of a workgroup read the same staged keys in a step.
 //!
-//! What limits these kernels is how fast instructions arrive and how long drivers compile what is unrolled; docs/performance.md has
-//! what was tried.
+//! Two things limit these kernels: how fast the CPU fetches instructions, and how long drivers compile unrolled code.
+//! docs/performance.md says what was tried.
 
 use super::{BROADCAST_LANES, LaneGroups};
 use crate::device::DeviceCaps;
 use crate::kernels::{Fields, Segments};
 
-/// Groups of lanes that share the staged keys in the `rows` tier, at most.
+/// Most groups of lanes in a workgroup of the `rows` tier.
 const MOST_LANE_GROUPS: u32 = 32;
 
-/// The same of the `broadcast` tier.
+/// Groups of lanes in a workgroup of the `broadcast` tier.
 const BROADCAST_LANE_GROUPS: u32 = 16;
 
 /// How a staged key reaches all lanes.
 #[derive(Clone, Copy, PartialEq)]
 pub(in crate::kernels) enum Handed {
-    /// Each lane loads it itself: `forward_rows`.
+    /// Each lane loads it: `forward_rows`.
     Loaded,
-    /// One lane loads it and hands it on: `forward_broadcast`.
+    /// One lane loads it and hands it to the others: `forward_broadcast`.
     Broadcast,
 }
 
 impl Handed {
-    /// Keys of a step.
+    /// Keys that are staged in a step.
     fn keys(self) -> u32 {
         match self {
             Self::Loaded => 4,
@@ -31,11 +31,11 @@ impl Handed {
         }
     }
 
-    /// Rows of a lane: what is compiled grows with the product of rows and elements.
+    /// Rows that a lane owns. Fewer for wide heads, because the unrolled code grows with rows times elements.
     fn rows_per_lane(self, head_dim: u32) -> u32 {
         let most = match self {
             Self::Loaded => 256,
-            // What is compiled on older drivers takes seconds for each row.
+            // Older drivers compile for seconds for each row.
             Self::Broadcast => 192,
         };
         (most / head_dim).clamp(1, 4)
@@ -46,10 +46,10 @@ impl Handed {
         self.rows_per_lane(head_dim) * lanes.threads()
     }
 
-    /// The tile for such segments: about half of their rows or less, so that there is work for several cores.
+    /// The workgroup for these segments: about half the rows of a segment or less, so that several cores have work.
     pub fn fitting(self, segments: &Segments, caps: &DeviceCaps) -> LaneGroups {
         if self == Self::Broadcast {
-            // One kernel for all segments, for each compiles for many seconds.
+            // The same kernel for all segments, because each kernel takes many seconds to compile.
             return LaneGroups {
                 lanes: BROADCAST_LANES,
                 groups: BROADCAST_LANE_GROUPS,
@@ -64,7 +64,7 @@ impl Handed {
         }
     }
 
-    /// Keys and values of a step, and a flag.
+    /// Bytes of workgroup memory: the keys and values of a step, and a flag.
     pub fn workgroup_memory_bytes(self, head_dim: u32) -> u32 {
         2 * self.keys() * head_dim * 4 + 16
     }

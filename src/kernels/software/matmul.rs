@@ -1,15 +1,15 @@
-//! Products of matrices on software drivers; docs/performance.md has what was tried.
+//! Matrix products on software drivers. docs/performance.md says what was tried.
 
 use super::{BROADCAST_LANES, LaneGroups};
 use crate::device::{DeviceCaps, Processor};
 use crate::error::{Error, Result};
 use crate::kernels::Fields;
 
-/// Most vec4s of a row: beyond, kernels are slower and compile for long.
+/// Most columns of a `broadcast` tile, in vec4. Wider kernels are slower and take long to compile.
 const MOST_VEC4S: u32 = 32;
 
-/// Groups of lanes for so many columns: as few tiles as there can be, all of about one width; in multiples of 4, for each width is a kernel
-/// to compile.
+/// The workgroup of the `rows` tier for a result with `columns` columns: as few tiles side by side as possible, all of about the
+/// same width. Numbers of groups are multiples of 4, because each number is another kernel to compile.
 pub(in crate::kernels) fn rows(columns: u64, caps: &DeviceCaps) -> LaneGroups {
     let LaneGroups {
         lanes,
@@ -30,19 +30,20 @@ pub(in crate::kernels) fn rows_fields(lanes: LaneGroups) -> Fields {
         .with("lane_groups", lanes.groups)
 }
 
-/// Rows of a lane in registers, whose columns are handed from lane to lane.
+/// How the kernels of the `broadcast` tier divide their work: each lane owns rows, and subgroup operations hand the right factor
+/// from lane to lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BroadcastTile {
-    /// Rows of a lane, 4 or 8.
+    /// Rows that a lane owns, 4 or 8.
     pub rows: u32,
-    /// The vec4s of columns in each row.
+    /// Columns that a workgroup computes, in vec4.
     pub vec4s: u32,
-    /// Elements of the sum in a step, 4 or 8, which the length of the sum is a multiple of.
+    /// Elements of each sum that a step adds, 4 or 8. The length of the sum must be a multiple of it.
     pub depth: u32,
 }
 
 impl BroadcastTile {
-    /// The tile that is fast on such a device and compiles in a second or two.
+    /// A tile that is fast on a device with `caps` and compiles in a second or two.
     pub(in crate::kernels) fn choose(caps: &DeviceCaps) -> Self {
         match caps.processor {
             Processor::Cpu {
@@ -61,7 +62,7 @@ impl BroadcastTile {
         }
     }
 
-    /// For sums of `inner` elements, a multiple of 4.
+    /// The tile for sums of `inner` elements, a multiple of 4: the same, with a smaller `depth` if necessary.
     pub(in crate::kernels) fn for_sums_of(self, inner: u64) -> Self {
         match inner.is_multiple_of(u64::from(self.depth)) {
             true => self,

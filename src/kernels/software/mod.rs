@@ -1,5 +1,5 @@
-//! Kernels that software drivers alone run, which execute shaders on a CPU in vectors of lanes. What suits them (rows in registers,
-//! every index a constant, values handed from lane to lane) suits no GPU. Their shaders are in `shaders/software`.
+//! Kernels for software drivers only, which run shaders on a CPU in vectors of lanes. What makes them fast there (whole rows in
+//! registers, constant indices everywhere, values handed from lane to lane) suits no GPU. Their shaders are in `shaders/software`.
 
 pub mod attention_backward;
 pub(super) mod attention_forward;
@@ -9,20 +9,20 @@ use super::family::invalid;
 use crate::device::{DeviceCaps, Processor};
 use crate::error::Result;
 
-/// Lanes of a subgroup that hand values over, which is a workgroup of the kernels with broadcasts of products.
+/// Lanes of a subgroup in the kernels of the `broadcast` tier. In those for matrix products it is the whole workgroup.
 pub(super) const BROADCAST_LANES: u32 = 8;
 
-/// Lanes of a workgroup.
+/// The lanes of a workgroup, in groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LaneGroups {
-    /// Lanes of a group: the adapter's vector width in floats.
+    /// Lanes of a group: the number of floats in a vector of the CPU.
     pub lanes: u32,
-    /// Groups that share what is staged.
+    /// Groups of a workgroup. They share the staged data.
     pub groups: u32,
 }
 
 impl LaneGroups {
-    /// As many groups as there can be, `most` at most, on a device with `caps`.
+    /// As many groups as fit in a workgroup of 256 lanes on a device with `caps`, and at most `most`.
     pub(super) fn most(caps: &DeviceCaps, most: u32) -> Self {
         let lanes = match caps.processor {
             Processor::Cpu { lanes, .. } => lanes.max(1),
@@ -34,12 +34,12 @@ impl LaneGroups {
         }
     }
 
-    /// Lanes of all groups.
+    /// Lanes of all groups together.
     pub fn threads(self) -> u32 {
         self.lanes * self.groups
     }
 
-    /// Whether a workgroup can have them.
+    /// Whether a workgroup can have these lanes.
     pub(super) fn check(self) -> Result<()> {
         if self.lanes == 0 || self.lanes > 64 {
             return invalid("lanes of the kernel", self.lanes, "1 to 64");
