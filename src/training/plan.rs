@@ -274,6 +274,7 @@ mod tests {
     use crate::device::DType;
     use crate::kernels::Kernel;
     use crate::longnet::OutputProjection;
+    use crate::recorder::CostModel;
 
     fn options(recompute: Recompute) -> TrainingOptions {
         TrainingOptions {
@@ -321,6 +322,37 @@ mod tests {
             );
             assert_eq!(plan.num_tokens, 3 * 512);
         }
+    }
+
+    #[test]
+    fn time_is_that_of_the_kernels_where_all_were_measured() {
+        let context = Context::dry_run(DeviceCaps::webgpu_defaults());
+        let options = options(Recompute::Insides);
+        let mut trainer = planned(&context, &config(), options.clone()).expect("leases");
+        let shapes = [AttentionShape::new(2, 512).expect("valid")];
+        let step = trainer.record_step(&batches(&shapes).expect("batches"));
+        let step = step.expect("records");
+        let work = step.recorder.work();
+        let learn = |kernels: &[(Kernel, f64)]| {
+            let known = kernels.iter().map(|(kernel, _)| (kernel.key(), 1e-9));
+            let known: std::collections::BTreeMap<String, f64> = known.collect();
+            let file = serde_json::json!({ "format": 2, "seconds": known });
+            *context.cost_model() = CostModel::from_json(file.to_string().as_bytes());
+        };
+        let plan = || Trainer::plan_for(&context, &config(), &shapes, &options).expect("plans");
+        learn(&work[1..]);
+        assert_eq!((plan().expected_time, step.expected_time()), (None, None));
+        learn(&work);
+        let nanoseconds: f64 = work.iter().map(|(_, work)| work).sum();
+        let expected = Duration::from_secs_f64(nanoseconds * 1e-9).as_secs_f64();
+        for time in [plan().expected_time, step.expected_time()] {
+            let seconds = time.expect("is known").as_secs_f64();
+            assert!(
+                (seconds - expected).abs() < 1e-6 * expected,
+                "{seconds} {expected}"
+            );
+        }
+        assert_eq!(plan().num_dispatches, step.recorder.num_dispatches());
     }
 
     #[test]
