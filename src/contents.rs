@@ -9,6 +9,7 @@
 //! * Contents are *held* once a recording that writes them was submitted. They stay held: a later recording that is dropped
 //!   leaves the earlier values, which are valid. Any write counts, even of a part of the tensor, because kernels write
 //!   windows and caches write rows. But a write of one parameter does not count for the *slab* of parameters that holds it.
+//! * What the application's own commands write, it has to tell ([`Tensor::mark_written`](crate::Tensor::mark_written)).
 //! * Contents that a cancelled sliced submission has begun to write are *torn* until they are written anew.
 //! * A recording in an application's encoder counts as submitted for later recordings, because only the application knows
 //!   when it submits. If the encoder is dropped or refused, later recordings are told.
@@ -142,6 +143,12 @@ impl Contents {
         self.state.store(state, Ordering::Release);
     }
 
+    /// The application wrote them.
+    pub fn mark_written(&self) {
+        *lock(&self.writer) = None;
+        self.set(HELD);
+    }
+
     /// Whether the recording `reader` may read the contents if it is submitted now.
     fn check(&self, reader: &Label) -> Result<()> {
         if self.are_held() {
@@ -157,7 +164,8 @@ impl Contents {
             reader: reader.clone(),
             writer: writer.map(|writer| writer.label.clone()),
             reason: fate.map_or(
-                "nothing that was recorded writes it: upload, clear or compute it before",
+                "nothing that was recorded writes it: upload, clear or compute it before, or tell that your own commands wrote \
+                 it (Tensor::mark_written)",
                 Fate::reason,
             ),
         })

@@ -97,6 +97,9 @@ pub mod plan;
 // results on their way to the host
 pub mod readback;
 
+// commands of an application's own over leases
+pub mod pool_encoder;
+
 // commands and leases; at once, in slices, into an encoder
 pub mod recorder;
 
@@ -154,9 +157,10 @@ pub use kernels::remembered::{CacheFolder, KernelOptions};
 pub use label::Label;
 pub use plan::{BackwardPlan, ForwardPlan};
 pub use pool::{Lease, PersistentBuffer, Pool, PoolOptions, PoolReport, PoolStats};
+pub use pool_encoder::{PoolEncoder, Submission};
 pub use readback::Download;
-pub use recorder::{Recorder, Submission};
-pub use tensor::Tensor;
+pub use recorder::Recorder;
+pub use tensor::{Tensor, TensorPart};
 #[cfg(not(target_arch = "wasm32"))]
 pub use weights::WeightWriter;
 pub use weights::{WeightFile, WeightSource};

@@ -1,7 +1,7 @@
 //! Results on their way to the host.
 //!
-//! [`Recorder::download`](crate::Recorder::download) makes a [`Download`]. It is filled when its recording was submitted and
-//! the device is done. [`wait`](Download::wait) reads it, blocking, or `.await` on any executor. Its buffer goes back to the
+//! [`Recorder::download`](crate::Recorder::download) makes a [`Download`], and so does
+//! [`PoolEncoder::download`](crate::PoolEncoder::download). It is filled when its recording was submitted and the device is done. [`wait`](Download::wait) reads it, blocking, or `.await` on any executor. Its buffer goes back to the
 //! pool when neither the download nor the device uses it any more.
 //!
 //! **Seals.** wgpu maps the buffers of an encoder even when it refused to run the encoder. The buffer then holds what an
@@ -17,9 +17,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
-use crate::device::Element;
 use crate::error::{Error, Result};
-use crate::pool::Lease;
+use crate::label::Label;
+use crate::pool::{Lease, Pool, READBACK_USAGE};
 use crate::random::Random;
 use crate::scope;
 use crate::watch::{DeviceWatch, Outcome, Polling};
@@ -86,7 +86,7 @@ pub(crate) struct Readback {
 const SEAL_BYTES: usize = 8;
 
 /// Bytes of a buffer that holds `bytes` bytes of elements and a seal.
-pub(crate) fn sealed_bytes(bytes: u64) -> Option<u64> {
+fn sealed_bytes(bytes: u64) -> Option<u64> {
     let seal = SEAL_BYTES as u64;
     bytes.checked_next_multiple_of(seal)?.checked_add(seal)
 }
@@ -101,17 +101,30 @@ fn new_seal() -> [u8; SEAL_BYTES] {
 }
 
 impl Readback {
-    pub fn new(lease: Lease, watch: Arc<DeviceWatch>) -> Arc<Self> {
-        Arc::new(Self {
-            lease,
+    /// A buffer of `pool` for `bytes` bytes and the seal behind them.
+    ///
+    /// # Errors
+    /// [`Error::SizeOverflow`], and those of [`Pool::acquire`].
+    pub fn lease_of(
+        pool: &Pool,
+        watch: &Arc<DeviceWatch>,
+        label: &Label,
+        bytes: u64,
+    ) -> Result<Arc<Self>> {
+        let sealed = sealed_bytes(bytes).ok_or_else(|| Error::SizeOverflow {
+            what: label.clone(),
+            given: format!("{bytes} bytes"),
+        })?;
+        Ok(Arc::new(Self {
+            lease: pool.acquire(label, sealed, READBACK_USAGE)?,
             seal: new_seal(),
-            watch,
+            watch: watch.clone(),
             progress: Mutex::new(Progress {
                 stage: Stage::Recorded,
                 waker: None,
             }),
             changed: Condvar::new(),
-        })
+        }))
     }
 
     pub fn lease(&self) -> &Lease {
@@ -218,14 +231,14 @@ impl Drop for Readback {
 /// [`Error::NotSubmitted`] at once.
 #[derive(Debug)]
 #[must_use = "nothing is read from a download that nobody waits for"]
-pub struct Download<T: Element> {
+pub struct Download<T: bytemuck::Pod> {
     readback: Arc<Readback>,
     num_elements: usize,
     polling: Option<Polling>,
     element: PhantomData<T>,
 }
 
-impl<T: Element> Download<T> {
+impl<T: bytemuck::Pod> Download<T> {
     pub(crate) fn new(readback: Arc<Readback>, num_elements: usize) -> Self {
         Self {
             readback,
@@ -329,7 +342,7 @@ impl<T: Element> Download<T> {
     }
 }
 
-impl<T: Element> Future for Download<T> {
+impl<T: bytemuck::Pod> Future for Download<T> {
     type Output = Result<Vec<T>>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Self::Output> {
@@ -360,4 +373,4 @@ impl<T: Element> Future for Download<T> {
     }
 }
 
-impl<T: Element> Unpin for Download<T> {}
+impl<T: bytemuck::Pod> Unpin for Download<T> {}

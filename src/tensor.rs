@@ -1,10 +1,59 @@
 //! Arrays on the device: a shape, an element type and leased storage.
 //!
-//! Callers never see the storage, which is one leased buffer or, of tensors made
-//! [together](crate::Recorder::empty_together), a part of one. A plan binds [windows](crate::plan::TokenWindow) of it, byte
-//! ranges that one binding may cover, so that a tensor may be larger than a binding.
+//! The storage is one leased buffer or, of tensors made [together](crate::Recorder::empty_together), a part of one. A plan
+//! binds [windows](crate::plan::TokenWindow) of it, byte ranges that one binding may cover, so that a tensor may be larger than a
+//! binding.
+//!
+//! # In an application's own shaders
+//!
+//! [`Tensor::parts`] says which bytes of which buffers hold a tensor, for shaders of the application's own. In the other
+//! direction, [`Context::import_tensor`](crate::Context::import_tensor) makes a tensor of a buffer that the application has.
+//! All commands go to one queue, the context's, and nothing waits for the host.
+//!
+//! ```no_run
+//! use dilated_attention::{Context, Tensor, wgpu};
+//!
+//! /// Colours the tokens of `embeddings` on the screen, by a pipeline of the application's.
+//! fn draw(context: &Context, embeddings: &Tensor, colour: &wgpu::ComputePipeline) -> wgpu::CommandBuffer {
+//!     let device = context.device();
+//!     let mut encoder = device.create_command_encoder(&Default::default());
+//!     for part in embeddings.parts() {
+//!         let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+//!             label: Some("embeddings"),
+//!             layout: &colour.get_bind_group_layout(0),
+//!             entries: &[wgpu::BindGroupEntry {
+//!                 binding: 0,
+//!                 resource: part.binding(),
+//!             }],
+//!         });
+//!         let mut pass = encoder.begin_compute_pass(&Default::default());
+//!         pass.set_pipeline(colour);
+//!         pass.set_bind_group(0, &group, &[]);
+//!         pass.dispatch_workgroups(part.rows.len() as u32, 1, 1);
+//!     }
+//!     encoder.finish() // submit it before `embeddings` is dropped
+//! }
+//! ```
+//!
+//! **Reading.** Commands may read a tensor when the recording that writes it was submitted before them: of a sliced
+//! submission, all slices; of a recording in an encoder, that encoder. Keep a clone of the tensor until the commands are
+//! submitted. Without one, the pool may lend the buffer to work that is submitted before them.
+//!
+//! **Writing.** Commands may write a tensor when the recording in which it was made was submitted before them (an imported
+//! tensor has none), and while no sliced submission that uses it is under way. Then call [`Tensor::mark_written`], for the library
+//! does not see what other commands do, and refuses to read a tensor that nothing wrote ([`Error::NotWritten`]). Submit them
+//! before any recording that reads it. Again, keep a clone until they are submitted.
+//!
+//! **One buffer, two uses.** WebGPU forbids one dispatch to read a buffer and to write it, even where the bytes are apart.
+//! Tensors that were made together, parameters of a model, and tensors imported from one buffer share buffers; equal
+//! [`TensorPart::buffer`]s tell. Bind both for reading, both as `read_write`, or make what is written separately. The library's own
+//! calls say so by [`Error::SharedBuffer`].
+//!
+//! **Offsets.** Each part begins at a multiple of the device's `min_storage_buffer_offset_alignment`. It may be larger than one
+//! binding may be (`max_storage_buffer_binding_size`); then bind ranges of it in turn.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::contents::Contents;
@@ -29,6 +78,42 @@ pub struct Tensor {
     contents: Arc<Contents>,
     /// Whether the contents are those of a larger tensor.
     is_part: bool,
+}
+
+/// A part of a tensor: a range of its rows, which lies in one buffer. See the [module](self) for who may use it when.
+///
+/// ```
+/// # use dilated_attention::{Context, DType, DeviceCaps};
+/// # let context = Context::dry_run(DeviceCaps::webgpu_defaults());
+/// let mut recorder = context.recorder("rows");
+/// let tensor = recorder.empty("q", &[1, 100, 8, 64], DType::F16)?; // (batch, token, head, element)
+/// let parts: Vec<_> = tensor.parts().collect();
+/// assert_eq!(parts.len(), 1);
+/// assert_eq!(parts[0].rows, 0..100 * 8); // a row is one head of one token
+/// assert_eq!(parts[0].bytes, 0..2 * 100 * 8 * 64);
+/// # Ok::<(), dilated_attention::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorPart<'a> {
+    /// The buffer. Other tensors may lie in it, too.
+    pub buffer: &'a wgpu::Buffer,
+    /// The bytes of the buffer that hold the rows, one after the other, rounded up to whole words of 4 bytes. (Of a tensor
+    /// without elements it is one word, because nothing smaller can be bound.)
+    pub bytes: Range<u64>,
+    /// The rows that the part holds. A row is the last dimension of the shape, and all before it count rows: of a tensor (batch,
+    /// token, head, element), row `(item * tokens + token) * heads + head`.
+    pub rows: Range<usize>,
+}
+
+impl<'a> TensorPart<'a> {
+    /// All bytes of the part, to be bound.
+    pub fn binding(&self) -> wgpu::BindingResource<'a> {
+        wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            buffer: self.buffer,
+            offset: self.bytes.start,
+            size: wgpu::BufferSize::new(self.bytes.end - self.bytes.start),
+        })
+    }
 }
 
 impl Tensor {
@@ -74,6 +159,40 @@ impl Tensor {
     /// Bytes of all elements.
     pub fn num_bytes(&self) -> u64 {
         self.num_elements() * self.dtype.bytes()
+    }
+
+    /// Where the tensor lies, for shaders of the application's own: its parts, in the order of their rows. Today every tensor has
+    /// one part. Longer ones will have several, so go through all.
+    pub fn parts(&self) -> impl ExactSizeIterator<Item = TensorPart<'_>> {
+        let stored = self.stored(self.whole());
+        std::iter::once(TensorPart {
+            buffer: self.lease.buffer(),
+            bytes: stored.offset..stored.offset + stored.size,
+            rows: 0..num_rows(&self.shape),
+        })
+    }
+
+    /// The part of a tensor that has one alone.
+    ///
+    /// # Errors
+    /// [`Error::SeveralParts`] of a tensor in several buffers.
+    pub fn only_part(&self) -> Result<TensorPart<'_>> {
+        let mut parts = self.parts();
+        let given = parts.len();
+        let several = || Error::SeveralParts {
+            label: self.label().clone(),
+            given,
+        };
+        parts.next().filter(|_| given == 1).ok_or_else(several)
+    }
+
+    /// Tells the library that commands of the application's own have written the tensor: that its elements are theirs for all
+    /// recordings that are submitted after those commands. The [module](self) says when they may. Of one of a model's parameters
+    /// nothing changes, because parameters are written when they are made.
+    pub fn mark_written(&self) {
+        if !self.is_part {
+            self.contents.mark_written();
+        }
     }
 
     /// What the tensor is for.
@@ -158,6 +277,15 @@ pub(crate) fn num_bytes(label: impl Into<Label>, shape: &[usize], dtype: DType) 
             what: label.into(),
             given: format!("{shape:?} elements of {} bytes", dtype.bytes()),
         })
+}
+
+/// Rows of a tensor of `shape`, whose bytes do not overflow.
+pub(crate) fn num_rows(shape: &[usize]) -> usize {
+    match shape.split_last() {
+        Some((0, _)) => 0,
+        Some((_, before)) => before.iter().product(),
+        None => 1,
+    }
 }
 
 /// Bytes that `bytes` of elements take in a buffer.

@@ -26,6 +26,7 @@ mod compiled;
 mod cooperative;
 mod cost_model;
 mod dry_run;
+mod import;
 mod open;
 mod self_test;
 mod warm_up;

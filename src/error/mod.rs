@@ -142,6 +142,34 @@ pub enum Error {
         /// Number of the pool of the call's context.
         expected: u64,
     },
+    /// A buffer of the application's that no tensor can be made of.
+    #[error("'{label}' cannot be made of this buffer: {given}; it must be {need}")]
+    InvalidPart {
+        /// Label of the tensor.
+        label: Label,
+        /// What is wrong.
+        given: String,
+        /// What the buffer, or the range of it, must be.
+        need: String,
+    },
+    /// A tensor of several buffers where it must be one. No operation takes such tensors yet.
+    #[error("'{label}' has {given} parts; this call takes a tensor in one buffer")]
+    SeveralParts {
+        /// Label of the tensor.
+        label: Label,
+        /// Number of parts.
+        given: usize,
+    },
+    /// One dispatch would read and write one buffer, which WebGPU forbids even where the bytes are apart.
+    #[error(
+        "'{written}' would be written while '{read}' is read, but both lie in one buffer: give what is written a buffer of its own"
+    )]
+    SharedBuffer {
+        /// Label of the tensor that is read.
+        read: Label,
+        /// Label of the tensor that is written.
+        written: Label,
+    },
     /// Sizes multiply to more than 64 bits hold.
     #[error("the size of {what} ({given}) overflows 64 bits")]
     SizeOverflow {

@@ -285,6 +285,7 @@ impl<B> Core<B> {
         let (gauges, held_bytes) = (all.gauges(), all.held_bytes());
         let own = &mut all.ledger.watches[0];
         (own.peaks, own.peak_held_bytes) = (gauges, held_bytes);
+        all.ledger.imports.reset_peaks();
         all.level();
     }
 

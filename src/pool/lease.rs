@@ -20,6 +20,9 @@ pub struct Lease<B = crate::wgpu::Buffer> {
     label: Label,
 }
 
+/// Home of a buffer that the application owns.
+const NOWHERE: u64 = u64::MAX;
+
 /// A buffer of a pool, leased or not, for as long as it exists, so that leases come and go without an allocation. The fields
 /// that each lease touches come first, so that they share cache lines.
 #[repr(C)]
@@ -27,7 +30,7 @@ pub(super) struct PooledBuffer<B> {
     /// Number of handles that keep the buffer from going back. The count of the `Arc` will not do: two threads that drop the
     /// last two handles could each see the other's.
     handles: AtomicUsize,
-    /// Index of the shard and of the entry in it, packed. Changes only while the buffer is not leased.
+    /// Index of the shard and of the entry in it, packed, or [`NOWHERE`]. Changes only while the buffer is not leased.
     home: AtomicU64,
     core: Arc<Core<B>>,
     bytes: u64,
@@ -49,6 +52,21 @@ impl<B> PooledBuffer<B> {
             home: AtomicU64::new(0),
             handles: AtomicUsize::new(1),
         })
+    }
+
+    /// A buffer of the application's.
+    pub fn imported(core: Arc<Core<B>>, buffer: B, request: &Request) -> Arc<Self> {
+        let imported = Self::new(core, buffer, request);
+        imported.home.store(NOWHERE, Ordering::Relaxed);
+        imported
+    }
+
+    fn is_imported(&self) -> bool {
+        self.home.load(Ordering::Relaxed) == NOWHERE
+    }
+
+    pub fn buffer(&self) -> &B {
+        &self.buffer
     }
 
     pub fn bytes(&self) -> u64 {
@@ -95,7 +113,7 @@ impl<B> Lease<B> {
         &self.held.buffer
     }
 
-    /// Bytes asked for, rounded up to a multiple of 4. A binding should cover this many.
+    /// Bytes asked for, rounded up to a multiple of 4. A binding should cover this many; [`binding`](Self::binding) does.
     pub fn requested_bytes(&self) -> u64 {
         self.requested_bytes
     }
@@ -121,13 +139,15 @@ impl<B> Lease<B> {
         self.held.serial
     }
 
-    /// Whether this is the only handle. `&mut self` keeps others from cloning it meanwhile.
+    /// Whether this is the only handle, so that the buffer may serve again. `&mut self` keeps others from cloning it
+    /// meanwhile. An imported buffer is shared with the application.
     pub(crate) fn is_unshared(&mut self) -> bool {
-        self.held.handles.load(Ordering::Acquire) == 1
+        self.held.handles.load(Ordering::Acquire) == 1 && !self.held.is_imported()
     }
 
-    pub(super) fn usage(&self) -> u32 {
-        self.held.usage
+    /// Usages of the buffer.
+    pub fn usage(&self) -> crate::wgpu::BufferUsages {
+        crate::wgpu::BufferUsages::from_bits_retain(self.held.usage)
     }
 
     pub(super) fn class_bytes(&self) -> u64 {
@@ -157,6 +177,31 @@ impl<B> Lease<B> {
     }
 }
 
+impl Lease {
+    /// The bytes that were asked for, to be bound. So `arrayLength` in a shader is true, although the buffer may be larger.
+    ///
+    /// ```
+    /// # use dilated_attention::pool::{Pool, PoolOptions, STORAGE_USAGE};
+    /// # use dilated_attention::wgpu;
+    /// # let (device, _) = wgpu::Device::noop(&Default::default());
+    /// let pool = Pool::new(&device, PoolOptions::default());
+    /// let scores = pool.acquire("scores", 1000, STORAGE_USAGE)?;
+    /// let entry = wgpu::BindGroupEntry {
+    ///     binding: 0,
+    ///     resource: scores.binding(),
+    /// };
+    /// # drop(entry);
+    /// # Ok::<(), dilated_attention::Error>(())
+    /// ```
+    pub fn binding(&self) -> crate::wgpu::BindingResource<'_> {
+        crate::wgpu::BindingResource::Buffer(crate::wgpu::BufferBinding {
+            buffer: self.buffer(),
+            offset: 0,
+            size: crate::wgpu::BufferSize::new(self.requested_bytes),
+        })
+    }
+}
+
 impl<B> Clone for Lease<B> {
     fn clone(&self) -> Self {
         self.held.handles.fetch_add(1, Ordering::Relaxed);
@@ -173,7 +218,10 @@ impl<B> Drop for Lease<B> {
     fn drop(&mut self) {
         // Whatever other handles did happens before the return. The shard's lock makes it visible to the next lease.
         if self.held.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.held.core.release(&self.held);
+            match self.held.is_imported() {
+                false => self.held.core.release(&self.held),
+                true => self.held.core.end_import(&self.held),
+            }
         }
     }
 }

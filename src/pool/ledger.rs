@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::event::EvictionCause;
+use super::import::Imports;
 use super::policy::{Limits, Pressure};
 use super::shard::{Gauge, Gauges, NUM_GAUGES};
 use crate::pool_figures::Evictions;
@@ -82,6 +83,8 @@ pub(super) struct Ledger {
     /// Destroyed buffers that submitted work may still use: number of the last such submission, and bytes.
     draining: VecDeque<(u64, u64)>,
     pub draining_bytes: u64,
+    /// Buffers of the application's, which count in no other figure.
+    pub imports: Imports,
     pub pressure: Pressure,
     pub budget: Budget,
     /// Whether more is held than the budget allows, because it was lowered.
@@ -113,6 +116,7 @@ impl Ledger {
             thrash_level: 0,
             draining: VecDeque::new(),
             draining_bytes: 0,
+            imports: Imports::default(),
             pressure: Pressure::Normal,
             budget,
             over_budget: false,

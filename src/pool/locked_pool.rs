@@ -355,6 +355,12 @@ impl<'a, B> LockedPool<'a, B> {
         super::stats::stats(&counts, &self.gauges(), watch, &self.ledger)
     }
 
+    pub fn any_buffer(&self, is_wanted: impl Fn(&B) -> bool) -> bool {
+        let entries = self.active().flat_map(|shard| &shard.entries);
+        let mut buffers = entries.filter_map(|entry| entry.buffer.as_ref());
+        buffers.any(|held| is_wanted(held.buffer()))
+    }
+
     pub fn leases(&self) -> Vec<LeaseInfo> {
         let clock = self.active().map(|shard| shard.clock).max().unwrap_or(0);
         let entries = self.active().flat_map(|shard| &shard.entries);

@@ -21,6 +21,8 @@
 //!   ever while another class idles. A [`Policy`] sets the bound; the default keeps held bytes within 1.25 times the recent
 //!   peak of live bytes. The pool applies it whenever it has to create a buffer, and at the end of each window of 1024
 //!   leases or 64 submissions. Buffers that idle for many windows are destroyed as well.
+//! * A buffer of the application's that is taken in as a tensor ([`Context::import_tensor`](crate::Context::import_tensor)) is
+//!   never lent and never counts as the pool's own.
 //! * Running out of memory is an ordinary error. The pool destroys what is cached, waits for the device, and tries again. If
 //!   that fails, it returns a typed error that carries the [report](PoolReport).
 //! * Staging buffers, which are mapped for writing, are *pending* from submission until the device hands them back.
@@ -97,6 +99,7 @@ mod core;
 mod demand;
 mod device_source;
 mod event;
+mod import;
 mod lease;
 mod ledger;
 mod lists;
@@ -331,7 +334,7 @@ impl<B> Pool<B> {
         let smallest = leases
             .iter_mut()
             .filter_map(|lease| {
-                let fits = lease.usage() == usage.bits() && fitting.contains(&lease.class_bytes());
+                let fits = lease.usage() == usage && fitting.contains(&lease.class_bytes());
                 (fits && lease.is_unshared()).then_some(lease)
             })
             .min_by_key(|lease| lease.class_bytes());
@@ -427,7 +430,7 @@ impl<B> Pool<B> {
         self.core().report()
     }
 
-    /// All live leases and pending buffers. Where there should be none, these are leaks.
+    /// All live leases and pending buffers, but not imported ones. Where there should be none, these are leaks.
     pub fn leases(&self) -> Vec<LeaseInfo> {
         self.core().leases()
     }
@@ -487,7 +490,8 @@ impl<B> Pool<B> {
 
     /// Counts a submission of your own that uses leases of this pool. Call it right after the submission, before the leases
     /// are dropped. When the submission is done ([`wgpu::Queue::on_submitted_work_done`]), pass the returned number to
-    /// [`completed`](Self::completed). [`Recorder::submit`](crate::Recorder::submit) does all this itself.
+    /// [`completed`](Self::completed). [`Recorder::submit`](crate::Recorder::submit) and
+    /// [`PoolEncoder::submit`](crate::PoolEncoder::submit) do all this themselves.
     pub fn submitted(&self) -> u64 {
         self.core().submitted()
     }

@@ -39,6 +39,8 @@ pub(super) fn stats(counts: &Counts, gauges: &Gauges, watch: &Watch, ledger: &Le
         },
         draining_bytes: ledger.draining_bytes,
         destroyed_bytes: counts.destroyed_bytes,
+        imported: ledger.imports.buffers,
+        imported_bytes: ledger.imports.bytes,
     }
 }
 

@@ -98,6 +98,11 @@ pub struct PoolStats {
     pub draining_bytes: u64,
     /// Bytes of all buffers destroyed so far.
     pub destroyed_bytes: u64,
+    /// Buffers of the application's that are taken in ([`Context::import_tensor`](crate::Context::import_tensor)). They count in
+    /// no other figure.
+    pub imported: Counter,
+    /// Their bytes.
+    pub imported_bytes: Counter,
 }
 
 impl PoolStats {
@@ -177,6 +182,17 @@ impl fmt::Display for PoolStats {
             self.draining_bytes,
             self.held_bytes.current,
             self.held_bytes.peak
+        )?;
+        if self.imported.total == 0 {
+            return Ok(());
+        }
+        write!(
+            f,
+            "\nimported {} buffers of the application's (peak {}), {} bytes (peak {})",
+            self.imported.current,
+            self.imported.peak,
+            self.imported_bytes.current,
+            self.imported_bytes.peak
         )
     }
 }

@@ -1,18 +1,17 @@
 //! Encodes a recording's list of commands into a command encoder.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::machine::Machine;
-use super::recording::{Command, LeaseIndex, Recording, StagingChunk};
-use super::submission::Submission;
+use super::recording::{Command, LeaseIndex, Recording};
 use crate::contents::{Fate, Tracker};
 use crate::error::{Error, Result};
 use crate::label::Label;
 use crate::pool::Lease;
+use crate::pool_encoder::{Destination, StagingChunk, Submission, Unmapped, refused};
 use crate::readback::Readback;
-use crate::scope::{self, Caught};
-use crate::watch::{DeviceWatch, Outcome};
+use crate::scope;
+use crate::watch::Outcome;
 
 /// The buffers that indices in commands refer to.
 pub(super) struct Buffers<'a> {
@@ -40,46 +39,18 @@ pub(super) fn submit(
     label: &Label,
     record: impl FnOnce(&mut wgpu::CommandEncoder) -> Result<()>,
 ) -> Result<Submission> {
-    let (device, watch) = (machine.device(), machine.watch());
-    let submitted = scope::catch(watch, || -> Result<_> {
-        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
-            label: Some(label.as_str()),
-        });
+    let destination = Destination {
+        watch: machine.watch(),
+        queue: machine.queue(),
+        pool: machine.pool(),
+    };
+    destination.submit(label, || {
+        let label = Some(label.as_str());
+        let descriptor = wgpu::CommandEncoderDescriptor { label };
+        let mut encoder = machine.device().create_command_encoder(&descriptor);
         record(&mut encoder)?;
-        Ok(machine.queue().submit([encoder.finish()]))
-    });
-    let index = submitted.map_err(|caught| refused(machine, label, caught))??;
-    // Counted before the recording's leases go back, so that the pool knows that this submission may still use them.
-    watch.submitted();
-    let pool = machine.pool().clone();
-    let number = pool.submitted();
-    let is_done = Arc::new(AtomicBool::new(false));
-    let done = is_done.clone();
-    let ticket = watch.expect(move |_| {
-        pool.completed(number);
-        done.store(true, Ordering::Release);
-    });
-    watch.guard(|| {
-        machine
-            .queue()
-            .on_submitted_work_done(move || ticket.done())
-    })?;
-    Ok(Submission::new(watch.clone(), index, is_done))
-}
-
-/// The error for what the device reported about a recording.
-fn refused(machine: &Machine, label: &Label, caught: Caught) -> Error {
-    match caught {
-        Caught::OutOfMemory => Error::SubmissionOutOfMemory {
-            label: label.clone(),
-            report: Box::new(machine.pool().report()),
-        },
-        Caught::Refused(reason) => Error::Validation {
-            label: label.clone(),
-            reason,
-        },
-        Caught::Lost(reason) => Error::DeviceLost { reason },
-    }
+        Ok(encoder.finish())
+    })
 }
 
 /// Appends `commands` to `encoder`.
@@ -208,50 +179,6 @@ fn record_dispatch(
     Ok(())
 }
 
-/// Staging chunks, unmapped so that the device may read them. The pool takes back mapped chunks only. If recording or
-/// submitting fails, they are not mapped again and are destroyed.
-pub(super) struct Unmapped(pub Vec<StagingChunk>);
-
-impl Unmapped {
-    pub fn new(chunks: Vec<StagingChunk>) -> Self {
-        let unmapped = Self(chunks);
-        for chunk in &unmapped.0 {
-            chunk.lease.buffer().unmap();
-        }
-        unmapped
-    }
-}
-
-impl Drop for Unmapped {
-    fn drop(&mut self) {
-        for chunk in self.0.drain(..) {
-            drop(chunk.lease.suspend());
-        }
-    }
-}
-
-/// Returns the staging chunk to the pool once the device is done with it and it is mapped again. `then` is told whether that
-/// succeeded.
-pub(super) fn map_again_on_submit(
-    watch: &Arc<DeviceWatch>,
-    lease: Lease,
-    encoder: &wgpu::CommandEncoder,
-    then: impl FnOnce(Outcome) + Send + 'static,
-) {
-    let buffer = lease.buffer().clone();
-    // This cannot fail, because only the recording ever held the chunk. A shared chunk would simply not be reused.
-    let Ok(pending) = lease.suspend() else { return };
-    let ticket = watch.expect(move |outcome| {
-        if outcome == Outcome::Done {
-            pending.ready();
-        }
-        then(outcome);
-    });
-    encoder.map_buffer_on_submit(&buffer, wgpu::MapMode::Write, .., move |result| {
-        ticket.mapped(result);
-    });
-}
-
 /// A recording in an application's encoder. When the device is done with the encoder, or the encoder is dropped, its leases
 /// go back and its tensors learn their fate.
 pub(super) struct Encoded {
@@ -311,7 +238,7 @@ pub(super) fn record_into_foreign(
 ) -> Result<()> {
     let label = recording.label.clone();
     scope::catch(machine.watch(), || record_into(machine, recording, encoder))
-        .map_err(|caught| refused(machine, &label, caught))?
+        .map_err(|caught| refused(machine.pool(), &label, caught))?
 }
 
 /// Appends a whole recording to `encoder`.
@@ -321,7 +248,7 @@ pub(super) fn record_into(
     encoder: &mut wgpu::CommandEncoder,
 ) -> Result<()> {
     let params = recording.stage_params(machine)?;
-    let mut staging = Unmapped::new(std::mem::take(&mut recording.staging));
+    let staging = Unmapped::new(std::mem::take(&mut recording.staging));
     let buffers = Buffers {
         held: &|held| recording.held.get(held),
         staging: &|chunk| staging.0.get(chunk),
@@ -334,9 +261,7 @@ pub(super) fn record_into(
         &recording.commands,
         &buffers,
     )?;
-    for chunk in staging.0.drain(..) {
-        map_again_on_submit(machine.watch(), chunk.lease, encoder, |_| ());
-    }
+    staging.map_again_on_submit(machine.watch(), encoder);
     for (readback, _) in &recording.readbacks {
         readback.map_on_submit(encoder);
     }

@@ -22,13 +22,11 @@ mod machine;
 mod recording;
 mod runner;
 pub mod slices;
-mod submission;
 
 pub(crate) use cost_model::CostModel;
 pub(crate) use machine::Machine;
 pub(crate) use runner::{DryRun, OnDevice};
 pub use slices::{Progress, SliceOptions, SlicedSubmission};
-pub use submission::Submission;
 
 use std::sync::Arc;
 
@@ -37,8 +35,9 @@ use crate::device::{ByteRange, DType, Element};
 use crate::error::{Error, Result};
 use crate::kernels::{Access, Kernel, KernelParams};
 use crate::label::Label;
-use crate::pool::{Lease, READBACK_USAGE, STORAGE_USAGE};
-use crate::readback::{self, Download, Readback};
+use crate::pool::{Lease, STORAGE_USAGE};
+use crate::pool_encoder::Submission;
+use crate::readback::{Download, Readback};
 use crate::tensor::{Tensor, check_finite, num_bytes, padded_bytes};
 use recording::{Command, LeaseIndex, Recording};
 
@@ -259,14 +258,8 @@ impl Recorder {
 
     /// A readback buffer for `bytes` bytes and the seal that follows them (see [`readback`](crate::readback)).
     fn readback(&self, label: impl Into<Label>, bytes: u64) -> Result<Arc<Readback>> {
-        let label = label.into();
-        let lease_bytes = readback::sealed_bytes(bytes).ok_or_else(|| Error::SizeOverflow {
-            what: label.clone(),
-            given: format!("{bytes} bytes"),
-        })?;
-        let pool = self.machine.pool();
-        let lease = pool.acquire(label, lease_bytes, READBACK_USAGE)?;
-        Ok(Readback::new(lease, self.machine.watch().clone()))
+        let machine = &self.machine;
+        Readback::lease_of(machine.pool(), machine.watch(), &label.into(), bytes)
     }
 
     /// Records the write of the seal, which marks the bytes of `readback` as complete.
@@ -321,11 +314,7 @@ impl Recorder {
     fn stage(&mut self, tensor: &Tensor, bytes: &[u8]) -> Result<()> {
         let to = self.recording.hold(tensor.lease());
         let first = self.recording.commands.len();
-        if let Err(error) = self.stage_at(to, tensor.stored(tensor.whole()).offset, bytes) {
-            // The recording may go on without this upload, so record none of it rather than a part.
-            self.recording.commands.truncate(first);
-            return Err(error);
-        }
+        self.stage_at(to, tensor.stored(tensor.whole()).offset, bytes)?;
         let fills = !tensor.is_part();
         self.recording
             .tracker
@@ -411,6 +400,7 @@ impl Recorder {
         params: &[u8],
         grid: [u32; 2],
     ) -> Result<()> {
+        expect_apart(kernel, bindings)?;
         self.machine.runner.prepare(&self.machine, kernel)?;
         let alignment = self.machine.caps().uniform_offset_alignment as usize;
         let params_offset = self.recording.params.len().next_multiple_of(alignment);
@@ -519,6 +509,28 @@ impl std::fmt::Debug for Recorder {
             .field("held", &self.recording.held)
             .finish_non_exhaustive()
     }
+}
+
+/// Whether no buffer is read and written by one dispatch.
+///
+/// # Errors
+/// [`Error::SharedBuffer`].
+fn expect_apart(kernel: Kernel, bindings: &[(&Tensor, ByteRange)]) -> Result<()> {
+    let accesses = kernel.bindings();
+    let of = |wanted: Access| {
+        let bound = accesses.iter().zip(bindings);
+        bound.filter_map(move |(access, (tensor, _))| (*access == wanted).then_some(*tensor))
+    };
+    for written in of(Access::ReadWrite) {
+        let buffer = written.lease().buffer();
+        if let Some(read) = of(Access::Read).find(|read| read.lease().buffer() == buffer) {
+            return Err(Error::SharedBuffer {
+                read: read.label().clone(),
+                written: written.label().clone(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Bits of a quiet NaN, with which poison fills buffers.

@@ -10,8 +10,8 @@ use crate::device::ByteRange;
 use crate::error::Result;
 use crate::kernels::Kernel;
 use crate::label::Label;
-use crate::plan::staging_bytes;
-use crate::pool::{Lease, PARAMS_USAGE, STAGING_USAGE};
+use crate::pool::{Lease, PARAMS_USAGE};
+use crate::pool_encoder::{StagingChunk, stage};
 use crate::readback::Readback;
 
 /// Index of a lease in the recording's list.
@@ -44,12 +44,6 @@ pub(super) enum Command {
         params_offset: u32,
         grid: [u32; 2],
     },
-}
-
-/// A staging buffer: host memory that the device copies from.
-pub(super) struct StagingChunk {
-    pub lease: Lease,
-    pub used_bytes: u64,
 }
 
 /// Commands in order, with everything they use. If it is dropped before it runs, its downloads fail.
@@ -122,7 +116,7 @@ impl Recording {
             })
     }
 
-    /// Copies `bytes` to staging memory now and records their copy to `to`.
+    /// Copies `bytes` to staging memory now and records their copy to `to`; after an error it has recorded nothing.
     pub(super) fn stage(
         &mut self,
         machine: &Machine,
@@ -130,42 +124,17 @@ impl Recording {
         to_offset: u64,
         bytes: &[u8],
     ) -> Result<()> {
-        let mut offset = 0;
-        while offset < bytes.len() {
-            let left = bytes.len() - offset;
-            let room = self
-                .staging
-                .last()
-                .map_or(0, |chunk| chunk.lease.requested_bytes() - chunk.used_bytes);
-            if room == 0 {
-                let lease =
-                    machine
-                        .pool()
-                        .acquire("staging", staging_bytes(left as u64), STAGING_USAGE)?;
-                self.staging.push(StagingChunk {
-                    lease,
-                    used_bytes: 0,
-                });
-                continue;
-            }
-            let chunk_index = self.staging.len() - 1;
-            let chunk = &mut self.staging[chunk_index];
-            let piece = &bytes[offset..offset + left.min(room as usize)];
-            // Copies move whole words. They fit, because the sizes of chunks and of their used parts are multiples of 8.
-            let padded = (piece.len() as u64).next_multiple_of(4);
-            let range = chunk.used_bytes..chunk.used_bytes + padded;
-            machine.runner.write(machine, &chunk.lease, range, piece)?;
-            self.commands.push(Command::Upload {
-                chunk: chunk_index,
-                chunk_offset: chunk.used_bytes,
-                to,
-                offset: to_offset + offset as u64,
-                bytes: padded,
-            });
-            // The next piece begins at a multiple of 8, as mapped ranges must.
-            chunk.used_bytes += padded.next_multiple_of(wgpu::MAP_ALIGNMENT);
-            offset += piece.len();
-        }
+        let write =
+            |chunk: &Lease, range, piece: &[u8]| machine.runner.write(machine, chunk, range, piece);
+        let pieces = stage(machine.pool(), &mut self.staging, bytes, write)?;
+        let uploads = pieces.into_iter().map(|piece| Command::Upload {
+            chunk: piece.chunk,
+            chunk_offset: piece.chunk_offset,
+            to,
+            offset: to_offset + piece.offset,
+            bytes: piece.bytes,
+        });
+        self.commands.extend(uploads);
         Ok(())
     }
 

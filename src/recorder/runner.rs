@@ -9,10 +9,10 @@ use super::encode;
 use super::machine::Machine;
 use super::recording::Recording;
 use super::slices::SlicedSubmission;
-use super::submission::Submission;
 use crate::error::Result;
 use crate::kernels::Kernel;
 use crate::pool::Lease;
+use crate::pool_encoder::{Submission, write_mapped};
 
 /// Runs recordings.
 pub(crate) trait Runner: fmt::Debug + Send + Sync {
@@ -63,12 +63,7 @@ impl Runner for OnDevice {
         range: Range<u64>,
         bytes: &[u8],
     ) -> Result<()> {
-        let watch = machine.watch();
-        let mut view = watch
-            .guard(|| chunk.buffer().get_mapped_range_mut(range))?
-            .map_err(|error| watch.lost_error(&error.to_string()))?;
-        view.slice(..bytes.len()).copy_from_slice(bytes);
-        Ok(())
+        write_mapped(machine.watch(), chunk, range, bytes)
     }
 
     fn submit(&self, machine: &Machine, recording: &mut Recording) -> Result<Submission> {

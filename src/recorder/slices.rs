@@ -41,14 +41,15 @@ use std::time::Duration;
 use web_time::Instant;
 
 use super::cost_model::{Activity, CostModel};
-use super::encode::{self, Buffers, Unmapped};
+use super::encode::{self, Buffers};
 use super::machine::Machine;
-use super::recording::{Command, Recording, StagingChunk, params_of};
+use super::recording::{Command, Recording, params_of};
 use crate::contents::Tracker;
 use crate::device::ByteRange;
 use crate::error::{Error, Result};
 use crate::label::Label;
 use crate::pool::Lease;
+use crate::pool_encoder::{StagingChunk, Unmapped, map_again_on_submit};
 use crate::readback::Readback;
 use crate::scope;
 use crate::watch::{Outcome, Polling};
@@ -529,19 +530,14 @@ impl SlicedSubmission {
                 .drain(..)
                 .zip(std::iter::repeat(state.clone()))
             {
-                encode::map_again_on_submit(
-                    machine.watch(),
-                    chunk.lease,
-                    encoder,
-                    move |outcome| {
-                        end(&then, outcome == Outcome::Done);
-                    },
-                );
+                map_again_on_submit(machine.watch(), chunk.lease, encoder, move |outcome| {
+                    end(&then, outcome == Outcome::Done);
+                });
             }
             for chunk in &mut self.staging {
                 if let Some(done) = chunk.take_if(|chunk| chunk.last_command < complete) {
                     let lease = done.staged.lease;
-                    encode::map_again_on_submit(machine.watch(), lease, encoder, |_| ());
+                    map_again_on_submit(machine.watch(), lease, encoder, |_| ());
                 }
             }
             for (readback, _) in &arriving.0 {

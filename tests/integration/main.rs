@@ -15,6 +15,7 @@ mod half_models;
 mod half_precision;
 mod hazard;
 mod hostile_checkpoints;
+mod interop;
 mod large_scores;
 mod layers;
 mod longvit;
