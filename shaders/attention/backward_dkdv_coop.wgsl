@@ -15,7 +15,7 @@
 const PAIR_SLABS: u32 = 2u;
 const SECOND_OF_Y: u32 = 1u;
 
-var<workgroup> staged_terms: array<RowTerms, STAGED>;
+var<workgroup> staged_stats: array<RowStats, STAGED>;
 
 fn load_a(own: u32, column: u32) -> vec4<f16> {
     let key = tile.key_begin + own;
@@ -50,7 +50,7 @@ fn load_y(row: u32, column: u32) -> vec4<f16> {
 fn weigh(own: u32, place: u32, at: u32, s: vec4<f32>, dp: vec4<f32>) {
     let rows = vec4<u32>(staged_begin + place) + vec4<u32>(0u, 1u, 2u, 3u);
     let seen = seeing_rows(tile, tile.key_begin + own, rows);
-    let of_rows = four_terms(staged_terms[place], staged_terms[place + 1u], staged_terms[place + 2u], staged_terms[place + 3u]);
+    let of_rows = row_stats4(staged_stats[place], staged_stats[place + 1u], staged_stats[place + 2u], staged_stats[place + 3u]);
     let share = shares(s, of_rows.top, of_rows.norm, seen);
     let ds = score_gradients(share, dp, of_rows.mean, seen);
     let marks = broken_places(place);
@@ -82,7 +82,7 @@ fn backward_dkdv_coop(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(loca
 #endfor
     for (staged_begin = tile.row_begin; staged_begin < tile.row_end; staged_begin += STAGED) {
         for (var place = index; place < STAGED; place += THREADS) {
-            staged_terms[place] = row_terms(tile, staged_begin + place);
+            staged_stats[place] = load_row_stats(tile, staged_begin + place);
         }
         walk(index, staged_begin < tile.row_full || staged_begin + STAGED > tile.row_end);
     }

@@ -50,7 +50,7 @@ fn backward_dkdv_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(loca
         let s = products(tile, thread, KEY, tile.key_begin, QUERY, row_tile);
         let dp = products(tile, thread, VALUE, tile.key_begin, DOUT, row_tile);
         let rows = vectors_of(row_tile + thread.lane);
-        let of_rows = four_terms(row_terms(tile, rows.x), row_terms(tile, rows.y), row_terms(tile, rows.z), row_terms(tile, rows.w));
+        let of_rows = row_stats4(load_row_stats(tile, rows.x), load_row_stats(tile, rows.y), load_row_stats(tile, rows.z), load_row_stats(tile, rows.w));
         let seen_x = seeing_rows(tile, keys.x, rows);
         let seen_y = seeing_rows(tile, keys.y, rows);
         let seen_z = seeing_rows(tile, keys.z, rows);

@@ -19,7 +19,7 @@ const PAIR_SLABS: u32 = 2u;
 const SECOND_OF_Y: u32 = 0u;
 const REST_SCALE: f32 = 1024.0; // 2^10: brings the rest to about the size of the first number
 
-var<workgroup> own_terms: array<RowTerms, SUBGROUPS * ROWS>;
+var<workgroup> own_stats: array<RowStats, SUBGROUPS * ROWS>;
 
 fn load_a(own: u32, column: u32) -> vec4<f16> {
     let row = tile.row_begin + own;
@@ -61,7 +61,7 @@ fn f16_part(x: vec4<f32>) -> vec4<f32> {
 fn weigh(own: u32, place: u32, at: u32, s: vec4<f32>, dp: vec4<f32>) {
     let keys = vec4<u32>(staged_begin + place) + vec4<u32>(0u, 1u, 2u, 3u);
     let seen = seen_keys(tile, tile.row_begin + own, keys);
-    let of_row = own_terms[own];
+    let of_row = own_stats[own];
     let share = shares(s, vec4<f32>(of_row.top), vec4<f32>(of_row.norm), seen);
     let ds = score_gradients(share, dp, vec4<f32>(of_row.mean), seen);
     let half = f16_part(ds);
@@ -86,7 +86,7 @@ fn backward_dq_coop(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_
     tile = locate_tile(workgroup, SUBGROUPS * ROWS);
     begin_subgroup(index);
     for (var own = index; own < SUBGROUPS * ROWS; own += THREADS) {
-        own_terms[own] = row_terms(tile, tile.row_begin + own);
+        own_stats[own] = load_row_stats(tile, tile.row_begin + own);
     }
 #for i in range(column_blocks)
     load_own(${i}u);

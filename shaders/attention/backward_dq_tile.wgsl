@@ -36,10 +36,10 @@ fn backward_dq_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_
     let tile = locate_tile(workgroup, SIDE);
     let thread = Thread(index / 8u, index % 8u);
     let rows = vectors_of(tile.row_begin + thread.group);
-    let terms_x = row_terms(tile, rows.x);
-    let terms_y = row_terms(tile, rows.y);
-    let terms_z = row_terms(tile, rows.z);
-    let terms_w = row_terms(tile, rows.w);
+    let stats_x = load_row_stats(tile, rows.x);
+    let stats_y = load_row_stats(tile, rows.y);
+    let stats_z = load_row_stats(tile, rows.z);
+    let stats_w = load_row_stats(tile, rows.w);
 #for chunk in range(chunks)
     var dq_${chunk}: mat4x4<f32>;
 #endfor
@@ -48,10 +48,10 @@ fn backward_dq_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_
         let dp = products(tile, thread, DOUT, tile.row_begin, VALUE, key_tile);
         let keys = vectors_of(key_tile + thread.lane);
         keep_block(thread, mat4x4<f32>(
-            row_gradients(tile, rows.x, keys, s[0], dp[0], terms_x),
-            row_gradients(tile, rows.y, keys, s[1], dp[1], terms_y),
-            row_gradients(tile, rows.z, keys, s[2], dp[2], terms_z),
-            row_gradients(tile, rows.w, keys, s[3], dp[3], terms_w),
+            row_gradients(tile, rows.x, keys, s[0], dp[0], stats_x),
+            row_gradients(tile, rows.y, keys, s[1], dp[1], stats_y),
+            row_gradients(tile, rows.z, keys, s[2], dp[2], stats_z),
+            row_gradients(tile, rows.w, keys, s[3], dp[3], stats_w),
         ));
         let all_seen = key_tile + SIDE <= tile.key_full;
 #for i in range(chunks)
@@ -63,7 +63,7 @@ fn backward_dq_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_
 #endfor
 }
 
-fn row_gradients(tile: Tile, row: u32, keys: vec4<u32>, s: vec4<f32>, dp: vec4<f32>, of_row: RowTerms) -> vec4<f32> {
+fn row_gradients(tile: Tile, row: u32, keys: vec4<u32>, s: vec4<f32>, dp: vec4<f32>, of_row: RowStats) -> vec4<f32> {
     let seen = seen_keys(tile, row, keys);
     return score_gradients(shares(s, vec4<f32>(of_row.top), vec4<f32>(of_row.norm), seen), dp, vec4<f32>(of_row.mean), seen);
 }

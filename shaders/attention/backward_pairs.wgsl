@@ -14,30 +14,30 @@
 //   z  the sum of the weights over the keys that the sweep covers
 //   w  the sum of weight times dout . v over the same keys
 // They are sums, so that later dispatches of the sweep can add to them. The kernels that use them form the quotients:
-struct RowTerms {
+struct RowStats {
     top: f32, // x
     norm: f32, // 1 / y
     mean: f32, // w / z: the mean of dout . v, which is subtracted from each key's
 }
 
-fn row_terms(tile: Tile, row: u32) -> RowTerms {
+fn load_row_stats(tile: Tile, row: u32) -> RowStats {
     if (row >= tile.row_end) {
-        return RowTerms(0.0, 0.0, 0.0);
+        return RowStats(0.0, 0.0, 0.0);
     }
     let sums = row_stats[params.row_stats_skip + output_place(tile, row)];
     // The lower bound keeps the quotients finite. A row whose weights are all 0 has no gradient.
-    return RowTerms(sums.x, 1.0 / max(sums.y, 1e-37), sums.w / max(sums.z, 1e-37));
+    return RowStats(sums.x, 1.0 / max(sums.y, 1e-37), sums.w / max(sums.z, 1e-37));
 }
 
-// The RowTerms of four rows, one vec4 for each term.
-struct FourTerms {
+// The RowStats of four rows, one vec4 for each term.
+struct RowStats4 {
     top: vec4<f32>,
     norm: vec4<f32>,
     mean: vec4<f32>,
 }
 
-fn four_terms(a: RowTerms, b: RowTerms, c: RowTerms, d: RowTerms) -> FourTerms {
-    return FourTerms(vec4<f32>(a.top, b.top, c.top, d.top), vec4<f32>(a.norm, b.norm, c.norm, d.norm), vec4<f32>(a.mean, b.mean, c.mean, d.mean));
+fn row_stats4(a: RowStats, b: RowStats, c: RowStats, d: RowStats) -> RowStats4 {
+    return RowStats4(vec4<f32>(a.top, b.top, c.top, d.top), vec4<f32>(a.norm, b.norm, c.norm, d.norm), vec4<f32>(a.mean, b.mean, c.mean, d.mean));
 }
 
 // The weights 2^(score - m) of four pairs; 0 for pairs that do not see each other. m is at most 8 below the largest score, so

@@ -6,7 +6,7 @@
 @group(0) @binding(6) var<storage, read_write> dk: array<Stored4>;
 @group(0) @binding(7) var<storage, read_write> dv: array<Stored4>;
 
-var<workgroup> staged_terms: array<RowTerms, STAGED>;
+var<workgroup> staged_stats: array<RowStats, STAGED>;
 
 fn load_a(i: u32) -> vec4<f32> {
     return widen(k[i]);
@@ -45,12 +45,12 @@ fn stage_rows(tile: Tile, first: u32, lane: u32, number: u32) {
         stage_pair(i, query, gradient, number);
     }
     if (lane < STAGED) {
-        staged_terms[lane] = row_terms(tile, first + lane);
+        staged_stats[lane] = load_row_stats(tile, first + lane);
     }
 }
 
 // Turns s and dp of a key and four rows into p and ds.
-fn weigh_rows(tile: Tile, r: u32, key: u32, of_rows: FourTerms, rows: vec4<u32>, spoiled: vec4<f32>) {
+fn weigh_rows(tile: Tile, r: u32, key: u32, of_rows: RowStats4, rows: vec4<u32>, spoiled: vec4<f32>) {
     if (r < VECTORS_PER_LANE) {
         let seen = seeing_rows(tile, key, rows);
         let share = shares(s[r], of_rows.top, of_rows.norm, seen) + select(vec4<f32>(), spoiled, seen);
@@ -61,7 +61,7 @@ fn weigh_rows(tile: Tile, r: u32, key: u32, of_rows: FourTerms, rows: vec4<u32>,
 
 fn weigh_four(tile: Tile, keys: vec4<u32>, first: u32, number: u32) {
     let rows = first + vec4<u32>(0u, 1u, 2u, 3u);
-    let of_rows = four_terms(staged_terms[0], staged_terms[1], staged_terms[2], staged_terms[3]);
+    let of_rows = row_stats4(staged_stats[0], staged_stats[1], staged_stats[2], staged_stats[3]);
     let spoiled = spoil(number);
     weigh_rows(tile, 0u, keys.x, of_rows, rows, spoiled);
     weigh_rows(tile, 1u, keys.y, of_rows, rows, spoiled);

@@ -5,7 +5,7 @@
 @group(0) @binding(5) var<storage, read> row_stats: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> dq: array<Stored4>;
 
-var<private> of_rows: FourTerms; // row statistics of the lane's rows
+var<private> of_rows: RowStats4; // row statistics of the lane's rows
 
 fn load_a(i: u32) -> vec4<f32> {
     return widen(q[i]);
@@ -75,7 +75,7 @@ fn backward_dq_rows(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_
     begin_sums(tile, 1u, own.y);
     begin_sums(tile, 2u, own.z);
     begin_sums(tile, 3u, own.w);
-    of_rows = four_terms(row_terms(tile, own.x), row_terms(tile, own.y), row_terms(tile, own.z), row_terms(tile, own.w));
+    of_rows = row_stats4(load_row_stats(tile, own.x), load_row_stats(tile, own.y), load_row_stats(tile, own.z), load_row_stats(tile, own.w));
     begin_staging(invocation);
     // Copied to a variable that the loop seems to change: otherwise compilers compute the index anew after every barrier.
     var lane = invocation;

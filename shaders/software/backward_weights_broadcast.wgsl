@@ -8,13 +8,13 @@
 @group(0) @binding(5) var<storage, read> row_stats: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> weights: array<vec4<f32>>;
 
-var<private> of_row: array<RowTerms, 8>; // row statistics of the lane's rows
+var<private> of_row: array<RowStats, 8>; // row statistics of the lane's rows
 var<private> place: u32; // place of the lane's first row and the tile's first key in ds, in vec4
 var<private> stride: u32; // vec4 from row to row
 var<private> size: u32; // vec4 of a matrix
 
-fn find_terms(r: u32) {
-    of_row[r] = row_terms(tile, first_row + r);
+fn find_row_stats(r: u32) {
+    of_row[r] = load_row_stats(tile, first_row + r);
 }
 
 fn write_weights(i: u32) {
@@ -51,7 +51,7 @@ fn backward_weights_broadcast(@builtin(workgroup_id) workgroup: vec3<u32>, @buil
             find_rows(${i}u);
 #endfor
 #for i in range(rows)
-            find_terms(${i}u);
+            find_row_stats(${i}u);
 #endfor
             score_keys();
         }

@@ -23,7 +23,7 @@ use super::dispatch::AttentionDispatch;
 use super::forward::{clears, forward_flop, tensor_bytes};
 use super::planner::{PlannedPass, Planner};
 use super::window::RowLayout;
-use super::workspace::{BufferRole, ParamsLayout, PlannedBuffer};
+use super::workspace::{BufferRole, ParamsLayout, PlannedBuffer, check_sizes};
 use crate::config::{AttentionShape, DilatedAttentionConfig, MixGradient};
 use crate::device::DeviceCaps;
 use crate::device::{DType, ElementFormat};
@@ -139,6 +139,7 @@ impl DilatedAttentionConfig {
             buffers.push(planned("weights", weights_bytes));
         }
         buffers.extend(params.buffers());
+        check_sizes(&buffers, caps)?;
         Ok(BackwardPlan {
             shape: shape.clone(),
             num_heads: self.num_heads(),

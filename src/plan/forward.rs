@@ -7,7 +7,7 @@
 use super::dispatch::AttentionDispatch;
 use super::planner::{PlannedPass, Planner};
 use super::window::RowLayout;
-use super::workspace::{BufferRole, ParamsLayout, PlannedBuffer};
+use super::workspace::{BufferRole, ParamsLayout, PlannedBuffer, check_sizes};
 use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, Mask};
 use crate::device::ByteRange;
 use crate::device::DeviceCaps;
@@ -90,6 +90,7 @@ impl DilatedAttentionConfig {
         let planner = Planner::new(self, shape, caps, &rounds, None, variant.format)?;
         let dispatches = planner.plan()?;
         let buffers = buffers(self, num_rows, variant.format, &dispatches, caps);
+        check_sizes(&buffers, caps)?;
         Ok(ForwardPlan {
             shape: shape.clone(),
             num_rows,

@@ -1,8 +1,8 @@
 //! The buffers that a recording leases.
 
-use crate::pool::size_class::class_bytes;
-
 use crate::device::DeviceCaps;
+use crate::error::{PoolError, Result};
+use crate::pool::size_class::class_bytes;
 
 /// What a planned buffer is for. Its wgpu usages follow from that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,6 +56,23 @@ impl PlannedBuffer {
             requested_bytes,
             class_bytes: class_bytes(requested_bytes, caps.max_buffer_bytes),
         }
+    }
+}
+
+/// Checks that no buffer is larger than a device with `caps` allows.
+///
+/// # Errors
+/// [`PoolError::BufferTooLarge`] with the first buffer that is too large.
+pub(super) fn check_sizes(buffers: &[PlannedBuffer], caps: &DeviceCaps) -> Result<()> {
+    let too_large = |buffer: &&PlannedBuffer| buffer.requested_bytes > caps.max_buffer_bytes;
+    match buffers.iter().find(too_large) {
+        None => Ok(()),
+        Some(buffer) => Err(PoolError::BufferTooLarge {
+            label: buffer.label,
+            requested_bytes: buffer.requested_bytes,
+            limit_bytes: caps.max_buffer_bytes,
+        }
+        .into()),
     }
 }
 

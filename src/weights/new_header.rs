@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::header::{LENGTH_BYTES, MAX_JSON_BYTES, METADATA_KEY};
-use crate::error::StoredType;
+use crate::error::{StoredType, WeightsError};
 
 /// A header to be written: tensors of one type, one after the other.
 pub(super) struct NewHeader<'a> {
@@ -42,14 +42,22 @@ impl Serialize for NewHeader<'_> {
 
 impl NewHeader<'_> {
     /// The bytes before the data, which then begin at a multiple of 8.
-    pub fn to_bytes(&self) -> Result<Vec<u8>, String> {
-        let mut json = serde_json::to_vec(self).map_err(|error| error.to_string())?;
+    ///
+    /// # Errors
+    /// [`WeightsError::CannotSave`] when they are more than readers accept.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, WeightsError> {
+        let refused = |given: String, need| WeightsError::CannotSave {
+            what: "header of a file to be saved",
+            given,
+            need,
+        };
+        let mut json = serde_json::to_vec(self)
+            .map_err(|error| refused(error.to_string(), "possible to write as JSON"))?;
         json.resize(json.len().next_multiple_of(LENGTH_BYTES), b' ');
         let length = json.len() as u64;
         if length > MAX_JSON_BYTES {
-            return Err(format!(
-                "its header would have {length} bytes; {MAX_JSON_BYTES} are allowed"
-            ));
+            let need = "at most 100000000 bytes, or nothing could read it: shorten the metadata";
+            return Err(refused(format!("{length} bytes"), need));
         }
         let mut bytes = length.to_le_bytes().to_vec();
         bytes.append(&mut json);

@@ -103,7 +103,8 @@ impl<'a> WeightWriter<'a> {
     /// The bytes of the file, for who has no file system.
     ///
     /// # Errors
-    /// [`WeightsError::CannotSave`] for a name that is there twice or reserved, a key of metadata that is reserved, or a type that parameters cannot have;
+    /// [`WeightsError::CannotSave`] for a name that is there twice or reserved, a key of metadata that is reserved, a type that
+    /// parameters cannot have, or more names and metadata than readers accept;
     /// [`WeightsError::ValueTooLarge`] for a value that the type cannot hold; those of downloading.
     pub async fn to_bytes(&self, context: &Context) -> Result<Vec<u8>> {
         let header = self.header()?;
@@ -158,12 +159,7 @@ impl<'a> WeightWriter<'a> {
             stored_type: self.stored_type,
             tensors,
         };
-        header
-            .to_bytes()
-            .map_err(|reason| WeightsError::InvalidFile {
-                file: "file to be saved".to_owned(),
-                reason,
-            })
+        header.to_bytes()
     }
 
     async fn write(

@@ -138,13 +138,10 @@ mod disk {
     impl DiskFile {
         /// Opens the regular file at `path`.
         pub fn open(path: &Path) -> io::Result<Self> {
-            // Asked before it is opened: to open a pipe would wait for its other end.
-            if !std::fs::metadata(path)?.is_file() {
-                let reason = "it is no regular file";
-                return Err(io::Error::new(ErrorKind::InvalidInput, reason));
-            }
+            // Asked before it is opened, too: to open a pipe would wait for its other end.
+            regular(std::fs::metadata(path)?)?;
             let file = File::open(path)?;
-            let opened = file.metadata()?.into();
+            let opened = regular(file.metadata()?)?.into();
             Ok(Self { file, opened })
         }
 
@@ -177,6 +174,13 @@ mod disk {
             metadata
                 .map(State::from)
                 .map_err(|error| ReadError::Refused(error.to_string()))
+        }
+    }
+
+    fn regular(metadata: Metadata) -> io::Result<Metadata> {
+        match metadata.is_file() {
+            true => Ok(metadata),
+            false => Err(io::Error::new(ErrorKind::InvalidInput, "it is no regular file")),
         }
     }
 
