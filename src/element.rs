@@ -1,8 +1,8 @@
-//! Types of the elements of tensors.
+//! Element types of tensors.
 
 use std::fmt;
 
-/// Type of the elements of a tensor.
+/// Element type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DType {
@@ -10,7 +10,7 @@ pub enum DType {
     F32,
     /// IEEE 754 binary16.
     F16,
-    /// The upper half of an f32.
+    /// bfloat16: the upper 16 bits of an f32.
     Bf16,
     /// Unsigned 32-bit integers.
     U32,
@@ -37,7 +37,7 @@ impl fmt::Display for DType {
     }
 }
 
-/// Host types that are the elements of a tensor.
+/// Host types that can be elements of a tensor.
 pub trait Element: bytemuck::Pod + Send + Sync {
     /// The element type on the device.
     const DTYPE: DType;

@@ -1,13 +1,13 @@
 //! Random numbers, the same on every machine.
 
-/// Random numbers of a seed and a stream: splitmix64 (Steele, Lea and Flood 2014), which passes BigCrush and is one line.
+/// Random numbers from a seed and the number of a stream: splitmix64 (Steele, Lea and Flood 2014), which is short and passes BigCrush.
 #[derive(Clone, Debug)]
 pub(crate) struct Random(u64);
 
 impl Random {
     pub fn new(seed: u64, stream: u64) -> Self {
         let mut random = Self(seed);
-        // Streams begin far apart.
+        // Streams of the same seed begin far apart.
         random.0 = random.bits() ^ stream.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17);
         random.bits();
         random
@@ -21,7 +21,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// In -1..1.
+    /// The next number, uniform in -1..1.
     pub fn uniform(&mut self) -> f32 {
         (self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
@@ -31,7 +31,7 @@ impl Random {
         (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// Of mean 0 and variance 1 (Box and Muller 1958).
+    /// The next number, normal with mean 0 and variance 1 (Box and Muller 1958).
     pub fn normal(&mut self) -> f32 {
         let unit = |bits: u64| ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
         let (radius, angle) = (unit(self.bits()), unit(self.bits()));

@@ -1,24 +1,24 @@
-//! A new file that takes the place of an old one when it is complete.
+//! Replaces files whole: a new file takes the place of the old one once it is complete.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Error, ErrorKind, Result};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A file being written beside the one that it will replace. Dropped before [`commit`](Self::commit), it leaves no trace.
+/// A file being written beside the one that it will replace. If it is dropped before [`commit`](Self::commit), it is removed.
 pub(crate) struct Replacement {
     target: PathBuf,
     partial: PathBuf,
-    /// To write to.
+    /// The new file, to write to.
     pub file: File,
     committed: bool,
 }
 
 impl Replacement {
-    /// Makes the new file, in the directory of `path`: a rename stays within one file system.
+    /// Makes the new file in the directory of `path`, because a rename must stay within one file system.
     pub fn begin(path: &Path) -> Result<Self> {
         let refused = |kind, reason| Err(Error::new(kind, reason));
-        // A link stays, and what it leads to is replaced.
+        // If `path` is a link, its target is replaced and the link stays.
         let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let permissions = match fs::metadata(&target) {
             Err(error) if error.kind() == ErrorKind::NotFound => None,
@@ -26,7 +26,7 @@ impl Replacement {
             Ok(old) if !old.is_file() => {
                 return refused(ErrorKind::InvalidInput, "it is no regular file");
             }
-            // A rename would not ask for that permission.
+            // Checked here, because a rename does not need write permission for the old file.
             Ok(old) if old.permissions().readonly() => {
                 return refused(ErrorKind::PermissionDenied, "it is read-only");
             }
@@ -50,8 +50,8 @@ impl Replacement {
         self.file.sync_all()?;
         fs::rename(&self.partial, &self.target)?;
         self.committed = true;
-        // So that the new name outlives a loss of power. Either file is whole in any case, and some file systems cannot
-        // do this, so its failure is none of saving.
+        // Syncs the directory, so that the rename survives a loss of power. A failure is ignored: some file systems cannot do this,
+        // and the file is whole in any case.
         if cfg!(unix) {
             let _ = File::open(directory(&self.target)).and_then(|directory| directory.sync_all());
         }
@@ -62,7 +62,7 @@ impl Replacement {
 impl Drop for Replacement {
     fn drop(&mut self) {
         if !self.committed {
-            // Nothing is left to do about a failure.
+            // A failure leaves a partial file; nothing can be done about it here.
             let _ = fs::remove_file(&self.partial);
         }
     }
@@ -75,7 +75,8 @@ fn directory(target: &Path) -> &Path {
     }
 }
 
-/// Makes a file that was not there. Its name does not grow with that of the target, which may be as long as names may be.
+/// Makes a file with a name that does not exist yet. The name does not contain that of the target, which may have the largest
+/// length already.
 fn new_file(directory: &Path) -> Result<(PathBuf, File)> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     loop {
@@ -83,14 +84,14 @@ fn new_file(directory: &Path) -> Result<(PathBuf, File)> {
         let name = format!(".dilated-attention-{}-{number}.partial", std::process::id());
         let path = directory.join(name);
         match OpenOptions::new().write(true).create_new(true).open(&path) {
-            // Left by a process of the same number that was killed.
+            // An earlier process with the same id was killed and left this file: try the next number.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             made => return Ok((path, made?)),
         }
     }
 }
 
-/// Puts a file of `bytes` at `path`, whole or not at all.
+/// Replaces the file at `path` by one with the content `bytes`, as a whole or not at all. Makes missing folders.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;

@@ -12,19 +12,19 @@ use crate::pool::{BufferRequest, Demand};
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
-/// Gradients of a loss with respect to the inputs of an attention, of their type.
+/// Gradients of a loss with respect to the inputs of an attention, of the type of the inputs.
 #[derive(Clone, Debug)]
 pub struct Gradients {
-    /// Of the queries, (B, N, H, D).
+    /// Gradient of the queries, with their shape (B, N, H, D).
     pub dq: Tensor,
-    /// Of the keys, of their shape.
+    /// Gradient of the keys, with their shape.
     pub dk: Tensor,
-    /// Of the values, of their shape.
+    /// Gradient of the values, with their shape.
     pub dv: Tensor,
 }
 
 impl Demand for BackwardPlan {
-    /// What a backward leases beside its inputs.
+    /// The buffers that a backward leases, besides its inputs.
     fn buffers(&self) -> Vec<BufferRequest> {
         requests(&self.buffers)
     }
@@ -39,15 +39,15 @@ impl DilatedAttention {
         Ok(self.backward_choice(dtype)?.variant)
     }
 
-    /// As [`backward_variant`](Self::backward_variant), with the reason.
+    /// As [`backward_variant`](Self::backward_variant), with the reason for the choice.
     ///
     /// # Errors
-    /// The same.
+    /// As [`backward_variant`](Self::backward_variant).
     pub fn backward_choice(&self, dtype: DType) -> Result<Choice<BackwardVariant>> {
         self.choice_for(&self.backward_choice, dtype)
     }
 
-    /// Plans a backward of tensors of `dtype`: what it will dispatch and lease.
+    /// Plans a backward of tensors of `dtype`: its dispatches, buffers and work.
     ///
     /// # Errors
     /// As [`DilatedAttentionConfig::plan_backward`](crate::DilatedAttentionConfig::plan_backward).
@@ -71,12 +71,14 @@ impl DilatedAttention {
         passes.filter_map(|pass| variant.kernel(*pass)).collect()
     }
 
-    /// Records the gradients of `q`, `k` and `v`, given the softmax state that [`forward`](Self::forward) made of them and `dout`,
-    /// the gradient of its output, (B, N, H, D) and, like the others, of the inputs' type; sums over branches are rounded to it each
-    /// time a branch joins. How the weights that mix the branches are treated is the configuration's
-    /// [`MixGradient`](crate::MixGradient). Rows that no branch covers, and tokens behind an item's length, have gradients of 0.
+    /// Records the gradients of the inputs of a [`forward`](Self::forward): `inputs` are its q, k and v, `softmax_state` is the
+    /// state that it returned, and `dout` is the gradient of its output, (B, N, H, D), of the type of the inputs.
     ///
-    /// The result has the same bits on every run on one device.
+    /// The gradients have that type, too. In half precision, sums over branches are rounded each time a branch is added. The
+    /// configuration's [`MixGradient`](crate::MixGradient) says how the weights that mix the branches are differentiated. Tokens
+    /// that no branch covers, and tokens after the end of an item, have gradients of 0.
+    ///
+    /// The result has the same bits on every run on the same device.
     ///
     /// ```no_run
     /// use dilated_attention::{Context, DilatedAttention, DilatedAttentionConfig};
@@ -108,7 +110,7 @@ impl DilatedAttention {
         self.backward_with(recorder, inputs, softmax_state, dout, &CallOptions::new())
     }
 
-    /// As [`backward`](Self::backward), of a [`forward_with`](Self::forward_with) these options.
+    /// As [`backward`](Self::backward), for a [`forward_with`](Self::forward_with) that had the same options.
     ///
     /// # Errors
     /// As [`forward_with`](Self::forward_with).
@@ -148,7 +150,7 @@ impl DilatedAttention {
         let dk = recorder.empty("dk", &key_shape, dtype)?;
         let dv = recorder.empty("dv", &key_shape, dtype)?;
         let weights_bytes = plan.weights_bytes;
-        // At most what one binding covers.
+        // Fits in a usize: at most what a binding covers.
         let weights = (weights_bytes > 0)
             .then(|| recorder.empty("weights", &[weights_bytes as usize / 4], DType::F32))
             .transpose()?;
@@ -192,7 +194,7 @@ impl DilatedAttention {
                 (Pass::Dv, Some(weights)) => vec![weights, dout, dv],
                 (Pass::Dq, None) => [&inputs[..], &[row_stats, dq]].concat(),
                 (Pass::DkDv, _) => [&inputs[..], &[row_stats, dk, dv]].concat(),
-                // A backward plan has none.
+                // A backward plan has no such dispatches.
                 (Pass::Forward | Pass::Weights | Pass::Dk | Pass::Dv, _) => continue,
             };
             let Some(kernel) = plan.variant.kernel(dispatch.pass) else {

@@ -42,36 +42,36 @@ use crate::tensor::Tensor;
 pub struct DilatedAttention {
     context: Context,
     config: DilatedAttentionConfig,
-    /// Kernels for f32, or those of the caller; for other elements in another element format.
+    /// The kernel for f32, or the one that the caller chose; `choice` derives kernels for other types from it.
     choice: Choice<ForwardVariant>,
     backward_choice: Choice<BackwardVariant>,
 }
 
-/// What a forward returns.
+/// The results of a forward.
 #[derive(Clone, Debug)]
 pub struct ForwardOutput {
-    /// Attention output, (B, N, H, D), of the inputs' type; zero where no branch covers a row.
+    /// Attention output, (B, N, H, D), of the type of the inputs. 0 where no branch covers a token.
     pub out: Tensor,
-    /// What each row's softmax over all branches comes to, (B, N, H, 2), f32: token-major, so that a range of tokens is one
-    /// range of memory. All that a backward needs of the forward, and all that joins this softmax with one over other keys.
+    /// The softmax state of each token and head, over the keys of all branches: (B, N, H, 2), f32. A backward needs nothing else
+    /// from the forward. With it, the softmax can be merged with one over other keys.
     ///
-    /// A pair `(m, s)` with `s = sum(2^(score - m))` over the keys, `score = softmax_scale * log2(e) * q . k`; `m` is the largest
-    /// score or a number at most 8 below it, so `s` is at least 1 and at most 256 for each key. Zero keys have a score of 0.
-    /// `(0, 0)` where no branch covers a row, and no other row has `s = 0`.
+    /// The state is a pair `(m, s)` with `s = sum(2^(score - m))` over the keys and `score = softmax_scale * log2(e) * q . k`. `m`
+    /// is the largest score, or a number at most 8 below it. So `s` is at least 1, and at most 256 times the number of keys. Zero
+    /// keys have a score of 0. The state is `(0, 0)` where no branch covers a token, and `s` is 0 nowhere else.
     ///
-    /// Two softmaxes are joined by `m = max(m1, m2)`, `s = s1 * 2^(m1 - m) + s2 * 2^(m2 - m)`, their outputs by the shares that
-    /// the two terms have of `s`; [`softmax_lse`] is the logarithm.
+    /// To merge the states of two sets of keys, take `m = max(m1, m2)` and `s = s1 * 2^(m1 - m) + s2 * 2^(m2 - m)`; the merged
+    /// output is the mean of the two outputs, weighted by the two summands of `s`. [`softmax_lse`] turns states into log-sum-exp.
     pub softmax_state: Tensor,
 }
 
 impl Demand for ForwardPlan {
-    /// What a forward leases beside its inputs.
+    /// The buffers that a forward leases, besides its inputs.
     fn buffers(&self) -> Vec<BufferRequest> {
         requests(&self.buffers)
     }
 }
 
-/// The leases of planned buffers.
+/// Requests to the pool for planned buffers.
 fn requests(buffers: &[PlannedBuffer]) -> Vec<BufferRequest> {
     let request = |buffer: &PlannedBuffer| BufferRequest {
         label: buffer.label.into(),
@@ -87,19 +87,20 @@ fn requests(buffers: &[PlannedBuffer]) -> Vec<BufferRequest> {
 }
 
 impl DilatedAttention {
-    /// Attention as `config` says, with the kernels that suit the context's device: those that [`tune`](crate::tuning::tune) found, else
-    /// those that the adapter's capabilities suggest.
+    /// Attention with the options `config`. It uses the kernels that [`tune`](crate::tuning::tune) has measured to be the fastest;
+    /// without measurements, those that suit the context's device.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] when no kernel fits.
+    /// [`Error::InvalidConfig`] when no kernel supports the configuration.
     pub fn new(context: &Context, config: DilatedAttentionConfig) -> Result<Self> {
         let family = ForwardFamily::of(&config, ElementFormat::F32);
         let choice = context.tuner().choose(&family, context.caps());
         Self::with_choice(context, config, choice)
     }
 
-    /// As [`new`](Self::new), with a forward kernel of the caller's choice. For tensors of another type than its own it is
-    /// compiled for theirs, but for cooperative matrices, which are for f16 only: then the device's own choice takes its place.
+    /// As [`new`](Self::new), with a forward kernel that the caller chooses. For tensors of another type than the kernel's, the
+    /// same kernel is compiled for their type. Kernels with cooperative matrices take f16 only; for other types the kernel that
+    /// suits the device is used instead.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when the kernel does not fit the head size, [`Error::Unsupported`] when it does not fit the device.
@@ -130,7 +131,7 @@ impl DilatedAttention {
         })
     }
 
-    /// The same, with other kernels for the backward.
+    /// Replaces the kernels of the backward.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when the kernels do not fit the head size, [`Error::Unsupported`] when they do not fit the device.
@@ -148,7 +149,7 @@ impl DilatedAttention {
         &self.config
     }
 
-    /// The kernel for tensors of `dtype`.
+    /// The forward kernel for tensors of `dtype`.
     ///
     /// # Errors
     /// [`Error::WrongDType`] for integers.
@@ -156,16 +157,17 @@ impl DilatedAttention {
         Ok(self.choice(dtype)?.variant)
     }
 
-    /// As [`variant`](Self::variant), with the reason.
+    /// As [`variant`](Self::variant), with the reason for the choice.
     ///
     /// # Errors
-    /// The same.
+    /// As [`variant`](Self::variant).
     pub fn choice(&self, dtype: DType) -> Result<Choice<ForwardVariant>> {
         self.choice_for(&self.choice, dtype)
     }
 
-    /// What was chosen by the caller or by measuring, for tensors of `dtype`: the same kernel compiled for them. But cooperative
-    /// matrices are for f16 alone, and where the device has them, they are better than what was measured of f32.
+    /// The kernel `given`, which the caller chose or a measurement found, for tensors of `dtype`. Usually it is the same kernel
+    /// compiled for that type. But kernels with cooperative matrices take f16 only, and where they suit device and type, they
+    /// replace a kernel that was measured with f32.
     fn choice_for<L: AttentionLayout>(
         &self,
         given: &Choice<AttentionVariant<L>>,
@@ -190,7 +192,7 @@ impl DilatedAttention {
         })
     }
 
-    /// Plans a forward of tensors of `dtype`: what it will dispatch and lease.
+    /// Plans a forward of tensors of `dtype`: its dispatches, buffers and work.
     ///
     /// # Errors
     /// As [`DilatedAttentionConfig::plan_forward`].
@@ -209,19 +211,21 @@ impl DilatedAttention {
         self.context.warm_up(&[forward])
     }
 
-    /// Records the attention of `q`, `k` and `v`, each (B, N, H, D) and all of one type, f32, f16 or bf16: batch items, tokens,
-    /// and the heads of the configuration. The output has their type; everything is computed in f32, and the softmax state is f32. A
-    /// running output in half precision is rounded each time a branch joins it: no second copy of it in f32 exists. The outputs
-    /// are leased from the pool; they may be used by later calls on the same recorder, or after it was submitted.
+    /// Records the attention of `q`, `k` and `v`. Each is (B, N, H, D): batch items, tokens, heads, elements of a head. All have
+    /// the same type: f32, f16 or bf16.
     ///
-    /// Values that are not finite stay with the rows that see them (their results are unspecified); no other row changes.
+    /// The output has that type, the softmax state is f32, and kernels compute in f32. In half precision the output is rounded each
+    /// time a branch is merged into it, because there is no f32 copy of it. The results are leased from the pool. Later calls on
+    /// the same recorder may use them, and other recorders once this one was submitted.
+    ///
+    /// A NaN or an infinity in the inputs affects only the rows that see it. The results of these rows are unspecified.
     ///
     /// # Errors
     /// [`Error::ContextMismatch`], [`Error::WrongDType`], [`Error::InvalidShape`] for tensors that do not fit; the errors of
     /// [`plan`](Self::plan); [`Error::Validation`] when the device refuses a shader;
     /// [`PoolError::BudgetExceeded`](crate::pool::PoolError::BudgetExceeded) and
-    /// [`PoolError::OutOfMemory`](crate::pool::PoolError::OutOfMemory) when the pool cannot lend the output. What was recorded
-    /// before the call stays valid.
+    /// [`PoolError::OutOfMemory`](crate::pool::PoolError::OutOfMemory) when the pool cannot lend buffers for the results. What was
+    /// recorded before the call stays valid.
     pub fn forward(
         &self,
         recorder: &mut Recorder,
@@ -232,7 +236,7 @@ impl DilatedAttention {
         self.forward_with(recorder, q, k, v, &CallOptions::new())
     }
 
-    /// As [`forward`](Self::forward), of items that have lengths of their own, or over keys of another sequence.
+    /// As [`forward`](Self::forward), for items of different lengths, or for keys of another sequence.
     ///
     /// # Errors
     /// As [`forward`](Self::forward); [`Error::InvalidShape`] for lengths that do not fit, [`Error::InvalidConfig`] for a configuration
@@ -311,7 +315,7 @@ impl DilatedAttention {
         [batch, len, self.config.num_heads(), self.config.head_dim()]
     }
 
-    /// Whether the recorder and the tensors are of this context and the tensors of `shape` and `dtype`.
+    /// Checks that recorder and tensors belong to this context, and that the tensors have this shape and type.
     fn expect(
         &self,
         recorder: &Recorder,

@@ -1,11 +1,11 @@
-//! The state of a row's softmax, and the log-sum-exp that it stands for.
+//! From softmax states to log-sum-exp.
 
-/// Log-sum-exp of a row that no branch covers: finite, as everywhere on the device, where WGSL has no infinities.
+/// Log-sum-exp of a row that no branch covers. It is finite, because WGSL has no infinities.
 pub const UNCOVERED_LSE: f32 = -1e30;
 
-/// The natural logarithms of softmax denominators, `ln(sum(exp(score)))`, of downloaded states `(m, s)`, see
-/// [`ForwardOutput::softmax_state`](super::ForwardOutput::softmax_state): `(m + log2(s)) * ln(2)`, in f64, then rounded once.
-/// [`UNCOVERED_LSE`] (any value below -1e29) where `s` is 0.
+/// Log-sum-exp `ln(sum(exp(score)))` of each row, from downloaded softmax states `(m, s)`
+/// ([`ForwardOutput::softmax_state`](super::ForwardOutput::softmax_state)). It is `(m + log2(s)) * ln(2)`, computed in f64 and
+/// rounded once; [`UNCOVERED_LSE`] where `s` is 0.
 ///
 /// ```
 /// use dilated_attention::{UNCOVERED_LSE, softmax_lse};

@@ -10,9 +10,10 @@ use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
 impl DilatedAttention {
-    /// Records the output of `token` of each item, (batch, 1, H, D): the same as its row of a forward over the sequence up to
-    /// it, and so under the causal mask over any longer one. `k` and `v` are caches, (batch, capacity, H, D), which hold all
-    /// keys up to the token; `q` is the token's query, (batch, 1, H, D), or with `query_cache` such a cache.
+    /// Records the output of token number `token` of each item, (batch, 1, H, D). It equals the token's row in a forward over the
+    /// sequence up to the token and, because of the causal mask, over any longer sequence. `k` and `v` are caches, (batch,
+    /// capacity, H, D), that hold everything up to the token. `q` is the query of the token, (batch, 1, H, D), or with
+    /// `query_cache` a cache like the others.
     pub(crate) fn forward_step(
         &self,
         recorder: &mut Recorder,
@@ -50,7 +51,7 @@ impl DilatedAttention {
         self.context.compile(&[kernel])?;
         let shape = self.tensor_shape(batch, 1);
         let out = recorder.empty("out", &shape, dtype)?;
-        // Dispatches are of one item each: no kernel steps from item to item.
+        // Each dispatch computes one item, so kernels need no sequence length to step from item to item.
         let of_item = AttentionShape::new(1, 1)?;
         let state_shape = [shape[0], 1, shape[2], 2];
         let softmax_state = recorder.empty("softmax_state", &state_shape, DType::F32)?;

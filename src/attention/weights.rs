@@ -1,4 +1,4 @@
-//! How much one token attends to each other.
+//! Attention weights of one token: how much it attends to each other token.
 
 use super::DilatedAttention;
 use crate::config::{AttentionShape, CallOptions, in_u32};
@@ -11,23 +11,26 @@ use crate::plan::{RowLayout, rows_of};
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
-/// Keys that a workgroup takes, of one head.
+/// Keys that one workgroup computes, for one head.
 const KEYS: u32 = 64;
 
 impl DilatedAttention {
-    /// Records how much `token` of each item attends to every token, (batch, branch, head, key), f32: the weight of a branch
-    /// in the mix times that of the key in the branch, `2^(score - m) / s` with the row's softmax state `(m, s)`. Their sum over branches is the
-    /// attention map of the token; its total is 1 but for what [`Padding::ZeroKeys`](crate::Padding::ZeroKeys) takes. It is 0
-    /// for keys that a branch does not see, and for branches and items that do not cover the token. (Of partitioned heads it is the
-    /// weight of the key in the head's one branch.)
+    /// Records the attention weights of token number `token` of each item: how much it attends to each key in each branch. The
+    /// result is f32, (batch, branch, head, key). A weight is `2^(score - m) / s`, where `(m, s)` is the softmax state of the
+    /// token's row over all branches.
     ///
-    /// `q` and `k` are those of a [`forward`](Self::forward), `softmax_state` is what that returned. The row of queries that
-    /// `token` is written from is meant, which is another token's where [`OutputRows`](crate::OutputRows) moves rows.
+    /// Summed over branches, the weights are the attention map of the token. Their total is 1, less what zero keys
+    /// ([`Padding::ZeroKeys`](crate::Padding::ZeroKeys)) take. Weights are 0 for keys that a branch does not see, for branches that
+    /// do not cover the token, and for items that end before it.
+    ///
+    /// `inputs` are q and k of a [`forward`](Self::forward), `softmax_state` is the state that it returned. The weights are those
+    /// of the row that is written to `token`. Where [`OutputRows`](crate::OutputRows) moves rows, this row may read the query of
+    /// another token.
     ///
     /// # Errors
     /// [`Error::InvalidShape`] when there is no such token; [`Error::ContextMismatch`], [`Error::WrongDType`],
-    /// [`Error::InvalidShape`] for tensors that do not fit; [`Error::BindingTooSmall`] when a binding cannot cover the weights
-    /// of one branch; those of leasing and recording.
+    /// [`Error::InvalidShape`] for tensors that do not fit; [`Error::BindingTooSmall`] when a binding cannot cover the weights of
+    /// one branch; the errors of leasing and recording.
     pub fn token_weights(
         &self,
         recorder: &mut Recorder,
@@ -38,7 +41,7 @@ impl DilatedAttention {
         self.token_weights_with(recorder, inputs, softmax_state, token, &CallOptions::new())
     }
 
-    /// As [`token_weights`](Self::token_weights), of a [`forward_with`](Self::forward_with) these options.
+    /// As [`token_weights`](Self::token_weights), for a [`forward_with`](Self::forward_with) that had the same options.
     ///
     /// # Errors
     /// As [`token_weights`](Self::token_weights), and for lengths that do not fit.

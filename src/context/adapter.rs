@@ -1,17 +1,17 @@
-//! Which adapter an own device is made on.
+//! The choice of the adapter for a context's own device.
 
 use crate::error::{Error, Result};
 
 /// Which adapter to use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum AdapterChoice {
-    /// The one whose name contains the value of `WGPU_ADAPTER_NAME` if that is set, else the one wgpu prefers under
-    /// `WGPU_POWER_PREF` (high performance if unset). `WGPU_BACKEND` limits the backends in any case.
+    /// If the environment variable `WGPU_ADAPTER_NAME` is set, the first adapter whose name contains its value. Otherwise the one
+    /// that wgpu prefers under `WGPU_POWER_PREF` (high performance if unset). `WGPU_BACKEND` limits the backends, for all choices.
     #[default]
     Environment,
-    /// The one wgpu prefers.
+    /// The adapter that wgpu prefers under this power preference.
     Power(wgpu::PowerPreference),
-    /// The first whose name contains this text, in any case.
+    /// The first adapter whose name contains this text; upper and lower case are the same.
     Named(String),
     /// A software adapter.
     Software,

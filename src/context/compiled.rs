@@ -1,7 +1,7 @@
-//! The driver's cache of compiled kernels, kept in a file between processes.
+//! The driver's pipeline cache, kept in a file between processes.
 //!
-//! Most desktop drivers keep one of their own, and Mesa's software driver puts nothing into this one; it is for those that
-//! leave it to the application (Android's above all), and costs nothing elsewhere.
+//! It serves drivers that leave such a cache to the application, above all on Android. Most desktop drivers have a cache of their
+//! own, and Mesa's software driver puts nothing into this one; there it costs nothing.
 
 use std::path::{Path, PathBuf};
 
@@ -9,19 +9,19 @@ use crate::kernels::remembered::KernelOptions;
 use crate::kernels::{Compiler, Pipelines, pipeline_cache};
 use crate::watch::DeviceWatch;
 
-/// Before the data: what it is, and a checksum of it.
+/// First bytes of the file. A checksum of the data and the data follow.
 const MAGIC: &[u8; 8] = b"dilattn1";
 
-/// More is not read.
+/// Files larger than this are not read.
 const MAX_FILE_BYTES: u64 = 256 << 20;
 
-/// The file for an adapter; drivers and their versions are told apart by wgpu.
+/// The file for an adapter. wgpu itself rejects data of another driver or version.
 pub(super) fn file(info: &wgpu::AdapterInfo, options: &KernelOptions) -> Option<PathBuf> {
     let key = wgpu::util::pipeline_cache_key(info)?;
     Some(options.cache.path()?.join(key))
 }
 
-/// Pipelines over the cache in `file`, if the device has such and the options name one.
+/// Pipelines that use the driver's cache, filled from `file`. Without `file` or such a cache, pipelines without one.
 pub(super) fn load(watch: &DeviceWatch, options: &KernelOptions, file: Option<&Path>) -> Pipelines {
     let data = file.and_then(|file| unpack(&read_file(file, MAX_FILE_BYTES)?).map(<[u8]>::to_vec));
     let cache = file.and_then(|_| pipeline_cache(watch, data.as_deref()));
@@ -31,17 +31,17 @@ pub(super) fn load(watch: &DeviceWatch, options: &KernelOptions, file: Option<&P
     })
 }
 
-/// All of a file that is no larger than that.
+/// The content of a file; `None` if it is larger than `max_bytes` or cannot be read.
 pub(super) fn read_file(file: &Path, max_bytes: u64) -> Option<Vec<u8>> {
     let metadata = std::fs::metadata(file).ok()?;
-    // Asked before it is opened: to open a pipe would wait for its other end.
+    // Checked before opening: opening a pipe would wait for its other end.
     if !metadata.is_file() || metadata.len() > max_bytes {
         return None;
     }
     std::fs::read(file).ok()
 }
 
-/// The data in a file, if the file is whole.
+/// The data of a file; `None` if the file is damaged.
 fn unpack(bytes: &[u8]) -> Option<&[u8]> {
     let (sum, data) = bytes.strip_prefix(MAGIC)?.split_first_chunk()?;
     (u64::from_le_bytes(*sum) == checksum(data)).then_some(data)
@@ -51,14 +51,14 @@ fn pack(data: &[u8]) -> Vec<u8> {
     [&MAGIC[..], &checksum(data).to_le_bytes(), data].concat()
 }
 
-/// FNV-1a (Fowler, Noll, Vo), 64 bits: against damage, not against malice.
+/// FNV-1a hash (Fowler, Noll, Vo), 64 bits. It detects damage, not malice.
 pub(super) fn checksum(data: &[u8]) -> u64 {
     data.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     })
 }
 
-/// Writes what the driver's cache holds. Whether a file was written.
+/// Writes the data of the driver's cache. Returns whether a file was written.
 pub(super) fn save(file: &Path, data: &[u8]) -> bool {
     replace(file, &pack(data))
 }

@@ -1,4 +1,4 @@
-//! The file in which the cost model is kept between processes.
+//! The file that keeps the cost model between processes.
 
 use std::path::{Path, PathBuf};
 
@@ -6,10 +6,10 @@ use super::compiled;
 use crate::kernels::remembered::Tuner;
 use crate::recorder::CostModel;
 
-/// More is not read: no file of this many kernels is as large.
+/// Files larger than this are not read. No cost model is as large.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// The file for an adapter, its driver and their versions, beside that of the tuner.
+/// The file for an adapter, its driver and their versions, in the folder of the winners file.
 pub(super) fn file(tuner: &Tuner) -> Option<PathBuf> {
     let name = format!(
         "cost-model-{:016x}.json",
@@ -18,7 +18,7 @@ pub(super) fn file(tuner: &Tuner) -> Option<PathBuf> {
     Some(tuner.file()?.with_file_name(name))
 }
 
-/// What a process before has saved.
+/// The cost model that an earlier process has saved, or an empty one.
 pub(super) fn load(file: Option<&Path>) -> CostModel {
     let saved = file.and_then(|file| compiled::read_file(file, MAX_FILE_BYTES));
     saved.map_or_else(CostModel::default, |json| CostModel::from_json(&json))

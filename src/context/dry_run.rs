@@ -1,9 +1,9 @@
-//! The buffers of a dry run, a context that only counts ([`Context::dry_run`](crate::Context::dry_run)).
+//! The buffers of a dry run, a context without a device ([`Context::dry_run`](crate::Context::dry_run)).
 //!
-//! Whoever wants to know what a training step will need could write a second program that adds up the sizes of all tensors,
-//! and keep both alike for ever. Here the program itself is run, on a context whose recordings take leases from a pool and
-//! count dispatches but do nothing else: no shader is compiled, no byte copied, and the pool's buffers are of four bytes,
-//! whatever their leases say. What its pool measures is what the pool of a device will measure.
+//! A dry run answers what a model or a training step will need, by running the same code without a device. Recordings take leases
+//! from a pool and count dispatches, and do nothing else: no shader is compiled and no byte copied. The pool's buffers have four
+//! bytes, whatever the size of their leases. So the figures of this pool are those that the pool of a real device would have, and
+//! no second program has to compute them.
 
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ impl<'a> Tally<'a> {
     }
 }
 
-/// Buffers that stand for larger ones and are never used.
+/// Makes buffers of four bytes in the place of larger ones. They are never used.
 #[derive(Debug)]
 pub(super) struct DryRunSource {
     pub device: wgpu::Device,

@@ -1,25 +1,24 @@
-//! A device with its queue, its pool and its compiled kernels.
+//! Contexts: a device with its queue, its pool and its compiled kernels.
 //!
-//! A [`Context`] either owns its device ([`Context::new`], [`Context::new_blocking`]) or borrows the one an application draws
-//! with ([`Context::from_device`]); both are the same type afterwards. On a borrowed device nothing global is installed: no
-//! error handler, no device-lost callback (the application's own should call
-//! [`Pool::device_lost`](crate::pool::Pool::device_lost)). Errors are caught by scopes around this library's own calls.
+//! A [`Context`] either owns its device ([`Context::new`], [`Context::new_blocking`]), or uses a device that the application has,
+//! for example the one it draws with ([`Context::from_device`]). On an application's device nothing global is installed: no error
+//! handler and no device-lost callback. Errors are caught by scopes around this library's own calls.
 //!
 //! # When the device is lost
-//! A driver that is reset, updated or out of memory may lose the device at any call. Then everything that waits, on any
-//! thread, ends with [`Error::DeviceLost`] and the driver's reason, futures resolve, every later call that needs the device
-//! returns the same at once, the pool gives up what it has cached, and leases go back when their holders are dropped. What was
-//! on the device is gone; a new context goes on.
+//! When a driver is reset, updated or out of memory, any call may lose the device. Then every wait on any thread ends with
+//! [`Error::DeviceLost`] and the driver's reason. Futures resolve to this error, and later calls that need the device return it at
+//! once. The pool drops its cached buffers, and leases go back when their holders are dropped. Data on the device is gone; open a
+//! new context to go on.
 //!
-//! wgpu panics where it polls a device that its driver has lost. This library catches that, wherever it polls itself. Three
-//! things it cannot do:
+//! wgpu panics when it polls a device that its driver has lost. This library catches the panic wherever it polls itself. Three
+//! things remain:
 //!
-//! * The panic hook runs: by default it prints a message that looks like the end of a thread.
-//! * With `panic = "abort"` there is nothing to catch, and the process ends.
-//! * An application's own `device.poll` panics in the application. [`Context::poll`] and [`Context::wait`] do the same, and do not.
+//! * The panic hook still runs. By default it prints a message that looks as if a thread had ended.
+//! * With `panic = "abort"` the process ends, because nothing can be caught.
+//! * If the application calls `device.poll` itself, it panics there. Call [`Context::poll`] or [`Context::wait`] instead.
 //!
-//! On a borrowed device the loss is found by whichever call meets it; an application whose lost callback calls
-//! [`Pool::device_lost`](crate::pool::Pool::device_lost) ends every wait at once.
+//! On an application's device, a loss is noticed by the first call that fails. To end every wait at once, let the application's
+//! device-lost callback call [`Pool::device_lost`](crate::pool::Pool::device_lost).
 
 mod adapter;
 mod compiled;
@@ -54,14 +53,15 @@ use crate::pool::Pool;
 use crate::recorder::{CostModel, Machine, Recorder};
 use crate::watch::DeviceWatch;
 
-/// A device ready to compute. Clones share it.
+/// A device that is ready to compute; see the [module](self) documentation. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Context {
     machine: Arc<Machine>,
 }
 
 impl Context {
-    /// Starts to record work under `label`. Recordings are independent; several may be open, on several threads.
+    /// Starts a recording with the name `label`. Recordings are independent of each other; several may be open at a time, on
+    /// several threads.
     pub fn recorder(&self, label: impl Into<Label>) -> Recorder {
         Recorder::new(self.machine.clone(), label.into())
     }
@@ -76,7 +76,7 @@ impl Context {
         self.machine.watch.device()
     }
 
-    /// What all calls to the device go through.
+    /// The watch that all calls to the device go through.
     pub(crate) fn watch(&self) -> &Arc<DeviceWatch> {
         &self.machine.watch
     }
@@ -86,18 +86,19 @@ impl Context {
         &self.machine.queue
     }
 
-    /// What is known of the adapter.
+    /// Name, driver and type of the adapter.
     pub fn adapter_info(&self) -> &wgpu::AdapterInfo {
         &self.machine.info
     }
 
-    /// What plans are made from.
+    /// Limits and traits of the device, from which plans are made.
     pub fn caps(&self) -> &DeviceCaps {
         &self.machine.caps
     }
 
-    /// The file that [`tune`](crate::tuning::tune) writes, if there is a cache folder: to delete it, or to ship a copy with an
-    /// application ([`KernelOptions::shipped_winners`](crate::KernelOptions::shipped_winners)).
+    /// Path of the winners file, which [`tune`](crate::tuning::tune) writes; `None` without a cache folder. The file may be
+    /// deleted. A copy of it can be shipped with an application
+    /// ([`KernelOptions::shipped_winners`](crate::KernelOptions::shipped_winners)).
     pub fn winners_file(&self) -> Option<&Path> {
         self.machine.tuner.file().map(PathBuf::as_path)
     }
@@ -110,8 +111,8 @@ impl Context {
         self.machine.cost_model()
     }
 
-    /// Opt-in check: with `true`, uploads of floats that hold a NaN or an infinity are [`Error::NotFinite`]. Costs a pass
-    /// over the data on the host; off by default.
+    /// Sets whether uploads check that all floats are finite, and fail with [`Error::NotFinite`] otherwise. The check costs a pass
+    /// over the data on the host. It is off by default.
     pub fn set_check_finite(&self, check: bool) {
         self.machine.check_finite.store(check, Ordering::Relaxed);
     }
@@ -119,12 +120,11 @@ impl Context {
     pub(crate) fn checks_finite(&self) -> bool {
         self.machine.checks_finite()
     }
-
-    /// Lets finished work call back, without blocking: applications that await downloads or embed this library call it
-    /// once a frame (submitting does the same).
+    /// Polls the device without blocking, so that callbacks of finished work run: downloads become ready and leases go back.
+    /// Applications that await downloads or embed this library call it once a frame. Submitting does the same.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`] when the device is known to be lost: what waits for work of the application's own on it waits in vain.
+    /// [`Error::DeviceLost`] when the device is known to be lost. The application's own work on this device will not finish either.
     pub fn poll(&self) -> Result<()> {
         self.machine.watch.poll()
     }
@@ -159,7 +159,7 @@ impl Context {
         self.machine.pipeline(kernel)
     }
 
-    /// Compiles `kernels`, unless nothing will be run.
+    /// Compiles `kernels`, except on a dry run, which runs no kernel.
     ///
     /// # Errors
     /// As [`pipeline`](Self::pipeline).
@@ -168,10 +168,10 @@ impl Context {
         kernels.iter().try_for_each(prepare)
     }
 
-    /// The cooperative matrices that kernels use for f16 tensors, or why none.
+    /// The cooperative matrices that kernels use for f16 tensors.
     ///
     /// # Errors
-    /// Why there are none; [`NoCooperativeMatrix::NotTested`] before
+    /// The reason why kernels use none; [`NoCooperativeMatrix::NotTested`] before
     /// [`test_cooperative_matrices`](Self::test_cooperative_matrices).
     pub fn cooperative_matrix(
         &self,
@@ -179,12 +179,15 @@ impl Context {
         self.tested_caps().cooperative_matrix.clone()
     }
 
-    /// Tests the cooperative matrices that the adapter lists: multiplies known numbers on the device and compares every element with
-    /// the host's. From then on, kernels for f16 tensors use them. What was found is kept; further calls return it at once.
-    /// [`ContextOptions::open`] does it on GPUs, and where a tier of them is asked for; on an application's device, it is yours to call.
+    /// Tests the cooperative matrices that the adapter lists: multiplies known numbers on the device and compares every element
+    /// with the correct result. If the test passes, kernels for f16 tensors use the matrices from then on. The result is kept, and
+    /// later calls return it at once.
+    ///
+    /// [`ContextOptions::open`] runs this test on GPUs, and wherever a tier with cooperative matrices is asked for. On an
+    /// application's device no test runs unless the application calls this.
     ///
     /// # Errors
-    /// Why there are none.
+    /// The reason why kernels use no cooperative matrices.
     pub async fn test_cooperative_matrices(
         &self,
     ) -> std::result::Result<CooperativeMatrix, NoCooperativeMatrix> {
@@ -200,8 +203,8 @@ impl Context {
         self.cooperative_matrix()
     }
 
-    /// Tests a claim of other lanes than the adapter's, or of matrices on a device whose features are off: both have to be found out.
-    /// Sizes that the adapter does not list are refused, for wgpu would not.
+    /// Runs the self test with matrices that the device may not have, such as a wrong number of lanes, or with the features off, to
+    /// show that the test finds out. Sizes that the adapter does not list are refused before, because wgpu would not refuse them.
     #[doc(hidden)]
     pub async fn test_claim_of_matrices(
         &self,
@@ -223,7 +226,7 @@ impl Context {
         machine.tested_caps.get().unwrap_or(&machine.untested_caps)
     }
 
-    /// What kernels for tensors that are stored so are chosen from. Only f16 may meet cooperative matrices.
+    /// The caps from which kernels for tensors of `format` are chosen. Only for f16 may they include cooperative matrices.
     pub(crate) fn caps_for(&self, format: ElementFormat) -> &DeviceCaps {
         match format {
             ElementFormat::F16 => self.tested_caps(),
@@ -231,7 +234,7 @@ impl Context {
         }
     }
 
-    /// What decides whether the device has kernels of a tier.
+    /// The caps that decide whether the device has kernels of a tier.
     pub(super) fn tested_caps_of(&self, tier: KernelTier) -> &DeviceCaps {
         match tier {
             KernelTier::Coop8 | KernelTier::Coop16 => self.tested_caps(),
@@ -239,9 +242,8 @@ impl Context {
         }
     }
 
-    /// As [`warm_up`](Self::warm_up), of all kernels that `record` records on the context it is given, which only counts
-    /// ([dry run](Self::dry_run)) and chooses as this one does. Models and tensors for the recording are made on that context;
-    /// they take no memory of the device.
+    /// As [`warm_up`](Self::warm_up), for all kernels of a recording. `record` gets a [dry run](Self::dry_run) that chooses the
+    /// same kernels as this context. It must make models and tensors on that context, where they take no memory of the device.
     ///
     /// ```no_run
     /// use dilated_attention::longnet::{Call, Input, LongNet, LongNetConfig};
@@ -272,9 +274,9 @@ impl Context {
         self.warm_up(&recorder.kernels())
     }
 
-    /// Compiles `kernels` now instead of at their first use; those that are compiled already cost nothing but an empty
-    /// dispatch. May run on any thread: only who wants a kernel that is being compiled waits for it. On drivers that compile
-    /// at the first dispatch, Mesa's software driver among them, other submissions wait while one kernel is compiled.
+    /// Compiles `kernels` now instead of at their first use. For a kernel that is compiled already, this costs only an empty
+    /// dispatch. It may run on any thread: other threads wait only if they want a kernel that is being compiled. On drivers that
+    /// compile at the first dispatch, such as Mesa's software driver, other submissions wait while a kernel is compiled.
     ///
     /// # Errors
     /// [`Error::Validation`] when the device refuses a shader; those of submitting.
@@ -282,20 +284,21 @@ impl Context {
         warm_up::run(self, kernels)
     }
 
-    /// How long the dispatches of `recorder` will take, as sliced submissions of this context have measured them, or
-    /// of a process before that [saved](Self::save_cost_model) it. `None` where one of their kernels has never been measured: nothing
-    /// is guessed. A recording of a [dry run](Self::dry_run) for the same device will do.
+    /// Expected time of the dispatches of `recorder` on the device. It follows from the times that sliced submissions of this
+    /// context have measured, or of an earlier process that [saved](Self::save_cost_model) them. `None` if one of the kernels was
+    /// never measured. The recording may also be on a [dry run](Self::dry_run) for the same device.
     ///
-    /// What was measured is that of the whole machine, with whatever else it did. What is not cut into slices teaches nothing. What passes
-    /// between slices comes on top: the application's own work, threads that wait for their turn.
+    /// Measured times include whatever else the machine did meanwhile. Submissions that are not sliced are not measured. Time
+    /// between slices is not included: the application's own work, and threads that wait for their turn.
     pub fn expected_time(&self, recorder: &Recorder) -> Option<Duration> {
         let seconds = self.cost_model().expected(&recorder.work())?;
         Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
     }
-
-    /// Keeps what sliced submissions have measured of the kernels for later processes on this adapter and driver, where there is a
-    /// cache folder: they know the [time](Self::expected_time) of work before it runs, and their first slices are larger than
-    /// guesses allow. Whether a file was written. It may be deleted at any time, and one that is damaged counts as none.
+    /// Writes the times of kernels that sliced submissions have measured to the cache folder, for later processes on this adapter
+    /// and driver. These know the [expected time](Self::expected_time) of work before it runs, and size their first slices by it.
+    /// The file may be deleted at any time; a damaged file is ignored.
+    ///
+    /// Returns whether a file was written, which needs a cache folder.
     pub fn save_cost_model(&self) -> bool {
         let Some(file) = cost_model::file(self.tuner()) else {
             return false;
@@ -304,8 +307,9 @@ impl Context {
         compiled::replace(&file, &json)
     }
 
-    /// Keeps what the driver has compiled for later processes, where the backend lets a program do so and there is a cache
-    /// folder; [`warm_up`](Self::warm_up) does it by itself. Whether a file was written.
+    /// Writes the driver's compiled kernels to the cache folder, for later processes. [`warm_up`](Self::warm_up) does this by itself.
+    ///
+    /// Returns whether a file was written, which needs a cache folder and a backend with a pipeline cache.
     pub fn save_compiled(&self) -> bool {
         let machine = &self.machine;
         let (Some(file), Some(data)) = (

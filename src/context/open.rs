@@ -1,4 +1,4 @@
-//! The ways to a context: a device of its own, a borrowed one, or none.
+//! Ways to open a context: on a device of its own, on an application's device, or as a dry run without a device.
 
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +12,7 @@ use crate::pool::{Pool, PoolOptions};
 use crate::recorder::{DryRun, Machine, OnDevice};
 use crate::watch::{self, DeviceWatch, LastQueue};
 
-/// How a context is opened: on a device of its own, or on one that the application has.
+/// Options for opening a context, on a device of its own or on one that the application has.
 ///
 /// ```no_run
 /// use dilated_attention::{CacheFolder, ContextOptions, PoolOptions};
@@ -25,22 +25,23 @@ use crate::watch::{self, DeviceWatch, LastQueue};
 /// ```
 #[derive(Clone, Debug)]
 pub struct ContextOptions {
-    /// Which adapter, of a device of the context's own.
+    /// Adapter of the context's own device.
     pub adapter: AdapterChoice,
-    /// Limits of that device; `None` for [`Context::recommended_limits`] of the adapter.
+    /// Limits of the context's own device; `None` for [`Context::recommended_limits`] of the adapter.
     pub limits: Option<wgpu::Limits>,
-    /// Features of that device; `None` for [`Context::recommended_features`] and [`Context::cooperative_features`] of the
-    /// adapter.
+    /// Features of the context's own device; `None` for [`Context::recommended_features`] and [`Context::cooperative_features`] of
+    /// the adapter.
     pub features: Option<wgpu::Features>,
-    /// Whether that device has cooperative matrices, an experimental feature of wgpu, where the adapter has usable ones and
-    /// `features` are not given. On unless told.
+    /// Whether the context's own device gets the features for cooperative matrices, which are experimental in wgpu, if the adapter
+    /// has usable matrices. On by default; without effect if [`features`](Self::features) are given.
     pub cooperative_matrices: bool,
-    /// What the adapter of an application's device says of cooperative matrices
-    /// ([`wgpu::Adapter::cooperative_matrix_properties`]), for the device does not tell. Without, kernels use none on it.
+    /// The cooperative matrices of the adapter of an application's device, as listed by
+    /// [`wgpu::Adapter::cooperative_matrix_properties`], because a device does not list them. If empty, kernels use none on that
+    /// device.
     pub adapter_matrices: Vec<wgpu::CooperativeMatrixProperties>,
-    /// How the pool behaves.
+    /// Options of the pool.
     pub pool: PoolOptions,
-    /// How kernels are chosen and compiled, and where that is remembered.
+    /// How kernels are chosen and compiled, and where results of measurements and compiled kernels are kept.
     pub kernels: KernelOptions,
 }
 
@@ -59,7 +60,7 @@ impl Default for ContextOptions {
 }
 
 impl ContextOptions {
-    /// The default adapter with recommended limits and features; nothing is read or written in the user's folders.
+    /// The default adapter with recommended limits and features. Nothing is read from or written to the user's folders.
     pub fn new() -> Self {
         Self::default()
     }
@@ -85,7 +86,7 @@ impl ContextOptions {
         }
     }
 
-    /// Sets whether the device has [cooperative matrices](Self::cooperative_matrices).
+    /// Sets whether the device gets the features for [cooperative matrices](Self::cooperative_matrices).
     pub fn with_cooperative_matrices(self, cooperative_matrices: bool) -> Self {
         Self {
             cooperative_matrices,
@@ -93,7 +94,7 @@ impl ContextOptions {
         }
     }
 
-    /// Sets what the adapter of an application's device says of [cooperative matrices](Self::adapter_matrices).
+    /// Sets the [cooperative matrices](Self::adapter_matrices) that the adapter of an application's device lists.
     pub fn with_adapter_matrices(self, matrices: Vec<wgpu::CooperativeMatrixProperties>) -> Self {
         Self {
             adapter_matrices: matrices,
@@ -101,17 +102,17 @@ impl ContextOptions {
         }
     }
 
-    /// Sets how the [pool](Self::pool) behaves.
+    /// Sets the options of the [pool](Self::pool).
     pub fn with_pool(self, pool: PoolOptions) -> Self {
         Self { pool, ..self }
     }
 
-    /// Sets how [kernels](Self::kernels) are chosen.
+    /// Sets how [kernels](Self::kernels) are chosen and compiled.
     pub fn with_kernels(self, kernels: KernelOptions) -> Self {
         Self { kernels, ..self }
     }
 
-    /// Sets where what was measured and compiled is remembered; nowhere unless told.
+    /// Sets the folder for results of measurements and compiled kernels. By default there is none.
     pub fn with_cache(self, cache: CacheFolder) -> Self {
         let kernels = KernelOptions {
             cache,
@@ -123,14 +124,14 @@ impl ContextOptions {
     /// Opens a device of the context's own.
     ///
     /// # Errors
-    /// [`Error::NoAdapter`] when no adapter matches, [`Error::NoDevice`] when it refuses the limits or features,
-    /// [`Error::DeviceTooSmall`] when they are below WebGPU's defaults in a way that kernels need, [`Error::Unsupported`] when
-    /// the device has no kernels of the tier asked for.
+    /// [`Error::NoAdapter`] when no adapter matches, [`Error::NoDevice`] when the adapter refuses the limits or features,
+    /// [`Error::DeviceTooSmall`] when a limit is below what kernels need ([`DeviceCaps::least_limits`]), [`Error::Unsupported`]
+    /// when the device has no kernels of the tier asked for.
     pub async fn open(&self) -> Result<Context> {
         Context::open(self).await
     }
 
-    /// As [`open`](Self::open), blocking (not in browsers).
+    /// As [`open`](Self::open), but blocks (not in browsers).
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -139,23 +140,25 @@ impl ContextOptions {
         pollster::block_on(self.open())
     }
 
-    /// Uses a device that the application has, with a pool as [`pool`](Self::pool) says. Submissions go to `queue`; whoever else
-    /// submits there orders its work by the order of submission. A device with the features of
-    /// [`Context::cooperative_features`] uses cooperative matrices where [`adapter_matrices`](Self::adapter_matrices) lists them.
+    /// Opens a context on a device that the application has, with a new pool. Submissions go to `queue`. The application may submit
+    /// there, too; work runs in the order of submission.
+    ///
+    /// Kernels use cooperative matrices if the device was made with [`Context::cooperative_features`],
+    /// [`adapter_matrices`](Self::adapter_matrices) lists them, and [`Context::test_cooperative_matrices`] was called.
     ///
     /// # Errors
-    /// [`Error::DeviceTooSmall`] when its limits are below what kernels need, [`Error::InvalidConfig`] when `queue` is one of
-    /// another device, which shows when the device is idle: work that was submitted before is waited for, up to a second;
-    /// [`Error::Unsupported`] when the device has no kernels of the tier asked for, [`Error::DeviceLost`].
+    /// [`Error::DeviceTooSmall`] when a limit is below what kernels need ([`DeviceCaps::least_limits`]); [`Error::InvalidConfig`]
+    /// when `queue` belongs to another device, which can only be seen once the device is idle, so this call waits up to a second
+    /// for earlier submissions; [`Error::Unsupported`] when the device has no kernels of the tier asked for; [`Error::DeviceLost`].
     pub fn on_device(&self, device: wgpu::Device, queue: wgpu::Queue) -> Result<Context> {
         let watch = DeviceWatch::new(device);
         let pool = Pool::watched(watch.clone(), self.pool.clone());
         Context::of_watched(watch, queue, pool, self)
     }
 
-    /// As [`on_device`](Self::on_device), with a pool of the caller's, for example one over a
-    /// [`BufferSource`](crate::pool::BufferSource) of its own. The pool's buffers must be buffers of `device`; nothing checks
-    /// that before wgpu does. Contexts that share a pool accept each other's tensors.
+    /// As [`on_device`](Self::on_device), with a pool that the caller has, for example one with its own
+    /// [`BufferSource`](crate::pool::BufferSource). The pool's buffers must belong to `device`; only wgpu checks that, when they
+    /// are used. Contexts that share a pool accept each other's tensors.
     ///
     /// # Errors
     /// As [`on_device`](Self::on_device).
@@ -185,19 +188,19 @@ fn caps_of(
     DeviceCaps::new(&info, &device.limits(), device.features(), matrices)
 }
 
-/// Cooperative matrices of the adapter, device, queue.
+/// The cooperative matrices of the adapter, the device and its queue.
 type Opened = (
     Vec<wgpu::CooperativeMatrixProperties>,
     wgpu::Device,
     wgpu::Queue,
 );
 
-/// Has wgpu tell of the loss of a context's own device. It goes on to hand out buffers then, which nothing can use.
+/// Asks wgpu to report the loss of a context's own device. Without that, wgpu would go on to hand out buffers that are of no use.
 #[expect(clippy::disallowed_methods, reason = "the device is the context's own")]
 fn watch_own_device(watch: &Arc<DeviceWatch>) {
     let watched = Arc::downgrade(watch);
     let lost = move |reason, message: String| {
-        // wgpu holds locks now: whoever polls or calls next tells the rest.
+        // wgpu holds locks here, so this only notes the loss. The next call to the device tells everyone who waits.
         if let Some(watch) = watched.upgrade() {
             watch.lose(match (reason, message.trim()) {
                 (wgpu::DeviceLostReason::Destroyed, "") => "it was destroyed",
@@ -209,7 +212,7 @@ fn watch_own_device(watch: &Arc<DeviceWatch>) {
 }
 
 impl Context {
-    /// Opens a device on the default adapter with recommended limits; [`ContextOptions`] has all other ways.
+    /// Opens a device on the default adapter with recommended limits. [`ContextOptions`] has all other ways.
     ///
     /// # Errors
     /// As [`ContextOptions::open`].
@@ -217,7 +220,7 @@ impl Context {
         ContextOptions::new().open().await
     }
 
-    /// As [`new`](Self::new), blocking (not in browsers).
+    /// As [`new`](Self::new), but blocks (not in browsers).
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -226,7 +229,7 @@ impl Context {
         ContextOptions::new().open_blocking()
     }
 
-    /// Uses a device that the application has, as [`ContextOptions::on_device`] does with default options.
+    /// Opens a context on a device that the application has, with default options; see [`ContextOptions::on_device`].
     ///
     /// # Errors
     /// As [`ContextOptions::on_device`].
@@ -235,7 +238,7 @@ impl Context {
     }
 
     async fn open(options: &ContextOptions) -> Result<Self> {
-        // A driver may fail wherever it is asked something, and wgpu panics where it expects none to.
+        // A driver may fail at any call, and wgpu panics where it does not expect that.
         let opened = watch::catch_async(Self::open_device(options)).await;
         let (matrices, device, queue) = opened.unwrap_or_else(|panic| {
             Err(Error::NoAdapter {
@@ -252,13 +255,13 @@ impl Context {
         let context = Self::assemble(watch, queue, pool, caps, &options.kernels);
         let tier = options.kernels.tier;
         if chooses_matrices || tier.is_some_and(KernelTier::is_cooperative) {
-            // Where there are none, kernels do without, and cooperative_matrix says why.
+            // A failed test is no error: kernels do without matrices, and cooperative_matrix gives the reason.
             let _ = context.test_cooperative_matrices().await;
         }
         context.check_tier()
     }
 
-    /// The device, its queue, and what the adapter has.
+    /// Opens the device and its queue.
     async fn open_device(options: &ContextOptions) -> Result<Opened> {
         let instance = new_instance();
         let adapter = choose_adapter(&instance, &options.adapter).await?;
@@ -302,7 +305,7 @@ impl Context {
         Self::assemble(watch, queue, pool, caps, &options.kernels).check_tier()
     }
 
-    /// Whether the device has kernels of the tier asked for.
+    /// Checks that the device has kernels of the tier asked for.
     fn check_tier(self) -> Result<Self> {
         if let Some(tier) = self.caps().tier {
             tier.check(self.tested_caps_of(tier))?;
@@ -310,8 +313,8 @@ impl Context {
         Ok(self)
     }
 
-    /// The same device, queue and pool, with kernels of its own that are chosen and compiled as `options` say; for devices of
-    /// an application's own. Tensors go from one context to the other.
+    /// A context with the same device, queue and pool, whose kernels are chosen and compiled with other options. It can use the
+    /// tensors of this context, and this context its tensors.
     ///
     /// # Errors
     /// [`Error::Unsupported`] when the device has no kernels of the tier asked for.
@@ -354,18 +357,19 @@ impl Context {
         }
     }
 
-    /// Features worth requesting from `adapter` for this library, those of them that it has: f16 in shaders
-    /// ([`SHADER_F16`](wgpu::Features::SHADER_F16)), [`SUBGROUP`](wgpu::Features::SUBGROUP) operations for software
-    /// adapters, and the driver's cache of compiled shaders ([`PIPELINE_CACHE`](wgpu::Features::PIPELINE_CACHE)). None is
-    /// required: there are kernels for every device within WebGPU's defaults.
+    /// Features of `adapter` that are worth requesting for this library: f16 in shaders
+    /// ([`SHADER_F16`](wgpu::Features::SHADER_F16)), subgroup operations for software adapters
+    /// ([`SUBGROUP`](wgpu::Features::SUBGROUP)), and the driver's pipeline cache
+    /// ([`PIPELINE_CACHE`](wgpu::Features::PIPELINE_CACHE)). None of them is required, because there are kernels for WebGPU's
+    /// defaults.
     pub fn recommended_features(adapter: &wgpu::Adapter) -> wgpu::Features {
         let useful =
             wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE;
         adapter.features() & useful
     }
 
-    /// Limits worth requesting from `adapter` for this library: its own for sizes of buffers, bindings and workgroup
-    /// memory (long sequences need fewer windows), WebGPU's defaults for the rest.
+    /// Limits of `adapter` that are worth requesting for this library: the adapter's own limits on buffers, bindings and workgroup
+    /// memory, so that long sequences need fewer windows, and WebGPU's defaults for all others.
     pub fn recommended_limits(adapter: &wgpu::Adapter) -> wgpu::Limits {
         let own = adapter.limits();
         wgpu::Limits {
@@ -377,20 +381,19 @@ impl Context {
         }
     }
 
-    /// What adapters there are, under `WGPU_BACKEND`.
+    /// All adapters of the machine. The environment variable `WGPU_BACKEND` limits the backends.
     pub async fn adapters() -> Vec<wgpu::AdapterInfo> {
         let adapters = async {
             let instance = new_instance();
             let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
             adapters.iter().map(wgpu::Adapter::get_info).collect()
         };
-        // A driver that fails here has none to offer.
+        // If a driver fails here, the list is empty.
         watch::catch_async(adapters).await.unwrap_or_default()
     }
 
-    /// Features for cooperative matrices worth requesting from `adapter`; none where it has no usable ones. They are
-    /// experimental: an application that makes its own device must also set
-    /// [`wgpu::DeviceDescriptor::experimental_features`].
+    /// Features to request from `adapter` for cooperative matrices; none if the adapter has no usable matrices. They are
+    /// experimental: an application that makes its own device must also set [`wgpu::DeviceDescriptor::experimental_features`].
     pub fn cooperative_features(adapter: &wgpu::Adapter) -> wgpu::Features {
         let matrices = adapter.cooperative_matrix_properties();
         match CooperativeMatrix::of(&adapter.get_info(), adapter.features(), &matrices) {
@@ -399,7 +402,7 @@ impl Context {
         }
     }
 
-    /// A context on the same device with a pool of its own.
+    /// A context on the same device with a pool and compiled kernels of its own.
     pub(super) fn beside(&self) -> Self {
         let machine = &self.machine;
         let pool = Pool::watched(machine.watch.clone(), PoolOptions::default());
@@ -415,8 +418,8 @@ impl Context {
         }
     }
 
-    /// A context that plans for devices with `caps`, without one: recordings on it take leases and are counted, and do
-    /// nothing. Its downloads never arrive.
+    /// A context without a device, for planning. Its recordings take leases and count dispatches as on a device with `caps`, but
+    /// nothing runs, and its downloads never arrive.
     ///
     /// ```
     /// use dilated_attention::longnet::{LongNet, LongNetConfig};
@@ -433,7 +436,7 @@ impl Context {
         Self::dry_run_with(caps, Arc::default())
     }
 
-    /// A dry run for this context's device, which chooses the same kernels.
+    /// A dry run for the device of this context. It chooses the same kernels as this context.
     pub(crate) fn own_dry_run(&self) -> Self {
         Self::dry_run_with(self.tested_caps().clone(), self.machine.tuner.clone())
     }

@@ -1,9 +1,9 @@
-//! The self test of the cooperative matrices: kernels use none that has not passed it.
+//! The self test of cooperative matrices. Kernels use only matrices that have passed it.
 //!
-//! What an adapter lists is a claim: wgpu marks the feature as experimental, drivers are young, and which lanes make up a
-//! subgroup is nowhere guaranteed. So the kernel of products computes one whose result is known exactly: whole numbers, small
-//! enough for f16, with sums that f32 holds. It passes through all that kernels do with matrices: both orientations of a
-//! load, sums over several steps, a slab for each subgroup, stores that other lanes read, edges that are no whole matrix.
+//! What an adapter lists need not be true: the feature is experimental in wgpu, drivers are young, and nothing guarantees which
+//! lanes make up a subgroup. So the matmul kernel computes products whose results are known exactly: of whole numbers that fit in
+//! f16, with sums that fit in f32. The products exercise everything that kernels do with matrices: both orders of loading, sums
+//! over several steps, a slab for each subgroup, stores that other lanes read, and edges that do not fill a matrix.
 
 use std::time::Duration;
 
@@ -14,19 +14,20 @@ use crate::kernels::VectorWidth;
 use crate::kernels::activation::Activation;
 use crate::kernels::matmul::{CoopProduct, MatmulKernel, MatmulParams, MatmulVariant};
 
-/// Rows, inner elements and columns: all subgroups have some, none is a multiple of a tile, and small bindings hold them.
+/// Rows, inner elements and columns of the product. Every subgroup has some of them, none is a multiple of a tile, and they fit in
+/// small bindings.
 const SIZES: [u32; 3] = [100, 44, 36];
 
-/// Both orders of loading a matrix, of either factor.
+/// Whether the left and the right factor are transposed. Together the two products load both factors in both orders.
 const TRANSPOSED: [(bool, bool); 2] = [(false, true), (true, false)];
 
-/// How often the device is asked whether it is done.
+/// How often the device is polled.
 const POLL_PERIOD: Duration = Duration::from_millis(1);
 
-/// Multiplies known numbers.
+/// Runs the self test.
 ///
 /// # Errors
-/// How it failed.
+/// [`NoCooperativeMatrix::SelfTestFailed`] or [`NoCooperativeMatrix::SelfTestWrong`].
 pub(super) async fn run(
     context: &Context,
     matrix: CooperativeMatrix,
@@ -35,7 +36,7 @@ pub(super) async fn run(
         let reason = format!("no kernel has matrices like {matrix}");
         return Err(NoCooperativeMatrix::SelfTestFailed(reason));
     }
-    // Beside: the pool and the kernels of the context are the caller's to count.
+    // On a context beside this one, so that the test does not show in the figures of its pool and its kernels.
     let context = context.beside();
     let _polling = context.watch().keep_polling(POLL_PERIOD);
     for transposed in TRANSPOSED {
@@ -47,17 +48,17 @@ pub(super) async fn run(
     Ok(())
 }
 
-/// A whole number in -8..=8.
+/// An element of the left factor: a whole number in -8..=8.
 fn left(row: u32, k: u32) -> f32 {
     ((row * 7 + k * 3) % 17) as f32 - 8.0
 }
 
-/// A whole number in -6..=6.
+/// An element of the right factor: a whole number in -6..=6.
 fn right(k: u32, column: u32) -> f32 {
     ((k * 5 + column * 11) % 13) as f32 - 6.0
 }
 
-/// What the device makes of it.
+/// The product as the device computes it.
 async fn product(
     context: &Context,
     matrix: CooperativeMatrix,
@@ -122,7 +123,7 @@ async fn product(
     result.await
 }
 
-/// Whether every element is what the host computes.
+/// Compares every element of a product with the correct one.
 fn compare(product: &[f32]) -> Result<(), NoCooperativeMatrix> {
     let [rows, inner, columns] = SIZES;
     let places = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));

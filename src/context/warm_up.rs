@@ -1,4 +1,4 @@
-//! Compiles kernels before they are needed.
+//! Warm-up: compiles kernels before they are needed.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,33 +10,33 @@ use crate::device::DType;
 use crate::error::Result;
 use crate::kernels::{Access, Kernel};
 
-/// What was compiled ahead, and how long each kernel took. Prints as a table.
+/// Report of a warm-up: which kernels were compiled, and how long each took. Prints as a table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WarmUp {
-    /// In the order of compilation.
+    /// The kernels, in the order of compilation.
     pub kernels: Vec<WarmedKernel>,
 }
 
-/// One kernel that was compiled ahead.
+/// A kernel that was compiled in a warm-up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WarmedKernel {
     /// The kernel.
     pub kernel: Kernel,
-    /// Time to make the pipeline: translation, and on most drivers all of the compilation. Near zero when it was there.
+    /// Time to make the pipeline: translation and, on most drivers, compilation. Near zero for a kernel that was compiled before.
     pub compile: Duration,
-    /// Time of a dispatch of no workgroups, in which some drivers (Mesa's software driver) compile.
+    /// Time of a dispatch without workgroups. Some drivers compile in it (Mesa's software driver).
     pub dispatch: Duration,
 }
 
 impl WarmUp {
-    /// All of it together.
+    /// Time of the whole warm-up.
     pub fn total(&self) -> Duration {
         let one = |warmed: &WarmedKernel| warmed.compile + warmed.dispatch;
         self.kernels.iter().map(one).sum()
     }
 }
 
-/// Compiles `kernels`, and runs no workgroup of each.
+/// Compiles each of `kernels` and dispatches it without workgroups.
 pub(super) fn run(context: &Context, kernels: &[Kernel]) -> Result<WarmUp> {
     let mut report = WarmUp::default();
     if context.is_dry() {
@@ -54,16 +54,16 @@ pub(super) fn run(context: &Context, kernels: &[Kernel]) -> Result<WarmUp> {
         });
     }
     if !report.kernels.is_empty() {
-        // That it cannot be kept is no reason to fail.
+        // If the file cannot be written, later processes compile again: not an error.
         context.save_compiled();
     }
     Ok(report)
 }
 
-/// Runs no workgroup of `kernel`: enough for a driver to compile it, and no parameter is read.
+/// Dispatches `kernel` without workgroups. This makes the driver compile it, and no parameter is read.
 fn dispatch_nothing(context: &Context, kernel: Kernel) -> Result<()> {
     let mut recorder = context.recorder("warm up");
-    // What is read and what is written must not be one buffer, even in a dispatch of nothing.
+    // Two buffers, because wgpu refuses to bind one for reading and writing, even in an empty dispatch.
     let read = recorder.zeros("warm up", &[BINDING_BYTES / 4], DType::F32)?;
     let written = recorder.empty("warm up", &[BINDING_BYTES / 4], DType::F32)?;
     let bindings: Vec<_> = kernel
@@ -79,7 +79,7 @@ fn dispatch_nothing(context: &Context, kernel: Kernel) -> Result<()> {
     recorder.submit()?.wait()
 }
 
-/// Bytes of a binding that no shader finds too small: one element of each array.
+/// Bytes of a binding that is large enough for every shader, which needs one element of its array.
 const BINDING_BYTES: usize = 256;
 
 fn timed<T>(call: impl FnOnce() -> T) -> (T, Duration) {

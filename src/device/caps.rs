@@ -1,4 +1,4 @@
-//! What a plan needs to know of a device: plain numbers, so that plans can be made without one.
+//! Limits and traits of a device, as plain data, so that plans can be made without a device.
 
 use super::cooperative_matrix::{CooperativeMatrix, NoCooperativeMatrix};
 use super::limits::NEEDS;
@@ -20,18 +20,19 @@ pub struct DeviceCaps {
     pub max_workgroups_per_dimension: u32,
     /// Workgroup memory in bytes. wgpu does not check it, so plans do.
     pub max_workgroup_memory_bytes: u32,
-    /// Shaders may store f16 ([`SHADER_F16`](wgpu::Features::SHADER_F16)); half precision needs no more than words.
+    /// Whether shaders may use the type f16 ([`SHADER_F16`](wgpu::Features::SHADER_F16)). Tensors in half precision do not need it,
+    /// because kernels can also take them apart from 32-bit words.
     pub shader_f16: bool,
-    /// The cooperative matrices that kernels may use, or why there are none. A [`Context`](crate::Context) tries them before
-    /// kernels use them: [`Context::cooperative_matrix`](crate::Context::cooperative_matrix) has the result.
+    /// The cooperative matrices that kernels may use, or the reason why there are none. A [`Context`](crate::Context) tests them
+    /// before kernels use them; [`Context::cooperative_matrix`](crate::Context::cooperative_matrix) has the result.
     pub cooperative_matrix: std::result::Result<CooperativeMatrix, NoCooperativeMatrix>,
     /// What executes the shaders.
     pub processor: Processor,
-    /// The kernels that the caller wants, wherever they can do what is asked ([`KernelOptions::tier`](crate::KernelOptions::tier)).
+    /// The tier of kernels that the caller asks for ([`KernelOptions::tier`](crate::KernelOptions::tier)).
     pub tier: Option<KernelTier>,
 }
 
-/// What executes the shaders, as far as the choice of a kernel depends on it.
+/// The processor that runs the shaders, as far as the choice of a kernel depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Processor {
     /// A GPU.
@@ -40,17 +41,17 @@ pub enum Processor {
     Cpu {
         /// Floats in a vector.
         lanes: u32,
-        /// Loads from an address that all lanes share are one scalar load (lavapipe of Mesa 26 and later); older ones
+        /// Whether a load from an address that all lanes share is one scalar load (lavapipe of Mesa 26 and later). Other drivers
         /// load once per lane.
         uniform_loads: bool,
-        /// Subgroups are `lanes` wide and the device has [`SUBGROUP`](wgpu::Features::SUBGROUP) operations, by which a lane
-        /// hands a value to the others.
+        /// Whether subgroups have `lanes` lanes and the device has [`SUBGROUP`](wgpu::Features::SUBGROUP) operations, with which a
+        /// lane hands a value to the others.
         broadcasts: bool,
     },
 }
 
 impl Processor {
-    /// Whether it has what kernels with broadcasts are written for: a CPU whose subgroups of eight lanes hand values over.
+    /// Whether kernels of the tier `broadcast` run: on CPUs with subgroups of eight lanes and subgroup operations.
     pub fn has_broadcasts(self) -> bool {
         matches!(
             self,
@@ -64,7 +65,7 @@ impl Processor {
 }
 
 impl DeviceCaps {
-    /// The same before the self test of the cooperative matrices that the adapter lists.
+    /// These caps before the self test: without the cooperative matrices that the adapter lists.
     pub(crate) fn without_untested_matrices(self) -> Self {
         Self {
             cooperative_matrix: self
@@ -74,14 +75,14 @@ impl DeviceCaps {
         }
     }
 
-    /// Whether kernels see f16 as such, not as words of two: where shaders may store it, but on CPUs for cooperative matrices
-    /// alone, for their drivers load f16s one by one.
+    /// Whether kernels read f16 tensors as the shader type f16; otherwise as 32-bit words with two elements. On CPUs only kernels
+    /// with cooperative matrices do, because drivers there load f16s one by one.
     pub(crate) fn reads_f16(&self) -> bool {
         let for_matrices = || self.tier.is_some_and(KernelTier::is_cooperative);
         self.shader_f16 && (self.processor == Processor::Gpu || for_matrices())
     }
 
-    /// WebGPU's default limits on a GPU: what every browser and `wgpu::Limits::default()` grant.
+    /// A GPU with WebGPU's default limits, which every browser and `wgpu::Limits::default()` grant.
     pub fn webgpu_defaults() -> Self {
         Self {
             max_buffer_bytes: 256 << 20,
@@ -97,9 +98,9 @@ impl DeviceCaps {
         }
     }
 
-    /// Devices of every kind that kernels are told apart for: GPUs with WebGPU's default and with more workgroup memory, the
-    /// cooperative matrices of each maker (NVIDIA's, those of lavapipe, Apple's), CPUs of each width and kind of driver. For tests and
-    /// tools that list kernels.
+    /// Devices of every kind that gets kernels of its own, for tests and for tools that list kernels: GPUs with WebGPU's default
+    /// workgroup memory and with more, without and with the cooperative matrices of NVIDIA, lavapipe and Apple; CPUs with each
+    /// vector width and kind of driver.
     pub fn of_every_kind() -> Vec<Self> {
         let gpu = Self::webgpu_defaults();
         let matrix = |size, lanes, scalar_pointers| CooperativeMatrix {
@@ -148,8 +149,9 @@ impl DeviceCaps {
         kinds
     }
 
-    /// The smallest limits that [`new`](Self::new) accepts, the others being WebGPU's defaults: every pass, forward and
-    /// backward, has a kernel within them. Longer sequences need larger buffers and bindings, not more of what is here.
+    /// The smallest limits that [`new`](Self::new) accepts; limits that do not matter have WebGPU's defaults. Every pass, forward
+    /// and backward, has a kernel that runs within them. Longer sequences need larger buffers and bindings, but no more of these
+    /// limits.
     pub fn least_limits() -> wgpu::Limits {
         let mut limits = wgpu::Limits::default();
         for need in NEEDS {
@@ -158,8 +160,8 @@ impl DeviceCaps {
         limits
     }
 
-    /// The capabilities of an adapter whose device was made with `limits` and `features`; `matrices` are the adapter's cooperative
-    /// matrices ([`wgpu::Adapter::cooperative_matrix_properties`]).
+    /// The caps of a device that was made with `limits` and `features` on the adapter `info`. `matrices` are the cooperative
+    /// matrices that the adapter lists ([`wgpu::Adapter::cooperative_matrix_properties`]).
     ///
     /// # Errors
     /// [`Error::DeviceTooSmall`] when a limit is below [`least_limits`](Self::least_limits).

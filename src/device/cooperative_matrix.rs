@@ -1,19 +1,19 @@
-//! Cooperative matrices: which ones kernels may use on a device, or why none.
+//! Cooperative matrices: which ones kernels may use on a device, or why there are none.
 //!
-//! All lanes of a subgroup hold such a matrix together and multiply it in one instruction (tensor cores, simdgroup matrices).
-//! wgpu offers them as an experimental feature of Vulkan and Metal. Kernels take f16 factors and f32 sums, so they are for
-//! tensors stored as f16 alone: an f32 never silently loses precision.
+//! All lanes of a subgroup hold a cooperative matrix together and multiply it in one instruction (tensor cores, simdgroup
+//! matrices). wgpu offers them as an experimental feature on Vulkan and Metal. Kernels use f16 factors and f32 sums, and only for
+//! tensors stored as f16, so that no f32 silently loses precision.
 
 use std::fmt;
 
-/// The cooperative matrices that kernels use.
+/// The kind of cooperative matrices that kernels use on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CooperativeMatrix {
     /// Rows and columns of each of the three matrices of a product: 8 or 16.
     pub size: u32,
     /// Lanes of every subgroup.
     pub lanes: u32,
-    /// They are loaded and stored through pointers to scalars (Metal), elsewhere to vectors of four.
+    /// Whether they are loaded and stored through pointers to scalars (Metal); otherwise through pointers to vec4.
     pub scalar_pointers: bool,
 }
 
@@ -21,34 +21,34 @@ pub struct CooperativeMatrix {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum NoCooperativeMatrix {
-    /// The device was made without `EXPERIMENTAL_COOPERATIVE_MATRIX` or without `SHADER_F16`, because the adapter lacks them,
-    /// because the options left them out, or because it is the application's own.
+    /// The device was made without `EXPERIMENTAL_COOPERATIVE_MATRIX` or without `SHADER_F16`: the adapter lacks them, the options
+    /// left them out, or the application made the device without them.
     FeatureOff,
-    /// The backend's shader language has none (DX12).
+    /// The backend has no cooperative matrices (DX12).
     Backend(wgpu::Backend),
-    /// The adapter lists none of 8 x 8 x 8 or 16 x 16 x 16 with f16 factors and f32 sums.
+    /// The adapter lists no product of size 8 x 8 x 8 or 16 x 16 x 16 with f16 factors and f32 sums.
     NoSuchSize,
-    /// Subgroups have no fixed number of lanes that kernels can count on.
+    /// Subgroups do not have a fixed number of lanes that kernels support.
     SubgroupSize {
         /// Fewest lanes.
         min: u32,
         /// Most lanes.
         max: u32,
     },
-    /// Nobody has asked for the self test of what the adapter lists:
+    /// The adapter lists matrices, but they were not tested yet; call
     /// [`Context::test_cooperative_matrices`](crate::Context::test_cooperative_matrices).
     NotTested,
     /// The device did not compile or run the product of the self test.
     SelfTestFailed(String),
-    /// A product of the self test, whose result is known, was wrong.
+    /// The device computed a wrong product in the self test.
     SelfTestWrong {
         /// Row of the first wrong element.
         row: u32,
-        /// Its column.
+        /// Column of the first wrong element.
         column: u32,
-        /// What the device computed, as text.
+        /// The element that the device computed, as text.
         given: String,
-        /// What it should be, as text.
+        /// The correct element, as text.
         expected: String,
     },
 }
@@ -84,10 +84,10 @@ impl fmt::Display for NoCooperativeMatrix {
 }
 
 impl CooperativeMatrix {
-    /// The larger one that kernels may use on a device with `features`, whose adapter lists `offered`.
+    /// The largest matrices that kernels may use on a device with `features` whose adapter lists `offered`.
     ///
     /// # Errors
-    /// Why there is none.
+    /// The reason why there are none.
     pub fn of(
         info: &wgpu::AdapterInfo,
         features: wgpu::Features,
@@ -106,7 +106,7 @@ impl CooperativeMatrix {
         let (min, max) = (info.subgroup_min_size, info.subgroup_max_size);
         let unfixed = NoCooperativeMatrix::SubgroupSize { min, max };
         match info.backend {
-            // All GPUs of Apple that have them run 32 lanes; the numbers reported are bounds for any Metal device.
+            // On Apple's GPUs with such matrices, subgroups have 32 lanes. The numbers in `info` are bounds for any Metal device.
             wgpu::Backend::Metal if lists(8) => Ok(Self {
                 size: 8,
                 lanes: 32,
@@ -130,7 +130,7 @@ impl CooperativeMatrix {
         }
     }
 
-    /// Features that a device must have been made with.
+    /// The features that a device needs for cooperative matrices.
     pub const FEATURES: wgpu::Features =
         wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
 }

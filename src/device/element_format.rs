@@ -1,33 +1,33 @@
-//! How kernels read and write activations.
+//! Element formats: how activations are stored in memory.
 //!
-//! Every kernel computes in f32. What it reads and writes of activations is stored as one of these; `shaders/shared/elements.wgsl` has
-//! the stored type of four elements and both conversions. Half precision needs no feature of the device: a word holds two
-//! elements, and a kernel takes it apart. Results are rounded to the nearest, ties to even, on every device: the same bits
-//! whether [`SHADER_F16`](wgpu::Features::SHADER_F16) is there or not. What exceeds the largest f16 (65 504) by half a step
-//! becomes infinite, as IEEE 754 and other libraries have it; bf16 reaches as far as f32.
+//! Every kernel computes in f32, and reads and writes activations in one of these formats. `shaders/shared/elements.wgsl` has the
+//! conversions. Half precision needs no feature of the device: a kernel can take two elements out of a 32-bit word. Results are
+//! rounded to the nearest, ties to even, with the same bits on every device, whether it has
+//! [`SHADER_F16`](wgpu::Features::SHADER_F16) or not. Numbers that exceed the largest f16 (65 504) by half a step or more become
+//! infinite, as in IEEE 754. The range of bf16 is that of f32.
 
 use super::caps::DeviceCaps;
 use crate::element::DType;
 use crate::error::{Error, Result};
 
-/// How a kernel sees activations in memory.
+/// How a kernel reads and writes activations in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ElementFormat {
     /// f32.
     F32,
     /// f16, on devices with [`SHADER_F16`](wgpu::Features::SHADER_F16).
     F16,
-    /// f16, two in a word.
+    /// f16, two in a 32-bit word, on any device.
     F16Packed,
-    /// bf16, two in a word.
+    /// bf16, two in a 32-bit word, on any device.
     Bf16Packed,
 }
 
 impl ElementFormat {
-    /// All of them.
+    /// All element formats.
     pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::F16Packed, Self::Bf16Packed];
 
-    /// How kernels see `what`, a tensor of `dtype`, on a device.
+    /// The format in which kernels read a tensor of `dtype` on a device with `caps`. `what` names the tensor in errors.
     ///
     /// # Errors
     /// [`Error::WrongDType`] for integers.
@@ -45,7 +45,7 @@ impl ElementFormat {
         }
     }
 
-    /// The same elements as cooperative matrices take them, where a device with `caps` can show them so.
+    /// The format for kernels with cooperative matrices: `F16` instead of `F16Packed` if the device can read it.
     pub(crate) fn of_matrices(self, caps: &DeviceCaps) -> Self {
         match self {
             Self::F16Packed if caps.shader_f16 => Self::F16,
@@ -53,7 +53,7 @@ impl ElementFormat {
         }
     }
 
-    /// Its name in shader files and in what is remembered of kernels.
+    /// Name of the format in shader files and in the keys of kernels.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -63,7 +63,7 @@ impl ElementFormat {
         }
     }
 
-    /// Type of the elements.
+    /// The element type.
     pub const fn dtype(self) -> DType {
         match self {
             Self::F32 => DType::F32,
@@ -77,10 +77,10 @@ impl ElementFormat {
         self.dtype().bytes() as u32
     }
 
-    /// Whether a device with `caps` has it.
+    /// Whether a device with `caps` supports the format.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] when it has not.
+    /// [`Error::Unsupported`] when it does not.
     pub fn check(self, caps: &DeviceCaps) -> Result<()> {
         if self == Self::F16 && !caps.shader_f16 {
             return Err(Error::Unsupported {

@@ -1,30 +1,29 @@
-//! What a device has to offer so that no pass meets a limit of wgpu's. A test compares each number with every kernel.
+//! The limits of wgpu that a device needs for every pass to have a kernel. A test compares these numbers with all kernels.
 
-/// Storage bindings of the kernel that has most: q, k, v, dout, row statistics, dk, dv.
+/// Most storage bindings of a kernel: q, k, v, dout, row statistics, dk, dv.
 const STORAGE_BINDINGS: u32 = 7;
 
-/// Bytes of the largest struct of parameters, that of attention.
+/// Bytes of the largest parameter struct, that of attention.
 const PARAMS_BYTES: u64 = 140;
 
 /// Most invocations of a workgroup, all along x.
 pub const MOST_INVOCATIONS: u32 = 256;
 
-/// Workgroup memory that every device has to have, in bytes: WebGPU's default. Kernels that use more are chosen by the device's
-/// own.
+/// Least workgroup memory of a device, in bytes: WebGPU's default. Kernels that need more are chosen only on devices that have more.
 pub const WORKGROUP_MEMORY_BYTES: u32 = 16_384;
 
-/// Workgroups along one dimension: enough for 65 536 in a grid. What needs more says so when it is planned.
+/// Least limit on workgroups along one dimension: enough for 65 536 workgroups in a grid. Plans that need more fail with an error.
 const WORKGROUPS_PER_DIMENSION: u32 = 256;
 
-/// A limit, and what kernels need of it on every device.
+/// A limit of wgpu, and the least value with which all kernels run.
 pub(super) struct Need {
-    /// Its name in [`wgpu::Limits`].
+    /// Name of the field in [`wgpu::Limits`].
     pub limit: &'static str,
-    /// What a device has.
+    /// Reads the limit.
     pub given: fn(&wgpu::Limits) -> u64,
-    /// Sets it.
+    /// Sets the limit.
     pub set: fn(&mut wgpu::Limits, u64),
-    /// What it has to be, at least.
+    /// The least value.
     pub least: u64,
 }
 
@@ -39,10 +38,10 @@ macro_rules! need {
     };
 }
 
-/// All of them.
+/// All limits that kernels depend on.
 pub(super) const NEEDS: [Need; 10] = [
     need!(max_storage_buffers_per_shader_stage: u32, STORAGE_BINDINGS),
-    // And the parameters.
+    // One more for the parameters.
     need!(max_bindings_per_bind_group: u32, STORAGE_BINDINGS + 1),
     need!(max_bind_groups: u32, 1),
     need!(max_uniform_buffers_per_shader_stage: u32, 1),

@@ -1,5 +1,5 @@
-//! What a device is, as far as plans and kernels depend on it: its limits, what executes the shaders, the types of elements.
-//! Plain data, so that plans can be made without a device.
+//! Properties of a device that plans and kernels depend on: limits, the processor that runs the shaders, kernel tiers, element
+//! formats. Plain data, so that plans can be made without a device.
 
 mod caps;
 mod cooperative_matrix;

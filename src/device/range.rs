@@ -2,7 +2,7 @@
 
 use super::caps::DeviceCaps;
 
-/// A byte range of a buffer that a kernel may touch.
+/// A byte range of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ByteRange {
     /// First byte.
@@ -11,8 +11,8 @@ pub struct ByteRange {
     pub size: u64,
 }
 
-/// The pieces of a byte range (both ends multiples of 4) that one binding each can cover: what is bound, and how many
-/// words of it come before the range.
+/// Cuts a byte range (both ends multiples of 4) into pieces that a binding can cover. For each piece: the range to bind, and the
+/// number of 32-bit words in it before the piece.
 pub(crate) fn word_windows(
     range: ByteRange,
     caps: &DeviceCaps,
@@ -25,7 +25,7 @@ pub(crate) fn word_windows(
         let offset = begin / alignment * alignment;
         let stop = end.min(offset + max_bytes);
         let size = stop.checked_sub(offset).filter(|_| begin < stop)?;
-        // Less than the alignment.
+        // Fits in 32 bits: less than the alignment.
         let skip = ((begin - offset) / 4) as u32;
         begin = stop;
         Some((ByteRange { offset, size }, skip))

@@ -1,4 +1,4 @@
-//! Tiers: kernels that compute the same, each for one kind of processor.
+//! Kernel tiers: kernels with the same result, each for one kind of processor.
 
 use std::fmt;
 
@@ -6,24 +6,24 @@ use super::caps::{DeviceCaps, Processor};
 use super::cooperative_matrix::CooperativeMatrix;
 use crate::error::{Error, Result};
 
-/// A tier of the kernels of attention and products. All compute the same;
-/// [`KernelOptions::tier`](crate::KernelOptions::tier) asks for one.
+/// A tier of the kernels for attention and matrix products. All tiers have the same result. Usually the library chooses;
+/// [`KernelOptions::tier`](crate::KernelOptions::tier) asks for one tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KernelTier {
-    /// Tiles in workgroup memory, for all GPUs; every device runs it.
+    /// Tiles in workgroup memory. Made for GPUs; runs on every device.
     Tile,
-    /// Rows in registers, for CPUs whose driver loads an address that all lanes share once.
+    /// Rows in registers. For CPUs whose driver loads an address that all lanes share once.
     Rows,
-    /// Rows in registers and subgroup broadcasts, for other CPUs.
+    /// Rows in registers and subgroup broadcasts. For other CPUs.
     Broadcast,
-    /// Cooperative matrices of 8 x 8 x 8, for f16.
+    /// Cooperative matrices of 8 x 8 x 8, for f16 tensors.
     Coop8,
-    /// Cooperative matrices of 16 x 16 x 16, for f16.
+    /// Cooperative matrices of 16 x 16 x 16, for f16 tensors.
     Coop16,
 }
 
 impl KernelTier {
-    /// All of them.
+    /// All tiers.
     pub const ALL: [Self; 5] = [
         Self::Tile,
         Self::Rows,
@@ -32,7 +32,7 @@ impl KernelTier {
         Self::Coop16,
     ];
 
-    /// The tier of such a name, as it is printed.
+    /// The tier that is printed as `name`: `tile`, `rows`, `broadcast`, `coop8` or `coop16`.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|tier| tier.name() == name)
     }
@@ -47,7 +47,7 @@ impl KernelTier {
         }
     }
 
-    /// The tier of kernels with such matrices.
+    /// The tier of kernels with these cooperative matrices.
     pub fn of_matrix(matrix: CooperativeMatrix) -> Self {
         match matrix.size {
             8 => Self::Coop8,
@@ -55,7 +55,7 @@ impl KernelTier {
         }
     }
 
-    /// Whether it multiplies cooperative matrices.
+    /// Whether kernels of the tier use cooperative matrices.
     pub fn is_cooperative(self) -> bool {
         matches!(self, Self::Coop8 | Self::Coop16)
     }
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
     use crate::device::ElementFormat;
 
-    /// What a device lacks is no option that means nothing: each says what there is, and what to ask for.
+    /// Asking for something that the device lacks is an error that says what the device has and what to ask for instead.
     #[test]
     fn what_a_device_lacks_is_told() {
         let plain = DeviceCaps::webgpu_defaults();

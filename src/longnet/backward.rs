@@ -1,4 +1,4 @@
-//! Gradients of a whole model.
+//! The backward of a whole model.
 
 use std::sync::Arc;
 
@@ -11,18 +11,18 @@ use crate::ops::{Dropout, ScaledAdd, TokenIds, embedding_backward};
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
-/// What of a forward is computed again by the backward instead of being kept.
+/// Which activations of a forward are not kept, but computed again in the backward.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Recompute {
-    /// Layer norms and the insides of feed-forward networks.
+    /// Outputs of layer norms, and intermediate activations of feed-forward networks.
     #[default]
     Insides,
-    /// Everything but the inputs of layers: a third more work, and of each layer one tensor of activations is kept instead
-    /// of six.
+    /// All activations except the inputs of layers. This takes a third more work, and keeps one tensor of activations for each
+    /// layer instead of six.
     Layers,
 }
 
-/// What a backward needs of its forward.
+/// Tensors of a forward that its backward needs.
 #[derive(Clone, Debug)]
 pub struct Saved {
     list: Arc<ParameterList>,
@@ -31,10 +31,10 @@ pub struct Saved {
     step_seed: Option<u64>,
     tokens: Option<TokenIds>,
     layers: Vec<LayerSaved>,
-    /// What the final norm normalises.
+    /// The input of the final norm.
     last: Tensor,
     embedded: Option<Tensor>,
-    /// The input was what the first layer is given: nothing lies before it.
+    /// Whether the forward began with [`Input::Embedded`], so that there is no embedding to differentiate.
     starts_embedded: bool,
 }
 
@@ -45,7 +45,8 @@ enum LayerSaved {
 }
 
 impl Saved {
-    /// Whether a forward of `model` saved this. An encoder and a decoder of one list differ in their layers.
+    /// Whether a forward of `model` saved these tensors. An encoder and a decoder may share a parameter list; then their layers
+    /// tell them apart.
     fn is_of(&self, model: &LongNet) -> bool {
         let fits = |(saved, blocks): (&LayerSaved, &Vec<Block>)| match saved {
             LayerSaved::Input(_) => true,
@@ -58,8 +59,8 @@ impl Saved {
 }
 
 impl LongNet {
-    /// As [`forward`](Self::forward), and keeps what [`backward`](Self::backward) needs. In training, `step_seed` decides what is dropped: a
-    /// number that differs from step to step; with none, nothing is.
+    /// As [`forward`](Self::forward), but also keeps the tensors that [`backward`](Self::backward) needs. `step_seed` is the seed
+    /// of dropout, a number that should differ from step to step; `None` for no dropout.
     ///
     /// # Errors
     /// As [`forward`](Self::forward); [`Error::InvalidConfig`] with activations in half precision.
@@ -115,8 +116,8 @@ impl LongNet {
         Ok((features, saved))
     }
 
-    /// Records the gradient of features, given that of their [`logits`](Self::logits), and adds that of the output projection to
-    /// `gradients`.
+    /// Records the backward of [`logits`](Self::logits): returns the gradient of the features, given that of the logits, and adds
+    /// the gradient of the output projection to `gradients`.
     ///
     /// # Errors
     /// As [`logits`](Self::logits); [`Error::InvalidConfig`] with activations in half precision.
@@ -139,13 +140,13 @@ impl LongNet {
     }
 
     pub(super) fn embedding_dropout(&self, step_seed: Option<u64>) -> Result<Option<Dropout>> {
-        // Blocks have places from 1 on.
+        // The embedding has the model's first dropout; blocks have the following ones.
         crate::nn::dropout_at(self.config.dropout, step_seed, self.first_place)
     }
 
-    /// Records the gradients of all parameters, added to `gradients`, given that of the features, and returns that of the
-    /// embedded input, which is also the gradient of [`Input::Embeddings`]. With `dmemory`, the gradient of the encoder's
-    /// output is added to it.
+    /// Records the backward of a model: adds the gradients of all parameters to `gradients`, given the gradient of the features.
+    /// Returns the gradient of the embedded input, which is also that of [`Input::Embeddings`]. The gradient of the encoder's
+    /// output is added to `dmemory`, if given.
     ///
     /// # Errors
     /// [`Error::ParameterMismatch`], [`Error::InvalidShape`] for what does not fit; the errors of leasing and recording.
@@ -180,7 +181,7 @@ impl LongNet {
         let pass = pass(weights, &call, &turns, step_seed);
         let sets = [weights, gradients];
         let mut dx = match &self.final_norm {
-            // Blocks may overwrite what they are given.
+            // A copy, because blocks may overwrite the gradient that they get.
             None => self.scaled(recorder, dfeatures, 1.0)?,
             Some(norm) => {
                 let dx = recorder.empty("d activations", last.shape(), DType::F32)?;

@@ -6,45 +6,46 @@ use crate::error::{Error, Result};
 use crate::nn::{Activation, ProjectionNorm};
 use crate::ops::Positions;
 
-/// Positions up to which a sequence shares one centre of xPos, its middle as in torchscale; half of [`MAX_BLOCK`].
+/// Sequences of up to this many positions have one centre of xPos, their middle, as in torchscale. Half of [`MAX_BLOCK`].
 const ONE_CENTRE: usize = 32_768;
 
-/// Largest block of positions with one centre: `(0.4/1.4)^(block / 2 / base)` is still a number in f32 with a base of 512. With
-/// smaller bases blocks are smaller in proportion.
+/// Largest block of positions with one centre. For a base of 512, `(0.4/1.4)^(block / 2 / base)` can still be represented in f32;
+/// for smaller bases blocks are smaller in proportion.
 const MAX_BLOCK: usize = 65_536;
 
-/// Most layers: far more than any model has, and few enough that a number by mistake is an error at once.
+/// Most layers: far more than any model has, and few enough that a mistaken number is an error at once.
 const MAX_LAYERS: usize = 1 << 16;
 
-/// Learned positions are fewer: with the rows before the first one, rows and their bytes can be counted.
+/// Limit on learned positions, so that rows of their table and its bytes can be counted without overflow.
 const MAX_POSITIONS: usize = 1 << 31;
 
-/// Which weights make logits of features.
+/// The weights that turn features into logits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum OutputProjection {
-    /// None: the model ends with features.
+    /// No output projection: the model ends with features.
     #[default]
     None,
-    /// Weights of its own, without bias.
+    /// Its own weights, without bias.
     Own,
-    /// Those of the token embedding.
+    /// The weights of the token embedding.
     Tied,
 }
 
-/// Attention to an encoder.
+/// Cross attention to an encoder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CrossAttentionConfig {
-    /// Dense ([`DilatedAttentionConfig::dense`]) as in torchscale, or of two sequences of one length any other.
+    /// The attention: dense ([`DilatedAttentionConfig::dense`]) as in torchscale. Other configurations work if both sequences have
+    /// the same length.
     pub attention: DilatedAttentionConfig,
     /// Layer norms inside.
     pub projection_norm: ProjectionNorm,
 }
 
-/// Options of a [`LongNet`](super::LongNet). Made by [`encoder`](Self::encoder) or [`decoder`](Self::decoder), then changed.
+/// Options of a [`LongNet`](super::LongNet). Start from [`encoder`](Self::encoder) or [`decoder`](Self::decoder), and change fields.
 ///
-/// What the constructors and the other methods derive something from cannot be set apart from it: attention, whose mask a
-/// decoder depends on, is changed by [`with_attention`](Self::with_attention), and the number of layers, from which weights and
-/// residuals are scaled, stays that of the constructor.
+/// Two options have no public field, because others depend on them. The attention is changed by
+/// [`with_attention`](Self::with_attention), which keeps the causal mask of a decoder. The number of layers is fixed by the
+/// constructor, because initial weights and residuals are scaled by it.
 ///
 /// ```
 /// use dilated_attention::DilatedAttentionConfig;
@@ -63,48 +64,48 @@ pub struct LongNetConfig {
     num_layers: usize,
     /// Elements of a row inside the feed-forward networks.
     pub ffn_dim: usize,
-    /// Layer norms come after the residuals instead of before the sublayers.
+    /// Whether layer norms come after the residuals (post-norm) or before the sublayers (pre-norm).
     pub post_norm: bool,
-    /// The feed-forward networks have a layer norm inside (sub-LN).
+    /// Whether the feed-forward networks have a layer norm inside (sub-LN).
     pub sub_norm: bool,
-    /// Layer norms inside of self-attention.
+    /// Layer norms inside self-attention.
     pub projection_norm: ProjectionNorm,
-    /// Type of everything between the layers' operations: f32, or for inference f16 or bf16, which halves memory and traffic.
-    /// Weights, logits and losses are f32, sums are taken in f32; the key-value cache has the type of the activations.
+    /// Type of the activations between operations: f32, or for inference f16 or bf16, which halves memory and memory traffic. The
+    /// key-value cache has this type, too. Weights, sums, logits and losses are f32.
     pub activations: DType,
     /// Factor on residuals (DeepNorm).
     pub residual_scale: f32,
-    /// Factor on the weights of value and output projections and of the feed-forward networks at the start.
+    /// Factor on the initial weights of value and output projections and of the feed-forward networks.
     pub initial_gain: f32,
-    /// Of the feed-forward networks.
+    /// Activation of the feed-forward networks.
     pub activation: Activation,
     /// Epsilon of all layer norms.
     pub norm_eps: f32,
-    /// Base of xPos' scale (torchscale: 512), for relative positions.
+    /// Base of the xPos scale (torchscale: 512); `None` for a model without xPos.
     pub xpos_scale_base: Option<f32>,
-    /// Attention to an encoder, in each layer.
+    /// Cross attention to an encoder, in each layer.
     pub cross_attention: Option<CrossAttentionConfig>,
-    /// Number of tokens, for models that embed them.
+    /// Number of tokens in the vocabulary; `None` for a model without token embedding.
     pub vocab_size: Option<usize>,
-    /// Factor on the embedding.
+    /// Factor on the token embedding.
     pub embedding_scale: f32,
-    /// Most positions, for models that learn an embedding of each.
+    /// Most positions, for a model that learns an embedding of each position; `None` for a model that does not.
     pub learned_positions: Option<usize>,
-    /// Layer norm after the embedding.
+    /// Whether a layer norm follows the embedding.
     pub embedding_norm: bool,
-    /// Layer norm after the last layer.
+    /// Whether a layer norm follows the last layer.
     pub final_norm: bool,
-    /// Which weights make logits.
+    /// The weights that turn features into logits.
     pub output_projection: OutputProjection,
     /// Probability that an element of a sublayer's output, or of the embedding, is dropped in training.
     pub dropout: f32,
-    /// Probability that an element of an activation is dropped in training.
+    /// Probability that an element of the activation inside a feed-forward network is dropped in training.
     pub activation_dropout: f32,
 }
 
 impl LongNetConfig {
-    /// An encoder as LongNet and GigaPath have it: pre-norm with sub-LN, GELU, a final norm; no embedding. Heads times their
-    /// size is the width of the model; self-attention has the mask of `attention`.
+    /// An encoder like those of LongNet and GigaPath: pre-norm with sub-LN, GELU, a final norm, no embedding. The width of the
+    /// model is the number of heads times their size. Self-attention has the mask of `attention`.
     pub fn encoder(attention: DilatedAttentionConfig, num_layers: usize, ffn_dim: usize) -> Self {
         Self {
             attention,
@@ -115,7 +116,7 @@ impl LongNetConfig {
             projection_norm: ProjectionNorm::Inner,
             activations: DType::F32,
             residual_scale: 1.0,
-            // Below two layers the logarithm of 2 is left.
+            // Without layers the factor is that of one layer.
             initial_gain: (2.0 * num_layers.max(1) as f32).ln().sqrt(),
             activation: Activation::Gelu,
             norm_eps: 1e-5,
@@ -132,13 +133,12 @@ impl LongNetConfig {
         }
     }
 
-    /// The same with a causal mask.
+    /// A decoder: as [`encoder`](Self::encoder), with a causal mask.
     pub fn decoder(attention: DilatedAttentionConfig, num_layers: usize, ffn_dim: usize) -> Self {
         Self::encoder(attention.with_mask(Mask::Causal), num_layers, ffn_dim)
     }
 
-    /// The same with other self-attention. A causal mask stays: only `attention`'s heads, branches and semantics replace those
-    /// of before.
+    /// Replaces the self-attention: heads, branches and semantics. A causal mask stays causal, whatever the mask of `attention`.
     pub fn with_attention(self, attention: DilatedAttentionConfig) -> Self {
         let attention = match self.attention.mask() {
             Mask::Causal => attention.with_mask(Mask::Causal),
@@ -147,7 +147,7 @@ impl LongNetConfig {
         Self { attention, ..self }
     }
 
-    /// Heads, branches and mask of self-attention; heads times their size is the width of the model.
+    /// Heads, branches and mask of self-attention. The width of the model is the number of heads times their size.
     pub fn attention(&self) -> &DilatedAttentionConfig {
         &self.attention
     }
@@ -157,7 +157,7 @@ impl LongNetConfig {
         self.num_layers
     }
 
-    /// Layer norms before the sublayers and at the end alone, none inside; residuals as they are.
+    /// Plain pre-norm: layer norms before the sublayers and at the end, none inside the sublayers, residuals not scaled.
     pub fn with_pre_norm(self) -> Self {
         Self {
             post_norm: false,
@@ -170,7 +170,7 @@ impl LongNetConfig {
         }
     }
 
-    /// Layer norms after the residuals, none inside and none at the end.
+    /// Plain post-norm: layer norms after the residuals, none inside the sublayers and none at the end.
     pub fn with_post_norm(self) -> Self {
         Self {
             post_norm: true,
@@ -179,10 +179,10 @@ impl LongNetConfig {
         }
     }
 
-    /// DeepNorm for a model of these layers alone: post-norm, residuals times `(2 L)^(1/4)`, weights divided by
-    /// `(8 L)^(1/4)` at the start.
+    /// DeepNorm for a model of L layers that is not part of an encoder-decoder: post-norm, residuals times `(2 L)^(1/4)`, initial
+    /// weights divided by `(8 L)^(1/4)`.
     pub fn with_deep_norm(self) -> Self {
-        // Without layers there is nothing to scale.
+        // Without layers the factors are those of one layer.
         let layers = self.num_layers.max(1) as f32;
         Self {
             residual_scale: (2.0 * layers).powf(0.25),
@@ -286,13 +286,13 @@ impl LongNetConfig {
         Ok(())
     }
 
-    /// `limit`, which holds for a base of 512 and larger ones, for the base of this model.
+    /// Scales a limit on positions, which holds for bases from 512 on, to the base of this model.
     fn for_base(&self, limit: usize) -> usize {
         let base = f64::from(self.xpos_scale_base.unwrap_or(512.0));
         (limit as f64 * (base / 512.0).min(1.0)) as usize
     }
 
-    /// Positions of `seq_len` rows of an item from `first` on, of a sequence that will have `total`.
+    /// Positions of `seq_len` rows of an item, from position `first` on, of a sequence that will have `total` positions.
     pub(super) fn positions(
         &self,
         first: usize,
@@ -320,7 +320,7 @@ impl LongNetConfig {
         })
     }
 
-    /// As [`positions`](Self::positions), with a centre that does not depend on the length: for tokens that come one by one.
+    /// As [`positions`](Self::positions), with a centre that does not depend on the length of the sequence, for decoding token by token.
     pub(super) fn decode_positions(&self, first: usize, seq_len: usize) -> Result<Positions> {
         let block = self.xpos_block();
         let end = first as u64 + seq_len as u64;
@@ -350,7 +350,8 @@ impl LongNetConfig {
         limits.into_iter().min().unwrap_or_default()
     }
 
-    /// Positions that queries and keys which meet always share: the longest segment, if all others lie within one.
+    /// Length of a block such that a query and the keys that it sees are always in the same block: the longest segment, if every
+    /// other segment lies within one of these; otherwise `None`.
     pub(super) fn xpos_block(&self) -> Option<usize> {
         let lengths = || {
             self.attention
@@ -363,7 +364,8 @@ impl LongNetConfig {
         (nested && block <= self.for_base(MAX_BLOCK)).then_some(block)
     }
 
-    /// Whether rows of a branch may move away from their token (torchscale's rows where the rate does not divide the length).
+    /// Whether rows of a branch may be written to another token than their own: with torchscale's output rows, if a dilation rate
+    /// does not divide its segment length.
     pub(super) fn rows_move(&self) -> bool {
         let moves = |branch: &crate::config::Branch| {
             !branch.segment_length.is_multiple_of(branch.dilation_rate)

@@ -1,4 +1,4 @@
-//! An encoder and a decoder that attends to it.
+//! An encoder and a decoder with cross attention to it.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::nn::{ParameterList, Parameters};
 use crate::recorder::Recorder;
 
-/// Two models with one set of weights: parameters are called `encoder.*` and `decoder.*`.
+/// An encoder and a decoder with one set of weights. The names of parameters begin with `encoder.` and `decoder.`.
 #[derive(Clone, Debug)]
 pub struct EncoderDecoder {
     encoder: LongNet,
@@ -17,11 +17,11 @@ pub struct EncoderDecoder {
 }
 
 impl EncoderDecoder {
-    /// Joins the two.
+    /// Makes both models.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] when their widths or the types of their activations differ, the decoder does not attend to an
-    /// encoder or the encoder does.
+    /// [`Error::InvalidConfig`] when widths or types of activations differ, when the decoder has no cross attention, or when the
+    /// encoder has some.
     pub fn new(context: &Context, encoder: LongNetConfig, decoder: LongNetConfig) -> Result<Self> {
         let widths = [&encoder, &decoder].map(|config| config.attention().embed_dim());
         if widths[0] != widths[1] {
@@ -53,7 +53,7 @@ impl EncoderDecoder {
             });
         }
         let mut list = ParameterList::new();
-        // What is dropped in one tells nothing of what is dropped in the other.
+        // The dropouts of the decoder have other numbers than those of the encoder, so that they are independent.
         let after_encoder = 8 * (encoder.num_layers() as u64 + 1);
         let mut encoder = LongNet::declare(context, &mut list, "encoder.", encoder, 0)?;
         let mut decoder = LongNet::declare(context, &mut list, "decoder.", decoder, after_encoder)?;
@@ -78,8 +78,8 @@ impl EncoderDecoder {
         &self.encoder.list
     }
 
-    /// What the decoder is called with after the encoder made `memory` of a sequence of `memory_shape`: tokens behind an
-    /// item's length are not attended to.
+    /// The call of the decoder, where `memory` is the encoder's output for sequences of `memory_shape`. Tokens after the end of an
+    /// item are not attended to.
     ///
     /// # Errors
     /// [`Error::InvalidShape`] when the batches differ.
@@ -108,7 +108,7 @@ impl EncoderDecoder {
         })
     }
 
-    /// Records the decoder's features of `target` given `source`.
+    /// Records the encoder over `source` and the decoder over `target`, and returns the decoder's features.
     ///
     /// # Errors
     /// As [`LongNet::forward`].

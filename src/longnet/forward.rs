@@ -9,23 +9,23 @@ use crate::ops::{Positions, Rotations, ScaledAdd, TokenIds, embedding};
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
-/// What a model starts from.
+/// Input of a model.
 #[derive(Clone, Copy, Debug)]
 pub enum Input<'a> {
     /// Token ids, batch * tokens of them.
     Tokens(&'a TokenIds),
-    /// Embeddings, (batch, tokens, width), of the model's activations: positions and norm are still to come.
+    /// Embeddings, (batch, tokens, width), of the type of the model's activations. The model adds positions and applies the embedding norm.
     Embeddings(&'a Tensor),
-    /// What the first layer is given, (batch, tokens, width), of the model's activations: the first of [`Output::states`].
+    /// The input of the first layer, (batch, tokens, width), of the type of the model's activations; see [`Output::states`].
     Embedded(&'a Tensor),
 }
 
-/// Lengths, and what a decoder attends to.
+/// Lengths of a call, and the sequence that cross attention attends to.
 #[derive(Clone, Debug)]
 pub struct Call {
     /// Batch and lengths.
     pub shape: AttentionShape,
-    /// The encoder's output, (batch, tokens, width), and the shape of attention to it, for models that have such.
+    /// For models with cross attention: the encoder's output, (batch, tokens, width), and the shape of the attention to it.
     pub memory: Option<(Tensor, AttentionShape)>,
 }
 
@@ -39,26 +39,26 @@ impl Call {
     }
 }
 
-/// What a forward returns.
+/// Results of a forward.
 #[derive(Clone, Debug)]
 pub struct Output {
-    /// After the last layer and the final norm, (batch, tokens, width), of the model's activations.
+    /// Output of the last layer after the final norm, (batch, tokens, width), of the type of the model's activations.
     pub features: Tensor,
-    /// The embedded input, then the output of each layer; empty unless asked for.
+    /// The input of the first layer, then the output of each layer. Empty unless asked for.
     pub states: Vec<Tensor>,
 }
 
-/// Rotations and positions of a sequence, if the model has xPos.
+/// Rotations and positions of a sequence; `None` for a model without xPos.
 pub(super) type Turns = Option<(Rotations, Positions)>;
 
 impl LongNet {
-    /// Records features of `input`. With `keep_states`, the embedded input and the output of every layer are kept, too.
+    /// Records the features of `input`. With `keep_states`, also returns the input of the first layer and the output of every layer.
     ///
     /// # Errors
-    /// [`Error::ParameterMismatch`] for weights that do not fit; [`Error::InvalidShape`] for inputs that do not, a memory that is
-    /// missing, and positions beyond the learned ones; [`Error::TokenOutOfRange`] for tokens that the model does not have;
-    /// [`Error::InvalidConfig`] for tokens without a vocabulary and for positions beyond those of xPos; the errors of leasing
-    /// and recording.
+    /// [`Error::ParameterMismatch`] for weights that do not fit; [`Error::InvalidShape`] for inputs that do not fit, a missing
+    /// memory, and positions beyond the learned ones; [`Error::TokenOutOfRange`] for tokens that are not in the vocabulary;
+    /// [`Error::InvalidConfig`] for tokens where the model has no vocabulary, and for positions beyond those of xPos; the errors of
+    /// leasing and recording.
     pub fn forward(
         &self,
         recorder: &mut Recorder,
@@ -85,9 +85,9 @@ impl LongNet {
         Ok(Output { features, states })
     }
 
-    /// Records layer `index` alone: the next of [`Output::states`] after `x`. Models whose states are not all to be kept, or whose
-    /// layers are submitted one by one, are run so; the last layer is followed by the [final norm](Self::final_norm). With
-    /// `watched`, the layer's self-attention also returns the [weights](crate::DilatedAttention::token_weights) of that token.
+    /// Records layer number `index` alone, over its input `x`. Use it to run a model layer by layer, for example to submit each
+    /// layer by itself. The [final norm](Self::final_norm) follows after the last layer. With `watched`, also returns the
+    /// [attention weights](crate::DilatedAttention::token_weights) of that token in the layer's self-attention.
     ///
     /// # Errors
     /// As [`forward`](Self::forward); [`Error::InvalidShape`] when there is no such layer or token.
@@ -125,11 +125,11 @@ impl LongNet {
         self.final_norm.as_ref()
     }
 
-    /// Records logits, (batch, tokens, vocabulary) f32, of features.
+    /// Records the logits of features, (batch, tokens, vocabulary), f32.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] for a model without output projection, [`Error::ParameterMismatch`] for weights of another; those of
-    /// recording.
+    /// [`Error::InvalidConfig`] for a model without output projection, [`Error::ParameterMismatch`] for weights of another model;
+    /// the errors of recording.
     pub fn logits(
         &self,
         recorder: &mut Recorder,
@@ -148,7 +148,7 @@ impl LongNet {
         Ok(logits)
     }
 
-    /// Records what the first layer is given: tokens and positions, norm.
+    /// Records the input of the first layer: embedded tokens plus positions, normalised if the model has an embedding norm.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
@@ -163,7 +163,8 @@ impl LongNet {
         Ok(self.embed_from(recorder, weights, input, call, 0, None)?.0)
     }
 
-    /// The same from position `first` on, and in training with dropout. With it what the norm normalises, if there is one.
+    /// As [`embed`](Self::embed), from position `first` on, with dropout in training. Also returns the input of the embedding norm,
+    /// if there is one.
     pub(super) fn embed_from(
         &self,
         recorder: &mut Recorder,
@@ -185,7 +186,7 @@ impl LongNet {
             (Input::Embeddings(x), _) => {
                 x.expect("embeddings", &shape, dtype, pool_id)?;
                 match self.embed_positions {
-                    // Positions are added to a copy.
+                    // A copy, to which positions are added.
                     Some(_) => self.scaled(recorder, x, 1.0)?,
                     None => x.clone(),
                 }
@@ -234,7 +235,7 @@ impl LongNet {
         Ok((x, before_norm))
     }
 
-    /// Rows of the position table, one for each token of the batch.
+    /// Ids of rows in the table of learned positions, one for each token of the batch.
     pub(super) fn position_ids(
         &self,
         recorder: &mut Recorder,
@@ -262,7 +263,7 @@ impl LongNet {
         Ok(copy)
     }
 
-    /// Rotations of `seq_len` positions from `first` on, of `total`, if the model has xPos.
+    /// Rotations of `seq_len` positions from `first` on, of a sequence of `total`; `None` for a model without xPos.
     pub(super) fn turns(
         &self,
         recorder: &mut Recorder,
@@ -294,7 +295,7 @@ impl LongNet {
     }
 }
 
-/// The blocks of a layer; the weights of the watched token are those of its self-attention, which comes first.
+/// Records the blocks of a layer. The weights of the watched token are those of the self-attention, which is the first block.
 fn run_layer(
     blocks: &[Block],
     recorder: &mut Recorder,

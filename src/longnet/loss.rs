@@ -1,7 +1,7 @@
-//! Cross-entropy of next tokens, in chunks of rows.
+//! Cross-entropy of next tokens, computed in chunks of rows.
 //!
-//! Logits are as wide as the vocabulary. They never exist whole: a chunk's logits become its gradient in place, which is
-//! carried back to the features before the next chunk begins.
+//! Logits are as wide as the vocabulary, so they never exist as a whole. The logits of a chunk are replaced by their gradient, from
+//! which the gradient of the features is computed before the next chunk begins.
 
 use super::LongNet;
 use crate::device::DType;
@@ -11,26 +11,26 @@ use crate::ops::{Labels, cross_entropy, sum};
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
-/// Bytes of a chunk's logits, about.
+/// Approximate bytes of the logits of a chunk.
 const CHUNK_BYTES: u64 = 16 << 20;
 
-/// What a loss returns.
+/// Results of a loss.
 #[derive(Clone, Debug)]
 pub struct Loss {
-    /// Sum of the cross-entropies of all labels, in nats, one element.
+    /// Sum of the cross-entropies of all labels, in nats: a tensor of one element.
     pub total: Tensor,
-    /// Gradient of the features, if it was asked for.
+    /// Gradient of the features; `None` unless asked for.
     pub dfeatures: Option<Tensor>,
 }
 
 impl LongNet {
-    /// Records the cross-entropy of the logits of `features` with `labels`, summed. With `gradients`, the gradients of `scale` times
-    /// that sum are recorded, too: of the output projection, added, and of the features. A `scale` of
-    /// `1 / labels.counted()` makes them those of the mean.
+    /// Records the sum of the cross-entropies of the logits of `features` with `labels`. With `gradients`, also records the
+    /// gradients of `scale` times that sum: that of the output projection is added to `gradients`, that of the features is
+    /// returned. With `scale = 1 / labels.counted()` they are the gradients of the mean.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] for a model without output projection, and for gradients with activations in half precision;
-    /// [`Error::InvalidShape`], [`Error::ParameterMismatch`] for what does not fit; the errors of leasing and recording.
+    /// [`Error::InvalidShape`], [`Error::ParameterMismatch`] for tensors that do not fit; the errors of leasing and recording.
     pub fn loss(
         &self,
         recorder: &mut Recorder,

@@ -3,15 +3,15 @@
 //! ```text
 //! tokens -> embedding (+ learned positions, norm) -> layers of residual blocks -> final norm -> logits
 //! ```
-//! One [`LongNet`] is an encoder, a decoder or a causal language model, as its [`LongNetConfig`] says: pre-norm, post-norm,
-//! sub-LN or DeepNorm; xPos, learned positions or none; with blocks that attend to an encoder or without
-//! ([`EncoderDecoder`] joins two). Parameters are called as torchscale calls them (`architecture/encoder.py`, `decoder.py`,
-//! `model/LongNet.py`), so its checkpoints load without remapping.
+//! A [`LongNet`] is an encoder, a decoder or a causal language model, depending on its [`LongNetConfig`]: pre-norm, post-norm,
+//! sub-LN or DeepNorm; with xPos, learned positions or neither; with cross attention to an encoder or without ([`EncoderDecoder`]
+//! joins two models). Parameters have the names that torchscale gives them (`architecture/encoder.py`, `decoder.py`,
+//! `model/LongNet.py`), so its checkpoints load without renaming.
 //!
-//! A model is plain data and pipelines; its weights are [`Parameters`] made by [`LongNet::initial_weights`] or loaded from a
-//! file. Training saves what each block needs, or only the input of each layer and computes the rest again
-//! ([`Recompute::Layers`]). Decoding ([`KvCache`]) computes one token at a time from keys and values of those before, and
-//! [`LongNet::generate`] draws tokens with it.
+//! A model holds options and compiled kernels. Its weights are [`Parameters`], made by [`LongNet::initial_weights`] or loaded from
+//! a file. In training, a forward saves the tensors that each block needs, or only the input of each layer, from which the backward
+//! computes the rest again ([`Recompute::Layers`]). Decoding ([`KvCache`]) computes one token at a time, from the keys and values
+//! of the tokens before; [`LongNet::generate`] draws tokens with it.
 
 mod backward;
 mod cache;
@@ -44,7 +44,7 @@ use crate::nn::{
 };
 use crate::recorder::Recorder;
 
-/// Learned positions begin at this row of their table (as in fairseq and torchscale, which keep the first for padding).
+/// Row of the table of learned positions for the first token. As in fairseq and torchscale, the rows before it are for padding.
 const FIRST_POSITION: usize = 2;
 
 /// A transformer with dilated self-attention.
@@ -58,7 +58,7 @@ pub struct LongNet {
     layers: Vec<Vec<Block>>,
     final_norm: Option<LayerNorm>,
     output_projection: Option<Linear>,
-    /// Number of the first place in it that draws what is dropped.
+    /// Number of the model's first dropout.
     first_place: u64,
 }
 
@@ -74,8 +74,8 @@ impl LongNet {
         Ok(model)
     }
 
-    /// As [`new`](Self::new), with parameters in a list of the caller's, their names after `prefix`. The list of the result is
-    /// still empty: [`join`](Self::join) sets it when the list is complete.
+    /// As [`new`](Self::new), but declares the parameters in the caller's list, with `prefix` before their names. The model's own
+    /// list stays empty until [`join`](Self::join) sets it, when the caller's list is complete.
     pub(crate) fn declare(
         context: &Context,
         list: &mut ParameterList,
@@ -137,7 +137,7 @@ impl LongNet {
         })
     }
 
-    /// Makes the model one of several whose parameters are in `list`.
+    /// Sets the complete list that holds the parameters of this model, and perhaps of others.
     pub(crate) fn join(&mut self, list: &Arc<ParameterList>) {
         self.list = list.clone();
     }
@@ -147,23 +147,23 @@ impl LongNet {
         &self.config
     }
 
-    /// The parameters' names, shapes and starts.
+    /// Names, shapes and initial values of the parameters.
     pub fn parameters(&self) -> &Arc<ParameterList> {
         &self.list
     }
 
-    /// Weights to train from, submitted; `seed` decides the draws.
+    /// Initial weights for training; random ones follow from `seed`. They are uploaded and submitted.
     ///
     /// # Errors
-    /// Those of leasing, uploading and submitting.
+    /// The errors of leasing, uploading and submitting.
     pub fn initial_weights(&self, context: &Context, seed: u64) -> Result<Parameters> {
         Parameters::initial(context, &self.list, seed)
     }
 
-    /// Gradients, all 0.
+    /// A set of gradients, all 0.
     ///
     /// # Errors
-    /// Those of leasing.
+    /// The errors of leasing.
     pub fn zero_gradients(&self, recorder: &mut Recorder) -> Result<Parameters> {
         Parameters::zeros(recorder, &self.list, "gradients")
     }
@@ -172,7 +172,7 @@ impl LongNet {
         self.config.attention().embed_dim() as u64
     }
 
-    /// Whether the model can be trained.
+    /// Checks that the model can be trained: its activations must be f32.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`].
@@ -198,7 +198,7 @@ impl LongNet {
     }
 }
 
-/// The blocks of one layer.
+/// Declares the blocks of one layer.
 fn declare_layer(
     context: &Context,
     list: &mut ParameterList,

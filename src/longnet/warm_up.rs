@@ -1,4 +1,4 @@
-//! Compiles a model's kernels ahead.
+//! Warm-up of a model.
 
 use super::{Call, Input, LongNet};
 use crate::config::AttentionShape;
@@ -9,9 +9,9 @@ use crate::ops::TokenIds;
 use crate::tensor::zeros;
 
 impl LongNet {
-    /// Compiles the kernels of a forward over `shape` now, and those of its logits where the model has such; see
-    /// [`Context::warm_up`]. A model that attends to an encoder does so over as many tokens. Training and decoding use other
-    /// kernels, too: [`Trainer::warm_up`](crate::training::Trainer::warm_up), [`Context::warm_up_recording`].
+    /// Compiles the kernels of a forward over `shape` now, and those of the logits if the model has some; see [`Context::warm_up`].
+    /// Cross attention is warmed up for an encoder sequence of the same length. Training and decoding need more kernels: see
+    /// [`Trainer::warm_up`](crate::training::Trainer::warm_up) and [`Context::warm_up_recording`].
     ///
     /// # Errors
     /// As [`forward`](Self::forward) and [`Context::warm_up`].

@@ -1,4 +1,4 @@
-//! One residual block: a layer norm, an attention or a feed-forward network, and the residual around them.
+//! Residual blocks: a layer norm, a sublayer (attention or feed-forward network), and the residual around both.
 //!
 //! ```text
 //! pre-norm     y = scale * x + dropout(sublayer(norm(x)))
@@ -18,12 +18,12 @@ use crate::ops::{Matrix, Positions, Rotations, ScaledAdd};
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
-/// What a block does between its norm and its residual.
+/// The sublayer of a block.
 #[derive(Clone, Debug)]
 pub enum Sublayer {
-    /// Attention over the block's own input.
+    /// Attention of the block's input to itself.
     SelfAttention(MultiheadAttention),
-    /// Attention over another sequence.
+    /// Attention of the block's input to another sequence.
     CrossAttention(MultiheadAttention),
     /// A feed-forward network.
     FeedForward(FeedForward),
@@ -32,55 +32,55 @@ pub enum Sublayer {
 /// A residual block.
 #[derive(Clone, Debug)]
 pub struct Block {
-    /// Its layer norm.
+    /// The layer norm.
     pub norm: LayerNorm,
-    /// The norm comes after the residual.
+    /// Whether the norm comes after the residual (post-norm) or before the sublayer (pre-norm).
     pub post_norm: bool,
-    /// Between norm and residual.
+    /// The sublayer.
     pub sublayer: Sublayer,
     /// Factor on the residual.
     pub residual_scale: f32,
     /// Probability that an element of the sublayer's output is dropped in training.
     pub dropout: f32,
-    /// Tells this block's draws from those of others.
+    /// Number of the block's dropout in the model. Dropouts with different numbers are independent.
     pub place: u64,
 }
 
-/// What blocks of one forward or backward share.
+/// What all blocks of a forward or backward have in common.
 #[derive(Clone, Copy, Debug)]
 pub struct Pass<'a> {
     /// The weights.
     pub weights: &'a Parameters,
     /// Batch and lengths of the sequences.
     pub shape: &'a AttentionShape,
-    /// For blocks with attention over another sequence.
+    /// The other sequence, for blocks with cross attention.
     pub memory: Option<Memory<'a>>,
     /// Rotations and positions, for attention with xPos.
     pub positions: Option<(&'a Rotations, Positions)>,
-    /// In training, what this step's dropouts are drawn from.
+    /// Seed of the dropouts of this training step; `None` for no dropout.
     pub step_seed: Option<u64>,
 }
 
-/// Another sequence that is attended to.
+/// The sequence that cross attention attends to.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory<'a> {
-    /// Its activations, (batch, tokens, E).
+    /// Activations of the sequence, (batch, tokens, E).
     pub tensor: &'a Tensor,
-    /// Batch, lengths of queries and keys.
+    /// Batch, and lengths of queries and keys.
     pub shape: &'a AttentionShape,
 }
 
-/// What a backward needs of its forward.
+/// Tensors of a block's forward that its backward needs.
 #[derive(Clone, Debug)]
 pub struct BlockSaved {
     x: Tensor,
-    /// With the norm last: what it normalises.
+    /// The input of the norm, if the norm comes last.
     sum: Option<Tensor>,
     attention: Option<MultiheadSaved>,
 }
 
 impl BlockSaved {
-    /// What the block's attention saved, if it has one.
+    /// Tensors that the block's attention saved; `None` for a feed-forward block.
     pub fn attention(&self) -> Option<&MultiheadSaved> {
         self.attention.as_ref()
     }
@@ -95,10 +95,10 @@ impl Block {
         }
     }
 
-    /// Records the block. Activations may be f32, f16 or bf16, all of one type; dropout is of f32 only.
+    /// Records the block. Activations are f32, f16 or bf16, all of the same type; with dropout they must be f32.
     ///
     /// # Errors
-    /// [`Error::InvalidShape`] without a memory that it needs, and those of the operations.
+    /// [`Error::InvalidShape`] when cross attention has no memory; the errors of the operations.
     pub fn forward(
         &self,
         recorder: &mut Recorder,
@@ -111,7 +111,7 @@ impl Block {
         let sum = recorder.empty("activations", x.shape(), x.dtype())?;
         let residual = (x.matrix(), self.residual_scale);
         let attention = match dropout {
-            // The residual is added in the last product.
+            // Without dropout, the last product of the sublayer adds the residual.
             None => self.sublayer(recorder, pass, input, Some(residual), sum.matrix())?,
             Some(_) => {
                 let out = recorder.empty("activations", x.shape(), x.dtype())?;
@@ -140,9 +140,9 @@ impl Block {
         Ok((y, saved))
     }
 
-    /// Records the block without dropout and keeps nothing for a backward: the bits of [`forward`](Self::forward), with at most
-    /// five tensors of the size of `x` alive instead of eight. With `watched`, attention also returns the
-    /// [weights](crate::DilatedAttention::token_weights) of that token.
+    /// Records the block without dropout and keeps nothing for a backward. The result has the bits of [`forward`](Self::forward),
+    /// but at most five tensors of the size of `x` exist at a time instead of eight. With `watched`, also returns the [attention
+    /// weights](crate::DilatedAttention::token_weights) of that token.
     ///
     /// # Errors
     /// As [`forward`](Self::forward); [`Error::InvalidShape`] when there is no such token.
@@ -204,7 +204,7 @@ impl Block {
         Ok((y, weights))
     }
 
-    /// What the sublayer is given, if it is not `x`.
+    /// The normalised input of the sublayer; `None` if its input is `x` itself.
     pub(crate) fn input(
         &self,
         recorder: &mut Recorder,
@@ -246,8 +246,8 @@ impl Block {
         }
     }
 
-    /// Records the gradient of the block's input, given that of its output, and adds those of the parameters to `gradients`
-    /// and that of the memory to `dmemory`. `dy` may be overwritten.
+    /// Records the backward of the block and returns the gradient of its input. `dy` is the gradient of the output; it may be
+    /// overwritten. The gradients of the parameters are added to `gradients`, that of the memory to `dmemory`.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
@@ -319,7 +319,7 @@ impl Block {
         )?;
         let dx = match self.residual_scale {
             1.0 => dsum,
-            // The sublayer's input is not needed again: its place takes the result.
+            // The sublayer's input is not needed any more, so its buffer takes the result.
             _ => scaled(recorder, input)?,
         };
         let to = (dx.matrix(), true);

@@ -1,7 +1,7 @@
-//! Feed-forward networks, in chunks of rows.
+//! Feed-forward networks, computed in chunks of rows.
 //!
-//! The intermediate is four times as wide as the activations around it. It never exists whole: chunks of rows go through
-//! all steps, and the backward computes each chunk's intermediate again.
+//! The intermediate activations are usually four times as wide as those around them. They never exist as a whole: chunks of rows go
+//! through all steps one after the other, and the backward computes the intermediate activations of each chunk again.
 
 use super::parameters::dropout_at;
 use super::{Init, LayerNorm, Linear, ParameterList, Parameters};
@@ -11,10 +11,10 @@ use crate::kernels::activation::Activation;
 use crate::ops::{Matrix, ScaledAdd, activation, activation_backward};
 use crate::recorder::Recorder;
 
-/// Bytes of a chunk's intermediate, about.
+/// Approximate bytes of the intermediate activations of a chunk.
 const CHUNK_BYTES: u64 = 16 << 20;
 
-/// `fc2(norm(activation(fc1(x))))`, the norm being optional (sub-LN).
+/// A feed-forward network: `fc2(norm(activation(fc1(x))))`. The norm is optional (sub-LN).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FeedForward {
     fc1: Linear,
@@ -24,7 +24,7 @@ pub struct FeedForward {
     /// Probability that an element of the activation is dropped in training.
     dropout: f32,
     hidden: usize,
-    /// Tells this network's draws from those of others.
+    /// Number of the network's dropout in the model. Dropouts with different numbers are independent.
     place: u64,
 }
 
@@ -33,20 +33,20 @@ pub struct FeedForward {
 pub struct FeedForwardConfig {
     /// Elements of a row of the input and the output.
     pub embed_dim: usize,
-    /// Elements of a row of the intermediate.
+    /// Elements of a row of the intermediate activations.
     pub ffn_dim: usize,
-    /// Between the two products.
+    /// Activation between the two linear layers.
     pub activation: Activation,
-    /// Layer norm of the intermediate, with this epsilon.
+    /// Epsilon of the layer norm of the intermediate activations; `None` for no norm.
     pub norm_eps: Option<f32>,
     /// Probability that an element of the activation is dropped in training.
     pub dropout: f32,
-    /// Factor on the weights at the start.
+    /// Factor on the initial weights.
     pub gain: f32,
 }
 
 impl FeedForward {
-    /// Declares `prefix.fc1`, `prefix.fc2` and, where wanted, `prefix.ffn_layernorm`.
+    /// Declares the parameters `prefix.fc1`, `prefix.fc2` and, with a norm, `prefix.ffn_layernorm`.
     pub fn new(
         list: &mut ParameterList,
         prefix: &str,
@@ -79,10 +79,10 @@ impl FeedForward {
         }
     }
 
-    /// Records `y = network(x)`, plus `scale * residual` where given.
+    /// Records `y = network(x)`, plus `scale * residual` if a residual is given.
     ///
     /// # Errors
-    /// Those of leasing and of the operations.
+    /// The errors of leasing and of the operations.
     pub fn forward(
         &self,
         recorder: &mut Recorder,
@@ -122,7 +122,7 @@ impl FeedForward {
         Ok(())
     }
 
-    /// Records the gradient of `x`, written to `dx` or added to it, and adds those of the parameters to `gradients`.
+    /// Records the backward. The gradient of `x` is written to `dx` or added to it; those of the parameters are added to `gradients`.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
@@ -168,7 +168,7 @@ impl FeedForward {
                 .backward_parameters(recorder, gradients, last.matrix(), dy)?;
             self.fc2
                 .backward_input(recorder, weights, dy, (gradient, false))?;
-            // From here on `gradient` is that of `last`, then of `kept`, of the activation, and of its input.
+            // `gradient` is the gradient of `last` here; in turn it becomes that of `kept`, of the activation, and of its input.
             let mut gradient = gradient;
             if let (Some(norm), Some(normal)) = (&self.norm, &normal) {
                 let sets = [weights, gradients];

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::ops::{Matmul, Matrix, bias_backward};
 use crate::recorder::Recorder;
 
-/// `y = x W^T + b`, W (out, in) as PyTorch stores it.
+/// A linear layer: `y = x W^T + b`. W is (outputs, inputs), as in PyTorch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Linear {
     weight: ParameterId,
@@ -13,7 +13,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Declares `prefix.weight` and, where `bias` says how it starts, `prefix.bias`.
+    /// Declares the parameters `prefix.weight` and, if `bias` gives its initial values, `prefix.bias`.
     pub fn new(
         list: &mut ParameterList,
         prefix: &str,
@@ -27,12 +27,12 @@ impl Linear {
         }
     }
 
-    /// A layer without bias whose weight is a parameter declared elsewhere.
+    /// A layer without bias that shares a weight declared by another layer.
     pub fn tied(weight: ParameterId) -> Self {
         Self { weight, bias: None }
     }
 
-    /// The product, for epilogues to be added.
+    /// The product with its bias, to which an activation or a residual can be added before it is recorded.
     pub fn product<'a>(&self, weights: &'a Parameters, x: Matrix<'a>) -> Matmul<'a> {
         Matmul::new(x, weights.get(self.weight).matrix())
             .transpose_b()
@@ -42,7 +42,7 @@ impl Linear {
     /// Records `y`.
     ///
     /// # Errors
-    /// Those of [`Matmul::write`].
+    /// As [`Matmul::write`].
     pub fn forward(
         &self,
         recorder: &mut Recorder,
@@ -53,10 +53,10 @@ impl Linear {
         self.product(weights, x).write(recorder, y)
     }
 
-    /// Records that the gradients of the parameters are added to `gradients`, given that of `y`.
+    /// Records that the gradients of the parameters are added to `gradients`. `dy` is the gradient of `y`.
     ///
     /// # Errors
-    /// Those of [`Matmul::add`].
+    /// As [`Matmul::add`].
     pub fn backward_parameters(
         &self,
         recorder: &mut Recorder,
@@ -77,7 +77,7 @@ impl Linear {
     /// Records the gradient of `x`, written to `dx` or added to it.
     ///
     /// # Errors
-    /// Those of [`Matmul::write`].
+    /// As [`Matmul::write`].
     pub fn backward_input(
         &self,
         recorder: &mut Recorder,

@@ -1,13 +1,14 @@
 //! Layers with parameters, forward and backward.
 //!
-//! A layer is plain data: sizes, options and the [ids](ParameterId) of its parameters. The parameters themselves are
-//! [`Parameters`], tensors that a model's [`ParameterList`] names: one set of weights, one of gradients, two of an
-//! optimiser's moments, all of one layout, so that loading, saving, clipping and stepping are loops over a list.
+//! A layer is plain data: sizes, options and the [ids](ParameterId) of its parameters. The tensors are in [`Parameters`], a set
+//! with one tensor for each entry of a model's [`ParameterList`]. Weights, gradients and the two moments of an optimiser are four
+//! sets with the same layout, so that loading, saving, clipping and optimiser steps are loops over a list.
 //!
-//! Forwards return what their backward needs besides its inputs; dropping it gives the buffers back, so inference keeps
-//! nothing. Backwards *add* to the gradients of parameters: accumulation over batches is the same call again.
+//! A forward returns the tensors that its backward needs. Inference drops them, which gives their buffers back. A backward *adds*
+//! to the gradients of parameters, so that gradients accumulate over several batches.
 //!
-//! Activations are (batch, token, element), f32 in training and f32, f16 or bf16 in inference. Layers see them as matrices of batch * token rows.
+//! Activations are (batch, token, element): f32 in training; f32, f16 or bf16 in inference. Layers treat them as matrices of batch
+//! * token rows.
 
 mod block;
 mod feed_forward;

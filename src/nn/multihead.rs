@@ -10,31 +10,31 @@ use crate::ops::{Matrix, Positions, Rotations, XposRole, xpos};
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
-/// Layer norms inside of multi-head attention.
+/// Layer norms inside multi-head attention.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum ProjectionNorm {
-    /// None.
+    /// No norm.
     #[default]
     None,
-    /// Of the mixed heads, before the output projection: `inner_attn_ln` (sub-LN, torchscale).
+    /// A norm of the attention output before the output projection: `inner_attn_ln` (sub-LN, torchscale).
     Inner,
-    /// Of the projected queries (`q_ln`) and keys (`k_ln`) over the whole embedding; `q_ln` again of the mixed heads before
-    /// the output projection (dilated-attention-pytorch).
+    /// Norms of the projected queries (`q_ln`) and keys (`k_ln`), over all heads together. `q_ln` is applied again to the attention
+    /// output, before the output projection (dilated-attention-pytorch).
     QueryKey,
 }
 
 /// Options of multi-head attention.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MultiheadAttentionConfig {
-    /// Heads, branches, mask.
+    /// Heads, branches and mask.
     pub attention: DilatedAttentionConfig,
     /// Layer norms inside.
     pub norm: ProjectionNorm,
     /// Epsilon of the layer norms.
     pub norm_eps: f32,
-    /// Whether queries and keys are turned by their positions.
+    /// Whether xPos is applied to queries and keys.
     pub xpos: bool,
-    /// Factor on the weights of the value and output projections at the start.
+    /// Factor on the initial weights of the value and output projections.
     pub gain: f32,
 }
 
@@ -52,63 +52,63 @@ pub struct MultiheadAttention {
     xpos: bool,
 }
 
-/// What a call is given besides the parameters.
+/// Inputs of multi-head attention, besides the parameters.
 #[derive(Clone, Copy, Debug)]
 pub struct MultiheadInput<'a> {
     /// Batch and lengths.
     pub shape: &'a AttentionShape,
-    /// Where queries come from, (batch * tokens, E).
+    /// Activations from which queries are projected, (batch * tokens, E).
     pub x: Matrix<'a>,
-    /// Where keys and values come from; the same as `x` in self-attention.
+    /// Activations from which keys and values are projected; the same as `x` in self-attention.
     pub memory: Matrix<'a>,
     /// Rotations and positions, for layers with xPos.
     pub positions: Option<(&'a Rotations, Positions)>,
 }
 
-/// Where a backward puts the gradients of its inputs.
+/// Where a backward writes the gradients of its inputs.
 #[derive(Clone, Copy, Debug)]
 pub struct MultiheadGradients<'a> {
-    /// That of `x`.
+    /// Gradient of `x`.
     pub dx: Matrix<'a>,
-    /// It is added to what `dx` holds, instead of replacing it.
+    /// Whether the gradient is added to `dx` instead of overwriting it.
     pub accumulate: bool,
-    /// That of the memory, which is added to what is there; in self-attention it goes to `dx`.
+    /// Gradient of the memory, which is always added. `None` in self-attention, where it is part of `dx`.
     pub dmemory: Option<Matrix<'a>>,
 }
 
-/// What a backward needs of its forward.
+/// Tensors of a forward that its backward needs.
 #[derive(Clone, Debug)]
 pub struct MultiheadSaved {
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    /// Projected queries and keys before their norms.
+    /// Projected queries and keys before their norms, if they have norms.
     before_norms: Option<[Tensor; 2]>,
     forward: ForwardOutput,
 }
 
 impl MultiheadSaved {
-    /// The mixed heads before layer norm and output projection, (B, N, H, D).
+    /// The attention output before layer norm and output projection, (B, N, H, D).
     pub fn attended(&self) -> &Tensor {
         &self.forward.out
     }
 
-    /// Queries as attention sees them, (B, N, H, D).
+    /// The queries that enter attention, after norm and xPos, (B, N, H, D).
     pub fn queries(&self) -> &Tensor {
         &self.q
     }
 
-    /// Keys and values as attention sees them, (B, N, H, D): after norms and positions.
+    /// The keys and values that enter attention, after norm and xPos, (B, N, H, D).
     pub fn keys_and_values(&self) -> [&Tensor; 2] {
         [&self.k, &self.v]
     }
 }
 
 impl MultiheadAttention {
-    /// Declares `prefix.{q,k,v,out}_proj` and the norms.
+    /// Declares the parameters `prefix.{q,k,v,out}_proj` and those of the norms.
     ///
     /// # Errors
-    /// Those of [`DilatedAttention::new`].
+    /// As [`DilatedAttention::new`].
     pub fn new(
         context: &Context,
         list: &mut ParameterList,
@@ -147,12 +147,12 @@ impl MultiheadAttention {
         })
     }
 
-    /// The attention inside.
+    /// The dilated attention between the projections.
     pub fn attention(&self) -> &DilatedAttention {
         &self.attention
     }
 
-    /// The norm of the mixed heads.
+    /// The norm of the attention output, if there is one.
     fn mixed_norm(&self) -> Option<&LayerNorm> {
         self.inner_norm.as_ref().or(self.q_norm.as_ref())
     }
@@ -161,7 +161,7 @@ impl MultiheadAttention {
         self.attention.config().embed_dim() as u64
     }
 
-    /// A tensor like a matrix of this width.
+    /// A tensor with the rows and the type of a matrix, and the width of the model.
     fn like(
         &self,
         recorder: &mut Recorder,
@@ -172,7 +172,7 @@ impl MultiheadAttention {
         recorder.empty(label, &shape, matrix.dtype())
     }
 
-    /// A tensor that attention takes, with `len` tokens an item.
+    /// A tensor (batch, len, heads, elements) for queries, keys or values.
     fn heads(
         &self,
         recorder: &mut Recorder,
@@ -186,7 +186,7 @@ impl MultiheadAttention {
         recorder.empty(label, &shape, dtype)
     }
 
-    /// Records projected queries (or keys) and, where there is one, their norm; both, when both are wanted later.
+    /// Records projected queries (or keys) and their norm, if they have one, written to `to`. Returns the projection before the norm.
     fn project(
         &self,
         recorder: &mut Recorder,
@@ -206,7 +206,7 @@ impl MultiheadAttention {
         Ok(Some(before))
     }
 
-    /// Records queries, keys and values as attention sees them; before their norms, queries and keys.
+    /// Records the queries, keys and values that enter attention. Also returns queries and keys before their norms, if they have norms.
     pub(crate) fn project_all(
         &self,
         recorder: &mut Recorder,
@@ -218,7 +218,7 @@ impl MultiheadAttention {
         Ok(([q, k, v], q_before.zip(k_before).map(|(q, k)| [q, k])))
     }
 
-    /// Records queries as attention sees them; before their norm, too, if they have one.
+    /// Records the queries that enter attention. Also returns them before their norm, if they have one.
     pub(crate) fn project_queries(
         &self,
         recorder: &mut Recorder,
@@ -238,7 +238,7 @@ impl MultiheadAttention {
         Ok((q, before))
     }
 
-    /// Records keys and values as attention sees them; keys before their norm, too, if they have one.
+    /// Records the keys and values that enter attention. Also returns the keys before their norm, if they have one.
     pub(crate) fn project_memory(
         &self,
         recorder: &mut Recorder,
@@ -275,7 +275,7 @@ impl MultiheadAttention {
         xpos(recorder, rotations, rows, role, positions, inverse)
     }
 
-    /// Records the norm and projection of mixed heads to `y`, plus `scale * residual` where given.
+    /// Records the norm and the output projection of an attention output to `y`, plus `scale * residual` if a residual is given.
     pub(crate) fn project_out(
         &self,
         recorder: &mut Recorder,
@@ -294,7 +294,7 @@ impl MultiheadAttention {
         product.write(recorder, y)
     }
 
-    /// The mixed heads after their norm, if there is one.
+    /// Records the norm of an attention output; `None` if there is no norm.
     fn normal(
         &self,
         recorder: &mut Recorder,
@@ -309,12 +309,11 @@ impl MultiheadAttention {
         Ok(Some(normal))
     }
 
-    /// Records `y = attention(x, memory)`, plus `scale * residual` where given. Activations may be f32, f16 or bf16, all of one
-    /// type.
+    /// Records `y = attention(x, memory)`, plus `scale * residual` if a residual is given. Activations are f32, f16 or bf16, all of
+    /// the same type.
     ///
     /// # Errors
-    /// [`Error::InvalidShape`] without positions that it needs, and those of [`DilatedAttention::forward`] and of the
-    /// operations.
+    /// [`Error::InvalidShape`] when positions for xPos are missing; the errors of [`DilatedAttention::forward`] and of the operations.
     pub fn forward(
         &self,
         recorder: &mut Recorder,
@@ -337,7 +336,7 @@ impl MultiheadAttention {
         })
     }
 
-    /// Records the gradients of `x` and of the memory, and adds those of the parameters to `gradients`.
+    /// Records the backward: gradients of `x` and of the memory, and those of the parameters, which are added to `gradients`.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
@@ -381,7 +380,7 @@ impl MultiheadAttention {
             (Some(norm), Some(normal)) => {
                 self.out_proj
                     .backward_parameters(recorder, gradients, normal.matrix(), dy)?;
-                // The normal heads are not needed again: their place takes their gradient.
+                // The normalised output is not needed any more, so its buffer takes its gradient.
                 let dnormal = normal.matrix();
                 self.out_proj
                     .backward_input(recorder, weights, dy, (dnormal, false))?;
@@ -407,7 +406,7 @@ impl MultiheadAttention {
         let [dq, dk, dv] =
             [&heads.dq, &heads.dk, &heads.dv].map(|tensor| tensor.matrix().reshape(width));
         let (mut dq, mut dk, dv) = (dq?, dk?, dv?);
-        // Norms of queries and keys: the gradients before them.
+        // Backward of the norms of queries and keys.
         let dbefore = match (before_norms, &self.q_norm, &self.k_norm) {
             (Some([q_before, k_before]), Some(q_norm), Some(k_norm)) => {
                 let dq_before = self.like(recorder, "dq", q_before.matrix())?;

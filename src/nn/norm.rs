@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::ops::{Matrix, layer_norm, layer_norm_backward};
 use crate::recorder::Recorder;
 
-/// Layer norm of rows, with a weight and a bias.
+/// A layer norm of rows, with weight and bias.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LayerNorm {
     weight: ParameterId,
@@ -14,7 +14,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// Declares `prefix.weight` and `prefix.bias`.
+    /// Declares the parameters `prefix.weight` and `prefix.bias`.
     pub fn new(list: &mut ParameterList, prefix: &str, width: usize, eps: f32) -> Self {
         Self {
             weight: list.add(format!("{prefix}.weight"), &[width], Init::Ones),
@@ -23,10 +23,10 @@ impl LayerNorm {
         }
     }
 
-    /// Records `y`.
+    /// Records `y = norm(x)`.
     ///
     /// # Errors
-    /// Those of [`layer_norm`].
+    /// As [`layer_norm`].
     pub fn forward(
         &self,
         recorder: &mut Recorder,
@@ -38,10 +38,10 @@ impl LayerNorm {
         layer_norm(recorder, x, parameters, self.eps, y)
     }
 
-    /// Records the gradient of `x`, written to `dx` or added to it, and adds those of the parameters to `gradients`.
+    /// Records the backward. The gradient of `x` is written to `dx` or added to it; those of the parameters are added to `gradients`.
     ///
     /// # Errors
-    /// Those of [`layer_norm_backward`].
+    /// As [`layer_norm_backward`].
     pub fn backward(
         &self,
         recorder: &mut Recorder,

@@ -1,4 +1,4 @@
-//! Named tensors of a model: weights, gradients, moments.
+//! Parameters of a model: named tensors for weights, gradients and moments.
 
 use std::sync::Arc;
 
@@ -11,21 +11,21 @@ use crate::readback::Download;
 use crate::recorder::Recorder;
 use crate::tensor::{Tensor, num_bytes, padded_bytes};
 
-/// Parameters share buffers of about this size: few enough that a step of the optimiser is a few dispatches, small enough
-/// that any device can hold one.
+/// Approximate size of the buffers that parameters share. They are large, so that an optimiser step takes few dispatches, but small
+/// enough for any device.
 const SLAB_BYTES: u64 = 32 << 20;
 
-/// Elements of a parameter that are read and uploaded at a time: as many as one staging chunk holds.
+/// Elements of a parameter that are read and uploaded at a time: as many as fit in a staging chunk.
 pub(crate) const PIECE_ELEMENTS: usize = 1 << 20;
 
-/// Bytes of weights that one submission uploads: staging memory is as large.
+/// Bytes of weights that one submission uploads, and so the size of its staging memory.
 const PART_BYTES: usize = 16 << 20;
 
 /// Index of a parameter in its list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ParameterId(usize);
 
-/// How a parameter starts.
+/// Initial values of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
     /// All 0.
@@ -52,7 +52,7 @@ impl Init {
         }
     }
 
-    /// What PyTorch's `nn.Linear` starts with, times `gain`.
+    /// The initial distribution of PyTorch's `nn.Linear`, times `gain`.
     pub fn linear(fan_in: usize, gain: f32) -> Self {
         Self::Uniform {
             bound: gain / (fan_in as f32).sqrt(),
@@ -60,19 +60,19 @@ impl Init {
     }
 }
 
-/// Name, shape and start of a parameter.
+/// Name, shape and initial values of a parameter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParameterSpec {
     /// Name, as in checkpoints: `layers.0.self_attn.q_proj.weight`.
     pub name: String,
-    /// Shape; the weights of linear layers are (out, in).
+    /// Shape. The weights of linear layers are (outputs, inputs).
     pub shape: Vec<usize>,
-    /// How it starts.
+    /// Initial values.
     pub init: Init,
 }
 
 impl ParameterSpec {
-    /// Whether weight decay applies: to matrices, not to weights of norms and biases.
+    /// Whether weight decay applies: to matrices, but not to weights of norms and to biases.
     pub fn decays(&self) -> bool {
         self.shape.len() > 1
     }
@@ -105,7 +105,7 @@ impl ParameterList {
         ParameterId(self.specs.len() - 1)
     }
 
-    /// All of them, in order.
+    /// All parameters, in order.
     pub fn specs(&self) -> &[ParameterSpec] {
         &self.specs
     }
@@ -125,7 +125,7 @@ impl ParameterList {
     }
 }
 
-/// A tensor for each parameter of a list.
+/// A set of tensors, one for each parameter of a list.
 #[derive(Clone, Debug)]
 pub struct Parameters {
     list: Arc<ParameterList>,
@@ -133,19 +133,19 @@ pub struct Parameters {
     slabs: Vec<(Tensor, bool)>,
 }
 
-/// Parameters that share a buffer, as one vector; gaps between them are 0 and stay so.
+/// Parameters that share a buffer, as one vector. Gaps between them are 0 and stay 0.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slab<'a> {
     pub elements: &'a Tensor,
-    /// Whether weight decay applies to all of them; it does to all or none.
+    /// Whether weight decay applies, which is the same for all parameters of a slab.
     pub decays: bool,
 }
 
 impl Parameters {
-    /// All 0: gradients, moments, or weights that will be written.
+    /// A set of zeros: for gradients, for moments, or for weights that will be written.
     ///
     /// # Errors
-    /// [`Error::SizeOverflow`], and those of leasing.
+    /// [`Error::SizeOverflow`], and the errors of leasing.
     pub fn zeros(
         recorder: &mut Recorder,
         list: &Arc<ParameterList>,
@@ -155,7 +155,7 @@ impl Parameters {
         let mut slabs = Vec::new();
         let mut tensors = vec![None; list.specs.len()];
         for decays in [true, false] {
-            // (parameter, offset) of those in the slab being filled.
+            // Parameters in the slab that is being filled: (parameter, offset in bytes).
             let mut placed: Vec<(usize, u64)> = Vec::new();
             let mut end = 0u64;
             let mut close = |placed: &mut Vec<(usize, u64)>, bytes: u64| -> Result<()> {
@@ -193,10 +193,11 @@ impl Parameters {
         })
     }
 
-    /// Weights as their list says they start; `seed` decides the draws. They are submitted, in parts of bounded size.
+    /// Weights with the initial values that the list gives; random ones follow from `seed`. They are uploaded and submitted in
+    /// parts of bounded size.
     ///
     /// # Errors
-    /// As [`zeros`](Self::zeros), and those of uploading and submitting.
+    /// As [`zeros`](Self::zeros), and the errors of uploading and submitting.
     pub fn initial(context: &Context, list: &Arc<ParameterList>, seed: u64) -> Result<Self> {
         let mut random = Random::new(seed, 0);
         Self::submitted(context, "initial weights", list, |index, first, values| {
@@ -214,12 +215,13 @@ impl Parameters {
         })
     }
 
-    /// Weights whose values `read` gives: told the number of a parameter and of an element, it fills a piece from there on,
-    /// piece by piece, in order. They are submitted in parts, each of which is done before the next is recorded, so that all
-    /// staging memory is that of one part. (Browsers cannot wait; there it is as much as the device is behind.)
+    /// Weights with values from `read`, which is called piece by piece, in order: it gets the index of a parameter and of an
+    /// element, and fills a slice with the values from there on. Weights are uploaded and submitted in parts. Each part is done
+    /// before the next is recorded, so that staging memory is never larger than a part. (Browsers cannot wait; there staging memory
+    /// grows while the device is behind.)
     ///
     /// # Errors
-    /// As [`zeros`](Self::zeros), and those of `read`, of uploading and of submitting.
+    /// As [`zeros`](Self::zeros), and the errors of `read`, of uploading and of submitting.
     pub(crate) fn submitted(
         context: &Context,
         recording: &'static str,
@@ -252,15 +254,15 @@ impl Parameters {
         Ok(weights)
     }
 
-    /// The list.
+    /// The list of parameters.
     pub fn list(&self) -> &Arc<ParameterList> {
         &self.list
     }
 
-    /// The tensor of a parameter of the list.
+    /// The tensor of a parameter.
     ///
     /// # Panics
-    /// With an id of another list that is longer.
+    /// If the id belongs to another list and is out of range here.
     pub fn get(&self, id: ParameterId) -> &Tensor {
         &self.tensors[id.0]
     }
@@ -270,14 +272,14 @@ impl Parameters {
         self.list.specs.iter().zip(&self.tensors)
     }
 
-    /// Records that all become 0.
+    /// Records that all tensors are set to 0.
     pub fn clear(&self, recorder: &mut Recorder) {
         for (elements, _) in &self.slabs {
             recorder.clear(elements, elements.whole());
         }
     }
 
-    /// Starts to read all of them, in order.
+    /// Records downloads of all tensors, in order.
     ///
     /// # Errors
     /// As [`Recorder::download`].
@@ -295,7 +297,7 @@ impl Parameters {
         })
     }
 
-    /// Whether these are for the same parameters as `list`.
+    /// Checks that these tensors are for the parameters of `list`.
     ///
     /// # Errors
     /// [`Error::ParameterMismatch`].
@@ -307,7 +309,7 @@ impl Parameters {
     }
 }
 
-/// The dropout of one place in a model at one step, if there is one.
+/// The dropout of a place in a model in a training step; `None` without `step_seed` or with probability 0.
 pub(crate) fn dropout_at(
     probability: f32,
     step_seed: Option<u64>,

@@ -1,4 +1,4 @@
-//! The optimiser's step on the device.
+//! AdamW steps on the device.
 
 use super::{grid, size};
 use crate::error::{Error, Result};
@@ -6,23 +6,24 @@ use crate::kernels::adamw::{AdamW, AdamWParams};
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
-/// Numbers of AdamW (Loshchilov and Hutter 2019).
+/// Options of AdamW (Loshchilov and Hutter 2019).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWOptions {
-    /// Decay of the mean of gradients.
+    /// Decay rate of the running mean of gradients.
     pub beta_1: f32,
-    /// Decay of the mean of their squares.
+    /// Decay rate of the running mean of squared gradients.
     pub beta_2: f32,
-    /// Added to the root of that mean.
+    /// Added to the square root of the mean of squared gradients.
     pub eps: f32,
-    /// Decay of matrices, times the learning rate, apart from the gradient. Weights of norms and biases do not decay.
+    /// Weight decay. In each step, weights are reduced by this times the learning rate times themselves. It applies to matrices
+    /// only, not to weights of norms and to biases.
     pub weight_decay: f32,
-    /// Gradients whose norm over all parameters exceeds this are scaled down to it.
+    /// If the norm of the gradients over all parameters is larger than this, they are scaled down to it. `None`: no clipping.
     pub max_norm: Option<f32>,
 }
 
 impl Default for AdamWOptions {
-    /// What LongNet was trained with: means of 0.9 and 0.98, decay 0.01, norms up to 2.
+    /// The options that LongNet was trained with: betas 0.9 and 0.98, weight decay 0.01, clipping at a norm of 2.
     fn default() -> Self {
         Self {
             beta_1: 0.9,
@@ -35,10 +36,10 @@ impl Default for AdamWOptions {
 }
 
 impl AdamWOptions {
-    /// Whether every number means something.
+    /// Checks that every option is in its range.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] names the first that does not.
+    /// [`Error::InvalidConfig`] names the first that is not.
     pub fn check(&self) -> Result<()> {
         let positive = |value: f32| value > 0.0 && value.is_finite();
         let below_one = |value: f32| (0.0..1.0).contains(&value);
@@ -73,12 +74,12 @@ impl AdamWOptions {
     }
 }
 
-/// A factor that weights may be changed by: at least 0 and finite.
+/// Whether a learning rate or a decay is valid: at least 0 and finite.
 fn is_rate(value: f32) -> bool {
     value >= 0.0 && value.is_finite()
 }
 
-/// Numbers with their names, whether they hold to their rules, and these.
+/// Checks rules, each given as: name of a number, the number, whether it is valid, and what it needs to be.
 fn check(rules: &[(&'static str, f32, bool, &'static str)]) -> Result<()> {
     match rules.iter().find(|(.., holds, _)| !holds) {
         None => Ok(()),
@@ -93,13 +94,13 @@ fn check(rules: &[(&'static str, f32, bool, &'static str)]) -> Result<()> {
 /// One step of AdamW.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWStep {
-    /// What all steps share.
+    /// The options, the same for all steps.
     pub options: AdamWOptions,
     /// Learning rate of this step.
     pub learning_rate: f32,
-    /// Number of the step, from 1.
+    /// Number of the step, counted from 1.
     pub step: u64,
-    /// Gradients are multiplied by this first: 1 / number of accumulated batches, for example.
+    /// Factor on the gradients, before clipping: for example 1 / number of accumulated batches.
     pub gradient_scale: f32,
 }
 
@@ -134,7 +135,7 @@ impl AdamWStep {
 /// of all gradients of the model, before `gradient_scale`.
 ///
 /// # Errors
-/// [`Error::InvalidConfig`] for a number that means nothing; [`Error::InvalidShape`], [`Error::WrongDType`],
+/// [`Error::InvalidConfig`] for an option that is out of its range; [`Error::InvalidShape`], [`Error::WrongDType`],
 /// [`Error::ContextMismatch`] for tensors that do not fit; and the errors of recording.
 pub fn adamw(
     recorder: &mut Recorder,
@@ -157,7 +158,7 @@ pub fn adamw(
         tensor.vector().expect_f32(what, 1, count, recorder)?;
     }
     let caps = recorder.context().caps().clone();
-    // In double precision: 1 - beta^t loses all digits otherwise.
+    // In f64, because 1 - beta^t would lose its digits in f32.
     let exponent = i32::try_from(step.step).unwrap_or(i32::MAX);
     let correction = |beta: f32| (1.0 / (1.0 - f64::from(beta).powi(exponent))) as f32;
     let window = (caps.max_binding_bytes / 4 / 64 * 64).max(1);

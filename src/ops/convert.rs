@@ -1,4 +1,4 @@
-//! From one type of elements to another.
+//! Conversion of tensors between element types.
 
 use super::elementwise::elementwise;
 use crate::device::{DType, ElementFormat};
@@ -8,9 +8,9 @@ use crate::kernels::convert::Convert;
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
-/// Records a tensor with the elements of `x` as `dtype`: f32, f16 or bf16. Towards half precision they are rounded to the
-/// nearest, ties to even; numbers beyond the largest become infinite, as IEEE 754 has it, and a NaN stays one. From f16 to bf16
-/// and back the way is through f32. A tensor of that type already is returned as it is.
+/// Records a tensor with the elements of `x` converted to `dtype`: f32, f16 or bf16. Conversion to half precision rounds to the
+/// nearest, ties to even. As in IEEE 754, numbers too large for the type become infinite, and a NaN stays a NaN. Between f16 and
+/// bf16, elements are converted by way of f32. If `x` has the type already, it is returned as it is.
 ///
 /// ```no_run
 /// use dilated_attention::{Context, DType, ops::convert};
@@ -22,7 +22,7 @@ use crate::tensor::Tensor;
 /// ```
 ///
 /// # Errors
-/// [`Error::WrongDType`] for integers, [`Error::InvalidShape`] when the number of elements is no multiple of 4,
+/// [`Error::WrongDType`] for integers, [`Error::InvalidShape`] when the number of elements is not a multiple of 4,
 /// [`Error::ContextMismatch`], and the errors of leasing and recording.
 pub fn convert(recorder: &mut Recorder, x: &Tensor, dtype: DType) -> Result<Tensor> {
     let context = recorder.context();

@@ -1,4 +1,4 @@
-//! Element by element: activations, sums, dropout.
+//! Operations on single elements: activations, scaled sums, dropout.
 
 use super::{Matrix, grid, row_windows, size};
 use crate::device::{DType, ElementFormat};
@@ -10,10 +10,10 @@ use crate::kernels::scaled_add::{self, ScaledAddParams};
 use crate::kernels::{Kernel, VectorWidth};
 use crate::recorder::Recorder;
 
-/// Vectors that one workgroup takes.
+/// Vectors that one workgroup computes.
 const BLOCK: u64 = 64;
 
-/// Records `out = activation(x)`, both activations of one type.
+/// Records `out = activation(x)`. `x` and `out` have the same type.
 ///
 /// # Errors
 /// [`Error::InvalidShape`], [`Error::WrongDType`], [`Error::ContextMismatch`] for matrices that do not fit, and the errors
@@ -34,7 +34,7 @@ pub fn activation(
     elementwise(recorder, kernel.into(), vector_width, x, out)
 }
 
-/// Records that `gradient`, that of `activation(x)`, becomes that of `x`. Both are f32.
+/// Records the gradient of `x`: on entry, `gradient` holds the gradient of `activation(x)`, which that of `x` replaces. Both are f32.
 ///
 /// # Errors
 /// As [`activation`].
@@ -50,7 +50,7 @@ pub fn activation_backward(
     elementwise(recorder, kernel.into(), VectorWidth::Scalar, x, gradient)
 }
 
-/// A kernel that makes vectors of `out` of those of `x`.
+/// Records a kernel that computes each vector of `out` from the same vector of `x`.
 pub(super) fn elementwise(
     recorder: &mut Recorder,
     kernel: Kernel,
@@ -77,8 +77,8 @@ pub(super) fn elementwise(
     Ok(())
 }
 
-/// Which elements a dropout drops: each independently with probability `probability`, drawn from a counter, so that the
-/// backward draws the same again. Kept elements are divided by `1 - probability`.
+/// A dropout: sets each element to 0 with a given probability and divides the others by `1 - probability`. Random numbers follow
+/// from the seed and the number of the element, so that the backward drops the same elements.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
     probability: f32,
@@ -86,7 +86,7 @@ pub struct Dropout {
 }
 
 impl Dropout {
-    /// Drops with `probability`; `seed` tells draws apart: layers, places in them, steps.
+    /// A dropout with `probability`. Dropouts that should be independent (of other layers, places or steps) need different seeds.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when the probability is not in 0..1.
@@ -101,13 +101,13 @@ impl Dropout {
         Ok(Self { probability, seed })
     }
 
-    /// Draws below this, of 32 bits, drop.
+    /// An element is dropped if its random 32-bit number is below this.
     fn threshold(&self) -> u32 {
         (f64::from(self.probability) * f64::from(u32::MAX)) as u32
     }
 }
 
-/// `out = scale * dropout(x) + y_scale * y`, to be recorded; all activations of one type, with dropout f32.
+/// A scaled sum to be recorded: `out = scale * dropout(x) + y_scale * y`. All have the same type; with dropout it must be f32.
 #[derive(Clone, Copy, Debug)]
 #[must_use = "a sum does nothing until it is recorded"]
 pub struct ScaledAdd<'a> {
@@ -128,7 +128,7 @@ impl<'a> ScaledAdd<'a> {
         }
     }
 
-    /// With elements of `x` dropped; its first element has the number `first` among those that are drawn with the seed.
+    /// Applies a dropout to `x`. `first` is the number of the first element of `x` among all elements that use the dropout's seed.
     pub fn with_dropout(self, dropout: Option<Dropout>, first: u64) -> Self {
         let dropout = dropout.filter(|dropout| dropout.probability > 0.0);
         Self {
@@ -137,7 +137,7 @@ impl<'a> ScaledAdd<'a> {
         }
     }
 
-    /// Plus `scale * y`.
+    /// Adds `scale * y`.
     pub fn plus(self, y: Matrix<'a>, scale: f32) -> Self {
         Self {
             y: Some((y, scale)),
@@ -145,7 +145,7 @@ impl<'a> ScaledAdd<'a> {
         }
     }
 
-    /// Records that `out` becomes the sum.
+    /// Records the sum, written to `out`.
     ///
     /// # Errors
     /// As [`activation`].
@@ -157,7 +157,7 @@ impl<'a> ScaledAdd<'a> {
         self.record(recorder, out, mode, self.y.map_or(0.0, |(_, scale)| scale))
     }
 
-    /// Records that `out` becomes the sum plus `out_scale * out`.
+    /// Records `out = sum + out_scale * out`.
     ///
     /// # Errors
     /// As [`activation`]; [`Error::InvalidConfig`] when the sum has a `y` already.

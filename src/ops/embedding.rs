@@ -1,4 +1,4 @@
-//! Rows of a table, chosen by number.
+//! Embeddings: rows of a table, looked up by id.
 
 use super::{Matrix, grid, row_windows, size, windows_of};
 use crate::device::DType;
@@ -10,21 +10,21 @@ use crate::kernels::embedding::{
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
-/// Numbers of rows of a table, checked, on the device: as given, and sorted for the backward.
+/// Token ids on the device, checked at upload. Also holds them sorted, for the backward.
 #[derive(Clone, Debug)]
 pub struct TokenIds {
     ids: Tensor,
-    /// The largest id and where it first is, if there is any.
+    /// The largest id and the index of its first occurrence; `None` without ids.
     largest: Option<(u32, u64)>,
-    /// Rows sorted by id; rows of one id in their order.
+    /// Rows sorted by id. Rows with the same id keep their order.
     order: Tensor,
-    /// (id, begin, end) of each id that occurs: its rows are `order[begin..end]`. As many as there may be at most, so that
-    /// the bytes of a step do not depend on its tokens; those left over have an id that no table has.
+    /// (id, begin, end) of each id that occurs: its rows are `order[begin..end]`. The tensor always has as many entries as there
+    /// may be at most, so that its size does not depend on the ids. Unused entries have an id that no table has.
     runs: Tensor,
 }
 
 impl TokenIds {
-    /// Uploads `ids`, each the number of a row of a table of `num_rows` rows.
+    /// Uploads `ids` for a table of `num_rows` rows.
     ///
     /// # Errors
     /// [`Error::TokenOutOfRange`] names the first id that is not below `num_rows`; the errors of uploading.
@@ -44,7 +44,7 @@ impl TokenIds {
         let largest = largest(ids.iter().copied());
         let count = size("tokens", ids.len() as u64)?;
         let mut order: Vec<u32> = (0..count).collect();
-        // The sort is stable: rows of one id stay in order.
+        // The sort is stable: rows with the same id keep their order.
         order.sort_by_key(|row| ids[*row as usize]);
         let most = ids.len().min(num_rows);
         let mut runs: Vec<[u32; 3]> = Vec::with_capacity(most);
@@ -69,12 +69,12 @@ impl TokenIds {
         self.ids.num_elements()
     }
 
-    /// Whether a table of `rows` rows has all of them: they were checked at upload against a number of the caller's.
+    /// Checks that a table of `rows` rows has all ids. At upload they were checked against a number that the caller gave.
     fn expect_below(&self, rows: u64) -> Result<()> {
         expect_below("token", self.largest, rows)
     }
 
-    /// Whether there is no id.
+    /// Whether there are no ids.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -89,7 +89,7 @@ pub(super) fn largest(ids: impl Iterator<Item = u32>) -> Option<(u32, u64)> {
     (0..).zip(ids).fold(None, larger)
 }
 
-/// Whether the largest id is below `limit`.
+/// Checks that the largest id is below `limit`.
 pub(super) fn expect_below(
     what: &'static str,
     largest: Option<(u32, u64)>,
@@ -100,14 +100,14 @@ pub(super) fn expect_below(
             what,
             index,
             given,
-            // Not above the id, which is 32 bits.
+            // Fits in a usize: at most the id, which has 32 bits.
             limit: limit as usize,
         }),
         _ => Ok(()),
     }
 }
-
-/// Records `out[r] = scale * table[ids[r]]`, or that it is added to `out`. The table is f32, `out` an activation.
+/// Records `out[r] = scale * table[ids[r]]` for each row r or, with the flag, `out[r] += scale * table[ids[r]]`. The table is f32;
+/// `out` is f32, f16 or bf16.
 ///
 /// # Errors
 /// [`Error::TokenOutOfRange`] for ids that the table does not have; [`Error::InvalidShape`], [`Error::WrongDType`],
@@ -160,7 +160,7 @@ pub fn embedding(
     Ok(())
 }
 
-/// Records that the gradient of the table is added to `dtable`, given `dout`, that of the [`embedding`].
+/// Records that the gradient of the table of an [`embedding`] is added to `dtable`. `dout` is the gradient of its result.
 ///
 /// # Errors
 /// As [`embedding`].

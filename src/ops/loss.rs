@@ -1,4 +1,4 @@
-//! Cross-entropy of classes.
+//! Cross-entropy of logits with labels.
 
 use super::embedding::{expect_below, largest};
 use super::{Matrix, grid, row_windows, size};
@@ -8,26 +8,26 @@ use crate::kernels::cross_entropy::{CrossEntropy, CrossEntropyParams};
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
-/// The label of a row without one: its loss and gradient are 0.
+/// Marks a row without a label. Its loss and gradient are 0.
 pub const IGNORED_LABEL: u32 = u32::MAX;
 
-/// Rows that one workgroup takes.
+/// Rows that one workgroup computes.
 const ROWS: u64 = 8;
 
-/// Classes of rows, checked, on the device.
+/// Labels of rows on the device, checked at upload.
 #[derive(Clone, Debug)]
 pub struct Labels {
     labels: Tensor,
     counted: u64,
-    /// The largest label and where it first is, if there is any; [`IGNORED_LABEL`] is none.
+    /// The largest label and the index of its first occurrence; `None` if all are [`IGNORED_LABEL`].
     largest: Option<(u32, u64)>,
 }
 
 impl Labels {
-    /// Uploads `labels`, each below `num_classes` or [`IGNORED_LABEL`].
+    /// Uploads `labels`, one for each row: below `num_classes`, or [`IGNORED_LABEL`].
     ///
     /// # Errors
-    /// [`Error::TokenOutOfRange`] names the first that is neither; the errors of uploading.
+    /// [`Error::TokenOutOfRange`] names the first label that is neither; the errors of uploading.
     pub fn upload(recorder: &mut Recorder, labels: &[u32], num_classes: usize) -> Result<Self> {
         let wrong = labels
             .iter()
@@ -45,7 +45,7 @@ impl Labels {
             .iter()
             .filter(|label| **label != IGNORED_LABEL)
             .count();
-        // Shifted by one, ignored labels become 0, the smallest.
+        // Plus 1, so that IGNORED_LABEL wraps around to 0, the smallest.
         let largest = largest(labels.iter().map(|label| label.wrapping_add(1)))
             .and_then(|(shifted, index)| Some((shifted.checked_sub(1)?, index)));
         Ok(Self {
@@ -60,22 +60,22 @@ impl Labels {
         self.labels.num_elements()
     }
 
-    /// Whether there is no row.
+    /// Whether there are no rows.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Rows that have a label.
+    /// Number of rows that have a label.
     pub fn counted(&self) -> u64 {
         self.counted
     }
 }
 
-/// Records the cross-entropy `ln sum exp(logits) - logits[label]` of each row from `first_row` on, in nats, to `losses`, and
-/// that `logits` become `gradient_scale` times its gradient.
+/// Records the cross-entropy of each row of `logits`, `ln(sum(exp(logits))) - logits[label]` in nats, written to `losses`. `logits`
+/// is replaced by `gradient_scale` times its gradient. The label of the first row of `logits` is number `first_row` of `labels`.
 ///
 /// # Errors
-/// [`Error::TokenOutOfRange`] for labels that are no class; [`Error::InvalidShape`], [`Error::WrongDType`],
+/// [`Error::TokenOutOfRange`] for labels that are not classes of `logits`; [`Error::InvalidShape`], [`Error::WrongDType`],
 /// [`Error::ContextMismatch`] for matrices that do not fit, and the errors of recording.
 pub fn cross_entropy(
     recorder: &mut Recorder,
@@ -85,7 +85,7 @@ pub fn cross_entropy(
     losses: Matrix<'_>,
 ) -> Result<()> {
     let (rows, width) = (logits.rows(), logits.width());
-    // They were checked at upload against a number of the caller's.
+    // At upload, labels were checked against a number of classes that the caller gave.
     expect_below("label", labels.largest, width)?;
     let labels = labels
         .labels

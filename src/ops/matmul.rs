@@ -1,4 +1,4 @@
-//! Products of matrices.
+//! Matrix products.
 
 use super::{Matrix, grid, size, windows_of};
 use crate::device::{DType, ElementFormat};
@@ -10,18 +10,19 @@ use crate::kernels::{Family, VectorWidth};
 use crate::ops::reduce::add_partials;
 use crate::recorder::Recorder;
 
-/// Sums of columns are cut into blocks until there are about this many workgroups.
+/// Number of workgroups to aim at: column sums are cut into blocks until they have about this many.
 const WANTED_WORKGROUPS: u64 = 256;
 
-/// Least elements of a sum that are worth a split of their own.
+/// Least number of elements of a sum that are worth a split of their own.
 const LEAST_SPLIT: u64 = 512;
 
-/// A product to be recorded: `c = activation(op(a) op(b) + bias) + scale * residual`, or added to `c`. The left factor is an
-/// activation; the right one, the weights, is f32 or of the left one's type; the bias is f32; the result is of the left
-/// factor's type or f32, and so is the residual.
+/// A matrix product to be recorded: `c = activation(op(a) op(b) + bias) + scale * residual`, or a product added to `c`. `op` is a
+/// transposition or nothing.
 ///
-/// With both factors f16, GPUs that have them take cooperative matrices
-/// ([`Context::cooperative_matrix`](crate::Context::cooperative_matrix)). Sums are f32 in any case.
+/// The left factor may be f32, f16 or bf16. The right factor (usually the weights) is f32 or has the type of the left one. The bias
+/// is f32. Result and residual are f32 or have the type of the left factor. Sums are always f32.
+///
+/// If both factors are f16, GPUs with cooperative matrices use them ([`Context::cooperative_matrix`](crate::Context::cooperative_matrix)).
 ///
 /// ```no_run
 /// use dilated_attention::{Context, DType, ops::Matmul};
@@ -43,12 +44,12 @@ pub struct Matmul<'a> {
     activation: Activation,
     bias: Option<Matrix<'a>>,
     residual: Option<(Matrix<'a>, f32)>,
-    /// The caller's choice of the kernel.
+    /// The kernel, if the caller has chosen one.
     variant: Option<MatmulVariant>,
 }
 
 impl<'a> Matmul<'a> {
-    /// `a b`.
+    /// The product `a b`.
     pub fn new(a: Matrix<'a>, b: Matrix<'a>) -> Self {
         Self {
             a,
@@ -62,7 +63,7 @@ impl<'a> Matmul<'a> {
         }
     }
 
-    /// With a kernel of the caller's choice instead of the one that suits the device.
+    /// Uses this kernel instead of the one that suits the device.
     pub fn with_variant(self, variant: MatmulVariant) -> Self {
         Self {
             variant: Some(variant),
@@ -70,7 +71,7 @@ impl<'a> Matmul<'a> {
         }
     }
 
-    /// With `a` transposed.
+    /// Transposes `a`.
     pub fn transpose_a(self) -> Self {
         Self {
             transpose_a: true,
@@ -78,7 +79,7 @@ impl<'a> Matmul<'a> {
         }
     }
 
-    /// With `b` transposed.
+    /// Transposes `b`.
     pub fn transpose_b(self) -> Self {
         Self {
             transpose_b: true,
@@ -86,17 +87,17 @@ impl<'a> Matmul<'a> {
         }
     }
 
-    /// Adds one row to every row.
+    /// Adds a bias: a matrix with one row, which is added to every row of the product.
     pub fn with_bias(self, bias: Option<Matrix<'a>>) -> Self {
         Self { bias, ..self }
     }
 
-    /// Applied to the product and bias.
+    /// Applies an activation to the sum of product and bias.
     pub fn with_activation(self, activation: Activation) -> Self {
         Self { activation, ..self }
     }
 
-    /// Adds `scale` times a matrix of the result's shape at last.
+    /// Adds `scale * residual` after the activation. The residual has the shape of the result.
     pub fn with_residual(self, residual: Matrix<'a>, scale: f32) -> Self {
         Self {
             residual: Some((residual, scale)),
@@ -104,21 +105,20 @@ impl<'a> Matmul<'a> {
         }
     }
 
-    /// Records that `c` becomes the result.
+    /// Records the product, written to `c`.
     ///
     /// # Errors
     /// [`Error::InvalidShape`], [`Error::WrongDType`], [`Error::ContextMismatch`] for matrices that do not fit,
-    /// [`Error::BindingTooSmall`] when a binding cannot cover one row, [`Error::InvalidConfig`] or [`Error::Unsupported`] when the kernel chosen
-    /// is not for such factors on this device, and the errors of recording a dispatch.
+    /// [`Error::BindingTooSmall`] when a binding cannot cover one row, [`Error::InvalidConfig`] or [`Error::Unsupported`] when the
+    /// chosen kernel does not take these factors on this device, and the errors of recording a dispatch.
     pub fn write(self, recorder: &mut Recorder, c: Matrix<'a>) -> Result<()> {
         self.record(recorder, c, false)
     }
 
-    /// Records that the result is added to `c`.
+    /// Records the product, added to `c`.
     ///
     /// # Errors
-    /// As [`write`](Self::write); [`Error::InvalidConfig`] with an activation or a residual, which are for results that
-    /// are written.
+    /// As [`write`](Self::write); [`Error::InvalidConfig`] with an activation or a residual, which only [`write`](Self::write) supports.
     pub fn add(self, recorder: &mut Recorder, c: Matrix<'a>) -> Result<()> {
         if self.activation != Activation::Identity || self.residual.is_some() {
             return Err(Error::InvalidConfig {
@@ -177,7 +177,7 @@ impl<'a> Matmul<'a> {
         if rows == 0 || columns == 0 {
             return Ok(());
         }
-        // Windows of the rows that each matrix is stored in.
+        // Each matrix is cut into windows of its rows, as they are stored.
         let [max_a, max_b, max_c] = [&self.a, &self.b, &c].map(|matrix| matrix.max_rows(&caps));
         let (mut max_rows, mut max_inner, mut max_columns) = (max_c, u64::MAX, u64::MAX);
         match self.transpose_a {
@@ -188,21 +188,21 @@ impl<'a> Matmul<'a> {
             false => max_inner = max_inner.min(max_b),
             true => max_columns = max_columns.min(max_b),
         }
-        // Windows of half precision begin at whole vectors.
+        // In half precision, windows begin at whole vec4.
         let unit = if left == ElementFormat::F32 { 1 } else { 4 };
         let whole = |max: u64, all: u64| if max < all { max - max % unit } else { max };
         (max_rows, max_inner) = (whole(max_rows, rows), whole(max_inner, inner));
         max_columns = whole(max_columns, columns);
         let inner_windows = match inner {
-            // An empty sum: bias, activation and residual of nothing.
+            // Empty sums: only bias, activation and residual are computed.
             0 => vec![(0, 0)],
             _ => windows_of("a", inner, max_inner, &caps)?,
         };
         let epilogue_waits = inner_windows.len() > 1
             && (self.activation != Activation::Identity || self.residual.is_some());
         if epilogue_waits {
-            // Partial sums cannot be activated. Weights larger than a binding are met by a product into a tensor of
-            // its own in `nn`; here it is an error rather than a hidden copy.
+            // Activation and residual need whole sums, but here a binding covers only a part of each sum. A caller can write the
+            // product to a tensor of its own first; this function makes no hidden copy.
             return Err(Error::BindingTooSmall {
                 what: "b".into(),
                 requested_bytes: self.b.rows() * self.b.width() * 4,
@@ -226,7 +226,7 @@ impl<'a> Matmul<'a> {
         Ok(())
     }
 
-    /// The caller's kernel, else the one that suits the device.
+    /// The kernel that the caller chose; else the one that suits the device.
     fn chosen(
         &self,
         columns: u64,
@@ -275,7 +275,7 @@ impl<'a> Matmul<'a> {
             false => self.b.bind(inner.0, inner.1, &caps)?,
             true => self.b.bind(columns.0, columns.1, &caps)?,
         };
-        // The columns of a window within rows that are bound whole.
+        // Rows are bound whole; a window of columns begins at these offsets within them.
         let [a_offset, b_offset] = [
             if self.transpose_a { rows.0 } else { inner.0 },
             if self.transpose_b { inner.0 } else { columns.0 },
@@ -399,14 +399,14 @@ impl<'a> Matmul<'a> {
     }
 }
 
-/// What one dispatch computes.
+/// The part of a product that one dispatch computes.
 struct Block {
     rows: (u64, u64),
     columns: (u64, u64),
     inner: (u64, u64),
 }
 
-/// Rows and columns of a matrix as it takes part.
+/// Rows and columns of a matrix, transposed or not.
 fn oriented(matrix: &Matrix<'_>, transposed: bool) -> (u64, u64) {
     match transposed {
         false => (matrix.rows(), matrix.width()),
@@ -414,7 +414,7 @@ fn oriented(matrix: &Matrix<'_>, transposed: bool) -> (u64, u64) {
     }
 }
 
-/// Records that the sums of the columns of `dy`, the gradient of a bias, are added to the row `dbias`.
+/// Records that the gradient of a bias is added to `dbias`, a matrix of one row: the column sums of `dy`.
 ///
 /// # Errors
 /// As [`Matmul::write`].
@@ -424,8 +424,9 @@ pub fn bias_backward(recorder: &mut Recorder, dy: Matrix<'_>, dbias: Matrix<'_>)
     column_sums(recorder, dy, None, &[dbias])
 }
 
-/// Adds the sums of the columns of `dy` (and before them, with the input and its rows' statistics, the sums of its products
-/// with the normalised input) to `sums`, one row each.
+/// Adds column sums to `sums`, matrices of one row each. `normalised` are the input of a norm and the statistics of its rows: then
+/// the column sums of `dy` times the normalised input go to the first of `sums`, and those of `dy` to the next. Without it, those
+/// of `dy` go to the first.
 pub(super) fn column_sums(
     recorder: &mut Recorder,
     dy: Matrix<'_>,
@@ -438,11 +439,11 @@ pub(super) fn column_sums(
     if let Some((x, stats)) = normalised {
         matrices.extend([x, stats]);
     }
-    // Those of products with what is normalised come first.
+    // With `normalised`, its sums come before those of dy.
     let num_sums = if normalised.is_some() { 2 } else { 1 };
     for (begin, end) in super::row_windows("dy", dy.rows(), &matrices, &caps)? {
         let rows = end - begin;
-        // As many blocks as give every column enough workgroups, of at least 64 rows.
+        // Enough blocks for the number of workgroups aimed at, but blocks of at least 64 rows.
         let tiles_x = width.div_ceil(64);
         let blocks = (WANTED_WORKGROUPS / tiles_x).clamp(1, rows.div_ceil(64));
         let block = rows.div_ceil(blocks);

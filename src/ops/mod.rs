@@ -1,15 +1,14 @@
-//! Operations of layers on matrices, forward and backward: what [`nn`](crate::nn) is made of.
+//! Operations on matrices, forward and backward. The layers of [`nn`](crate::nn) consist of them.
 //!
-//! An operation takes views of tensors as row-major matrices ([`Matrix`]) and records dispatches. Inputs and outputs may
-//! each be larger than one binding: every operation walks over windows of rows, at offsets that the device allows. Results
-//! go to tensors of the caller's, none of which may share a buffer with an input: one dispatch cannot read and write one
-//! buffer.
+//! An operation takes tensors as row-major matrices ([`Matrix`]) and records dispatches. Inputs and outputs may be larger than a
+//! binding: operations go over windows of rows, at offsets that the device allows. Results go to tensors that the caller provides.
+//! None of them may share a buffer with an input, because a dispatch cannot read and write the same buffer.
 //!
-//! Activations may be f32, f16 or bf16 in the operations of a forward; weights, statistics, logits and everything of a backward
-//! are f32. All is computed in f32; each result in half precision is rounded once, or where a product is followed by an
-//! activation or a residual on a CPU adapter, twice.
+//! In a forward, activations may be f32, f16 or bf16. Weights, statistics, logits and everything in a backward are f32. Kernels
+//! compute in f32. A result in half precision is rounded once; on CPU adapters twice, where a product is followed by an activation
+//! or a residual.
 //!
-//! Sums are taken in an order that shapes alone decide, with no atomics: the same bits on every run.
+//! The order of all sums depends on shapes only, and there are no atomics. So results have the same bits on every run.
 
 mod adamw;
 mod convert;
@@ -38,8 +37,7 @@ use crate::plan::RowLayout;
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
-/// Some rows of a tensor, seen as a row-major matrix: the last dimension is a row, all before it count
-/// rows.
+/// A view of consecutive rows of a tensor as a row-major matrix.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {
     tensor: &'a Tensor,
@@ -48,16 +46,16 @@ pub struct Matrix<'a> {
     width: u64,
 }
 
-/// What is bound of a matrix.
+/// A binding of rows of a matrix.
 #[derive(Clone, Copy)]
 struct Bound<'a> {
     binding: (&'a Tensor, ByteRange),
-    /// Elements, or other units, of the binding before the first row.
+    /// Elements (or vectors, or other units) of the binding before the first row.
     skip: u32,
 }
 
 impl Tensor {
-    /// The tensor as a matrix whose rows are its last dimension.
+    /// The tensor as a matrix: the last dimension is a row, all other dimensions count rows.
     pub fn matrix(&self) -> Matrix<'_> {
         let width = self.shape().last().map_or(1, |width| *width as u64);
         self.matrix_of_width(width)
@@ -92,7 +90,7 @@ impl<'a> Matrix<'a> {
     /// The rows `begin .. end` of this matrix.
     ///
     /// # Errors
-    /// [`Error::InvalidShape`] when it does not have them.
+    /// [`Error::InvalidShape`] when the matrix does not have these rows.
     pub fn slice(&self, begin: u64, end: u64) -> Result<Self> {
         if begin > end || end > self.rows() {
             return Err(Error::InvalidShape {
@@ -108,10 +106,10 @@ impl<'a> Matrix<'a> {
         })
     }
 
-    /// The same elements in rows of `width`.
+    /// The same elements in rows of `width` elements.
     ///
     /// # Errors
-    /// [`Error::InvalidShape`] when they do not fill whole rows.
+    /// [`Error::InvalidShape`] when the elements do not fill whole rows.
     pub fn reshape(&self, width: u64) -> Result<Self> {
         let (begin, end) = (self.begin * self.width, self.end * self.width);
         if width == 0 || !begin.is_multiple_of(width) || !end.is_multiple_of(width) {
@@ -129,12 +127,12 @@ impl<'a> Matrix<'a> {
         })
     }
 
-    /// Type of the elements.
+    /// The element type.
     pub fn dtype(&self) -> DType {
         self.tensor.dtype()
     }
 
-    /// Rows in units of so many elements.
+    /// The layout of rows, in units of `elements` elements.
     fn layout(&self, elements: u64) -> RowLayout {
         let bytes = self.dtype().bytes();
         RowLayout {
@@ -143,7 +141,7 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// Rows that one binding covers wherever they begin.
+    /// Number of rows that a binding covers, wherever they begin.
     fn max_rows(&self, caps: &DeviceCaps) -> u64 {
         match self.width {
             0 => u64::MAX,
@@ -156,7 +154,7 @@ impl<'a> Matrix<'a> {
         self.bind_units(begin, end, 1, caps)
     }
 
-    /// Binds the rows `begin .. end` of this matrix in units of so many elements, which rows are multiples of.
+    /// Binds the rows `begin .. end` of this matrix in units of `elements` elements. The width of rows must be a multiple of it.
     fn bind_units(
         &self,
         begin: u64,
@@ -173,7 +171,7 @@ impl<'a> Matrix<'a> {
                 limit_bytes: caps.max_binding_bytes,
             });
         };
-        // Nothing smaller than a word can be bound; a tensor without elements has one.
+        // A binding cannot be smaller than a 32-bit word. The buffer of a tensor without elements has one.
         if window.bytes.size == 0 {
             window.bytes = ByteRange { offset: 0, size: 4 };
         }
@@ -183,7 +181,7 @@ impl<'a> Matrix<'a> {
         })
     }
 
-    /// Whether the matrix has this shape and holds `dtype` on the recorder's context.
+    /// Checks that the matrix has this shape and element type and belongs to the recorder's context.
     fn expect(
         &self,
         what: &'static str,
@@ -205,7 +203,7 @@ impl<'a> Matrix<'a> {
         Ok(())
     }
 
-    /// [`expect`](Self::expect) activations: f32, or in half precision with rows of whole vectors.
+    /// As [`expect`](Self::expect), for activations: f32, or half precision with a width that is a multiple of 4.
     fn expect_activations(
         &self,
         what: &'static str,
@@ -225,7 +223,7 @@ impl<'a> Matrix<'a> {
         Ok(format)
     }
 
-    /// [`expect`](Self::expect) f32.
+    /// As [`expect`](Self::expect), for f32.
     fn expect_f32(
         &self,
         what: &'static str,
@@ -237,7 +235,7 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// Ranges of `count` rows, each of which every one of `matrices` can bind.
+/// Cuts `count` rows into ranges that a binding of each of `matrices` can cover.
 fn row_windows(
     what: &'static str,
     count: u64,
@@ -251,7 +249,7 @@ fn row_windows(
     windows_of(what, count, narrowest, caps)
 }
 
-/// `0 .. count` in windows of at most `size`.
+/// Cuts `0 .. count` into windows of at most `size`.
 fn windows_of(
     what: &'static str,
     count: u64,
@@ -275,7 +273,7 @@ fn windows_of(
     Ok(windows)
 }
 
-/// The grid of `num_workgroups`.
+/// Width and height of a dispatch of `num_workgroups` workgroups.
 fn grid(what: &'static str, num_workgroups: u64, caps: &DeviceCaps) -> Result<[u32; 2]> {
     u32::try_from(num_workgroups)
         .ok()
@@ -286,7 +284,7 @@ fn grid(what: &'static str, num_workgroups: u64, caps: &DeviceCaps) -> Result<[u
         })
 }
 
-/// A size as kernels take it.
+/// A size as the 32-bit number that kernels take.
 fn size(what: &'static str, size: u64) -> Result<u32> {
     u32::try_from(size).map_err(|_| Error::SizeOverflow {
         what: what.into(),

@@ -8,8 +8,8 @@ use crate::kernels::VectorWidth;
 use crate::kernels::norm::{Norm, NormBackward, NormParams, ROWS};
 use crate::recorder::Recorder;
 
-/// Records `y = (x - mean) / sqrt(variance + eps) * weight + bias`, mean and variance (of the population) over each row. `x`
-/// and `y` are activations of one type, `weight` and `bias` f32.
+/// Records the layer norm `y = (x - mean) / sqrt(variance + eps) * weight + bias`, with mean and (population) variance of each row.
+/// `x` and `y` have the same type, `weight` and `bias` are f32.
 ///
 /// # Errors
 /// [`Error::InvalidShape`](crate::Error::InvalidShape), [`Error::WrongDType`](crate::Error::WrongDType),
@@ -24,7 +24,8 @@ pub fn layer_norm<'a>(
     forward(recorder, x, weight, Some(bias), eps, y)
 }
 
-/// Records `y = x / sqrt(m + eps) * weight`, m the mean of the squares of each row. `x` and `y` are activations of one type, `weight` is f32.
+/// Records the RMS norm `y = x / sqrt(m + eps) * weight`, where m is the mean of the squares of each row. `x` and `y` have the same
+/// type, `weight` is f32.
 ///
 /// # Errors
 /// As [`layer_norm`].
@@ -37,9 +38,8 @@ pub fn rms_norm<'a>(
 ) -> Result<()> {
     forward(recorder, x, weight, None, eps, y)
 }
-
-/// Records the gradients of a [`layer_norm`] of `x`: that of `x` is written to `dx`, or added to it; those of the weight and
-/// the bias are added to `sums`.
+/// Records the gradients of a [`layer_norm`]. The gradient of `x` is written to `dx` or, with the flag, added to it. The gradients
+/// of weight and bias are added to `sums`.
 ///
 /// # Errors
 /// As [`layer_norm`].
@@ -54,8 +54,8 @@ pub fn layer_norm_backward<'a>(
 ) -> Result<()> {
     backward(recorder, x, weight, eps, dy, dx, &sums)
 }
-
-/// Records the gradients of an [`rms_norm`] of `x`: that of `x` is written to `dx`, or added to it; that of the weight is added to `dweight`.
+/// Records the gradients of an [`rms_norm`]. The gradient of `x` is written to `dx` or, with the flag, added to it. The gradient of
+/// the weight is added to `dweight`.
 ///
 /// # Errors
 /// As [`layer_norm`].
@@ -71,7 +71,7 @@ pub fn rms_norm_backward<'a>(
     backward(recorder, x, weight, eps, dy, dx, &[dweight])
 }
 
-/// A layer norm where there is a bias, else an RMS norm.
+/// Records a layer norm if there is a bias, else an RMS norm.
 fn forward<'a>(
     recorder: &mut Recorder,
     x: Matrix<'a>,
@@ -124,7 +124,7 @@ fn forward<'a>(
     Ok(())
 }
 
-/// `sums` are the gradients of weight and bias of a layer norm, or that of the weight of an RMS norm.
+/// Records the gradients of a norm. `sums` are the gradients of weight and bias of a layer norm, or of the weight of an RMS norm.
 fn backward<'a>(
     recorder: &mut Recorder,
     x: Matrix<'a>,

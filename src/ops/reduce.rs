@@ -12,7 +12,7 @@ use crate::kernels::sum_partials::{SumPartials, SumPartialsParams};
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
-/// Records the sum of all elements of `tensors` (f32) and returns it, one element.
+/// Records the sum of all elements of `tensors` (f32), and returns a tensor with this one element.
 ///
 /// # Errors
 /// [`Error::WrongDType`](crate::Error::WrongDType), [`Error::ContextMismatch`](crate::Error::ContextMismatch), and the errors
@@ -21,7 +21,7 @@ pub fn sum(recorder: &mut Recorder, tensors: &[&Tensor]) -> Result<Tensor> {
     reduce(recorder, tensors, false)
 }
 
-/// Records the sum of the squares of all elements of `tensors` (f32) and returns it, one element.
+/// Records the sum of the squares of all elements of `tensors` (f32), and returns a tensor with this one element.
 ///
 /// # Errors
 /// As [`sum`].
@@ -29,10 +29,10 @@ pub fn sum_of_squares(recorder: &mut Recorder, tensors: &[&Tensor]) -> Result<Te
     reduce(recorder, tensors, true)
 }
 
-/// Bytes of a window of rows that are widened to f32 at a time, about.
+/// Approximate bytes of a window of rows that is converted to f32 at a time.
 const WIDENED_BYTES: u64 = 8 << 20;
 
-/// Records the mean of the rows of `x`, activations, as a tensor of one row, (1, width), f32.
+/// Records the mean of the rows of `x`, which is f32, f16 or bf16. Returns a tensor (1, width), f32.
 ///
 /// # Errors
 /// [`Error::InvalidShape`](crate::Error::InvalidShape) without rows, [`Error::WrongDType`](crate::Error::WrongDType),
@@ -85,7 +85,7 @@ pub fn mean_of_rows(recorder: &mut Recorder, x: Matrix<'_>) -> Result<Tensor> {
 
 fn reduce(recorder: &mut Recorder, tensors: &[&Tensor], squares: bool) -> Result<Tensor> {
     let caps = recorder.context().caps().clone();
-    // Windows that begin where bindings may.
+    // Windows are whole blocks, so that they begin at offsets where bindings may begin.
     let window = caps.max_binding_bytes / 4 / BLOCK * BLOCK;
     let mut pieces = Vec::new();
     for tensor in tensors {
@@ -126,7 +126,7 @@ fn reduce(recorder: &mut Recorder, tensors: &[&Tensor], squares: bool) -> Result
     }
 }
 
-/// Adds up `count` results as large as `out`, which lie one after the other in `partials`, into `out`.
+/// Writes the sum of `count` partial results to `out`, or adds it. They lie one after the other in `partials`, each as large as `out`.
 pub(super) fn add_partials(
     recorder: &mut Recorder,
     partials: &Tensor,
@@ -139,8 +139,8 @@ pub(super) fn add_partials(
     add_strided(recorder, partials, (0, elements), count, out, accumulate)
 }
 
-/// Adds up `count` results as large as `out`, of which the first begins at element `first` of `partials` and each other
-/// `stride` later, into `out`.
+/// Writes the sum of `count` partial results to `out`, or adds it. Each is as large as `out`; the first begins at element `first`
+/// of `partials`, each other one `stride` elements later.
 pub(super) fn add_strided(
     recorder: &mut Recorder,
     partials: Matrix<'_>,

@@ -1,10 +1,13 @@
-//! xPos, relative positions that decay (Sun et al. 2022), as torchscale applies them before attention
+//! xPos: relative positions with decay (Sun et al. 2022), as torchscale applies them before attention
 //! (`torchscale/component/xpos_relative_position.py`).
 //!
-//! Pair `i` of a head of size `d` at position `p` turns by `p * 10000^(-2i/d)` and is scaled by `zeta_i^(+-(p - c)/512)`,
-//! `zeta_i = (2i + 0.4d) / 1.4d`: queries up, keys down, so that the centre `c` cancels in their product. torchscale takes the
-//! middle of the sequence for it and overflows f32 near 72 000 tokens. Here it is the middle of a block of positions, which
-//! queries and keys that meet must share: the whole sequence while it is short enough, else the segment.
+//! Pair `i` of a head of size `d` at position `p` is rotated by the angle `p * 10000^(-2i/d)` and scaled by `zeta_i^((p - c) /
+//! base)` for queries, or its inverse for keys, where `zeta_i = (2i + 0.4d) / 1.4d` and `c` is a centre. In the product of a query
+//! and a key the centre cancels.
+//!
+//! torchscale takes the middle of the sequence as the centre, and overflows f32 near 72 000 tokens (base 512). Here it is the
+//! middle of a block of positions: the whole sequence if that is short enough, else a segment. A query and the keys that it sees
+//! must be in the same block.
 
 use super::{Matrix, grid, row_windows, size};
 use crate::config::{MAX_HEAD_DIM, MAX_TOKENS};
@@ -14,19 +17,19 @@ use crate::kernels::xpos::{Xpos, XposParams};
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
-/// Positions that one coarse rotation stands for.
+/// Number of positions from one coarse rotation to the next, and number of fine rotations.
 const FINE: u32 = 256;
 
 /// Whether vectors are queries or keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum XposRole {
-    /// Scaled by `zeta^(p/base)`.
+    /// Queries, which are scaled by `zeta^((p - c) / base)`.
     Query,
-    /// Scaled by `zeta^(-p/base)`.
+    /// Keys, which are scaled by `zeta^(-(p - c) / base)`.
     Key,
 }
 
-/// Rotations of all positions below a limit, on the device, for heads of one size.
+/// Table of rotations on the device, for all positions below a limit and heads of one size.
 #[derive(Clone, Debug)]
 pub struct Rotations {
     table: Tensor,
@@ -36,12 +39,12 @@ pub struct Rotations {
 }
 
 impl Rotations {
-    /// Rotations of positions `0 .. num_positions` for heads of `head_dim` elements; scales have `scale_base` (torchscale: 512).
-    /// Angles are computed in double precision from frequencies in single precision, which is what torchscale has.
+    /// Uploads rotations of positions `0 .. num_positions` for heads of `head_dim` elements. `scale_base` is the base of the scales
+    /// (torchscale: 512). Angles are computed in f64, from frequencies in f32 as torchscale has them.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] for a `head_dim` that is no multiple of 4 or above 256, more positions than a
-    /// sequence has, or a base that is not positive; the errors of uploading.
+    /// [`Error::InvalidConfig`] for a `head_dim` that is not a multiple of 4 or above 256, for more positions than a sequence may
+    /// have, or for a base that is not positive; the errors of uploading.
     pub fn upload(
         recorder: &mut Recorder,
         head_dim: usize,
@@ -93,7 +96,7 @@ impl Rotations {
         })
     }
 
-    /// Positions that there are rotations of.
+    /// Number of positions that the table has rotations of.
     pub fn num_positions(&self) -> usize {
         self.num_positions
     }
@@ -106,17 +109,17 @@ pub struct Positions {
     pub seq_len: usize,
     /// Position of the first row of an item.
     pub first: usize,
-    /// Positions of a block.
+    /// Number of positions in a block.
     pub block: usize,
-    /// Centre of a block.
+    /// Place of the centre in its block.
     pub centre: usize,
 }
 
-/// Records that the heads of `x`, rows of a multiple of the head size, are turned and scaled by their positions, in place;
-/// with `inverse` turned back, scaled as before: the transposed, which gradients need.
+/// Records that all heads in the rows of `x` are rotated and scaled by their positions, in place. With `inverse` they are rotated
+/// back and scaled as before. This is the transposed operation, which gradients need.
 ///
 /// # Errors
-/// [`Error::InvalidShape`] when rows hold no whole number of heads or a position has no rotation;
+/// [`Error::InvalidShape`] when the width is not a multiple of the head size, or a position has no rotation;
 /// [`Error::WrongDType`], [`Error::ContextMismatch`]; the errors of recording.
 pub fn xpos(
     recorder: &mut Recorder,
@@ -128,7 +131,7 @@ pub fn xpos(
 ) -> Result<()> {
     let (rows, width) = (x.rows(), x.width());
     let head_dim = 2 * u64::from(rotations.pairs);
-    // The kernel takes a sequence to have a row where there are any.
+    // The kernel needs a sequence of at least one row if there are rows at all.
     let seq_len = (positions.seq_len as u64).max(rows.min(1));
     let end = (positions.first as u64).saturating_add(seq_len);
     if !width.is_multiple_of(head_dim) || end > rotations.num_positions as u64 {

@@ -59,10 +59,10 @@ impl PlannedBuffer {
     }
 }
 
-/// That each of `buffers` may exist on a device with `caps`.
+/// Checks that no buffer is larger than a device with `caps` allows.
 ///
 /// # Errors
-/// [`PoolError::BufferTooLarge`] names the first that may not.
+/// [`PoolError::BufferTooLarge`] with the first buffer that is too large.
 pub(super) fn check_sizes(buffers: &[PlannedBuffer], caps: &DeviceCaps) -> Result<()> {
     let too_large = |buffer: &&PlannedBuffer| buffer.requested_bytes > caps.max_buffer_bytes;
     match buffers.iter().find(too_large) {

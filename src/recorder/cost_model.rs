@@ -63,8 +63,8 @@ impl Measured {
 #[derive(Debug, Default)]
 pub(crate) struct CostModel {
     measured: HashMap<Activity, Measured>,
-    /// Seconds per unit of kernels from an earlier process, by key. They predict times, but the first slice is as short as
-    /// without them.
+    /// Seconds per unit of work of kernels that an earlier process has measured, by key. They replace [`GUESS`]; otherwise such
+    /// kernels count as not measured yet.
     remembered: BTreeMap<String, f64>,
 }
 

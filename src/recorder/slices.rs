@@ -668,7 +668,7 @@ impl SlicedSubmission {
             {
                 number.copy_from_slice(&(first as u32).to_le_bytes());
             }
-            // No larger than in the whole recording, where it fits.
+            // Fits in 32 bits, because it is at most the offset in the whole recording.
             *params_offset = begin as u32;
         }
         command

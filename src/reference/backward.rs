@@ -1,21 +1,20 @@
-//! The backward pass: the gradient of a softmax, written out for every pair of a row and a key it sees.
+//! The backward pass: the gradient of a softmax, written out for every pair of a row and a key that it sees.
 //!
-//! With `p` the share of a pair in its row's softmax over all branches, `dp = dout . v` and the sums over the row's keys:
+//! `p` is the weight of the pair in the softmax of its row over all branches, and `dp = dout . v`. Sums are over the keys of the row:
 //!
 //! ```text
 //! dv += p * dout          dq += scale * ds * k          dk += scale * ds * q
-//! ds  = p * (dp - sum(p * dp))               over all branches: the true gradient
-//! ds  = p * (dp - sum(p * dp) / sum(p))      over the pair's branch: the weights that mix branches held constant
+//! ds  = p * (dp - sum(p * dp))               exact gradient: sum over the keys of all branches
+//! ds  = p * (dp - sum(p * dp) / sum(p))      constant mixing weights: sums over the keys of the pair's branch
 //! ```
-//! Zero keys take their part in `p` and in the second sum; they have neither `dk` nor `dv`. A row whose query is padding
-//! has no `dq`, and its `q` is 0.
+//! Zero keys count in `p` and in `sum(p)`, but have neither `dk` nor `dv`. A row whose query is padding has `q = 0` and no `dq`.
 
 use super::forward::{Element, Problem, all_rows, check_len, dot};
 use super::sparse::{Key, SparseBranch, SparseRow};
 use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, MixGradient};
 use crate::error::Result;
 
-/// Gradients of the three inputs, each of the shape of its input.
+/// Gradients of the three inputs, each with the shape of its input.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReferenceGradients {
     /// Gradient of the queries.
@@ -26,8 +25,8 @@ pub struct ReferenceGradients {
     pub dv: Vec<f64>,
 }
 
-/// The gradients of `sum(out * dout)`, where `out` is what [`forward`](super::forward) returns for `q`, `k` and `v`. How the
-/// weights that mix the branches are treated is the configuration's [`MixGradient`].
+/// The gradients of `sum(out * dout)`, where `out` is the output of [`forward`](super::forward) for `q`, `k` and `v`. The
+/// configuration's [`MixGradient`] says how the weights that mix the branches are differentiated.
 ///
 /// # Errors
 /// [`Error::LengthMismatch`](crate::Error::LengthMismatch) when an input does not have the elements of its shape.
@@ -68,7 +67,7 @@ pub fn backward<T: Element>(
     Ok(gradients)
 }
 
-/// One pair of a row and a key.
+/// A pair of a row and a key that it sees.
 struct Pair {
     branch: usize,
     query: Option<u64>,
@@ -77,7 +76,7 @@ struct Pair {
     dp: f64,
 }
 
-/// Adds what the output of one token and head contributes.
+/// Adds the contribution of the output of one token and head.
 fn add_row<T: Element>(
     problem: &Problem<'_, T>,
     branches: &[SparseBranch],
@@ -122,7 +121,7 @@ fn add_row<T: Element>(
         .iter()
         .map(|pair| (pair.score - max).exp() / total)
         .collect();
-    // Mean of dp over what the mixing weights let through: everything, or each branch for itself.
+    // The mean of dp, weighted by p: over all branches, or over one branch.
     let mean = |branch: Option<usize>| {
         let (mut weighted, mut weight) = (0.0, 0.0);
         for (pair, share) in pairs.iter().zip(&shares) {

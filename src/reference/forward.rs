@@ -1,4 +1,4 @@
-//! The forward pass: each row a softmax over the keys it sees, branches mixed by their `softmax_lse`.
+//! The forward pass: a softmax for each row over the keys that it sees, and branches mixed by their `softmax_lse`.
 
 use std::ops::Range;
 use std::thread;
@@ -7,14 +7,14 @@ use super::sparse::{Key, SparseBranch, SparseRow};
 use crate::config::{AttentionShape, DilatedAttentionConfig, Heads};
 use crate::error::{Error, Result};
 
-/// The `softmax_lse` of a row that sees no key: far below any real one, and finite, since shaders know no infinity.
+/// The `softmax_lse` of a row that sees no key: far below any other, and finite, because shaders have no infinity.
 pub const UNCOVERED_LSE: f64 = -1e30;
 
-/// An element type that the reference reads: converts to `f64` without loss.
+/// An element type that the reference reads. It converts to `f64` without loss.
 pub trait Element: Copy + Into<f64> + Sync {}
 impl<T: Copy + Into<f64> + Sync> Element for T {}
 
-/// Result of a forward pass over some rows, all tokens of all items unless the function says otherwise.
+/// Result of a forward pass over some rows: all tokens of all items, unless the function takes a list of rows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReferenceOutput {
     /// The attention output, (rows, heads, head size); 0 where uncovered.
@@ -23,8 +23,8 @@ pub struct ReferenceOutput {
     pub softmax_lse: Vec<f64>,
 }
 
-/// Dilated attention of `q`, `k`, `v`, each (batch, token, head, element); so is `out`, and `softmax_lse` is (batch,
-/// token, head).
+/// Dilated attention of `q`, `k` and `v`, each (batch, token, head, element). The output has this shape, too; `softmax_lse` is
+/// (batch, token, head).
 ///
 /// # Errors
 /// [`Error::LengthMismatch`] when an input does not have the elements of its shape.
@@ -38,11 +38,12 @@ pub fn forward<T: Element>(
     Problem::new(config, shape, q, k, v)?.rows(&all_rows(shape), Part::Mixed)
 }
 
-/// [`forward`] for the rows `(item, token)` alone, in their order: sequences of any length at the cost of these rows.
+/// [`forward`] of only the given rows `(item, token)`, in the given order. The cost depends on the number of rows, not on the
+/// length of the sequence.
 ///
 /// # Errors
 /// [`Error::LengthMismatch`] when an input does not have the elements of its shape, [`Error::InvalidShape`] when a row
-/// lies outside it.
+/// lies outside the shape.
 pub fn forward_rows<T: Element>(
     config: &DilatedAttentionConfig,
     shape: &AttentionShape,
@@ -54,7 +55,7 @@ pub fn forward_rows<T: Element>(
     Problem::new(config, shape, q, k, v)?.rows(rows, Part::Mixed)
 }
 
-/// The output and `softmax_lse` of branch `branch` alone, before mixing (and, with partitioned heads, before the
+/// The output and `softmax_lse` of branch number `branch` alone, before branches are mixed (and, with partitioned heads, before the
 /// division by the number of branches). Rows that this branch does not cover are uncovered.
 ///
 /// # Errors
@@ -70,7 +71,7 @@ pub fn forward_branch<T: Element>(
     Problem::new(config, shape, q, k, v)?.rows(&all_rows(shape), Part::Branch(branch))
 }
 
-/// [`forward_branch`] for the rows `(item, token)` alone.
+/// [`forward_branch`] of only the given rows `(item, token)`.
 ///
 /// # Errors
 /// As [`forward_rows`]; [`Error::InvalidShape`] when there is no such branch.
@@ -86,7 +87,7 @@ pub fn forward_branch_rows<T: Element>(
     Problem::new(config, shape, q, k, v)?.rows(rows, Part::Branch(branch))
 }
 
-/// Whether a tensor of `given` elements has these dimensions.
+/// Checks that a tensor of `given` elements has these dimensions.
 pub(super) fn check_len(label: &'static str, given: usize, dims: [usize; 3]) -> Result<()> {
     let expected = dims
         .iter()
@@ -105,7 +106,7 @@ pub(super) fn check_len(label: &'static str, given: usize, dims: [usize; 3]) -> 
     Ok(())
 }
 
-/// The scalar product of two vectors.
+/// The dot product of two vectors.
 pub(super) fn dot<A: Element, B: Element>(a: &[A], b: &[B]) -> f64 {
     a.iter().zip(b).map(|(&a, &b)| a.into() * b.into()).sum()
 }
@@ -117,12 +118,12 @@ pub(super) fn all_rows(shape: &AttentionShape) -> Vec<(usize, usize)> {
         .collect()
 }
 
-/// What of the result is wanted.
+/// Which branches a result covers.
 #[derive(Clone, Copy)]
 enum Part {
     /// All branches, mixed.
     Mixed,
-    /// One branch.
+    /// One branch alone.
     Branch(usize),
 }
 
@@ -161,7 +162,7 @@ impl<'a, T: Element> Problem<'a, T> {
         })
     }
 
-    /// The branches of one item.
+    /// The given branches for the lengths of one item.
     pub(super) fn sparse(&self, branches: Range<usize>, item: usize) -> Vec<SparseBranch> {
         let lens =
             [self.shape.valid_len(item), self.shape.valid_key_len(item)].map(|len| len as u64);
@@ -210,7 +211,7 @@ impl<'a, T: Element> Problem<'a, T> {
             .zip(result.out.chunks_mut(run * width))
             .zip(result.softmax_lse.chunks_mut(run * heads));
         if rows.len() <= run {
-            // One thread: also the path of targets that have no threads to spawn.
+            // A single run needs no thread. Targets without threads always come here.
             for ((rows, out), lse) in runs {
                 self.run_of_rows(rows, branches.clone(), divisor, out, lse);
             }
@@ -225,7 +226,7 @@ impl<'a, T: Element> Problem<'a, T> {
         Ok(result)
     }
 
-    /// Computes `rows` into `out` and `lse`, which hold uncovered rows before.
+    /// Computes `rows` into `out` and `lse`. On entry these hold the values of uncovered rows.
     fn run_of_rows(
         &self,
         rows: &[(usize, usize)],
@@ -241,7 +242,7 @@ impl<'a, T: Element> Problem<'a, T> {
             .iter()
             .zip(out.chunks_mut(heads * head_dim).zip(lse.chunks_mut(heads)))
         {
-            // An item with fewer valid tokens is a sequence of that length, and nothing lies behind it.
+            // Tokens after the valid length of an item do not exist: they stay uncovered.
             let valid_len = self.shape.valid_len(item) as u64;
             let token = token as u64;
             if token >= valid_len {
@@ -268,7 +269,7 @@ impl<'a, T: Element> Problem<'a, T> {
         }
     }
 
-    /// The softmax of one row of one branch; nothing when it sees no key.
+    /// The attention of one row of one branch; `None` when the row sees no key.
     fn attend(
         &self,
         branch: &SparseBranch,
@@ -294,7 +295,7 @@ impl<'a, T: Element> Problem<'a, T> {
         Some(Attended { out, softmax })
     }
 
-    /// What the row sees, each with its score.
+    /// The keys that the row sees, each with its score.
     pub(super) fn scores(
         &self,
         branch: &SparseBranch,
@@ -311,7 +312,7 @@ impl<'a, T: Element> Problem<'a, T> {
                     let k = &self.k[self.key_range(item, *token, head)];
                     scale * dot(q, k)
                 }
-                // A query or a key of zeros.
+                // The query is padding, or the key is a zero key.
                 (Key::Token(_), None) | (Key::Zero, _) => 0.0,
             };
             (score, key)
@@ -319,12 +320,12 @@ impl<'a, T: Element> Problem<'a, T> {
         branch.keys(row).map(score).collect()
     }
 
-    /// Where the vector of one token and head is in queries and outputs.
+    /// Range of the vector of one token and head in the tensors of queries and outputs.
     pub(super) fn query_range(&self, item: usize, token: u64, head: usize) -> Range<usize> {
         self.range(self.shape.seq_len(), item, token, head)
     }
 
-    /// Where it is in keys and values.
+    /// Range of the vector of one token and head in the tensors of keys and values.
     pub(super) fn key_range(&self, item: usize, token: u64, head: usize) -> Range<usize> {
         self.range(self.shape.key_len(), item, token, head)
     }
@@ -337,16 +338,16 @@ impl<'a, T: Element> Problem<'a, T> {
     }
 }
 
-/// What one row and head of one branch comes to.
+/// The attention of one row and head over some keys.
 struct Attended {
-    /// Weighted mean of the values seen.
+    /// Weighted mean of the values.
     out: Vec<f64>,
-    /// The softmax that weighted them.
+    /// The softmax of the scores, which gives the weights.
     softmax: Softmax,
 }
 
-/// The normaliser of a softmax over some scores, `sum(exp(score))`, as `exp(max) * sum`: nothing overflows, and equal
-/// scores get equal weights even where `max` is so large that adding `ln(sum)` to it changes nothing.
+/// The denominator of a softmax, `sum(exp(score))`, kept as `exp(max) * sum`. So nothing overflows, and weights are right even if
+/// `max` is so large that adding `ln(sum)` would not change it.
 #[derive(Clone, Copy)]
 struct Softmax {
     max: f64,
@@ -354,14 +355,14 @@ struct Softmax {
 }
 
 impl Softmax {
-    /// Over `scores`, at least one. A NaN or infinite score makes the weights NaN.
+    /// The softmax over `scores`, of which there must be at least one. A NaN or infinite score makes the weights NaN.
     fn new(scores: impl Iterator<Item = f64> + Clone) -> Self {
         let max = scores.clone().fold(f64::NEG_INFINITY, f64::max);
         let sum = scores.map(|score| (score - max).exp()).sum();
         Self { max, sum }
     }
 
-    /// Over all scores that `parts` are over.
+    /// The softmax over the scores of all `parts` together.
     fn union(parts: &[Attended]) -> Self {
         let maxima = parts.iter().map(|part| part.softmax.max);
         let max = maxima.fold(f64::NEG_INFINITY, f64::max);
@@ -372,7 +373,7 @@ impl Softmax {
         }
     }
 
-    /// Weight of one of the scores.
+    /// The weight of a score.
     fn weight(&self, score: f64) -> f64 {
         (score - self.max).exp() / self.sum
     }
@@ -388,8 +389,8 @@ impl Softmax {
     }
 }
 
-/// Mixes what the branches found for one row by the softmax of their `softmax_lse`, that is, each by its share of the
-/// sum over all keys of all branches; nothing when no branch covers the row.
+/// Mixes the results of the branches for one row: each is weighted by its share of the sum over all keys of all branches, which is
+/// the softmax of the `softmax_lse`. `None` when no branch covers the row.
 fn mix(parts: &[Attended]) -> Option<Attended> {
     let mut out = vec![0.0; parts.first()?.out.len()];
     let softmax = Softmax::union(parts);

@@ -1,9 +1,9 @@
-//! Layers in double precision, forward: what the kernels of [`ops`](crate::ops) are compared with. Their gradients are
-//! compared with finite differences of these, so no gradient is written here.
+//! Layers in f64, forward only. The kernels of [`ops`](crate::ops) are compared with them; gradients are compared with finite
+//! differences of these functions.
 //!
-//! Matrices are row-major slices; lengths that do not fit panic, since only tests call these with shapes of their own.
+//! Matrices are row-major slices. Lengths that do not fit panic, because the callers are tests.
 
-/// `x w^T + b` for rows of `inner` elements: `w` is (out, inner), `b` empty or one element an output.
+/// `x w^T + b` for rows of `inner` elements. `w` is (outputs, inner); `b` is empty or has one element for each output.
 ///
 /// # Panics
 /// When lengths do not fit.
@@ -41,7 +41,7 @@ pub fn layer_norm(x: &[f64], weight: &[f64], bias: &[f64], eps: f64) -> Vec<f64>
     x.chunks(width).flat_map(row).collect()
 }
 
-/// RMS norm of rows as long as `weight`: `x / sqrt(mean of squares + eps) * weight`.
+/// RMS norm: `x / sqrt(mean of squares + eps) * weight` for each row. Rows have as many elements as `weight`.
 ///
 /// # Panics
 /// When `x` does not consist of such rows.
@@ -58,7 +58,7 @@ pub fn rms_norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
     x.chunks(weight.len()).flat_map(row).collect()
 }
 
-/// The error function: `2/sqrt(pi) exp(-x^2) sum 2^n x^(2n+1) / (1 3 5 .. (2n+1))`, all terms of one sign.
+/// The error function, `2/sqrt(pi) exp(-x^2) sum 2^n x^(2n+1) / (1 3 5 .. (2n+1))`. All terms have the same sign, so nothing cancels.
 pub fn erf(x: f64) -> f64 {
     if x.abs() > 6.0 {
         return x.signum();
@@ -97,8 +97,8 @@ pub fn cross_entropy(logits: &[f64], label: usize) -> f64 {
     max + sum.ln() - logits[label]
 }
 
-/// xPos of one head at a position: pairs turned by `position * 10000^(-2i/d)` and scaled by `zeta_i^(exponent)`, where the
-/// exponent is `(position - centre) / base` for queries and its negative for keys.
+/// xPos of one head at `position`: pair i is rotated by the angle `position * 10000^(-2i/d)` and scaled by `zeta_i^exponent`. The
+/// exponent is `(position - centre) / base` for queries and the negative of that for keys.
 pub fn xpos(head: &[f64], position: f64, exponent: f64) -> Vec<f64> {
     let d = head.len() as f64;
     let pair = |(i, pair): (usize, &[f64])| {
@@ -115,7 +115,7 @@ pub fn xpos(head: &[f64], position: f64, exponent: f64) -> Vec<f64> {
 mod tests {
     use super::*;
 
-    /// Values of tables, to their last digit.
+    /// Values from tables, correct to the last digit.
     #[test]
     fn erf_is_that_of_tables() {
         for (x, expected) in [

@@ -1,34 +1,35 @@
-//! Dilated attention in 64-bit floating point on the CPU, as a textbook would write it: the yardstick of every kernel.
+//! The reference: dilated attention in f64 on the CPU, as a textbook would write it. Every kernel is compared with it.
 //!
-//! Nothing here is shared with the kernels or with [`plan`](crate::plan): the index arithmetic is written again, from
-//! the definition, so that a mistake in one cannot hide in the other. The definition, for one branch with segment
-//! length `w` and dilation rate `r` over a sequence of `N` tokens:
+//! Nothing here is shared with the kernels or with [`plan`](crate::plan). Even the index arithmetic is written again, from the
+//! definition, so that a mistake in one cannot hide in the other. The definition, for one branch with segment length `w` and
+//! dilation rate `r` over a sequence of `N` tokens:
 //!
 //! ```text
-//! w' = min(w, N)     n = ceil(N / w') segments     L = ceil(w' / r) rows a segment and head     o = offset of the head
+//! w' = min(w, N)     n = ceil(N / w') segments     L = ceil(w' / r) rows of a segment     o = offset of the head
 //!
-//! row t of segment s stands for token s*w' + u, u = o + r*t; it is real when u < w' and that token exists, else padding
-//! it sees the rows t' of its segment (causal: t' <= t); padding among them is either absent (masked) or a key of
-//! score 0 and value 0 (zero keys)
-//! it is written to its token (aligned; padding is not written) or to token s*L*r + u (torchscale; padding is written
-//! too, with a query of zeros), as far as that token exists
+//! Row t of segment s stands for token s*w' + u, where u = o + r*t. The row is real if u < w' and that token exists; otherwise
+//! it is padding.
+//! The row sees the rows t' of its segment (causal: only t' <= t). Padding among them is either absent (masked), or a key of
+//! score 0 and value 0 (zero keys).
+//! The row is written to its own token (aligned; padding is not written), or to token s*L*r + u if that token exists
+//! (torchscale; padding is written too, with a query of zeros).
 //! ```
 //!
-//! One row's output is the softmax-weighted mean of the values it sees, its `softmax_lse` the natural logarithm of the
-//! sum of the exponentials of its scores. Branches are mixed with the softmax of their `softmax_lse`, which is the same
-//! as one softmax over all keys of all branches together; a test checks it. A row that sees nothing in any branch is
-//! *uncovered*: its output is 0 and its `softmax_lse` is [`UNCOVERED_LSE`]. Whether a row is covered follows from
-//! indices alone, never from a value.
+//! The output of a row is the mean of the values that it sees, weighted by the softmax of the scores. Its `softmax_lse` is
+//! `ln(sum(exp(score)))`. Branches are mixed with the softmax of their `softmax_lse`. That equals one softmax over all keys of all
+//! branches, as a test checks. A row that sees no key in any branch is *uncovered*: its output is 0 and its `softmax_lse` is
+//! [`UNCOVERED_LSE`]. Whether a row is covered depends on indices only, never on values.
 //!
-//! A row only ever touches the keys that it sees, so a NaN or an infinity poisons exactly the rows that see it.
+//! A row reads only the keys that it sees, so a NaN or an infinity affects exactly the rows that see it.
 //!
-//! [`backward`] returns the gradients; tests compare it with finite differences of [`forward`].
+//! [`backward`] returns the gradients. Tests compare it with finite differences of [`forward`].
 //!
-//! [`plain`] is the same in single precision, with storage in half precision or not: it tells how precise is precise enough.
+//! [`plain`] computes the same in single precision, with tensors stored in f32 or in half precision. It shows which rounding errors
+//! are unavoidable.
 //!
-//! Functions take elements of any type that converts to `f64` without loss (`f32`, `f64`, `half::f16`), so that long
-//! single-precision inputs need no copy. The work is shared by as many threads as the machine runs at once; each row is
-//! computed by one of them in a fixed order, so results do not depend on their number.
+//! Functions take elements of any type that converts to `f64` without loss (`f32`, `f64`, `half::f16`), so that long f32 inputs
+//! need no copy. They use as many threads as the machine runs at once. One thread computes a row, in a fixed order, so results do
+//! not depend on the number of threads.
 //!
 //! ```
 //! use dilated_attention::{AttentionShape, DilatedAttentionConfig, reference};

@@ -1,16 +1,16 @@
-//! Layers with parameters and whole LongNets in double precision, forward, each token of each item in plain loops: what
-//! [`nn`](crate::nn) and [`longnet`](crate::longnet) are compared with. Their gradients are compared with finite differences of
-//! these, so no gradient is written here, and no dropout either.
+//! Layers with parameters and whole LongNets in f64, forward only, in plain loops. [`nn`](crate::nn) and
+//! [`longnet`](crate::longnet) are compared with them; gradients are compared with finite differences of these functions. There is
+//! no dropout.
 //!
-//! Parameters come as a map from their names to their values, (out, in) row-major for the weights of linear layers.
-//! Activations are (batch, token, element). Where the options say that they are stored in half precision, every operation's
-//! result is rounded to it, and that is all that is lost: what a plain implementation loses, while f32 activations lose nothing. Names that are missing and lengths that do not fit panic, since only tests call
-//! these with weights of their own.
+//! Parameters are a map from names to values; weights of linear layers are (out, in), row-major. Activations are (batch, token,
+//! element). Where the options say that activations are stored in half precision, the result of every operation is rounded to it,
+//! as a plain implementation would. Nothing else is rounded, and f32 activations are not rounded at all. Missing names and lengths
+//! that do not fit panic, because the callers are tests.
 //!
 //! ```text
 //! block, pre-norm     x + sublayer(norm(x))                      the residual x is multiplied by residual_scale
 //! block, post-norm    norm(x + sublayer(x))
-//! multihead           out_proj(norm(attention(turn(norm(q_proj(x))), turn(norm(k_proj(memory))), v_proj(memory))))
+//! multi-head          out_proj(norm(attention(turn(norm(q_proj(x))), turn(norm(k_proj(memory))), v_proj(memory))))
 //! feed-forward        fc2(norm(activation(fc1(x))))
 //! model               norm(blocks(norm(scale * embedding + position)))
 //! ```
@@ -28,7 +28,7 @@ use crate::nn::{Activation, ProjectionNorm};
 /// Parameters by name.
 pub type Values = HashMap<String, Vec<f64>>;
 
-/// Rows that the table of learned positions has before that of the first token (fairseq keeps them for padding).
+/// Rows of the table of learned positions that come before the row of the first token (fairseq reserves them for padding).
 const ROWS_BEFORE_POSITIONS: usize = 2;
 
 fn value<'a>(values: &'a Values, layer: &str, name: &str) -> &'a [f64] {
@@ -62,18 +62,18 @@ pub fn layer_norm(values: &Values, layer: &str, x: &[f64], eps: f32) -> Vec<f64>
 pub struct FeedForward {
     /// Elements of a row of the input.
     pub embed_dim: usize,
-    /// Elements of a row inside.
+    /// Elements of a row between the two linear layers.
     pub ffn_dim: usize,
-    /// Between the two products.
+    /// Activation between the two linear layers.
     pub activation: Activation,
-    /// Epsilon of the layer norm inside, if there is one.
+    /// Epsilon of the layer norm between them, if there is one.
     pub norm_eps: Option<f32>,
-    /// What activations are rounded to.
+    /// Type that activations are rounded to.
     pub activations: DType,
 }
 
 impl FeedForward {
-    /// The network called `name`.
+    /// The output of the network whose parameters begin with `name`, for the input `x`.
     ///
     /// # Panics
     /// When a parameter is missing or lengths do not fit.
@@ -109,20 +109,21 @@ impl FeedForward {
 /// Options of multi-head attention.
 #[derive(Clone, Copy, Debug)]
 pub struct MultiheadAttention<'a> {
-    /// The attention inside.
+    /// Options of the attention itself.
     pub attention: &'a DilatedAttentionConfig,
-    /// Layer norms inside.
+    /// Which norms stand between projections and attention.
     pub norm: ProjectionNorm,
-    /// Their epsilon.
+    /// Epsilon of these norms.
     pub norm_eps: f32,
-    /// Base of xPos' scale, for attention whose queries and keys are turned by their positions in their item.
+    /// Base of the xPos scale; `None` for attention without xPos.
     pub xpos_scale_base: Option<f32>,
-    /// What activations are rounded to.
+    /// Type that activations are rounded to.
     pub activations: DType,
 }
 
 impl MultiheadAttention<'_> {
-    /// The attention called `name`, of `x` to `memory`, which is `x` again in self-attention.
+    /// The output of the attention whose parameters begin with `name`: queries from `x`, keys and values from `memory`, which is
+    /// `x` in self-attention.
     ///
     /// # Errors
     /// Those of [`forward`].
@@ -165,7 +166,7 @@ impl MultiheadAttention<'_> {
         Ok(project("out_proj", &mixed))
     }
 
-    /// xPos of all heads, items of `len` tokens. Exponents are relative to the middle of an item.
+    /// xPos of all heads, for items of `len` tokens. The centre of positions is the middle of an item.
     fn turn(&self, x: &[f64], len: usize, sign: f64) -> Vec<f64> {
         let Some(base) = self.xpos_scale_base else {
             return x.to_vec();
@@ -180,12 +181,12 @@ impl MultiheadAttention<'_> {
     }
 }
 
-/// What a model starts from.
+/// Input of a model.
 #[derive(Clone, Copy, Debug)]
 pub enum Input<'a> {
     /// Token ids, one for each token of the batch.
     Tokens(&'a [u32]),
-    /// Embeddings: positions and norm are still to come.
+    /// Embeddings, before positions are added and the norm is applied.
     Embeddings(&'a [f64]),
 }
 
@@ -196,7 +197,7 @@ pub struct Model<'a> {
     pub config: &'a LongNetConfig,
     /// The parameters.
     pub values: &'a Values,
-    /// Before each name: empty, `encoder.` or `decoder.`.
+    /// Prefix of the names of parameters: empty, `encoder.` or `decoder.`.
     pub prefix: &'a str,
 }
 
@@ -218,7 +219,7 @@ impl Model<'_> {
         rounded_wide(self.config.activations, x)
     }
 
-    /// What the first layer is given.
+    /// The input of the first layer.
     ///
     /// # Panics
     /// When a parameter is missing or lengths do not fit.
@@ -250,7 +251,7 @@ impl Model<'_> {
         }
     }
 
-    /// The output after the final norm; `memory` is what an encoder made, with the shape of attention to it.
+    /// The output after the final norm. `memory` is the output of an encoder, with the shape of the attention to it.
     ///
     /// # Errors
     /// Those of [`forward`].
@@ -337,7 +338,7 @@ impl Model<'_> {
         })
     }
 
-    /// Logits of features, one row of the vocabulary for each.
+    /// Logits of features: a row over the vocabulary for each token.
     ///
     /// # Panics
     /// When a parameter is missing or lengths do not fit.
@@ -349,7 +350,7 @@ impl Model<'_> {
         linear(self.values, &self.name(layer), features, self.width())
     }
 
-    /// The mean cross-entropy of the logits of `features` with labels, over the rows that have one, in nats.
+    /// Mean cross-entropy, in nats, of the logits of `features`, over the rows that have a label.
     ///
     /// # Panics
     /// When lengths do not fit or there is no such label.

@@ -1,12 +1,14 @@
-//! Dilated attention in plain single precision, with tensors stored in f32 or in half precision: how large the rounding
-//! errors of an honest implementation are.
+//! Dilated attention in plain single precision, with tensors stored in f32 or in half precision. It shows how large the rounding
+//! errors of a straightforward implementation are, and so which tolerance is fair for a kernel. Whether a result is right is
+//! decided by the [f64 reference](super::forward).
 //!
-//! Each row's softmax is taken in two passes over all keys that it sees in any branch: their largest score, then exponentials
-//! relative to it and their sum. Nothing of the row is kept between forward and backward, no partial result is merged, and no
-//! logarithm is taken but for the log-sum-exp itself: what running sums and merges lose shows beside it. Sums are in order, in
-//! f32. The output of each branch is rounded to the stored type before branches are mixed, and the mixed output again; so are
-//! the gradients of each branch and their sums: what a framework does that keeps the results of its operations in half
-//! precision. The [f64 reference](super::forward) decides what is right; this only decides how precise is precise enough.
+//! The softmax of a row takes two passes over all keys that it sees in any branch: the first finds the largest score, the second
+//! sums the exponentials relative to it. Sums are in order, in f32. There are no running sums and no merges of partial results, and
+//! the backward computes the row anew. So an error that kernels make by running sums and merges shows in the comparison.
+//!
+//! The output of each branch is rounded to the stored type before branches are mixed, and so is the mixed output. The same holds
+//! for the gradients of each branch and their sums. A framework that stores the results of its operations in half precision does
+//! the same.
 
 use std::ops::Range;
 
@@ -17,21 +19,21 @@ use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, MixGradient};
 use crate::device::DType;
 use crate::error::Result;
 
-/// Output and log-sum-exp of some rows in single precision, the output rounded to the stored type.
+/// Output and log-sum-exp of some rows in single precision.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlainOutput {
-    /// (row, head, element); 0 where uncovered.
+    /// The attention output, (row, head, element), rounded to the stored type; 0 where uncovered.
     pub out: Vec<f32>,
-    /// (row, head); [`UNCOVERED_LSE`] where uncovered.
+    /// Log-sum-exp of the scores, (row, head); [`UNCOVERED_LSE`] where uncovered.
     pub softmax_lse: Vec<f32>,
 }
 
-/// `values` rounded to the nearest numbers that `dtype` has; as they are for types that are not of floats.
+/// `values` rounded to the nearest numbers of `dtype`. For f32 and integer types they stay as they are.
 pub fn rounded(dtype: DType, values: &[f32]) -> Vec<f32> {
     values.iter().map(|value| round(dtype, *value)).collect()
 }
 
-/// The same in double precision.
+/// [`rounded`] for f64 values.
 pub(super) fn rounded_wide(dtype: DType, values: Vec<f64>) -> Vec<f64> {
     match dtype {
         DType::F32 | DType::U32 => values,
@@ -52,7 +54,8 @@ fn round(dtype: DType, value: f32) -> f32 {
     }
 }
 
-/// The attention of `q`, `k`, `v`, numbers that `dtype` has, for the rows `(item, token)`; for all where there are none.
+/// Dilated attention of `q`, `k` and `v`, whose values are numbers of `dtype`, for the given rows `(item, token)`, or for all rows
+/// if none are given.
 ///
 /// # Errors
 /// [`Error::LengthMismatch`](crate::Error::LengthMismatch) when an input does not have the elements of its shape.
@@ -104,7 +107,7 @@ pub fn forward(
     Ok(result)
 }
 
-/// The gradients of `q`, `k` and `v`, given `dout`, that of the output.
+/// The gradients of `q`, `k` and `v`, where `dout` is the gradient of the output.
 ///
 /// # Errors
 /// As [`forward`].
@@ -129,7 +132,7 @@ pub fn backward(
         for (token, head) in tokens {
             let row = Row::of(&problem, &branches, (item, token), head);
             let dout = &dout[problem.query_range(item, token as u64, head)];
-            // Of each branch: the shares of its keys in the row's softmax, and dout . v.
+            // For each branch, the weights of its keys in the row's softmax, and dout . v.
             let pairs: Vec<(Vec<f32>, Vec<f32>)> = row
                 .branches
                 .iter()
@@ -172,11 +175,11 @@ pub fn backward(
     Ok(sums)
 }
 
-/// The softmax of one row and head over what it sees in all branches.
+/// The softmax of one row and head over the keys that it sees in all branches.
 struct Row {
-    /// Those that see anything.
+    /// The branches in which the row sees a key.
     branches: Vec<Seen>,
-    /// Largest score, of zero keys too.
+    /// Largest score, zero keys included.
     max: f32,
     /// Sum of all weights.
     sum: f32,
@@ -201,15 +204,15 @@ impl Row {
     }
 }
 
-/// What one row of one branch sees.
+/// The keys that one row of one branch sees.
 struct Seen {
     /// Number of the branch.
     branch: usize,
-    /// Elements of its query; none for a row whose query is padding.
+    /// Elements of the row's query; `None` if the query is padding.
     query: Option<Range<usize>>,
-    /// Elements of its keys.
+    /// Elements of each key.
     keys: Vec<Range<usize>>,
-    /// Scores of the keys; then their exponentials relative to the largest of the row.
+    /// Scores of the keys; later their exponentials relative to the largest score of the row.
     weights: Vec<f32>,
     zero_keys: f32,
     /// The weight of all zero keys together.
@@ -217,7 +220,7 @@ struct Seen {
 }
 
 impl Seen {
-    /// The row that a branch writes to a token, if it sees anything; with scores for weights.
+    /// The row that a branch writes to a token, with scores instead of weights; `None` if it sees no key.
     fn of(
         problem: &Problem<'_, f32>,
         (number, branch): (usize, &SparseBranch),
@@ -253,7 +256,7 @@ impl Seen {
         })
     }
 
-    /// Largest score: of zero keys it is 0.
+    /// Largest score; the score of zero keys is 0.
     fn highest(&self) -> f32 {
         let lowest = match self.zero_keys {
             0.0 => f32::NEG_INFINITY,
@@ -262,7 +265,7 @@ impl Seen {
         self.weights.iter().copied().fold(lowest, f32::max)
     }
 
-    /// From scores to weights.
+    /// Turns scores into weights.
     fn weigh(&mut self, max: f32) {
         for weight in &mut self.weights {
             *weight = (*weight - max).exp();
@@ -277,7 +280,7 @@ impl Seen {
         self.weights.iter().sum::<f32>() + self.zero_weight
     }
 
-    /// The mean of the values by weight, if any weighs anything.
+    /// The weighted mean of the values; `None` if all weights are 0.
     fn mean(&self, v: &[f32], head_dim: usize) -> Option<Vec<f32>> {
         let sum = self.sum();
         let mut mean = vec![0.0; head_dim];

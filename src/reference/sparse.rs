@@ -1,4 +1,4 @@
-//! Which rows and keys one branch consists of: the definition in the [parent's](super) documentation, literally.
+//! Rows and keys of one branch, written literally after the definition in the documentation of the [parent module](super).
 
 use crate::config::{DilatedAttentionConfig, HeadOffsets, Heads, Mask, OutputRows, Padding};
 
@@ -6,22 +6,22 @@ use crate::config::{DilatedAttentionConfig, HeadOffsets, Heads, Mask, OutputRows
 pub(super) struct SparseBranch {
     /// Tokens of the queries' sequence, N.
     seq_len: u64,
-    /// Tokens of the keys' sequence, the same one but in cross attention.
+    /// Tokens of the keys' sequence. It differs from N in cross attention only.
     key_len: u64,
     /// Tokens of a segment, w'.
     segment_length: u64,
     /// Tokens from row to row, r.
     dilation_rate: u64,
-    /// Rows of a segment and head, padding included, L.
+    /// Rows of a segment, padding included, L.
     rows: u64,
-    /// Tokens from where one segment is written to where the next is.
+    /// Tokens from the outputs of one segment to those of the next.
     written_stride: u64,
-    /// Padding is written, with a query of zeros.
+    /// Whether padding is written, with a query of zeros.
     writes_padding: bool,
     causal: bool,
-    /// Padding counts as keys of score 0 and value 0.
+    /// Whether padding counts as keys of score 0 and value 0.
     zero_keys: bool,
-    /// Offset of each head inside a segment; none for a head that takes no part.
+    /// Offset of each head inside a segment; `None` for a head that takes no part in the branch.
     offsets: Vec<Option<u64>>,
 }
 
@@ -35,11 +35,11 @@ pub(super) struct SparseRow {
     row: u64,
 }
 
-/// What one row sees at one place of its segment.
+/// A key that a row sees.
 pub(super) enum Key {
     /// A token.
     Token(u64),
-    /// Padding that counts: score 0, value 0.
+    /// Padding that counts as a key of score 0 and value 0.
     Zero,
 }
 
@@ -73,7 +73,7 @@ impl SparseBranch {
         }
     }
 
-    /// The row written to token `token` of head `head`, if there is one.
+    /// The row that is written to token `token` of head `head`; `None` if there is no such row.
     pub fn row_written_to(&self, head: usize, token: u64) -> Option<SparseRow> {
         if token >= self.seq_len {
             return None;
@@ -91,7 +91,7 @@ impl SparseBranch {
         (on_grid && segment_exists && written).then_some(row)
     }
 
-    /// The token that the row's query is read from; none when the row is padding.
+    /// The token whose query the row reads; `None` if the row is padding.
     pub fn query_token(&self, row: &SparseRow) -> Option<u64> {
         self.token(row.head, row.segment, row.row, self.seq_len)
     }
@@ -108,7 +108,7 @@ impl SparseBranch {
         )
     }
 
-    /// The token that row `row` of a segment stands for in a sequence of `len`; none when it is padding.
+    /// The token that row `row` of a segment stands for in a sequence of `len` tokens; `None` if the row is padding.
     fn token(&self, head: usize, segment: u64, row: u64, len: u64) -> Option<u64> {
         let inside = self.offsets[head]? + row * self.dilation_rate;
         let token = segment * self.segment_length + inside;
@@ -116,7 +116,7 @@ impl SparseBranch {
     }
 }
 
-/// The offset of every head in branch `branch`; none for heads that take no part in it.
+/// The offset of every head in branch `branch`; `None` for heads that take no part in it.
 fn head_offsets(config: &DilatedAttentionConfig, branch: usize) -> Vec<Option<u64>> {
     let num_heads = config.num_heads() as u64;
     let rate = config.branches()[branch].dilation_rate as u64;
@@ -132,8 +132,7 @@ fn head_offsets(config: &DilatedAttentionConfig, branch: usize) -> Vec<Option<u6
     (0..num_heads).map(offset).collect()
 }
 
-/// The group of `head` when heads are cut into `groups` contiguous groups, the first `num_heads % groups` of which
-/// have one head more.
+/// The group of `head` when heads are divided into `groups` contiguous groups. The first `num_heads % groups` groups have one head more.
 fn group_of_head(head: u64, num_heads: u64, groups: u64) -> u64 {
     let mut first_of_next = 0;
     for group in 0..groups {

@@ -1,4 +1,4 @@
-//! The reference against formulas of another form: one softmax over the union of all keys, runs of single items.
+//! The reference against other forms of the same formulas: one softmax over the union of all keys, and runs of single items.
 
 use super::*;
 use crate::config::{
@@ -6,7 +6,7 @@ use crate::config::{
     Padding,
 };
 
-/// Numbers in -2..2 from a linear congruential generator: enough to tell any two rows apart.
+/// Numbers in -2..2 from a linear congruential generator, which make all rows different.
 fn numbers(count: usize, seed: u64) -> Vec<f64> {
     let mut state = seed;
     (0..count)
@@ -189,8 +189,8 @@ fn causal_rows_ignore_later_tokens() {
     assert!(after.out[changed * 16].is_nan());
 }
 
-/// Torchscale's rows by hand. Two tokens a segment and rate 4 leave one row a segment, written four tokens apart;
-/// padding that is written has a query of zeros.
+/// Torchscale's output rows, worked out by hand. Segments of two tokens and rate 4 leave one row in each segment, written four
+/// tokens apart. Padding is written too, with a query of zeros.
 #[test]
 fn torchscale_moves_rows_and_writes_padding() {
     let config = DilatedAttentionConfig::new(4, 4, &[2], &[4])
@@ -264,7 +264,7 @@ fn rows_equal_those_of_the_whole() {
     }
 }
 
-/// Scores too large for `ln(sum)` to show in `softmax_lse`: the weights are still right.
+/// Even if scores are so large that `ln(sum)` is lost in `softmax_lse`, the weights are right.
 #[test]
 fn huge_equal_scores_share_their_weight() {
     let config = DilatedAttentionConfig::new(1, 4, &[2, 2], &[1, 1]).unwrap();
@@ -304,8 +304,8 @@ fn wrong_inputs_are_errors() {
     assert!(result.out.is_empty());
 }
 
-/// Gradients of `sum(out * dout)` by central differences. With detached mixing weights, `out` is the sum of the branches'
-/// outputs, each times the weight it has at the point itself.
+/// Gradients of `sum(out * dout)` by central differences. With detached mixing weights, `out` is the sum of the outputs of the
+/// branches, each times its mixing weight at the undisturbed point.
 fn finite_differences(case: &Case, dout: &[f64]) -> ReferenceGradients {
     let branches = case.config.branches().len();
     let run = |inputs: &[Vec<f64>; 3], branch: usize| {
@@ -428,8 +428,8 @@ fn gradients_are_those_of_finite_differences() {
     }
 }
 
-/// Plain single precision is within rounding of the truth wherever f32 holds the scores: far below the zero keys that a row
-/// sees, far above, and where a row sees nothing but zero keys.
+/// Plain single precision agrees with the reference up to rounding wherever f32 can hold the scores: for scores far below those of
+/// zero keys, far above them, and for rows that see only zero keys.
 #[test]
 fn plain_single_precision_is_right_at_any_offset() {
     use super::plain;

@@ -1,14 +1,14 @@
-//! Which of several kernels that compute the same is the fastest here: known, measured, remembered.
+//! Tuning: measures which of several kernels with the same result is the fastest on this device.
 //!
+//! A kernel is chosen in one of three ways:
 //! ```text
-//! by the adapter's capabilities       always, without measuring                 Family::choice
-//! by a remembered probe        when there is one for this adapter,       the user's file, or one that was shipped
-//!                              driver and version
-//! by a probe                   when an application asks: tuning::tune    remembered from then on
+//! for the kind of device    always possible, nothing is measured           Family::choice
+//! by a remembered winner    if this adapter, driver and version have one   the user's winners file, or a shipped one
+//! by a timed probe          only when an application calls tune            the winner is remembered
 //! ```
-//! Nothing is ever measured unasked: a probe compiles kernels, which takes seconds on some drivers and cannot be cancelled.
-//! An application calls [`tune`] where its user expects to wait, or on a thread; later starts find the result and
-//! measure nothing. Every plan prints the kernel it chose and why ([`Choice`](crate::kernels::Choice)).
+//! Nothing is measured unless an application asks for it, because a probe compiles kernels, which takes seconds on some drivers and
+//! cannot be cancelled. An application should call [`tune`] where its user expects to wait, or on a thread of its own. Later starts
+//! find the winners and measure nothing. Every plan prints which kernel was chosen and why ([`Choice`](crate::kernels::Choice)).
 
 mod probe;
 mod report;

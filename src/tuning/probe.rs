@@ -1,4 +1,4 @@
-//! Measures one candidate on the device: its first run, which compiles, and the median of a few after it.
+//! Timed probes: each measures one candidate on the device, its first run, which compiles, and the median of a few runs after it.
 
 use std::time::{Duration, Instant};
 
@@ -17,15 +17,15 @@ use crate::ops::Matmul;
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
-/// Runs after the first.
+/// Number of runs after the first.
 const RUNS: usize = 5;
 
-/// Records the work that is timed.
+/// A function that records the work to be timed.
 pub(super) type Work = Box<dyn Fn(&mut Recorder) -> Result<()>>;
 
-/// A family whose candidates can be run.
+/// A family whose candidates can be timed.
 pub(super) trait Probe: Family {
-    /// Inputs on the device, and what to record.
+    /// Uploads inputs and returns the work to be timed.
     fn prepare(&self, context: &Context, variant: Self::Variant) -> Result<Work>;
 }
 
@@ -54,7 +54,7 @@ pub(super) fn measure<P: Probe>(
     })
 }
 
-/// An attention large enough to occupy the device, and no larger.
+/// Options and shape of an attention that is just large enough to keep the device busy.
 fn problem(
     segments: &Segments,
     context: &Context,
@@ -63,14 +63,14 @@ fn problem(
         Processor::Gpu => (16, 4096),
         Processor::Cpu { .. } => (1, 512),
     };
-    // One branch of such segments.
+    // One branch with these segments.
     let [head_dim, rows] = [segments.head_dim, segments.rows].map(|n| n as usize);
     let config = DilatedAttentionConfig::new(num_heads, head_dim, &[rows], &[1])?;
     let config = config.with_mask(segments.mask);
     Ok((config, AttentionShape::new(1, tokens.max(rows))?))
 }
 
-/// A tensor of small numbers that repeat late: values hardly matter for the time, but none may be extreme.
+/// A tensor of small numbers that repeat only after 1009 elements. Values hardly matter for the time, but extreme ones would.
 fn numbers(recorder: &mut Recorder, label: &'static str, shape: &[usize]) -> Result<Tensor> {
     let count: usize = shape.iter().product();
     let data: Vec<f32> = (0..count)
@@ -105,7 +105,7 @@ impl Probe for BackwardFamily {
         let mut recorder = context.recorder("probe");
         let q = numbers(&mut recorder, "q", &dims)?;
         let forward = attention.forward(&mut recorder, &q, &q, &q)?;
-        // Compiled and done before the first run is timed.
+        // Waits, so that compiling and running the forward is not timed.
         recorder.submit()?.wait()?;
         Ok(Box::new(move |recorder| {
             attention

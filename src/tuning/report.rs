@@ -1,4 +1,4 @@
-//! [`tune`] and what it tells.
+//! [`tune`] and its report.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -14,20 +14,21 @@ use crate::kernels::attention_forward::ForwardFamily;
 use crate::kernels::matmul::MatmulFamily;
 use crate::kernels::remembered::{Timed, Tuner, Winner, Winners, store};
 
-/// How long and what to measure.
+/// What to measure, and for how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TuneOptions {
-    /// Nothing new is begun after this time. What is being compiled then cannot be cancelled, so the whole may take longer
-    /// by one compilation. What was not begun stays unmeasured until asked for [`again`](Self::again) with more time.
+    /// After this time no further kernel is tried. A compilation that has begun cannot be cancelled, so the whole may take longer
+    /// by one compilation. Kernels that were not tried stay unmeasured until a call with [`again`](Self::again) and a larger
+    /// budget.
     pub budget: Duration,
-    /// Kernels of the backward, too.
+    /// Whether kernels of the backward are measured, too.
     pub backward: bool,
-    /// Also what is remembered already.
+    /// Whether kernels are measured again that have a remembered winner.
     pub again: bool,
 }
 
 impl Default for TuneOptions {
-    /// 20 seconds, the forward only, nothing twice.
+    /// 20 seconds, the forward only, nothing again.
     fn default() -> Self {
         Self {
             budget: Duration::from_secs(20),
@@ -37,34 +38,34 @@ impl Default for TuneOptions {
     }
 }
 
-/// What a search for the fastest kernels found. Prints as a table.
+/// Result of a search for the fastest kernels. Prints as a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TuneReport {
-    /// Each pass.
+    /// The result for each computation that was tuned.
     pub passes: Vec<TunedPass>,
-    /// Why the result will not be remembered beyond this context, if so.
+    /// The reason why the winners could not be saved for later processes; `None` if they were saved or nothing was measured.
     pub not_remembered: Option<String>,
 }
 
-/// What was found for one pass.
+/// Result for one computation: the forward, the backward, or a matrix product.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunedPass {
-    /// What was probed.
+    /// The key under which the winner is remembered: the computation and what the probe depends on.
     pub pass: String,
-    /// The kernel from now on, and why.
+    /// The kernel that will be used from now on, and the reason.
     pub choice: String,
-    /// Every kernel that was considered and what became of it; none where nothing was measured.
+    /// Every kernel that was considered, with its time or the reason why it was not measured. Empty if nothing was measured.
     pub considered: Vec<(String, String)>,
-    /// Time that this took.
+    /// Time that the search took.
     pub spent: Duration,
 }
 
-/// Measures which kernels are the fastest for `config` on this adapter, and remembers them: attentions made from now on
-/// use them, and so do those of later processes ([`KernelOptions`](crate::KernelOptions) says where that is kept). What is
-/// remembered already is not measured again, and where there is only one kernel nothing is measured, so that an
-/// application may call this at every start.
+/// Measures which kernels are the fastest for `config` on this adapter, and remembers the winners. Attentions made from now on use
+/// them, and so do later processes if there is a cache folder ([`KernelOptions`](crate::KernelOptions)).
 ///
-/// Blocks for about the budget, on any thread; recordings of other threads go on meanwhile (and disturb the measurement).
+/// Nothing is measured if a winner is remembered already, or if there is only one kernel. So an application may call this at every
+/// start. It blocks for about the budget, and may run on any thread. Recordings of other threads go on meanwhile, but disturb the
+/// measurement.
 ///
 /// ```no_run
 /// use dilated_attention::tuning::{TuneOptions, tune};
@@ -100,7 +101,7 @@ pub fn tune(
     Ok(found.remember(context.tuner()))
 }
 
-/// As [`tune`], of products with so many columns, such as those of a linear layer with so many outputs.
+/// As [`tune`], for matrix products whose result has `columns` columns, such as that of a linear layer with as many outputs.
 ///
 /// # Errors
 /// As [`tune`]; [`Error::InvalidShape`] for no columns.
@@ -154,7 +155,7 @@ impl Found {
             let Some((best, next)) = winner(&outcomes) else {
                 return match outcomes.swap_remove(0).1 {
                     Outcome::Failed(error) => Err(error),
-                    // The suggested kernel is tried whatever the budget.
+                    // Does not happen: the suggested kernel is tried even without budget, so it was measured or has failed.
                     _ => Ok(()),
                 };
             };
@@ -178,7 +179,7 @@ impl Found {
         Ok(())
     }
 
-    /// Writes what was measured to the user's file. That it cannot be written is told, but no reason to fail.
+    /// Writes the winners to the user's file. A failure to write goes into the report; it is not an error.
     fn remember(self, tuner: &Tuner) -> TuneReport {
         let not_remembered = match tuner.file() {
             _ if self.winners.is_empty() => None,

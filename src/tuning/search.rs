@@ -1,45 +1,46 @@
-//! Which candidates are measured, and which of them wins. Knows neither device nor clock.
+//! Which candidates are measured, in which order, and which of them wins. This module uses neither a device nor a clock.
 //!
-//! A driver's compilation cannot be cancelled, so a search keeps to its time by what it begins:
-//! 1. the kernel that the adapter's capabilities suggest is measured first: it is what would be used anyway;
-//! 2. then the others, the cheapest to compile first; never one that is known to be dear, and none that is known to
-//!    take longer than what is left;
-//! 3. one that took longer than the whole budget ends the search: what is known of compile times does not hold here.
+//! A compilation cannot be cancelled, so a search keeps to its budget by the order in which it tries kernels:
+//! 1. The kernel that suits the device is measured first, because it would be used anyway.
+//! 2. The others follow, those that compile fastest first. A kernel is not tried if its expected compile time is too long in any
+//!    case, or longer than the time that is left.
+//! 3. If a compilation takes longer than the whole budget, the search ends, because expected compile times do not hold on this machine.
 
 use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::kernels::Candidate;
 
-/// What a probe measured.
+/// Times that a probe has measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
-    /// Compilation with the first run.
+    /// Time of the first run, with compilation.
     pub first: Duration,
-    /// Median of the runs after that.
+    /// Median time of the later runs.
     pub run: Duration,
-    /// All of the probe.
+    /// Time of the whole probe.
     pub total: Duration,
 }
 
-/// What became of a candidate.
+/// Result of a search for one candidate.
 #[derive(Debug)]
 pub enum Outcome {
     /// It was measured.
     Measured(Timing),
-    /// It did not run.
+    /// It failed to run.
     Failed(Error),
-    /// It is known to compile for too long.
+    /// Not tried: it is known to take too long to compile.
     Dear,
-    /// The time was up, or too short for it.
+    /// Not tried: too little time was left.
     NoTime,
 }
 
-/// Another kernel replaces the suggested one only when its time is below this share of the suggested one's: medians of
-/// few runs differ by as much for no reason.
+/// Another kernel wins only if its time is below this fraction of the suggested kernel's time, because medians of a few runs differ
+/// by as much by chance.
 const WORTH_A_CHANGE: f64 = 0.95;
 
-/// Measures `suggested`, then `candidates` as the module says; returns what became of each, the suggested one first.
+/// Measures `suggested` and then the other `candidates`, as the module documentation says. Returns the outcome of each, that of
+/// `suggested` first.
 pub fn search<V: Copy + PartialEq>(
     suggested: V,
     candidates: &[Candidate<V>],
@@ -64,7 +65,7 @@ pub fn search<V: Copy + PartialEq>(
         .iter()
         .filter(|other| other.variant != suggested)
         .collect();
-    // Stable: equals keep the order they are listed in. The dear come first and are not tried.
+    // The sort is stable: candidates with equal compile times keep their order. Those with None come first; they are not tried.
     others.sort_by_key(|other| other.compile_time);
     for other in others {
         let outcome = match other.compile_time {
@@ -77,11 +78,11 @@ pub fn search<V: Copy + PartialEq>(
     outcomes
 }
 
-/// A kernel with its time.
+/// A kernel and its time.
 pub type Run<V> = (V, Duration);
 
-/// The fastest of what was measured, and the next; the first of the outcomes unless another is clearly faster. `None` when
-/// nothing was measured.
+/// The winner and the second fastest kernel. The winner is the first outcome (the suggested kernel), unless another is clearly
+/// faster. `None` if nothing was measured.
 pub fn winner<V: Copy>(outcomes: &[(V, Outcome)]) -> Option<(Run<V>, Option<Run<V>>)> {
     let time = |(variant, outcome): &(V, Outcome)| match outcome {
         Outcome::Measured(timing) => Some((*variant, timing.run)),
@@ -89,14 +90,14 @@ pub fn winner<V: Copy>(outcomes: &[(V, Outcome)]) -> Option<(Run<V>, Option<Run<
     };
     let suggested = outcomes.first().and_then(time);
     let mut others: Vec<Run<V>> = outcomes.iter().skip(1).filter_map(time).collect();
-    // Stable: of equals, the one that was tried first.
+    // The sort is stable: among equal times, the one that was tried first.
     others.sort_by_key(|(_, run)| *run);
     let best = others.first().copied();
     match (suggested, best) {
         (Some(kept), Some(best))
             if best.1.as_secs_f64() < kept.1.as_secs_f64() * WORTH_A_CHANGE =>
         {
-            // The next may be the suggested one.
+            // The suggested kernel may be the second fastest.
             let second = others.get(1).copied().filter(|second| second.1 < kept.1);
             Some((best, second.or(Some(kept))))
         }
