@@ -1,8 +1,7 @@
 //! The pool without a device, as the traces drive it.
 
-use dilated_attention::pool::{
-    Lease, Pool, PoolOptions, PoolStats, STORAGE_USAGE, SimulatedBuffer, SimulatedSource,
-};
+use dilated_attention::pool::{Lease, Pool, PoolOptions, PoolStats, STORAGE_USAGE};
+use dilated_attention::testing::{SimulatedBuffer, SimulatedSource};
 
 use crate::traces::Allocator;
 
@@ -14,7 +13,7 @@ pub struct Simulated {
 
 impl Simulated {
     pub fn new(options: PoolOptions) -> Self {
-        let pool = Pool::with_source(SimulatedSource::new((1 << 31) - 1), options);
+        let pool = Pool::from_source(SimulatedSource::new((1 << 31) - 1), options);
         let warm = pool.stats();
         Self { pool, warm }
     }

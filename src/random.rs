@@ -21,11 +21,13 @@ impl Random {
     }
 
     /// In -1..1.
+    #[cfg(feature = "models")]
     pub fn uniform(&mut self) -> f32 {
         (self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 
     /// Of mean 0 and variance 1 (Box and Muller 1958).
+    #[cfg(feature = "models")]
     pub fn normal(&mut self) -> f32 {
         let unit = |bits: u64| ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
         let (radius, angle) = (unit(self.bits()), unit(self.bits()));

@@ -4,7 +4,6 @@
 //! [together](crate::Recorder::empty_together), a part of one. A plan binds [windows](crate::plan::TokenWindow) of it, byte
 //! ranges that one binding may cover, so that a tensor may be larger than a binding.
 
-use std::fmt;
 use std::sync::Arc;
 
 use crate::contents::Contents;
@@ -44,6 +43,7 @@ impl Tensor {
 
     /// A part of the tensor's storage as a tensor of its own, from the byte `offset` on, a multiple of 4. Kernels can bind it
     /// only where that is a multiple of the device's alignment; copies need no more.
+    #[cfg(feature = "models")]
     pub(crate) fn part(&self, shape: &[usize], offset: u64) -> Self {
         Self {
             shape: shape.into(),
@@ -211,9 +211,10 @@ pub(crate) fn check_finite<T: Element>(
 }
 
 /// Zeros that stand for an input of `given`. Memory that the system has no room for is an error; what it gives is not touched.
+#[cfg(feature = "models")]
 pub(crate) fn zeros<T: bytemuck::Zeroable>(
     what: &'static str,
-    given: impl fmt::Display,
+    given: impl std::fmt::Display,
     count: Option<usize>,
 ) -> Result<Vec<T>> {
     let zeros = count.and_then(|count| bytemuck::allocation::try_zeroed_vec(count).ok());

@@ -4,7 +4,7 @@ use std::thread;
 
 use dilated_attention::longnet::{Call, Input, LongNet, LongNetConfig};
 use dilated_attention::nn::Parameters;
-use dilated_attention::reference::model::{self, Values};
+use dilated_attention::testing::model::{self, Values};
 use dilated_attention::{
     AttentionShape, Context, DType, DilatedAttentionConfig, Recorder, Result, Tensor, reference,
 };

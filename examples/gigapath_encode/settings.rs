@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum, value_parser};
 use dilated_attention::models::gigapath::{SlideEncoder, SlideEncoderConfig, SlideOutputs};
-use dilated_attention::recorder::SliceOptions;
 use dilated_attention::weights::WeightsError;
-use dilated_attention::{DType, Error, WeightFile, WeightSource};
+use dilated_attention::{DType, Error, SliceOptions, WeightFile, WeightSource};
 use program::say;
 use slide_files::{TileSize, TileSizeChoice, Tiles};
 

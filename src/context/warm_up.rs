@@ -14,22 +14,31 @@ use crate::kernels::{Access, Kernel};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WarmUp {
     /// In the order of compilation.
-    pub kernels: Vec<WarmedKernel>,
+    kernels: Vec<WarmedKernel>,
 }
 
 /// One kernel that was compiled ahead.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WarmedKernel {
-    /// The kernel.
-    pub kernel: Kernel,
+struct WarmedKernel {
+    name: &'static str,
     /// Time to make the pipeline: translation, and on most drivers all of the compilation. Near zero when it was there.
-    pub compile: Duration,
+    compile: Duration,
     /// Time of a dispatch of no workgroups, in which some drivers (Mesa's software driver) compile.
-    pub dispatch: Duration,
+    dispatch: Duration,
 }
 
 impl WarmUp {
-    /// All of it together.
+    /// Number of kernels; those that were compiled before count, too.
+    pub fn num_kernels(&self) -> usize {
+        self.kernels.len()
+    }
+
+    /// Names of the kernels, in the order of compilation.
+    pub fn kernel_names(&self) -> impl Iterator<Item = &'static str> {
+        self.kernels.iter().map(|warmed| warmed.name)
+    }
+
+    /// Time that all of them took together.
     pub fn total(&self) -> Duration {
         let one = |warmed: &WarmedKernel| warmed.compile + warmed.dispatch;
         self.kernels.iter().map(one).sum()
@@ -37,7 +46,7 @@ impl WarmUp {
 }
 
 /// Compiles `kernels`, and runs no workgroup of each.
-pub(super) fn run(context: &Context, kernels: &[Kernel]) -> Result<WarmUp> {
+pub(crate) fn compile(context: &Context, kernels: &[Kernel]) -> Result<WarmUp> {
     let mut report = WarmUp::default();
     if context.is_dry() {
         return Ok(report);
@@ -48,7 +57,7 @@ pub(super) fn run(context: &Context, kernels: &[Kernel]) -> Result<WarmUp> {
         let (dispatched, dispatch) = timed(|| dispatch_nothing(context, kernel));
         dispatched?;
         report.kernels.push(WarmedKernel {
-            kernel,
+            name: kernel.name(),
             compile,
             dispatch,
         });
@@ -95,7 +104,7 @@ impl fmt::Display for WarmUp {
             writeln!(
                 f,
                 "{:<32} pipeline {:>9.1} ms, first dispatch {:>9.1} ms",
-                warmed.kernel.name(),
+                warmed.name,
                 milliseconds(warmed.compile),
                 milliseconds(warmed.dispatch)
             )?;

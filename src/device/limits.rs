@@ -11,7 +11,7 @@ pub const MOST_INVOCATIONS: u32 = 256;
 
 /// Workgroup memory that every device has to have, in bytes: WebGPU's default. Kernels that use more are chosen by the device's
 /// own.
-pub const WORKGROUP_MEMORY_BYTES: u32 = 16_384;
+const WORKGROUP_MEMORY_BYTES: u32 = 16_384;
 
 /// Workgroups along one dimension: enough for 65 536 in a grid. What needs more says so when it is planned.
 const WORKGROUPS_PER_DIMENSION: u32 = 256;

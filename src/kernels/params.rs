@@ -30,13 +30,12 @@ impl ParamsInfo {
     }
 }
 
-/// Declares a struct of parameters; the shader says what each field means.
+/// Declares a struct of parameters; the shader says what each field means, once.
 macro_rules! params {
     ($(#[$doc:meta])* $name:ident { $($field:ident: $ty:ty),* $(,)? }) => {
         $(#[$doc])*
         #[repr(C)]
         #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
-        #[expect(missing_docs, reason = "documented once, in the shader")]
         pub struct $name {
             $(pub $field: $ty,)*
         }

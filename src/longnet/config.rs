@@ -3,7 +3,8 @@
 use crate::config::{DilatedAttentionConfig, Heads, Mask};
 use crate::device::DType;
 use crate::error::{Error, Result};
-use crate::nn::{Activation, ProjectionNorm};
+use crate::nn::ProjectionNorm;
+use crate::ops::Activation;
 use crate::ops::Positions;
 
 /// Positions up to which a sequence shares one centre of xPos, its middle as in torchscale; half of [`MAX_BLOCK`].

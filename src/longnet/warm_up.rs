@@ -11,12 +11,12 @@ use crate::tensor::zeros;
 impl LongNet {
     /// Compiles the kernels of a forward over `shape` now, and those of its logits where the model has such; see
     /// [`Context::warm_up`]. A model that attends to an encoder does so over as many tokens. Training and decoding use other
-    /// kernels, too: [`Trainer::warm_up`](crate::training::Trainer::warm_up), [`Context::warm_up_recording`].
+    /// kernels, too: [`Trainer::warm_up`](crate::training::Trainer::warm_up), [`Context::warm_up`].
     ///
     /// # Errors
     /// As [`forward`](Self::forward) and [`Context::warm_up`].
     pub fn warm_up(&self, context: &Context, shape: &AttentionShape) -> Result<WarmUp> {
-        context.warm_up_recording(|dry_run| {
+        context.warm_up(|dry_run| {
             let model = Self::new(dry_run, self.config.clone())?;
             let mut recorder = dry_run.recorder("warm up");
             let weights = Parameters::zeros(&mut recorder, model.parameters(), "weights")?;

@@ -9,7 +9,7 @@ use super::finite::ResultPart;
 use super::plan;
 use super::run::ModelRun;
 use crate::config::AttentionShape;
-use crate::context::{Context, WarmUp};
+use crate::context::{Context, WarmUp, warm_up};
 use crate::device::DeviceCaps;
 use crate::error::{Error, Result, Token};
 use crate::longnet::{Call, LongNet};
@@ -153,7 +153,7 @@ pub trait StagedModel: Clone + fmt::Debug {
     ) -> Result<WarmUp> {
         let dry_run = context.own_dry_run();
         let kernels = plan::kernels::<Self>(&dry_run, self.config(), size, outputs)?;
-        context.warm_up(&kernels)
+        warm_up::compile(context, &kernels)
     }
 }
 

@@ -26,5 +26,3 @@ pub use multihead::{
 pub use norm::LayerNorm;
 pub use parameters::{Init, ParameterId, ParameterList, ParameterSpec, Parameters};
 pub(crate) use parameters::{PIECE_ELEMENTS, dropout_at};
-
-pub use crate::kernels::activation::Activation;

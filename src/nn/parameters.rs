@@ -134,6 +134,7 @@ pub struct Parameters {
 }
 
 /// Parameters that share a buffer, as one vector; gaps between them are 0 and stay so.
+#[cfg(feature = "training")]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slab<'a> {
     pub elements: &'a Tensor,
@@ -288,6 +289,7 @@ impl Parameters {
             .collect()
     }
 
+    #[cfg(feature = "training")]
     pub(crate) fn slabs(&self) -> impl Iterator<Item = Slab<'_>> {
         self.slabs.iter().map(|(elements, decays)| Slab {
             elements,

@@ -137,8 +137,8 @@ impl<'a> ScaledAdd<'a> {
         }
     }
 
-    /// Plus `scale * y`.
-    pub fn plus(self, y: Matrix<'a>, scale: f32) -> Self {
+    /// Adds `scale * y`.
+    pub fn with_y(self, y: Matrix<'a>, scale: f32) -> Self {
         Self {
             y: Some((y, scale)),
             ..self

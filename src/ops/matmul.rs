@@ -21,7 +21,7 @@ const LEAST_SPLIT: u64 = 512;
 /// factor's type or f32, and so is the residual.
 ///
 /// With both factors f16, GPUs that have them take cooperative matrices
-/// ([`Context::cooperative_matrix`](crate::Context::cooperative_matrix)). Sums are f32 in any case.
+/// ([`Context::cooperative_tier`](crate::Context::cooperative_tier)). Sums are f32 in any case.
 ///
 /// ```no_run
 /// use dilated_attention::{Context, DType, ops::Matmul};
@@ -30,7 +30,7 @@ const LEAST_SPLIT: u64 = 512;
 /// let x = recorder.upload("x", &[100, 20], &[1f32; 2000])?;
 /// let weight = recorder.upload("weight", &[30, 20], &[1f32; 600])?;
 /// let y = recorder.empty("y", &[100, 30], DType::F32)?;
-/// Matmul::new(x.matrix(), weight.matrix()).transpose_b().write(&mut recorder, y.matrix())?;
+/// Matmul::new(x.matrix(), weight.matrix()).with_transposed_b().write(&mut recorder, y.matrix())?;
 /// # Ok::<(), dilated_attention::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +63,8 @@ impl<'a> Matmul<'a> {
     }
 
     /// With a kernel of the caller's choice instead of the one that suits the device.
-    pub fn with_variant(self, variant: MatmulVariant) -> Self {
+    #[cfg(any(feature = "testing", not(target_arch = "wasm32")))]
+    pub(crate) fn with_kernel(self, variant: MatmulVariant) -> Self {
         Self {
             variant: Some(variant),
             ..self
@@ -71,7 +72,7 @@ impl<'a> Matmul<'a> {
     }
 
     /// With `a` transposed.
-    pub fn transpose_a(self) -> Self {
+    pub fn with_transposed_a(self) -> Self {
         Self {
             transpose_a: true,
             ..self
@@ -79,7 +80,7 @@ impl<'a> Matmul<'a> {
     }
 
     /// With `b` transposed.
-    pub fn transpose_b(self) -> Self {
+    pub fn with_transposed_b(self) -> Self {
         Self {
             transpose_b: true,
             ..self

@@ -31,10 +31,12 @@ pub use norm::{layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};
 pub use reduce::{mean_of_rows, sum, sum_of_squares};
 pub use xpos::{Positions, Rotations, XposRole, xpos};
 
+pub use crate::kernels::activation::Activation;
+
 use crate::device::{ByteRange, DType, DeviceCaps, ElementFormat};
 use crate::error::{Error, Result};
 use crate::kernels::fold_grid;
-use crate::plan::RowLayout;
+use crate::plan::window::RowLayout;
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
@@ -145,10 +147,7 @@ impl<'a> Matrix<'a> {
 
     /// Rows that one binding covers wherever they begin.
     fn max_rows(&self, caps: &DeviceCaps) -> u64 {
-        match self.width {
-            0 => u64::MAX,
-            _ => self.layout(1).max_rows(caps),
-        }
+        self.layout(1).max_rows(caps)
     }
 
     /// Binds the rows `begin .. end` of this matrix.

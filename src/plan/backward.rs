@@ -23,7 +23,7 @@ use super::dispatch::AttentionDispatch;
 use super::forward::{clears, forward_flop, tensor_bytes};
 use super::planner::{PlannedPass, Planner};
 use super::window::RowLayout;
-use super::workspace::{BufferRole, ParamsLayout, PlannedBuffer};
+use super::workspace::{ParamsLayout, PlannedBuffer};
 use crate::config::{AttentionShape, DilatedAttentionConfig, MixGradient};
 use crate::device::DeviceCaps;
 use crate::device::{DType, ElementFormat};
@@ -38,23 +38,23 @@ pub struct BackwardPlan {
     /// Shape of the call.
     pub shape: AttentionShape,
     /// Number of heads.
-    pub num_heads: usize,
+    pub(crate) num_heads: usize,
     /// Elements in one head.
-    pub head_dim: usize,
+    pub(crate) head_dim: usize,
     /// The kernels.
-    pub variant: BackwardVariant,
+    pub(crate) variant: BackwardVariant,
     /// Why those.
-    pub reason: Reason,
+    pub(crate) reason: Reason,
     /// Half-open ranges of rows (`item * seq_len + token`) of dq and of the row statistics that are cleared first.
-    pub query_clears: Vec<(u64, u64)>,
+    pub(crate) query_clears: Vec<(u64, u64)>,
     /// Half-open ranges of rows (`item * key_len + token`) of dk and dv that are cleared first.
-    pub key_clears: Vec<(u64, u64)>,
+    pub(crate) key_clears: Vec<(u64, u64)>,
     /// The dispatches, in order.
-    pub dispatches: Vec<AttentionDispatch>,
+    pub(crate) dispatches: Vec<AttentionDispatch>,
     /// Bytes of the weights of a window, which its gradients are products of; 0 for kernels that keep none.
-    pub weights_bytes: u64,
+    pub(crate) weights_bytes: u64,
     /// Buffers leased by a backward that is recorded alone.
-    pub buffers: Vec<PlannedBuffer>,
+    pub(crate) buffers: Vec<PlannedBuffer>,
     /// Floating point operations: 2.5 times those of the forward (5 products of matrices for 2). More are done: the sweep takes 2
     /// products, and without weights in memory each of the two passes computes the scores again, 9 products altogether.
     pub flop: u64,
@@ -122,7 +122,7 @@ impl DilatedAttentionConfig {
         dispatches
             .iter()
             .for_each(|_| params.add::<AttentionParams>());
-        let planned = |label, bytes| PlannedBuffer::new(label, BufferRole::Storage, bytes, caps);
+        let planned = |label, bytes| PlannedBuffer::storage(label, bytes, caps);
         let rows = |len: usize| batch as u64 * len as u64;
         let width = RowLayout::of_activations(self, variant.format).row_bytes;
         let mut buffers = vec![
@@ -156,6 +156,11 @@ impl DilatedAttentionConfig {
 }
 
 impl BackwardPlan {
+    /// Number of dispatches.
+    pub fn num_dispatches(&self) -> usize {
+        self.dispatches.len()
+    }
+
     /// Bytes that a backward recorded alone asks the pool for, at its peak: the gradients, the row statistics, parameters and their
     /// staging. The inputs are the caller's.
     pub fn requested_bytes(&self) -> u64 {

@@ -7,7 +7,7 @@
 use super::dispatch::AttentionDispatch;
 use super::planner::{PlannedPass, Planner};
 use super::window::RowLayout;
-use super::workspace::{BufferRole, ParamsLayout, PlannedBuffer};
+use super::workspace::{ParamsLayout, PlannedBuffer};
 use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, Mask};
 use crate::device::ByteRange;
 use crate::device::DeviceCaps;
@@ -23,21 +23,21 @@ pub struct ForwardPlan {
     /// Shape of the call.
     pub shape: AttentionShape,
     /// Tokens of all items together, the rows of the tensors.
-    pub num_rows: u64,
+    pub(crate) num_rows: u64,
     /// Number of heads.
-    pub num_heads: usize,
+    pub(crate) num_heads: usize,
     /// Elements in one head.
-    pub head_dim: usize,
+    pub(crate) head_dim: usize,
     /// The kernel.
-    pub variant: ForwardVariant,
+    pub(crate) variant: ForwardVariant,
     /// Why that one.
-    pub reason: Reason,
+    pub(crate) reason: Reason,
     /// Half-open ranges of rows (`item * seq_len + token`) whose output and softmax state are cleared to 0 first.
-    pub clears: Vec<(u64, u64)>,
+    pub(crate) clears: Vec<(u64, u64)>,
     /// The dispatches, in order.
-    pub dispatches: Vec<AttentionDispatch>,
+    pub(crate) dispatches: Vec<AttentionDispatch>,
     /// Buffers leased by a forward that is recorded alone.
-    pub buffers: Vec<PlannedBuffer>,
+    pub(crate) buffers: Vec<PlannedBuffer>,
     /// Floating point operations: `4 * B * N * H * D * sum(w / r^2)` over the valid tokens, half of it under the causal mask,
     /// a G-th of it where heads are partitioned among G branches.
     pub flop: u64,
@@ -210,10 +210,9 @@ fn buffers(
 ) -> Vec<PlannedBuffer> {
     let state_bytes = num_rows * RowLayout::of_state(config).row_bytes;
     let out_bytes = num_rows * RowLayout::of_activations(config, format).row_bytes;
-    let planned = |label, bytes| PlannedBuffer::new(label, BufferRole::Storage, bytes, caps);
     let mut buffers = vec![
-        planned("out", out_bytes),
-        planned("softmax_state", state_bytes),
+        PlannedBuffer::storage("out", out_bytes, caps),
+        PlannedBuffer::storage("softmax_state", state_bytes, caps),
     ];
     let mut params = ParamsLayout::new(caps);
     for _ in dispatches {
@@ -224,6 +223,11 @@ fn buffers(
 }
 
 impl ForwardPlan {
+    /// Number of dispatches.
+    pub fn num_dispatches(&self) -> usize {
+        self.dispatches.len()
+    }
+
     /// Bytes that a forward recorded alone asks the pool for, at its peak: the output, the softmax state, parameters and their
     /// staging. The inputs are the caller's.
     pub fn requested_bytes(&self) -> u64 {

@@ -1,19 +1,35 @@
 //! How to compute it: dispatches, windows, memory and work, as plain data that needs no device.
 
 mod backward;
-pub mod branch;
-mod dispatch;
+pub(crate) mod branch;
+pub(crate) mod dispatch;
 mod display;
 mod forward;
 mod planner;
+#[cfg(feature = "models")]
 mod step;
-mod window;
+pub(crate) mod window;
 mod workspace;
 
 pub use backward::BackwardPlan;
-pub use dispatch::{AttentionDispatch, Range};
 pub use forward::ForwardPlan;
-pub(crate) use step::{StepLayout, plan_step, rows_of};
-pub use window::{RowLayout, TokenWindow};
+#[cfg(feature = "models")]
+pub(crate) use step::{StepLayout, plan_step};
 pub(crate) use workspace::staging_bytes;
-pub use workspace::{BufferRole, PlannedBuffer};
+
+use crate::pool::{BufferRequest, Demand};
+use workspace::PlannedBuffer;
+
+impl Demand for ForwardPlan {
+    /// What a forward leases beside its inputs.
+    fn buffers(&self) -> Vec<BufferRequest> {
+        self.buffers.iter().map(PlannedBuffer::request).collect()
+    }
+}
+
+impl Demand for BackwardPlan {
+    /// What a backward leases beside its inputs.
+    fn buffers(&self) -> Vec<BufferRequest> {
+        self.buffers.iter().map(PlannedBuffer::request).collect()
+    }
+}

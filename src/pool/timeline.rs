@@ -6,8 +6,7 @@ use super::event::{Event, EvictionCause, Outcome};
 use super::trace::Trace;
 
 /// Bytes at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct TimelineSample {
     /// Microseconds since the trace began.
     pub micros: u64,
@@ -32,8 +31,7 @@ impl TimelineSample {
 }
 
 /// A buffer came or went.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct TimelineMark {
     /// Microseconds since the trace began.
     pub micros: u64,
@@ -44,8 +42,7 @@ pub struct TimelineMark {
 }
 
 /// Why a buffer came or went.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum MarkKind {
     /// A lease with this label needed a new buffer.
     Created(String),
@@ -70,8 +67,7 @@ pub enum MarkKind {
 /// assert_eq!(timeline.marks[0].kind, MarkKind::Created("scores".to_owned()));
 /// # Ok::<(), dilated_attention::Error>(())
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Timeline {
     /// Bytes after each event that moved a buffer, in order of time.
     pub samples: Vec<TimelineSample>,
@@ -232,10 +228,8 @@ impl TimelineSample {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{
-        Balanced, Lease, NoPooling, Pool, PoolOptions, PoolStats, STORAGE_USAGE, SimulatedBuffer,
-        SimulatedSource,
-    };
+    use super::super::simulated::{SimulatedBuffer, SimulatedSource};
+    use super::super::{Balanced, Lease, NoPooling, Pool, PoolOptions, PoolStats, STORAGE_USAGE};
     use super::*;
 
     type Leases = Vec<Lease<SimulatedBuffer>>;
@@ -244,7 +238,7 @@ mod tests {
     fn used(
         options: PoolOptions,
     ) -> crate::Result<(Timeline, Pool<SimulatedBuffer>, Leases, PoolStats)> {
-        let pool = Pool::with_source(SimulatedSource::new(1 << 30), options);
+        let pool = Pool::from_source(SimulatedSource::new(1 << 30), options);
         let before = pool.acquire("before", 10_000, STORAGE_USAGE)?;
         drop(pool.acquire("before", 20_000, STORAGE_USAGE));
         let stats = pool.stats();

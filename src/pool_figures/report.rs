@@ -7,8 +7,7 @@ use super::stats::{Counter, PoolStats};
 use crate::wgpu::BufferUsages;
 
 /// What happened in a [scope](crate::Pool::scope), on all threads: peaks and counts since it opened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct ScopeReport {
     /// Name of the scope.
     pub name: &'static str,
@@ -65,8 +64,7 @@ impl fmt::Display for ScopeReport {
 }
 
 /// The full state of a pool: its figures, its size classes, and who holds what. Errors carry it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct PoolReport {
     /// The figures.
     pub stats: PoolStats,
@@ -80,8 +78,7 @@ pub struct PoolReport {
 }
 
 /// Buffers of one usage set and size class.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ClassUse {
     /// Bits of the usage set, [`bits`](crate::wgpu::BufferUsages::bits).
     pub usage: u32,
@@ -102,8 +99,7 @@ pub struct ClassUse {
 }
 
 /// The live leases of one label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct LabelUse {
     /// The label.
     pub label: &'static str,

@@ -24,8 +24,6 @@
 //!
 //! [`backward`] returns the gradients; tests compare it with finite differences of [`forward`].
 //!
-//! [`plain`] is the same in single precision, with storage in half precision or not: it tells how precise is precise enough.
-//!
 //! Functions take elements of any type that converts to `f64` without loss (`f32`, `f64`, `half::f16`), so that long
 //! single-precision inputs need no copy. The work is shared by as many threads as the machine runs at once; each row is
 //! computed by one of them in a fixed order, so results do not depend on their number.
@@ -44,9 +42,12 @@
 
 mod backward;
 mod forward;
-pub mod layers;
-pub mod model;
-pub mod plain;
+#[cfg(feature = "testing")]
+pub(crate) mod layers;
+#[cfg(feature = "testing")]
+pub(crate) mod model;
+#[cfg(feature = "testing")]
+pub(crate) mod plain;
 mod sparse;
 #[cfg(test)]
 mod tests;

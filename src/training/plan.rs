@@ -30,7 +30,7 @@ pub struct TrainingPlan {
     /// By how much [`Recompute::Layers`] lowers `requested_bytes` (or has lowered it).
     pub saved_by_recomputing_bytes: u64,
     /// Dispatches of the step.
-    pub num_dispatches: u64,
+    pub num_dispatches: usize,
 }
 
 impl Trainer {
@@ -91,7 +91,7 @@ impl Trainer {
     /// # Errors
     /// As [`step`](Self::step) and [`Context::warm_up`].
     pub fn warm_up(&self, shapes: &[AttentionShape]) -> Result<WarmUp> {
-        self.context.warm_up_recording(|dry_run| {
+        self.context.warm_up(|dry_run| {
             let trainer = planned(dry_run, self.model.config(), self.options.clone())?;
             let mut recorder = dry_run.recorder("training step");
             drop(trainer.record(&mut recorder, &batches(shapes)?)?);

@@ -8,7 +8,7 @@
 //! ```
 //! Nothing is ever measured unasked: a probe compiles kernels, which takes seconds on some drivers and cannot be cancelled.
 //! An application calls [`tune`] where its user expects to wait, or on a thread; later starts find the result and
-//! measure nothing. Every plan prints the kernel it chose and why ([`Choice`](crate::kernels::Choice)).
+//! measure nothing. Every plan prints the kernel it chose and why.
 
 mod probe;
 mod report;

@@ -87,7 +87,7 @@ impl Probe for ForwardFamily {
     fn prepare(&self, context: &Context, variant: ForwardVariant) -> Result<Work> {
         let (config, shape) = problem(self.segments(), context)?;
         let dims = dims(&config, &shape);
-        let attention = DilatedAttention::with_variant(context, config, variant)?;
+        let attention = DilatedAttention::new(context, config)?.with_forward_kernel(variant)?;
         let mut recorder = context.recorder("probe");
         let q = numbers(&mut recorder, "q", &dims)?;
         recorder.submit()?;
@@ -101,7 +101,7 @@ impl Probe for BackwardFamily {
     fn prepare(&self, context: &Context, variant: BackwardVariant) -> Result<Work> {
         let (config, shape) = problem(self.segments(), context)?;
         let dims = dims(&config, &shape);
-        let attention = DilatedAttention::new(context, config)?.with_backward_variant(variant)?;
+        let attention = DilatedAttention::new(context, config)?.with_backward_kernels(variant)?;
         let mut recorder = context.recorder("probe");
         let q = numbers(&mut recorder, "q", &dims)?;
         let forward = attention.forward(&mut recorder, &q, &q, &q)?;
@@ -128,8 +128,8 @@ impl Probe for MatmulFamily {
         let y = recorder.empty("y", &[rows, columns], DType::F32)?;
         recorder.submit()?;
         Ok(Box::new(move |recorder| {
-            let product = Matmul::new(x.matrix(), weight.matrix()).transpose_b();
-            product.with_variant(variant).write(recorder, y.matrix())
+            let product = Matmul::new(x.matrix(), weight.matrix()).with_transposed_b();
+            product.with_kernel(variant).write(recorder, y.matrix())
         }))
     }
 }

@@ -73,7 +73,7 @@ pub struct TunedPass {
 /// let config = DilatedAttentionConfig::new(8, 64, &[2048, 8192], &[1, 4])?;
 /// println!("{}", tune(&context, &config, &TuneOptions::default())?);
 /// let attention = DilatedAttention::new(&context, config)?;
-/// println!("{}", attention.choice(DType::F32)?);
+/// println!("{}", attention.forward_kernel(DType::F32)?);
 /// # Ok::<(), dilated_attention::Error>(())
 /// ```
 ///

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use dilated_attention::nn::{
-    Activation, Block, FeedForward, FeedForwardConfig, Init, LayerNorm, Linear, Memory,
-    MultiheadAttention, MultiheadAttentionConfig, MultiheadInput, ParameterList, Parameters, Pass,
-    ProjectionNorm, Sublayer,
+    Block, FeedForward, FeedForwardConfig, Init, LayerNorm, Linear, Memory, MultiheadAttention,
+    MultiheadAttentionConfig, MultiheadInput, ParameterList, Parameters, Pass, ProjectionNorm,
+    Sublayer,
 };
-use dilated_attention::ops::{Positions, Rotations};
-use dilated_attention::reference::model::{self, Values};
+use dilated_attention::ops::{Activation, Positions, Rotations};
+use dilated_attention::testing::model::{self, Values};
 use dilated_attention::{
     AttentionShape, Context, DType, DilatedAttentionConfig, Error, Heads, Recorder, Result, Tensor,
 };

@@ -186,7 +186,7 @@ fn trim_gives_up_what_is_cached_and_nothing_else() {
 #[test]
 fn out_of_memory_is_retried_once_everything_cached_is_given_up() {
     let source = FailingSource::new(&noop_device(), 1, 1);
-    let pool = Pool::with_source(source, PoolOptions::default());
+    let pool = Pool::from_source(source, PoolOptions::default());
     drop(
         pool.acquire("cached", 1 << 20, STORAGE_USAGE)
             .expect("lends"),
@@ -205,7 +205,7 @@ fn out_of_memory_for_good_is_a_typed_error_and_leaves_the_pool_whole() {
     // Whichever creation fails for good, the ones before it work, and so do those after memory is back.
     for fail_at in 0..6 {
         let source = FailingSource::new(&noop_device(), fail_at, 2);
-        let pool = Pool::with_source(source.clone(), PoolOptions::default());
+        let pool = Pool::from_source(source.clone(), PoolOptions::default());
         let mut leases = Vec::new();
         let mut failed = 0;
         for i in 0..6u64 {

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 
 use dilated_attention::pool::{
-    Faults, Lease, Limits, Policy, Pool, PoolError, PoolOptions, STORAGE_USAGE, SimulatedBuffer,
-    SimulatedSource, Speed, Usage,
+    Lease, Limits, Policy, Pool, PoolError, PoolOptions, STORAGE_USAGE, Speed, Usage,
 };
+use dilated_attention::testing::{Faults, SimulatedBuffer, SimulatedSource};
 use dilated_attention::wgpu::BufferUsages;
 use proptest::prelude::*;
 
@@ -41,7 +41,7 @@ fn program(pool: &Pool<SimulatedBuffer>) -> Result<(), PoolError> {
 #[test]
 fn memory_may_fail_at_any_creation() {
     let whole = SimulatedSource::new(1 << 30);
-    let pool = Pool::with_source(whole, PoolOptions::default());
+    let pool = Pool::from_source(whole, PoolOptions::default());
     program(&pool).expect("nothing fails");
     let creations = pool.stats().creates;
     for fail_at in 0..creations {
@@ -52,7 +52,7 @@ fn memory_may_fail_at_any_creation() {
                 ..Faults::default()
             };
             let source = SimulatedSource::new(1 << 30).with_faults(faults);
-            let pool = Pool::with_source(source.clone(), PoolOptions::default());
+            let pool = Pool::from_source(source.clone(), PoolOptions::default());
             let result = program(&pool);
             let stats = pool.stats();
             assert!(
@@ -89,7 +89,7 @@ fn a_request_succeeds_whenever_what_is_cached_suffices() {
         ..Faults::default()
     };
     let source = SimulatedSource::new(1 << 30).with_faults(faults);
-    let pool = Pool::with_source(source.clone(), PoolOptions::default());
+    let pool = Pool::from_source(source.clone(), PoolOptions::default());
     let mut state = 99u64;
     let mut live: Vec<Lease<SimulatedBuffer>> = Vec::new();
     for step in 0..20_000u64 {
@@ -123,7 +123,7 @@ fn a_device_lost_at_any_creation_takes_nothing_along() {
             ..Faults::default()
         };
         let source = SimulatedSource::new(1 << 30).with_faults(faults);
-        let pool = Pool::with_source(source.clone(), PoolOptions::default());
+        let pool = Pool::from_source(source.clone(), PoolOptions::default());
         let kept = pool.acquire("kept", 1000, STORAGE_USAGE);
         let error = program(&pool).expect_err("the device is lost");
         assert!(matches!(error, PoolError::DeviceLost { .. }), "{error}");
@@ -142,7 +142,7 @@ fn a_million_operations_on_eight_threads() {
     const THREADS: u64 = 8;
     const OPERATIONS: u64 = 125_000;
     let source = SimulatedSource::new(1 << 30);
-    let pool = Pool::with_source(source.clone(), PoolOptions::default());
+    let pool = Pool::from_source(source.clone(), PoolOptions::default());
     std::thread::scope(|scope| {
         // Every thread hands some of its leases to the next, which drops them.
         let (senders, receivers): (Vec<_>, Vec<_>) = (0..THREADS).map(|_| mpsc::channel()).unzip();
@@ -229,7 +229,7 @@ fn a_policy_that_panics_panics_its_caller_and_nothing_else() {
             asked: AtomicU32::new(0),
             at,
         };
-        let pool = Pool::with_source(source.clone(), PoolOptions::default().with_policy(policy));
+        let pool = Pool::from_source(source.clone(), PoolOptions::default().with_policy(policy));
         let mut panics = 0;
         for round in 0..10 {
             let attempt = std::panic::AssertUnwindSafe(|| {
@@ -253,7 +253,7 @@ fn a_policy_that_panics_panics_its_caller_and_nothing_else() {
 
 #[test]
 fn a_budget_may_be_lowered_below_what_is_live() {
-    let pool = Pool::with_source(SimulatedSource::new(1 << 30), PoolOptions::default());
+    let pool = Pool::from_source(SimulatedSource::new(1 << 30), PoolOptions::default());
     let lend = || pool.acquire("any", 1 << 20, STORAGE_USAGE);
     let mut leases: Vec<_> = (0..8).map(|_| lend().expect("no budget yet")).collect();
     leases.truncate(6);
@@ -290,7 +290,7 @@ fn a_budget_may_be_lowered_below_what_is_live() {
 fn a_hit_allocates_nothing() {
     // A policy that gives nothing up, so that all steps are hits in the end.
     let options = PoolOptions::default().with_policy(Speed);
-    let pool = Pool::with_source(SimulatedSource::new(1 << 30), options);
+    let pool = Pool::from_source(SimulatedSource::new(1 << 30), options);
     let lend = |bytes| pool.acquire("any", bytes, STORAGE_USAGE).expect("lends");
     let mut leases: Vec<_> = (0..100).map(|_| lend(4096)).collect();
     let steps = replacements(10_000, leases.len());

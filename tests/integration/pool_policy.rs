@@ -1,15 +1,16 @@
 //! What the pool gives up, when and why: idleness, pressure, watermarks, caps, thrash, trims; and what it reports.
 
 use dilated_attention::pool::{
-    Balanced, Lean, Lease, Limits, Policy, Pool, PoolOptions, Pressure, STORAGE_USAGE,
-    SimulatedBuffer, SimulatedSource, Speed, Usage, size_class,
+    Balanced, Lean, Lease, Limits, Policy, Pool, PoolOptions, Pressure, STORAGE_USAGE, Speed,
+    Usage, size_class,
 };
+use dilated_attention::testing::{SimulatedBuffer, SimulatedSource};
 use dilated_attention::wgpu::BufferUsages;
 
 const MIB: u64 = 1 << 20;
 
 fn pool(options: PoolOptions) -> Pool<SimulatedBuffer> {
-    Pool::with_source(SimulatedSource::new(1 << 30), options)
+    Pool::from_source(SimulatedSource::new(1 << 30), options)
 }
 
 /// Leases `count` buffers of `bytes` at once and gives them back.

@@ -3,17 +3,16 @@
 
 use std::future::Future;
 
-use dilated_attention::CallOptions;
 use dilated_attention::models::gigapath::{
     Slide, SlideEncoder, SlideEncoderConfig, SlideOutput, SlideOutputs,
 };
 use dilated_attention::models::{StagedModel, Token};
 use dilated_attention::nn::Parameters;
 use dilated_attention::pool::PoolError;
-use dilated_attention::recorder::SliceOptions;
 use dilated_attention::{
-    AttentionShape, CacheFolder, Context, ContextOptions, DType, DeviceCaps, DilatedAttention,
-    DilatedAttentionConfig, Error, Mask, WeightFile, WeightWriter, reference,
+    AttentionShape, CacheFolder, CallOptions, Context, ContextOptions, DType, DeviceCaps,
+    DilatedAttention, DilatedAttentionConfig, Error, Mask, SliceOptions, WeightFile, WeightWriter,
+    reference,
 };
 
 use crate::support::contexts::{context_with, contexts};

@@ -3,7 +3,8 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use dilated_attention::pool::{Faults, Pool, PoolOptions, STORAGE_USAGE, SimulatedSource};
+use dilated_attention::pool::{Pool, PoolOptions, STORAGE_USAGE};
+use dilated_attention::testing::{Faults, SimulatedSource};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
@@ -60,7 +61,7 @@ fn creations_evictions_and_failures_are_told() {
             ..Faults::default()
         };
         let source = SimulatedSource::new(1 << 30).with_faults(faults);
-        let pool = Pool::with_source(source, PoolOptions::default());
+        let pool = Pool::from_source(source, PoolOptions::default());
         drop(pool.acquire("first", 1000, STORAGE_USAGE));
         // The second finds no memory until the first is given up; a hit says nothing.
         drop(pool.acquire("second", 100_000, STORAGE_USAGE));

@@ -4,8 +4,8 @@ use dilated_attention::longnet::{
     Call, CrossAttentionConfig, EncoderDecoder, Input, LongNet, LongNetConfig, OutputProjection,
     Recompute,
 };
-use dilated_attention::nn::{Activation, Parameters, ProjectionNorm};
-use dilated_attention::ops::{self, Positions, Rotations, TokenIds, XposRole};
+use dilated_attention::nn::{Parameters, ProjectionNorm};
+use dilated_attention::ops::{self, Activation, Positions, Rotations, TokenIds, XposRole};
 use dilated_attention::{
     AttentionShape, Context, DType, DilatedAttentionConfig, MixGradient, Recorder, Tensor,
 };

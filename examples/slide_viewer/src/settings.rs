@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum, value_parser};
 use dilated_attention::models::gigapath::{SlideEncoder, SlideEncoderConfig};
-use dilated_attention::recorder::SliceOptions;
-use dilated_attention::{DType, WeightFile};
+use dilated_attention::{DType, SliceOptions, WeightFile};
 use slide_files::TileSizeChoice;
 
 /// A window that shows what GigaPath's slide encoder sees, and stays alive while it computes on the same device

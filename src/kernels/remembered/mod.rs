@@ -3,7 +3,7 @@
 mod folder;
 mod winners;
 
-pub use folder::{CACHE_VARIABLE, CacheFolder};
+pub use folder::CacheFolder;
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) use winners::{Timed, store};
 pub(crate) use winners::{Winner, Winners};
@@ -33,7 +33,7 @@ pub struct KernelOptions {
     pub trusted_shaders: bool,
     /// Kernels of this tier wherever they can do what is asked, instead of those that suit the device: to test them, or to
     /// compare. What a tier cannot do (another type than f16 with cooperative matrices, wide heads) is done by the kernels
-    /// that suit the device; [`Recorder::kernels`](crate::Recorder::kernels) tells which ones a recording runs. What a call
+    /// that suit the device; [`Recorder::kernel_names`](crate::Recorder::kernel_names) tells which ones a recording runs. What a call
     /// chooses for itself goes first; what was measured comes after.
     pub tier: Option<KernelTier>,
 }

@@ -232,7 +232,7 @@ impl LongVit {
         let kernel = weights.get(self.patch_weight).matrix();
         let to = x.matrix().slice(rows.start as u64, rows.end as u64)?;
         Matmul::new(patches.matrix(), kernel.reshape(elements as u64)?)
-            .transpose_b()
+            .with_transposed_b()
             .with_bias(Some(weights.get(self.patch_bias).vector()))
             .write(recorder, to)
     }
