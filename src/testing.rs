@@ -12,6 +12,8 @@ pub use crate::kernels::matmul::{MatmulFamily, MatmulVariant};
 pub use crate::kernels::software::LaneGroups;
 pub use crate::kernels::software::matmul::BroadcastTile;
 pub use crate::kernels::{Access, Choice, Family, Kernel, Pass, Reason};
+pub use crate::nn::block::{Block, Memory, Pass as BlockPass, Sublayer};
+pub use crate::ops::adamw::{AdamWStep, adamw};
 pub use crate::plan::branch::BranchGeometry;
 pub use crate::plan::dispatch::AttentionDispatch;
 pub use crate::plan::window::TokenWindow;

@@ -9,14 +9,14 @@
 //!
 //! Activations are (batch, token, element), f32 in training and f32, f16 or bf16 in inference. Layers see them as matrices of batch * token rows.
 
-mod block;
+pub(crate) mod block;
 mod feed_forward;
 mod linear;
 mod multihead;
 mod norm;
 mod parameters;
 
-pub use block::{Block, BlockSaved, Memory, Pass, Sublayer};
+pub(crate) use block::{Block, BlockSaved, Memory, Pass, Sublayer};
 pub use feed_forward::{FeedForward, FeedForwardConfig};
 pub use linear::Linear;
 pub use multihead::{

@@ -11,7 +11,8 @@
 //!
 //! Sums are taken in an order that shapes alone decide, with no atomics: the same bits on every run.
 
-mod adamw;
+#[cfg(feature = "training")]
+pub(crate) mod adamw;
 mod convert;
 mod elementwise;
 mod embedding;
@@ -21,7 +22,6 @@ mod norm;
 mod reduce;
 mod xpos;
 
-pub use adamw::{AdamWOptions, AdamWStep, adamw};
 pub use convert::convert;
 pub use elementwise::{Dropout, ScaledAdd, activation, activation_backward};
 pub use embedding::{TokenIds, embedding, embedding_backward};

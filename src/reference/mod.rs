@@ -54,6 +54,5 @@ mod tests;
 
 pub use backward::{ReferenceGradients, backward};
 pub use forward::{
-    Element, ReferenceOutput, UNCOVERED_LSE, forward, forward_branch, forward_branch_rows,
-    forward_rows,
+    ReferenceOutput, UNCOVERED_LSE, forward, forward_branch, forward_branch_rows, forward_rows,
 };

@@ -29,7 +29,7 @@ mod plan;
 mod schedule;
 mod trainer;
 
-pub use crate::ops::AdamWOptions;
+pub use crate::ops::adamw::AdamWOptions;
 pub use batch::Batch;
 pub use optimizer::Optimizer;
 pub use plan::TrainingPlan;

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use dilated_attention::nn::{
-    Block, FeedForward, FeedForwardConfig, Init, LayerNorm, Linear, Memory, MultiheadAttention,
-    MultiheadAttentionConfig, MultiheadInput, ParameterList, Parameters, Pass, ProjectionNorm,
-    Sublayer,
+    FeedForward, FeedForwardConfig, Init, LayerNorm, Linear, MultiheadAttention,
+    MultiheadAttentionConfig, MultiheadInput, ParameterList, Parameters, ProjectionNorm,
 };
 use dilated_attention::ops::{Activation, Positions, Rotations};
 use dilated_attention::testing::model::{self, Values};
+use dilated_attention::testing::{Block, BlockPass, Memory, Sublayer};
 use dilated_attention::{
     AttentionShape, Context, DType, DilatedAttentionConfig, Error, Heads, Recorder, Result, Tensor,
 };
@@ -380,7 +380,7 @@ fn blocks() {
                 let dims = |len| [batch, len, width];
                 let x = recorder.upload("x", &dims(len), &x)?;
                 let memory = recorder.upload("memory", &dims(memory_len), &memory)?;
-                let pass = Pass {
+                let pass = BlockPass {
                     weights,
                     shape: &shape,
                     memory: Some(Memory {

@@ -2,12 +2,13 @@
 //! differences. Shapes are no multiples of any tile; bindings of 16 KiB cut even these into windows.
 
 use dilated_attention::ops::{
-    Activation, AdamWOptions, AdamWStep, Dropout, IGNORED_LABEL, Labels, Matmul, Matrix, Positions,
-    Rotations, ScaledAdd, TokenIds, XposRole, activation, activation_backward, adamw,
-    bias_backward, convert, cross_entropy, embedding, embedding_backward, layer_norm,
-    layer_norm_backward, rms_norm, rms_norm_backward, sum, sum_of_squares, xpos,
+    Activation, Dropout, IGNORED_LABEL, Labels, Matmul, Matrix, Positions, Rotations, ScaledAdd,
+    TokenIds, XposRole, activation, activation_backward, bias_backward, convert, cross_entropy,
+    embedding, embedding_backward, layer_norm, layer_norm_backward, rms_norm, rms_norm_backward,
+    sum, sum_of_squares, xpos,
 };
-use dilated_attention::testing::layers;
+use dilated_attention::testing::{AdamWStep, adamw, layers};
+use dilated_attention::training::AdamWOptions;
 use dilated_attention::{Context, DType, Error, Recorder, Result, Tensor};
 
 use crate::support::kernel_contexts::{kernel_contexts, tiny_bindings};
