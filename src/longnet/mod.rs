@@ -164,8 +164,8 @@ impl LongNet {
         Parameters::zeros(recorder, &self.list, "gradients")
     }
 
-    fn width(&self) -> u64 {
-        self.config.attention().embed_dim() as u64
+    fn width(&self) -> usize {
+        self.config.attention().embed_dim()
     }
 
     /// Whether the model can be trained.

@@ -21,7 +21,7 @@ impl LongNet {
             let mut recorder = dry_run.recorder("warm up");
             let weights = Parameters::zeros(&mut recorder, model.parameters(), "weights")?;
             let (batch, len) = (shape.batch(), shape.seq_len());
-            let dims = [batch, len, self.width() as usize];
+            let dims = [batch, len, self.width()];
             let mut call = Call::new(shape.clone());
             if self.config.cross_attention.is_some() {
                 let memory = recorder.empty("memory", &dims, self.config.activations)?;

@@ -206,7 +206,7 @@ impl<'a> Matmul<'a> {
             // its own in `nn`; here it is an error rather than a hidden copy.
             return Err(Error::BindingTooSmall {
                 what: "b",
-                requested_bytes: self.b.rows() * self.b.width() * 4,
+                requested_bytes: self.b.num_rows() * self.b.width * 4,
                 limit_bytes: caps.max_binding_bytes,
             });
         }
@@ -285,12 +285,12 @@ impl<'a> Matmul<'a> {
         let lengths = [
             u64::from(a.skip) + a_offset,
             u64::from(b.skip) + b_offset,
-            self.a.width(),
-            self.b.width(),
+            self.a.width,
+            self.b.width,
             num_inner,
             columns.0,
             num_columns,
-            c.width(),
+            c.width,
         ];
         let in_vec4s = lengths.iter().all(|length| length.is_multiple_of(4));
         let variant = self
@@ -312,7 +312,7 @@ impl<'a> Matmul<'a> {
             && self.bias.is_none()
             && self.residual.is_none()
             && columns.0 == 0
-            && num_columns == c.width();
+            && num_columns == c.width;
         let max_splits = caps.max_binding_bytes / (num_rows * num_columns * 4).max(1);
         let splits = match plain {
             true => (variant.wanted_workgroups() / tiles.max(1))
@@ -354,11 +354,11 @@ impl<'a> Matmul<'a> {
             columns: size("columns", num_columns)?,
             inner: size("inner", num_inner)?,
             a_skip: size("a", u64::from(a.skip) + a_offset)?,
-            a_stride: size("a", self.a.width())?,
+            a_stride: size("a", self.a.width)?,
             b_skip: size("b", u64::from(b.skip) + b_offset)?,
-            b_stride: size("b", self.b.width())?,
+            b_stride: size("b", self.b.width)?,
             c_skip: column_offset(written.skip)?,
-            c_stride: size("c", c.width() / vector_elements)?,
+            c_stride: size("c", c.width / vector_elements)?,
             bias_skip: column_offset(bias.map_or(0, |bias| bias.skip))?,
             residual_skip: column_offset(residual.map_or(0, |(bound, _)| bound.skip))?,
             residual_scale: residual.map_or(0.0, |(_, scale)| scale),
@@ -393,7 +393,7 @@ impl<'a> Matmul<'a> {
         }
         recorder.dispatch(kernel, &bindings, &params, grid)?;
         if let Some(partials) = &partials {
-            let result = c.slice(rows.0, rows.1)?;
+            let result = c.slice_rows(rows.0, rows.1)?;
             add_partials(recorder, partials, splits, result, accumulate)?;
         }
         Ok(())
@@ -410,8 +410,8 @@ struct Block {
 /// Rows and columns of a matrix as it takes part.
 fn oriented(matrix: &Matrix<'_>, transposed: bool) -> (u64, u64) {
     match transposed {
-        false => (matrix.rows(), matrix.width()),
-        true => (matrix.width(), matrix.rows()),
+        false => (matrix.num_rows(), matrix.width),
+        true => (matrix.width, matrix.num_rows()),
     }
 }
 
@@ -420,8 +420,8 @@ fn oriented(matrix: &Matrix<'_>, transposed: bool) -> (u64, u64) {
 /// # Errors
 /// As [`Matmul::write`].
 pub fn bias_backward(recorder: &mut Recorder, dy: Matrix<'_>, dbias: Matrix<'_>) -> Result<()> {
-    dy.expect_f32("dy", dy.rows(), dy.width(), recorder)?;
-    dbias.expect_f32("dbias", 1, dy.width(), recorder)?;
+    dy.expect_f32("dy", dy.num_rows(), dy.width, recorder)?;
+    dbias.expect_f32("dbias", 1, dy.width, recorder)?;
     column_sums(recorder, dy, None, &[dbias])
 }
 
@@ -434,14 +434,14 @@ pub(super) fn column_sums(
     sums: &[Matrix<'_>],
 ) -> Result<()> {
     let caps = recorder.context().caps().clone();
-    let width = dy.width();
+    let width = dy.width;
     let mut matrices = vec![dy];
     if let Some((x, stats)) = normalised {
         matrices.extend([x, stats]);
     }
     // Those of products with what is normalised come first.
     let num_sums = if normalised.is_some() { 2 } else { 1 };
-    for (begin, end) in super::row_windows("dy", dy.rows(), &matrices, &caps)? {
+    for (begin, end) in super::row_windows("dy", dy.num_rows(), &matrices, &caps)? {
         let rows = end - begin;
         // As many blocks as give every column enough workgroups, of at least 64 rows.
         let tiles_x = width.div_ceil(64);

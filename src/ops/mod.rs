@@ -33,6 +33,8 @@ pub use xpos::{Positions, Rotations, XposRole, xpos};
 
 pub use crate::kernels::activation::Activation;
 
+use std::ops::Range;
+
 use crate::device::{ByteRange, DType, DeviceCaps, ElementFormat};
 use crate::error::{Error, Result};
 use crate::kernels::fold_grid;
@@ -82,24 +84,48 @@ impl Tensor {
 
 impl<'a> Matrix<'a> {
     /// Number of rows.
-    pub fn rows(&self) -> u64 {
-        self.end - self.begin
+    pub fn rows(&self) -> usize {
+        // Elements lie in a buffer, whose bytes fit in memory.
+        self.num_rows() as usize
     }
 
     /// Elements of a row.
-    pub fn width(&self) -> u64 {
-        self.width
+    pub fn width(&self) -> usize {
+        self.width as usize
     }
 
-    /// The rows `begin .. end` of this matrix.
+    /// Some rows of this matrix.
     ///
     /// # Errors
     /// [`Error::InvalidShape`] when it does not have them.
-    pub fn slice(&self, begin: u64, end: u64) -> Result<Self> {
-        if begin > end || end > self.rows() {
+    pub fn slice(&self, rows: Range<usize>) -> Result<Self> {
+        self.slice_rows(rows.start as u64, rows.end as u64)
+    }
+
+    /// The same elements in rows of `width`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidShape`] when they do not fill whole rows.
+    pub fn reshape(&self, width: usize) -> Result<Self> {
+        self.in_rows_of(width as u64)
+    }
+
+    /// Type of the elements.
+    pub fn dtype(&self) -> DType {
+        self.tensor.dtype()
+    }
+
+    /// Number of rows, as operations count.
+    fn num_rows(&self) -> u64 {
+        self.end - self.begin
+    }
+
+    /// [`slice`](Self::slice), as operations count.
+    fn slice_rows(&self, begin: u64, end: u64) -> Result<Self> {
+        if begin > end || end > self.num_rows() {
             return Err(Error::InvalidShape {
                 what: self.tensor.label(),
-                given: format!("rows {begin}..{end} of {}", self.rows()),
+                given: format!("rows {begin}..{end} of {}", self.num_rows()),
                 need: "rows that it has".to_owned(),
             });
         }
@@ -110,11 +136,8 @@ impl<'a> Matrix<'a> {
         })
     }
 
-    /// The same elements in rows of `width`.
-    ///
-    /// # Errors
-    /// [`Error::InvalidShape`] when they do not fill whole rows.
-    pub fn reshape(&self, width: u64) -> Result<Self> {
+    /// [`reshape`](Self::reshape), as operations count.
+    fn in_rows_of(&self, width: u64) -> Result<Self> {
         let (begin, end) = (self.begin * self.width, self.end * self.width);
         if width == 0 || !begin.is_multiple_of(width) || !end.is_multiple_of(width) {
             return Err(Error::InvalidShape {
@@ -129,11 +152,6 @@ impl<'a> Matrix<'a> {
             end: end / width,
             width,
         })
-    }
-
-    /// Type of the elements.
-    pub fn dtype(&self) -> DType {
-        self.tensor.dtype()
     }
 
     /// Rows in units of so many elements.
@@ -194,10 +212,10 @@ impl<'a> Matrix<'a> {
         let pool_id = recorder.context().pool().id();
         self.tensor
             .expect(what, self.tensor.shape(), dtype, pool_id)?;
-        if (self.rows(), self.width) != (rows, width) {
+        if (self.num_rows(), self.width) != (rows, width) {
             return Err(Error::InvalidShape {
                 what,
-                given: format!("{} rows of {}", self.rows(), self.width),
+                given: format!("{} rows of {}", self.num_rows(), self.width),
                 need: format!("{rows} rows of {width}"),
             });
         }

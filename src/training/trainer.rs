@@ -187,7 +187,7 @@ impl Trainer {
                     .backward(recorder, sets, saved, &dfeatures, None)?;
             }
             losses.push(loss.total);
-            counted += labels.counted();
+            counted += labels.counted() as u64;
         }
         let counted = at_least_one_label(counted)?;
         let learning_rate = self.options.learning_rate.at(step);
@@ -234,7 +234,7 @@ impl Trainer {
                 .model
                 .loss(&mut recorder, weights, &output.features, &labels, None)?;
             losses.push(loss.total);
-            counted += labels.counted();
+            counted += labels.counted() as u64;
         }
         let labels = at_least_one_label(counted)?;
         let loss = download_sum(&mut recorder, &losses)?;

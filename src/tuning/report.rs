@@ -103,17 +103,22 @@ pub fn tune(
 /// As [`tune`], of products with so many columns, such as those of a linear layer with so many outputs.
 ///
 /// # Errors
-/// As [`tune`]; [`Error::InvalidShape`] for no columns.
-pub fn tune_product(context: &Context, columns: u64, options: &TuneOptions) -> Result<TuneReport> {
-    if columns == 0 {
+/// As [`tune`]; [`Error::InvalidShape`] for no columns, and for more than 262 144 or than fit in a buffer.
+pub fn tune_product(
+    context: &Context,
+    columns: usize,
+    options: &TuneOptions,
+) -> Result<TuneReport> {
+    let most = probe::most_columns(context.caps());
+    if columns == 0 || columns > most {
         return Err(Error::InvalidShape {
             what: "product",
-            given: "0 columns".to_owned(),
-            need: "at least 1".to_owned(),
+            given: format!("{columns} columns"),
+            need: format!("1 to {most}, whose matrices fit in a buffer"),
         });
     }
     let mut found = Found::default();
-    let family = MatmulFamily::of_linear_layer(columns);
+    let family = MatmulFamily::of_linear_layer(columns as u64);
     found.tune(context, &family, options, options.budget)?;
     Ok(found.remember(context.tuner()))
 }

@@ -652,7 +652,7 @@ fn positions_turn_and_scale() {
                     let shape = [batch, seq_len, heads, head_dim];
                     let turn = |recorder: &mut Recorder, inverse| -> Result<_> {
                         let x = recorder.upload("x", &shape, &x)?;
-                        let rows = x.matrix().reshape(width as u64)?;
+                        let rows = x.matrix().reshape(width)?;
                         xpos(recorder, &rotations, rows, role, positions, inverse)?;
                         Ok(x)
                     };
@@ -807,7 +807,7 @@ fn wrong_shapes_are_errors() {
         1e-5,
         c.matrix(),
     ));
-    wrong(a.matrix().slice(2, 4).map(|_: Matrix<'_>| ()));
+    wrong(a.matrix().slice(2..4).map(|_: Matrix<'_>| ()));
     wrong(a.matrix().reshape(5).map(|_: Matrix<'_>| ()));
     let ids = TokenIds::upload(&mut recorder, &[0, 3, 7], 7);
     assert!(matches!(

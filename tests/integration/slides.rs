@@ -695,7 +695,7 @@ fn plans_of_impossible_slides_are_errors() {
         "{error}"
     );
     let mut wide = small();
-    wide.grid_cells = u32::MAX;
+    wide.grid_cells = usize::MAX;
     let error = plan(&wide, &[1]);
     assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
 }

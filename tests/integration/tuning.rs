@@ -204,10 +204,11 @@ fn nothing_is_written_without_a_folder_and_failures_to_write_are_told() {
     let report = tune(&context, &config(), &quick).expect("measures");
     assert!(report.not_remembered.is_some(), "{report}");
     std::fs::remove_file(&folder.0).expect("removes");
-    assert!(matches!(
-        tune_product(&context, 0, &quick),
-        Err(Error::InvalidShape { .. })
-    ));
+    for columns in [0, usize::MAX] {
+        let error = tune_product(&context, columns, &quick).expect_err("refused");
+        assert!(matches!(error, Error::InvalidShape { .. }), "{error}");
+        assert!(error.to_string().contains(&columns.to_string()), "{error}");
+    }
 }
 
 #[test]

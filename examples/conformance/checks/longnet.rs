@@ -323,7 +323,7 @@ fn caches(
     };
     let mut recorder = context.recorder("caches");
     if let Some((rotations, positions)) = cache.positions(model).map_err(told)? {
-        let width = model.config().attention().embed_dim() as u64;
+        let width = model.config().attention().embed_dim();
         let rows = k.matrix().reshape(width).map_err(told)?;
         // A key was scaled as a key; a query's scale undoes it.
         ops::xpos(
