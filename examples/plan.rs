@@ -117,7 +117,7 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
         if let Some(mib) = options.buffer_mib {
             limits.max_buffer_size = mib << 20;
         }
-        let caps = DeviceCaps::of_limits(&limits)?;
+        let caps = DeviceCaps::from_limits(&limits)?;
         let of_backward = config.plan_backward(&shape, dtype, &caps)?;
         (config.plan_forward(&shape, dtype, &caps)?, of_backward)
     };

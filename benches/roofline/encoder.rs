@@ -148,7 +148,7 @@ impl Timed for EncoderLayer {
     }
 
     fn held_bytes(&self) -> u64 {
-        self.activation_bytes() + 4 * self.model.parameters().num_elements()
+        self.activation_bytes() + 4 * self.model.parameters().num_elements() as u64
     }
 
     /// Weights, input, output.

@@ -21,7 +21,6 @@ struct XposParams {
     centre: u32, // of a block
     scale_per_position: f32, // 1 / base: queries; negative: keys; 0: no scale
     inverse: u32, // rotate back
-    tiles_x: u32, // tiles of 64 quads
     first_workgroup: u32,
     grid_width: u32,
 }

@@ -428,7 +428,7 @@ impl Context {
     /// let attention = DilatedAttentionConfig::new(8, 32, &[1024], &[1])?;
     /// let model = LongNet::new(&dry_run, LongNetConfig::encoder(attention, 4, 1024))?;
     /// let weights = model.initial_weights(&dry_run, 0)?;
-    /// assert!(dry_run.pool().stats().requested_bytes.peak > 4 * model.parameters().num_elements());
+    /// assert!(dry_run.pool().stats().requested_bytes.peak > 4 * model.parameters().num_elements() as u64);
     /// # drop(weights);
     /// # Ok::<(), dilated_attention::Error>(())
     /// ```

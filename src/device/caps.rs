@@ -6,7 +6,7 @@ use super::tier::KernelTier;
 use crate::error::{Error, Result};
 
 /// Limits and traits of a device, as far as plans depend on them: of a [context's](crate::Context::caps), or of one that is not there
-/// ([`of_limits`](Self::of_limits)).
+/// ([`from_limits`](Self::from_limits)).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct DeviceCaps {
     /// Largest buffer in bytes.
@@ -127,13 +127,13 @@ impl DeviceCaps {
     ///     max_buffer_size: 4 << 30,
     ///     ..wgpu::Limits::default()
     /// };
-    /// assert_eq!(DeviceCaps::of_limits(&limits)?.max_binding_bytes(), 2 << 30);
+    /// assert_eq!(DeviceCaps::from_limits(&limits)?.max_binding_bytes(), 2 << 30);
     /// # Ok::<(), dilated_attention::Error>(())
     /// ```
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn of_limits(limits: &wgpu::Limits) -> Result<Self> {
+    pub fn from_limits(limits: &wgpu::Limits) -> Result<Self> {
         let no_matrix = Err(NoCooperativeMatrix::FeatureOff);
         Self::checked(limits, wgpu::Features::empty(), no_matrix, Processor::Gpu)
     }

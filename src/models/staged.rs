@@ -74,7 +74,7 @@ pub trait StagedModel: Clone + fmt::Debug {
 
     /// The weights of a checkpoint, f32, f16 or bf16, strictly: a missing, unknown or misshapen tensor is an error that names it.
     /// `weights` is a [`WeightFile`](crate::WeightFile), or, where its names begin otherwise or it holds more, a
-    /// [part](crate::WeightFile::part) of one, perhaps [renamed](WeightSource::rename).
+    /// [part](crate::WeightFile::part) of one, perhaps [renamed](WeightSource::with_rename).
     ///
     /// # Errors
     /// As [`WeightSource::load`].

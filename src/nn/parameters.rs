@@ -117,11 +117,9 @@ impl ParameterList {
     }
 
     /// Number of elements of all parameters.
-    pub fn num_elements(&self) -> u64 {
-        self.specs
-            .iter()
-            .map(|spec| spec.num_elements() as u64)
-            .sum()
+    pub fn num_elements(&self) -> usize {
+        let elements = self.specs.iter().map(ParameterSpec::num_elements);
+        elements.fold(0, usize::saturating_add)
     }
 }
 

@@ -169,7 +169,6 @@ pub fn xpos(
                 XposRole::Key => -per_position,
             },
             inverse: u32::from(inverse),
-            tiles_x: 0,
             first_workgroup: 0,
             grid_width: grid[0],
         };

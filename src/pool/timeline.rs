@@ -74,7 +74,7 @@ pub struct Timeline {
     /// Buffers that came and went, in order of time.
     pub marks: Vec<TimelineMark>,
     /// Leases that began.
-    pub acquires: u64,
+    pub acquires: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -179,30 +179,21 @@ impl Timeline {
 
     /// The samples of `columns` equal parts of the time, each by the one in which most is held, of those the one in which most
     /// is leased; a part without events has the last sample of before. So a picture of few columns shows every peak.
-    pub fn columns(&self, columns: usize) -> Vec<TimelineSample> {
-        let mut resampled: Vec<Option<TimelineSample>> = vec![None; columns];
-        let mut last = resampled.clone();
-        for sample in &self.samples {
-            let column = self.column(sample.micros, columns);
-            let (Some(most), Some(last)) = (resampled.get_mut(column), last.get_mut(column)) else {
-                continue;
-            };
-            let rank = |sample: &TimelineSample| (sample.held_bytes(), sample.leased_bytes);
-            if most.is_none_or(|most| rank(sample) >= rank(&most)) {
-                *most = Some(*sample);
-            }
-            *last = Some(*sample);
-        }
+    pub fn columns(&self, columns: usize) -> impl Iterator<Item = TimelineSample> {
+        let mut samples = self.samples.iter().peekable();
         let mut before = TimelineSample::default();
-        resampled
-            .iter()
-            .zip(last)
-            .map(|(most, last)| {
-                let shown = most.unwrap_or(before);
-                before = last.unwrap_or(before);
-                shown
-            })
-            .collect()
+        let rank = |sample: &TimelineSample| (sample.held_bytes(), sample.leased_bytes);
+        (0..columns).map(move |column| {
+            let mut most: Option<TimelineSample> = None;
+            let inside = |sample: &&TimelineSample| self.column(sample.micros, columns) <= column;
+            while let Some(sample) = samples.next_if(inside) {
+                if most.is_none_or(|most| rank(sample) >= rank(&most)) {
+                    most = Some(*sample);
+                }
+                before = *sample;
+            }
+            most.unwrap_or(before)
+        })
     }
 
     /// Which of `columns` equal parts of the time holds `micros`, from 0 on.
@@ -281,8 +272,9 @@ mod tests {
             };
             let held = Some(stats.held_bytes.peak);
             assert_eq!(peak(&timeline.samples), held);
-            assert_eq!(peak(&timeline.columns(40)), held, "resampling keeps peaks");
-            assert_eq!(timeline.acquires, stats.acquires - before.acquires);
+            let columns: Vec<_> = timeline.columns(40).collect();
+            assert_eq!(peak(&columns), held, "resampling keeps peaks");
+            assert_eq!(timeline.acquires as u64, stats.acquires - before.acquires);
             let (came, went): (Vec<_>, Vec<_>) = timeline
                 .marks
                 .iter()
@@ -344,8 +336,8 @@ mod tests {
     #[test]
     fn any_trace_that_parses_has_a_timeline() -> crate::Result<()> {
         let nothing = Trace::default().timeline();
-        assert_eq!((nothing.end_micros(), nothing.columns(0).len()), (1, 0));
-        assert_eq!(nothing.columns(3), [TimelineSample::default(); 3]);
+        assert_eq!((nothing.end_micros(), nothing.columns(0).count()), (1, 0));
+        assert!(nothing.columns(3).eq([TimelineSample::default(); 3]));
 
         let mut text =
             "pool trace 1\n900 acquire 1 8 256 140 created a\n10 release 1 kept\n".to_owned();
@@ -360,8 +352,11 @@ mod tests {
         assert!(timeline.samples.is_sorted_by_key(|sample| sample.micros));
         assert!(timeline.marks.is_sorted_by_key(|mark| mark.micros));
         assert_eq!(timeline.end_micros(), u64::MAX);
-        assert_eq!(timeline.columns(0), []);
-        let columns = timeline.columns(7);
+        assert_eq!(timeline.columns(0).count(), 0);
+        // However many there may be, nothing is made before it is asked for.
+        let first = timeline.columns(usize::MAX).next();
+        assert_eq!(first.map(|sample| sample.held_bytes()), Some(0));
+        let columns: Vec<_> = timeline.columns(7).collect();
         assert_eq!(columns.len(), 7);
         // What is held most at, all in the first column, and what is left in all others.
         assert_eq!(columns[0].held_bytes(), u64::MAX);

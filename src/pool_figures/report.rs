@@ -89,11 +89,11 @@ pub struct ClassUse {
     /// Those of them that created a buffer.
     pub misses: u64,
     /// Buffers leased now.
-    pub leased: u64,
+    pub leased: usize,
     /// Buffers pending now.
-    pub pending: u64,
+    pub pending: usize,
     /// Buffers cached now.
-    pub free: u64,
+    pub free: usize,
     /// Bytes of leased buffers beyond what was asked for.
     pub wasted_bytes: u64,
 }
@@ -104,7 +104,7 @@ pub struct LabelUse {
     /// The label.
     pub label: &'static str,
     /// Live leases.
-    pub leases: u64,
+    pub leases: usize,
     /// Bytes they asked for.
     pub requested_bytes: u64,
 }

@@ -16,7 +16,7 @@ use crate::tensor::zeros;
 #[non_exhaustive]
 pub struct TrainingPlan {
     /// Elements of all parameters.
-    pub num_parameters: u64,
+    pub num_parameters: usize,
     /// What the backward computes again.
     pub recompute: Recompute,
     /// Bytes of weights, gradients and the optimiser's means, which stay between steps.

@@ -454,7 +454,7 @@ fn an_encoder_without_a_head_has_features() {
             strict.to_string().contains("module.head.mlp.0.weight"),
             "{strict}"
         );
-        let source = file.part("module.").rename(|name| {
+        let source = file.part("module.").with_rename(|name| {
             let of_pretraining = name.starts_with("head.");
             (!of_pretraining).then(|| name.to_owned())
         });

@@ -44,7 +44,7 @@ fn plan_with_windows_prints_as_a_table() {
         uniform_loads: true,
         broadcasts: true,
     };
-    let caps = DeviceCaps::of_limits(&limits).expect("large enough");
+    let caps = DeviceCaps::from_limits(&limits).expect("large enough");
     let caps = caps.with_processor(cpu);
     let plan = config
         .plan_forward(&shape, DType::F32, &caps)

@@ -210,7 +210,7 @@ fn reports_say_who_holds_what() {
     assert_eq!(report.labels[0].label, "weights");
     assert_eq!(report.labels[0].requested_bytes, 15_000);
     assert_eq!(report.ages.iter().sum::<u64>(), 4);
-    let classes: Vec<(u64, u64, u64)> = report
+    let classes: Vec<(u64, usize, u64)> = report
         .classes
         .iter()
         .map(|class| (class.class_bytes, class.leased, class.wasted_bytes))

@@ -67,7 +67,7 @@ use stages::ImageStages;
 /// let model = LongVit::new(context, LongVitConfig::pretrained())?;
 /// let file = WeightFile::open("longvit_small_patch32_1024.safetensors")?;
 /// let without_head = |name: &str| (!name.starts_with("head.")).then(|| name.to_owned());
-/// let weights = file.part("").rename(without_head).load(context, model.parameters())?;
+/// let weights = file.part("").with_rename(without_head).load(context, model.parameters())?;
 /// # Ok(())
 /// # }
 /// ```

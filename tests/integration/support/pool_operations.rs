@@ -46,7 +46,7 @@ impl Policy for Nonsense {
         Limits {
             held_bytes: self.number(usage.live_bytes),
             free_bytes: self.number(usage.free_bytes),
-            free_buffers: self.number(usage.free_buffers),
+            free_buffers: self.number(usage.free_buffers as u64) as usize,
             idle_windows: self.number(usage.live_bytes) as u32,
         }
     }
