@@ -191,9 +191,7 @@ impl Stages for SlideStages<'_> {
             let row = state.matrix().slice(first..first + 1)?;
             embedding(recorder, &cls, table, 1.0, (row, false))?;
         }
-        let rows = state
-            .matrix()
-            .slice(first + 1 + begin..first + 1 + end)?;
+        let rows = state.matrix().slice(first + 1 + begin..first + 1 + end)?;
         let patch_embed = &self.encoder.patch_embed;
         patch_embed.forward(recorder, weights, features.matrix(), rows)?;
         // A row is two halves: that of y, then that of x.

@@ -133,7 +133,9 @@ fn all_differences_are_told_at_once() {
     let parameters = list(&names.map(|name| (name, &[1usize][..])));
     let (_, context) = &contexts()[0];
     let before = context.pool().stats();
-    let source = file.part("p.").with_rename(|name| Some(name.to_lowercase()));
+    let source = file
+        .part("p.")
+        .with_rename(|name| Some(name.to_lowercase()));
     context.set_check_finite(true);
     let error = source.load(context, &parameters).expect_err("differs");
     let text = error.to_string();
