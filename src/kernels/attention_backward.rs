@@ -10,7 +10,7 @@
 //! | rows | `software/backward_{branch_delta,dq,dkdv}_rows.wgsl` | CPUs whose driver loads an address that all lanes share once |
 //! | broadcast | `software/backward_{branch_delta,weights,gradient}_broadcast.wgsl` | CPUs with subgroups of eight lanes whose driver loads once a lane |
 
-use super::attention::{AttentionFamily, AttentionLayout, AttentionVariant};
+use super::attention::{AnyLayout, AttentionFamily, AttentionLayout, AttentionVariant, Layout};
 use super::choice::reasons;
 use super::cooperative::CoopTile;
 use super::family::{Family, gpu_tiers};
@@ -23,18 +23,8 @@ use crate::error::Result;
 /// Vectors that a subgroup with cooperative matrices owns: two operands and up to two sums of them are kept in registers.
 const COOP_ROWS: u32 = 16;
 
-/// How the work is laid out; see the shader files for each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum BackwardLayout {
-    /// Tiles of 32 rows by 32 keys in workgroup memory.
-    Tile,
-    /// Cooperative matrices.
-    Coop(CoopTile),
-    /// Lanes own rows (or keys) and load each staged vector that those meet together.
-    Rows(LaneGroups),
-    /// Products of matrices, by way of the weights of a window of rows and keys.
-    Broadcast(WeightsTile),
-}
+/// How a backward kernel lays out its work.
+pub type BackwardLayout = Layout<WeightsTile>;
 
 /// The backward kernels with their numbers.
 pub type BackwardVariant = AttentionVariant<BackwardLayout>;
@@ -45,7 +35,6 @@ pub type BackwardFamily = AttentionFamily<BackwardLayout>;
 impl AttentionLayout for BackwardLayout {
     const DIRECTION: &'static str = "attention_backward";
     const PASSES: &'static [Pass] = &[Pass::BranchDelta, Pass::Dq, Pass::DkDv];
-    const TILE: Self = Self::Tile;
 
     fn suited(head_dim: u32, caps: &DeviceCaps) -> Vec<(KernelTier, &'static str)> {
         match caps.processor {
@@ -75,28 +64,8 @@ impl AttentionLayout for BackwardLayout {
         Self::Broadcast(WeightsTile::choose(segments.head_dim, caps))
     }
 
-    fn coop(tile: CoopTile) -> Self {
-        Self::Coop(tile)
-    }
-
     fn coop_rows(_: CooperativeMatrix) -> u32 {
         COOP_ROWS
-    }
-
-    fn coop_tile(self) -> Option<CoopTile> {
-        match self {
-            Self::Coop(tile) => Some(tile),
-            _ => None,
-        }
-    }
-
-    fn tier(self) -> KernelTier {
-        match self {
-            Self::Tile => KernelTier::Tile,
-            Self::Coop(tile) => KernelTier::of_matrix(tile.matrix),
-            Self::Rows(_) => KernelTier::Rows,
-            Self::Broadcast(_) => KernelTier::Broadcast,
-        }
     }
 
     fn rows_per_workgroup(self, head_dim: u32) -> u32 {
@@ -212,7 +181,7 @@ impl BackwardVariant {
     /// How weights are laid out, where they are kept in memory.
     pub(crate) fn weights_tile(&self) -> Option<WeightsTile> {
         match self.layout {
-            BackwardLayout::Broadcast(tile) => Some(tile),
+            Layout::Broadcast(tile) => Some(tile),
             _ => None,
         }
     }
@@ -220,7 +189,7 @@ impl BackwardVariant {
     /// What is computed of each part of a branch, in order, once the sweep of [`Pass::BranchDelta`] has left its sums.
     pub fn passes(&self) -> &'static [Pass] {
         match self.layout {
-            BackwardLayout::Broadcast(_) => &[Pass::Weights, Pass::Dq, Pass::Dk, Pass::Dv],
+            Layout::Broadcast(_) => &[Pass::Weights, Pass::Dq, Pass::Dk, Pass::Dv],
             _ => &[Pass::Dq, Pass::DkDv],
         }
     }
@@ -238,7 +207,7 @@ impl BackwardVariant {
     /// Workgroups that share the columns of a tile in a pass.
     pub(crate) fn column_tiles(&self, pass: Pass) -> u32 {
         match (self.layout, pass) {
-            (BackwardLayout::Broadcast(tile), Pass::Dq | Pass::Dk | Pass::Dv) => {
+            (Layout::Broadcast(tile), Pass::Dq | Pass::Dk | Pass::Dv) => {
                 tile.column_tiles(self.head_dim)
             }
             _ => 1,

@@ -21,7 +21,7 @@
 
 use super::dispatch::AttentionDispatch;
 use super::forward::{clears, forward_flop, tensor_bytes};
-use super::planner::{PlannedPass, Planner};
+use super::planner::{PlannedPass, Planner, Round};
 use super::window::RowLayout;
 use super::workspace::{ParamsLayout, PlannedBuffer};
 use crate::config::{AttentionShape, DilatedAttentionConfig, MixGradient};
@@ -96,16 +96,14 @@ impl DilatedAttentionConfig {
             tile: variant.rows_per_workgroup(),
             columns: variant.column_tiles(pass),
         };
-        let sweep = [planned(Pass::BranchDelta)];
-        let gradients: Vec<PlannedPass> = variant.passes().iter().copied().map(planned).collect();
-        let all_first: [&[&[PlannedPass]]; 2] = [&[&sweep[..]], &[&gradients[..]]];
-        let branch_by_branch: [&[&[PlannedPass]]; 1] = [&[&sweep[..], &gradients[..]]];
-        let rounds = match self.gradient() {
-            MixGradient::Exact => &all_first[..],
-            MixGradient::DetachedMix => &branch_by_branch[..],
+        let sweep = vec![planned(Pass::BranchDelta)];
+        let gradients = variant.passes().iter().copied().map(planned).collect();
+        let rounds: Vec<Round> = match self.gradient() {
+            MixGradient::Exact => vec![vec![sweep], vec![gradients]],
+            MixGradient::DetachedMix => vec![vec![sweep, gradients]],
         };
         let tile = variant.weights_tile();
-        let planner = Planner::new(self, shape, caps, rounds, tile, variant.format)?;
+        let planner = Planner::new(self, shape, caps, &rounds, tile, variant.format)?;
         let dispatches = planner.plan()?;
         let weights_bytes = tile.map_or(0, |tile| {
             let of_weights = dispatches.iter().filter(|d| d.pass == Pass::Weights);

@@ -80,13 +80,12 @@ impl DilatedAttentionConfig {
         let clears = clears(self, shape.batch(), shape.seq_len(), |item| {
             shape.valid_len(item)
         });
-        let forward = [PlannedPass {
+        let forward = PlannedPass {
             pass: Pass::Forward,
             tile: variant.rows_per_workgroup(),
             columns: 1,
-        }];
-        let stages = [&forward[..]];
-        let rounds = [&stages[..]];
+        };
+        let rounds = [vec![vec![forward]]];
         let planner = Planner::new(self, shape, caps, &rounds, None, variant.format)?;
         let dispatches = planner.plan()?;
         let buffers = buffers(self, num_rows, variant.format, &dispatches, caps);

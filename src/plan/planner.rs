@@ -26,9 +26,8 @@ pub(super) struct Planner<'a> {
     config: &'a DilatedAttentionConfig,
     shape: &'a AttentionShape,
     caps: &'a DeviceCaps,
-    /// What to compute: rounds, one after the other over all branches, of stages, one after the other over each whole branch, of
-    /// passes that follow each other over each part of it.
-    rounds: &'a [&'a [&'a [PlannedPass]]],
+    /// What to compute, one round after the other over all branches.
+    rounds: &'a [Round],
     /// How weights are laid out, where some are kept.
     weights: Option<WeightsTile>,
     tensor: RowLayout,
@@ -46,7 +45,7 @@ impl<'a> Planner<'a> {
         config: &'a DilatedAttentionConfig,
         shape: &'a AttentionShape,
         caps: &'a DeviceCaps,
-        rounds: &'a [&'a [&'a [PlannedPass]]],
+        rounds: &'a [Round],
         weights: Option<WeightsTile>,
         format: ElementFormat,
     ) -> Result<Self> {
@@ -105,7 +104,7 @@ impl<'a> Planner<'a> {
         let every_branch = self.config.heads() == Heads::EveryBranch;
         for stages in self.rounds {
             for (order, geometry) in geometries.iter().enumerate() {
-                for passes in *stages {
+                for passes in stages {
                     let work = Work {
                         geometry,
                         passes,
@@ -343,6 +342,12 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 }
+
+/// Stages that are computed of each whole branch, one after the other.
+pub(super) type Round = Vec<Stage>;
+
+/// Passes that follow each other over each part of a branch.
+pub(super) type Stage = Vec<PlannedPass>;
 
 /// A pass and what a workgroup of its kernel takes.
 #[derive(Clone, Copy)]
