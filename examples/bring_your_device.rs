@@ -11,9 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use dilated_attention::recorder::SliceOptions;
 use dilated_attention::{
-    AttentionShape, Context, DType, DilatedAttention, DilatedAttentionConfig, wgpu,
+    AttentionShape, Context, DType, DilatedAttention, DilatedAttentionConfig, SliceOptions, wgpu,
 };
 use program::say;
 

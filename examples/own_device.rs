@@ -9,9 +9,10 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use dilated_attention::readback::Download;
-use dilated_attention::recorder::{Progress, SliceOptions, SlicedSubmission};
-use dilated_attention::{Context, DType, DilatedAttention, DilatedAttentionConfig, Result};
+use dilated_attention::{
+    Context, DType, DilatedAttention, DilatedAttentionConfig, Download, Progress, Result,
+    SliceOptions, SlicedSubmission,
+};
 use indicatif::ProgressBar;
 use program::say;
 

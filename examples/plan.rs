@@ -8,7 +8,7 @@ use clap::{Parser, value_parser};
 use dilated_attention::tuning::{self, TuneOptions};
 use dilated_attention::{
     AttentionShape, CacheFolder, ContextOptions, DType, DeviceCaps, DilatedAttention,
-    DilatedAttentionConfig, Mask,
+    DilatedAttentionConfig, Mask, wgpu,
 };
 use program::say;
 
@@ -110,10 +110,14 @@ fn run(options: Options) -> Result<(), Box<dyn Error>> {
             attention.plan_backward(&shape, dtype)?,
         )
     } else {
-        let mut caps = DeviceCaps::webgpu_defaults();
-        let bytes = |mib: Option<u64>| mib.map(|mib| mib << 20);
-        caps.max_binding_bytes = bytes(options.binding_mib).unwrap_or(caps.max_binding_bytes);
-        caps.max_buffer_bytes = bytes(options.buffer_mib).unwrap_or(caps.max_buffer_bytes);
+        let mut limits = wgpu::Limits::default();
+        if let Some(mib) = options.binding_mib {
+            limits.max_storage_buffer_binding_size = mib << 20;
+        }
+        if let Some(mib) = options.buffer_mib {
+            limits.max_buffer_size = mib << 20;
+        }
+        let caps = DeviceCaps::from_limits(&limits)?;
         let of_backward = config.plan_backward(&shape, dtype, &caps)?;
         (config.plan_forward(&shape, dtype, &caps)?, of_backward)
     };

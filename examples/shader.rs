@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use dilated_attention::device::{DeviceCaps, ElementFormat, KernelTier};
-use dilated_attention::kernels::Kernel;
+use dilated_attention::device::{DeviceCaps, KernelTier};
+use dilated_attention::testing::{ElementFormat, Kernel};
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use program::{Result, say};

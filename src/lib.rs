@@ -25,9 +25,22 @@
 //! ```
 //!
 //! [`DilatedAttention`] and [`training::Trainer`] have examples to start from. [`config`] defines the options,
-//! [`reference`](mod@reference) the results in f64, [`pool`] says when a buffer is used again, [`recorder`] what is kept alive
-//! until when, [`context`] how to bring a device or plan without one. The [`guide`] goes from a PyTorch checkpoint to a
-//! desktop application.
+//! [`reference`](mod@reference) the results in f64, [`pool`] says when a buffer is used again, [`Recorder`] what is kept alive
+//! until when, [`ContextOptions`] how to bring a device, [`Context::dry_run`] how to plan without one. The [`guide`] goes from a
+//! PyTorch checkpoint to a desktop application.
+//!
+//! # Features
+//!
+//! Attention, the pool, tensors and [`ops`] are always there. The rest can be left out:
+//!
+//! | feature | what it adds | on by default |
+//! |---|---|---|
+//! | `models` | [`nn`], [`longnet`], [`weights`], [`models`]; brings `dry-run` | yes |
+//! | `training` | [`training`]; brings `models` | yes |
+//! | `reference` | [`reference`](mod@reference) | yes |
+//! | `dry-run` | [`Context::dry_run`], [`Context::warm_up`]; brings wgpu's noop backend | with `models` |
+//! | `tracing` | events of the pool for the application's subscriber | no |
+//! | `testing` | the insides, for the tests of this library alone; nothing there is stable | no |
 //!
 //! Tensors are row-major, (batch B, token N, head H, element D), of f32, f16 or bf16.
 
@@ -82,12 +95,12 @@ pub mod pool;
 mod contents;
 
 // arrays in the buffers
-pub mod tensor;
+mod tensor;
 
 // 4: shaders, and how a call becomes dispatches of them
 
 // a room for each family
-pub mod kernels;
+mod kernels;
 
 // dispatches, windows, bytes, as plain data
 pub mod plan;
@@ -95,16 +108,16 @@ pub mod plan;
 // 5: recorded commands, who runs them, results
 
 // results on their way to the host
-pub mod readback;
+mod readback;
 
 // commands of an application's own over leases
 pub mod pool_encoder;
 
 // commands and leases; at once, in slices, into an encoder
-pub mod recorder;
+mod recorder;
 
 // a device with all of that; how to open one
-pub mod context;
+mod context;
 
 // 6: what you call
 
@@ -112,31 +125,41 @@ pub mod context;
 pub mod ops;
 
 // dilated attention
-pub mod attention;
+mod attention;
 
 // layers with parameters
+#[cfg(feature = "models")]
 pub mod nn;
 
 // encoder, decoder, language model
+#[cfg(feature = "models")]
 pub mod longnet;
 
 // safetensors
+#[cfg(feature = "models")]
 pub mod weights;
 
 // GigaPath, LongViT
+#[cfg(feature = "models")]
 pub mod models;
 
 // steps, schedules, checkpoints
+#[cfg(feature = "training")]
 pub mod training;
 
 // 7: on top
 
 // the f64 oracle
+#[cfg(feature = "reference")]
 pub mod reference;
 
 // which kernel is the fastest here
 #[cfg(not(target_arch = "wasm32"))]
 pub mod tuning;
+
+// the insides, for tests
+#[cfg(feature = "testing")]
+pub mod testing;
 
 // figures in the documentation
 #[cfg(test)]
@@ -159,10 +182,11 @@ pub use plan::{BackwardPlan, ForwardPlan};
 pub use pool::{Lease, PersistentBuffer, Pool, PoolOptions, PoolReport, PoolStats};
 pub use pool_encoder::{PoolEncoder, Submission};
 pub use readback::Download;
-pub use recorder::Recorder;
+pub use recorder::{Progress, Recorder, SliceOptions, SlicedSubmission};
 pub use tensor::{Tensor, TensorPart};
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(all(feature = "models", not(target_arch = "wasm32")))]
 pub use weights::WeightWriter;
+#[cfg(feature = "models")]
 pub use weights::{WeightFile, WeightSource};
 
 pub use half;

@@ -22,16 +22,19 @@ impl Random {
     }
 
     /// The next number, uniform in -1..1.
+    #[cfg(feature = "models")]
     pub fn uniform(&mut self) -> f32 {
         (self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 
-    /// In 0..1.
+    /// The next number, in 0..1.
+    #[cfg(feature = "models")]
     pub fn unit(&mut self) -> f64 {
         (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// The next number, normal with mean 0 and variance 1 (Box and Muller 1958).
+    #[cfg(feature = "models")]
     pub fn normal(&mut self) -> f32 {
         let unit = |bits: u64| ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
         let (radius, angle) = (unit(self.bits()), unit(self.bits()));

@@ -52,7 +52,6 @@
 //! **Offsets.** Each part begins at a multiple of the device's `min_storage_buffer_offset_alignment`. It may be larger than one
 //! binding may be (`max_storage_buffer_binding_size`); then bind ranges of it in turn.
 
-use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -130,6 +129,7 @@ impl Tensor {
 
     /// A part of the tensor's storage as a tensor of its own, from the byte `offset` on, a multiple of 4. Kernels can bind it
     /// only where that is a multiple of the device's alignment; copies need no more.
+    #[cfg(feature = "models")]
     pub(crate) fn part(&self, shape: &[usize], offset: u64) -> Self {
         Self {
             shape: shape.into(),
@@ -336,9 +336,10 @@ pub(crate) fn check_finite<T: Element>(label: &Label, shape: &[usize], data: &[T
 }
 
 /// Zeros that stand for an input of `given`. Memory that the system has no room for is an error; what it gives is not touched.
+#[cfg(feature = "models")]
 pub(crate) fn zeros<T: bytemuck::Zeroable>(
     what: &'static str,
-    given: impl fmt::Display,
+    given: impl std::fmt::Display,
     count: Option<usize>,
 ) -> Result<Vec<T>> {
     let zeros = count.and_then(|count| bytemuck::allocation::try_zeroed_vec(count).ok());

@@ -1,11 +1,8 @@
 //! Attention, forward and backward.
 
-use dilated_attention::device::{ElementFormat, KernelTier};
-use dilated_attention::kernels::Family;
-use dilated_attention::kernels::Kernel;
-use dilated_attention::kernels::attention_forward::ForwardFamily;
+use dilated_attention::device::KernelTier;
 use dilated_attention::ops::convert;
-use dilated_attention::reference::plain;
+use dilated_attention::testing::{ElementFormat, Family, ForwardFamily, Kernel, plain};
 use dilated_attention::{
     AttentionShape, Context, DType, DilatedAttention, Recorder, Result, Tensor, reference,
     softmax_lse,
@@ -56,7 +53,7 @@ impl Prepared {
             Some(tier) => {
                 let caps = context.caps();
                 let variant = ForwardFamily::of(&config, ElementFormat::F32).of_tier(tier, caps)?;
-                DilatedAttention::with_variant(context, config, variant)?
+                DilatedAttention::new(context, config)?.with_variant(variant)?
             }
         };
         let shape = case.shape()?;

@@ -4,7 +4,7 @@ use std::thread;
 
 use dilated_attention::longnet::{Call, Input, LongNet, LongNetConfig};
 use dilated_attention::nn::Parameters;
-use dilated_attention::reference::model::{self, Values};
+use dilated_attention::testing::model::{self, Values};
 use dilated_attention::{
     AttentionShape, Context, DType, DilatedAttentionConfig, Recorder, Result, Tensor, reference,
 };
@@ -148,7 +148,7 @@ impl Timed for EncoderLayer {
     }
 
     fn held_bytes(&self) -> u64 {
-        self.activation_bytes() + 4 * self.model.parameters().num_elements()
+        self.activation_bytes() + 4 * self.model.parameters().num_elements() as u64
     }
 
     /// Weights, input, output.

@@ -1,7 +1,7 @@
 //! Products of matrices and layer norms.
 
 use dilated_attention::ops::{Matmul, convert, layer_norm, layer_norm_backward};
-use dilated_attention::reference::{layers, plain};
+use dilated_attention::testing::{layers, plain};
 use dilated_attention::{Context, DType, Recorder, Result, Tensor};
 use testing::cases::ProductCase;
 use testing::measurement::{error_f32, error_half, random, sampled_rows};
@@ -136,10 +136,10 @@ impl Timed for Product {
         let c = recorder.empty("c", &[rows, columns], self.dtype)?;
         let mut product = Matmul::new(self.a.0.matrix(), self.b.0.matrix());
         if self.case.transpose_a {
-            product = product.transpose_a();
+            product = product.with_transposed_a();
         }
         if self.case.transpose_b {
-            product = product.transpose_b();
+            product = product.with_transposed_b();
         }
         product.write(recorder, c.matrix())?;
         Ok(vec![c])

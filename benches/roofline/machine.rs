@@ -1,6 +1,7 @@
 //! The adapter with one device for everything: the library's contexts, ceilings, timestamps.
 
-use dilated_attention::device::{KernelTier, Processor};
+use dilated_attention::device::KernelTier;
+use dilated_attention::testing::Processor;
 use dilated_attention::{Context, ContextOptions, KernelOptions, Result, wgpu};
 
 /// An adapter and what runs on it.
@@ -55,11 +56,11 @@ impl Machine {
     /// The tier of f16 beside the one that is chosen, where there are two: on a CPU the cooperative matrices, on a GPU that
     /// chooses these the tiles.
     pub fn other_tier(&self) -> Result<Option<(KernelTier, Context)>> {
-        let Ok(matrix) = self.context.cooperative_matrix() else {
+        let Ok(cooperative) = self.context.cooperative_tier() else {
             return Ok(None);
         };
         let tier = match self.is_software() {
-            true => KernelTier::of_matrix(matrix),
+            true => cooperative,
             false => KernelTier::Tile,
         };
         let options = KernelOptions {
@@ -79,7 +80,7 @@ impl Machine {
     }
 
     pub fn is_software(&self) -> bool {
-        self.context.caps().processor != Processor::Gpu
+        self.context.caps().processor() != Processor::Gpu
     }
 }
 

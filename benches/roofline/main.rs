@@ -238,13 +238,14 @@ impl Run {
 
     /// What bounds kernels of a tier.
     fn ceiling(&self, (dtype, tier): Stored) -> Rc<Ceiling> {
-        let chosen = match (self.machine.context.cooperative_matrix(), tier) {
-            (Ok(matrix), Some(tier)) => tier.is_cooperative().then_some(matrix),
-            (Ok(matrix), None) if !self.machine.is_software() => Some(matrix),
+        let chosen = match (self.machine.context.cooperative_tier(), tier) {
+            (Ok(own), Some(tier)) => tier.is_cooperative().then_some(own),
+            (Ok(own), None) if !self.machine.is_software() => Some(own),
             _ => None,
         };
-        let of_matrix = chosen.filter(|_| dtype == DType::F16).and_then(|matrix| {
-            let name = matrices::name([matrix.size; 3], "F16", "F32");
+        let of_matrix = chosen.filter(|_| dtype == DType::F16).and_then(|tier| {
+            let size = if tier == KernelTier::Coop8 { 8 } else { 16 };
+            let name = matrices::name([size; 3], "F16", "F32");
             let found = self.matrices.iter().find(|(own, _)| *own == name)?;
             found.1.clone().ok()
         });

@@ -8,8 +8,7 @@ use std::fs;
 use std::process::Command;
 use std::time::Instant;
 
-use dilated_attention::kernels::remembered::CACHE_VARIABLE;
-use dilated_attention::{Context, DType};
+use dilated_attention::{CacheFolder, Context, DType};
 use serde_json::json;
 use testing::cases::Case;
 use testing::measurement::{Spread, range};
@@ -65,12 +64,12 @@ pub fn run(report: &mut Report, quick: bool) -> Result<(), Box<dyn Error>> {
     let cache = folder.to_string_lossy().into_owned();
     // The library's cache, Mesa's and that of NVIDIA's driver.
     let cold = [
-        (CACHE_VARIABLE, "off"),
+        (CacheFolder::VARIABLE, "off"),
         ("MESA_SHADER_CACHE_DISABLE", "true"),
         ("__GL_SHADER_DISK_CACHE", "0"),
     ];
     let warm = [
-        (CACHE_VARIABLE, cache.as_str()),
+        (CacheFolder::VARIABLE, cache.as_str()),
         ("MESA_SHADER_CACHE_DISABLE", "false"),
         ("MESA_SHADER_CACHE_DIR", &cache),
         ("__GL_SHADER_DISK_CACHE", "1"),

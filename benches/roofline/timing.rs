@@ -173,7 +173,7 @@ pub struct Measured {
     /// Of the ceiling.
     pub share: Spread,
     pub repetitions: usize,
-    pub dispatches: u64,
+    pub dispatches: usize,
     /// Most that existed at once during a call, with the inputs.
     pub peak_bytes: u64,
     pub floor_bytes: u64,
@@ -190,7 +190,7 @@ pub struct Subject<'a> {
 
 impl Subject<'_> {
     /// Time, number of dispatches, results.
-    fn call(&self) -> Result<(Seconds, u64, Vec<Tensor>)> {
+    fn call(&self) -> Result<(Seconds, usize, Vec<Tensor>)> {
         let (mut dispatches, mut results) = (0, Vec::new());
         let seconds = self.clock.time(|encoder| {
             let mut recorder = self.context.recorder("timed");

@@ -12,8 +12,7 @@ use std::time::Instant;
 use dilated_attention::models::gigapath::{Slide, SlideEncoder, SlideOutputs};
 use dilated_attention::models::{NonFiniteResult, StagedModel};
 use dilated_attention::nn::Parameters;
-use dilated_attention::recorder::Progress;
-use dilated_attention::{CacheFolder, Context, ContextOptions, WeightFile, WeightSource};
+use dilated_attention::{CacheFolder, Context, ContextOptions, Progress, WeightFile, WeightSource};
 use indicatif::{ProgressBar, ProgressStyle};
 use program::{say, say_part};
 

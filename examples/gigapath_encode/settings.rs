@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum, value_parser};
 use dilated_attention::models::gigapath::{SlideEncoder, SlideEncoderConfig, SlideOutputs};
-use dilated_attention::recorder::SliceOptions;
 use dilated_attention::weights::WeightsError;
-use dilated_attention::{DType, Error, WeightFile, WeightSource};
+use dilated_attention::{DType, Error, SliceOptions, WeightFile, WeightSource};
 use program::say;
 use slide_files::{TileSize, TileSizeChoice, Tiles};
 
@@ -124,7 +123,7 @@ pub struct Settings {
     f16: bool,
     /// Segment lengths for slides of this edge [default: 262144]
     #[arg(long, value_name = "N")]
-    max_wsi_size: Option<u32>,
+    max_wsi_size: Option<usize>,
     /// Padding is masked: for models that were not trained with torchscale
     #[arg(long)]
     masked: bool,
@@ -288,8 +287,8 @@ impl Settings {
             tiles.expect_encoder("gigapath").map_err(error)?;
         }
         let choice = match (self.tile_size, self.force_tile_size) {
-            (_, Some(pixels)) => TileSizeChoice::Forced(pixels),
-            (Some(pixels), None) => TileSizeChoice::Given(pixels),
+            (_, Some(pixels)) => TileSizeChoice::Forced(pixels as usize),
+            (Some(pixels), None) => TileSizeChoice::Given(pixels as usize),
             (None, None) => TileSizeChoice::OfFile,
         };
         // Where the coordinates are.

@@ -82,7 +82,7 @@ fn run(Options { directory }: Options) -> Result<(), Box<dyn Error>> {
     ] {
         print_line(
             name,
-            &trace.replay(options, context.caps().max_buffer_bytes)?,
+            &trace.replay(options, context.caps().max_buffer_bytes())?,
         );
     }
 

@@ -76,7 +76,7 @@ fn column_ms(timeline: &Timeline, column: usize) -> f64 {
 }
 
 fn draw_bytes(timeline: &Timeline, area: &Area<'_>) -> Result<(), Box<dyn Error>> {
-    let columns = timeline.columns(COLUMNS);
+    let columns: Vec<_> = timeline.columns(COLUMNS).collect();
     let peak = columns.iter().map(TimelineSample::held_bytes).max();
     let top = peak.unwrap_or(0).max(1) as f64 / MIB;
     let mut chart = ChartBuilder::on(area)

@@ -22,7 +22,6 @@ struct XposParams {
     centre: u32, // place of the centre in its block
     scale_per_position: f32, // 1 / base for queries, -1 / base for keys
     inverse: u32, // 1: rotate back, for gradients
-    tiles_x: u32, // not used
     first_workgroup: u32, // number of the first workgroup of this part of the dispatch
     grid_width: u32, // workgroups along x
 }

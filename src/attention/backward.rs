@@ -1,14 +1,13 @@
 //! Gradients of dilated attention on the device.
 
-use super::{DilatedAttention, requests};
+use super::DilatedAttention;
 use crate::config::{AttentionShape, CallOptions};
-use crate::context::WarmUp;
+use crate::context::{WarmUp, warm_up};
 use crate::device::{ByteRange, DType};
 use crate::error::Result;
 use crate::kernels::attention_backward::BackwardVariant;
 use crate::kernels::{Choice, Kernel, Pass};
 use crate::plan::BackwardPlan;
-use crate::pool::{BufferRequest, Demand};
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
@@ -23,27 +22,26 @@ pub struct Gradients {
     pub dv: Tensor,
 }
 
-impl Demand for BackwardPlan {
-    /// The buffers that a backward leases, besides its inputs.
-    fn buffers(&self) -> Vec<BufferRequest> {
-        requests(&self.buffers)
-    }
+/// The kernels that compute the passes of a backward.
+fn kernels_of_passes(variant: BackwardVariant) -> Vec<Kernel> {
+    let passes = [Pass::BranchDelta].iter().chain(variant.passes());
+    passes.filter_map(|pass| variant.kernel(*pass)).collect()
 }
 
 impl DilatedAttention {
-    /// The kernels of the backward for tensors of `dtype`.
+    /// The backward's kernels for tensors of `dtype` and why they were chosen, in words.
     ///
     /// # Errors
     /// [`Error::WrongDType`](crate::Error::WrongDType) for integers.
-    pub fn backward_variant(&self, dtype: DType) -> Result<BackwardVariant> {
-        Ok(self.backward_choice(dtype)?.variant)
+    pub fn backward_kernels(&self, dtype: DType) -> Result<String> {
+        Ok(self.backward_choice(dtype)?.to_string())
     }
 
-    /// As [`backward_variant`](Self::backward_variant), with the reason for the choice.
+    /// The kernels of the backward and why they were chosen.
     ///
     /// # Errors
-    /// As [`backward_variant`](Self::backward_variant).
-    pub fn backward_choice(&self, dtype: DType) -> Result<Choice<BackwardVariant>> {
+    /// [`Error::WrongDType`](crate::Error::WrongDType) for integers.
+    pub(crate) fn backward_choice(&self, dtype: DType) -> Result<Choice<BackwardVariant>> {
         self.choice_for(&self.backward_choice, dtype)
     }
 
@@ -62,13 +60,8 @@ impl DilatedAttention {
     /// # Errors
     /// As [`Context::warm_up`](crate::Context::warm_up); [`Error::WrongDType`](crate::Error::WrongDType) for integers.
     pub fn warm_up_backward(&self, dtype: DType) -> Result<WarmUp> {
-        let variant = self.backward_variant(dtype)?;
-        self.context.warm_up(&self.backward_kernels(variant))
-    }
-
-    fn backward_kernels(&self, variant: BackwardVariant) -> Vec<Kernel> {
-        let passes = [Pass::BranchDelta].iter().chain(variant.passes());
-        passes.filter_map(|pass| variant.kernel(*pass)).collect()
+        let variant = self.backward_choice(dtype)?.variant;
+        warm_up::compile(&self.context, &kernels_of_passes(variant))
     }
 
     /// Records the gradients of the inputs of a [`forward`](Self::forward): `inputs` are its q, k and v, `softmax_state` is the
@@ -143,7 +136,7 @@ impl DilatedAttention {
         self.expect(recorder, &state, &self.state_shape(shape), DType::F32)?;
         let plan = self.plan_backward(shape, dtype)?;
         // Compiled before anything is recorded, so that a refused shader leaves the recording as it was.
-        self.context.compile(&self.backward_kernels(plan.variant))?;
+        self.context.compile(&kernels_of_passes(plan.variant))?;
         let row_stats_shape = [&query_shape[..3], &[4]].concat();
         let row_stats = recorder.empty("row statistics", &row_stats_shape, DType::F32)?;
         let dq = recorder.empty("dq", &query_shape, dtype)?;

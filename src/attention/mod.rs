@@ -2,6 +2,7 @@
 
 mod backward;
 mod state;
+#[cfg(feature = "models")]
 mod step;
 mod weights;
 
@@ -9,7 +10,7 @@ pub use backward::Gradients;
 pub use state::{UNCOVERED_LSE, softmax_lse};
 
 use crate::config::{AttentionShape, CallOptions, DilatedAttentionConfig, UNEQUAL_LENGTHS};
-use crate::context::{Context, WarmUp};
+use crate::context::{Context, WarmUp, warm_up};
 use crate::device::{DType, ElementFormat};
 use crate::error::{Error, Result};
 use crate::kernels::attention_backward::{BackwardFamily, BackwardVariant};
@@ -17,8 +18,7 @@ use crate::kernels::attention_forward::{ForwardFamily, ForwardVariant};
 use crate::kernels::{
     AttentionFamily, AttentionLayout, AttentionVariant, Choice, Family, Kernel, Reason,
 };
-use crate::plan::{BufferRole, ForwardPlan, PlannedBuffer};
-use crate::pool::{BufferRequest, Demand, PARAMS_USAGE, STAGING_USAGE, STORAGE_USAGE};
+use crate::plan::ForwardPlan;
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
@@ -43,7 +43,7 @@ pub struct DilatedAttention {
     context: Context,
     config: DilatedAttentionConfig,
     /// The kernel for f32, or the one that the caller chose; `choice` derives kernels for other types from it.
-    choice: Choice<ForwardVariant>,
+    forward_choice: Choice<ForwardVariant>,
     backward_choice: Choice<BackwardVariant>,
 }
 
@@ -64,28 +64,6 @@ pub struct ForwardOutput {
     pub softmax_state: Tensor,
 }
 
-impl Demand for ForwardPlan {
-    /// The buffers that a forward leases, besides its inputs.
-    fn buffers(&self) -> Vec<BufferRequest> {
-        requests(&self.buffers)
-    }
-}
-
-/// Requests to the pool for planned buffers.
-fn requests(buffers: &[PlannedBuffer]) -> Vec<BufferRequest> {
-    let request = |buffer: &PlannedBuffer| BufferRequest {
-        label: buffer.label.into(),
-        bytes: buffer.requested_bytes,
-        usage: match buffer.role {
-            BufferRole::Storage => STORAGE_USAGE,
-            BufferRole::Params => PARAMS_USAGE,
-            BufferRole::Staging => STAGING_USAGE,
-        },
-        count: 1,
-    };
-    buffers.iter().map(request).collect()
-}
-
 impl DilatedAttention {
     /// Attention with the options `config`. It uses the kernels that [`tune`](crate::tuning::tune) has measured to be the fastest;
     /// without measurements, those that suit the context's device.
@@ -93,49 +71,42 @@ impl DilatedAttention {
     /// # Errors
     /// [`Error::InvalidConfig`] when no kernel supports the configuration.
     pub fn new(context: &Context, config: DilatedAttentionConfig) -> Result<Self> {
-        let family = ForwardFamily::of(&config, ElementFormat::F32);
-        let choice = context.tuner().choose(&family, context.caps());
-        Self::with_choice(context, config, choice)
-    }
-
-    /// As [`new`](Self::new), with a forward kernel that the caller chooses. For tensors of another type than the kernel's, the
-    /// same kernel is compiled for their type. Kernels with cooperative matrices take f16 only; for other types the kernel that
-    /// suits the device is used instead.
-    ///
-    /// # Errors
-    /// [`Error::InvalidConfig`] when the kernel does not fit the head size, [`Error::Unsupported`] when it does not fit the device.
-    pub fn with_variant(
-        context: &Context,
-        config: DilatedAttentionConfig,
-        variant: ForwardVariant,
-    ) -> Result<Self> {
-        Self::with_choice(context, config, variant.into())
-    }
-
-    fn with_choice(
-        context: &Context,
-        config: DilatedAttentionConfig,
-        choice: Choice<ForwardVariant>,
-    ) -> Result<Self> {
-        let caps = context.caps_for(choice.variant.format);
-        choice.variant.check(config.head_dim(), caps)?;
-        let family = BackwardFamily::of(&config, ElementFormat::F32);
-        let backward_choice = context.tuner().choose(&family, context.caps());
-        let backward = backward_choice.variant;
-        backward.check(config.head_dim(), context.caps())?;
+        let (tuner, caps) = (context.tuner(), context.caps());
+        let forward = ForwardFamily::of(&config, ElementFormat::F32);
+        let backward = BackwardFamily::of(&config, ElementFormat::F32);
+        let forward_choice = tuner.choose(&forward, caps);
+        let backward_choice = tuner.choose(&backward, caps);
+        forward_choice.variant.check(config.head_dim(), caps)?;
+        backward_choice.variant.check(config.head_dim(), caps)?;
         Ok(Self {
             context: context.clone(),
             config,
-            choice,
+            forward_choice,
             backward_choice,
+        })
+    }
+
+    /// The same, with a forward kernel of the caller's choice. For tensors of another type than its own it is compiled for
+    /// theirs, but for cooperative matrices, which are for f16 only: then the device's own choice takes its place.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] when the kernel does not fit the head size, [`Error::Unsupported`] when it does not fit the device.
+    #[cfg(any(feature = "testing", not(target_arch = "wasm32")))]
+    pub(crate) fn with_forward_kernel(self, variant: ForwardVariant) -> Result<Self> {
+        let caps = self.context.caps_for(variant.format);
+        variant.check(self.config.head_dim(), caps)?;
+        Ok(Self {
+            forward_choice: variant.into(),
+            ..self
         })
     }
 
     /// Replaces the kernels of the backward.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] when the kernels do not fit the head size, [`Error::Unsupported`] when they do not fit the device.
-    pub fn with_backward_variant(self, variant: BackwardVariant) -> Result<Self> {
+    /// As [`with_forward_kernel`](Self::with_forward_kernel).
+    #[cfg(any(feature = "testing", not(target_arch = "wasm32")))]
+    pub(crate) fn with_backward_kernels(self, variant: BackwardVariant) -> Result<Self> {
         let caps = self.context.caps_for(variant.format);
         variant.check(self.config.head_dim(), caps)?;
         Ok(Self {
@@ -149,20 +120,20 @@ impl DilatedAttention {
         &self.config
     }
 
-    /// The forward kernel for tensors of `dtype`.
+    /// The forward's kernel for tensors of `dtype` and why it was chosen, in words.
     ///
     /// # Errors
     /// [`Error::WrongDType`] for integers.
-    pub fn variant(&self, dtype: DType) -> Result<ForwardVariant> {
-        Ok(self.choice(dtype)?.variant)
+    pub fn forward_kernel(&self, dtype: DType) -> Result<String> {
+        Ok(self.forward_choice(dtype)?.to_string())
     }
 
-    /// As [`variant`](Self::variant), with the reason for the choice.
+    /// The kernel of the forward and why it was chosen.
     ///
     /// # Errors
-    /// As [`variant`](Self::variant).
-    pub fn choice(&self, dtype: DType) -> Result<Choice<ForwardVariant>> {
-        self.choice_for(&self.choice, dtype)
+    /// [`Error::WrongDType`] for integers.
+    pub(crate) fn forward_choice(&self, dtype: DType) -> Result<Choice<ForwardVariant>> {
+        self.choice_for(&self.forward_choice, dtype)
     }
 
     /// The kernel `given`, which the caller chose or a measurement found, for tensors of `dtype`. Usually it is the same kernel
@@ -197,7 +168,7 @@ impl DilatedAttention {
     /// # Errors
     /// As [`DilatedAttentionConfig::plan_forward`].
     pub fn plan(&self, shape: &AttentionShape, dtype: DType) -> Result<ForwardPlan> {
-        let choice = self.choice(dtype)?;
+        let choice = self.forward_choice(dtype)?;
         let caps = self.context.caps_for(choice.variant.format);
         self.config.plan_forward_with(shape, caps, choice)
     }
@@ -207,8 +178,8 @@ impl DilatedAttention {
     /// # Errors
     /// As [`Context::warm_up`]; [`Error::WrongDType`] for integers.
     pub fn warm_up(&self, dtype: DType) -> Result<WarmUp> {
-        let forward = self.variant(dtype)?.into();
-        self.context.warm_up(&[forward])
+        let forward = self.forward_choice(dtype)?.variant.into();
+        warm_up::compile(&self.context, &[forward])
     }
 
     /// Records the attention of `q`, `k` and `v`. Each is (B, N, H, D): batch items, tokens, heads, elements of a head. All have

@@ -39,7 +39,7 @@ impl DilatedAttention {
             &self.tensor_shape(batch, query_len),
             dtype,
         )?;
-        let variant = self.variant(dtype)?;
+        let variant = self.forward_choice(dtype)?.variant;
         let layout = StepLayout {
             batch: in_u32(batch),
             token: in_u32(token),

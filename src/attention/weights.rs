@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::kernels::fold_grid;
 use crate::kernels::token_weights::{TokenWeights, TokenWeightsParams};
 use crate::plan::branch::BranchGeometry;
-use crate::plan::{RowLayout, rows_of};
+use crate::plan::window::RowLayout;
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
@@ -122,7 +122,7 @@ impl DilatedAttention {
                 if window == 0 {
                     return Err(too_small("k", tensor.row_bytes * u64::from(rate)));
                 }
-                for (heads, segment, row) in rows_of(&geometry, token) {
+                for (heads, segment, row) in geometry.rows_of_token(token) {
                     let head = heads.begin;
                     let place = |row: u32| {
                         u64::from(segment) * u64::from(geometry.segment_length)

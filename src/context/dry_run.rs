@@ -16,8 +16,8 @@ use crate::recorder::Recorder;
 pub(crate) struct Tally<'a> {
     /// Whose cost model tells the time.
     measured: Option<&'a Context>,
-    pub num_recordings: u64,
-    pub num_dispatches: u64,
+    pub num_recordings: usize,
+    pub num_dispatches: usize,
     /// Time of all dispatches, where all kernels were measured.
     pub expected_time: Option<Duration>,
 }

@@ -1,48 +1,31 @@
 //! Contexts: a device with its queue, its pool and its compiled kernels.
 //!
-//! A [`Context`] either owns its device ([`Context::new`], [`Context::new_blocking`]), or uses a device that the application has,
-//! for example the one it draws with ([`Context::from_device`]). On an application's device nothing global is installed: no error
-//! handler and no device-lost callback. Errors are caught by scopes around this library's own calls.
-//!
-//! # When the device is lost
-//! When a driver is reset, updated or out of memory, any call may lose the device. Then every wait on any thread ends with
-//! [`Error::DeviceLost`] and the driver's reason. Futures resolve to this error, and later calls that need the device return it at
-//! once. The pool drops its cached buffers, and leases go back when their holders are dropped. Data on the device is gone; open a
-//! new context to go on.
-//!
-//! wgpu panics when it polls a device that its driver has lost. This library catches the panic wherever it polls itself. Three
-//! things remain:
-//!
-//! * The panic hook still runs. By default it prints a message that looks as if a thread had ended.
-//! * With `panic = "abort"` the process ends, because nothing can be caught.
-//! * If the application calls `device.poll` itself, it panics there. Call [`Context::poll`] or [`Context::wait`] instead.
-//!
-//! On an application's device, a loss is noticed by the first call that fails. To end every wait at once, let the application's
-//! device-lost callback call [`Pool::device_lost`](crate::pool::Pool::device_lost).
+//! The ways to a context are in open.rs.
 
 mod adapter;
 mod compiled;
 mod cooperative;
 mod cost_model;
+#[cfg(feature = "dry-run")]
 mod dry_run;
 mod import;
 mod open;
 mod self_test;
-mod warm_up;
+pub(crate) mod warm_up;
 
 pub use adapter::AdapterChoice;
 pub(crate) use dry_run::Tally;
 pub use open::ContextOptions;
-pub use warm_up::{WarmUp, WarmedKernel};
+pub use warm_up::WarmUp;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
-use crate::device::{
-    CooperativeMatrix, DeviceCaps, ElementFormat, KernelTier, NoCooperativeMatrix,
-};
+#[cfg(feature = "testing")]
+use crate::device::CooperativeMatrix;
+use crate::device::{DeviceCaps, ElementFormat, KernelTier, NoCooperativeMatrix};
 #[cfg(doc)]
 use crate::error::Error;
 use crate::error::Result;
@@ -53,7 +36,29 @@ use crate::pool::Pool;
 use crate::recorder::{CostModel, Machine, Recorder};
 use crate::watch::DeviceWatch;
 
-/// A device that is ready to compute; see the [module](self) documentation. Clones share it.
+/// A device ready to compute, with its queue, its pool and its compiled kernels. Clones share it.
+///
+/// It either owns its device ([`new`](Self::new), [`new_blocking`](Self::new_blocking)) or borrows the one an application draws
+/// with ([`from_device`](Self::from_device)); both are the same type afterwards. On a borrowed device nothing global is
+/// installed: no error handler, no device-lost callback (the application's own should call [`Pool::device_lost`]). Errors are
+/// caught by scopes around this library's own calls.
+///
+/// # When the device is lost
+/// A driver that is reset, updated or out of memory may lose the device at any call. Then everything that waits, on any
+/// thread, ends with [`Error::DeviceLost`] and the driver's reason, futures resolve, every later call that needs the device
+/// returns the same at once, the pool gives up what it has cached, and leases go back when their holders are dropped. What was
+/// on the device is gone; a new context goes on.
+///
+/// wgpu panics where it polls a device that its driver has lost. This library catches that, wherever it polls itself. Three
+/// things it cannot do:
+///
+/// * The panic hook runs: by default it prints a message that looks like the end of a thread.
+/// * With `panic = "abort"` there is nothing to catch, and the process ends.
+/// * An application's own `device.poll` panics in the application. [`poll`](Self::poll) and [`wait`](Self::wait) do the same, and
+///   do not.
+///
+/// On a borrowed device the loss is found by whichever call meets it; an application whose lost callback calls
+/// [`Pool::device_lost`] ends every wait at once.
 #[derive(Clone, Debug)]
 pub struct Context {
     machine: Arc<Machine>,
@@ -117,7 +122,8 @@ impl Context {
         self.machine.check_finite.store(check, Ordering::Relaxed);
     }
 
-    pub(crate) fn checks_finite(&self) -> bool {
+    /// Whether uploads are checked; see [`set_check_finite`](Self::set_check_finite).
+    pub fn checks_finite(&self) -> bool {
         self.machine.checks_finite()
     }
     /// Polls the device without blocking, so that callbacks of finished work run: downloads become ready and leases go back.
@@ -168,15 +174,14 @@ impl Context {
         kernels.iter().try_for_each(prepare)
     }
 
-    /// The cooperative matrices that kernels use for f16 tensors.
+    /// The tier of the kernels with cooperative matrices, which f16 tensors meet, or why there is none.
     ///
     /// # Errors
-    /// The reason why kernels use none; [`NoCooperativeMatrix::NotTested`] before
+    /// Why there is none; [`NoCooperativeMatrix::NotTested`] before
     /// [`test_cooperative_matrices`](Self::test_cooperative_matrices).
-    pub fn cooperative_matrix(
-        &self,
-    ) -> std::result::Result<CooperativeMatrix, NoCooperativeMatrix> {
-        self.tested_caps().cooperative_matrix.clone()
+    pub fn cooperative_tier(&self) -> std::result::Result<KernelTier, NoCooperativeMatrix> {
+        let matrix = self.tested_caps().cooperative_matrix.clone();
+        matrix.map(KernelTier::of_matrix)
     }
 
     /// Tests the cooperative matrices that the adapter lists: multiplies known numbers on the device and compares every element
@@ -190,7 +195,7 @@ impl Context {
     /// The reason why kernels use no cooperative matrices.
     pub async fn test_cooperative_matrices(
         &self,
-    ) -> std::result::Result<CooperativeMatrix, NoCooperativeMatrix> {
+    ) -> std::result::Result<KernelTier, NoCooperativeMatrix> {
         if self.machine.tested_caps.get().is_none() && !self.machine.is_dry() {
             let mut caps = self.machine.caps.clone();
             if let Ok(matrix) = caps.cooperative_matrix {
@@ -200,12 +205,12 @@ impl Context {
             // Another thread may have been faster, with the same result.
             let _ = self.machine.tested_caps.set(caps);
         }
-        self.cooperative_matrix()
+        self.cooperative_tier()
     }
 
     /// Runs the self test with matrices that the device may not have, such as a wrong number of lanes, or with the features off, to
     /// show that the test finds out. Sizes that the adapter does not list are refused before, because wgpu would not refuse them.
-    #[doc(hidden)]
+    #[cfg(feature = "testing")]
     pub async fn test_claim_of_matrices(
         &self,
         matrix: CooperativeMatrix,
@@ -242,8 +247,14 @@ impl Context {
         }
     }
 
-    /// As [`warm_up`](Self::warm_up), for all kernels of a recording. `record` gets a [dry run](Self::dry_run) that chooses the
-    /// same kernels as this context. It must make models and tensors on that context, where they take no memory of the device.
+    /// Compiles all kernels that `record` records, now instead of at their first use. It records on the context that it is given,
+    /// which only counts ([dry run](Self::dry_run)) and chooses kernels as this one does. Models and tensors for the recording are
+    /// made on that context; they take no memory of the device.
+    ///
+    /// Kernels that are compiled already cost nothing but an empty dispatch. May run on any thread: only who wants a kernel that is
+    /// being compiled waits for it. On drivers that compile at the first dispatch, Mesa's software driver among them, other
+    /// submissions wait while one kernel is compiled. [`DilatedAttention::warm_up`](crate::DilatedAttention::warm_up) and the
+    /// `warm_up` of models know what to record.
     ///
     /// ```no_run
     /// use dilated_attention::longnet::{Call, Input, LongNet, LongNetConfig};
@@ -251,7 +262,7 @@ impl Context {
     /// let context = Context::new_blocking()?;
     /// let attention = DilatedAttentionConfig::new(8, 32, &[1024], &[1])?;
     /// let config = LongNetConfig::encoder(attention, 4, 1024);
-    /// let report = context.warm_up_recording(|dry_run| {
+    /// let report = context.warm_up(|dry_run| {
     ///     let model = LongNet::new(dry_run, config.clone())?;
     ///     let mut recorder = dry_run.recorder("warm up");
     ///     let weights = Parameters::zeros(&mut recorder, model.parameters(), "weights")?;
@@ -265,23 +276,11 @@ impl Context {
     /// ```
     ///
     /// # Errors
-    /// Those of `record`, and as [`warm_up`](Self::warm_up).
-    pub fn warm_up_recording(
-        &self,
-        record: impl FnOnce(&Self) -> Result<Recorder>,
-    ) -> Result<WarmUp> {
+    /// Those of `record`; [`Error::Validation`] when the device refuses a shader; those of submitting.
+    #[cfg(feature = "dry-run")]
+    pub fn warm_up(&self, record: impl FnOnce(&Self) -> Result<Recorder>) -> Result<WarmUp> {
         let recorder = record(&self.own_dry_run())?;
-        self.warm_up(&recorder.kernels())
-    }
-
-    /// Compiles `kernels` now instead of at their first use. For a kernel that is compiled already, this costs only an empty
-    /// dispatch. It may run on any thread: other threads wait only if they want a kernel that is being compiled. On drivers that
-    /// compile at the first dispatch, such as Mesa's software driver, other submissions wait while a kernel is compiled.
-    ///
-    /// # Errors
-    /// [`Error::Validation`] when the device refuses a shader; those of submitting.
-    pub fn warm_up(&self, kernels: &[Kernel]) -> Result<WarmUp> {
-        warm_up::run(self, kernels)
+        warm_up::compile(self, &recorder.recorded_kernels())
     }
 
     /// Expected time of the dispatches of `recorder` on the device. It follows from the times that sliced submissions of this

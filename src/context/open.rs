@@ -3,13 +3,16 @@
 use std::sync::{Arc, Mutex};
 
 use super::adapter::{AdapterChoice, choose_adapter, new_instance};
+#[cfg(feature = "dry-run")]
 use super::dry_run::DryRunSource;
 use super::{Context, compiled, cooperative, cost_model};
 use crate::device::{CooperativeMatrix, DeviceCaps, KernelTier, Processor};
 use crate::error::{Error, Result};
 use crate::kernels::remembered::{CacheFolder, KernelOptions, Tuner};
 use crate::pool::{Pool, PoolOptions};
-use crate::recorder::{DryRun, Machine, OnDevice};
+#[cfg(feature = "dry-run")]
+use crate::recorder::DryRun;
+use crate::recorder::{Machine, OnDevice};
 use crate::watch::{self, DeviceWatch, LastQueue};
 
 /// Options for opening a context, on a device of its own or on one that the application has.
@@ -428,19 +431,22 @@ impl Context {
     /// let attention = DilatedAttentionConfig::new(8, 32, &[1024], &[1])?;
     /// let model = LongNet::new(&dry_run, LongNetConfig::encoder(attention, 4, 1024))?;
     /// let weights = model.initial_weights(&dry_run, 0)?;
-    /// assert!(dry_run.pool().stats().requested_bytes.peak > 4 * model.parameters().num_elements());
+    /// assert!(dry_run.pool().stats().requested_bytes.peak > 4 * model.parameters().num_elements() as u64);
     /// # drop(weights);
     /// # Ok::<(), dilated_attention::Error>(())
     /// ```
+    #[cfg(feature = "dry-run")]
     pub fn dry_run(caps: DeviceCaps) -> Self {
         Self::dry_run_with(caps, Arc::default())
     }
 
     /// A dry run for the device of this context. It chooses the same kernels as this context.
+    #[cfg(feature = "dry-run")]
     pub(crate) fn own_dry_run(&self) -> Self {
         Self::dry_run_with(self.tested_caps().clone(), self.machine.tuner.clone())
     }
 
+    #[cfg(feature = "dry-run")]
     fn dry_run_with(caps: DeviceCaps, tuner: Arc<Tuner>) -> Self {
         let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
         let watch = DeviceWatch::new(device.clone());
@@ -448,7 +454,7 @@ impl Context {
             device: device.clone(),
             max_buffer_bytes: caps.max_buffer_bytes,
         };
-        let pool = Pool::with_source(source, PoolOptions::default());
+        let pool = Pool::from_source(source, PoolOptions::default());
         Self {
             machine: Arc::new(Machine::new(watch, queue, pool, caps, tuner, &DryRun)),
         }

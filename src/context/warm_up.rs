@@ -14,21 +14,30 @@ use crate::kernels::{Access, Kernel};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WarmUp {
     /// The kernels, in the order of compilation.
-    pub kernels: Vec<WarmedKernel>,
+    kernels: Vec<WarmedKernel>,
 }
 
 /// A kernel that was compiled in a warm-up.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WarmedKernel {
-    /// The kernel.
-    pub kernel: Kernel,
+struct WarmedKernel {
+    name: &'static str,
     /// Time to make the pipeline: translation and, on most drivers, compilation. Near zero for a kernel that was compiled before.
-    pub compile: Duration,
+    compile: Duration,
     /// Time of a dispatch without workgroups. Some drivers compile in it (Mesa's software driver).
-    pub dispatch: Duration,
+    dispatch: Duration,
 }
 
 impl WarmUp {
+    /// Number of kernels; those that were compiled before count, too.
+    pub fn num_kernels(&self) -> usize {
+        self.kernels.len()
+    }
+
+    /// Names of the kernels, in the order of compilation.
+    pub fn kernel_names(&self) -> impl Iterator<Item = &'static str> {
+        self.kernels.iter().map(|warmed| warmed.name)
+    }
+
     /// Time of the whole warm-up.
     pub fn total(&self) -> Duration {
         let one = |warmed: &WarmedKernel| warmed.compile + warmed.dispatch;
@@ -37,7 +46,7 @@ impl WarmUp {
 }
 
 /// Compiles each of `kernels` and dispatches it without workgroups.
-pub(super) fn run(context: &Context, kernels: &[Kernel]) -> Result<WarmUp> {
+pub(crate) fn compile(context: &Context, kernels: &[Kernel]) -> Result<WarmUp> {
     let mut report = WarmUp::default();
     if context.is_dry() {
         return Ok(report);
@@ -48,7 +57,7 @@ pub(super) fn run(context: &Context, kernels: &[Kernel]) -> Result<WarmUp> {
         let (dispatched, dispatch) = timed(|| dispatch_nothing(context, kernel));
         dispatched?;
         report.kernels.push(WarmedKernel {
-            kernel,
+            name: kernel.name(),
             compile,
             dispatch,
         });
@@ -95,7 +104,7 @@ impl fmt::Display for WarmUp {
             writeln!(
                 f,
                 "{:<32} pipeline {:>9.1} ms, first dispatch {:>9.1} ms",
-                warmed.kernel.name(),
+                warmed.name,
                 milliseconds(warmed.compile),
                 milliseconds(warmed.dispatch)
             )?;

@@ -5,31 +5,31 @@ use super::limits::NEEDS;
 use super::tier::KernelTier;
 use crate::error::{Error, Result};
 
-/// Limits and traits of a device.
+/// Limits and traits of a device, as far as plans depend on them: of a [context's](crate::Context::caps), or of one that is not there
+/// ([`from_limits`](Self::from_limits)).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct DeviceCaps {
     /// Largest buffer in bytes.
-    pub max_buffer_bytes: u64,
+    pub(crate) max_buffer_bytes: u64,
     /// Most bytes that one storage binding may cover.
-    pub max_binding_bytes: u64,
+    pub(crate) max_binding_bytes: u64,
     /// Offsets of storage bindings are multiples of this many bytes.
-    pub storage_offset_alignment: u64,
+    pub(crate) storage_offset_alignment: u64,
     /// Dynamic offsets of uniform bindings are multiples of this many bytes.
-    pub uniform_offset_alignment: u64,
+    pub(crate) uniform_offset_alignment: u64,
     /// Most workgroups along one dimension of a grid.
-    pub max_workgroups_per_dimension: u32,
+    pub(crate) max_workgroups_per_dimension: u32,
     /// Workgroup memory in bytes. wgpu does not check it, so plans do.
-    pub max_workgroup_memory_bytes: u32,
-    /// Whether shaders may use the type f16 ([`SHADER_F16`](wgpu::Features::SHADER_F16)). Tensors in half precision do not need it,
-    /// because kernels can also take them apart from 32-bit words.
-    pub shader_f16: bool,
-    /// The cooperative matrices that kernels may use, or the reason why there are none. A [`Context`](crate::Context) tests them
-    /// before kernels use them; [`Context::cooperative_matrix`](crate::Context::cooperative_matrix) has the result.
-    pub cooperative_matrix: std::result::Result<CooperativeMatrix, NoCooperativeMatrix>,
+    pub(crate) max_workgroup_memory_bytes: u32,
+    /// Shaders may store f16 ([`SHADER_F16`](wgpu::Features::SHADER_F16)); half precision needs no more than words.
+    pub(crate) shader_f16: bool,
+    /// The cooperative matrices that kernels may use, or why there are none. A [`Context`](crate::Context) tests them before
+    /// kernels use them.
+    pub(crate) cooperative_matrix: std::result::Result<CooperativeMatrix, NoCooperativeMatrix>,
     /// What executes the shaders.
-    pub processor: Processor,
+    pub(crate) processor: Processor,
     /// The tier of kernels that the caller asks for ([`KernelOptions::tier`](crate::KernelOptions::tier)).
-    pub tier: Option<KernelTier>,
+    pub(crate) tier: Option<KernelTier>,
 }
 
 /// The processor that runs the shaders, as far as the choice of a kernel depends on it.
@@ -65,7 +65,27 @@ impl Processor {
 }
 
 impl DeviceCaps {
-    /// These caps before the self test: without the cooperative matrices that the adapter lists.
+    /// Largest buffer in bytes.
+    pub fn max_buffer_bytes(&self) -> u64 {
+        self.max_buffer_bytes
+    }
+
+    /// Most bytes that one storage binding may cover. Larger tensors are bound in windows.
+    pub fn max_binding_bytes(&self) -> u64 {
+        self.max_binding_bytes
+    }
+
+    /// Whether shaders may store f16 ([`SHADER_F16`](wgpu::Features::SHADER_F16)). Tensors in half precision do not need it.
+    pub fn shader_f16(&self) -> bool {
+        self.shader_f16
+    }
+
+    /// The kernels that the caller wants, wherever they can do what is asked ([`KernelOptions::tier`](crate::KernelOptions::tier)).
+    pub fn tier(&self) -> Option<KernelTier> {
+        self.tier
+    }
+
+    /// The same before the self test of the cooperative matrices that the adapter lists.
     pub(crate) fn without_untested_matrices(self) -> Self {
         Self {
             cooperative_matrix: self
@@ -98,9 +118,121 @@ impl DeviceCaps {
         }
     }
 
-    /// Devices of every kind that gets kernels of its own, for tests and for tools that list kernels: GPUs with WebGPU's default
-    /// workgroup memory and with more, without and with the cooperative matrices of NVIDIA, lavapipe and Apple; CPUs with each
-    /// vector width and kind of driver.
+    /// A GPU with such limits and no features, to plan for a device that is not there.
+    ///
+    /// ```
+    /// use dilated_attention::{DeviceCaps, wgpu};
+    /// let limits = wgpu::Limits {
+    ///     max_storage_buffer_binding_size: 2 << 30,
+    ///     max_buffer_size: 4 << 30,
+    ///     ..wgpu::Limits::default()
+    /// };
+    /// assert_eq!(DeviceCaps::from_limits(&limits)?.max_binding_bytes(), 2 << 30);
+    /// # Ok::<(), dilated_attention::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn from_limits(limits: &wgpu::Limits) -> Result<Self> {
+        let no_matrix = Err(NoCooperativeMatrix::FeatureOff);
+        Self::checked(limits, wgpu::Features::empty(), no_matrix, Processor::Gpu)
+    }
+
+    /// The smallest limits that [`new`](Self::new) accepts, the others being WebGPU's defaults: every pass, forward and
+    /// backward, has a kernel within them. Longer sequences need larger buffers and bindings, not more of what is here.
+    pub fn least_limits() -> wgpu::Limits {
+        let mut limits = wgpu::Limits::default();
+        for need in NEEDS {
+            (need.set)(&mut limits, need.least);
+        }
+        limits
+    }
+
+    /// The capabilities of an adapter whose device was made with `limits` and `features`; `matrices` are the adapter's cooperative
+    /// matrices ([`wgpu::Adapter::cooperative_matrix_properties`]).
+    ///
+    /// # Errors
+    /// [`Error::DeviceTooSmall`] when a limit is below [`least_limits`](Self::least_limits), [`Error::InvalidConfig`] when an
+    /// alignment is no power of two of at least 32 bytes, which WebGPU demands.
+    pub fn new(
+        info: &wgpu::AdapterInfo,
+        limits: &wgpu::Limits,
+        features: wgpu::Features,
+        matrices: &[wgpu::CooperativeMatrixProperties],
+    ) -> Result<Self> {
+        let matrix = CooperativeMatrix::of(info, features, matrices);
+        Self::checked(limits, features, matrix, processor(info, features))
+    }
+
+    fn checked(
+        limits: &wgpu::Limits,
+        features: wgpu::Features,
+        cooperative_matrix: std::result::Result<CooperativeMatrix, NoCooperativeMatrix>,
+        processor: Processor,
+    ) -> Result<Self> {
+        for need in NEEDS {
+            let given = (need.given)(limits);
+            if given < need.least {
+                return Err(Error::DeviceTooSmall {
+                    limit: need.limit,
+                    given,
+                    need: need.least,
+                });
+            }
+        }
+        let alignments = [
+            (
+                "min_storage_buffer_offset_alignment",
+                limits.min_storage_buffer_offset_alignment,
+            ),
+            (
+                "min_uniform_buffer_offset_alignment",
+                limits.min_uniform_buffer_offset_alignment,
+            ),
+        ];
+        for (what, given) in alignments {
+            if given < 32 || !given.is_power_of_two() {
+                return Err(Error::InvalidConfig {
+                    what,
+                    given: given.to_string(),
+                    need: "a power of two of at least 32 bytes",
+                });
+            }
+        }
+        let alignment = limits.min_storage_buffer_offset_alignment.into();
+        let binding = limits.max_storage_buffer_binding_size;
+        if binding < alignment {
+            return Err(Error::DeviceTooSmall {
+                limit: "max_storage_buffer_binding_size",
+                given: binding,
+                need: alignment,
+            });
+        }
+        Ok(Self {
+            max_buffer_bytes: limits.max_buffer_size & !3,
+            // Indices into a binding are 32-bit.
+            max_binding_bytes: limits
+                .max_storage_buffer_binding_size
+                .min(limits.max_buffer_size)
+                .min(u64::from(u32::MAX))
+                & !3,
+            storage_offset_alignment: limits.min_storage_buffer_offset_alignment.into(),
+            uniform_offset_alignment: limits.min_uniform_buffer_offset_alignment.into(),
+            max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
+            max_workgroup_memory_bytes: limits.max_compute_workgroup_storage_size,
+            shader_f16: features.contains(wgpu::Features::SHADER_F16),
+            cooperative_matrix,
+            processor,
+            tier: None,
+        })
+    }
+}
+
+/// Devices that nobody has at hand.
+#[cfg(feature = "testing")]
+impl DeviceCaps {
+    /// Devices of every kind that kernels are told apart for: GPUs with WebGPU's default and with more workgroup memory, the
+    /// cooperative matrices of each maker (NVIDIA's, those of lavapipe, Apple's), CPUs of each width and kind of driver.
     pub fn of_every_kind() -> Vec<Self> {
         let gpu = Self::webgpu_defaults();
         let matrix = |size, lanes, scalar_pointers| CooperativeMatrix {
@@ -149,55 +281,61 @@ impl DeviceCaps {
         kinds
     }
 
-    /// The smallest limits that [`new`](Self::new) accepts; limits that do not matter have WebGPU's defaults. Every pass, forward
-    /// and backward, has a kernel that runs within them. Longer sequences need larger buffers and bindings, but no more of these
-    /// limits.
-    pub fn least_limits() -> wgpu::Limits {
-        let mut limits = wgpu::Limits::default();
-        for need in NEEDS {
-            (need.set)(&mut limits, need.least);
-        }
-        limits
+    /// Offsets of storage bindings are multiples of this many bytes.
+    pub fn storage_offset_alignment(&self) -> u64 {
+        self.storage_offset_alignment
     }
 
-    /// The caps of a device that was made with `limits` and `features` on the adapter `info`. `matrices` are the cooperative
-    /// matrices that the adapter lists ([`wgpu::Adapter::cooperative_matrix_properties`]).
-    ///
-    /// # Errors
-    /// [`Error::DeviceTooSmall`] when a limit is below [`least_limits`](Self::least_limits).
-    pub fn new(
-        info: &wgpu::AdapterInfo,
-        limits: &wgpu::Limits,
-        features: wgpu::Features,
-        matrices: &[wgpu::CooperativeMatrixProperties],
-    ) -> Result<Self> {
-        for need in NEEDS {
-            let given = (need.given)(limits);
-            if given < need.least {
-                return Err(Error::DeviceTooSmall {
-                    limit: need.limit,
-                    given,
-                    need: need.least,
-                });
-            }
+    /// Most workgroups along one dimension of a grid.
+    pub fn max_workgroups_per_dimension(&self) -> u32 {
+        self.max_workgroups_per_dimension
+    }
+
+    /// Workgroup memory in bytes.
+    pub fn max_workgroup_memory_bytes(&self) -> u32 {
+        self.max_workgroup_memory_bytes
+    }
+
+    /// What executes the shaders.
+    pub fn processor(&self) -> Processor {
+        self.processor
+    }
+
+    /// The cooperative matrices that kernels may use, or why there are none.
+    pub fn cooperative_matrix(
+        &self,
+    ) -> std::result::Result<CooperativeMatrix, NoCooperativeMatrix> {
+        self.cooperative_matrix.clone()
+    }
+
+    /// The same with smaller or larger bindings.
+    pub fn with_max_binding_bytes(self, max_binding_bytes: u64) -> Self {
+        Self {
+            max_binding_bytes,
+            ..self
         }
-        Ok(Self {
-            max_buffer_bytes: limits.max_buffer_size & !3,
-            // Indices into a binding are 32-bit.
-            max_binding_bytes: limits
-                .max_storage_buffer_binding_size
-                .min(limits.max_buffer_size)
-                .min(u64::from(u32::MAX))
-                & !3,
-            storage_offset_alignment: limits.min_storage_buffer_offset_alignment.into(),
-            uniform_offset_alignment: limits.min_uniform_buffer_offset_alignment.into(),
-            max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
-            max_workgroup_memory_bytes: limits.max_compute_workgroup_storage_size,
-            shader_f16: features.contains(wgpu::Features::SHADER_F16),
-            cooperative_matrix: CooperativeMatrix::of(info, features, matrices),
-            processor: processor(info, features),
-            tier: None,
-        })
+    }
+
+    /// The same with other workgroup memory.
+    pub fn with_max_workgroup_memory_bytes(self, max_workgroup_memory_bytes: u32) -> Self {
+        Self {
+            max_workgroup_memory_bytes,
+            ..self
+        }
+    }
+
+    /// The same with another processor.
+    pub fn with_processor(self, processor: Processor) -> Self {
+        Self { processor, ..self }
+    }
+
+    /// The same with f16 in shaders and such matrices.
+    pub fn with_cooperative_matrix(self, matrix: CooperativeMatrix) -> Self {
+        Self {
+            shader_f16: true,
+            cooperative_matrix: Ok(matrix),
+            ..self
+        }
     }
 }
 

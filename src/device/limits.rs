@@ -10,7 +10,7 @@ const PARAMS_BYTES: u64 = 140;
 pub const MOST_INVOCATIONS: u32 = 256;
 
 /// Least workgroup memory of a device, in bytes: WebGPU's default. Kernels that need more are chosen only on devices that have more.
-pub const WORKGROUP_MEMORY_BYTES: u32 = 16_384;
+const WORKGROUP_MEMORY_BYTES: u32 = 16_384;
 
 /// Least limit on workgroups along one dimension: enough for 65 536 workgroups in a grid. Plans that need more fail with an error.
 const WORKGROUPS_PER_DIMENSION: u32 = 256;

@@ -48,7 +48,7 @@ impl KernelTier {
     }
 
     /// The tier of kernels with these cooperative matrices.
-    pub fn of_matrix(matrix: CooperativeMatrix) -> Self {
+    pub(crate) fn of_matrix(matrix: CooperativeMatrix) -> Self {
         match matrix.size {
             8 => Self::Coop8,
             _ => Self::Coop16,

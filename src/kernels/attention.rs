@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::cooperative::CoopTile;
 use super::family::{Family, invalid, no_room};
 use super::params::{params, read};
+use super::software::LaneGroups;
 use super::{Fields, Segments};
 use crate::config::{DilatedAttentionConfig, MAX_HEAD_DIM, in_u32};
 use crate::device::{CooperativeMatrix, DeviceCaps, ElementFormat, KernelTier, Processor};
@@ -74,16 +75,66 @@ pub struct AttentionVariant<L> {
     pub format: ElementFormat,
 }
 
-/// How the kernels of one direction, forward or backward, divide their work among threads.
-pub trait AttentionLayout: Copy + PartialEq + fmt::Debug {
-    /// Name of the direction in the keys under which measurements are remembered.
+/// How attention kernels lay out their work; see the shader files for each. `B` is what the kernels with broadcasts are told of
+/// it, in which forward and backward differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Layout<B> {
+    /// Tiles in workgroup memory.
+    Tile,
+    /// Cooperative matrices.
+    Coop(CoopTile),
+    /// Lanes own rows (or keys) and load each staged vector that those meet together.
+    Rows(LaneGroups),
+    /// Lanes own rows, and subgroup operations hand on what they meet.
+    Broadcast(B),
+}
+
+/// What both directions' layouts have in common.
+pub trait AnyLayout: Copy + PartialEq + fmt::Debug {
+    /// What every device runs.
+    const TILE: Self;
+
+    /// The layout with such a tile of cooperative matrices.
+    fn coop(tile: CoopTile) -> Self;
+
+    /// Its tile of cooperative matrices.
+    fn coop_tile(self) -> Option<CoopTile>;
+
+    /// The tier that it is of.
+    fn tier(self) -> KernelTier;
+}
+
+impl<B: Copy + PartialEq + fmt::Debug> AnyLayout for Layout<B> {
+    const TILE: Self = Self::Tile;
+
+    fn coop(tile: CoopTile) -> Self {
+        Self::Coop(tile)
+    }
+
+    fn coop_tile(self) -> Option<CoopTile> {
+        match self {
+            Self::Coop(tile) => Some(tile),
+            _ => None,
+        }
+    }
+
+    fn tier(self) -> KernelTier {
+        match self {
+            Self::Tile => KernelTier::Tile,
+            Self::Coop(tile) => KernelTier::of_matrix(tile.matrix),
+            Self::Rows(_) => KernelTier::Rows,
+            Self::Broadcast(_) => KernelTier::Broadcast,
+        }
+    }
+}
+
+/// How the kernels of one direction, forward or backward, lay out their work.
+pub trait AttentionLayout: AnyLayout {
+    /// What the direction is called in keys and in the names of kernels.
     const DIRECTION: &'static str;
 
     /// The passes of this direction, in order.
     const PASSES: &'static [Pass];
-
-    /// The layout that every device runs.
-    const TILE: Self;
 
     /// The tiers that suit a device, the best first, each with the reason.
     fn suited(head_dim: u32, caps: &DeviceCaps) -> Vec<(KernelTier, &'static str)>;
@@ -94,17 +145,8 @@ pub trait AttentionLayout: Copy + PartialEq + fmt::Debug {
     /// The layout of the `broadcast` tier for these segments.
     fn broadcast(segments: &Segments, caps: &DeviceCaps) -> Self;
 
-    /// The layout with this tile of cooperative matrices.
-    fn coop(tile: CoopTile) -> Self;
-
     /// Rows (or keys) that one subgroup owns in a layout with cooperative matrices.
     fn coop_rows(matrix: CooperativeMatrix) -> u32;
-
-    /// The tile of a layout with cooperative matrices; `None` for other layouts.
-    fn coop_tile(self) -> Option<CoopTile>;
-
-    /// The tier that the layout belongs to.
-    fn tier(self) -> KernelTier;
 
     /// Rows (or keys) that one workgroup computes, for heads of `head_dim`.
     fn rows_per_workgroup(self, head_dim: u32) -> u32;

@@ -11,7 +11,7 @@
 //! | rows | `software/backward_{branch_delta,dq,dkdv}_rows.wgsl` | CPUs whose driver loads an address that all lanes share once |
 //! | broadcast | `software/backward_{branch_delta,weights,gradient}_broadcast.wgsl` | other CPUs with subgroups of 8 lanes |
 
-use super::attention::{AttentionFamily, AttentionLayout, AttentionVariant};
+use super::attention::{AnyLayout, AttentionFamily, AttentionLayout, AttentionVariant, Layout};
 use super::choice::reasons;
 use super::cooperative::CoopTile;
 use super::family::{Family, gpu_tiers};
@@ -24,18 +24,8 @@ use crate::error::Result;
 /// Rows (or keys) that a subgroup with cooperative matrices owns. Two operands and up to two sums of each stay in registers.
 const COOP_ROWS: u32 = 16;
 
-/// How the backward divides its work among threads; the shader files say more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum BackwardLayout {
-    /// Tiles of 32 rows by 32 keys in workgroup memory.
-    Tile,
-    /// Cooperative matrices.
-    Coop(CoopTile),
-    /// Each lane owns rows (or keys). All lanes read the same staged vectors of the other side.
-    Rows(LaneGroups),
-    /// Softmax weights of a window of rows and keys go to memory; gradients are matrix products with them.
-    Broadcast(WeightsTile),
-}
+/// How a backward kernel lays out its work.
+pub type BackwardLayout = Layout<WeightsTile>;
 
 /// The backward kernels with the numbers they are compiled for.
 pub type BackwardVariant = AttentionVariant<BackwardLayout>;
@@ -46,7 +36,6 @@ pub type BackwardFamily = AttentionFamily<BackwardLayout>;
 impl AttentionLayout for BackwardLayout {
     const DIRECTION: &'static str = "attention_backward";
     const PASSES: &'static [Pass] = &[Pass::BranchDelta, Pass::Dq, Pass::DkDv];
-    const TILE: Self = Self::Tile;
 
     fn suited(head_dim: u32, caps: &DeviceCaps) -> Vec<(KernelTier, &'static str)> {
         match caps.processor {
@@ -76,28 +65,8 @@ impl AttentionLayout for BackwardLayout {
         Self::Broadcast(WeightsTile::choose(segments.head_dim, caps))
     }
 
-    fn coop(tile: CoopTile) -> Self {
-        Self::Coop(tile)
-    }
-
     fn coop_rows(_: CooperativeMatrix) -> u32 {
         COOP_ROWS
-    }
-
-    fn coop_tile(self) -> Option<CoopTile> {
-        match self {
-            Self::Coop(tile) => Some(tile),
-            _ => None,
-        }
-    }
-
-    fn tier(self) -> KernelTier {
-        match self {
-            Self::Tile => KernelTier::Tile,
-            Self::Coop(tile) => KernelTier::of_matrix(tile.matrix),
-            Self::Rows(_) => KernelTier::Rows,
-            Self::Broadcast(_) => KernelTier::Broadcast,
-        }
     }
 
     fn rows_per_workgroup(self, head_dim: u32) -> u32 {
@@ -214,7 +183,7 @@ impl BackwardVariant {
     /// The tile of the weights in memory; `None` for kernels that keep none.
     pub(crate) fn weights_tile(&self) -> Option<WeightsTile> {
         match self.layout {
-            BackwardLayout::Broadcast(tile) => Some(tile),
+            Layout::Broadcast(tile) => Some(tile),
             _ => None,
         }
     }
@@ -222,7 +191,7 @@ impl BackwardVariant {
     /// The passes that follow the sweep ([`Pass::BranchDelta`]) for each part of a branch, in order.
     pub fn passes(&self) -> &'static [Pass] {
         match self.layout {
-            BackwardLayout::Broadcast(_) => &[Pass::Weights, Pass::Dq, Pass::Dk, Pass::Dv],
+            Layout::Broadcast(_) => &[Pass::Weights, Pass::Dq, Pass::Dk, Pass::Dv],
             _ => &[Pass::Dq, Pass::DkDv],
         }
     }
@@ -240,7 +209,7 @@ impl BackwardVariant {
     /// Number of workgroups that the columns of a tile are divided among in a pass.
     pub(crate) fn column_tiles(&self, pass: Pass) -> u32 {
         match (self.layout, pass) {
-            (BackwardLayout::Broadcast(tile), Pass::Dq | Pass::Dk | Pass::Dv) => {
+            (Layout::Broadcast(tile), Pass::Dq | Pass::Dk | Pass::Dv) => {
                 tile.column_tiles(self.head_dim)
             }
             _ => 1,

@@ -9,7 +9,7 @@
 //!
 //! All have the same result. CPUs do not get cooperative matrices: lavapipe multiplies them at a tenth of its peak rate.
 
-use super::attention::{AttentionFamily, AttentionLayout, AttentionVariant};
+use super::attention::{AnyLayout, AttentionFamily, AttentionLayout, AttentionVariant, Layout};
 use super::choice::reasons;
 use super::cooperative::CoopTile;
 use super::family::{Family, gpu_tiers};
@@ -19,18 +19,8 @@ use super::{Access, AttentionParams, Fields, KernelSpec, ParamsInfo, Pass, Segme
 use crate::device::{CooperativeMatrix, DeviceCaps, ElementFormat, KernelTier, Processor};
 use crate::error::Result;
 
-/// How the forward divides its work among threads; the shader files say more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ForwardLayout {
-    /// Tiles of keys, values and weights in workgroup memory.
-    Tile,
-    /// Cooperative matrices.
-    Coop(CoopTile),
-    /// Each lane owns rows. All lanes read the same staged keys.
-    Rows(LaneGroups),
-    /// Each lane owns rows. Each loads a different staged key, and subgroup operations hand it to the other lanes.
-    Broadcast(LaneGroups),
-}
+/// How a forward kernel lays out its work.
+pub type ForwardLayout = Layout<LaneGroups>;
 
 /// A forward kernel with the numbers it is compiled for.
 pub type ForwardVariant = AttentionVariant<ForwardLayout>;
@@ -41,7 +31,6 @@ pub type ForwardFamily = AttentionFamily<ForwardLayout>;
 impl AttentionLayout for ForwardLayout {
     const DIRECTION: &'static str = "attention_forward";
     const PASSES: &'static [Pass] = &[Pass::Forward];
-    const TILE: Self = Self::Tile;
 
     fn suited(_: u32, caps: &DeviceCaps) -> Vec<(KernelTier, &'static str)> {
         match caps.processor {
@@ -65,29 +54,9 @@ impl AttentionLayout for ForwardLayout {
         Self::Broadcast(Handed::Broadcast.fitting(segments, caps))
     }
 
-    fn coop(tile: CoopTile) -> Self {
-        Self::Coop(tile)
-    }
-
     /// Enough rows that each lane owns whole ones, and that each matrix of keys is multiplied with at least two matrices of queries.
     fn coop_rows(matrix: CooperativeMatrix) -> u32 {
         matrix.lanes.max(2 * matrix.size)
-    }
-
-    fn coop_tile(self) -> Option<CoopTile> {
-        match self {
-            Self::Coop(tile) => Some(tile),
-            _ => None,
-        }
-    }
-
-    fn tier(self) -> KernelTier {
-        match self {
-            Self::Tile => KernelTier::Tile,
-            Self::Coop(tile) => KernelTier::of_matrix(tile.matrix),
-            Self::Rows(_) => KernelTier::Rows,
-            Self::Broadcast(_) => KernelTier::Broadcast,
-        }
     }
 
     fn rows_per_workgroup(self, head_dim: u32) -> u32 {

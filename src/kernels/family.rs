@@ -76,6 +76,7 @@ pub trait Family {
     ///
     /// # Errors
     /// [`Error::Unsupported`] or [`Error::InvalidConfig`] with the reason why there is none for these tensors on this device.
+    #[cfg(feature = "testing")]
     fn cooperative(&self, caps: &DeviceCaps) -> Result<Self::Variant> {
         let matrix = caps.cooperative_matrix.as_ref();
         let tier = matrix.map_or(KernelTier::Coop16, |matrix| KernelTier::of_matrix(*matrix));

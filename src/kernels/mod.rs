@@ -39,8 +39,7 @@ mod params;
 mod pipeline;
 mod segments;
 
-pub(crate) use attention::AttentionLayout;
-pub use attention::{AttentionFamily, AttentionParams, AttentionVariant, Pass};
+pub use attention::{AttentionFamily, AttentionLayout, AttentionParams, AttentionVariant, Pass};
 pub use choice::{Choice, Reason};
 pub use family::{Candidate, Family};
 pub use fields::{Field, Fields};

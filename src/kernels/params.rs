@@ -36,7 +36,6 @@ macro_rules! params {
         $(#[$doc])*
         #[repr(C)]
         #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
-        #[expect(missing_docs, reason = "documented once, in the shader")]
         pub struct $name {
             $(pub $field: $ty,)*
         }

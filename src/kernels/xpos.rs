@@ -6,7 +6,7 @@ use crate::device::{DeviceCaps, ElementFormat};
 
 params! {
     /// Parameters of `xpos.wgsl`, which says what each means.
-    XposParams { num_places: u32, num_heads: u32, quads: u32, seq_len: u32, first_row: u32, skip: u32, coarse_begin: u32, first_position: u32, block: u32, centre: u32, scale_per_position: f32, inverse: u32, tiles_x: u32, first_workgroup: u32, grid_width: u32 }
+    XposParams { num_places: u32, num_heads: u32, quads: u32, seq_len: u32, first_row: u32, skip: u32, coarse_begin: u32, first_position: u32, block: u32, centre: u32, scale_per_position: f32, inverse: u32, first_workgroup: u32, grid_width: u32 }
 }
 
 /// Rotates and scales pairs of elements by their position (xPos), in place.

@@ -282,7 +282,7 @@ impl LongNet {
         (to, to_len, first): (&Tensor, usize, usize),
         len: usize,
     ) {
-        let row = self.width() * from.dtype().bytes();
+        let row = self.width() as u64 * from.dtype().bytes();
         for item in 0..from.shape()[0] as u64 {
             let range = ByteRange {
                 offset: item * from_len as u64 * row,

@@ -3,7 +3,8 @@
 use crate::config::{DilatedAttentionConfig, Heads, MAX_TOKENS, Mask};
 use crate::device::DType;
 use crate::error::{Error, Result};
-use crate::nn::{Activation, ProjectionNorm};
+use crate::nn::ProjectionNorm;
+use crate::ops::Activation;
 use crate::ops::Positions;
 
 /// Sequences of up to this many positions have one centre of xPos, their middle, as in torchscale. Half of [`MAX_BLOCK`].

@@ -89,8 +89,8 @@ impl LongNet {
             return Ok(x.clone());
         }
         let width = self.width();
-        let row_bytes = width * x.dtype().bytes();
-        let row = recorder.empty("activations", &[batch, 1, width as usize], x.dtype())?;
+        let row_bytes = width as u64 * x.dtype().bytes();
+        let row = recorder.empty("activations", &[batch, 1, width], x.dtype())?;
         for item in 0..batch as u64 {
             let range = ByteRange {
                 offset: (item * count + token as u64) * row_bytes,

@@ -107,7 +107,7 @@ impl LongNet {
             need: format!("one of the {} layers", self.layers.len()),
         })?;
         let shape = [call.shape.batch(), call.shape.seq_len()];
-        let shape = [shape[0], shape[1], self.width() as usize];
+        let shape = [shape[0], shape[1], self.width()];
         let pool_id = recorder.context().pool().id();
         x.expect("state", &shape, self.config.activations, pool_id)?;
         let turns = self.turns(recorder, 0, call.shape.seq_len(), call.shape.seq_len())?;
@@ -175,7 +175,7 @@ impl LongNet {
         step_seed: Option<u64>,
     ) -> Result<(Tensor, Option<Tensor>)> {
         let (batch, seq_len) = (call.shape.batch(), call.shape.seq_len());
-        let shape = [batch, seq_len, self.width() as usize];
+        let shape = [batch, seq_len, self.width()];
         let pool_id = recorder.context().pool().id();
         let dtype = self.config.activations;
         let mut x = match (input, self.embed_tokens) {
@@ -192,8 +192,7 @@ impl LongNet {
                 }
             }
             (Input::Tokens(ids), Some(table)) => {
-                let count = batch as u64 * seq_len as u64;
-                if ids.len() != count {
+                if Some(ids.len()) != batch.checked_mul(seq_len) {
                     return Err(Error::InvalidShape {
                         what: "tokens".into(),
                         given: format!("{} ids", ids.len()),

@@ -12,7 +12,7 @@ use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
 /// Approximate bytes of the logits of a chunk.
-const CHUNK_BYTES: u64 = 16 << 20;
+const CHUNK_BYTES: usize = 16 << 20;
 
 /// Results of a loss.
 #[derive(Clone, Debug)]
@@ -50,7 +50,7 @@ impl LongNet {
             });
         }
         let vocab = self.config.vocab_size.unwrap_or(0);
-        let losses = recorder.empty("losses", &[rows as usize, 1], DType::F32)?;
+        let losses = recorder.empty("losses", &[rows, 1], DType::F32)?;
         let dfeatures = match gradients {
             None => None,
             Some((gradients, _)) => {
@@ -59,21 +59,21 @@ impl LongNet {
                 Some(recorder.empty("d features", features.shape(), DType::F32)?)
             }
         };
-        let step = (CHUNK_BYTES / (vocab as u64 * 4) / 64 * 64).max(64);
+        let step = (CHUNK_BYTES / (vocab * 4) / 64 * 64).max(64);
         let mut begin = 0;
         while begin < rows {
             let end = rows.min(begin + step);
-            let x = features.matrix().slice(begin, end)?;
-            let shape = [(end - begin) as usize, vocab];
+            let x = features.matrix().slice(begin..end)?;
+            let shape = [end - begin, vocab];
             let logits = recorder.empty("logits", &shape, DType::F32)?;
             projection.forward(recorder, weights, x, logits.matrix())?;
             let scale = gradients.map_or(0.0, |(_, scale)| scale);
-            let losses = losses.matrix().slice(begin, end)?;
+            let losses = losses.matrix().slice(begin..end)?;
             cross_entropy(recorder, logits.matrix(), (labels, begin), scale, losses)?;
             if let (Some((gradients, _)), Some(dfeatures)) = (gradients, &dfeatures) {
                 let dlogits = logits.matrix();
                 projection.backward_parameters(recorder, gradients, x, dlogits)?;
-                let to = (dfeatures.matrix().slice(begin, end)?, false);
+                let to = (dfeatures.matrix().slice(begin..end)?, false);
                 projection.backward_input(recorder, weights, dlogits, to)?;
             }
             begin = end;

@@ -168,8 +168,8 @@ impl LongNet {
         Parameters::zeros(recorder, &self.list, "gradients")
     }
 
-    fn width(&self) -> u64 {
-        self.config.attention().embed_dim() as u64
+    fn width(&self) -> usize {
+        self.config.attention().embed_dim()
     }
 
     /// Checks that the model can be trained: its activations must be f32.

@@ -11,17 +11,17 @@ use crate::tensor::zeros;
 impl LongNet {
     /// Compiles the kernels of a forward over `shape` now, and those of the logits if the model has some; see [`Context::warm_up`].
     /// Cross attention is warmed up for an encoder sequence of the same length. Training and decoding need more kernels: see
-    /// [`Trainer::warm_up`](crate::training::Trainer::warm_up) and [`Context::warm_up_recording`].
+    /// [`Trainer::warm_up`](crate::training::Trainer::warm_up) and [`Context::warm_up`].
     ///
     /// # Errors
     /// As [`forward`](Self::forward) and [`Context::warm_up`].
     pub fn warm_up(&self, context: &Context, shape: &AttentionShape) -> Result<WarmUp> {
-        context.warm_up_recording(|dry_run| {
+        context.warm_up(|dry_run| {
             let model = Self::new(dry_run, self.config.clone())?;
             let mut recorder = dry_run.recorder("warm up");
             let weights = Parameters::zeros(&mut recorder, model.parameters(), "weights")?;
             let (batch, len) = (shape.batch(), shape.seq_len());
-            let dims = [batch, len, self.width() as usize];
+            let dims = [batch, len, self.width()];
             let mut call = Call::new(shape.clone());
             if self.config.cross_attention.is_some() {
                 let memory = recorder.empty("memory", &dims, self.config.activations)?;

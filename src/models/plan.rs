@@ -35,7 +35,7 @@ use crate::recorder::Recorder;
 #[non_exhaustive]
 pub struct ModelPlan {
     /// Tokens of all items, a batch being as long as its longest.
-    pub num_tokens: u64,
+    pub num_tokens: usize,
     /// Bytes of the weights.
     pub weight_bytes: u64,
     /// Most bytes that are asked for at one moment of the run, weights and staging included.
@@ -44,9 +44,9 @@ pub struct ModelPlan {
     /// [budget](crate::Pool::set_budget_bytes) must allow, as far as the pool lends nothing else.
     pub held_bytes: u64,
     /// Recordings, each one submission or, in slices, more.
-    pub num_recordings: u64,
+    pub num_recordings: usize,
     /// Dispatches of all of them.
-    pub num_dispatches: u64,
+    pub num_dispatches: usize,
     /// Floating point operations of products and attention.
     pub flop: u64,
     /// Time of all dispatches as sliced submissions have measured them on this adapter, now or in a process before
@@ -86,7 +86,7 @@ impl ModelPlan {
             let shape = &outline.shape;
             let embedding = 2 * outline.part_operations.iter().sum::<u64>();
             let flop = embedding + encoder.layers_flop(shape, dry_run.caps())?;
-            let num_tokens = shape.batch() as u64 * shape.seq_len() as u64;
+            let num_tokens = shape.batch().saturating_mul(shape.seq_len());
             let pool = dry_run.pool();
             let loading_bytes = pool.stats().held_bytes.peak;
             pool.reset_peaks();
@@ -118,7 +118,7 @@ pub(super) fn kernels<M: StagedModel>(
     let mut kernels = Vec::new();
     with_run::<M, _>(dry_run, config, size, outputs, |run| {
         rehearse(run, |recorder| {
-            for kernel in recorder.kernels() {
+            for kernel in recorder.recorded_kernels() {
                 if !kernels.contains(&kernel) {
                     kernels.push(kernel);
                 }

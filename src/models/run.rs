@@ -20,7 +20,7 @@ use crate::tensor::Tensor;
 /// ```no_run
 /// # use dilated_attention::models::ModelRun;
 /// # use dilated_attention::models::gigapath::{SlideEncoder, SlideOutput};
-/// # use dilated_attention::{Result, recorder::SliceOptions};
+/// # use dilated_attention::{Result, SliceOptions};
 /// # async fn encode(mut run: ModelRun<'_, SlideEncoder>, is_cancelled: impl Fn() -> bool) -> Result<Option<SlideOutput>> {
 /// while let Some(recorder) = run.next_recording()? {
 ///     let mut sliced = recorder.submit_in_slices(SliceOptions::default());
@@ -225,7 +225,7 @@ impl<'a, M: StagedModel> ModelRun<'a, M> {
     /// As [`next_recording`](Self::next_recording), [`Recorder::submit`] and [`finish`](Self::finish).
     #[cfg(not(target_arch = "wasm32"))]
     pub fn blocking(mut self) -> Result<M::Output> {
-        let mut before: Option<crate::recorder::Submission> = None;
+        let mut before: Option<crate::Submission> = None;
         while let Some(recorder) = self.next_recording()? {
             if let Some(before) = before.replace(recorder.submit()?) {
                 before.wait()?;

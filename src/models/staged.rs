@@ -9,7 +9,7 @@ use super::finite::ResultPart;
 use super::plan;
 use super::run::ModelRun;
 use crate::config::AttentionShape;
-use crate::context::{Context, WarmUp};
+use crate::context::{Context, WarmUp, warm_up};
 use crate::device::DeviceCaps;
 use crate::error::{Error, Result, Token};
 use crate::longnet::{Call, LongNet};
@@ -74,7 +74,7 @@ pub trait StagedModel: Clone + fmt::Debug {
 
     /// The weights of a checkpoint, f32, f16 or bf16, strictly: a missing, unknown or misshapen tensor is an error that names it.
     /// `weights` is a [`WeightFile`](crate::WeightFile), or, where its names begin otherwise or it holds more, a
-    /// [part](crate::WeightFile::part) of one, perhaps [renamed](WeightSource::rename).
+    /// [part](crate::WeightFile::part) of one, perhaps [renamed](WeightSource::with_rename).
     ///
     /// # Errors
     /// As [`WeightSource::load`].
@@ -153,7 +153,7 @@ pub trait StagedModel: Clone + fmt::Debug {
     ) -> Result<WarmUp> {
         let dry_run = context.own_dry_run();
         let kernels = plan::kernels::<Self>(&dry_run, self.config(), size, outputs)?;
-        context.warm_up(&kernels)
+        warm_up::compile(context, &kernels)
     }
 }
 

@@ -118,7 +118,7 @@ impl Block {
                 let attention = self.sublayer(recorder, pass, input, None, out.matrix())?;
                 ScaledAdd::new(out.matrix(), 1.0)
                     .with_dropout(dropout, 0)
-                    .plus(residual.0, residual.1)
+                    .with_y(residual.0, residual.1)
                     .write(recorder, sum.matrix())?;
                 attention
             }

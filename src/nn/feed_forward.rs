@@ -3,6 +3,8 @@
 //! The intermediate activations are usually four times as wide as those around them. They never exist as a whole: chunks of rows go
 //! through all steps one after the other, and the backward computes the intermediate activations of each chunk again.
 
+use std::ops::Range;
+
 use super::parameters::dropout_at;
 use super::{Init, LayerNorm, Linear, ParameterList, Parameters};
 use crate::device::DType;
@@ -12,7 +14,7 @@ use crate::ops::{Matrix, ScaledAdd, activation, activation_backward};
 use crate::recorder::Recorder;
 
 /// Approximate bytes of the intermediate activations of a chunk.
-const CHUNK_BYTES: u64 = 16 << 20;
+const CHUNK_BYTES: usize = 16 << 20;
 
 /// A feed-forward network: `fc2(norm(activation(fc1(x))))`. The norm is optional (sub-LN).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -93,9 +95,9 @@ impl FeedForward {
         y: Matrix<'_>,
     ) -> Result<()> {
         let dropout = dropout_at(self.dropout, step_seed, self.place)?;
-        for (begin, end) in self.chunks(x) {
-            let shape = [(end - begin) as usize, self.hidden];
-            let x = x.slice(begin, end)?;
+        for rows in self.chunks(x) {
+            let shape = [rows.len(), self.hidden];
+            let x = x.slice(rows.clone())?;
             let mut hidden = recorder.empty("ffn hidden", &shape, x.dtype())?;
             self.fc1
                 .product(weights, x)
@@ -104,7 +106,7 @@ impl FeedForward {
             if dropout.is_some() {
                 let kept = recorder.empty("ffn hidden", &shape, x.dtype())?;
                 ScaledAdd::new(hidden.matrix(), 1.0)
-                    .with_dropout(dropout, begin * self.hidden as u64)
+                    .with_dropout(dropout, (rows.start * self.hidden) as u64)
                     .write(recorder, kept.matrix())?;
                 hidden = kept;
             }
@@ -115,9 +117,9 @@ impl FeedForward {
             }
             let mut product = self.fc2.product(weights, hidden.matrix());
             if let Some((residual, scale)) = residual {
-                product = product.with_residual(residual.slice(begin, end)?, scale);
+                product = product.with_residual(residual.slice(rows.clone())?, scale);
             }
-            product.write(recorder, y.slice(begin, end)?)?;
+            product.write(recorder, y.slice(rows.clone())?)?;
         }
         Ok(())
     }
@@ -136,15 +138,15 @@ impl FeedForward {
         (dx, accumulate): (Matrix<'_>, bool),
     ) -> Result<()> {
         let dropout = dropout_at(self.dropout, step_seed, self.place)?;
-        for (begin, end) in self.chunks(x) {
-            let shape = [(end - begin) as usize, self.hidden];
-            let (x, dy) = (x.slice(begin, end)?, dy.slice(begin, end)?);
+        for rows in self.chunks(x) {
+            let shape = [rows.len(), self.hidden];
+            let (x, dy) = (x.slice(rows.clone())?, dy.slice(rows.clone())?);
             let mut empty = || recorder.empty("ffn hidden", &shape, DType::F32);
             let (before, active, gradient) = (empty()?, empty()?, empty()?);
             let (before, gradient) = (before.matrix(), gradient.matrix());
             self.fc1.forward(recorder, weights, x, before)?;
             activation(recorder, self.activation, before, active.matrix())?;
-            let first = begin * self.hidden as u64;
+            let first = (rows.start * self.hidden) as u64;
             let kept = match dropout {
                 None => active,
                 Some(_) => {
@@ -194,17 +196,18 @@ impl FeedForward {
             activation_backward(recorder, self.activation, before, gradient)?;
             self.fc1
                 .backward_parameters(recorder, gradients, x, gradient)?;
-            let dx = dx.slice(begin, end)?;
+            let dx = dx.slice(rows.clone())?;
             self.fc1
                 .backward_input(recorder, weights, gradient, (dx, accumulate))?;
         }
         Ok(())
     }
 
-    fn chunks(&self, x: Matrix<'_>) -> impl Iterator<Item = (u64, u64)> + use<> {
+    /// Rows whose inner activations are computed at a time.
+    fn chunks(&self, x: Matrix<'_>) -> impl Iterator<Item = Range<usize>> + use<> {
         let rows = x.rows();
-        let row_bytes = self.hidden as u64 * x.dtype().bytes();
+        let row_bytes = self.hidden * x.dtype().bytes() as usize;
         let step = (CHUNK_BYTES / row_bytes.max(1) / 64 * 64).max(64);
-        (0..rows.div_ceil(step)).map(move |i| (i * step, rows.min((i + 1) * step)))
+        (0..rows.div_ceil(step)).map(move |i| i * step..rows.min((i + 1) * step))
     }
 }

@@ -35,7 +35,7 @@ impl Linear {
     /// The product with its bias, to which an activation or a residual can be added before it is recorded.
     pub fn product<'a>(&self, weights: &'a Parameters, x: Matrix<'a>) -> Matmul<'a> {
         Matmul::new(x, weights.get(self.weight).matrix())
-            .transpose_b()
+            .with_transposed_b()
             .with_bias(self.bias.map(|bias| weights.get(bias).vector()))
     }
 
@@ -66,7 +66,7 @@ impl Linear {
     ) -> Result<()> {
         let weight = gradients.get(self.weight);
         Matmul::new(dy, x)
-            .transpose_a()
+            .with_transposed_a()
             .add(recorder, weight.matrix())?;
         match self.bias {
             Some(bias) => bias_backward(recorder, dy, gradients.get(bias).vector()),

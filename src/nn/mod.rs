@@ -10,14 +10,14 @@
 //! Activations are (batch, token, element): f32 in training; f32, f16 or bf16 in inference. Layers treat them as matrices of batch
 //! * token rows.
 
-mod block;
+pub(crate) mod block;
 mod feed_forward;
 mod linear;
 mod multihead;
 mod norm;
 mod parameters;
 
-pub use block::{Block, BlockSaved, Memory, Pass, Sublayer};
+pub(crate) use block::{Block, BlockSaved, Memory, Pass, Sublayer};
 pub use feed_forward::{FeedForward, FeedForwardConfig};
 pub use linear::Linear;
 pub use multihead::{
@@ -27,5 +27,3 @@ pub use multihead::{
 pub use norm::LayerNorm;
 pub use parameters::{Init, ParameterId, ParameterList, ParameterSpec, Parameters};
 pub(crate) use parameters::{PIECE_ELEMENTS, dropout_at};
-
-pub use crate::kernels::activation::Activation;

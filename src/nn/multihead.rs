@@ -157,8 +157,8 @@ impl MultiheadAttention {
         self.inner_norm.as_ref().or(self.q_norm.as_ref())
     }
 
-    fn width(&self) -> u64 {
-        self.attention.config().embed_dim() as u64
+    fn width(&self) -> usize {
+        self.attention.config().embed_dim()
     }
 
     /// A tensor with the rows and the type of a matrix, and the width of the model.
@@ -168,7 +168,7 @@ impl MultiheadAttention {
         label: &'static str,
         matrix: Matrix<'_>,
     ) -> Result<Tensor> {
-        let shape = [matrix.rows() as usize, self.width() as usize];
+        let shape = [matrix.rows(), self.width()];
         recorder.empty(label, &shape, matrix.dtype())
     }
 

@@ -117,11 +117,9 @@ impl ParameterList {
     }
 
     /// Number of elements of all parameters.
-    pub fn num_elements(&self) -> u64 {
-        self.specs
-            .iter()
-            .map(|spec| spec.num_elements() as u64)
-            .sum()
+    pub fn num_elements(&self) -> usize {
+        let elements = self.specs.iter().map(ParameterSpec::num_elements);
+        elements.fold(0, usize::saturating_add)
     }
 }
 
@@ -134,6 +132,7 @@ pub struct Parameters {
 }
 
 /// Parameters that share a buffer, as one vector. Gaps between them are 0 and stay 0.
+#[cfg(feature = "training")]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slab<'a> {
     pub elements: &'a Tensor,
@@ -290,6 +289,7 @@ impl Parameters {
             .collect()
     }
 
+    #[cfg(feature = "training")]
     pub(crate) fn slabs(&self) -> impl Iterator<Item = Slab<'_>> {
         self.slabs.iter().map(|(elements, decays)| Slab {
             elements,

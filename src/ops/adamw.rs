@@ -166,7 +166,7 @@ pub fn adamw(
     while begin < count {
         let end = count.min(begin + window);
         let bind = |tensor: &'_ Tensor| {
-            tensor.vector().reshape(1).and_then(|elements| {
+            tensor.vector().in_rows_of(1).and_then(|elements| {
                 let bound = elements.bind(begin, end, &caps)?;
                 Ok((bound.binding.1, bound.skip))
             })

@@ -24,8 +24,8 @@ pub fn activation(
     x: Matrix<'_>,
     out: Matrix<'_>,
 ) -> Result<()> {
-    let format = x.expect_activations("x", x.rows(), x.width(), recorder)?;
-    out.expect("out", x.rows(), x.width(), x.dtype(), recorder)?;
+    let format = x.expect_activations("x", x.num_rows(), x.width, recorder)?;
+    out.expect("out", x.num_rows(), x.width, x.dtype(), recorder)?;
     let vector_width = VectorWidth::smallest(format);
     let kernel = ActivationForward {
         activation,
@@ -44,8 +44,8 @@ pub fn activation_backward(
     x: Matrix<'_>,
     gradient: Matrix<'_>,
 ) -> Result<()> {
-    x.expect_f32("x", x.rows(), x.width(), recorder)?;
-    gradient.expect_f32("gradient", x.rows(), x.width(), recorder)?;
+    x.expect_f32("x", x.num_rows(), x.width, recorder)?;
+    gradient.expect_f32("gradient", x.num_rows(), x.width, recorder)?;
     let kernel = ActivationBackward { activation };
     elementwise(recorder, kernel.into(), VectorWidth::Scalar, x, gradient)
 }
@@ -60,8 +60,8 @@ pub(super) fn elementwise(
 ) -> Result<()> {
     let caps = recorder.context().caps().clone();
     let elements = vector_width.elements();
-    let (x, out) = (x.reshape(elements)?, out.reshape(elements)?);
-    for (begin, end) in row_windows("elements", x.rows(), &[x, out], &caps)? {
+    let (x, out) = (x.in_rows_of(elements)?, out.in_rows_of(elements)?);
+    for (begin, end) in row_windows("elements", x.num_rows(), &[x, out], &caps)? {
         let [x, out] = [x, out].map(|matrix| matrix.bind_units(begin, end, elements, &caps));
         let (x, out) = (x?, out?);
         let grid = grid("elements", (end - begin).div_ceil(BLOCK), &caps)?;
@@ -138,7 +138,7 @@ impl<'a> ScaledAdd<'a> {
     }
 
     /// Adds `scale * y`.
-    pub fn plus(self, y: Matrix<'a>, scale: f32) -> Self {
+    pub fn with_y(self, y: Matrix<'a>, scale: f32) -> Self {
         Self {
             y: Some((y, scale)),
             ..self
@@ -181,9 +181,9 @@ impl<'a> ScaledAdd<'a> {
     ) -> Result<()> {
         let Self { x, dropout, .. } = self;
         let y = self.y.map_or(x, |(y, _)| y);
-        let format = x.expect_activations("x", x.rows(), x.width(), recorder)?;
+        let format = x.expect_activations("x", x.num_rows(), x.width, recorder)?;
         for (what, matrix) in [("y", y), ("out", out)] {
-            matrix.expect(what, x.rows(), x.width(), x.dtype(), recorder)?;
+            matrix.expect(what, x.num_rows(), x.width, x.dtype(), recorder)?;
         }
         if dropout.is_some() && format != ElementFormat::F32 {
             return Err(Error::WrongDType {
@@ -196,12 +196,12 @@ impl<'a> ScaledAdd<'a> {
         let vector_width = VectorWidth::smallest(format);
         let elements = vector_width.elements();
         let (x, y, out) = (
-            x.reshape(elements)?,
-            y.reshape(elements)?,
-            out.reshape(elements)?,
+            x.in_rows_of(elements)?,
+            y.in_rows_of(elements)?,
+            out.in_rows_of(elements)?,
         );
         let words = |value: u64| [value as u32, (value >> 32) as u32];
-        for (begin, end) in row_windows("elements", x.rows(), &[x, y, out], &caps)? {
+        for (begin, end) in row_windows("elements", x.num_rows(), &[x, y, out], &caps)? {
             let bound = |matrix: Matrix<'a>| matrix.bind_units(begin, end, elements, &caps);
             let (x, y, out) = (bound(x)?, bound(y)?, bound(out)?);
             let grid = grid("elements", (end - begin).div_ceil(BLOCK), &caps)?;

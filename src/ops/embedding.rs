@@ -65,8 +65,8 @@ impl TokenIds {
     }
 
     /// Number of ids.
-    pub fn len(&self) -> u64 {
-        self.ids.num_elements()
+    pub fn len(&self) -> usize {
+        self.ids.num_elements() as usize
     }
 
     /// Checks that a table of `rows` rows has all ids. At upload they were checked against a number that the caller gave.
@@ -119,16 +119,16 @@ pub fn embedding(
     scale: f32,
     (out, accumulate): (Matrix<'_>, bool),
 ) -> Result<()> {
-    let width = table.width();
-    ids.expect_below(table.rows())?;
-    let ids = ids.ids.vector().reshape(1)?;
-    ids.expect("token ids", ids.rows(), 1, DType::U32, recorder)?;
-    table.expect_f32("table", table.rows(), width, recorder)?;
+    let width = table.width;
+    ids.expect_below(table.num_rows())?;
+    let ids = ids.ids.vector().in_rows_of(1)?;
+    ids.expect("token ids", ids.num_rows(), 1, DType::U32, recorder)?;
+    table.expect_f32("table", table.num_rows(), width, recorder)?;
     let vector_width =
-        VectorWidth::smallest(out.expect_activations("out", ids.rows(), width, recorder)?);
+        VectorWidth::smallest(out.expect_activations("out", ids.num_rows(), width, recorder)?);
     let caps = recorder.context().caps().clone();
-    let tables = windows_of("table", table.rows(), table.max_rows(&caps), &caps)?;
-    for (begin, end) in row_windows("out", ids.rows(), &[ids, out], &caps)? {
+    let tables = windows_of("table", table.num_rows(), table.max_rows(&caps), &caps)?;
+    for (begin, end) in row_windows("out", ids.num_rows(), &[ids, out], &caps)? {
         for &(first_id, last_id) in &tables {
             let ids = ids.bind(begin, end, &caps)?;
             let out = out.bind_units(begin, end, vector_width.elements(), &caps)?;
@@ -171,22 +171,23 @@ pub fn embedding_backward(
     scale: f32,
     dtable: Matrix<'_>,
 ) -> Result<()> {
-    let width = dtable.width();
-    ids.expect_below(dtable.rows())?;
-    let (order, runs) = (ids.order.vector().reshape(1)?, ids.runs.matrix());
-    order.expect("token order", ids.len(), 1, DType::U32, recorder)?;
-    dout.expect_f32("dout", ids.len(), width, recorder)?;
-    dtable.expect_f32("dtable", dtable.rows(), width, recorder)?;
+    let width = dtable.width;
+    ids.expect_below(dtable.num_rows())?;
+    let (order, runs) = (ids.order.vector().in_rows_of(1)?, ids.runs.matrix());
+    let num_ids = ids.len() as u64;
+    order.expect("token order", num_ids, 1, DType::U32, recorder)?;
+    dout.expect_f32("dout", num_ids, width, recorder)?;
+    dtable.expect_f32("dtable", dtable.num_rows(), width, recorder)?;
     let caps = recorder.context().caps().clone();
-    let tables = windows_of("dtable", dtable.rows(), dtable.max_rows(&caps), &caps)?;
-    for (begin, end) in row_windows("dout", ids.len(), &[dout], &caps)? {
+    let tables = windows_of("dtable", dtable.num_rows(), dtable.max_rows(&caps), &caps)?;
+    for (begin, end) in row_windows("dout", num_ids, &[dout], &caps)? {
         for &(first_id, last_id) in &tables {
             let table = dtable.bind(first_id, last_id, &caps)?;
             let dout = dout.bind(begin, end, &caps)?;
             let tiles_x = width.div_ceil(64);
-            let grid = grid("embedding", tiles_x * runs.rows(), &caps)?;
+            let grid = grid("embedding", tiles_x * runs.num_rows(), &caps)?;
             let params = EmbeddingBackwardParams {
-                num_runs: size("ids", runs.rows())?,
+                num_runs: size("ids", runs.num_rows())?,
                 width: size("width", width)?,
                 first_row: size("rows", begin)?,
                 num_rows: size("rows", end - begin)?,
@@ -200,8 +201,8 @@ pub fn embedding_backward(
                 grid_width: grid[0],
             };
             let bindings = [
-                runs.bind(0, runs.rows(), &caps)?.binding,
-                order.bind(0, order.rows(), &caps)?.binding,
+                runs.bind(0, runs.num_rows(), &caps)?.binding,
+                order.bind(0, order.num_rows(), &caps)?.binding,
                 dout.binding,
                 table.binding,
             ];

@@ -18,7 +18,7 @@ const ROWS: u64 = 8;
 #[derive(Clone, Debug)]
 pub struct Labels {
     labels: Tensor,
-    counted: u64,
+    counted: usize,
     /// The largest label and the index of its first occurrence; `None` if all are [`IGNORED_LABEL`].
     largest: Option<(u32, u64)>,
 }
@@ -51,13 +51,13 @@ impl Labels {
         Ok(Self {
             largest,
             labels: recorder.upload("labels", &[labels.len()], labels)?,
-            counted: counted as u64,
+            counted,
         })
     }
 
     /// Number of rows, those without a label included.
-    pub fn len(&self) -> u64 {
-        self.labels.num_elements()
+    pub fn len(&self) -> usize {
+        self.labels.num_elements() as usize
     }
 
     /// Whether there are no rows.
@@ -66,7 +66,7 @@ impl Labels {
     }
 
     /// Number of rows that have a label.
-    pub fn counted(&self) -> u64 {
+    pub fn counted(&self) -> usize {
         self.counted
     }
 }
@@ -80,18 +80,18 @@ impl Labels {
 pub fn cross_entropy(
     recorder: &mut Recorder,
     logits: Matrix<'_>,
-    (labels, first_row): (&Labels, u64),
+    (labels, first_row): (&Labels, usize),
     gradient_scale: f32,
     losses: Matrix<'_>,
 ) -> Result<()> {
-    let (rows, width) = (logits.rows(), logits.width());
+    let (rows, width) = (logits.num_rows(), logits.width);
     // At upload, labels were checked against a number of classes that the caller gave.
     expect_below("label", labels.largest, width)?;
     let labels = labels
         .labels
         .vector()
-        .reshape(1)?
-        .slice(first_row, first_row.saturating_add(rows))?;
+        .in_rows_of(1)?
+        .slice_rows(first_row as u64, (first_row as u64).saturating_add(rows))?;
     labels.expect("labels", rows, 1, DType::U32, recorder)?;
     logits.expect_f32("logits", rows, width, recorder)?;
     losses.expect_f32("losses", rows, 1, recorder)?;

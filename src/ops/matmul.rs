@@ -22,7 +22,7 @@ const LEAST_SPLIT: u64 = 512;
 /// The left factor may be f32, f16 or bf16. The right factor (usually the weights) is f32 or has the type of the left one. The bias
 /// is f32. Result and residual are f32 or have the type of the left factor. Sums are always f32.
 ///
-/// If both factors are f16, GPUs with cooperative matrices use them ([`Context::cooperative_matrix`](crate::Context::cooperative_matrix)).
+/// If both factors are f16, GPUs with cooperative matrices use them ([`Context::cooperative_tier`](crate::Context::cooperative_tier)).
 ///
 /// ```no_run
 /// use dilated_attention::{Context, DType, ops::Matmul};
@@ -31,7 +31,7 @@ const LEAST_SPLIT: u64 = 512;
 /// let x = recorder.upload("x", &[100, 20], &[1f32; 2000])?;
 /// let weight = recorder.upload("weight", &[30, 20], &[1f32; 600])?;
 /// let y = recorder.empty("y", &[100, 30], DType::F32)?;
-/// Matmul::new(x.matrix(), weight.matrix()).transpose_b().write(&mut recorder, y.matrix())?;
+/// Matmul::new(x.matrix(), weight.matrix()).with_transposed_b().write(&mut recorder, y.matrix())?;
 /// # Ok::<(), dilated_attention::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +64,8 @@ impl<'a> Matmul<'a> {
     }
 
     /// Uses this kernel instead of the one that suits the device.
-    pub fn with_variant(self, variant: MatmulVariant) -> Self {
+    #[cfg(any(feature = "testing", not(target_arch = "wasm32")))]
+    pub(crate) fn with_kernel(self, variant: MatmulVariant) -> Self {
         Self {
             variant: Some(variant),
             ..self
@@ -72,7 +73,7 @@ impl<'a> Matmul<'a> {
     }
 
     /// Transposes `a`.
-    pub fn transpose_a(self) -> Self {
+    pub fn with_transposed_a(self) -> Self {
         Self {
             transpose_a: true,
             ..self
@@ -80,7 +81,7 @@ impl<'a> Matmul<'a> {
     }
 
     /// Transposes `b`.
-    pub fn transpose_b(self) -> Self {
+    pub fn with_transposed_b(self) -> Self {
         Self {
             transpose_b: true,
             ..self
@@ -205,7 +206,7 @@ impl<'a> Matmul<'a> {
             // product to a tensor of its own first; this function makes no hidden copy.
             return Err(Error::BindingTooSmall {
                 what: "b".into(),
-                requested_bytes: self.b.rows() * self.b.width() * 4,
+                requested_bytes: self.b.num_rows() * self.b.width * 4,
                 limit_bytes: caps.max_binding_bytes,
             });
         }
@@ -284,12 +285,12 @@ impl<'a> Matmul<'a> {
         let lengths = [
             u64::from(a.skip) + a_offset,
             u64::from(b.skip) + b_offset,
-            self.a.width(),
-            self.b.width(),
+            self.a.width,
+            self.b.width,
             num_inner,
             columns.0,
             num_columns,
-            c.width(),
+            c.width,
         ];
         let in_vec4s = lengths.iter().all(|length| length.is_multiple_of(4));
         let variant = self
@@ -311,7 +312,7 @@ impl<'a> Matmul<'a> {
             && self.bias.is_none()
             && self.residual.is_none()
             && columns.0 == 0
-            && num_columns == c.width();
+            && num_columns == c.width;
         let max_splits = caps.max_binding_bytes / (num_rows * num_columns * 4).max(1);
         let splits = match plain {
             true => (variant.wanted_workgroups() / tiles.max(1))
@@ -353,11 +354,11 @@ impl<'a> Matmul<'a> {
             columns: size("columns", num_columns)?,
             inner: size("inner", num_inner)?,
             a_skip: size("a", u64::from(a.skip) + a_offset)?,
-            a_stride: size("a", self.a.width())?,
+            a_stride: size("a", self.a.width)?,
             b_skip: size("b", u64::from(b.skip) + b_offset)?,
-            b_stride: size("b", self.b.width())?,
+            b_stride: size("b", self.b.width)?,
             c_skip: column_offset(written.skip)?,
-            c_stride: size("c", c.width() / vector_elements)?,
+            c_stride: size("c", c.width / vector_elements)?,
             bias_skip: column_offset(bias.map_or(0, |bias| bias.skip))?,
             residual_skip: column_offset(residual.map_or(0, |(bound, _)| bound.skip))?,
             residual_scale: residual.map_or(0.0, |(_, scale)| scale),
@@ -392,7 +393,7 @@ impl<'a> Matmul<'a> {
         }
         recorder.dispatch(kernel, &bindings, &params, grid)?;
         if let Some(partials) = &partials {
-            let result = c.slice(rows.0, rows.1)?;
+            let result = c.slice_rows(rows.0, rows.1)?;
             add_partials(recorder, partials, splits, result, accumulate)?;
         }
         Ok(())
@@ -409,8 +410,8 @@ struct Block {
 /// Rows and columns of a matrix, transposed or not.
 fn oriented(matrix: &Matrix<'_>, transposed: bool) -> (u64, u64) {
     match transposed {
-        false => (matrix.rows(), matrix.width()),
-        true => (matrix.width(), matrix.rows()),
+        false => (matrix.num_rows(), matrix.width),
+        true => (matrix.width, matrix.num_rows()),
     }
 }
 
@@ -419,8 +420,8 @@ fn oriented(matrix: &Matrix<'_>, transposed: bool) -> (u64, u64) {
 /// # Errors
 /// As [`Matmul::write`].
 pub fn bias_backward(recorder: &mut Recorder, dy: Matrix<'_>, dbias: Matrix<'_>) -> Result<()> {
-    dy.expect_f32("dy", dy.rows(), dy.width(), recorder)?;
-    dbias.expect_f32("dbias", 1, dy.width(), recorder)?;
+    dy.expect_f32("dy", dy.num_rows(), dy.width, recorder)?;
+    dbias.expect_f32("dbias", 1, dy.width, recorder)?;
     column_sums(recorder, dy, None, &[dbias])
 }
 
@@ -434,14 +435,14 @@ pub(super) fn column_sums(
     sums: &[Matrix<'_>],
 ) -> Result<()> {
     let caps = recorder.context().caps().clone();
-    let width = dy.width();
+    let width = dy.width;
     let mut matrices = vec![dy];
     if let Some((x, stats)) = normalised {
         matrices.extend([x, stats]);
     }
     // With `normalised`, its sums come before those of dy.
     let num_sums = if normalised.is_some() { 2 } else { 1 };
-    for (begin, end) in super::row_windows("dy", dy.rows(), &matrices, &caps)? {
+    for (begin, end) in super::row_windows("dy", dy.num_rows(), &matrices, &caps)? {
         let rows = end - begin;
         // Enough blocks for the number of workgroups aimed at, but blocks of at least 64 rows.
         let tiles_x = width.div_ceil(64);

@@ -10,7 +10,8 @@
 //!
 //! The order of all sums depends on shapes only, and there are no atomics. So results have the same bits on every run.
 
-mod adamw;
+#[cfg(feature = "training")]
+pub(crate) mod adamw;
 mod convert;
 mod elementwise;
 mod embedding;
@@ -20,7 +21,6 @@ mod norm;
 mod reduce;
 mod xpos;
 
-pub use adamw::{AdamWOptions, AdamWStep, adamw};
 pub use convert::convert;
 pub use elementwise::{Dropout, ScaledAdd, activation, activation_backward};
 pub use embedding::{TokenIds, embedding, embedding_backward};
@@ -30,10 +30,14 @@ pub use norm::{layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};
 pub use reduce::{mean_of_rows, sum, sum_of_squares};
 pub use xpos::{Positions, Rotations, XposRole, xpos};
 
+pub use crate::kernels::activation::Activation;
+
+use std::ops::Range;
+
 use crate::device::{ByteRange, DType, DeviceCaps, ElementFormat};
 use crate::error::{Error, Result};
 use crate::kernels::fold_grid;
-use crate::plan::RowLayout;
+use crate::plan::window::RowLayout;
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
@@ -78,24 +82,48 @@ impl Tensor {
 
 impl<'a> Matrix<'a> {
     /// Number of rows.
-    pub fn rows(&self) -> u64 {
-        self.end - self.begin
+    pub fn rows(&self) -> usize {
+        // Elements lie in a buffer, whose bytes fit in memory.
+        self.num_rows() as usize
     }
 
     /// Elements of a row.
-    pub fn width(&self) -> u64 {
-        self.width
+    pub fn width(&self) -> usize {
+        self.width as usize
     }
 
-    /// The rows `begin .. end` of this matrix.
+    /// Some rows of this matrix.
     ///
     /// # Errors
-    /// [`Error::InvalidShape`] when the matrix does not have these rows.
-    pub fn slice(&self, begin: u64, end: u64) -> Result<Self> {
-        if begin > end || end > self.rows() {
+    /// [`Error::InvalidShape`] when it does not have them.
+    pub fn slice(&self, rows: Range<usize>) -> Result<Self> {
+        self.slice_rows(rows.start as u64, rows.end as u64)
+    }
+
+    /// The same elements in rows of `width`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidShape`] when they do not fill whole rows.
+    pub fn reshape(&self, width: usize) -> Result<Self> {
+        self.in_rows_of(width as u64)
+    }
+
+    /// Type of the elements.
+    pub fn dtype(&self) -> DType {
+        self.tensor.dtype()
+    }
+
+    /// Number of rows, as operations count.
+    fn num_rows(&self) -> u64 {
+        self.end - self.begin
+    }
+
+    /// [`slice`](Self::slice), as operations count.
+    fn slice_rows(&self, begin: u64, end: u64) -> Result<Self> {
+        if begin > end || end > self.num_rows() {
             return Err(Error::InvalidShape {
                 what: self.tensor.label().clone(),
-                given: format!("rows {begin}..{end} of {}", self.rows()),
+                given: format!("rows {begin}..{end} of {}", self.num_rows()),
                 need: "rows that it has".to_owned(),
             });
         }
@@ -106,11 +134,8 @@ impl<'a> Matrix<'a> {
         })
     }
 
-    /// The same elements in rows of `width` elements.
-    ///
-    /// # Errors
-    /// [`Error::InvalidShape`] when the elements do not fill whole rows.
-    pub fn reshape(&self, width: u64) -> Result<Self> {
+    /// [`reshape`](Self::reshape), as operations count.
+    fn in_rows_of(&self, width: u64) -> Result<Self> {
         let (begin, end) = (self.begin * self.width, self.end * self.width);
         if width == 0 || !begin.is_multiple_of(width) || !end.is_multiple_of(width) {
             return Err(Error::InvalidShape {
@@ -127,11 +152,6 @@ impl<'a> Matrix<'a> {
         })
     }
 
-    /// The element type.
-    pub fn dtype(&self) -> DType {
-        self.tensor.dtype()
-    }
-
     /// The layout of rows, in units of `elements` elements.
     fn layout(&self, elements: u64) -> RowLayout {
         let bytes = self.dtype().bytes();
@@ -143,10 +163,7 @@ impl<'a> Matrix<'a> {
 
     /// Number of rows that a binding covers, wherever they begin.
     fn max_rows(&self, caps: &DeviceCaps) -> u64 {
-        match self.width {
-            0 => u64::MAX,
-            _ => self.layout(1).max_rows(caps),
-        }
+        self.layout(1).max_rows(caps)
     }
 
     /// Binds the rows `begin .. end` of this matrix.
@@ -193,10 +210,10 @@ impl<'a> Matrix<'a> {
         let pool_id = recorder.context().pool().id();
         self.tensor
             .expect(what, self.tensor.shape(), dtype, pool_id)?;
-        if (self.rows(), self.width) != (rows, width) {
+        if (self.num_rows(), self.width) != (rows, width) {
             return Err(Error::InvalidShape {
                 what: what.into(),
-                given: format!("{} rows of {}", self.rows(), self.width),
+                given: format!("{} rows of {}", self.num_rows(), self.width),
                 need: format!("{rows} rows of {width}"),
             });
         }

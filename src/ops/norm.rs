@@ -80,7 +80,7 @@ fn forward<'a>(
     eps: f32,
     y: Matrix<'a>,
 ) -> Result<()> {
-    let (rows, width) = (x.rows(), x.width());
+    let (rows, width) = (x.num_rows(), x.width);
     let format = x.expect_activations("x", rows, width, recorder)?;
     y.expect("y", rows, width, x.dtype(), recorder)?;
     weight.expect_f32("weight", 1, width, recorder)?;
@@ -134,7 +134,7 @@ fn backward<'a>(
     (dx, accumulate): (Matrix<'a>, bool),
     sums: &[Matrix<'a>],
 ) -> Result<()> {
-    let (rows, width) = (x.rows(), x.width());
+    let (rows, width) = (x.num_rows(), x.width);
     for (what, matrix) in [("x", x), ("dy", dy), ("dx", dx)] {
         matrix.expect_f32(what, rows, width, recorder)?;
     }

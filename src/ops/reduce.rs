@@ -38,7 +38,7 @@ const WIDENED_BYTES: u64 = 8 << 20;
 /// [`Error::InvalidShape`](crate::Error::InvalidShape) without rows, [`Error::WrongDType`](crate::Error::WrongDType),
 /// [`Error::ContextMismatch`](crate::Error::ContextMismatch), and the errors of leasing and recording.
 pub fn mean_of_rows(recorder: &mut Recorder, x: Matrix<'_>) -> Result<Tensor> {
-    let (rows, width) = (x.rows(), x.width());
+    let (rows, width) = (x.num_rows(), x.width);
     let format = x.expect_activations("x", rows, width, recorder)?;
     if rows == 0 {
         return Err(Error::InvalidShape {
@@ -56,7 +56,7 @@ pub fn mean_of_rows(recorder: &mut Recorder, x: Matrix<'_>) -> Result<Tensor> {
     let mut begin = 0;
     while begin < rows {
         let end = rows.min(begin + window);
-        let part = x.slice(begin, end)?;
+        let part = x.slice_rows(begin, end)?;
         match format {
             ElementFormat::F32 => column_sums(recorder, part, None, &[sums.matrix()])?,
             _ => {
@@ -89,11 +89,11 @@ fn reduce(recorder: &mut Recorder, tensors: &[&Tensor], squares: bool) -> Result
     let window = caps.max_binding_bytes / 4 / BLOCK * BLOCK;
     let mut pieces = Vec::new();
     for tensor in tensors {
-        let elements = tensor.vector().reshape(1)?;
-        elements.expect_f32("tensor", elements.rows(), 1, recorder)?;
+        let elements = tensor.vector().in_rows_of(1)?;
+        elements.expect_f32("tensor", elements.num_rows(), 1, recorder)?;
         let mut begin = 0;
-        while begin < elements.rows() {
-            let end = elements.rows().min(begin + window.max(1));
+        while begin < elements.num_rows() {
+            let end = elements.num_rows().min(begin + window.max(1));
             pieces.push((elements, begin, end));
             begin = end;
         }
@@ -107,7 +107,7 @@ fn reduce(recorder: &mut Recorder, tensors: &[&Tensor], squares: bool) -> Result
     for (elements, begin, end) in pieces {
         let blocks = (end - begin).div_ceil(BLOCK);
         let bound = elements.bind(begin, end, &caps)?;
-        let out = sums.vector().reshape(1)?.bind(at, at + blocks, &caps)?;
+        let out = sums.vector().in_rows_of(1)?.bind(at, at + blocks, &caps)?;
         let grid = grid("sum", blocks, &caps)?;
         let params = ReduceParams {
             count: size("elements", end - begin)?,
@@ -134,8 +134,8 @@ pub(super) fn add_partials(
     out: Matrix<'_>,
     accumulate: bool,
 ) -> Result<()> {
-    let elements = out.rows() * out.width();
-    let partials = partials.vector().reshape(1)?;
+    let elements = out.num_rows() * out.width;
+    let partials = partials.vector().in_rows_of(1)?;
     add_strided(recorder, partials, (0, elements), count, out, accumulate)
 }
 
@@ -150,10 +150,10 @@ pub(super) fn add_strided(
     accumulate: bool,
 ) -> Result<()> {
     let caps = recorder.context().caps().clone();
-    let elements = out.rows() * out.width();
-    let partials = partials.reshape(1)?;
-    let from = partials.bind(0, partials.rows(), &caps)?;
-    let to = out.bind(0, out.rows(), &caps)?;
+    let elements = out.num_rows() * out.width;
+    let partials = partials.in_rows_of(1)?;
+    let from = partials.bind(0, partials.num_rows(), &caps)?;
+    let to = out.bind(0, out.num_rows(), &caps)?;
     let grid = grid("sum", elements.div_ceil(64), &caps)?;
     let params = SumPartialsParams {
         count: size("elements", elements)?,

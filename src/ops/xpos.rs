@@ -129,7 +129,7 @@ pub fn xpos(
     positions: Positions,
     inverse: bool,
 ) -> Result<()> {
-    let (rows, width) = (x.rows(), x.width());
+    let (rows, width) = (x.num_rows(), x.width);
     let head_dim = 2 * u64::from(rotations.pairs);
     // The kernel needs a sequence of at least one row if there are rows at all.
     let seq_len = (positions.seq_len as u64).max(rows.min(1));
@@ -146,7 +146,7 @@ pub fn xpos(
     }
     let format = x.expect_activations("x", rows, width, recorder)?;
     let table = rotations.table.matrix();
-    table.expect("rotations", table.rows(), 2, DType::F32, recorder)?;
+    table.expect("rotations", table.num_rows(), 2, DType::F32, recorder)?;
     let caps = recorder.context().caps().clone();
     let num_heads = width / head_dim;
     let per_position = 1.0 / rotations.scale_base;
@@ -172,11 +172,10 @@ pub fn xpos(
                 XposRole::Key => -per_position,
             },
             inverse: u32::from(inverse),
-            tiles_x: 0,
             first_workgroup: 0,
             grid_width: grid[0],
         };
-        let rotations = table.bind(0, table.rows(), &caps)?;
+        let rotations = table.bind(0, table.num_rows(), &caps)?;
         let bindings = [rotations.binding, bound.binding];
         recorder.reads(x.tensor);
         recorder.dispatch(Xpos { format }, &bindings, &params, grid)?;

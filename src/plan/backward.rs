@@ -21,9 +21,9 @@
 
 use super::dispatch::AttentionDispatch;
 use super::forward::{clears, forward_flop, tensor_bytes};
-use super::planner::{PlannedPass, Planner};
+use super::planner::{PlannedPass, Planner, Round};
 use super::window::RowLayout;
-use super::workspace::{BufferRole, ParamsLayout, PlannedBuffer, check_sizes};
+use super::workspace::{ParamsLayout, PlannedBuffer, check_sizes};
 use crate::config::{AttentionShape, DilatedAttentionConfig, MixGradient};
 use crate::device::DeviceCaps;
 use crate::device::{DType, ElementFormat};
@@ -38,23 +38,23 @@ pub struct BackwardPlan {
     /// Shape of the call.
     pub shape: AttentionShape,
     /// Number of heads.
-    pub num_heads: usize,
+    pub(crate) num_heads: usize,
     /// Elements in one head.
-    pub head_dim: usize,
+    pub(crate) head_dim: usize,
     /// The kernels.
-    pub variant: BackwardVariant,
+    pub(crate) variant: BackwardVariant,
     /// Why these kernels were chosen.
-    pub reason: Reason,
+    pub(crate) reason: Reason,
     /// Ranges of rows (`item * seq_len + token`, end excluded) of dq and of the row statistics that are set to 0 first.
-    pub query_clears: Vec<(u64, u64)>,
+    pub(crate) query_clears: Vec<(u64, u64)>,
     /// Ranges of rows (`item * key_len + token`, end excluded) of dk and dv that are set to 0 first.
-    pub key_clears: Vec<(u64, u64)>,
+    pub(crate) key_clears: Vec<(u64, u64)>,
     /// The dispatches, in order.
-    pub dispatches: Vec<AttentionDispatch>,
+    pub(crate) dispatches: Vec<AttentionDispatch>,
     /// Bytes of the largest buffer of weights that a dispatch needs; 0 for kernels that keep no weights in memory.
-    pub weights_bytes: u64,
+    pub(crate) weights_bytes: u64,
     /// Buffers that a backward leases when it is the only one in a recording.
-    pub buffers: Vec<PlannedBuffer>,
+    pub(crate) buffers: Vec<PlannedBuffer>,
     /// Floating point operations that the gradients need: 2.5 times those of the forward (5 matrix products instead of 2). The
     /// kernels do more: the sweep does 2 products, and without weights in memory the scores are computed anew in two passes, 9
     /// products altogether.
@@ -97,16 +97,14 @@ impl DilatedAttentionConfig {
             tile: variant.rows_per_workgroup(),
             columns: variant.column_tiles(pass),
         };
-        let sweep = [planned(Pass::BranchDelta)];
-        let gradients: Vec<PlannedPass> = variant.passes().iter().copied().map(planned).collect();
-        let all_first: [&[&[PlannedPass]]; 2] = [&[&sweep[..]], &[&gradients[..]]];
-        let branch_by_branch: [&[&[PlannedPass]]; 1] = [&[&sweep[..], &gradients[..]]];
-        let rounds = match self.gradient() {
-            MixGradient::Exact => &all_first[..],
-            MixGradient::DetachedMix => &branch_by_branch[..],
+        let sweep = vec![planned(Pass::BranchDelta)];
+        let gradients = variant.passes().iter().copied().map(planned).collect();
+        let rounds: Vec<Round> = match self.gradient() {
+            MixGradient::Exact => vec![vec![sweep], vec![gradients]],
+            MixGradient::DetachedMix => vec![vec![sweep, gradients]],
         };
         let tile = variant.weights_tile();
-        let planner = Planner::new(self, shape, caps, rounds, tile, variant.format)?;
+        let planner = Planner::new(self, shape, caps, &rounds, tile, variant.format)?;
         let dispatches = planner.plan()?;
         let weights_bytes = tile.map_or(0, |tile| {
             let of_weights = dispatches.iter().filter(|d| d.pass == Pass::Weights);
@@ -123,7 +121,7 @@ impl DilatedAttentionConfig {
         dispatches
             .iter()
             .for_each(|_| params.add::<AttentionParams>());
-        let planned = |label, bytes| PlannedBuffer::new(label, BufferRole::Storage, bytes, caps);
+        let planned = |label, bytes| PlannedBuffer::storage(label, bytes, caps);
         let rows = |len: usize| batch as u64 * len as u64;
         let width = RowLayout::of_activations(self, variant.format).row_bytes;
         let mut buffers = vec![
@@ -158,6 +156,11 @@ impl DilatedAttentionConfig {
 }
 
 impl BackwardPlan {
+    /// Number of dispatches.
+    pub fn num_dispatches(&self) -> usize {
+        self.dispatches.len()
+    }
+
     /// Bytes that a backward asks the pool for when it is the only one in a recording: gradients, row statistics, weights,
     /// parameters and their staging. Inputs are not counted; they are the caller's.
     pub fn requested_bytes(&self) -> u64 {

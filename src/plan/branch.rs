@@ -9,6 +9,7 @@
 //! In terms of `t`, a branch is ordinary attention over `L` rows for each item, segment and head; rows are merely `r` tokens apart
 //! in memory. Kernels get these numbers and compute the addresses, so nothing is gathered or scattered.
 
+use super::dispatch::Range;
 use crate::config::{
     DilatedAttentionConfig, HeadOffsets, Heads, Mask, OutputRows, Padding, in_u32,
 };
@@ -55,6 +56,7 @@ impl BranchGeometry {
     ///
     /// # Panics
     /// When the configuration has no such branch or `seq_len` is 0.
+    #[cfg(feature = "models")]
     pub fn new(config: &DilatedAttentionConfig, branch: u32, seq_len: u32) -> Self {
         Self::cross(config, branch, seq_len, seq_len)
     }
@@ -155,6 +157,7 @@ impl BranchGeometry {
     }
 
     /// The token that row `row` of segment `segment` is written to.
+    #[cfg(feature = "testing")]
     pub fn output_token(&self, segment: u32, head: u32, row: u32) -> u64 {
         u64::from(segment) * u64::from(self.output_stride)
             + u64::from(self.offset(head))
@@ -179,6 +182,7 @@ impl BranchGeometry {
     }
 
     /// Number of zero keys that row `row` of `segment` sees.
+    #[cfg(feature = "testing")]
     pub fn visible_zero_keys(&self, segment: u32, head: u32, row: u32) -> u32 {
         if !self.zero_keys {
             return 0;
@@ -189,6 +193,29 @@ impl BranchGeometry {
             self.rows_per_segment
         };
         rows.saturating_sub(self.real_keys(segment, head))
+    }
+
+    /// Runs of heads that write `token` from the same row of the same segment: heads, segment, row.
+    pub(crate) fn rows_of_token(&self, token: u32) -> Vec<(Range, u32, u32)> {
+        let mut runs: Vec<(Range, u32, u32)> = Vec::new();
+        for head in self.head_begin..self.head_begin + self.head_count {
+            let Some((segment, row)) = self.row_of_output(head, token) else {
+                continue;
+            };
+            match runs.last_mut() {
+                Some((heads, s, r)) if heads.end == head && (*s, *r) == (segment, row) => {
+                    heads.end = head + 1;
+                }
+                _ => {
+                    let heads = Range {
+                        begin: head,
+                        end: head + 1,
+                    };
+                    runs.push((heads, segment, row));
+                }
+            }
+        }
+        runs
     }
 
     /// Whether the branch writes every token of every head. If such a branch goes first, the output need not be cleared.

@@ -7,7 +7,7 @@
 use super::dispatch::AttentionDispatch;
 use super::planner::{PlannedPass, Planner};
 use super::window::RowLayout;
-use super::workspace::{BufferRole, ParamsLayout, PlannedBuffer, check_sizes};
+use super::workspace::{ParamsLayout, PlannedBuffer, check_sizes};
 use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, Mask};
 use crate::device::ByteRange;
 use crate::device::DeviceCaps;
@@ -23,21 +23,21 @@ pub struct ForwardPlan {
     /// Shape of the call.
     pub shape: AttentionShape,
     /// Rows of the tensors of queries and outputs: tokens of all items together.
-    pub num_rows: u64,
+    pub(crate) num_rows: u64,
     /// Number of heads.
-    pub num_heads: usize,
+    pub(crate) num_heads: usize,
     /// Elements in one head.
-    pub head_dim: usize,
+    pub(crate) head_dim: usize,
     /// The kernel.
-    pub variant: ForwardVariant,
+    pub(crate) variant: ForwardVariant,
     /// Why this kernel was chosen.
-    pub reason: Reason,
+    pub(crate) reason: Reason,
     /// Ranges of rows (`item * seq_len + token`, end excluded) whose output and softmax state are set to 0 first.
-    pub clears: Vec<(u64, u64)>,
+    pub(crate) clears: Vec<(u64, u64)>,
     /// The dispatches, in order.
-    pub dispatches: Vec<AttentionDispatch>,
+    pub(crate) dispatches: Vec<AttentionDispatch>,
     /// Buffers that a forward leases when it is the only one in a recording.
-    pub buffers: Vec<PlannedBuffer>,
+    pub(crate) buffers: Vec<PlannedBuffer>,
     /// Floating point operations over the valid tokens: `4 * B * N * H * D * sum(w / r^2)`, summed over the branches. Half of it
     /// under the causal mask, a G-th of it where heads are partitioned among G branches.
     pub flop: u64,
@@ -80,13 +80,12 @@ impl DilatedAttentionConfig {
         let clears = clears(self, shape.batch(), shape.seq_len(), |item| {
             shape.valid_len(item)
         });
-        let forward = [PlannedPass {
+        let forward = PlannedPass {
             pass: Pass::Forward,
             tile: variant.rows_per_workgroup(),
             columns: 1,
-        }];
-        let stages = [&forward[..]];
-        let rounds = [&stages[..]];
+        };
+        let rounds = [vec![vec![forward]]];
         let planner = Planner::new(self, shape, caps, &rounds, None, variant.format)?;
         let dispatches = planner.plan()?;
         let buffers = buffers(self, num_rows, variant.format, &dispatches, caps);
@@ -211,10 +210,9 @@ fn buffers(
 ) -> Vec<PlannedBuffer> {
     let state_bytes = num_rows * RowLayout::of_state(config).row_bytes;
     let out_bytes = num_rows * RowLayout::of_activations(config, format).row_bytes;
-    let planned = |label, bytes| PlannedBuffer::new(label, BufferRole::Storage, bytes, caps);
     let mut buffers = vec![
-        planned("out", out_bytes),
-        planned("softmax_state", state_bytes),
+        PlannedBuffer::storage("out", out_bytes, caps),
+        PlannedBuffer::storage("softmax_state", state_bytes, caps),
     ];
     let mut params = ParamsLayout::new(caps);
     for _ in dispatches {
@@ -225,6 +223,11 @@ fn buffers(
 }
 
 impl ForwardPlan {
+    /// Number of dispatches.
+    pub fn num_dispatches(&self) -> usize {
+        self.dispatches.len()
+    }
+
     /// Bytes that a forward asks the pool for when it is the only one in a recording: output, softmax state, parameters and their
     /// staging. Inputs are not counted; they are the caller's.
     pub fn requested_bytes(&self) -> u64 {

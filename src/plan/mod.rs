@@ -1,23 +1,39 @@
 //! Plans: which dispatches compute an attention, with which windows, memory and work. Plans are plain data and need no device.
 
 mod backward;
-pub mod branch;
-mod dispatch;
+pub(crate) mod branch;
+pub(crate) mod dispatch;
 mod display;
 mod forward;
 pub(crate) mod needs;
 mod planner;
+#[cfg(feature = "models")]
 mod step;
-mod window;
+pub(crate) mod window;
 mod workspace;
 
 pub use backward::BackwardPlan;
-pub use dispatch::{AttentionDispatch, Range};
 pub use forward::ForwardPlan;
-pub(crate) use step::{StepLayout, plan_step, rows_of};
-pub use window::{RowLayout, TokenWindow};
+#[cfg(feature = "models")]
+pub(crate) use step::{StepLayout, plan_step};
 pub(crate) use workspace::staging_bytes;
-pub use workspace::{BufferRole, PlannedBuffer};
+
+use crate::pool::{BufferRequest, Demand};
+use workspace::PlannedBuffer;
+
+impl Demand for ForwardPlan {
+    /// What a forward leases beside its inputs.
+    fn buffers(&self) -> Vec<BufferRequest> {
+        self.buffers.iter().map(PlannedBuffer::request).collect()
+    }
+}
+
+impl Demand for BackwardPlan {
+    /// What a backward leases beside its inputs.
+    fn buffers(&self) -> Vec<BufferRequest> {
+        self.buffers.iter().map(PlannedBuffer::request).collect()
+    }
+}
 
 #[cfg(test)]
 mod tests;

@@ -26,10 +26,8 @@ pub(super) struct Planner<'a> {
     config: &'a DilatedAttentionConfig,
     shape: &'a AttentionShape,
     caps: &'a DeviceCaps,
-    /// What to compute, as rounds of stages of passes. A round goes over all branches before the next round begins. Within a
-    /// branch, a stage goes over the whole branch before the next stage begins. The passes of a stage follow each other for each
-    /// part of the branch.
-    rounds: &'a [&'a [&'a [PlannedPass]]],
+    /// What to compute, one round after the other over all branches.
+    rounds: &'a [Round],
     /// The tile of weights that are kept in memory, if any are.
     weights: Option<WeightsTile>,
     tensor: RowLayout,
@@ -47,7 +45,7 @@ impl<'a> Planner<'a> {
         config: &'a DilatedAttentionConfig,
         shape: &'a AttentionShape,
         caps: &'a DeviceCaps,
-        rounds: &'a [&'a [&'a [PlannedPass]]],
+        rounds: &'a [Round],
         weights: Option<WeightsTile>,
         format: ElementFormat,
     ) -> Result<Self> {
@@ -106,7 +104,7 @@ impl<'a> Planner<'a> {
         let every_branch = self.config.heads() == Heads::EveryBranch;
         for stages in self.rounds {
             for (order, geometry) in geometries.iter().enumerate() {
-                for passes in *stages {
+                for passes in stages {
                     let work = Work {
                         geometry,
                         passes,
@@ -345,6 +343,12 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 }
+
+/// Stages that are computed of each whole branch, one after the other.
+pub(super) type Round = Vec<Stage>;
+
+/// Passes that follow each other over each part of a branch.
+pub(super) type Stage = Vec<PlannedPass>;
 
 /// A pass, and how its kernel divides the work among workgroups.
 #[derive(Clone, Copy)]

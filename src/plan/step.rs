@@ -66,7 +66,7 @@ pub(crate) fn plan_step(
         if window_rows == 0 {
             return Err(too_small());
         }
-        for (heads, segment, row) in rows_of(&geometry, token) {
+        for (heads, segment, row) in geometry.rows_of_token(token) {
             let keys = geometry.visible_keys(segment, heads.begin, row);
             let offset = geometry.offset(heads.begin);
             let place = |row: u32| {
@@ -151,27 +151,4 @@ pub(crate) fn plan_step(
         firsts.iter_mut().for_each(|first| first.merges = false);
     }
     Ok(StepPlan { clears, dispatches })
-}
-
-/// Runs of neighbouring heads that write `token` from the same row of the same segment: (heads, segment, row).
-pub(crate) fn rows_of(geometry: &BranchGeometry, token: u32) -> Vec<(Range, u32, u32)> {
-    let mut runs: Vec<(Range, u32, u32)> = Vec::new();
-    for head in geometry.head_begin..geometry.head_begin + geometry.head_count {
-        let Some((segment, row)) = geometry.row_of_output(head, token) else {
-            continue;
-        };
-        match runs.last_mut() {
-            Some((heads, s, r)) if heads.end == head && (*s, *r) == (segment, row) => {
-                heads.end = head + 1;
-            }
-            _ => {
-                let heads = Range {
-                    begin: head,
-                    end: head + 1,
-                };
-                runs.push((heads, segment, row));
-            }
-        }
-    }
-    runs
 }

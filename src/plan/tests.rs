@@ -10,7 +10,7 @@ use crate::plan::ForwardPlan;
 use crate::pool::PoolError;
 use crate::{
     AttentionShape, DType, DilatedAttentionConfig, Error, HeadOffsets, Heads, Mask, OutputRows,
-    Padding,
+    Padding, wgpu,
 };
 
 #[test]
@@ -37,16 +37,18 @@ fn plan_with_windows_prints_as_a_table() {
     let shape = AttentionShape::new(2, 80_000)
         .and_then(|shape| shape.with_valid_lens(&[80_000, 50_000]))
         .expect("valid");
-    let caps = DeviceCaps {
-        max_buffer_bytes: 1 << 30,
-        max_binding_bytes: 64 << 20,
-        processor: Processor::Cpu {
-            lanes: 8,
-            uniform_loads: true,
-            broadcasts: true,
-        },
-        ..DeviceCaps::webgpu_defaults()
+    let limits = wgpu::Limits {
+        max_buffer_size: 1 << 30,
+        max_storage_buffer_binding_size: 64 << 20,
+        ..wgpu::Limits::default()
     };
+    let cpu = Processor::Cpu {
+        lanes: 8,
+        uniform_loads: true,
+        broadcasts: true,
+    };
+    let caps = DeviceCaps::from_limits(&limits).expect("large enough");
+    let caps = caps.with_processor(cpu);
     let plan = config
         .plan_forward(&shape, DType::F32, &caps)
         .expect("plans");
@@ -71,10 +73,7 @@ fn limits_give_typed_errors() {
             ..
         }))
     ));
-    let tight = DeviceCaps {
-        max_binding_bytes: 65_536,
-        ..caps
-    };
+    let tight = caps.with_max_binding_bytes(65_536);
     assert!(matches!(
         plan(16, &tight),
         Err(Error::BindingTooSmall {
@@ -101,7 +100,7 @@ fn empty_calls_plan_nothing() {
         let plan = config
             .plan_forward(&shape, DType::F32, &DeviceCaps::webgpu_defaults())
             .expect("plans");
-        assert!(plan.dispatches.is_empty() && plan.clears.is_empty());
+        assert!(plan.dispatches().is_empty() && plan.clears().is_empty());
         assert_eq!(plan.flop, 0);
     }
 }
@@ -114,13 +113,13 @@ struct Row {
 }
 
 /// Runs a plan's dispatches on indices: what each output row of each head sees, and how it is stored.
-fn execute(plan: &ForwardPlan, caps: &DeviceCaps) -> HashMap<(u64, u32), Row> {
+fn execute(plan: &ForwardPlan, caps: &DeviceCaps, row_bytes: u64) -> HashMap<(u64, u32), Row> {
     let mut rows: HashMap<(u64, u32), Row> = HashMap::new();
     let seq_len = plan.shape.seq_len() as u64;
-    for dispatch in &plan.dispatches {
+    for dispatch in plan.dispatches() {
         for window in [dispatch.q, dispatch.kv, dispatch.out, dispatch.state] {
-            assert!(window.bytes.size <= caps.max_binding_bytes);
-            assert_eq!(window.bytes.offset % caps.storage_offset_alignment, 0);
+            assert!(window.bytes.size <= caps.max_binding_bytes());
+            assert_eq!(window.bytes.offset % caps.storage_offset_alignment(), 0);
         }
         let geometry = &dispatch.geometry;
         for item in dispatch.items.begin..dispatch.items.end {
@@ -131,7 +130,7 @@ fn execute(plan: &ForwardPlan, caps: &DeviceCaps) -> HashMap<(u64, u32), Row> {
                         let token = geometry.output_token(segment, head, t);
                         let place = u64::from(item) * seq_len + token;
                         let cleared = plan
-                            .clears
+                            .clears()
                             .iter()
                             .any(|(begin, end)| (*begin..*end).contains(&place));
                         let row = rows.entry((place, head)).or_default();
@@ -148,8 +147,9 @@ fn execute(plan: &ForwardPlan, caps: &DeviceCaps) -> HashMap<(u64, u32), Row> {
                         // What is touched lies in the windows.
                         let place =
                             |token: u64| u64::from(item - dispatch.items.begin) * seq_len + token;
-                        let row_bytes = (plan.num_heads as u64) * (plan.head_dim as u64) * 4;
-                        let inside = |window: crate::plan::TokenWindow, token: u64, first: u32| {
+                        let inside = |window: crate::plan::window::TokenWindow,
+                                      token: u64,
+                                      first: u32| {
                             let row = place(token)
                                 .checked_sub(u64::from(first))
                                 .expect("not before the window");
@@ -211,12 +211,10 @@ proptest! {
             lens[0] = seq_len.saturating_sub(shorten);
             shape = shape.with_valid_lens(&lens).expect("valid");
         }
-        let caps = DeviceCaps {
-            max_binding_bytes: 256 + binding_rows * num_heads as u64 * 32,
-            ..DeviceCaps::webgpu_defaults()
-        };
+        let caps = DeviceCaps::webgpu_defaults()
+            .with_max_binding_bytes(256 + binding_rows * num_heads as u64 * 32);
         let plan = config.plan_forward(&shape, DType::F32, &caps).expect("plans");
-        let rows = execute(&plan, &caps);
+        let rows = execute(&plan, &caps, config.embed_dim() as u64 * 4);
         for item in 0..batch {
             let valid_len = shape.valid_len(item) as u32;
             for token in 0..seq_len as u32 {
@@ -237,7 +235,7 @@ proptest! {
                             }
                         }
                     }
-                    let cleared = plan.clears.iter().any(|(begin, end)| (*begin..*end).contains(&place));
+                    let cleared = plan.clears().iter().any(|(begin, end)| (*begin..*end).contains(&place));
                     match row {
                         Some(row) => {
                             prop_assert_eq!(&row.keys, &expected);

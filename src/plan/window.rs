@@ -9,7 +9,7 @@ use crate::device::{ByteRange, DeviceCaps, ElementFormat};
 
 /// Layout of a tensor whose rows are tokens: token `p` of item `b` is row `b * seq_len + p`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct RowLayout {
+pub(crate) struct RowLayout {
     /// Bytes of one row.
     pub row_bytes: u64,
     /// Bytes of one element as kernels index it: 16 for a vec4 of f32, 8 for a vec4 of f16 or a vec2 of f32.
@@ -69,6 +69,7 @@ impl RowLayout {
     /// Number of rows that fit in a window, wherever it begins.
     pub fn max_rows(&self, caps: &DeviceCaps) -> u64 {
         let alignment = caps.storage_offset_alignment.max(self.element_bytes);
-        caps.max_binding_bytes.saturating_sub(alignment) / self.row_bytes
+        let bytes = caps.max_binding_bytes.saturating_sub(alignment);
+        bytes.checked_div(self.row_bytes).unwrap_or(u64::MAX)
     }
 }

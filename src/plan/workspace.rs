@@ -3,17 +3,7 @@
 use crate::device::DeviceCaps;
 use crate::error::{PoolError, Result};
 use crate::pool::size_class::class_bytes;
-
-/// What a planned buffer is for. Its wgpu usages follow from that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum BufferRole {
-    /// Kernels read and write it.
-    Storage,
-    /// Parameters of kernels.
-    Params,
-    /// Staging: the host writes it and the device copies from it.
-    Staging,
-}
+use crate::pool::{BufferRequest, PARAMS_USAGE, STAGING_USAGE, STORAGE_USAGE};
 
 /// Uploads are cut into staging chunks of at most this many bytes, so that the pool can reuse the chunks of one upload for any other.
 const MAX_STAGING_BYTES: u64 = 4 << 20;
@@ -31,11 +21,10 @@ pub(crate) fn staging_bytes(bytes: u64) -> u64 {
 
 /// A buffer that a recording leases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct PlannedBuffer {
+pub(crate) struct PlannedBuffer {
     /// Label of the lease.
     pub label: &'static str,
-    /// What the buffer is for.
-    pub role: BufferRole,
+    pub usage: wgpu::BufferUsages,
     /// Bytes asked for.
     pub requested_bytes: u64,
     /// Bytes of the size class: the size of the buffer that the pool creates for it.
@@ -43,18 +32,28 @@ pub struct PlannedBuffer {
 }
 
 impl PlannedBuffer {
-    pub(super) fn new(
-        label: &'static str,
-        role: BufferRole,
-        bytes: u64,
-        caps: &DeviceCaps,
-    ) -> Self {
+    /// A buffer that kernels read and write.
+    pub(super) fn storage(label: &'static str, bytes: u64, caps: &DeviceCaps) -> Self {
+        Self::new(label, STORAGE_USAGE, bytes, caps)
+    }
+
+    fn new(label: &'static str, usage: wgpu::BufferUsages, bytes: u64, caps: &DeviceCaps) -> Self {
         let requested_bytes = bytes.max(4).next_multiple_of(4);
         Self {
             label,
-            role,
+            usage,
             requested_bytes,
             class_bytes: class_bytes(requested_bytes, caps.max_buffer_bytes),
+        }
+    }
+
+    /// The lease.
+    pub(super) fn request(&self) -> BufferRequest {
+        BufferRequest {
+            label: self.label.into(),
+            bytes: self.requested_bytes,
+            usage: self.usage,
+            count: 1,
         }
     }
 }
@@ -98,12 +97,12 @@ impl<'a> ParamsLayout<'a> {
         if self.bytes == 0 {
             return Vec::new();
         }
-        let planned = |label, role, bytes| PlannedBuffer::new(label, role, bytes, self.caps);
-        let mut buffers = vec![planned("params", BufferRole::Params, self.bytes)];
+        let planned = |label, usage, bytes| PlannedBuffer::new(label, usage, bytes, self.caps);
+        let mut buffers = vec![planned("params", PARAMS_USAGE, self.bytes)];
         let mut left = self.bytes;
         while left > 0 {
             let chunk = staging_bytes(left);
-            buffers.push(planned("staging", BufferRole::Staging, chunk));
+            buffers.push(planned("staging", STAGING_USAGE, chunk));
             left = left.saturating_sub(chunk);
         }
         buffers

@@ -6,8 +6,7 @@ use super::shard::{Fit, Place};
 use crate::label::Label;
 
 /// Why a cached buffer was destroyed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub enum EvictionCause {
     /// Held bytes exceeded the policy's bound, which follows live bytes.
@@ -27,8 +26,7 @@ pub enum EvictionCause {
 }
 
 /// How a lease was served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Outcome {
     /// By a cached buffer of the size that would otherwise be created.
     Exact,
@@ -43,8 +41,7 @@ pub enum Outcome {
 }
 
 /// One event of a pool.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub enum Event {
     /// This buffer existed when the trace began.

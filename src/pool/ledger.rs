@@ -162,7 +162,7 @@ impl Ledger {
         let free_buffers = if self.over_budget {
             0
         } else {
-            self.limits.free_buffers
+            self.limits.free_buffers as u64
         };
         for (gauge, line) in [
             (Gauge::LiveBytes, self.live_line_bytes()),

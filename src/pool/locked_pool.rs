@@ -94,7 +94,7 @@ impl<'a, B> LockedPool<'a, B> {
                 .recent_peak_live_bytes(self.sum_of_peaks())
                 .max(live_bytes),
             free_bytes: self.sum(Gauge::FreeBytes),
-            free_buffers: self.sum(Gauge::Free),
+            free_buffers: self.sum(Gauge::Free) as usize,
             budget_bytes: budget.bytes,
             pressure: self.ledger.pressure.max(budget.pressure(held_bytes)),
             thrash_level: self.ledger.thrash_level,
@@ -234,7 +234,7 @@ impl<'a, B> LockedPool<'a, B> {
             ..
         } = self.ledger.limits;
         self.evict(EvictionCause::Cap, evicted, |all| {
-            all.sum(Gauge::FreeBytes) > free_bytes || all.sum(Gauge::Free) > free_buffers
+            all.sum(Gauge::FreeBytes) > free_bytes || all.sum(Gauge::Free) > free_buffers as u64
         });
         // If the budget was lowered below what is held, buffers that come back do not stay.
         self.evict(EvictionCause::Budget, evicted, Self::is_over_budget);

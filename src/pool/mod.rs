@@ -35,8 +35,8 @@
 //! not enough: on a miss, and when a gauge of a shard reaches its ceiling. So peaks and caps are exact although there is no
 //! common counter. No lock is held while buffers are created and destroyed, or while policies and sources are called.
 //!
-//! All of it is generic over the buffer. [`Pool<SimulatedBuffer>`](SimulatedBuffer) is the same code without a device;
-//! tests, fuzzers, replays and the model checker use it.
+//! All of it is generic over the buffer. [Replays](Trace::replay), tests, fuzzers and the model checker run the same code with
+//! simulated buffers, without a device.
 //!
 //! Bind groups are not pooled. Creating one takes 8 us, finding one in a map 0.02 us, and the cheapest dispatch with its
 //! wait 320 us (`cargo bench --bench pool`, lavapipe). So pooling them would save a fortieth of the smallest possible work,
@@ -108,7 +108,7 @@ mod options;
 mod persistent;
 mod scope;
 mod shard;
-mod simulated;
+pub(crate) mod simulated;
 mod source;
 mod stats;
 mod sync;
@@ -126,13 +126,12 @@ pub use crate::pool_figures::{
 };
 pub use demand::{BufferRequest, Demand};
 pub use device_source::DeviceSource;
-pub use event::{Event, EvictionCause, Outcome};
+pub use event::EvictionCause;
 pub use lease::Lease;
 pub use options::PoolOptions;
 pub use persistent::PersistentBuffer;
 pub use policy::{Balanced, Exact, Lean, Limits, NoPooling, Policy, Pressure, Speed, Usage};
 pub use scope::PoolScope;
-pub use simulated::{Faults, SimulatedBuffer, SimulatedSource};
 pub use source::{BufferSource, CreateError};
 pub use timeline::{MarkKind, Timeline, TimelineMark, TimelineSample};
 pub use trace::Trace;
@@ -240,7 +239,7 @@ impl WhenLost for Core<wgpu::Buffer> {
 
 impl<B> Pool<B> {
     /// A pool of buffers that `source` creates.
-    pub fn with_source(source: impl BufferSource<B> + 'static, options: PoolOptions) -> Self {
+    pub fn from_source(source: impl BufferSource<B> + 'static, options: PoolOptions) -> Self {
         Self::assemble(source, options, None)
     }
 

@@ -45,8 +45,19 @@ use std::fmt;
 use super::size_class;
 
 /// How scarce memory is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 pub enum Pressure {
     /// It is not scarce.
     #[default]
@@ -69,7 +80,7 @@ pub struct Usage {
     /// Bytes of the cached buffers.
     pub free_bytes: u64,
     /// Number of cached buffers.
-    pub free_buffers: u64,
+    pub free_buffers: usize,
     /// The hard budget, if there is one.
     pub budget_bytes: Option<u64>,
     /// How scarce memory is: the higher of what the application said and what the budget's watermarks say.
@@ -87,7 +98,7 @@ pub struct Limits {
     /// Bytes of the cached buffers.
     pub free_bytes: u64,
     /// Number of cached buffers.
-    pub free_buffers: u64,
+    pub free_buffers: usize,
     /// Buffers unused for this many windows are destroyed. More than [`Limits::MAX_IDLE_WINDOWS`] means never.
     pub idle_windows: u32,
 }
@@ -97,7 +108,7 @@ impl Limits {
     pub const NONE: Self = Self {
         held_bytes: u64::MAX,
         free_bytes: u64::MAX,
-        free_buffers: u64::MAX,
+        free_buffers: usize::MAX,
         idle_windows: u32::MAX,
     };
 
@@ -138,7 +149,7 @@ pub struct Balanced {
     /// A cached buffer may be this many times larger than the buffer that the request would create.
     pub max_borrow: f64,
     /// Most buffers to cache.
-    pub max_free_buffers: u64,
+    pub max_free_buffers: usize,
     /// Buffers unused for this many windows are destroyed.
     pub idle_windows: u32,
     /// Smaller buffers are not kept. The default is 0, because a hit is cheaper than a creation at every size measured

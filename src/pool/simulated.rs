@@ -14,6 +14,7 @@ pub struct SimulatedBuffer {
     existing: Arc<Existing>,
 }
 
+#[cfg(feature = "testing")]
 impl SimulatedBuffer {
     /// Bytes that a real buffer would have.
     pub fn bytes(&self) -> u64 {
@@ -51,10 +52,11 @@ pub struct Faults {
 /// A source of simulated buffers.
 ///
 /// ```
-/// use dilated_attention::pool::{Faults, Pool, PoolError, PoolOptions, SimulatedSource, STORAGE_USAGE};
+/// use dilated_attention::pool::{Pool, PoolError, PoolOptions, STORAGE_USAGE};
+/// use dilated_attention::testing::{Faults, SimulatedSource};
 /// let memory = Faults { memory_bytes: Some(1 << 20), ..Faults::default() };
 /// let source = SimulatedSource::new(1 << 30).with_faults(memory);
-/// let pool = Pool::with_source(source, PoolOptions::default());
+/// let pool = Pool::from_source(source, PoolOptions::default());
 /// drop(pool.acquire("first", 900 << 10, STORAGE_USAGE)?);
 /// // The cached buffer gives way to one of another usage.
 /// let second = pool.acquire("second", 600 << 10, dilated_attention::wgpu::BufferUsages::COPY_DST)?;
@@ -80,16 +82,19 @@ impl SimulatedSource {
     }
 
     /// The same source, failing as `faults` says.
+    #[cfg(feature = "testing")]
     pub fn with_faults(self, faults: Faults) -> Self {
         Self { faults, ..self }
     }
 
     /// Number of buffers that exist.
+    #[cfg(feature = "testing")]
     pub fn buffers(&self) -> u64 {
         self.existing.buffers.load(Ordering::Relaxed)
     }
 
     /// Bytes of the buffers that exist.
+    #[cfg(feature = "testing")]
     pub fn bytes(&self) -> u64 {
         self.existing.bytes.load(Ordering::Relaxed)
     }
@@ -184,7 +189,7 @@ mod tests {
             source: SimulatedSource::new(1 << 30).with_faults(faults),
             pending: pending.clone(),
         };
-        let pool = Pool::with_source(device, options);
+        let pool = Pool::from_source(device, options);
         let mut leases = Vec::new();
         for _ in 0..8 {
             leases.push(pool.acquire("a", 1 << 20, STORAGE_USAGE)?);
@@ -245,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_pending_buffer_that_never_returns_is_given_up() -> Result<()> {
-        let pool = Pool::with_source(SimulatedSource::new(1 << 30), PoolOptions::default());
+        let pool = Pool::from_source(SimulatedSource::new(1 << 30), PoolOptions::default());
         let lease = pool.acquire("a", 1000, STORAGE_USAGE)?;
         let shared = lease.clone();
         let Err(lease) = lease.suspend() else {

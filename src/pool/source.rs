@@ -17,7 +17,7 @@ pub enum CreateError {
 }
 
 /// Creates buffers for a [`Pool`](super::Pool): those of a device ([`DeviceSource`](super::DeviceSource)), or any other kind
-/// that a program wants to pool. [`SimulatedSource`](super::SimulatedSource) creates simulated ones and can fail on purpose.
+/// that a program wants to pool.
 pub trait BufferSource<B = wgpu::Buffer>: Send + Sync + fmt::Debug {
     /// Creates a buffer of `bytes` bytes (a multiple of 4, at most [`max_buffer_bytes`](Self::max_buffer_bytes)), mapped for
     /// writing if `usage` contains `MAP_WRITE`. The pool calls this without holding a lock, on the thread that asked for a

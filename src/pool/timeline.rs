@@ -6,8 +6,7 @@ use super::event::{Event, EvictionCause, Outcome};
 use super::trace::Trace;
 
 /// Bytes at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct TimelineSample {
     /// Microseconds since the trace began.
     pub micros: u64,
@@ -32,8 +31,7 @@ impl TimelineSample {
 }
 
 /// A buffer came or went.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct TimelineMark {
     /// Microseconds since the trace began.
     pub micros: u64,
@@ -44,8 +42,7 @@ pub struct TimelineMark {
 }
 
 /// Why a buffer came or went.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum MarkKind {
     /// A lease with this label needed a new buffer.
     Created(String),
@@ -70,15 +67,14 @@ pub enum MarkKind {
 /// assert_eq!(timeline.marks[0].kind, MarkKind::Created("scores".to_owned()));
 /// # Ok::<(), dilated_attention::Error>(())
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Timeline {
     /// Bytes after each event that moved a buffer, in order of time.
     pub samples: Vec<TimelineSample>,
     /// Buffers that came and went, in order of time.
     pub marks: Vec<TimelineMark>,
     /// Leases that began.
-    pub acquires: u64,
+    pub acquires: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -183,30 +179,21 @@ impl Timeline {
 
     /// The samples of `columns` equal parts of the time, each by the one in which most is held, of those the one in which most
     /// is leased; a part without events has the last sample of before. So a picture of few columns shows every peak.
-    pub fn columns(&self, columns: usize) -> Vec<TimelineSample> {
-        let mut resampled: Vec<Option<TimelineSample>> = vec![None; columns];
-        let mut last = resampled.clone();
-        for sample in &self.samples {
-            let column = self.column(sample.micros, columns);
-            let (Some(most), Some(last)) = (resampled.get_mut(column), last.get_mut(column)) else {
-                continue;
-            };
-            let rank = |sample: &TimelineSample| (sample.held_bytes(), sample.leased_bytes);
-            if most.is_none_or(|most| rank(sample) >= rank(&most)) {
-                *most = Some(*sample);
-            }
-            *last = Some(*sample);
-        }
+    pub fn columns(&self, columns: usize) -> impl Iterator<Item = TimelineSample> {
+        let mut samples = self.samples.iter().peekable();
         let mut before = TimelineSample::default();
-        resampled
-            .iter()
-            .zip(last)
-            .map(|(most, last)| {
-                let shown = most.unwrap_or(before);
-                before = last.unwrap_or(before);
-                shown
-            })
-            .collect()
+        let rank = |sample: &TimelineSample| (sample.held_bytes(), sample.leased_bytes);
+        (0..columns).map(move |column| {
+            let mut most: Option<TimelineSample> = None;
+            let inside = |sample: &&TimelineSample| self.column(sample.micros, columns) <= column;
+            while let Some(sample) = samples.next_if(inside) {
+                if most.is_none_or(|most| rank(sample) >= rank(&most)) {
+                    most = Some(*sample);
+                }
+                before = *sample;
+            }
+            most.unwrap_or(before)
+        })
     }
 
     /// Which of `columns` equal parts of the time holds `micros`, from 0 on.
@@ -232,10 +219,8 @@ impl TimelineSample {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{
-        Balanced, Lease, NoPooling, Pool, PoolOptions, PoolStats, STORAGE_USAGE, SimulatedBuffer,
-        SimulatedSource,
-    };
+    use super::super::simulated::{SimulatedBuffer, SimulatedSource};
+    use super::super::{Balanced, Lease, NoPooling, Pool, PoolOptions, PoolStats, STORAGE_USAGE};
     use super::*;
 
     type Leases = Vec<Lease<SimulatedBuffer>>;
@@ -244,7 +229,7 @@ mod tests {
     fn used(
         options: PoolOptions,
     ) -> crate::Result<(Timeline, Pool<SimulatedBuffer>, Leases, PoolStats)> {
-        let pool = Pool::with_source(SimulatedSource::new(1 << 30), options);
+        let pool = Pool::from_source(SimulatedSource::new(1 << 30), options);
         let before = pool.acquire("before", 10_000, STORAGE_USAGE)?;
         drop(pool.acquire("before", 20_000, STORAGE_USAGE));
         let stats = pool.stats();
@@ -287,8 +272,9 @@ mod tests {
             };
             let held = Some(stats.held_bytes.peak);
             assert_eq!(peak(&timeline.samples), held);
-            assert_eq!(peak(&timeline.columns(40)), held, "resampling keeps peaks");
-            assert_eq!(timeline.acquires, stats.acquires - before.acquires);
+            let columns: Vec<_> = timeline.columns(40).collect();
+            assert_eq!(peak(&columns), held, "resampling keeps peaks");
+            assert_eq!(timeline.acquires as u64, stats.acquires - before.acquires);
             let (came, went): (Vec<_>, Vec<_>) = timeline
                 .marks
                 .iter()
@@ -350,8 +336,8 @@ mod tests {
     #[test]
     fn any_trace_that_parses_has_a_timeline() -> crate::Result<()> {
         let nothing = Trace::default().timeline();
-        assert_eq!((nothing.end_micros(), nothing.columns(0).len()), (1, 0));
-        assert_eq!(nothing.columns(3), [TimelineSample::default(); 3]);
+        assert_eq!((nothing.end_micros(), nothing.columns(0).count()), (1, 0));
+        assert!(nothing.columns(3).eq([TimelineSample::default(); 3]));
 
         let mut text =
             "pool trace 1\n900 acquire 1 8 256 140 created a\n10 release 1 kept\n".to_owned();
@@ -366,8 +352,11 @@ mod tests {
         assert!(timeline.samples.is_sorted_by_key(|sample| sample.micros));
         assert!(timeline.marks.is_sorted_by_key(|mark| mark.micros));
         assert_eq!(timeline.end_micros(), u64::MAX);
-        assert_eq!(timeline.columns(0), []);
-        let columns = timeline.columns(7);
+        assert_eq!(timeline.columns(0).count(), 0);
+        // However many there may be, nothing is made before it is asked for.
+        let first = timeline.columns(usize::MAX).next();
+        assert_eq!(first.map(|sample| sample.held_bytes()), Some(0));
+        let columns: Vec<_> = timeline.columns(7).collect();
         assert_eq!(columns.len(), 7);
         // What is held most at, all in the first column, and what is left in all others.
         assert_eq!(columns[0].held_bytes(), u64::MAX);

@@ -27,11 +27,10 @@ use crate::error::PoolError;
 use crate::wgpu::BufferUsages;
 
 /// The events of a pool with their times, in order.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Trace {
     /// Each event with the microseconds since the trace began.
-    pub events: Vec<(u64, Event)>,
+    pub(super) events: Vec<(u64, Event)>,
 }
 
 /// A lease of a replay, wherever it is.
@@ -51,7 +50,7 @@ impl Trace {
         options: PoolOptions,
         max_buffer_bytes: u64,
     ) -> Result<PoolReport, PoolError> {
-        let pool = Pool::with_source(SimulatedSource::new(max_buffer_bytes), options);
+        let pool = Pool::from_source(SimulatedSource::new(max_buffer_bytes), options);
         let mut buffers: HashMap<u64, Replayed> = HashMap::new();
         // Cached before the trace: kept apart until all that existed does.
         let mut cached = Vec::new();

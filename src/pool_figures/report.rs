@@ -8,8 +8,7 @@ use crate::label::Label;
 use crate::wgpu::BufferUsages;
 
 /// What happened in a [scope](crate::Pool::scope), on all threads: peaks and counts since it opened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct ScopeReport {
     /// Name of the scope.
     pub name: Label,
@@ -66,8 +65,7 @@ impl fmt::Display for ScopeReport {
 }
 
 /// The full state of a pool: its figures, its size classes, and who holds what. Errors carry it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct PoolReport {
     /// The figures.
     pub stats: PoolStats,
@@ -81,8 +79,7 @@ pub struct PoolReport {
 }
 
 /// Buffers of one usage set and size class.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ClassUse {
     /// Bits of the usage set, [`bits`](crate::wgpu::BufferUsages::bits).
     pub usage: u32,
@@ -93,23 +90,22 @@ pub struct ClassUse {
     /// Those of them that created a buffer.
     pub misses: u64,
     /// Buffers leased now.
-    pub leased: u64,
+    pub leased: usize,
     /// Buffers pending now.
-    pub pending: u64,
+    pub pending: usize,
     /// Buffers cached now.
-    pub free: u64,
+    pub free: usize,
     /// Bytes of leased buffers beyond what was asked for.
     pub wasted_bytes: u64,
 }
 
 /// The live leases of one label.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct LabelUse {
     /// The label.
     pub label: Label,
     /// Live leases.
-    pub leases: u64,
+    pub leases: usize,
     /// Bytes they asked for.
     pub requested_bytes: u64,
 }

@@ -3,8 +3,9 @@
 use std::fmt;
 
 /// A quantity that rises and falls.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Counter {
     /// Now.
     pub current: u64,
@@ -15,8 +16,9 @@ pub struct Counter {
 }
 
 /// Cached buffers destroyed, by cause; see [`EvictionCause`](crate::pool::EvictionCause).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
 #[non_exhaustive]
 pub struct Evictions {
     /// Held bytes exceeded the policy's bound, which follows live bytes.
@@ -50,8 +52,9 @@ impl Evictions {
 
 /// Counts since the pool was created, and what it holds now. The figures are taken under all locks of the pool. So the
 /// [identities](Self::identities_hold) hold at any moment, and peaks are exact however many threads use the pool.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
 #[non_exhaustive]
 pub struct PoolStats {
     /// Leases handed out.

@@ -1,19 +1,11 @@
 //! Recordings: work that is recorded first and run later.
 //!
 //! A [`Recorder`] builds a recording: a list of plain commands and the leases they use (recording.rs). A runner runs it
-//! (runner.rs): on a device at once, in slices, or through an application's encoder; or not at all, for plans. Nothing
-//! reaches the device before [`submit`](Recorder::submit), or [`encode`](Recorder::encode) for an application that owns the
-//! encoder. So dropping a recording has no effect and gives all its leases back.
+//! (runner.rs): on a device at once, in slices, or through an application's encoder; or not at all, for plans.
 //!
 //! **Why a list and not an encoder.** The parameters of all dispatches go into *one* uniform buffer, which is copied before
 //! the first pass opens, and their total size is known only at the end. Consecutive dispatches share a pass. And a recording
 //! can be dropped, or built on any thread, without touching the device.
-//!
-//! **Who keeps what alive.** Until it is submitted, the recording holds one handle of every lease it uses. Staging chunks,
-//! which are mapped for writing, are then pending until the device is done and they are mapped again. With `encode`, the
-//! leases move into the encoder's work-done callback. They return when that submission is done, or when the encoder is
-//! dropped unsubmitted, because its callbacks are dropped with it. The caller needs to keep no guard, and no lease can
-//! return too early.
 
 mod cost_model;
 mod encode;
@@ -21,11 +13,13 @@ mod fill;
 mod machine;
 mod recording;
 mod runner;
-pub mod slices;
+mod slices;
 
 pub(crate) use cost_model::CostModel;
 pub(crate) use machine::Machine;
-pub(crate) use runner::{DryRun, OnDevice};
+#[cfg(feature = "dry-run")]
+pub(crate) use runner::DryRun;
+pub(crate) use runner::OnDevice;
 pub use slices::{Progress, SliceOptions, SlicedSubmission};
 
 use std::sync::Arc;
@@ -41,12 +35,22 @@ use crate::readback::{Download, Readback};
 use crate::tensor::{Tensor, check_finite, num_bytes, padded_bytes};
 use recording::{Command, LeaseIndex, Recording};
 
-/// Work being recorded; see the [module](self) documentation. `Send`, so recordings may be built on any thread.
+/// Work that is recorded first and run later. `Send`, so recordings may be built on any thread.
+///
+/// Nothing reaches the device before [`submit`](Self::submit), [`submit_in_slices`](Self::submit_in_slices), or
+/// [`encode`](Self::encode) for an application that owns the encoder. So dropping a recording has no effect and gives all its
+/// leases back.
+///
+/// **Who keeps what alive.** Until it is submitted, the recording holds one handle of every lease it uses. Staging chunks,
+/// which are mapped for writing, are then pending until the device is done and they are mapped again. With `encode`, the
+/// leases move into the encoder's work-done callback. They return when that submission is done, or when the encoder is
+/// dropped unsubmitted, because its callbacks are dropped with it. The caller needs to keep no guard, and no lease can
+/// return too early.
 #[must_use = "a recording does nothing until it is submitted"]
 pub struct Recorder {
     machine: Arc<Machine>,
     recording: Recording,
-    num_dispatches: u64,
+    num_dispatches: usize,
 }
 
 impl Recorder {
@@ -64,12 +68,24 @@ impl Recorder {
     }
 
     /// Dispatches recorded so far.
-    pub fn num_dispatches(&self) -> u64 {
+    pub fn num_dispatches(&self) -> usize {
         self.num_dispatches
     }
 
+    /// Names of the kernels recorded so far, each once, in order of first use.
+    pub fn kernel_names(&self) -> Vec<&'static str> {
+        let mut names = Vec::new();
+        for (kernel, _) in self.work() {
+            if !names.contains(&kernel.name()) {
+                names.push(kernel.name());
+            }
+        }
+        names
+    }
+
     /// The kernels recorded so far, each once, in order of first use.
-    pub fn kernels(&self) -> Vec<Kernel> {
+    #[cfg(any(feature = "dry-run", feature = "testing"))]
+    pub(crate) fn recorded_kernels(&self) -> Vec<Kernel> {
         self.work().into_iter().map(|(kernel, _)| kernel).collect()
     }
 
@@ -300,6 +316,7 @@ impl Recorder {
     }
 
     /// Notes that the next command needs a recording that has written `contents`.
+    #[cfg(feature = "models")]
     pub(crate) fn needs(&mut self, contents: &Arc<Contents>) {
         self.recording.tracker.read(contents);
     }
@@ -329,6 +346,7 @@ impl Recorder {
 
     /// Records a copy of the bytes `range` of `from` to `to`, at `to_offset`. The tensors lie in different buffers. All
     /// offsets and ends are multiples of 4.
+    #[cfg(feature = "models")]
     pub(crate) fn copy(&mut self, from: &Tensor, range: ByteRange, to: &Tensor, to_offset: u64) {
         if range.size > 0 {
             self.reads(from);

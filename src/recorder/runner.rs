@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::ops::Range;
+#[cfg(feature = "dry-run")]
 use std::sync::Arc;
 
 use super::encode;
@@ -100,12 +101,15 @@ impl Runner for OnDevice {
 }
 
 /// Why the downloads of a dry run never arrive.
+#[cfg(feature = "dry-run")]
 const NEVER: &str = "it was recorded as a dry run, which runs nothing: record it on a device";
 
 /// Runs nothing. Recordings take their leases and are counted.
+#[cfg(feature = "dry-run")]
 #[derive(Debug)]
 pub(crate) struct DryRun;
 
+#[cfg(feature = "dry-run")]
 impl Runner for DryRun {
     fn prepare(&self, _: &Machine, _: Kernel) -> Result<()> {
         Ok(())

@@ -88,8 +88,8 @@ impl SliceOptions {
     }
 }
 
-/// How much of some work is done. A sliced submission counts nanoseconds of device time, as expected when it began. A [model's
-/// run](crate::models::ModelRun::progress) counts multiplications. The total does not change while the work goes on.
+/// How much of some work is done. A sliced submission counts nanoseconds of device time, as expected when it began. A model's
+/// run counts multiplications. The total does not change while the work goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// Work that is done.
@@ -171,13 +171,14 @@ struct Slice {
     nanoseconds: f64,
 }
 
-/// A recording that is submitted slice by slice; see the [module](self) documentation.
+/// A recording that is submitted slice by slice, each about as long as [`SliceOptions`] say, so that an application's frames go in
+/// between. The first dispatch of a kernel, which compiles it on some drivers, cannot be cut: warm up before.
 ///
 /// From a task of any executor, or a thread:
 ///
 /// ```no_run
 /// # use dilated_attention::{Context, DType};
-/// use dilated_attention::recorder::SliceOptions;
+/// use dilated_attention::SliceOptions;
 /// # let context = Context::new_blocking()?;
 /// let mut recorder = context.recorder("long work");
 /// // ... record a model's forward ...
@@ -211,7 +212,7 @@ pub struct SlicedSubmission {
     unit_nanoseconds: Vec<f64>,
     done_nanoseconds: f64,
     total_nanoseconds: f64,
-    num_slices: u64,
+    num_slices: usize,
     flight: Option<Flight>,
     failed: Option<Error>,
 }
@@ -328,7 +329,7 @@ impl SlicedSubmission {
     }
 
     /// Slices submitted so far.
-    pub fn num_slices(&self) -> u64 {
+    pub fn num_slices(&self) -> usize {
         self.num_slices
     }
 
@@ -470,6 +471,7 @@ impl SlicedSubmission {
     }
 
     /// Skips all commands as if they had been submitted. Downloads fail with the reason `never`.
+    #[cfg(feature = "dry-run")]
     pub(super) fn skip_all(&mut self, never: &'static str) {
         self.position.command = self.commands.len();
         for (readback, _) in self.readbacks.drain(..) {

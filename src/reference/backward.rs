@@ -30,7 +30,7 @@ pub struct ReferenceGradients {
 ///
 /// # Errors
 /// [`Error::LengthMismatch`](crate::Error::LengthMismatch) when an input does not have the elements of its shape.
-pub fn backward<T: Element>(
+pub fn backward<T: Copy + Into<f64> + Sync>(
     config: &DilatedAttentionConfig,
     shape: &AttentionShape,
     q: &[T],

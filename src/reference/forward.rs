@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 pub const UNCOVERED_LSE: f64 = -1e30;
 
 /// An element type that the reference reads. It converts to `f64` without loss.
-pub trait Element: Copy + Into<f64> + Sync {}
+pub(super) trait Element: Copy + Into<f64> + Sync {}
 impl<T: Copy + Into<f64> + Sync> Element for T {}
 
 /// Result of a forward pass over some rows: all tokens of all items, unless the function takes a list of rows.
@@ -28,7 +28,7 @@ pub struct ReferenceOutput {
 ///
 /// # Errors
 /// [`Error::LengthMismatch`] when an input does not have the elements of its shape.
-pub fn forward<T: Element>(
+pub fn forward<T: Copy + Into<f64> + Sync>(
     config: &DilatedAttentionConfig,
     shape: &AttentionShape,
     q: &[T],
@@ -44,7 +44,7 @@ pub fn forward<T: Element>(
 /// # Errors
 /// [`Error::LengthMismatch`] when an input does not have the elements of its shape, [`Error::InvalidShape`] when a row
 /// lies outside the shape.
-pub fn forward_rows<T: Element>(
+pub fn forward_rows<T: Copy + Into<f64> + Sync>(
     config: &DilatedAttentionConfig,
     shape: &AttentionShape,
     q: &[T],
@@ -60,7 +60,7 @@ pub fn forward_rows<T: Element>(
 ///
 /// # Errors
 /// As [`forward`]; [`Error::InvalidShape`] when there is no such branch.
-pub fn forward_branch<T: Element>(
+pub fn forward_branch<T: Copy + Into<f64> + Sync>(
     config: &DilatedAttentionConfig,
     shape: &AttentionShape,
     q: &[T],
@@ -75,7 +75,7 @@ pub fn forward_branch<T: Element>(
 ///
 /// # Errors
 /// As [`forward_rows`]; [`Error::InvalidShape`] when there is no such branch.
-pub fn forward_branch_rows<T: Element>(
+pub fn forward_branch_rows<T: Copy + Into<f64> + Sync>(
     config: &DilatedAttentionConfig,
     shape: &AttentionShape,
     q: &[T],

@@ -24,9 +24,6 @@
 //!
 //! [`backward`] returns the gradients. Tests compare it with finite differences of [`forward`].
 //!
-//! [`plain`] computes the same in single precision, with tensors stored in f32 or in half precision. It shows which rounding errors
-//! are unavoidable.
-//!
 //! Functions take elements of any type that converts to `f64` without loss (`f32`, `f64`, `half::f16`), so that long f32 inputs
 //! need no copy. They use as many threads as the machine runs at once. One thread computes a row, in a fixed order, so results do
 //! not depend on the number of threads.
@@ -45,15 +42,17 @@
 
 mod backward;
 mod forward;
-pub mod layers;
-pub mod model;
-pub mod plain;
+#[cfg(feature = "testing")]
+pub(crate) mod layers;
+#[cfg(feature = "testing")]
+pub(crate) mod model;
+#[cfg(feature = "testing")]
+pub(crate) mod plain;
 mod sparse;
 #[cfg(test)]
 mod tests;
 
 pub use backward::{ReferenceGradients, backward};
 pub use forward::{
-    Element, ReferenceOutput, UNCOVERED_LSE, forward, forward_branch, forward_branch_rows,
-    forward_rows,
+    ReferenceOutput, UNCOVERED_LSE, forward, forward_branch, forward_branch_rows, forward_rows,
 };

@@ -23,7 +23,8 @@ use crate::config::{AttentionShape, DilatedAttentionConfig};
 use crate::device::DType;
 use crate::error::Result;
 use crate::longnet::{LongNetConfig, OutputProjection};
-use crate::nn::{Activation, ProjectionNorm};
+use crate::nn::ProjectionNorm;
+use crate::ops::Activation;
 
 /// Parameters by name.
 pub type Values = HashMap<String, Vec<f64>>;

@@ -42,7 +42,7 @@ mod schedule;
 mod step;
 mod trainer;
 
-pub use crate::ops::{AdamWOptions, AdamWStep};
+pub use crate::ops::adamw::{AdamWOptions, AdamWStep};
 pub use batch::Batch;
 pub use evaluation::Evaluation;
 pub use optimizer::Optimizer;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::error::Error;
 use crate::error::Result;
 use crate::nn::{ParameterList, Parameters};
-use crate::ops::{AdamWStep, adamw, sum_of_squares};
+use crate::ops::adamw::{AdamWStep, adamw};
+use crate::ops::sum_of_squares;
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 

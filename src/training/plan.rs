@@ -21,9 +21,9 @@ use crate::tensor::zeros;
 #[non_exhaustive]
 pub struct TrainingPlan {
     /// Elements of all parameters.
-    pub num_parameters: u64,
+    pub num_parameters: usize,
     /// Tokens of all batches, each as long as its longest sequence.
-    pub num_tokens: u64,
+    pub num_tokens: usize,
     /// What the backward computes again.
     pub recompute: Recompute,
     /// Bytes of weights, gradients and the optimiser's means, which stay between steps.
@@ -37,7 +37,7 @@ pub struct TrainingPlan {
     /// By how much [`Recompute::Layers`] lowers `requested_bytes` (or has lowered it).
     pub saved_by_recomputing_bytes: u64,
     /// Dispatches of the step, which is one recording.
-    pub num_dispatches: u64,
+    pub num_dispatches: usize,
     /// Floating point operations of products and attention, forward and backward, those that are computed again included.
     pub flop: u64,
     /// Time of all dispatches as sliced submissions have measured them on this adapter, now or in a process before
@@ -136,7 +136,7 @@ impl Trainer {
     /// # Errors
     /// As [`step`](Self::step) and [`Context::warm_up`].
     pub fn warm_up(&self, shapes: &[AttentionShape]) -> Result<WarmUp> {
-        self.context.warm_up_recording(|dry_run| {
+        self.context.warm_up(|dry_run| {
             let trainer = planned(dry_run, self.model.config(), self.options.clone())?;
             let recorder = dry_run.recorder("training step");
             Ok(trainer.record(recorder, &batches(shapes)?)?.0.recorder)
@@ -226,10 +226,7 @@ fn measure(
     let stats = dry_run.pool().stats();
     Ok(TrainingPlan {
         num_parameters,
-        num_tokens: batches
-            .iter()
-            .map(|batch| batch.tokens().len() as u64)
-            .sum(),
+        num_tokens: batches.iter().map(|batch| batch.tokens().len()).sum(),
         recompute,
         kept_bytes,
         requested_bytes: stats.requested_bytes.peak,

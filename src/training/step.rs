@@ -8,7 +8,8 @@ use super::{Batch, Trainer};
 use crate::contents::Contents;
 use crate::error::{Error, Result};
 use crate::longnet::{Call, Input};
-use crate::ops::{AdamWStep, Labels, TokenIds, sum};
+use crate::ops::adamw::AdamWStep;
+use crate::ops::{Labels, TokenIds, sum};
 use crate::readback::Download;
 use crate::recorder::{Progress, Recorder, SliceOptions};
 use crate::tensor::Tensor;
@@ -19,7 +20,7 @@ use crate::tensor::Tensor;
 ///
 /// ```no_run
 /// # use dilated_attention::training::{Batch, StepReport, Trainer, TrainingStep};
-/// # use dilated_attention::{Result, recorder::SliceOptions};
+/// # use dilated_attention::{Result, SliceOptions};
 /// # fn frames(trainer: &mut Trainer, batches: &[Batch], is_cancelled: impl Fn() -> bool) -> Result<Option<StepReport>> {
 /// let TrainingStep { recorder, pending, .. } = trainer.record_step(batches)?;
 /// let mut sliced = recorder.submit_in_slices(SliceOptions::default());

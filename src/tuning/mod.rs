@@ -8,7 +8,7 @@
 //! ```
 //! Nothing is measured unless an application asks for it, because a probe compiles kernels, which takes seconds on some drivers and
 //! cannot be cancelled. An application should call [`tune`] where its user expects to wait, or on a thread of its own. Later starts
-//! find the winners and measure nothing. Every plan prints which kernel was chosen and why ([`Choice`](crate::kernels::Choice)).
+//! find the winners and measure nothing. Every plan prints which kernel was chosen and why.
 
 mod probe;
 mod report;

@@ -6,7 +6,7 @@ use super::search::Timing;
 use crate::attention::DilatedAttention;
 use crate::config::{AttentionShape, DilatedAttentionConfig};
 use crate::context::Context;
-use crate::device::{DType, Processor};
+use crate::device::{DType, DeviceCaps, Processor};
 use crate::error::Result;
 use crate::kernels::Family;
 use crate::kernels::Segments;
@@ -87,7 +87,7 @@ impl Probe for ForwardFamily {
     fn prepare(&self, context: &Context, variant: ForwardVariant) -> Result<Work> {
         let (config, shape) = problem(self.segments(), context)?;
         let dims = dims(&config, &shape);
-        let attention = DilatedAttention::with_variant(context, config, variant)?;
+        let attention = DilatedAttention::new(context, config)?.with_forward_kernel(variant)?;
         let mut recorder = context.recorder("probe");
         let q = numbers(&mut recorder, "q", &dims)?;
         recorder.submit()?;
@@ -101,7 +101,7 @@ impl Probe for BackwardFamily {
     fn prepare(&self, context: &Context, variant: BackwardVariant) -> Result<Work> {
         let (config, shape) = problem(self.segments(), context)?;
         let dims = dims(&config, &shape);
-        let attention = DilatedAttention::new(context, config)?.with_backward_variant(variant)?;
+        let attention = DilatedAttention::new(context, config)?.with_backward_kernels(variant)?;
         let mut recorder = context.recorder("probe");
         let q = numbers(&mut recorder, "q", &dims)?;
         let forward = attention.forward(&mut recorder, &q, &q, &q)?;
@@ -115,21 +115,38 @@ impl Probe for BackwardFamily {
     }
 }
 
+/// Rows of the left factor and of the result of a probed product.
+fn product_rows(caps: &DeviceCaps) -> usize {
+    match caps.processor {
+        Processor::Gpu => 4096,
+        Processor::Cpu { .. } => 256,
+    }
+}
+
+/// Elements of the sums of a probed product.
+const PRODUCT_INNER: usize = 512;
+
+/// More columns than any layer has; their weights take 512 MiB on the host.
+const MOST_COLUMNS: u64 = 1 << 18;
+
+/// Most columns of a probed product: the larger of the weights and the result fits in a buffer.
+pub(super) fn most_columns(caps: &DeviceCaps) -> usize {
+    let column_bytes = 4 * product_rows(caps).max(PRODUCT_INNER) as u64;
+    (caps.max_buffer_bytes / column_bytes).min(MOST_COLUMNS) as usize
+}
+
 impl Probe for MatmulFamily {
     fn prepare(&self, context: &Context, variant: MatmulVariant) -> Result<Work> {
-        let rows = match context.caps().processor {
-            Processor::Gpu => 4096,
-            Processor::Cpu { .. } => 256,
-        };
-        let (inner, columns) = (512, self.columns as usize);
+        let (rows, inner) = (product_rows(context.caps()), PRODUCT_INNER);
+        let columns = self.columns as usize;
         let mut recorder = context.recorder("probe");
         let x = numbers(&mut recorder, "x", &[rows, inner])?;
         let weight = numbers(&mut recorder, "weight", &[columns, inner])?;
         let y = recorder.empty("y", &[rows, columns], DType::F32)?;
         recorder.submit()?;
         Ok(Box::new(move |recorder| {
-            let product = Matmul::new(x.matrix(), weight.matrix()).transpose_b();
-            product.with_variant(variant).write(recorder, y.matrix())
+            let product = Matmul::new(x.matrix(), weight.matrix()).with_transposed_b();
+            product.with_kernel(variant).write(recorder, y.matrix())
         }))
     }
 }

@@ -74,7 +74,7 @@ pub struct TunedPass {
 /// let config = DilatedAttentionConfig::new(8, 64, &[2048, 8192], &[1, 4])?;
 /// println!("{}", tune(&context, &config, &TuneOptions::default())?);
 /// let attention = DilatedAttention::new(&context, config)?;
-/// println!("{}", attention.choice(DType::F32)?);
+/// println!("{}", attention.forward_kernel(DType::F32)?);
 /// # Ok::<(), dilated_attention::Error>(())
 /// ```
 ///
@@ -104,17 +104,22 @@ pub fn tune(
 /// As [`tune`], for matrix products whose result has `columns` columns, such as that of a linear layer with as many outputs.
 ///
 /// # Errors
-/// As [`tune`]; [`Error::InvalidShape`] for no columns.
-pub fn tune_product(context: &Context, columns: u64, options: &TuneOptions) -> Result<TuneReport> {
-    if columns == 0 {
+/// As [`tune`]; [`Error::InvalidShape`] for no columns, and for more than 262 144 or than fit in a buffer.
+pub fn tune_product(
+    context: &Context,
+    columns: usize,
+    options: &TuneOptions,
+) -> Result<TuneReport> {
+    let most = probe::most_columns(context.caps());
+    if columns == 0 || columns > most {
         return Err(Error::InvalidShape {
             what: "product".into(),
-            given: "0 columns".to_owned(),
-            need: "at least 1".to_owned(),
+            given: format!("{columns} columns"),
+            need: format!("1 to {most}, whose matrices fit in a buffer"),
         });
     }
     let mut found = Found::default();
-    let family = MatmulFamily::of_linear_layer(columns);
+    let family = MatmulFamily::of_linear_layer(columns as u64);
     found.tune(context, &family, options, options.budget)?;
     Ok(found.remember(context.tuner()))
 }

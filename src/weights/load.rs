@@ -40,7 +40,7 @@ impl<'a> WeightSource<'a> {
 
     /// The same under other names: `rename` is given a tensor's name (without the prefix of the part, after earlier renaming)
     /// and says which parameter it is for, or `None` for a tensor to leave out knowingly.
-    pub fn rename(mut self, rename: impl Fn(&str) -> Option<String> + 'a) -> Self {
+    pub fn with_rename(mut self, rename: impl Fn(&str) -> Option<String> + 'a) -> Self {
         self.rename = Some(match self.rename.take() {
             None => Box::new(rename),
             Some(earlier) => Box::new(move |name| rename(&earlier(name)?)),

@@ -17,7 +17,7 @@
 //!
 //! **Which names.** A file may hold several sets of parameters under prefixes, as checkpoints of training do;
 //! [`WeightFile::part`] takes one, and [`WeightFile::part_with`] finds it; a file whose names have a prefix that the model's
-//! have not (`module.`, `_orig_mod.`) is an error that names it. [`WeightSource::rename`] is for files whose names are not those of the model, and for
+//! have not (`module.`, `_orig_mod.`) is an error that names it. [`WeightSource::with_rename`] is for files whose names are not those of the model, and for
 //! tensors to leave out *knowingly*: buffers that follow from the configuration, such as torchscale's scale of xPos.
 //!
 //! ```no_run
@@ -33,7 +33,7 @@
 //! let file = WeightFile::open("torchscale.safetensors")?;
 //! let weights = file
 //!     .part("encoder.")
-//!     .rename(|name| (!name.ends_with("self_attn.xpos.scale")).then(|| name.to_owned()))
+//!     .with_rename(|name| (!name.ends_with("self_attn.xpos.scale")).then(|| name.to_owned()))
 //!     .load(&context, model.parameters())?;
 //!
 //! WeightWriter::new()

@@ -64,7 +64,7 @@ impl<'a> WeightWriter<'a> {
     }
 
     /// Adds a string of the crate's own, which no key of the caller's can replace.
-    #[cfg(not(target_arch = "wasm32"))]
+    #[cfg(all(feature = "training", not(target_arch = "wasm32")))]
     pub(crate) fn own_metadata(mut self, key: &'static str, value: impl Into<String>) -> Self {
         self.own_metadata.insert(key, value.into());
         self

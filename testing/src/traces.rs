@@ -3,9 +3,8 @@
 
 use std::collections::VecDeque;
 
-use dilated_attention::pool::{
-    Lease, Pool, PoolOptions, PoolStats, STORAGE_USAGE, SimulatedBuffer, SimulatedSource,
-};
+use dilated_attention::pool::{Lease, Pool, PoolOptions, PoolStats, STORAGE_USAGE};
+use dilated_attention::testing::{SimulatedBuffer, SimulatedSource};
 
 /// Whatever lends memory.
 pub trait Allocator {
@@ -30,7 +29,7 @@ pub struct Simulated {
 impl Simulated {
     /// An empty pool with these options.
     pub fn new(options: PoolOptions) -> Self {
-        let pool = Pool::with_source(SimulatedSource::new((1 << 31) - 1), options);
+        let pool = Pool::from_source(SimulatedSource::new((1 << 31) - 1), options);
         let warm = pool.stats();
         Self { pool, warm }
     }

@@ -7,11 +7,10 @@ use dilated_attention::longnet::{LongNet, LongNetConfig, OutputProjection};
 use dilated_attention::models::StagedModel;
 use dilated_attention::models::gigapath::{Slide, SlideEncoder, SlideEncoderConfig, SlideOutputs};
 use dilated_attention::pool::{READBACK_USAGE, STAGING_USAGE, STORAGE_USAGE};
-use dilated_attention::recorder::SliceOptions;
 use dilated_attention::training::{Batch, LearningRate, Trainer, TrainingOptions};
 use dilated_attention::{
     Context, DType, DilatedAttention, DilatedAttentionConfig, Download, Error, Recorder, Result,
-    WeightFile,
+    SliceOptions, WeightFile,
 };
 
 /// A workload on a context that is there, or (`context`) one that makes its own.

@@ -1,14 +1,11 @@
 //! The backward kernels against the f64 reference, on every context and with every kernel that the adapter runs.
 
-use dilated_attention::CallOptions;
-use dilated_attention::device::Processor;
-use dilated_attention::kernels::Family;
-use dilated_attention::kernels::attention_backward::BackwardVariant;
-use dilated_attention::kernels::attention_forward::ForwardFamily;
 use dilated_attention::ops::convert;
-use dilated_attention::reference::{self, ReferenceGradients, plain};
+use dilated_attention::reference::{self, ReferenceGradients};
+use dilated_attention::testing::{BackwardVariant, Family, ForwardFamily, Processor, plain};
 use dilated_attention::{
-    AttentionShape, DType, DilatedAttention, DilatedAttentionConfig, Error, Mask, MixGradient,
+    AttentionShape, CallOptions, DType, DilatedAttention, DilatedAttentionConfig, Error, Mask,
+    MixGradient,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
@@ -31,7 +28,8 @@ pub fn run(
     let forward = ForwardFamily::of(&problem.config, variant.format)
         .choice(on.context.caps())
         .variant;
-    let attention = DilatedAttention::with_variant(&on.context, problem.config.clone(), forward)?
+    let attention = DilatedAttention::new(&on.context, problem.config.clone())?
+        .with_variant(forward)?
         .with_backward_variant(variant)?;
     let mut recorder = on.context.recorder("test");
     let [q, k, v] = problem.upload(&mut recorder)?;
@@ -236,7 +234,7 @@ const HEAD_DIMS: [usize; 9] = [4, 8, 12, 24, 48, 64, 96, 128, 256];
 fn every_head_size_equals_the_reference() {
     for (index, on) in kernel_contexts().iter().enumerate() {
         // For these all shapes; older software drivers take minutes for those of 64 that they are not given.
-        let with_all_shapes: &[usize] = match on.context.caps().processor {
+        let with_all_shapes: &[usize] = match on.context.caps().processor() {
             Processor::Gpu => &HEAD_DIMS,
             Processor::Cpu {
                 uniform_loads: true,

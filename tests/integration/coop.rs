@@ -3,15 +3,12 @@
 //!
 //! Lavapipe has them from Mesa 26 on. It would not choose them itself, for they are slower there, so tests name the kernels.
 
-use dilated_attention::device::{
-    CooperativeMatrix, DeviceCaps, ElementFormat, KernelTier, NoCooperativeMatrix, Processor,
+use dilated_attention::device::{DeviceCaps, KernelTier, NoCooperativeMatrix};
+use dilated_attention::ops::{Activation, Matmul, convert};
+use dilated_attention::testing::{
+    BackwardFamily, BackwardVariant, CooperativeMatrix, ElementFormat, Family, ForwardFamily,
+    ForwardVariant, MatmulFamily, MatmulVariant, Processor,
 };
-use dilated_attention::kernels::Family;
-use dilated_attention::kernels::activation::Activation;
-use dilated_attention::kernels::attention_backward::{BackwardFamily, BackwardVariant};
-use dilated_attention::kernels::attention_forward::{ForwardFamily, ForwardVariant};
-use dilated_attention::kernels::matmul::{MatmulFamily, MatmulVariant};
-use dilated_attention::ops::{Matmul, convert};
 use dilated_attention::{
     AttentionShape, Context, ContextOptions, DType, DilatedAttentionConfig, Mask, MixGradient,
     UNCOVERED_LSE, wgpu,
@@ -35,9 +32,9 @@ fn has_matrices(on: &TestContext) -> bool {
     let caps = on.context.caps();
     let forward = ForwardFamily::of_long_segments(64, ElementFormat::F16).cooperative(caps);
     let product = MatmulFamily::of_factors(64, [ElementFormat::F16; 2]).cooperative(caps);
-    match on.context.cooperative_matrix() {
-        Ok(matrix) => {
-            assert_eq!(caps.cooperative_matrix, Ok(matrix));
+    match on.context.cooperative_tier() {
+        Ok(tier) => {
+            assert!(tier.is_cooperative() && caps.cooperative_matrix().is_ok());
             assert!(
                 forward.is_ok() && product.is_ok(),
                 "{forward:?} {product:?}"
@@ -45,7 +42,7 @@ fn has_matrices(on: &TestContext) -> bool {
             true
         }
         Err(reason) => {
-            assert_eq!(caps.cooperative_matrix, Err(reason.clone()));
+            assert_eq!(caps.cooperative_matrix(), Err(reason.clone()));
             let reasons = [forward.unwrap_err(), product.unwrap_err()];
             for error in reasons {
                 assert!(error.to_string().contains(&reason.to_string()), "{error}");
@@ -87,8 +84,11 @@ fn usable_sizes(context: &Context) -> Vec<u32> {
 fn matrices_are_offered_exactly_where_the_adapter_lists_them() {
     for on in contexts_with_features() {
         let sizes = usable_sizes(&on.context);
-        match on.context.cooperative_matrix() {
-            Ok(matrix) => assert!(sizes.contains(&matrix.size), "{matrix} of {sizes:?}"),
+        match on.context.cooperative_tier() {
+            Ok(tier) => {
+                let size = if tier == KernelTier::Coop8 { 8 } else { 16 };
+                assert!(sizes.contains(&size), "{tier} of {sizes:?}");
+            }
             Err(reason) => {
                 let fixed = on.context.adapter_info().subgroup_min_size
                     == on.context.adapter_info().subgroup_max_size;
@@ -106,7 +106,7 @@ fn options_leave_matrices_out() {
         ..ContextOptions::default()
     });
     assert_eq!(
-        context.cooperative_matrix(),
+        context.cooperative_tier(),
         Err(NoCooperativeMatrix::FeatureOff)
     );
     let features = context.device().features();
@@ -123,25 +123,25 @@ fn devices_of_applications_have_matrices_with_their_features_alone() {
     let brought = brought.expect("large enough");
     let tested = |context: &Context| pollster::block_on(context.test_cooperative_matrices());
     if listed(&own).is_empty() {
-        assert!(brought.cooperative_matrix().is_err());
+        assert!(brought.cooperative_tier().is_err());
     } else {
         assert_eq!(
-            brought.cooperative_matrix(),
+            brought.cooperative_tier(),
             Err(NoCooperativeMatrix::NotTested)
         );
     }
     assert_eq!(tested(&brought), tested(&own));
-    assert_eq!(brought.cooperative_matrix(), own.cooperative_matrix());
+    assert_eq!(brought.cooperative_tier(), own.cooperative_tier());
     // A device does not tell what its adapter lists.
     let untold = Context::from_device(device, queue).expect("large enough");
-    assert!(untold.cooperative_matrix().is_err());
+    assert!(untold.cooperative_tier().is_err());
     let instance =
         wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
     let adapter = pollster::block_on(instance.request_adapter(&Default::default())).unwrap();
     let (device, queue) = pollster::block_on(adapter.request_device(&Default::default())).unwrap();
     let brought = Context::from_device(device, queue).expect("large enough");
     assert_eq!(
-        brought.cooperative_matrix(),
+        brought.cooperative_tier(),
         Err(NoCooperativeMatrix::FeatureOff)
     );
 }
@@ -164,7 +164,8 @@ fn wrong_claims_are_refused_by_the_self_test() {
         matches!(refusal, Err(NoCooperativeMatrix::SelfTestFailed(_))),
         "{refusal:?}"
     );
-    if let Ok(matrix) = pollster::block_on(context.test_cooperative_matrices()) {
+    if pollster::block_on(context.test_cooperative_matrices()).is_ok() {
+        let matrix = context.caps().cooperative_matrix().expect("tested");
         let test = |matrix| pollster::block_on(context.test_claim_of_matrices(matrix));
         assert_eq!(test(matrix), Ok(()));
         let wrong = CooperativeMatrix {
@@ -304,16 +305,13 @@ fn values_that_are_no_numbers_stay_with_rows_that_see_them() {
 /// Head sizes and types that the kernels are not for are told, and get the other kernels.
 #[test]
 fn other_sizes_and_types_are_refused_with_the_reason() {
-    let caps = DeviceCaps {
-        shader_f16: true,
-        max_workgroup_memory_bytes: 49_152,
-        cooperative_matrix: Ok(CooperativeMatrix {
+    let caps = DeviceCaps::webgpu_defaults()
+        .with_max_workgroup_memory_bytes(49_152)
+        .with_cooperative_matrix(CooperativeMatrix {
             size: 16,
             lanes: 32,
             scalar_pointers: false,
-        }),
-        ..DeviceCaps::webgpu_defaults()
-    };
+        });
     let of = |head_dim| DilatedAttentionConfig::new(1, head_dim, &[64], &[1]).unwrap();
     let reason = |head_dim, format, caps: &DeviceCaps| {
         let chosen = ForwardFamily::of(&of(head_dim), format)
@@ -337,20 +335,14 @@ fn other_sizes_and_types_are_refused_with_the_reason() {
     for format in [ElementFormat::F32, ElementFormat::Bf16Packed] {
         assert!(reason(64, format, &caps).contains("lose precision"));
     }
-    let small = DeviceCaps {
-        max_workgroup_memory_bytes: 8192,
-        ..caps.clone()
-    };
+    let small = caps.clone().with_max_workgroup_memory_bytes(8192);
     assert!(reason(128, ElementFormat::F16, &small).contains("8192"));
     // Where they are slower.
-    let cpu = DeviceCaps {
-        processor: Processor::Cpu {
-            lanes: 8,
-            uniform_loads: true,
-            broadcasts: true,
-        },
-        ..caps
-    };
+    let cpu = caps.with_processor(Processor::Cpu {
+        lanes: 8,
+        uniform_loads: true,
+        broadcasts: true,
+    });
     assert!(
         !ForwardFamily::of(&of(64), ElementFormat::F16)
             .choice(&cpu)
@@ -380,7 +372,7 @@ fn products_equal_those_of_the_other_kernel() {
             let (transpose_a, transpose_b, add) = (way % 2 == 1, way / 2 == 1, draw(2) == 1);
             let result = [DType::F32, DType::F16][way / 2];
             // Where bindings are small, sums come in parts, and parts cannot be activated.
-            let parts = on.context.caps().max_binding_bytes < 1 << 20;
+            let parts = on.context.caps().max_binding_bytes() < 1 << 20;
             let activation = [Activation::Identity, Activation::Gelu][way % 2];
             let activation = if parts {
                 Activation::Identity
@@ -408,10 +400,10 @@ fn products_equal_those_of_the_other_kernel() {
                 let c = stored(case + 5, &[rows, columns], result);
                 let mut product = Matmul::new(a.matrix(), b.matrix());
                 if transpose_a {
-                    product = product.transpose_a();
+                    product = product.with_transposed_a();
                 }
                 if transpose_b {
-                    product = product.transpose_b();
+                    product = product.with_transposed_b();
                 }
                 product = product.with_variant(variant).with_bias(Some(bias.matrix()));
                 match add {

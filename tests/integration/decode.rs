@@ -12,7 +12,7 @@ use dilated_attention::longnet::{
 use dilated_attention::nn::{Parameters, ProjectionNorm};
 use dilated_attention::ops::TokenIds;
 use dilated_attention::pool::PoolError;
-use dilated_attention::reference::model;
+use dilated_attention::testing::model;
 use dilated_attention::{
     AttentionShape, Context, ContextOptions, DilatedAttentionConfig, Error, HeadOffsets, Heads,
     Recorder, Result, Tensor,

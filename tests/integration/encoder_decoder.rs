@@ -4,9 +4,9 @@ use dilated_attention::longnet::{
     Call, CrossAttentionConfig, EncoderDecoder, Input, LongNetConfig, Output, OutputProjection,
     Recompute,
 };
-use dilated_attention::nn::{Activation, ParameterList, ProjectionNorm};
-use dilated_attention::ops::TokenIds;
-use dilated_attention::reference::model::{self, Values};
+use dilated_attention::nn::{ParameterList, ProjectionNorm};
+use dilated_attention::ops::{Activation, TokenIds};
+use dilated_attention::testing::model::{self, Values};
 use dilated_attention::{
     AttentionShape, Context, DType, DilatedAttentionConfig, Heads, Result, Tensor,
 };

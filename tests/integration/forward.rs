@@ -1,7 +1,6 @@
 //! The forward kernels against the f64 reference, on every context and with every kernel that the adapter runs.
 
-use dilated_attention::device::Processor;
-use dilated_attention::kernels::attention_forward::ForwardVariant;
+use dilated_attention::testing::{ForwardVariant, Processor};
 use dilated_attention::{
     AttentionShape, DType, DilatedAttentionConfig, HeadOffsets, Heads, Mask, OutputRows, Padding,
 };
@@ -215,7 +214,7 @@ const FEW_HEAD_DIMS: [usize; 5] = [8, 12, 48, 64, 132];
 #[test]
 fn every_head_size_equals_the_reference() {
     for (index, on) in kernel_contexts().iter().enumerate() {
-        let compiles_fast = on.context.caps().processor == Processor::Gpu;
+        let compiles_fast = on.context.caps().processor() == Processor::Gpu;
         for head_dim in [4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 132, 256] {
             let mut variants = on.forward_variants(head_dim);
             if !compiles_fast && !FEW_HEAD_DIMS.contains(&head_dim) {
@@ -236,14 +235,14 @@ fn every_head_size_equals_the_reference() {
 #[test]
 fn grids_wider_than_the_device_allows_are_folded() {
     let on = tiny_bindings();
-    let limit = on.context.caps().max_workgroups_per_dimension;
+    let limit = on.context.caps().max_workgroups_per_dimension();
     // One workgroup a segment; one head of 4 elements, so that a window covers them all.
     let config = DilatedAttentionConfig::new(1, 4, &[2], &[1]).unwrap();
     let shape = shape(1, 900);
     let plan = config
         .plan_forward(&shape, DType::F32, on.context.caps())
         .unwrap();
-    assert!(plan.dispatches[0].num_workgroups > limit && plan.dispatches[0].grid[1] > 1);
+    assert!(plan.dispatches()[0].num_workgroups > limit && plan.dispatches()[0].grid[1] > 1);
     Problem::new(config, shape, 1.0).check(on).unwrap();
 }
 

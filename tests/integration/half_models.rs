@@ -3,13 +3,12 @@
 
 use dilated_attention::device::DeviceCaps;
 use dilated_attention::longnet::{Call, EncoderDecoder, Input, LongNet, LongNetConfig};
-use dilated_attention::nn::Activation;
 use dilated_attention::ops::{
-    Dropout, Matmul, Positions, Rotations, ScaledAdd, TokenIds, XposRole, activation, convert,
-    embedding, layer_norm, xpos,
+    Activation, Dropout, Matmul, Positions, Rotations, ScaledAdd, TokenIds, XposRole, activation,
+    convert, embedding, layer_norm, xpos,
 };
-use dilated_attention::reference::layers;
-use dilated_attention::reference::plain::rounded;
+use dilated_attention::testing::layers;
+use dilated_attention::testing::plain::rounded;
 use dilated_attention::training::{LearningRate, Trainer, TrainingOptions};
 use dilated_attention::{
     AttentionShape, Context, DType, DilatedAttentionConfig, Error, Recorder, Result, Tensor,
@@ -79,7 +78,7 @@ fn products_equal_double_precision() -> Result<()> {
                 let bias_row = recorder.upload("bias", &[columns], &bias)?;
                 let skip = stored(&mut recorder, &[rows, columns], &residual, dtype)?;
                 let product = Matmul::new(a.matrix(), b.matrix())
-                    .transpose_b()
+                    .with_transposed_b()
                     .with_bias(Some(bias_row.vector()));
                 let plain = recorder.empty("plain", &[rows, columns], dtype)?;
                 product.write(&mut recorder, plain.matrix())?;
@@ -141,7 +140,7 @@ fn rows_and_elements_equal_double_precision() -> Result<()> {
             activation(&mut recorder, Activation::Gelu, a.matrix(), gelu.matrix())?;
             activation(&mut recorder, Activation::Silu, a.matrix(), silu.matrix())?;
             ScaledAdd::new(a.matrix(), 2.0)
-                .plus(b.matrix(), -0.5)
+                .with_y(b.matrix(), -0.5)
                 .write(&mut recorder, sum.matrix())?;
             let given_table = recorder.upload("table", &[9, width], &table)?;
             let tokens = TokenIds::upload(&mut recorder, &ids, 9)?;
@@ -396,7 +395,7 @@ fn training_and_widths_that_do_not_fit_are_errors() -> Result<()> {
     assert!(matches!(result, Err(Error::InvalidShape { what, .. }) if what == "x"));
     let product = Matmul::new(half.matrix(), weight.matrix());
     wrong(product.write(&mut recorder, brain.matrix()), "c");
-    let product = Matmul::new(half.matrix(), brain.matrix()).transpose_b();
+    let product = Matmul::new(half.matrix(), brain.matrix()).with_transposed_b();
     let square = recorder.zeros("c", &[3, 3], DType::F32)?;
     wrong(product.write(&mut recorder, square.matrix()), "b");
     let dropout = ScaledAdd::new(half.matrix(), 1.0).with_dropout(Some(Dropout::new(0.5, 1)?), 0);

@@ -1,16 +1,15 @@
 //! Attention with f16 and bf16 tensors, with and without f16 in shaders: against the f64 reference of the rounded inputs, allowed
 //! twice the error of a plain implementation that stores the same type.
 
-use dilated_attention::CallOptions;
-use dilated_attention::device::{DeviceCaps, ElementFormat};
-use dilated_attention::kernels::Family;
-use dilated_attention::kernels::attention_backward::BackwardFamily;
-use dilated_attention::kernels::attention_forward::{ForwardFamily, ForwardVariant};
+use dilated_attention::device::DeviceCaps;
 use dilated_attention::ops::convert;
-use dilated_attention::reference::{self, plain::rounded};
+use dilated_attention::testing::plain::rounded;
+use dilated_attention::testing::{
+    BackwardFamily, ElementFormat, Family, ForwardFamily, ForwardVariant,
+};
 use dilated_attention::{
-    AttentionShape, Context, DType, DilatedAttention, DilatedAttentionConfig, Error, Heads, Mask,
-    MixGradient, Recorder, Tensor,
+    AttentionShape, CallOptions, Context, DType, DilatedAttention, DilatedAttentionConfig, Error,
+    Heads, Mask, MixGradient, Recorder, Tensor, reference,
 };
 use half::{bf16, f16};
 
@@ -120,7 +119,7 @@ fn wide_heads_and_many_branches_equal_the_reference() {
 #[test]
 fn storages_of_one_type_agree_bit_for_bit() {
     let [without, on] = [&kernel_contexts()[0], &kernel_contexts()[1]];
-    assert!(!without.context.caps().shader_f16);
+    assert!(!without.context.caps().shader_f16());
     assert_eq!(formats(without, DType::F16), [ElementFormat::F16Packed]);
     let config = DilatedAttentionConfig::new(2, 8, &[16, 50], &[1, 3]).unwrap();
     let problem = Problem::new(config, AttentionShape::new(2, 70).unwrap(), 1.0).stored(DType::F16);
@@ -132,7 +131,7 @@ fn storages_of_one_type_agree_bit_for_bit() {
     // Where shaders know no f16, one storage runs twice.
     assert_eq!(
         results.len(),
-        if on.context.caps().shader_f16 { 4 } else { 2 }
+        if on.context.caps().shader_f16() { 4 } else { 2 }
     );
     for result in &results {
         assert_eq!(result, &results[0]);
@@ -362,10 +361,7 @@ fn mixed_types_are_errors() {
 #[test]
 fn plans_promise_what_the_pool_measures() {
     let defaults = DeviceCaps::webgpu_defaults();
-    let tight = DeviceCaps {
-        max_binding_bytes: 16 << 10,
-        ..defaults.clone()
-    };
+    let tight = defaults.clone().with_max_binding_bytes(16 << 10);
     for caps in [defaults, tight] {
         for dtype in HALVES {
             // It takes leases and runs nothing; another test runs one type on a device.

@@ -1,9 +1,9 @@
 //! Tensors in an application's own shaders, and the application's buffers as tensors; commands of its own over the pool's
 //! leases.
 
+use dilated_attention::SliceOptions;
 use dilated_attention::ops::ScaledAdd;
 use dilated_attention::pool::{PARAMS_USAGE, Pool, PoolError, PoolOptions, STORAGE_USAGE};
-use dilated_attention::recorder::SliceOptions;
 use dilated_attention::reference;
 use dilated_attention::{
     AttentionShape, Context, ContextOptions, DType, DeviceCaps, DilatedAttention,
@@ -583,7 +583,7 @@ fn wrong_commands_of_an_encoder_are_errors() {
     assert_eq!(download.wait().unwrap(), [1, 2, 3, 4]);
 
     let source = FailingSource::new(context.device(), u64::MAX, 0);
-    let without_device = Pool::with_source(source, PoolOptions::default());
+    let without_device = Pool::from_source(source, PoolOptions::default());
     let error = without_device
         .encoder(queue, "nowhere")
         .map(drop)

@@ -7,12 +7,12 @@
 //! A part that all scores of a row share changes nothing of the result, but it takes digits of every score, and what the
 //! gradient of a query sums up nearly cancels: keys of 1000, times weights that add up to 0 only if each row's softmax does.
 
-use dilated_attention::device::ElementFormat;
-use dilated_attention::kernels::Family;
-use dilated_attention::kernels::attention_backward::{BackwardFamily, BackwardVariant};
-use dilated_attention::kernels::attention_forward::{ForwardFamily, ForwardVariant};
-use dilated_attention::reference::{self, plain};
-use dilated_attention::{AttentionShape, DType, DilatedAttentionConfig, Mask, MixGradient};
+use dilated_attention::testing::{
+    BackwardFamily, BackwardVariant, ElementFormat, Family, ForwardFamily, ForwardVariant, plain,
+};
+use dilated_attention::{
+    AttentionShape, DType, DilatedAttentionConfig, Mask, MixGradient, reference,
+};
 
 use crate::backward;
 use crate::support::kernel_contexts::{
@@ -349,7 +349,7 @@ fn offsets_in_many_windows_of_keys() {
         let plan = dense
             .plan_forward(&shape, DType::F32, on.context.caps())
             .unwrap();
-        assert_eq!(plan.dispatches.len(), windows);
+        assert_eq!(plan.num_dispatches(), windows);
         for offset in [0.0, 200.0, 1000.0] {
             let problem = with_offset(dense.clone(), shape.clone(), offset);
             let name = format!("{windows} windows of keys, offset {offset}");

@@ -1,14 +1,15 @@
 //! Layers with parameters, one by one, forward against double precision. Their gradients are compared as parts of models.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use dilated_attention::nn::{
-    Activation, Block, FeedForward, FeedForwardConfig, Init, LayerNorm, Linear, Memory,
-    MultiheadAttention, MultiheadAttentionConfig, MultiheadInput, ParameterList, Parameters, Pass,
-    ProjectionNorm, Sublayer,
+    FeedForward, FeedForwardConfig, Init, LayerNorm, Linear, MultiheadAttention,
+    MultiheadAttentionConfig, MultiheadInput, ParameterList, Parameters, ProjectionNorm,
 };
-use dilated_attention::ops::{Positions, Rotations};
-use dilated_attention::reference::model::{self, Values};
+use dilated_attention::ops::{Activation, Positions, Rotations};
+use dilated_attention::testing::model::{self, Values};
+use dilated_attention::testing::{Block, BlockPass, Memory, Sublayer};
 use dilated_attention::{
     AttentionShape, Context, DType, DilatedAttentionConfig, Error, Heads, Recorder, Result, Tensor,
 };
@@ -138,17 +139,17 @@ fn chunks_of_rows_equal_calls_of_their_own() {
     let values = draw(&list, 4);
     let mut recorder = context.recorder("chunks");
     let weights = upload(&mut recorder, &list, &values).unwrap();
-    let shape = [rows as usize, embed_dim];
+    let shape = [rows, embed_dim];
     let [x, dy] = [1, 2].map(|seed| {
-        let values = uniform(seed, rows as usize * embed_dim);
+        let values = uniform(seed, rows * embed_dim);
         recorder.upload("x", &shape, &values).unwrap()
     });
-    let mut run = |parts: &[(u64, u64)]| -> Result<(Vec<Tensor>, Parameters)> {
+    let mut run = |parts: &[Range<usize>]| -> Result<(Vec<Tensor>, Parameters)> {
         let gradients = Parameters::zeros(&mut recorder, &list, "gradients")?;
         let y = recorder.empty("y", &shape, DType::F32)?;
         let dx = recorder.empty("dx", &shape, DType::F32)?;
-        for &(begin, end) in parts {
-            let [x, dy, y, dx] = [&x, &dy, &y, &dx].map(|t| t.matrix().slice(begin, end));
+        for rows in parts {
+            let [x, dy, y, dx] = [&x, &dy, &y, &dx].map(|t| t.matrix().slice(rows.clone()));
             let (x, recorder) = (x?, &mut recorder);
             network.forward(recorder, &weights, None, x, None, y?)?;
             let sets = [&weights, &gradients];
@@ -156,8 +157,8 @@ fn chunks_of_rows_equal_calls_of_their_own() {
         }
         Ok((vec![y, dx], gradients))
     };
-    let (whole, whole_gradients) = run(&[(0, rows)]).unwrap();
-    let (parts, part_gradients) = run(&[(0, 64), (64, 128), (128, rows)]).unwrap();
+    let (whole, whole_gradients) = run(std::slice::from_ref(&(0..rows))).unwrap();
+    let (parts, part_gradients) = run(&[0..64, 64..128, 128..rows]).unwrap();
     let tensors: Vec<&Tensor> = whole.iter().chain(&parts).collect();
     let (tensors, sets) = read(recorder, &tensors, &[&whole_gradients, &part_gradients]).unwrap();
     assert!(tensors[..2] == tensors[2..]);
@@ -173,7 +174,7 @@ fn chunks_of_rows_equal_calls_of_their_own() {
     // One row of each chunk: the others cost seconds in double precision.
     for row in [5, 70, 129] {
         let range = row * embed_dim..(row + 1) * embed_dim;
-        let x = wide(&uniform(1, rows as usize * embed_dim)[range.clone()]);
+        let x = wide(&uniform(1, rows * embed_dim)[range.clone()]);
         let y = reference.forward(&by_name(&list, &values), "ffn", &x);
         assert_near("row", &tensors[0][range], &y);
     }
@@ -377,7 +378,7 @@ fn blocks() {
                 let dims = |len| [batch, len, width];
                 let x = recorder.upload("x", &dims(len), &x)?;
                 let memory = recorder.upload("memory", &dims(memory_len), &memory)?;
-                let pass = Pass {
+                let pass = BlockPass {
                     weights,
                     shape: &shape,
                     memory: Some(Memory {

@@ -150,7 +150,7 @@ fn running_out_of_memory_at_any_creation_is_an_error_and_the_context_goes_on() {
     for (failures, fails) in [(1, false), (2, true)] {
         for fail_at in 0..creations {
             let source = FailingSource::new(base.device(), fail_at, failures);
-            let pool = Pool::with_source(source, PoolOptions::default());
+            let pool = Pool::from_source(source, PoolOptions::default());
             let (device, queue) = (base.device().clone(), base.queue().clone());
             let context = ContextOptions::new()
                 .on_device_with_pool(device, queue, pool)

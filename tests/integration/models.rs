@@ -1,7 +1,8 @@
 //! Whole models against double precision: features, losses, and every gradient against finite differences.
 
 use dilated_attention::longnet::{LongNet, LongNetConfig, OutputProjection, Recompute};
-use dilated_attention::nn::{Activation, ParameterList, ProjectionNorm};
+use dilated_attention::nn::{ParameterList, ProjectionNorm};
+use dilated_attention::ops::Activation;
 use dilated_attention::{
     AttentionShape, Context, DilatedAttentionConfig, HeadOffsets, Heads, MixGradient,
 };

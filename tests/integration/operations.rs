@@ -1,14 +1,14 @@
 //! The operations of layers against double precision: values against the reference, gradients against its finite
 //! differences. Shapes are no multiples of any tile; bindings of 16 KiB cut even these into windows.
 
-use dilated_attention::kernels::activation::Activation;
 use dilated_attention::ops::{
-    AdamWOptions, AdamWStep, Dropout, IGNORED_LABEL, Labels, Matmul, Matrix, Positions, Rotations,
-    ScaledAdd, TokenIds, XposRole, activation, activation_backward, adamw, bias_backward, convert,
-    cross_entropy, embedding, embedding_backward, layer_norm, layer_norm_backward, rms_norm,
-    rms_norm_backward, sum, sum_of_squares, xpos,
+    Activation, Dropout, IGNORED_LABEL, Labels, Matmul, Matrix, Positions, Rotations, ScaledAdd,
+    TokenIds, XposRole, activation, activation_backward, bias_backward, convert, cross_entropy,
+    embedding, embedding_backward, layer_norm, layer_norm_backward, rms_norm, rms_norm_backward,
+    sum, sum_of_squares, xpos,
 };
-use dilated_attention::reference::layers;
+use dilated_attention::testing::{AdamWStep, adamw, layers};
+use dilated_attention::training::AdamWOptions;
 use dilated_attention::{Context, DType, Error, Recorder, Result, Tensor};
 
 use crate::support::kernel_contexts::{kernel_contexts, tiny_bindings};
@@ -129,10 +129,10 @@ fn products_of_every_orientation() {
                     };
                     let mut matmul = Matmul::new(a.matrix(), b.matrix());
                     if transpose_a {
-                        matmul = matmul.transpose_a();
+                        matmul = matmul.with_transposed_a();
                     }
                     if transpose_b {
-                        matmul = matmul.transpose_b();
+                        matmul = matmul.with_transposed_b();
                     }
                     let shape = [rows, columns];
                     let plain = recorder.empty("plain", &shape, DType::F32)?;
@@ -486,7 +486,7 @@ fn sums_of_two_and_of_all() {
                 let y = recorder.upload("y", &[count], &y)?;
                 let both = recorder.empty("both", &[count], DType::F32)?;
                 ScaledAdd::new(x.vector(), 2.0)
-                    .plus(y.vector(), -3.0)
+                    .with_y(y.vector(), -3.0)
                     .write(recorder, both.vector())?;
                 ScaledAdd::new(x.vector(), 0.5).add(recorder, y.vector(), 4.0)?;
                 let total = sum(recorder, &[&x, &x])?;
@@ -634,7 +634,7 @@ fn positions_turn_and_scale() {
         let width = heads * head_dim;
         let x = uniform(1, batch * seq_len * width);
         // The rotations of all positions are one binding.
-        let far = if context.caps().max_binding_bytes < 1 << 20 {
+        let far = if context.caps().max_binding_bytes() < 1 << 20 {
             30_000
         } else {
             1_000_000
@@ -652,7 +652,7 @@ fn positions_turn_and_scale() {
                     let shape = [batch, seq_len, heads, head_dim];
                     let turn = |recorder: &mut Recorder, inverse| -> Result<_> {
                         let x = recorder.upload("x", &shape, &x)?;
-                        let rows = x.matrix().reshape(width as u64)?;
+                        let rows = x.matrix().reshape(width)?;
                         xpos(recorder, &rotations, rows, role, positions, inverse)?;
                         Ok(x)
                     };
@@ -789,14 +789,14 @@ fn wrong_shapes_are_errors() {
     };
     let product = Matmul::new(a.matrix(), b.matrix());
     wrong(product.write(&mut recorder, c.matrix()));
-    wrong(product.transpose_b().write(&mut recorder, a.matrix()));
+    wrong(product.with_transposed_b().write(&mut recorder, a.matrix()));
     product
-        .transpose_b()
+        .with_transposed_b()
         .write(&mut recorder, c.matrix())
         .unwrap();
     wrong(
         product
-            .transpose_b()
+            .with_transposed_b()
             .with_bias(Some(a.vector()))
             .write(&mut recorder, c.matrix()),
     );
@@ -807,7 +807,7 @@ fn wrong_shapes_are_errors() {
         1e-5,
         c.matrix(),
     ));
-    wrong(a.matrix().slice(2, 4).map(|_: Matrix<'_>| ()));
+    wrong(a.matrix().slice(2..4).map(|_: Matrix<'_>| ()));
     wrong(a.matrix().reshape(5).map(|_: Matrix<'_>| ()));
     let ids = TokenIds::upload(&mut recorder, &[0, 3, 7], 7);
     assert!(matches!(

@@ -1,9 +1,9 @@
 //! The ways in which programs use a pool, on a real device: each as the documentation shows it.
 
 use dilated_attention::pool::{
-    Balanced, NoPooling, PersistentBuffer, Pool, PoolError, PoolOptions, STORAGE_USAGE,
-    SimulatedSource,
+    Balanced, Demand, NoPooling, PersistentBuffer, Pool, PoolError, PoolOptions, STORAGE_USAGE,
 };
+use dilated_attention::testing::SimulatedSource;
 use dilated_attention::{
     AttentionShape, Context, ContextOptions, DType, DilatedAttention, DilatedAttentionConfig,
     Error, Tensor,
@@ -163,7 +163,11 @@ fn after_reserving_a_plan_the_first_forward_creates_nothing() {
         pool.reserve(&plan).expect("reserves");
         pool.reset_peaks();
         let reserved = pool.stats();
-        assert_eq!(reserved.free.current, plan.buffers.len() as u64, "{plan}");
+        assert_eq!(
+            reserved.free.current,
+            Demand::buffers(&plan).len() as u64,
+            "{plan}"
+        );
         let mut recorder = context.recorder("forward");
         let result = attention
             .forward(&mut recorder, &q, &k, &v)
@@ -297,7 +301,7 @@ fn a_loss_without_a_reason_has_one() {
     drop(sum);
     let stats = context.pool().stats();
     assert_eq!((stats.leases.current, stats.free.current), (0, 0));
-    let simulated = Pool::with_source(SimulatedSource::new(1 << 20), PoolOptions::default());
+    let simulated = Pool::from_source(SimulatedSource::new(1 << 20), PoolOptions::default());
     simulated.device_lost(" ");
     let lent = simulated.acquire("more", 4, STORAGE_USAGE);
     lost(lent.map(drop).map_err(Into::into));

@@ -8,12 +8,10 @@ use std::time::Duration;
 use dilated_attention::longnet::{Input, Recompute};
 use dilated_attention::ops::Labels;
 use dilated_attention::pool::{PoolError, PoolOptions, Pressure};
-use dilated_attention::readback::Download;
-use dilated_attention::recorder::{Progress, SliceOptions};
 use dilated_attention::training::{AdamWOptions, AdamWStep, Optimizer};
 use dilated_attention::{
     AttentionShape, Context, ContextOptions, DType, DilatedAttention, DilatedAttentionConfig,
-    Error, Recorder,
+    Download, Error, Progress, Recorder, SliceOptions,
 };
 
 use crate::model_errors::{VOCAB, call, decoder, ids, ready};
@@ -141,7 +139,7 @@ fn cut_at_every_workgroup_the_bits_are_the_same() {
             let mut sliced = recorder.submit_in_slices(smallest());
             let mut seen: Vec<Progress> = Vec::new();
             pollster::block_on(sliced.run(|progress| seen.push(progress))).expect("runs");
-            assert!(sliced.is_done() && sliced.num_slices() == seen.len() as u64);
+            assert!(sliced.is_done() && sliced.num_slices() == seen.len());
             assert!(sliced.num_slices() > dispatches, "{}", test.name);
             assert!(seen.is_sorted_by(|a, b| a.done <= b.done && a.total == b.total));
             assert!(seen.last().is_some_and(Progress::is_done));

@@ -3,17 +3,16 @@
 
 use std::future::Future;
 
-use dilated_attention::CallOptions;
 use dilated_attention::models::gigapath::{
     Slide, SlideEncoder, SlideEncoderConfig, SlideOutput, SlideOutputs,
 };
 use dilated_attention::models::{StagedModel, Token};
 use dilated_attention::nn::Parameters;
 use dilated_attention::pool::PoolError;
-use dilated_attention::recorder::SliceOptions;
 use dilated_attention::{
-    AttentionShape, CacheFolder, Context, ContextOptions, DType, DeviceCaps, DilatedAttention,
-    DilatedAttentionConfig, Error, Mask, WeightFile, WeightWriter, reference,
+    AttentionShape, CacheFolder, CallOptions, Context, ContextOptions, DType, DeviceCaps,
+    DilatedAttention, DilatedAttentionConfig, Error, Mask, SliceOptions, WeightFile, WeightWriter,
+    reference,
 };
 
 use crate::support::contexts::{context_with, contexts};
@@ -696,7 +695,7 @@ fn plans_of_impossible_slides_are_errors() {
         "{error}"
     );
     let mut wide = small();
-    wide.grid_cells = u32::MAX;
+    wide.grid_cells = usize::MAX;
     let error = plan(&wide, &[1]);
     assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
 }

@@ -1,16 +1,14 @@
 //! Nothing that was never computed is told as a result: tensors whose recordings were dropped, refused, cancelled or not
 //! submitted yet, and downloads in encoders that wgpu refuses to run.
 
-use dilated_attention::CallOptions;
 use dilated_attention::longnet::{Input, LongNet};
 use dilated_attention::nn::Parameters;
 use dilated_attention::ops::{ScaledAdd, bias_backward};
 use dilated_attention::pool::PoolError;
-use dilated_attention::recorder::SliceOptions;
 use dilated_attention::training::{Batch, Trainer};
 use dilated_attention::{
-    AttentionShape, Context, ContextOptions, DType, DeviceCaps, DilatedAttention, Error, Label,
-    PoolOptions, Recorder, Tensor, wgpu,
+    AttentionShape, CallOptions, Context, ContextOptions, DType, DeviceCaps, DilatedAttention,
+    Error, Label, PoolOptions, Recorder, SliceOptions, Tensor, wgpu,
 };
 
 use crate::model_errors::{call, decoder, ids};

@@ -3,13 +3,13 @@
 use dilated_attention::longnet::{LongNet, LongNetConfig, OutputProjection, Recompute};
 use dilated_attention::ops::IGNORED_LABEL;
 use dilated_attention::pool::PoolError;
-use dilated_attention::recorder::{Progress, SliceOptions};
 use dilated_attention::training::{
     AdamWOptions, AdamWStep, Batch, LearningRate, Optimizer, Trainer, TrainingOptions, TrainingStep,
 };
 use dilated_attention::{
     AttentionShape, Context, ContextOptions, DeviceCaps, DilatedAttentionConfig, Error, Mask,
 };
+use dilated_attention::{Progress, SliceOptions};
 
 use crate::support::contexts::{context_with, contexts};
 use crate::support::kernel_contexts::kernel_contexts;

@@ -3,17 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use dilated_attention::device::{ElementFormat, KernelTier, Processor};
-use dilated_attention::kernels::attention_forward::{ForwardFamily, ForwardVariant};
-use dilated_attention::kernels::fill::Fill;
-use dilated_attention::kernels::matmul::{MatmulFamily, MatmulVariant};
-use dilated_attention::kernels::software::LaneGroups;
-use dilated_attention::kernels::software::matmul::BroadcastTile;
-use dilated_attention::kernels::{Family, Kernel, Pass, Reason};
+use dilated_attention::device::KernelTier;
 use dilated_attention::longnet::{Call, Input, LongNet, LongNetConfig, OutputProjection};
 use dilated_attention::models::StagedModel;
 use dilated_attention::models::gigapath::{Slide, SlideEncoder, SlideEncoderConfig, SlideOutputs};
 use dilated_attention::ops::{Matmul, TokenIds};
+use dilated_attention::testing::{
+    BroadcastTile, ElementFormat, Family, Fill, ForwardFamily, ForwardVariant, Kernel, LaneGroups,
+    MatmulFamily, MatmulVariant, Pass, Processor, Reason,
+};
 use dilated_attention::training::{Batch, LearningRate, Trainer, TrainingOptions};
 use dilated_attention::tuning::{TuneOptions, tune, tune_product};
 use dilated_attention::{
@@ -206,10 +204,11 @@ fn nothing_is_written_without_a_folder_and_failures_to_write_are_told() {
     let report = tune(&context, &config(), &quick).expect("measures");
     assert!(report.not_remembered.is_some(), "{report}");
     std::fs::remove_file(&folder.0).expect("removes");
-    assert!(matches!(
-        tune_product(&context, 0, &quick),
-        Err(Error::InvalidShape { .. })
-    ));
+    for columns in [0, usize::MAX] {
+        let error = tune_product(&context, columns, &quick).expect_err("refused");
+        assert!(matches!(error, Error::InvalidShape { .. }), "{error}");
+        assert!(error.to_string().contains(&columns.to_string()), "{error}");
+    }
 }
 
 #[test]
@@ -217,7 +216,13 @@ fn a_dry_run_measures_nothing() {
     let dry_run = Context::dry_run(DeviceCaps::webgpu_defaults());
     let report = tune(&dry_run, &config(), &tune_options()).expect("plans");
     assert!(report.passes[0].considered.is_empty());
-    assert!(dry_run.warm_up(&[]).expect("plans").kernels.is_empty());
+    assert_eq!(
+        dry_run
+            .compile_ahead(&[Fill.into()])
+            .expect("plans")
+            .num_kernels(),
+        0
+    );
 }
 
 fn tiny_model() -> LongNetConfig {
@@ -301,7 +306,7 @@ fn after_a_warm_up_a_slide_is_encoded_without_compiling() {
             ..SlideOutputs::default()
         };
         let report = encoder.warm_up(&context, &[TILES], &outputs);
-        assert!(!report.expect("compiles").kernels.is_empty());
+        assert!(report.expect("compiles").num_kernels() > 0);
         let before = pipelines(&context);
         let slide = Slide {
             features: &[0.5; 12 * TILES],
@@ -318,15 +323,14 @@ fn after_a_warm_up_a_slide_is_encoded_without_compiling() {
 #[test]
 fn kernels_of_one_tier_run_where_they_can() {
     let context = context_with(&ContextOptions::default());
-    let matrix = pollster::block_on(context.test_cooperative_matrices());
-    let matrix = matrix.map(KernelTier::of_matrix);
+    let cooperative = pollster::block_on(context.test_cooperative_matrices());
     for tier in KernelTier::ALL {
         let forced = context.with_kernel_options(&KernelOptions {
             cache: CacheFolder::Off,
             tier: Some(tier),
             ..Default::default()
         });
-        let offered = match (tier, context.caps().processor) {
+        let offered = match (tier, context.caps().processor()) {
             (KernelTier::Tile, _) | (KernelTier::Rows, Processor::Cpu { .. }) => true,
             (
                 KernelTier::Broadcast,
@@ -334,7 +338,7 @@ fn kernels_of_one_tier_run_where_they_can() {
                     lanes, broadcasts, ..
                 },
             ) => lanes == 8 && broadcasts,
-            _ => matrix == Ok(tier),
+            _ => cooperative == Ok(tier),
         };
         let forced = match forced {
             Ok(forced) => forced,
@@ -459,7 +463,7 @@ fn compiled_kernels_are_kept_where_the_backend_lets_them() {
     };
     let fill = |context: &Context| {
         let kernels = [Fill.into()];
-        context.warm_up(&kernels).expect("compiles");
+        context.compile_ahead(&kernels).expect("compiles");
     };
     let context = folder.context();
     let offered = dilated_attention::wgpu::Features::PIPELINE_CACHE;

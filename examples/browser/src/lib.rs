@@ -3,11 +3,7 @@
 //!
 //! Everything is awaited: the page draws frames while slices of the work follow each other.
 
-use dilated_attention::recorder::SliceOptions;
-use dilated_attention::{
-    AttentionShape, Context, DilatedAttention, DilatedAttentionConfig, Error, Mask, Recorder,
-    Tensor, reference,
-};
+use dilated_attention::{AttentionShape, Context, DilatedAttention, DilatedAttentionConfig, Error, Mask, Recorder, SliceOptions, Tensor, reference};
 use js_sys::Function;
 use wasm_bindgen::prelude::{JsError, JsValue, wasm_bindgen};
 use web_time::Instant;

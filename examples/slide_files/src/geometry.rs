@@ -97,7 +97,7 @@ pub struct TileGeometry {
     /// Every size of a tile that follows from what the file says.
     pub sizes: Vec<StatedSize>,
     /// By how much neighbours overlap, in pixels of level 0.
-    pub overlap: Option<u32>,
+    pub overlap: Option<usize>,
     /// Width and height of level 0, in pixels.
     pub level0_size: Option<[f64; 2]>,
     /// The unit of coordinates, where it is not the pixel.
@@ -114,7 +114,7 @@ pub struct TileGeometry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StatedSize {
     /// Edge of a tile in pixels of level 0.
-    pub pixels: u32,
+    pub pixels: usize,
     /// The attributes that it follows from.
     pub by: String,
 }
@@ -126,16 +126,16 @@ pub enum TileSizeChoice {
     #[default]
     OfFile,
     /// So many pixels of level 0, unless file or coordinates contradict.
-    Given(u32),
+    Given(usize),
     /// So many, whatever file and coordinates say.
-    Forced(u32),
+    Forced(usize),
 }
 
 /// The edge of a tile in the unit of coordinates, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TileSize {
     /// Pixels of level 0.
-    pub pixels: u32,
+    pub pixels: usize,
     /// Where that is from, for a line that is shown.
     pub reason: String,
 }
@@ -148,7 +148,7 @@ impl fmt::Display for TileSize {
 
 impl TileGeometry {
     /// Of tiles that lie `pixels` apart because they were made so.
-    pub(crate) fn made(pixels: u32) -> Self {
+    pub(crate) fn made(pixels: usize) -> Self {
         let by = "as they were made".to_owned();
         Self {
             sizes: vec![StatedSize { pixels, by }],
@@ -248,8 +248,8 @@ impl TileGeometry {
         }
         // In pixels of the patch, as TRIDENT writes it.
         if let (Some(overlap), Some(stated)) = (number("overlap", 0.0)?, geometry.sizes.first()) {
-            let scale = patch.map_or(1.0, |patch| f64::from(stated.pixels) / patch);
-            geometry.overlap = Some((overlap * scale).round() as u32);
+            let scale = patch.map_or(1.0, |patch| stated.pixels as f64 / patch);
+            geometry.overlap = Some((overlap * scale).round() as usize);
         }
         let sizes = (number("level0_width", 1.0)?, number("level0_height", 1.0)?);
         geometry.level0_size = sizes.0.zip(sizes.1).map(<[f64; 2]>::from);
@@ -260,7 +260,7 @@ impl TileGeometry {
         if !(1.0..=MAX_TILE_SIZE).contains(&pixels.round()) {
             return Err(format!("{by}: {pixels} pixels of level 0"));
         }
-        let pixels = pixels.round() as u32;
+        let pixels = pixels.round() as usize;
         self.sizes.push(StatedSize { pixels, by });
         Ok(())
     }
@@ -270,7 +270,7 @@ impl TileGeometry {
         &self,
         coords: &[[f32; 2]],
         choice: TileSizeChoice,
-        default: u32,
+        default: usize,
     ) -> Result<TileSize, Error> {
         let told = |pixels, reason: String| TileSize { pixels, reason };
         let contradiction = |one: String, other: String, advice: String| {
@@ -286,9 +286,9 @@ impl TileGeometry {
                 advice: "--force-tile-size N takes the right size".to_owned(),
             });
         }
-        let force = |pixels: u32| format!("--force-tile-size {pixels} takes that one");
+        let force = |pixels: usize| format!("--force-tile-size {pixels} takes that one");
         let mut differing = self.sizes.iter().zip(self.sizes.iter().skip(1));
-        if let Some((a, b)) = differing.find(|(a, b)| !same(a.pixels.into(), b.pixels.into())) {
+        if let Some((a, b)) = differing.find(|(a, b)| !same(a.pixels as f64, b.pixels as f64)) {
             return contradiction(
                 format!("the file says {} pixels of level 0 ({})", a.pixels, a.by),
                 format!("{} ({})", b.pixels, b.by),
@@ -298,7 +298,7 @@ impl TileGeometry {
         let stated = self.sizes.first();
         let size = match (choice, stated) {
             (TileSizeChoice::Given(given), Some(stated))
-                if !same(given.into(), stated.pixels.into()) =>
+                if !same(given as f64, stated.pixels as f64) =>
             {
                 return contradiction(
                     format!("--tile-size is {given}"),
@@ -354,7 +354,7 @@ impl TileGeometry {
         size: &TileSize,
         is_stated: bool,
     ) -> Result<(), Error> {
-        let edge = f64::from(size.pixels);
+        let edge = size.pixels as f64;
         let contradiction = |other: String, advice: String| {
             let what = format!("the tile size is {size}, but {other}");
             Err(Error::Geometry { what, advice })
@@ -363,7 +363,7 @@ impl TileGeometry {
         let distances = distances(coords);
         let step = step(&distances);
         if let Some(step) = step {
-            let expected = edge - f64::from(self.overlap.unwrap_or(0));
+            let expected = edge - self.overlap.unwrap_or(0) as f64;
             // A file that says nothing of overlaps, but the size, may have them.
             let may_overlap = is_stated && self.overlap.is_none();
             // Most tiles may lie further apart than neighbours, where some are neighbours.
@@ -555,13 +555,13 @@ mod tests {
         assert_eq!(size(&[clam[0], ("patch_level", "0")]), [256]);
         let custom = ("custom_downsample", "2");
         assert_eq!(size(&[clam[0], ("patch_level", "0"), custom]), [512]);
-        assert_eq!(size(&clam[..2]), [0u32; 0]);
-        assert_eq!(size(&[("patch_size", "256")]), [0u32; 0]);
+        assert_eq!(size(&clam[..2]), [0usize; 0]);
+        assert_eq!(size(&[("patch_size", "256")]), [0usize; 0]);
         let unknown = [
             ("level0_magnification", "-1"),
             ("target_magnification", "-1"),
         ];
-        assert_eq!(size(&[unknown[0], unknown[1], clam[0]]), [0u32; 0]);
+        assert_eq!(size(&[unknown[0], unknown[1], clam[0]]), [0usize; 0]);
         for (attributes, needle) in [
             (&[("patch_size_level0", "0")][..], "patch_size_level0 0"),
             (&[("patch_size_level0", "NaN")], "patch_size_level0 NaN"),

@@ -136,7 +136,7 @@ impl Tiles {
     /// [`Error::Geometry`] where two of these contradict each other, or the coordinates: tiles lie further apart than their
     /// size or nearer, several lie in one cell, or one beyond the slide. The message has both sides and the options
     /// `--tile-size` and `--force-tile-size` of the programs that read slides.
-    pub fn tile_size(&self, choice: TileSizeChoice, default: u32) -> Result<TileSize, Error> {
+    pub fn tile_size(&self, choice: TileSizeChoice, default: usize) -> Result<TileSize, Error> {
         self.geometry.tile_size(&self.coords, choice, default)
     }
 

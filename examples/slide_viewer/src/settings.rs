@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum, value_parser};
 use dilated_attention::models::gigapath::{SlideEncoder, SlideEncoderConfig};
-use dilated_attention::recorder::SliceOptions;
-use dilated_attention::{DType, WeightFile};
+use dilated_attention::{DType, SliceOptions, WeightFile};
 use slide_files::TileSizeChoice;
 
 /// A window that shows what GigaPath's slide encoder sees, and stays alive while it computes on the same device
@@ -40,7 +39,7 @@ pub struct Options {
     heads: Option<usize>,
     /// Segment lengths for slides of this edge [default: 262144]
     #[arg(long, value_name = "N")]
-    max_wsi_size: Option<u32>,
+    max_wsi_size: Option<usize>,
     /// Edge of a tile in pixels of level 0, where the file does not say it: 512 for tiles of 256 at 20x of a slide scanned at 40x
     /// [default: 256]
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
@@ -145,8 +144,8 @@ impl Settings {
         Ok(Self {
             source,
             tile_size: match (options.tile_size, options.force_tile_size) {
-                (_, Some(pixels)) => TileSizeChoice::Forced(pixels),
-                (Some(pixels), None) => TileSizeChoice::Given(pixels),
+                (_, Some(pixels)) => TileSizeChoice::Forced(pixels as usize),
+                (Some(pixels), None) => TileSizeChoice::Given(pixels as usize),
                 (None, None) => TileSizeChoice::OfFile,
             },
             any_encoder: options.any_encoder,

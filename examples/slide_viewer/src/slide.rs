@@ -23,7 +23,11 @@ pub fn read(path: &Path, settings: &Settings) -> Result<(Tiles, TileSize), Strin
 
 /// `count` tiles of the piece of tissue around the middle of a slide, row by row. Features are a mixture of a few kinds, which
 /// change slowly over the slide, and noise.
-pub fn draw(count: usize, feature_dim: usize, tile_size: u32) -> Result<(Tiles, TileSize), String> {
+pub fn draw(
+    count: usize,
+    feature_dim: usize,
+    tile_size: usize,
+) -> Result<(Tiles, TileSize), String> {
     let elements = count.checked_mul(feature_dim).ok_or("too many tiles")?;
     let edge = (2.2 * (count as f64).sqrt()).ceil() as usize + 1;
     // What lies inside a wavy edge, and not in one of its holes, comes first.

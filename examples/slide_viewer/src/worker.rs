@@ -14,8 +14,7 @@ use dilated_attention::models::gigapath::{
 };
 use dilated_attention::models::{ModelPlan, StagedModel};
 use dilated_attention::nn::Parameters;
-use dilated_attention::recorder::SliceOptions;
-use dilated_attention::{Context, Error, WeightFile};
+use dilated_attention::{Context, Error, SliceOptions, WeightFile};
 use slide_files::{TileSize, Tiles};
 
 use crate::settings::{Settings, Source};

@@ -4,9 +4,6 @@
 
 use std::path::PathBuf;
 
-/// Environment variable with the path of the cache folder. `off`, `0` or an empty value mean no folder.
-pub const CACHE_VARIABLE: &str = "DILATED_ATTENTION_CACHE";
-
 /// The cache folder, for the winners of measurements ([`tune`](crate::tuning::tune)) and for compiled kernels. Its files only save
 /// time: any of them may be deleted at any time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,7 +11,7 @@ pub enum CacheFolder {
     /// No folder: nothing is read or written.
     #[default]
     Off,
-    /// The folder that [`CACHE_VARIABLE`] names. Where the variable is not set: `dilated-attention` in the user's cache folder
+    /// The folder that [`VARIABLE`](Self::VARIABLE) names. Where the variable is not set: `dilated-attention` in the user's cache folder
     /// (`$XDG_CACHE_HOME` or `~/.cache`, `~/Library/Caches`, `%LOCALAPPDATA%`). No folder in browsers.
     User,
     /// This folder, whatever the environment says.
@@ -22,6 +19,9 @@ pub enum CacheFolder {
 }
 
 impl CacheFolder {
+    /// Variable of the environment that names the [user's](Self::User) folder, or turns it off: `off`, `0` or nothing.
+    pub const VARIABLE: &str = "DILATED_ATTENTION_CACHE";
+
     /// Path of the folder, which need not exist; `None` for no folder.
     pub fn path(&self) -> Option<PathBuf> {
         match self {
@@ -34,7 +34,7 @@ impl CacheFolder {
 
 /// The folder of [`CacheFolder::User`]; `variable` reads an environment variable.
 fn user_folder(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
-    if let Some(value) = variable(CACHE_VARIABLE) {
+    if let Some(value) = variable(CacheFolder::VARIABLE) {
         let off = ["", "0", "off"]
             .iter()
             .any(|word| value.as_os_str() == *word);
@@ -67,9 +67,12 @@ mod tests {
 
     #[test]
     fn the_variable_names_the_folder_or_turns_it_off() {
-        assert_eq!(folder(&[(CACHE_VARIABLE, "/x")]), Some("/x".into()));
+        assert_eq!(folder(&[(CacheFolder::VARIABLE, "/x")]), Some("/x".into()));
         for off in ["", "0", "off"] {
-            assert_eq!(folder(&[(CACHE_VARIABLE, off), ("HOME", "/home/a")]), None);
+            assert_eq!(
+                folder(&[(CacheFolder::VARIABLE, off), ("HOME", "/home/a")]),
+                None
+            );
         }
         assert_eq!(folder(&[]), None);
     }

@@ -3,7 +3,7 @@
 mod folder;
 mod winners;
 
-pub use folder::{CACHE_VARIABLE, CacheFolder};
+pub use folder::CacheFolder;
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) use winners::{Timed, store};
 pub(crate) use winners::{Winner, Winners};
@@ -32,7 +32,7 @@ pub struct KernelOptions {
     pub trusted_shaders: bool,
     /// Asks for kernels of this tier, to test or compare them, instead of those that suit the device. Where the tier has no kernel
     /// for a call (types other than f16 with cooperative matrices, wide heads), the call gets one that suits the device;
-    /// [`Recorder::kernels`](crate::Recorder::kernels) lists the kernels that a recording runs. A kernel that a call names itself
+    /// [`Recorder::kernel_names`](crate::Recorder::kernel_names) lists the kernels that a recording runs. A kernel that a call names itself
     /// takes precedence over this tier; this tier takes precedence over measured winners.
     pub tier: Option<KernelTier>,
 }

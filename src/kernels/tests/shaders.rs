@@ -8,7 +8,8 @@ use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, StorageAccess, TypeInner};
 
 use crate::DilatedAttentionConfig;
-use crate::device::{DeviceCaps, ElementFormat, KernelTier, MOST_INVOCATIONS};
+use crate::device::limits::MOST_INVOCATIONS;
+use crate::device::{DeviceCaps, ElementFormat, KernelTier};
 use crate::kernels::attention_backward::BackwardFamily;
 use crate::kernels::attention_forward::ForwardFamily;
 use crate::kernels::{Access, Family, Kernel, Shader};

@@ -21,7 +21,7 @@ const HEAD_DIMS: std::ops::RangeInclusive<usize> = 4..=256;
 const RATES: [usize; 5] = [1, 2, 4, 8, 16];
 
 /// Half position vectors of so many cells are in one table.
-const MAX_GRID_CELLS: u32 = 1 << 16;
+pub(super) const MAX_GRID_CELLS: usize = 1 << 16;
 
 /// Options of a [`SlideEncoder`](super::SlideEncoder); those of [`base`](Self::base), then changed.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,9 +40,9 @@ pub struct SlideEncoderConfig {
     /// Edge of a tile, in the unit of coordinates: pixels of level 0, the slide as it was scanned. A tile of 256 pixels at 20x
     /// covers 256 of them on a slide scanned at 20x and 512 on one scanned at 40x. Segment lengths do not follow it: they are
     /// those that the weights were trained with.
-    pub tile_size: u32,
+    pub tile_size: usize,
     /// Cells of the grid along each direction, at most 65 536.
-    pub grid_cells: u32,
+    pub grid_cells: usize,
     /// Epsilon of the layer norms in the encoder.
     pub encoder_eps: f32,
     /// Epsilon of the last norm.
@@ -180,7 +180,7 @@ impl SlideEncoderConfig {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when the slide has no whole tile.
-    pub fn with_max_wsi_size(self, max_wsi_size: u32) -> Result<Self> {
+    pub fn with_max_wsi_size(self, max_wsi_size: usize) -> Result<Self> {
         if max_wsi_size < self.tile_size || self.tile_size == 0 {
             return Err(Error::InvalidConfig {
                 what: "max_wsi_size",
@@ -231,8 +231,8 @@ impl SlideEncoderConfig {
             return invalid("width of the slide encoder", self.width().to_string(), need);
         }
         for (what, size) in [
-            ("tile_size", self.tile_size as usize),
-            ("grid_cells", self.grid_cells as usize),
+            ("tile_size", self.tile_size),
+            ("grid_cells", self.grid_cells),
             ("feature_dim", self.feature_dim),
         ] {
             if size == 0 || u32::try_from(size).is_err() {
@@ -262,8 +262,8 @@ impl SlideEncoderConfig {
 
 /// The segment lengths that upstream derives from the longest edge of a slide and of a tile, in pixels: five, evenly spaced in
 /// their logarithm from 1024 to the largest power of two of tokens that a slide can have. They decrease for small slides.
-pub fn segment_lengths(max_wsi_size: u32, tile_size: u32) -> [usize; 5] {
-    let cells = f64::from(max_wsi_size / tile_size.max(1));
+pub fn segment_lengths(max_wsi_size: usize, tile_size: usize) -> [usize; 5] {
+    let cells = (max_wsi_size / tile_size.max(1)) as f64;
     let last = (cells * cells).log2().max(0.0).floor();
     let first = 10.0;
     let step = (last - first) / 4.0;

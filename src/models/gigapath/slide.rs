@@ -1,6 +1,8 @@
 //! Slides as they are given, and where tiles lie.
 
 use super::SlideEncoderConfig;
+use super::config::MAX_GRID_CELLS;
+use crate::config::in_u32;
 use crate::device::DType;
 use crate::error::{Error, Result};
 
@@ -33,11 +35,12 @@ impl SlideEncoderConfig {
     /// # Errors
     /// [`Error::TileOutOfGrid`] names the first tile whose coordinates are no numbers, negative, or beyond the grid.
     pub fn cells(&self, coords: &[[f32; 2]]) -> Result<Vec<Cell>> {
-        let size = f64::from(self.tile_size);
+        let size = self.tile_size as f64;
+        let grid_cells = self.grid_cells.min(MAX_GRID_CELLS);
         let cell = |coordinate: f32| {
             let cell = (f64::from(coordinate) / size).floor();
             // False for NaN, too.
-            (0.0..f64::from(self.grid_cells))
+            (0.0..grid_cells as f64)
                 .contains(&cell)
                 .then_some(cell as u32)
         };
@@ -49,7 +52,7 @@ impl SlideEncoderConfig {
                     tile: tile as u64,
                     x,
                     y,
-                    limit: u64::from(self.tile_size) * u64::from(self.grid_cells),
+                    limit: (self.tile_size as u64).saturating_mul(grid_cells as u64),
                 })
         });
         cells.collect()
@@ -75,7 +78,7 @@ impl SlideEncoderConfig {
 
     /// All halves of position vectors, (grid_cells, width / 2).
     pub(super) fn position_table(&self) -> Vec<f32> {
-        (0..self.grid_cells)
+        (0..in_u32(self.grid_cells))
             .flat_map(|coordinate| self.position_half(coordinate))
             .collect()
     }

@@ -111,7 +111,7 @@ impl<'a> SlideStages<'a> {
             true => recorder.zeros("activations", &dims, config.activations)?,
             false => recorder.empty("activations", &dims, config.activations)?,
         };
-        let dims = [config.grid_cells as usize, width / 2];
+        let dims = [config.grid_cells, width / 2];
         let positions = recorder.upload("positions", &dims, &config.position_table())?;
         let num_states = match self.outputs.layers {
             true => config.num_layers + 1,
@@ -138,12 +138,12 @@ impl<'a> SlideStages<'a> {
         let recorder = &mut stage.recorder;
         let slides = self.slides.len();
         for (slide, cells) in self.cells.iter().enumerate() {
-            let first = (slide * self.tokens) as u64;
-            let tiles = cells.len() as u64;
-            for (kind, begin, end) in [(0, first, first + 1), (1, first + 1, first + 1 + tiles)] {
-                let mean = mean_of_rows(recorder, state.matrix().slice(begin, end)?)?;
-                let row = ((2 * place + kind) * slides + slide) as u64;
-                let to = embeddings.matrix().slice(row, row + 1)?;
+            let cls = slide * self.tokens;
+            let tiles = cls + 1..cls + 1 + cells.len();
+            for (kind, rows) in [(0, cls..cls + 1), (1, tiles)] {
+                let mean = mean_of_rows(recorder, state.matrix().slice(rows)?)?;
+                let row = (2 * place + kind) * slides + slide;
+                let to = embeddings.matrix().slice(row..row + 1)?;
                 let norm = &self.encoder.norm;
                 norm.forward(recorder, stage.weights, mean.matrix(), to)?;
             }
@@ -184,23 +184,21 @@ impl Stages for SlideStages<'_> {
         let values = &self.slides[slide].features[begin * dim..end * dim];
         let shape = [end - begin, dim];
         let features = upload(recorder, "features", &shape, values, config.activations)?;
-        let first = (slide * self.tokens) as u64;
+        let first = slide * self.tokens;
         if begin == 0 {
             let cls = TokenIds::upload(recorder, &[0], 1)?;
             let table = weights.get(self.encoder.cls_token).matrix();
-            let row = state.matrix().slice(first, first + 1)?;
+            let row = state.matrix().slice(first..first + 1)?;
             embedding(recorder, &cls, table, 1.0, (row, false))?;
         }
-        let rows = state
-            .matrix()
-            .slice(first + 1 + begin as u64, first + 1 + end as u64)?;
+        let rows = state.matrix().slice(first + 1 + begin..first + 1 + end)?;
         let patch_embed = &self.encoder.patch_embed;
         patch_embed.forward(recorder, weights, features.matrix(), rows)?;
         // A row is two halves: that of y, then that of x.
         let cells = self.cells[slide][begin..end].iter();
         let halves: Vec<u32> = cells.flat_map(|cell| [cell.y, cell.x]).collect();
-        let ids = TokenIds::upload(recorder, &halves, config.grid_cells as usize)?;
-        let rows = rows.reshape(config.width() as u64 / 2)?;
+        let ids = TokenIds::upload(recorder, &halves, config.grid_cells)?;
+        let rows = rows.reshape(config.width() / 2)?;
         embedding(recorder, &ids, positions.matrix(), 1.0, (rows, true))?;
         Ok(state)
     }

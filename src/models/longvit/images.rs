@@ -77,10 +77,10 @@ impl<'a> Patches<'a> {
         self.batch * self.tokens()
     }
 
-    /// The first row of an image, and the one behind its last.
-    pub fn rows_of(&self, item: usize) -> (u64, u64) {
+    /// The rows of an image.
+    pub fn rows_of(&self, item: usize) -> Range<usize> {
         let tokens = self.tokens();
-        ((item * tokens) as u64, ((item + 1) * tokens) as u64)
+        item * tokens..(item + 1) * tokens
     }
 
     /// Batch and number of patches.

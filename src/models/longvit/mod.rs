@@ -67,7 +67,7 @@ use stages::ImageStages;
 /// let model = LongVit::new(context, LongVitConfig::pretrained())?;
 /// let file = WeightFile::open("longvit_small_patch32_1024.safetensors")?;
 /// let without_head = |name: &str| (!name.starts_with("head.")).then(|| name.to_owned());
-/// let weights = file.part("").rename(without_head).load(context, model.parameters())?;
+/// let weights = file.part("").with_rename(without_head).load(context, model.parameters())?;
 /// # Ok(())
 /// # }
 /// ```
@@ -230,9 +230,9 @@ impl LongVit {
             self.config.activations,
         )?;
         let kernel = weights.get(self.patch_weight).matrix();
-        let to = x.matrix().slice(rows.start as u64, rows.end as u64)?;
-        Matmul::new(patches.matrix(), kernel.reshape(elements as u64)?)
-            .transpose_b()
+        let to = x.matrix().slice(rows)?;
+        Matmul::new(patches.matrix(), kernel.reshape(elements)?)
+            .with_transposed_b()
             .with_bias(Some(weights.get(self.patch_bias).vector()))
             .write(recorder, to)
     }
@@ -248,8 +248,7 @@ impl LongVit {
         let positions = self.stretched(recorder, weights, patches.grid())?;
         let positions = convert(recorder, &positions, self.config.activations)?;
         for item in 0..patches.batch() {
-            let (begin, end) = patches.rows_of(item);
-            let to = x.matrix().slice(begin, end)?;
+            let to = x.matrix().slice(patches.rows_of(item))?;
             ScaledAdd::new(positions.matrix(), 1.0).add(recorder, to, 1.0)?;
         }
         Ok(positions)
@@ -267,9 +266,8 @@ impl LongVit {
         let width = self.config.width();
         let features = recorder.empty("features", &[batch, width], DType::F32)?;
         for item in 0..batch {
-            let (begin, end) = patches.rows_of(item);
-            let of_item = encoded.matrix().slice(begin, end)?;
-            let to = features.matrix().slice(item as u64, item as u64 + 1)?;
+            let of_item = encoded.matrix().slice(patches.rows_of(item))?;
+            let to = features.matrix().slice(item..item + 1)?;
             match self.config.feature_norm {
                 FeatureNorm::OfMean => {
                     let mean = mean_of_rows(recorder, of_item)?;
@@ -308,17 +306,18 @@ impl LongVit {
         // Along the rows: a row of patches is one row of a matrix.
         let along = recorder.upload("stretch", &[rows, from], &bicubic(from, rows))?;
         let tall = recorder.empty("positions", &[rows * from, width], DType::F32)?;
-        let row_elements = (from * width) as u64;
+        let row_elements = from * width;
         Matmul::new(along.matrix(), table.matrix().reshape(row_elements)?)
             .write(recorder, tall.matrix().reshape(row_elements)?)?;
         // Along the columns, in each row.
         let across = recorder.upload("stretch", &[columns, from], &bicubic(from, columns))?;
         let positions = recorder.empty("positions", &[1, rows * columns, width], DType::F32)?;
         for row in 0..rows {
-            let before = ((row * from) as u64, ((row + 1) * from) as u64);
-            let after = ((row * columns) as u64, ((row + 1) * columns) as u64);
-            Matmul::new(across.matrix(), tall.matrix().slice(before.0, before.1)?)
-                .write(recorder, positions.matrix().slice(after.0, after.1)?)?;
+            let before = tall.matrix().slice(row * from..(row + 1) * from)?;
+            let after = positions
+                .matrix()
+                .slice(row * columns..(row + 1) * columns)?;
+            Matmul::new(across.matrix(), before).write(recorder, after)?;
         }
         Ok(positions)
     }

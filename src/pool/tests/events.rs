@@ -7,7 +7,8 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-use crate::pool::{Faults, Pool, PoolOptions, STORAGE_USAGE, SimulatedSource};
+use crate::pool::simulated::{Faults, SimulatedSource};
+use crate::pool::{Pool, PoolOptions, STORAGE_USAGE};
 
 /// Keeps level and message of every event.
 #[derive(Default)]
@@ -61,7 +62,7 @@ fn creations_evictions_and_failures_are_told() {
             ..Faults::default()
         };
         let source = SimulatedSource::new(1 << 30).with_faults(faults);
-        let pool = Pool::with_source(source, PoolOptions::default());
+        let pool = Pool::from_source(source, PoolOptions::default());
         drop(pool.acquire("first", 1000, STORAGE_USAGE));
         // The second finds no memory until the first is given up; a hit says nothing.
         drop(pool.acquire("second", 100_000, STORAGE_USAGE));

@@ -6,10 +6,8 @@ use std::sync::mpsc;
 
 use wgpu::BufferUsages;
 
-use crate::pool::{
-    Faults, Lease, Limits, Policy, Pool, PoolError, PoolOptions, STORAGE_USAGE, SimulatedBuffer,
-    SimulatedSource, Usage,
-};
+use crate::pool::simulated::{Faults, SimulatedBuffer, SimulatedSource};
+use crate::pool::{Lease, Limits, Policy, Pool, PoolError, PoolOptions, STORAGE_USAGE, Usage};
 
 /// Leases of a fixed program that fills, empties and refills a pool; stops at the first error.
 fn program(pool: &Pool<SimulatedBuffer>) -> Result<(), PoolError> {
@@ -27,7 +25,7 @@ fn program(pool: &Pool<SimulatedBuffer>) -> Result<(), PoolError> {
 #[test]
 fn memory_may_fail_at_any_creation() {
     let whole = SimulatedSource::new(1 << 30);
-    let pool = Pool::with_source(whole, PoolOptions::default());
+    let pool = Pool::from_source(whole, PoolOptions::default());
     program(&pool).expect("nothing fails");
     let creations = pool.stats().creates;
     for fail_at in 0..creations {
@@ -38,7 +36,7 @@ fn memory_may_fail_at_any_creation() {
                 ..Faults::default()
             };
             let source = SimulatedSource::new(1 << 30).with_faults(faults);
-            let pool = Pool::with_source(source.clone(), PoolOptions::default());
+            let pool = Pool::from_source(source.clone(), PoolOptions::default());
             let result = program(&pool);
             let stats = pool.stats();
             assert!(
@@ -75,7 +73,7 @@ fn a_request_succeeds_whenever_what_is_cached_suffices() {
         ..Faults::default()
     };
     let source = SimulatedSource::new(1 << 30).with_faults(faults);
-    let pool = Pool::with_source(source.clone(), PoolOptions::default());
+    let pool = Pool::from_source(source.clone(), PoolOptions::default());
     let mut state = 99u64;
     let mut live: Vec<Lease<SimulatedBuffer>> = Vec::new();
     for step in 0..20_000u64 {
@@ -109,7 +107,7 @@ fn a_device_lost_at_any_creation_takes_nothing_along() {
             ..Faults::default()
         };
         let source = SimulatedSource::new(1 << 30).with_faults(faults);
-        let pool = Pool::with_source(source.clone(), PoolOptions::default());
+        let pool = Pool::from_source(source.clone(), PoolOptions::default());
         let kept = pool.acquire("kept", 1000, STORAGE_USAGE);
         let error = program(&pool).expect_err("the device is lost");
         assert!(matches!(error, PoolError::DeviceLost { .. }), "{error}");
@@ -128,7 +126,7 @@ fn a_million_operations_on_eight_threads() {
     const THREADS: u64 = 8;
     const OPERATIONS: u64 = 125_000;
     let source = SimulatedSource::new(1 << 30);
-    let pool = Pool::with_source(source.clone(), PoolOptions::default());
+    let pool = Pool::from_source(source.clone(), PoolOptions::default());
     std::thread::scope(|scope| {
         // Every thread hands some of its leases to the next, which drops them.
         let (senders, receivers): (Vec<_>, Vec<_>) = (0..THREADS).map(|_| mpsc::channel()).unzip();
@@ -215,7 +213,7 @@ fn a_policy_that_panics_panics_its_caller_and_nothing_else() {
             asked: AtomicU32::new(0),
             at,
         };
-        let pool = Pool::with_source(source.clone(), PoolOptions::default().with_policy(policy));
+        let pool = Pool::from_source(source.clone(), PoolOptions::default().with_policy(policy));
         let mut panics = 0;
         for round in 0..10 {
             let attempt = std::panic::AssertUnwindSafe(|| {
@@ -239,7 +237,7 @@ fn a_policy_that_panics_panics_its_caller_and_nothing_else() {
 
 #[test]
 fn a_budget_may_be_lowered_below_what_is_live() {
-    let pool = Pool::with_source(SimulatedSource::new(1 << 30), PoolOptions::default());
+    let pool = Pool::from_source(SimulatedSource::new(1 << 30), PoolOptions::default());
     let lend = || pool.acquire("any", 1 << 20, STORAGE_USAGE);
     let mut leases: Vec<_> = (0..8).map(|_| lend().expect("no budget yet")).collect();
     leases.truncate(6);
@@ -280,7 +278,7 @@ fn out_of_memory_is_retried_once_everything_cached_is_given_up() {
         ..Faults::default()
     };
     let source = SimulatedSource::new(1 << 30).with_faults(faults);
-    let pool = Pool::with_source(source, PoolOptions::default());
+    let pool = Pool::from_source(source, PoolOptions::default());
     drop(pool.acquire("cached", 1 << 20, STORAGE_USAGE));
     let lease = pool
         .acquire("needed", 8 << 20, STORAGE_USAGE)
@@ -301,7 +299,7 @@ fn out_of_memory_for_good_is_a_typed_error_and_leaves_the_pool_whole() {
             ..Faults::default()
         };
         let source = SimulatedSource::new(1 << 30).with_faults(faults);
-        let pool = Pool::with_source(source, PoolOptions::default());
+        let pool = Pool::from_source(source, PoolOptions::default());
         let mut leases = Vec::new();
         let mut failed = 0;
         for i in 0..6u64 {

@@ -2,15 +2,16 @@
 
 use wgpu::BufferUsages;
 
+use crate::pool::simulated::{SimulatedBuffer, SimulatedSource};
 use crate::pool::{
-    Balanced, Lean, Lease, Limits, Policy, Pool, PoolOptions, Pressure, STORAGE_USAGE,
-    SimulatedBuffer, SimulatedSource, Speed, Usage, size_class,
+    Balanced, Lean, Lease, Limits, Policy, Pool, PoolOptions, Pressure, STORAGE_USAGE, Speed,
+    Usage, size_class,
 };
 
 const MIB: u64 = 1 << 20;
 
 fn pool(options: PoolOptions) -> Pool<SimulatedBuffer> {
-    Pool::with_source(SimulatedSource::new(1 << 30), options)
+    Pool::from_source(SimulatedSource::new(1 << 30), options)
 }
 
 /// Leases `count` buffers of `bytes` at once and gives them back.
@@ -213,7 +214,7 @@ fn reports_say_who_holds_what() {
     assert_eq!(report.labels[0].label, "weights");
     assert_eq!(report.labels[0].requested_bytes, 15_000);
     assert_eq!(report.ages.iter().sum::<u64>(), 4);
-    let classes: Vec<(u64, u64, u64)> = report
+    let classes: Vec<(u64, usize, u64)> = report
         .classes
         .iter()
         .map(|class| (class.class_bytes, class.leased, class.wasted_bytes))

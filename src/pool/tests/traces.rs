@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use crate::pool::{Pool, PoolOptions, STORAGE_USAGE, SimulatedSource, Trace};
+use crate::pool::simulated::SimulatedSource;
+use crate::pool::{Pool, PoolOptions, STORAGE_USAGE, Trace};
 
 #[test]
 fn a_trace_that_cannot_be_read_names_the_line() {
@@ -46,7 +47,7 @@ fn an_unpooled_trace_replays_as_if_it_had_been_pooled() {
 
 #[test]
 fn a_trace_tells_what_other_threads_had_cached() {
-    let pool = Pool::with_source(SimulatedSource::new(1 << 30), PoolOptions::default());
+    let pool = Pool::from_source(SimulatedSource::new(1 << 30), PoolOptions::default());
     let lend = || drop(pool.acquire("any", 1000, STORAGE_USAGE));
     lend();
     pool.start_trace();
@@ -56,10 +57,9 @@ fn a_trace_tells_what_other_threads_had_cached() {
     assert!(text.contains(" shared any"), "{text}");
 }
 
-#[cfg(feature = "serde")]
 #[test]
 fn reports_and_traces_are_json() {
-    let pool = Pool::with_source(SimulatedSource::new(1 << 30), PoolOptions::default());
+    let pool = Pool::from_source(SimulatedSource::new(1 << 30), PoolOptions::default());
     pool.start_trace();
     for bytes in [1000, 3000, 1000, 70_000] {
         drop(pool.acquire("any", bytes, STORAGE_USAGE));

@@ -1,6 +1,6 @@
 //! Outputs and log-sum-exps of dilated attention.
 
-use dilated_attention::kernels::Kernel;
+use dilated_attention::testing::Kernel;
 use dilated_attention::{AttentionShape, Context, DType, DilatedAttentionConfig};
 
 use super::compare::Comparison;

@@ -2,12 +2,11 @@
 
 use std::error::Error;
 
-use dilated_attention::CallOptions;
-use dilated_attention::kernels::Kernel;
 use dilated_attention::ops::convert;
+use dilated_attention::testing::Kernel;
 use dilated_attention::{
-    Context, DType, DilatedAttention, DilatedAttentionConfig, Download, Recorder, Result, Tensor,
-    softmax_lse,
+    CallOptions, Context, DType, DilatedAttention, DilatedAttentionConfig, Download, Recorder,
+    Result, Tensor, softmax_lse,
 };
 
 use super::attention::{Engine, ForwardOutput, Inputs};

@@ -5,9 +5,9 @@
 
 use ::half::{bf16, f16};
 use dilated_attention::nn::ParameterList;
-use dilated_attention::reference::model::Values;
-use dilated_attention::reference::plain::{self, PlainOutput, rounded};
 use dilated_attention::reference::{self, ReferenceOutput};
+use dilated_attention::testing::model::Values;
+use dilated_attention::testing::plain::{self, PlainOutput, rounded};
 use dilated_attention::{AttentionShape, DType, DilatedAttentionConfig};
 
 use super::attention::{Engine, ForwardOutput, Inputs, Quantity};

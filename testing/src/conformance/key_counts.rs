@@ -1,7 +1,7 @@
 //! Which query sees which key how often, from the plan's index algebra alone: no attention is computed.
 
 use dilated_attention::DilatedAttentionConfig;
-use dilated_attention::plan::branch::BranchGeometry;
+use dilated_attention::testing::BranchGeometry;
 
 use super::compare::Comparison;
 use super::golden_file::GoldenFile;

@@ -4,8 +4,8 @@ use dilated_attention::longnet::{
     Call, CrossAttentionConfig, EncoderDecoder, Input, LongNet, LongNetConfig, OutputProjection,
     Recompute,
 };
-use dilated_attention::nn::{Activation, Parameters, ProjectionNorm};
-use dilated_attention::ops::{self, Positions, Rotations, TokenIds, XposRole};
+use dilated_attention::nn::{Parameters, ProjectionNorm};
+use dilated_attention::ops::{self, Activation, Positions, Rotations, TokenIds, XposRole};
 use dilated_attention::{
     AttentionShape, Context, DType, DilatedAttentionConfig, MixGradient, Recorder, Tensor,
 };
@@ -323,7 +323,7 @@ fn caches(
     };
     let mut recorder = context.recorder("caches");
     if let Some((rotations, positions)) = cache.positions(model).map_err(told)? {
-        let width = model.config().attention().embed_dim() as u64;
+        let width = model.config().attention().embed_dim();
         let rows = k.matrix().reshape(width).map_err(told)?;
         // A key was scaled as a key; a query's scale undoes it.
         ops::xpos(

@@ -1,9 +1,8 @@
 //! Encoders and decoders with activations in half precision, against the f64 model.
 
 use dilated_attention::longnet::{LongNet, LongNetConfig, OutputProjection};
-use dilated_attention::ops;
-use dilated_attention::reference::{model, plain};
-use dilated_attention::{Context, DType};
+use dilated_attention::testing::{model, plain};
+use dilated_attention::{Context, DType, ops};
 
 use super::golden_file::GoldenFile;
 use super::half;

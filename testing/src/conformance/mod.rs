@@ -98,7 +98,7 @@ pub fn check_bytes(name: &str, bytes: &[u8], engine: &mut dyn Engine) -> Vec<Lin
         Ok(file) => file,
         Err(reason) => return failed_file(name, &reason),
     };
-    let tier = engine.context().and_then(|context| context.caps().tier);
+    let tier = engine.context().and_then(|context| context.caps().tier());
     let mut report = Report::new(name, tier);
     let kind = |prefix: &str| name.starts_with(prefix);
     let checked = if kind("ts_core_") || kind("quirk_ts_misaligned") {

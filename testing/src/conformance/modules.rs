@@ -178,7 +178,7 @@ pub fn xpos(
     inverse: bool,
 ) -> Result<Vec<f32>, String> {
     let [_, tokens, heads, head_dim] = dims;
-    let width = (heads * head_dim) as u64;
+    let width = heads * head_dim;
     let (tokens, head_dim) = (tokens, head_dim);
     let mut recorder = context.recorder("positions");
     let mut turned = || {

@@ -7,7 +7,7 @@ use dilated_attention::nn::{
     ParameterList, Parameters, ProjectionNorm,
 };
 use dilated_attention::ops::{self, Positions, Rotations};
-use dilated_attention::reference::{model, plain};
+use dilated_attention::testing::{model, plain};
 use dilated_attention::{AttentionShape, Context, DType, MixGradient, Recorder};
 
 use super::attention::Engine;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use dilated_attention::device::KernelTier;
-use dilated_attention::kernels::Kernel;
+use dilated_attention::testing::Kernel;
 
 use super::compare::Comparison;
 use super::golden_file::GoldenFile;

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use dilated_attention::pool::{
-    Balanced, BufferRequest, Exact, Faults, Lean, Lease, Limits, NoPooling, PersistentBuffer,
-    Policy, Pool, PoolError, PoolOptions, PoolScope, Pressure, STAGING_USAGE, STORAGE_USAGE,
-    SimulatedBuffer, SimulatedSource, Speed, Usage,
+    Balanced, BufferRequest, Exact, Lean, Lease, Limits, NoPooling, PersistentBuffer, Policy, Pool,
+    PoolError, PoolOptions, PoolScope, Pressure, STAGING_USAGE, STORAGE_USAGE, Speed, Usage,
 };
+use dilated_attention::testing::{Faults, SimulatedBuffer, SimulatedSource};
 use dilated_attention::wgpu::BufferUsages;
 
 const MAX_BUFFER_BYTES: u64 = (1 << 28) - 1;
@@ -46,7 +46,7 @@ impl Policy for Nonsense {
         Limits {
             held_bytes: self.number(usage.live_bytes),
             free_bytes: self.number(usage.free_bytes),
-            free_buffers: self.number(usage.free_buffers),
+            free_buffers: self.number(usage.free_buffers as u64) as usize,
             idle_windows: self.number(usage.live_bytes) as u32,
         }
     }
@@ -134,7 +134,7 @@ impl Machine {
             _ => {}
         }
         let source = SimulatedSource::new(MAX_BUFFER_BYTES).with_faults(faults);
-        let pool = Pool::with_source(source.clone(), options);
+        let pool = Pool::from_source(source.clone(), options);
         Self {
             persistent: PersistentBuffer::new(&pool, "persistent", STORAGE_USAGE),
             pool,

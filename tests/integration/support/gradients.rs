@@ -1,6 +1,6 @@
 //! Gradients against finite differences in double precision.
 
-use dilated_attention::reference::model::Values;
+use dilated_attention::testing::model::Values;
 
 use super::numbers::uniform;
 

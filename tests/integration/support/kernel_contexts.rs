@@ -5,11 +5,12 @@
 
 use std::sync::OnceLock;
 
-use dilated_attention::device::{ElementFormat, KernelTier, Processor};
-use dilated_attention::kernels::Family;
-use dilated_attention::kernels::attention_backward::{BackwardFamily, BackwardVariant};
-use dilated_attention::kernels::attention_forward::{ForwardFamily, ForwardVariant};
+use dilated_attention::device::KernelTier;
 use dilated_attention::pool::PoolOptions;
+use dilated_attention::testing::{
+    BackwardFamily, BackwardVariant, ElementFormat, Family, ForwardFamily, ForwardVariant,
+    Processor,
+};
 use dilated_attention::{Context, ContextOptions, DilatedAttentionConfig, wgpu};
 
 use super::contexts::context_with;
@@ -118,7 +119,7 @@ impl TestContext {
         most_rows: usize,
     ) -> impl Iterator<Item = KernelTier> + use<> {
         let old = matches!(
-            self.context.caps().processor,
+            self.context.caps().processor(),
             Processor::Cpu {
                 uniform_loads: false,
                 ..

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use dilated_attention::longnet::{Call, Input, LongNet, LongNetConfig, Recompute};
 use dilated_attention::nn::{ParameterList, Parameters};
 use dilated_attention::ops::{IGNORED_LABEL, Labels, TokenIds};
-use dilated_attention::reference::model::{self, Values};
+use dilated_attention::testing::model::{self, Values};
 use dilated_attention::{AttentionShape, Context, DType, Recorder, Result, Tensor};
 
 use super::numbers::uniform;

@@ -1,12 +1,11 @@
 //! One attention to compute, on the GPU and by the reference, and the comparison of the two.
 
-use dilated_attention::CallOptions;
-use dilated_attention::kernels::attention_forward::ForwardVariant;
 use dilated_attention::ops::convert;
-use dilated_attention::reference::plain::{self, PlainOutput, rounded};
 use dilated_attention::reference::{self, ReferenceOutput};
+use dilated_attention::testing::ForwardVariant;
+use dilated_attention::testing::plain::{self, PlainOutput, rounded};
 use dilated_attention::{
-    AttentionShape, DType, DilatedAttention, DilatedAttentionConfig, Recorder, Tensor,
+    AttentionShape, CallOptions, DType, DilatedAttention, DilatedAttentionConfig, Recorder, Tensor,
     UNCOVERED_LSE, softmax_lse,
 };
 
@@ -98,7 +97,8 @@ impl Problem {
         on: &TestContext,
         variant: ForwardVariant,
     ) -> dilated_attention::Result<PlainOutput> {
-        let attention = DilatedAttention::with_variant(&on.context, self.config.clone(), variant)?;
+        let attention =
+            DilatedAttention::new(&on.context, self.config.clone())?.with_variant(variant)?;
         let mut recorder = on.context.recorder("test");
         let [q, k, v] = self.upload(&mut recorder)?;
         let result =

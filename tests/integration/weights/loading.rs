@@ -96,8 +96,8 @@ fn names_may_differ_knowingly() {
     let parameters = list(&[("norm.weight", &[2])]);
     let weights = file
         .part("model.")
-        .rename(|name| (name != "xpos.scale").then(|| name.to_owned()))
-        .rename(|name| Some(name.replace("gamma", "norm.weight")))
+        .with_rename(|name| (name != "xpos.scale").then(|| name.to_owned()))
+        .with_rename(|name| Some(name.replace("gamma", "norm.weight")))
         .load(context, &parameters)
         .expect("loads");
     assert_eq!(read(context, &weights).expect("reads"), [[1.0, 2.0]]);
@@ -134,7 +134,9 @@ fn all_differences_are_told_at_once() {
     let parameters = list(&names.map(|name| (name, &[1usize][..])));
     let (_, context) = &contexts()[0];
     let before = context.pool().stats();
-    let source = file.part("p.").rename(|name| Some(name.to_lowercase()));
+    let source = file
+        .part("p.")
+        .with_rename(|name| Some(name.to_lowercase()));
     context.set_check_finite(true);
     let error = source.load(context, &parameters).expect_err("differs");
     let text = error.to_string();
@@ -293,7 +295,7 @@ fn features(config: LongNetConfig, name: &str) -> [Vec<f32>; 2] {
     let file = WeightFile::open(golden(name)).expect("valid");
     let weights = file
         .part("w.")
-        .rename(|name| (!name.ends_with("self_attn.xpos.scale")).then(|| name.to_owned()))
+        .with_rename(|name| (!name.ends_with("self_attn.xpos.scale")).then(|| name.to_owned()))
         .load(context, model.parameters())
         .expect("loads");
     let all = |name: &str| {

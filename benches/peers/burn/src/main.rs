@@ -21,8 +21,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use clap::{Parser, value_parser};
-use dilated_attention::device::Processor;
-use dilated_attention::{Context, DType, DilatedAttention, reference};
+use dilated_attention::{Context, DType, DilatedAttention, reference, wgpu};
 use peer::Peer;
 use serde_json::{Value, json};
 use testing::cases::Case;
@@ -57,7 +56,7 @@ fn main() -> Outcome<()> {
     let mut json = options.json.map(File::create).transpose()?;
     let repetitions = options.repetitions.unwrap_or(if options.quick { 3 } else { 10 }) as usize;
     let context = Context::new_blocking()?;
-    let is_software = context.caps().processor != Processor::Gpu;
+    let is_software = context.adapter_info().device_type == wgpu::DeviceType::Cpu;
     let mut cases = Case::set(if is_software { "peers" } else { "gpu" });
     if options.quick {
         cases.truncate(1);
