@@ -1,5 +1,5 @@
-//! The error type of all calls, and those of the pool and of files of weights, which it carries. Variants carry the value given, the
-//! limit it met and the next step, where there are such.
+//! Error types: [`Error`] for all calls, and those of the pool and of weight files, which it wraps. Variants carry the given value,
+//! the limit that it exceeds, and the next step, as far as these apply.
 
 mod non_finite;
 mod pool;
@@ -17,11 +17,11 @@ use crate::element::DType;
 use crate::label::Label;
 use crate::pool_figures::PoolReport;
 
-/// What went wrong; see the variants. No tensor that was there before a failed call is lost or changed by it.
+/// The error of all calls; see the variants. A failed call neither loses nor changes tensors that existed before.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Something made for one model was given to another.
+    /// Parameters or saved tensors of one model were given to another.
     #[error(
         "{what} of another model: names or shapes of its parameters differ; make it from this model"
     )]
@@ -29,16 +29,16 @@ pub enum Error {
         /// What was given.
         what: &'static str,
     },
-    /// A token id or label that the table or the classes do not have.
+    /// A token id is not in the table, or a label is not a class.
     #[error("{what} {given} at index {index} is out of range: there are {limit}")]
     TokenOutOfRange {
-        /// Token or label.
+        /// "token" or "label".
         what: &'static str,
-        /// Where in the input.
+        /// Index in the input.
         index: u64,
-        /// The number given.
+        /// The given id or label.
         given: u32,
-        /// How many there are.
+        /// Number of rows of the table, or of classes.
         limit: usize,
     },
     /// A tile of a slide does not lie in the grid of positions.
@@ -47,31 +47,31 @@ pub enum Error {
          which is the tile size times the cells of the grid: tiles of a slide scanned at 40x have twice the size of those at 20x"
     )]
     TileOutOfGrid {
-        /// Its number in the slide, from 0.
+        /// Number of the tile in the slide, counted from 0.
         tile: u64,
-        /// The coordinate given.
+        /// The given x coordinate.
         x: f32,
-        /// The coordinate given.
+        /// The given y coordinate.
         y: f32,
-        /// Coordinates are below this.
+        /// Coordinates must be below this.
         limit: u64,
     },
-    /// One of several slides is wrong.
+    /// An error of one of several slides.
     #[error("slide {slide}: {error}")]
     InSlide {
-        /// Its number in the call, from 0.
+        /// Number of the slide in the call, counted from 0.
         slide: usize,
-        /// What is wrong.
+        /// The error.
         error: Box<Error>,
     },
-    /// A plan needs more memory than it may.
+    /// A plan needs more memory than the budget allows.
     #[error(
         "{what} needs {requested_bytes} bytes in buffers of the pool's sizes, the budget is {budget_bytes}: {next_step}"
     )]
     PlanOverBudget {
-        /// What was planned.
+        /// The planned work.
         what: &'static str,
-        /// Bytes of the buffers it needs, each rounded up to its size class: the smallest budget that suffices.
+        /// Bytes of the buffers that it needs, each rounded up to its size class. This is the smallest sufficient budget.
         requested_bytes: u64,
         /// The budget.
         budget_bytes: u64,
@@ -88,14 +88,14 @@ pub enum Error {
         /// What to call before, or instead.
         next_step: &'static str,
     },
-    /// An option has a value that means nothing, on whatever device.
+    /// An option has an invalid value, whatever the device.
     #[error("{what} is {given}; it must be {need}")]
     InvalidConfig {
         /// Name of the option.
         what: &'static str,
-        /// The value given.
+        /// The given value.
         given: String,
-        /// What a valid value is.
+        /// The values that are valid.
         need: &'static str,
     },
     /// A shape does not fit the configuration or another shape.
@@ -103,41 +103,41 @@ pub enum Error {
     InvalidShape {
         /// Name of the tensor or number.
         what: Label,
-        /// The value given.
+        /// The given value.
         given: String,
-        /// What a valid value is.
+        /// The values that are valid.
         need: String,
     },
-    /// A slice does not have as many elements as the shape it comes with.
+    /// A slice has another number of elements than the shape given with it.
     #[error(
         "{label}: {given} elements for a shape of {expected}; pass exactly as many as the shape has (items of different lengths are padded to the longest, and with_valid_lens of CallOptions or AttentionShape tells their own)"
     )]
     LengthMismatch {
         /// Label of the tensor.
         label: Label,
-        /// Elements given.
+        /// Number of elements of the slice.
         given: u64,
-        /// Elements of the shape.
+        /// Number of elements of the shape.
         expected: u64,
     },
-    /// A tensor's element type is not what the operation takes.
+    /// A tensor has an element type that the operation does not take.
     #[error("{what} has elements of type {given}; {need} is needed: convert before the call")]
     WrongDType {
         /// Name of the tensor.
         what: Label,
-        /// Its element type.
+        /// Element type of the tensor.
         given: DType,
-        /// The element type needed.
+        /// The element type that is needed.
         need: DType,
     },
-    /// A tensor or recording belongs to another [`Context`](crate::Context), that is, to one with another pool.
+    /// A tensor or recording belongs to a [`Context`](crate::Context) with another pool.
     #[error(
         "{what} belongs to another context (to pool {given}, this call's is pool {expected}): use what this context has made; elements get here by a download there and an upload here"
     )]
     ContextMismatch {
         /// Name of the tensor, or the recorder.
         what: Label,
-        /// Number of the pool it belongs to, unique in the process.
+        /// Number of the pool that it belongs to, unique in the process.
         given: u64,
         /// Number of the pool of the call's context.
         expected: u64,
@@ -170,7 +170,7 @@ pub enum Error {
         /// Label of the tensor that is written.
         written: Label,
     },
-    /// Sizes multiply to more than 64 bits hold.
+    /// A product of sizes does not fit in 64 bits.
     #[error("the size of {what} ({given}) overflows 64 bits")]
     SizeOverflow {
         /// Name of the tensor or buffer.
@@ -178,7 +178,7 @@ pub enum Error {
         /// The factors.
         given: String,
     },
-    /// The smallest possible window of a tensor exceeds what one binding may cover.
+    /// The smallest possible window of a tensor is larger than a binding may be.
     #[error(
         "one token row of {what} is {requested_bytes} bytes with its alignment, a binding may cover {limit_bytes} (max_storage_buffer_binding_size): request a larger limit"
     )]
@@ -187,7 +187,7 @@ pub enum Error {
         what: Label,
         /// Bytes of the smallest window.
         requested_bytes: u64,
-        /// Bytes one binding may cover.
+        /// Bytes that a binding may cover.
         limit_bytes: u64,
     },
     /// The device lacks what was asked for: kernels of a tier, elements of a type, cooperative matrices, workgroup memory.
@@ -195,29 +195,29 @@ pub enum Error {
     Unsupported {
         /// What was asked for.
         what: String,
-        /// What the device has, or has not.
+        /// What the device has or lacks.
         given: String,
-        /// What it would have to have, and what to ask for instead.
+        /// What the device would need, or what to ask for instead.
         need: String,
     },
-    /// The device lacks something every kernel needs.
+    /// A limit of the device is below what every kernel needs.
     #[error(
         "the device offers {given} for {limit}, at least {need} is needed: request WebGPU's default limits"
     )]
     DeviceTooSmall {
         /// Name of the limit.
         limit: &'static str,
-        /// What the device offers.
+        /// The device's limit.
         given: u64,
-        /// What is needed.
+        /// The least limit that is sufficient.
         need: u64,
     },
-    /// The pool has no buffer to lend. A device that is lost is [`DeviceLost`](Self::DeviceLost), a buffer that it refuses
-    /// [`Validation`](Self::Validation), as everywhere.
+    /// The pool has no buffer to lend. If the device is lost the error is [`DeviceLost`](Self::DeviceLost) instead, and if wgpu
+    /// refuses the buffer it is [`Validation`](Self::Validation), as in all calls.
     #[error(transparent)]
     Pool(PoolError),
-    /// The device ran out of memory while the work was submitted, and goes on (where wgpu gives it up, this is
-    /// [`DeviceLost`](Self::DeviceLost)). The recording is lost, the tensors are not.
+    /// The device ran out of memory while work was submitted. The recording is gone, but tensors and the device remain usable. (If
+    /// wgpu gives the device up, the error is [`DeviceLost`](Self::DeviceLost) instead.)
     #[error(
         "the device has no memory to run '{label}': drop tensors, trim the pool, record again\n{report}"
     )]
@@ -227,25 +227,25 @@ pub enum Error {
         /// State of the pool.
         report: Box<PoolReport>,
     },
-    /// No adapter matches what was asked for.
+    /// No adapter matches the request.
     #[error(
         "no adapter: {reason}; found: {found}. On Linux without a GPU driver install Mesa's software driver (scripts/install_vulkan.sh)"
     )]
     NoAdapter {
-        /// Why none was chosen.
+        /// Why no adapter was chosen.
         reason: String,
-        /// Names of the adapters that there are.
+        /// Names of the existing adapters.
         found: String,
     },
-    /// The adapter gave no device with the features and limits asked for.
+    /// The adapter refused a device with the requested features and limits.
     #[error("adapter '{adapter}' gave no device: {reason}")]
     NoDevice {
         /// Name of the adapter.
         adapter: String,
-        /// The adapter's words.
+        /// The adapter's message.
         reason: String,
     },
-    /// A recording was submitted that reads a tensor which holds no result. It has no effect then.
+    /// The submitted recording reads a tensor that nothing submitted before has written. The recording has no effect.
     #[error("'{reader}' reads '{label}', but {}{reason}", match writer {
         Some(writer) => format!("the recording '{writer}' that writes it "),
         None => String::new(),
@@ -255,87 +255,86 @@ pub enum Error {
         label: Label,
         /// Label of the recording that was submitted.
         reader: Label,
-        /// Label of the recording that was to write the tensor, if there is one.
+        /// Label of the recording that would have written the tensor, if there is one.
         writer: Option<Label>,
-        /// What became of that, and the next step.
+        /// What became of that recording, and the next step.
         reason: &'static str,
     },
-    /// A download was waited for before its recording was submitted, or submitted far enough.
+    /// A download was awaited whose recording was not submitted yet, or not far enough.
     #[error("'{label}' was recorded for download but not submitted: {next_step}, then wait again")]
     NotSubmitted {
         /// Label of the download.
         label: Label,
-        /// What to do: submit the recording or the encoder that it went to, or advance its slices.
+        /// The next step: submit the recording, submit the encoder that holds it, or advance its slices.
         next_step: &'static str,
     },
-    /// A download was waited for that never comes: what it belongs to was dropped, cancelled or refused, or runs nowhere.
+    /// A download was awaited that will never arrive: its recording was dropped, cancelled or refused, or belongs to a dry run.
     #[error("'{label}' will never arrive: {reason}")]
     DownloadAbandoned {
         /// Label of the download.
         label: Label,
-        /// What became of that, and the next step.
+        /// What became of the recording, and the next step.
         reason: &'static str,
     },
     /// The device is lost; nothing on it can be read any more.
     #[error("the device is lost ({reason}): make a new context and upload again")]
     DeviceLost {
-        /// What the device, the application or the mapping said; never empty.
+        /// The reason, as told by the driver, the application or a failed mapping; never empty.
         reason: String,
     },
-    /// A value that is not finite was found where the caller asked for a check.
+    /// A value is not finite, in a call for which the check for finite values is switched on.
     #[error("{what} holds {value} at {}", place(index, axes))]
     NotFinite {
         /// Name of the tensor.
         what: Label,
         /// The value.
         value: f32,
-        /// Its index along each of the tensor's own dimensions.
+        /// Index of the value along each dimension of the tensor.
         index: Vec<usize>,
-        /// What these dimensions are; empty where that is not known.
+        /// Names of these dimensions; empty if they are not known.
         axes: &'static [&'static str],
     },
-    /// A feature of a tile is not finite, or would not be as the activations' type holds it.
+    /// A feature of a tile is not finite, or would not be finite in the type of the activations.
     #[error("features of tile {tile} hold {value} (element {element}){}", feature_advice(*value, *activations))]
     FeatureNotFinite {
-        /// Number of the tile in its slide, from 0.
+        /// Number of the tile in its slide, counted from 0.
         tile: usize,
-        /// Which of its features, from 0.
+        /// Number of the feature in the tile, counted from 0.
         element: usize,
         /// The value.
         value: f32,
         /// Type of the activations.
         activations: DType,
     },
-    /// A result has infinite elements or NaN. Outputs that allow it
-    /// (`allow_nonfinite` of [`SlideOutputs`](crate::models::gigapath::SlideOutputs) and
-    /// [`LongVitOutputs`](crate::models::longvit::LongVitOutputs)) return it all the same.
+    /// A result of a model has infinite elements or NaN. To get such results instead of this error, set `allow_nonfinite` in
+    /// [`SlideOutputs`](crate::models::gigapath::SlideOutputs) or [`LongVitOutputs`](crate::models::longvit::LongVitOutputs).
     #[error("{0}")]
     NonFiniteResult(Box<NonFiniteResult>),
-    /// Loss or gradient of a training step, or the loss of an evaluation, is not finite.
+    /// The loss or the gradient of a training step, or the loss of an evaluation, is not finite.
     #[error("{}", step_advice(*step, *loss, *gradient_norm))]
     NonFiniteStep {
-        /// The step; of an evaluation, the last one done.
+        /// Number of the step; in an evaluation, of the last training step.
         step: u64,
         /// Mean cross-entropy, in nats.
         loss: f32,
-        /// Norm of the gradient; `None` for an evaluation. Where it is not finite, the step has changed no weight.
+        /// Norm of the gradient; `None` in an evaluation. If it is not finite, the step has changed no weight.
         gradient_norm: Option<f32>,
     },
-    /// A file of weights cannot be read, does not fit the model, or cannot be written.
+    /// A weight file cannot be read, does not fit the model, or cannot be written.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// wgpu refused something that this library believed valid: a defect worth reporting (or, at a submission, memory that
-    /// ran out inside wgpu).
+    /// wgpu refused something that this library considers valid. This is a defect worth reporting, except when memory ran out
+    /// inside wgpu during a submission.
     #[error("wgpu refused '{label}': {reason}")]
     Validation {
-        /// Label of what was made.
+        /// Label of the refused object.
         label: Label,
-        /// wgpu's words.
+        /// wgpu's message.
         reason: String,
     },
 }
 
-/// Not derived, so that a loss has one variant, whoever meets it.
+/// Not derived, so that the loss of a device is the same variant, wherever it is noticed.
 impl From<PoolError> for Error {
     fn from(error: PoolError) -> Self {
         match error {

@@ -1,4 +1,4 @@
-//! Results of models that are not finite.
+//! The error for results of models that are not finite.
 
 use std::fmt;
 
@@ -8,42 +8,42 @@ use crate::element::DType;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NonFiniteResult {
-    /// The result, as the output names it.
+    /// Name of the result, as in the output.
     pub result: &'static str,
-    /// Of which slide or image of the call, from 0.
+    /// Number of the slide or image in the call, counted from 0.
     pub item: usize,
-    /// Its values that are not finite.
+    /// Number of its values that are not finite.
     pub count: usize,
-    /// All its values.
+    /// Number of all its values.
     pub of: usize,
-    /// Where they arise, as far as the states and embeddings of layers that were asked for tell.
+    /// Where such values arise, as far as the requested states and embeddings show.
     pub origin: Option<Origin>,
     /// Type of the activations.
     pub activations: DType,
 }
 
-/// The first state that holds values which are not finite.
+/// The first state of a model with values that are not finite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Origin {
-    /// The slide or image of the call, from 0.
+    /// Number of the slide or image in the call, counted from 0.
     pub item: usize,
     /// The state: 0 is the input of the first layer, n the output of n layers.
     pub state: usize,
-    /// The first such token in it, where tokens were looked at.
+    /// The first token with such values; `None` if single tokens were not checked.
     pub token: Option<Token>,
-    /// Such tokens in it; 0 where tokens were not looked at.
+    /// Number of tokens with such values; 0 if single tokens were not checked.
     pub tokens: usize,
 }
 
 /// A token of a model's input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Token {
-    /// That of the whole slide.
+    /// The CLS token of a slide.
     Cls,
-    /// A tile of a slide, from 0, as it was given.
+    /// A tile of a slide, by its number in the input, counted from 0.
     Tile(usize),
-    /// A patch of an image, from 0, row by row.
+    /// A patch of an image, counted from 0, row by row.
     Patch(usize),
 }
 
@@ -96,7 +96,7 @@ impl fmt::Display for NonFiniteResult {
     }
 }
 
-/// What makes values infinite, and what to do.
+/// Likely cause of values that are not finite, and what to do about it.
 fn cause(activations: DType) -> &'static str {
     match activations {
         DType::F16 => {

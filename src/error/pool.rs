@@ -1,21 +1,21 @@
-//! What can go wrong with a pool of buffers.
+//! Errors of a pool of buffers.
 
 use crate::label::Label;
 use crate::pool_figures::PoolReport;
 
-/// Why a [`Pool`](crate::Pool) has not lent a buffer, or a trace of one cannot be read. In a call that does more than that it is an
-/// [`Error`](super::Error): [`Error::DeviceLost`](super::Error::DeviceLost) and [`Error::Validation`](super::Error::Validation) where
-/// it is `DeviceLost` or `Refused`, else [`Error::Pool`](super::Error::Pool).
+/// Why a [`Pool`](crate::Pool) did not lend a buffer, or why a trace of a pool cannot be read. Calls that return an
+/// [`Error`](super::Error) turn `DeviceLost` into [`Error::DeviceLost`](super::Error::DeviceLost), `Refused` into
+/// [`Error::Validation`](super::Error::Validation), and the others into [`Error::Pool`](super::Error::Pool).
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PoolError {
-    /// A buffer of no bytes was asked for; WebGPU cannot bind one.
+    /// A buffer of 0 bytes was requested, which WebGPU cannot bind.
     #[error("a buffer of 0 bytes was asked for as '{label}'; skip the work instead")]
     ZeroSize {
         /// Label of the request.
         label: Label,
     },
-    /// Usages that no buffer of this pool may combine.
+    /// The requested usages cannot be combined in a buffer of this pool.
     #[error("'{label}' asks for usages {usage:?}, which contradict each other: {reason}")]
     InvalidUsage {
         /// Label of the request.
@@ -25,7 +25,7 @@ pub enum PoolError {
         /// Why they cannot be combined.
         reason: &'static str,
     },
-    /// One buffer would be larger than the device allows.
+    /// The buffer would be larger than the device allows.
     #[error(
         "'{label}' needs a buffer of {requested_bytes} bytes, the device allows {limit_bytes} (max_buffer_size): request the adapter's own limits or shorten the input"
     )]
@@ -37,7 +37,7 @@ pub enum PoolError {
         /// Bytes of the largest buffer of the device.
         limit_bytes: u64,
     },
-    /// The pool's hard budget does not allow another buffer, and nothing cached is left to give up.
+    /// The pool's budget does not allow another buffer, even after all cached buffers were dropped.
     #[error(
         "'{label}' needs a buffer of {requested_bytes} bytes (what was asked for, rounded up to a size class), but the pool's budget is {budget_bytes} bytes and {leased_bytes} are in use: raise the budget or drop tensors first\n{report}"
     )]
@@ -53,7 +53,7 @@ pub enum PoolError {
         /// State of the pool.
         report: Box<PoolReport>,
     },
-    /// The device has no memory left, after everything cached was given up.
+    /// The device has no memory left, even after all cached buffers were dropped.
     #[error(
         "the device has no memory for '{label}', a buffer of {requested_bytes} bytes (what was asked for, rounded up to a size class), with {leased_bytes} in use: drop tensors or shorten the input\n{report}"
     )]
@@ -70,23 +70,23 @@ pub enum PoolError {
     /// The device is lost; nothing on it can be read any more.
     #[error("the device is lost ({reason}): make a new context and upload again")]
     DeviceLost {
-        /// What the device, the application or the mapping said; never empty.
+        /// The reason, as told by the driver, the application or a failed mapping; never empty.
         reason: String,
     },
-    /// The device refused a buffer for another reason than memory, though the pool believed it valid: a defect worth reporting.
+    /// wgpu refused a buffer that the pool considers valid, for another reason than memory. This is a defect worth reporting.
     #[error("wgpu refused '{label}': {reason}")]
     Refused {
         /// Label of the request.
         label: Label,
-        /// The device's words.
+        /// wgpu's message.
         reason: String,
     },
     /// A saved trace of a pool cannot be read.
     #[error("line {line} of the trace is no event: {need} expected")]
     InvalidTrace {
-        /// Number of the line, from 1.
+        /// Number of the line, counted from 1.
         line: u64,
-        /// What it should have.
+        /// What the line should contain.
         need: &'static str,
     },
 }

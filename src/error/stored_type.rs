@@ -1,8 +1,8 @@
-//! Types of elements in a file of weights.
+//! Element types in a weight file.
 
 use std::fmt;
 
-/// Type of the elements of a tensor in a file.
+/// Element type of a tensor in a weight file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum StoredType {
@@ -10,14 +10,14 @@ pub enum StoredType {
     F32,
     /// IEEE 754 binary16.
     F16,
-    /// The upper half of binary32.
+    /// bfloat16: the upper 16 bits of an f32.
     Bf16,
-    /// Another type that the format has, by its name there. Such tensors can be in a file, but are no parameters.
+    /// Another type of the safetensors format, with its name. A file may have such tensors, but they cannot be loaded as parameters.
     Other(&'static str),
 }
 
 impl StoredType {
-    /// The name that the format has for it.
+    /// Name of the type in the safetensors format.
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "F32",

@@ -1,4 +1,4 @@
-//! What can be wrong with a file of weights.
+//! Errors of weight files.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -6,113 +6,113 @@ use std::path::PathBuf;
 use super::stored_type::StoredType;
 use super::weights_mismatch::WeightsMismatch;
 
-/// What went wrong with a file of weights, read or written; [`Error::Weights`](super::Error::Weights) carries it.
+/// An error in reading or writing a weight file. [`Error::Weights`](super::Error::Weights) wraps it.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WeightsError {
-    /// The operating system refused a file.
+    /// The operating system refused to open or save a file.
     #[error("{} cannot be {action}: {reason}", path.display())]
     File {
-        /// Its path.
+        /// Path of the file.
         path: PathBuf,
-        /// Opened or saved.
+        /// "opened" or "saved".
         action: &'static str,
-        /// The system's words.
+        /// The system's message.
         reason: String,
     },
     /// A file is malformed: cut off, damaged, or of another format.
     #[error("{file} is no valid safetensors file: {reason}")]
     InvalidFile {
-        /// Its path, or what else it came from.
+        /// Path of the file, or another description of its source.
         file: String,
-        /// What is wrong.
+        /// What is wrong with it.
         reason: String,
     },
-    /// A file is valid, but not of this model.
+    /// A file is valid, but does not fit the model.
     #[error("{0}")]
     Mismatch(Box<WeightsMismatch>),
-    /// Somebody has written into a file, or cut it off, since it was opened. What was read of it is not used.
+    /// A file was written to or cut off after it was opened. Nothing that was read from it is used.
     #[error(
         "{file} has changed since it was opened ({given_bytes} bytes, {expected_bytes} then), as reading {part} at byte {offset} \
          found: open it again when nothing writes to it; to replace a file that is in use, rename a new one over it"
     )]
     FileChanged {
-        /// Its path.
+        /// Path of the file.
         file: String,
-        /// What was read: a tensor with its name, or the header.
+        /// The part that was being read: the header, or a tensor with its name.
         part: String,
-        /// Where in the file it was read.
+        /// Byte offset of the read in the file.
         offset: u64,
         /// Bytes of the file now.
         given_bytes: u64,
-        /// Bytes of the file when it was opened; where they are the same, it was written to.
+        /// Bytes of the file when it was opened. If both numbers are the same, the file was written to.
         expected_bytes: u64,
     },
-    /// The operating system could not read a part of a file that is open.
+    /// The operating system failed to read a part of an open file.
     #[error(
         "{file} cannot be read at byte {offset}, in {part}: {reason}; look whether its disk or network folder is still there, \
          then open it again"
     )]
     Unreadable {
-        /// Its path.
+        /// Path of the file.
         file: String,
-        /// What was read: a tensor with its name, or the header.
+        /// The part that was being read: the header, or a tensor with its name.
         part: String,
-        /// Where in the file it was read.
+        /// Byte offset of the read in the file.
         offset: u64,
-        /// The system's words.
+        /// The system's message.
         reason: String,
     },
-    /// Elements or bytes of a tensor were asked for that it does not have.
+    /// A requested range of elements or bytes is outside of a tensor.
     #[error(
         "{unit} {given:?} of tensor {tensor} were asked for; it has {limit}: ask for a range within 0..{limit}"
     )]
     RangeOutside {
-        /// Its name.
+        /// Name of the tensor.
         tensor: String,
-        /// Elements or bytes.
+        /// "elements" or "bytes".
         unit: &'static str,
-        /// The range given.
+        /// The requested range.
         given: Range<usize>,
-        /// How many there are.
+        /// Number of elements or bytes of the tensor.
         limit: u64,
     },
-    /// Elements of a tensor were asked for that are more than the memory of this machine.
+    /// This machine has too little memory for the requested elements of a tensor.
     #[error(
         "{bytes} bytes for elements of tensor {tensor} are more than this machine has memory for: read a range at a time"
     )]
     HostMemory {
-        /// Its name.
+        /// Name of the tensor.
         tensor: String,
         /// Bytes that were needed.
         bytes: u64,
     },
-    /// A tensor of a file has elements of a type that parameters cannot have.
+    /// A tensor in a file has an element type that parameters cannot have.
     #[error("tensor {name} of the file is of type {given}; F32, F16 or BF16 is needed")]
     WrongStoredType {
-        /// Its name.
+        /// Name of the tensor.
         name: String,
-        /// Its type.
+        /// Element type of the tensor.
         given: StoredType,
     },
-    /// A parameter has a finite value that the type to store it in does not.
+    /// A finite value of a parameter would become infinite in the type in which it is to be stored.
     #[error("parameter {name} holds {value}, too large for {stored_type}: store it as F32")]
     ValueTooLarge {
-        /// Its name.
+        /// Name of the parameter.
         name: String,
         /// The value.
         value: f32,
-        /// The type.
+        /// The type in which it is to be stored.
         stored_type: StoredType,
     },
-    /// A file cannot be made as it was asked for.
+    /// A file cannot be written with the given options.
     #[error("{what} is {given}; it must be {need}")]
     CannotSave {
         /// Name of the option.
         what: &'static str,
-        /// The value given.
+        /// The given value.
         given: String,
-        /// What a valid value is.
+        /// The values that are valid.
         need: &'static str,
     },
 }

@@ -1,45 +1,45 @@
-//! How a file and a model differ.
+//! Differences between a weight file and a model.
 
 use std::fmt;
 
 use super::stored_type::StoredType;
 
-/// Everything that keeps a [`WeightSource`](crate::WeightSource) from being loaded as the parameters of a list, in full;
-/// only the text is shortened.
+/// All differences that keep a [`WeightSource`](crate::WeightSource) from being loaded as the parameters of a list. The lists are
+/// complete; only the printed text is shortened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WeightsMismatch {
-    /// What was loaded from.
+    /// The file, or another description of the source.
     pub file: String,
-    /// Parameters that no tensor of the file is for.
+    /// Parameters without a tensor in the file.
     pub missing: Vec<String>,
-    /// Tensors of the file that are for no parameter.
+    /// Tensors of the file that belong to no parameter.
     pub unknown: Vec<String>,
-    /// Tensors of another shape than their parameter.
+    /// Tensors with another shape than their parameter.
     pub misshapen: Vec<Misshapen>,
-    /// Tensors of a type that parameters cannot have.
+    /// Tensors with a type that parameters cannot have.
     pub mistyped: Vec<Mistyped>,
-    /// Parameters that several tensors are for, after renaming.
+    /// Parameters for which, after renaming, there are several tensors.
     pub duplicate: Vec<Duplicate>,
-    /// Tensors with infinite elements or NaN, where [`Context::set_check_finite`](crate::Context::set_check_finite) asks.
+    /// Tensors with infinite elements or NaN, if [`Context::set_check_finite`](crate::Context::set_check_finite) is on.
     pub not_finite: Vec<String>,
-    /// Prefixes under which the file has more of the parameters than as it was asked, most first; empty where it has half of
-    /// them or more as it was asked, since then a name is wrong and no prefix.
+    /// Prefixes under which the file has more of the parameters than under the given one, the one with the most first. Empty if the
+    /// file has half of the parameters or more under the given prefix: then names are wrong, not the prefix.
     pub prefixes: Vec<FoundPrefix>,
 }
 
-/// What stands before parameters' names in a file.
+/// A prefix of names in a file under which parameters were found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FoundPrefix {
-    /// For [`WeightFile::part`](crate::WeightFile::part); empty where the names are the parameters' own.
+    /// The prefix, to be given to [`WeightFile::part`](crate::WeightFile::part). Empty if names have no prefix.
     pub prefix: String,
-    /// Parameters that the file has tensors for under it.
+    /// Number of parameters for which the file has tensors under this prefix.
     pub found: usize,
-    /// Parameters of the model.
+    /// Number of parameters of the model.
     pub of: usize,
 }
 
-/// A tensor of another shape than its parameter.
+/// A tensor with another shape than its parameter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Misshapen {
     /// Name in the file.
@@ -50,26 +50,26 @@ pub struct Misshapen {
     pub need: Vec<usize>,
 }
 
-/// A tensor of a type that parameters cannot have.
+/// A tensor with a type that parameters cannot have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistyped {
     /// Name in the file.
     pub name: String,
-    /// Its type.
+    /// Type in the file.
     pub given: StoredType,
 }
 
-/// A parameter that several tensors are for.
+/// A parameter for which there are several tensors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Duplicate {
     /// Name of the parameter.
     pub parameter: String,
-    /// Their names in the file.
+    /// Names of the tensors in the file.
     pub names: Vec<String>,
 }
 
 impl WeightsMismatch {
-    /// Whether nothing differs.
+    /// Whether there are no differences.
     pub fn is_empty(&self) -> bool {
         self.missing.is_empty()
             && self.unknown.is_empty()
@@ -80,7 +80,7 @@ impl WeightsMismatch {
     }
 }
 
-/// How many of each kind a text names.
+/// Most names of each kind that are printed.
 const SHOWN: usize = 20;
 
 fn list<T: fmt::Display>(f: &mut fmt::Formatter<'_>, kind: &str, items: &[T]) -> fmt::Result {
@@ -101,7 +101,7 @@ fn list<T: fmt::Display>(f: &mut fmt::Formatter<'_>, kind: &str, items: &[T]) ->
 impl fmt::Display for WeightsMismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(best) = self.prefixes.first() {
-            // What is missing without it says nothing.
+            // Without the right prefix, the lists of differences are of no use, so only the prefix is printed.
             let FoundPrefix { prefix, found, of } = best;
             write!(
                 f,

@@ -352,7 +352,7 @@ impl LongNetConfig {
     }
 
     /// Length of a block such that a query and the keys that it sees are always in the same block: the longest segment, if every
-    /// other segment lies within one of these; otherwise `None`.
+    /// other segment lies within one of these. `None` if there is no such length, or if it is too long for one centre.
     pub(super) fn xpos_block(&self) -> Option<usize> {
         let lengths = || {
             self.attention

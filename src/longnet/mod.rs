@@ -6,12 +6,11 @@
 //! A [`LongNet`] is an encoder, a decoder or a causal language model, depending on its [`LongNetConfig`]: pre-norm, post-norm,
 //! sub-LN or DeepNorm; with xPos, learned positions or neither; with cross attention to an encoder or without ([`EncoderDecoder`]
 //! joins two models). Parameters have the names that torchscale gives them (`architecture/encoder.py`, `decoder.py`,
-//! `model/LongNet.py`), so its checkpoints load without renaming.
-//!
-//! A model holds options and compiled kernels. Its weights are [`Parameters`], made by [`LongNet::initial_weights`] or loaded from
-//! a file. In training, a forward saves the tensors that each block needs, or only the input of each layer, from which the backward
-//! computes the rest again ([`Recompute::Layers`]). Decoding ([`KvCache`]) computes one token at a time, from the keys and values
-//! of the tokens before; [`LongNet::generate`] draws tokens with it.
+//! `model/LongNet.py`), so its checkpoints load without renaming. A model holds its options and the choice of its kernels. Its
+//! weights are [`Parameters`], made by [`LongNet::initial_weights`] or loaded from a file. In training, a forward saves the tensors
+//! that each block needs, or only the input of each layer, from which the backward computes the rest again ([`Recompute::Layers`]).
+//! Decoding ([`KvCache`]) computes one token at a time, from the keys and values of the tokens before; [`LongNet::generate`] draws
+//! tokens with it.
 
 mod backward;
 mod cache;

@@ -1,4 +1,4 @@
-//! Activations on their way between host and device: f32 on the host, whatever they are stored as.
+//! Uploads and downloads of activations, which are f32 on the host, whatever their type on the device.
 
 use half::{bf16, f16};
 

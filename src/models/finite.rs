@@ -1,34 +1,34 @@
-//! Whether results are finite, and where values that are not arise.
+//! Checks that results are finite, and finds where values that are not arise.
 
 use crate::config::AttentionShape;
 use crate::device::DType;
 use crate::error::{Error, NonFiniteResult, Origin, Result, Token};
 
-/// One item's part of a result.
+/// The part of a result that belongs to one batch item.
 #[derive(Clone, Copy, Debug)]
 pub struct ResultPart<'a> {
-    /// The result, as the output names it.
+    /// Name of the result, as in the output.
     pub result: &'static str,
-    /// The slide or image.
+    /// Number of the slide or image.
     pub item: usize,
-    /// Its values.
+    /// The values.
     pub values: &'a [f32],
-    /// What they tell of where values that are not finite arise.
+    /// Where in the model the values come from.
     pub of: PartOf,
 }
 
-/// What values are of.
+/// Where in a model values come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PartOf {
     /// The end of the run.
     End,
-    /// One state, without regard to tokens.
+    /// A state, without a relation to single tokens.
     State(usize),
-    /// The tokens of one state, a row each.
+    /// The tokens of a state, one row for each.
     Tokens(usize),
 }
 
-/// A result of as many values for each of `items`.
+/// The parts of a result that has the same number of values for each of `items`.
 pub(super) fn by_item<'a>(
     result: &'static str,
     of: PartOf,
@@ -45,7 +45,7 @@ pub(super) fn by_item<'a>(
     })
 }
 
-/// A result with a row for each token of `shape`: the rows behind an item's own tokens mean nothing.
+/// The parts of a result that has a row for each token of `shape`. Rows after the end of an item are left out.
 pub(super) fn by_token<'a>(
     result: &'static str,
     of: PartOf,
@@ -63,10 +63,10 @@ pub(super) fn by_token<'a>(
     })
 }
 
-/// Whether all of `results` are finite.
+/// Checks that all of `results` are finite.
 ///
 /// # Errors
-/// [`Error::NonFiniteResult`] about the first that is not, and where such values arise.
+/// [`Error::NonFiniteResult`] with the first that is not, and where such values arise as far as the results show.
 pub(super) fn check(
     results: &[ResultPart<'_>],
     width: usize,
@@ -88,7 +88,7 @@ pub(super) fn check(
     })))
 }
 
-/// The first state that is not finite, as far as `results` tell; `token` names the token of a row of `width` elements.
+/// The first state with a value that is not finite, as far as `results` show. `token` names the token of a row of `width` elements.
 pub(super) fn origin<'a>(
     results: impl IntoIterator<Item = ResultPart<'a>>,
     width: usize,
@@ -109,11 +109,11 @@ pub(super) fn origin<'a>(
             tokens,
         })
     });
-    // Of one state, the tokens say more.
+    // For the same state, an origin that names a token comes first.
     origins.min_by_key(|origin| (origin.state, origin.token.is_none(), origin.item))
 }
 
-/// The first of the rows of `width` elements that is not finite, and the number of such rows.
+/// The first row of `width` elements with a value that is not finite, and the number of such rows.
 fn bad_rows(values: &[f32], width: usize) -> Option<(usize, usize)> {
     let is_bad = |row: &[f32]| row.iter().any(|value| !value.is_finite());
     let rows = values.chunks(width.max(1)).enumerate();
@@ -150,7 +150,7 @@ mod tests {
         let with_state = told(&features, &state, &shape).expect_err("told");
         let place = "patch 1 and 1 more tokens in the output of layer 0 (item 1 of the batch)";
         assert!(with_state.contains(place), "{with_state}");
-        // Of which it has but one.
+        // Now the second image has only one patch.
         let shorter = shape.with_valid_lens(&[3, 1]).expect("valid");
         let without = told(&features, &state, &shorter).expect_err("told");
         assert_eq!(without, alone);

@@ -1,10 +1,10 @@
-//! Models of others, from their published weights.
+//! Published models, which load their original weights.
 //!
 //! ```text
-//! gigapath::SlideEncoder   prov-gigapath's slide encoder: features of tiles and where they lie -> embeddings of the slide
+//! gigapath::SlideEncoder   prov-gigapath's slide encoder: features and positions of tiles -> embeddings of the slide
 //! longvit::LongVit         torchscale's LongViT: pixels -> features, logits
 //! ```
-//! Both are a [`LongNet`](crate::longnet::LongNet) between an embedding and a readout of their own, and are used alike, by the
+//! Both consist of an embedding, a [`LongNet`](crate::longnet::LongNet) and a readout. Both are used in the same way, by the
 //! methods of [`StagedModel`]:
 //!
 //! ```no_run
@@ -27,22 +27,22 @@
 //! # Ok(())
 //! # }
 //! ```
-//! Parameters have the names of the checkpoints, and loading is strict. A [`ModelRun`] goes in slices with progress, at once, or
-//! recording by recording. A result that is not finite is an error ([`NonFiniteResult`]).
+//! Parameters have the names of the checkpoint, and loading is strict. A [`ModelRun`] is submitted in slices with progress, at
+//! once, or recording by recording. A result that is not finite is an error ([`NonFiniteResult`]).
 //!
 //! # To add a model
 //!
-//! What is written once: [`ModelRun`] (recordings in their order, states, progress, slices, results that are not finite, retrying
-//! after an error), [`ModelPlan`], loading, warming up. A model is a folder with
+//! All models share [`ModelRun`] (the order of recordings, states, progress, slices, the check for finite results, retrying after
+//! an error), [`ModelPlan`], loading and warming up. A new model is a folder with
 //!
-//! 1. its options, and a type with its parameters and a `LongNet`, for which `StagedModel` is implemented: `new` declares the
-//!    parameters under the names of the checkpoint, `stages` checks an input, `with_zeros` makes one of a size, for plans;
-//! 2. the type that `stages` returns, for which `Stages` (staged.rs) is implemented: `embed` records a part of the input into the
-//!    first state, `read_out` the end, `output` makes results of what was read back, `results` lists them for the check.
-//!    What else differs has a default: `layer`, `read_state`, `check_values`.
+//! 1. its options, and a type with its parameters and a `LongNet` that implements `StagedModel`: `new` declares the parameters
+//!    under the names of the checkpoint, `stages` checks an input, `with_zeros` makes an input of a given size, for plans;
+//! 2. the type that `stages` returns, which implements `Stages` (staged.rs): `embed` records how a part of the input becomes the
+//!    first state, `read_out` records the last stage, `output` makes the results from what was read back, `results` lists them for
+//!    the check. `layer`, `read_state` and `check_values` have defaults.
 //!
-//! `longvit/stages.rs` is the shorter one to start from. Half precision comes by itself where `new` gives the encoder its
-//! activations and `embed` makes the state of that type.
+//! `longvit/stages.rs` is the shorter example. Half precision needs no more than that `new` gives the encoder its type of
+//! activations and `embed` makes the state with that type.
 
 mod activations;
 mod finite;

@@ -1,4 +1,4 @@
-//! What a model's run over one input will need.
+//! The plan of a model's run: memory, work and time, before it runs.
 
 use std::fmt;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::nn::Parameters;
 use crate::plan::needs;
 use crate::recorder::Recorder;
 
-/// What a model's run over one input will need, known before it runs; made by [`StagedModel::plan`] and
+/// Memory, work and time of a model's run over one input, known before it runs. Made by [`StagedModel::plan`] and
 /// [`StagedModel::plan_for`].
 ///
 /// ```
@@ -34,33 +34,33 @@ use crate::recorder::Recorder;
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ModelPlan {
-    /// Tokens of all items, a batch being as long as its longest.
+    /// Tokens of the batch: the number of items times the tokens of the longest.
     pub num_tokens: usize,
     /// Bytes of the weights.
     pub weight_bytes: u64,
-    /// Most bytes that are asked for at one moment of the run, weights and staging included.
+    /// Peak of the bytes that are requested at the same time, weights and staging included.
     pub requested_bytes: u64,
-    /// Most bytes of the pool's buffers, each rounded up to its size class, from the loading of the weights to the end: what a
-    /// [budget](crate::Pool::set_budget_bytes) must allow, as far as the pool lends nothing else.
+    /// Peak of the bytes that the pool holds, from the loading of the weights to the end. Each buffer counts with its size class. A
+    /// [budget](crate::Pool::set_budget_bytes) must allow this much, if the pool lends nothing else.
     pub held_bytes: u64,
-    /// Recordings, each one submission or, in slices, more.
+    /// Number of recordings. Each is one submission or, in slices, several.
     pub num_recordings: usize,
-    /// Dispatches of all of them.
+    /// Number of dispatches of all recordings.
     pub num_dispatches: usize,
-    /// Floating point operations of products and attention.
+    /// Floating point operations of matrix products and attention.
     pub flop: u64,
-    /// Time of all dispatches as sliced submissions have measured them on this adapter, now or in a process before
-    /// ([`Context::save_cost_model`]); `None` without a context, and where one of the kernels has not been measured.
+    /// Expected time of all dispatches, from times that sliced submissions have measured on this adapter, in this process or an
+    /// earlier one ([`Context::save_cost_model`]). `None` without a context, or if one of the kernels was never measured.
     pub expected_time: Option<Duration>,
 }
 
 impl ModelPlan {
-    /// Time on an adapter that does so many floating point operations a second in a layer.
+    /// Time of the run on an adapter that does `flop_per_second` floating point operations per second.
     pub fn time_at(&self, flop_per_second: f64) -> Duration {
         needs::time_at(self.flop, flop_per_second)
     }
 
-    /// Whether the pool stays within `budget_bytes`.
+    /// Checks that the pool stays within `budget_bytes`.
     ///
     /// # Errors
     /// [`Error::PlanOverBudget`] with both numbers.
@@ -73,7 +73,7 @@ impl ModelPlan {
         )
     }
 
-    /// The plan of a run on `dry_run`, on which nothing was done yet; times are those of `measured`.
+    /// Plans a run on `dry_run`, a new dry run. Expected times come from the context `measured`, if given.
     pub(super) fn on<M: StagedModel>(
         dry_run: &Context,
         measured: Option<&Context>,
@@ -108,7 +108,7 @@ impl ModelPlan {
     }
 }
 
-/// The kernels of a run on a dry run, each once.
+/// The kernels of a run, each once, found by a dry run.
 pub(super) fn kernels<M: StagedModel>(
     dry_run: &Context,
     config: &M::Config,
@@ -128,7 +128,7 @@ pub(super) fn kernels<M: StagedModel>(
     Ok(kernels)
 }
 
-/// What `with` makes of a run on a dry run, with stand-ins for weights and input.
+/// Calls `with` with a run on a dry run. Weights and input have the right sizes, but no values.
 fn with_run<M: StagedModel, T>(
     dry_run: &Context,
     config: &M::Config,
@@ -137,7 +137,7 @@ fn with_run<M: StagedModel, T>(
     with: impl FnOnce(ModelRun<'_, M>) -> Result<T>,
 ) -> Result<T> {
     let model = M::new(dry_run, config.clone())?;
-    // Loaded in the way that weights are.
+    // In the way that real weights are loaded, so that the peak of staging memory is right.
     let list = model.parameters();
     let weights = Parameters::submitted(dry_run, "load weights", list, |_, _, _| Ok(()))?;
     M::with_zeros(config, size, |input| {
@@ -147,7 +147,7 @@ fn with_run<M: StagedModel, T>(
     })
 }
 
-/// Goes through a run on a dry run, each recording shown to `seen`.
+/// Goes through all recordings of a run on a dry run, and calls `seen` with each.
 fn rehearse<M: StagedModel>(
     mut run: ModelRun<'_, M>,
     mut seen: impl FnMut(&Recorder),

@@ -1,4 +1,4 @@
-//! The run of any model over one input, recording by recording.
+//! The run of a model over one input, recording by recording.
 
 use std::fmt;
 
@@ -12,8 +12,8 @@ use crate::nn::Parameters;
 use crate::recorder::{Progress, Recorder, SliceOptions};
 use crate::tensor::Tensor;
 
-/// The work of a model over one input, as recordings, to be submitted in their order by whatever means: in slices, at once, in
-/// the encoders of an application's frames. Made by [`StagedModel::run`].
+/// A run of a model over one input: a sequence of recordings, to be submitted in their order. They may be submitted in slices, at
+/// once, or through an application's encoders. Made by [`StagedModel::run`].
 ///
 /// [`in_slices`](Self::in_slices) and [`blocking`](Self::blocking) submit all of them. An application that does it itself:
 ///
@@ -36,8 +36,8 @@ use crate::tensor::Tensor;
 /// # }
 /// ```
 ///
-/// Of the model's states, the run keeps the last alone on the device, and what the outputs ask for until it is on the host.
-/// Dropping it at any time gives everything back. It holds the weights, but borrows the input.
+/// On the device, the run keeps only the last state of the model, and requested outputs until they are on the host. Dropping the
+/// run at any time gives its buffers back. It holds the weights and borrows the input.
 #[must_use = "a run does nothing until its recordings are submitted"]
 pub struct ModelRun<'a, M: StagedModel> {
     context: Context,
@@ -53,7 +53,7 @@ pub struct ModelRun<'a, M: StagedModel> {
 }
 
 impl<'a, M: StagedModel> ModelRun<'a, M> {
-    /// A run over an input of whatever values.
+    /// A run over an input whose values are not checked.
     pub(super) fn unchecked(
         context: &Context,
         model: &M,
@@ -108,8 +108,8 @@ impl<'a, M: StagedModel> ModelRun<'a, M> {
         self.next
     }
 
-    /// How far the run is, in multiplications of its products, about, when all recordings handed out but the last are done and that
-    /// one is as far as `within` says.
+    /// Progress of the run, counted in (approximate) multiplications of its matrix products. It assumes that all recordings handed
+    /// out so far are done, except the last one, whose progress is `within`.
     pub fn progress(&self, within: Progress) -> Progress {
         let operations = |end: usize| -> f64 { (0..end).map(|step| self.operations(step)).sum() };
         let done = self.next.checked_sub(1).map_or(0.0, |last| {
@@ -121,7 +121,7 @@ impl<'a, M: StagedModel> ModelRun<'a, M> {
         }
     }
 
-    /// Multiplications of the products of recording `step`.
+    /// Approximate multiplications of the matrix products of recording number `step`.
     fn operations(&self, step: usize) -> f64 {
         if let Some(operations) = self.outline.part_operations.get(step) {
             return *operations as f64;
@@ -135,10 +135,10 @@ impl<'a, M: StagedModel> ModelRun<'a, M> {
         }
     }
 
-    /// The next recording, or `None` after the last: each embeds a part of the input, runs one layer, or reads out.
+    /// The next recording, or `None` after the last one. A recording embeds a part of the input, computes one layer, or reads the results.
     ///
     /// # Errors
-    /// Those of leasing and recording. The run can be continued when the cause is gone.
+    /// The errors of leasing and recording. Once the cause is removed, the run can go on with another call.
     pub fn next_recording(&mut self) -> Result<Option<Recorder>> {
         let (num_parts, step) = (self.outline.part_operations.len(), self.next);
         let num_layers = self.encoder_config().num_layers();
@@ -174,7 +174,7 @@ impl<'a, M: StagedModel> ModelRun<'a, M> {
                 download = Some((index, values));
             }
         }
-        // All of the stage was recorded.
+        // The whole stage was recorded, so its results count now.
         let Stage {
             recorder,
             carried,
@@ -198,9 +198,9 @@ impl<'a, M: StagedModel> ModelRun<'a, M> {
         })
     }
 
-    /// Submits what is left, in slices of the device's time so that others who use the device are not kept waiting, and returns the
-    /// results; `progress` is told after each slice how far the run is, see [`progress`](Self::progress). Nothing blocks, any
-    /// executor will do, and dropping the future ends the work after the slice under way.
+    /// Submits the remaining recordings in short slices, so that other users of the device need not wait long, and returns the
+    /// results. `progress` is called after each slice, see [`progress`](Self::progress). Nothing blocks, and any executor will do.
+    /// If the future is dropped, the work ends after the current slice.
     ///
     /// # Errors
     /// As [`next_recording`](Self::next_recording), [`SlicedSubmission::advance`](crate::recorder::SlicedSubmission::advance) and
@@ -219,7 +219,8 @@ impl<'a, M: StagedModel> ModelRun<'a, M> {
         self.finish().await
     }
 
-    /// Submits what is left at once and waits for the results (not in browsers). Staging memory is that of two recordings at most.
+    /// Submits the remaining recordings at once and blocks until the results are there (not in browsers). At most two recordings
+    /// hold staging memory at a time.
     ///
     /// # Errors
     /// As [`next_recording`](Self::next_recording), [`Recorder::submit`] and [`finish`](Self::finish).
@@ -234,11 +235,11 @@ impl<'a, M: StagedModel> ModelRun<'a, M> {
         pollster::block_on(self.finish())
     }
 
-    /// The results, when all recordings were submitted.
+    /// Waits for the results. All recordings must have been submitted.
     ///
     /// # Errors
-    /// [`Error::OutOfOrder`] when recordings are left, [`Error::NonFiniteResult`] for infinite values and NaN unless the outputs
-    /// allow them, and those of [`Download`](crate::Download).
+    /// [`Error::OutOfOrder`] when recordings are left, [`Error::NonFiniteResult`] for infinity or NaN in the results unless the
+    /// outputs allow them, and the errors of [`Download`](crate::Download).
     pub async fn finish(self) -> Result<M::Output> {
         if self.next < self.num_recordings() {
             return Err(Error::OutOfOrder {
@@ -267,12 +268,12 @@ impl<'a, M: StagedModel> ModelRun<'a, M> {
         Ok(output)
     }
 
-    /// Where values that are not finite arise: runs state by state, up to the first that holds some; `None` when none does.
-    /// Submitted in slices; one state at a time is on the host. For a run of which nothing was recorded yet, over the input that
-    /// [`NonFiniteResult`](super::NonFiniteResult) was told of.
+    /// Finds where values that are not finite arise: runs state by state, up to the first state that has such values. `None` if no
+    /// state has. Call this on a new run over the same input, after another run has returned
+    /// [`NonFiniteResult`](super::NonFiniteResult). Work is submitted in slices; one state at a time is on the host.
     ///
     /// # Errors
-    /// As [`in_slices`](Self::in_slices), but for results that are not finite; [`Error::OutOfOrder`] for a run that has begun.
+    /// As [`in_slices`](Self::in_slices), except for results that are not finite; [`Error::OutOfOrder`] for a run that has begun.
     pub async fn find_nonfinite(mut self, slices: SliceOptions) -> Result<Option<Origin>> {
         if self.next > 0 {
             return Err(Error::OutOfOrder {

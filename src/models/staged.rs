@@ -1,4 +1,4 @@
-//! What is particular to a model: all that [`ModelRun`] and [`ModelPlan`] do not do for every model alike.
+//! The traits of a model: everything in which models differ. What they share is in [`ModelRun`] and [`ModelPlan`].
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,27 +18,28 @@ use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 use crate::weights::WeightSource;
 
-/// A model that runs in stages: parts of the input are embedded, the layers of a [`LongNet`] follow, and a last stage reads out.
-/// Each is a recording of its own, so that long inputs go up in bounded pieces and an application submits when it suits it.
+/// A model that runs in stages: the input is embedded in parts, the layers of a [`LongNet`] follow, and a last stage reads the
+/// results. Each stage is a recording of its own. So long inputs are uploaded in bounded pieces, and an application can submit when
+/// it likes.
 ///
-/// A model is plain data and pipelines, cheap to clone; weights are [`Parameters`] beside it. See the
-/// [module](super) for an example, and for how to add a model to this crate: the trait is not for models outside of it.
+/// A model holds its options and the choice of its kernels, and is cheap to clone. Its weights are separate [`Parameters`]. The
+/// [module](super) has an example, and says how to add a model to this crate. The trait cannot be implemented outside of it.
 pub trait StagedModel: Clone + fmt::Debug {
     /// Options of the model.
     type Config: Clone;
-    /// What one run is over.
+    /// Input of a run.
     type Input<'a>;
-    /// How large an input is: all that a plan needs to know of it.
+    /// Size of an input, from which a plan is made.
     type InputSize<'a>;
-    /// What is wanted of a run besides what it always returns.
+    /// Optional outputs of a run, besides those that it always returns.
     type Outputs;
     /// Results, on the host.
     type Output;
-    /// What is particular to the model in a run over one input.
+    /// The stages of a run over one input.
     #[doc(hidden)]
     type Stages<'a>: Stages<Output = Self::Output>;
 
-    /// Declares the parameters, under the names of the checkpoint, and chooses kernels.
+    /// Makes the model: declares its parameters under the names of the checkpoint, and chooses kernels.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] for options that contradict each other.
@@ -47,10 +48,10 @@ pub trait StagedModel: Clone + fmt::Debug {
     /// The options.
     fn config(&self) -> &Self::Config;
 
-    /// The parameters' names and shapes: those of the checkpoint.
+    /// Names and shapes of the parameters, as in the checkpoint.
     fn parameters(&self) -> &Arc<ParameterList>;
 
-    /// What a run over `input` consists of, its shape checked, but not its values.
+    /// The stages of a run over `input`. Checks the shape of the input, but not its values.
     ///
     /// # Errors
     /// [`Error::InvalidShape`] for inputs that the model cannot take and outputs that it does not have.
@@ -61,10 +62,10 @@ pub trait StagedModel: Clone + fmt::Debug {
         outputs: &Self::Outputs,
     ) -> Result<(Outline, Self::Stages<'a>)>;
 
-    /// What `with` makes of an input of `size` that is 0 everywhere.
+    /// Calls `with` with an input of `size` whose values are all 0.
     ///
     /// # Errors
-    /// [`Error::InvalidShape`] for sizes that this machine could not hold, and those of `with`.
+    /// [`Error::InvalidShape`] for inputs too large for this machine's address space, and the errors of `with`.
     #[doc(hidden)]
     fn with_zeros<T>(
         config: &Self::Config,
@@ -72,9 +73,10 @@ pub trait StagedModel: Clone + fmt::Debug {
         with: impl FnOnce(Self::Input<'_>) -> Result<T>,
     ) -> Result<T>;
 
-    /// The weights of a checkpoint, f32, f16 or bf16, strictly: a missing, unknown or misshapen tensor is an error that names it.
-    /// `weights` is a [`WeightFile`](crate::WeightFile), or, where its names begin otherwise or it holds more, a
-    /// [part](crate::WeightFile::part) of one, perhaps [renamed](WeightSource::with_rename).
+    /// Loads the weights of a checkpoint, which may be f32, f16 or bf16. Loading is strict: a missing or unknown tensor, or one of
+    /// another shape, is an error that names it. `weights` is a [`WeightFile`](crate::WeightFile). If its names have a prefix or it
+    /// has other tensors, too, take a [part](crate::WeightFile::part) of it, and if necessary [rename](WeightSource::with_rename)
+    /// tensors.
     ///
     /// # Errors
     /// As [`WeightSource::load`].
@@ -86,19 +88,19 @@ pub trait StagedModel: Clone + fmt::Debug {
         weights.into().load(context, self.parameters())
     }
 
-    /// Weights drawn at random, for tests and measurements, submitted; `seed` decides the draws.
+    /// Random weights for tests and measurements, which follow from `seed`. They are uploaded and submitted.
     ///
     /// # Errors
-    /// Those of leasing, uploading and submitting.
+    /// The errors of leasing, uploading and submitting.
     fn initial_weights(&self, context: &Context, seed: u64) -> Result<Parameters> {
         Parameters::initial(context, self.parameters(), seed)
     }
 
-    /// A run over `input`. Everything is checked; nothing is recorded or leased yet.
+    /// Makes a run over `input`. The call checks everything; it neither records nor leases anything.
     ///
     /// # Errors
-    /// [`Error::ParameterMismatch`] for weights that do not fit, [`Error::InvalidShape`] for inputs that do not and for outputs
-    /// that the model does not have, and those that the model's input is documented with.
+    /// [`Error::ParameterMismatch`] for weights that do not fit; [`Error::InvalidShape`] for inputs that do not fit and outputs
+    /// that the model does not have; and the errors in the documentation of the model's input.
     fn run<'a>(
         &self,
         context: &Context,
@@ -111,12 +113,12 @@ pub trait StagedModel: Clone + fmt::Debug {
         Ok(run)
     }
 
-    /// Plans a run over an input of `size` on a device with `caps`: the run is recorded on a [dry run](Context::dry_run), without a
-    /// device. [`Context::caps`] has those of a context.
+    /// Plans a run over an input of `size` on a device with `caps`. It records the run on a [dry run](Context::dry_run), so it
+    /// needs no device. [`Context::caps`] gives the caps of a context.
     ///
     /// # Errors
-    /// As [`new`](Self::new), [`run`](Self::run) and [`ModelRun::next_recording`]; [`Error::InvalidShape`] for an input that this
-    /// machine could not hold.
+    /// As [`new`](Self::new), [`run`](Self::run) and [`ModelRun::next_recording`]; [`Error::InvalidShape`] for an input too large
+    /// for this machine's address space.
     fn plan(
         config: &Self::Config,
         size: Self::InputSize<'_>,
@@ -126,8 +128,8 @@ pub trait StagedModel: Clone + fmt::Debug {
         ModelPlan::on::<Self>(&Context::dry_run(caps), None, config, size, outputs)
     }
 
-    /// As [`plan`](Self::plan), for a context: with the kernels that it has tuned, and with the
-    /// [time](ModelPlan::expected_time) where the kernels have been measured. The device does nothing.
+    /// As [`plan`](Self::plan), for a context: with the kernels that it would use, and with the [expected
+    /// time](ModelPlan::expected_time) if its kernels have been measured. The device does nothing.
     ///
     /// # Errors
     /// As [`plan`](Self::plan).
@@ -157,35 +159,35 @@ pub trait StagedModel: Clone + fmt::Debug {
     }
 }
 
-/// What is particular to a model in the run over one input. Stages take `&self`, and leave what they make in a [`Stage`], which
-/// counts only when all of it was recorded: one that fails has changed nothing, and can be recorded again.
+/// The stages of a model's run over one input. A stage takes `&self` and leaves its results in a [`Stage`]. They count only once
+/// the whole stage was recorded. So a stage that fails has changed nothing and can be recorded again.
 pub trait Stages {
-    /// What the run returns.
+    /// Results of the run.
     type Output;
-    /// Tensors that stages hand on, besides the state.
+    /// Tensors that stages hand on to the next, besides the state.
     type Carried: Clone + Default;
-    /// Names of what is read back, besides states.
+    /// Names of downloads, besides states.
     type Readout;
 
-    /// What recordings are called: of an embedded part, of a layer, of the last stage.
+    /// Labels of recordings: embedding a part, a layer, the last stage.
     const LABELS: [&'static str; 3];
 
-    /// The layers.
+    /// The model of the layers.
     fn encoder(&self) -> &LongNet;
 
-    /// Checks the values of the input. Asked where they need be finite, once.
+    /// Checks the values of the input. Called once, if inputs must be finite.
     ///
     /// # Errors
-    /// About the first value that the activations' type does not hold.
+    /// An error that names the first value that is not finite in the type of the activations.
     fn check_values(&self) -> Result<()> {
         Ok(())
     }
 
-    /// Records that a part is embedded into `state`, (batch, tokens, width), which the first part makes. It holds all that the
-    /// first layer is given after the last part.
+    /// Records how a part of the input is embedded into `state`, (batch, tokens, width). The first part makes this tensor. After
+    /// the last part it is the input of the first layer.
     ///
     /// # Errors
-    /// Those of leasing and recording.
+    /// The errors of leasing and recording.
     fn embed(
         &self,
         stage: &mut Stage<'_, Self>,
@@ -193,10 +195,10 @@ pub trait Stages {
         part: usize,
     ) -> Result<Tensor>;
 
-    /// Records a layer, and what is read in it.
+    /// Records a layer, and downloads of what it computes besides its output.
     ///
     /// # Errors
-    /// Those of leasing and recording.
+    /// The errors of leasing and recording.
     fn layer(
         &self,
         stage: &mut Stage<'_, Self>,
@@ -211,10 +213,10 @@ pub trait Stages {
         Ok(layer?.0)
     }
 
-    /// Records what is read of a state, besides the state itself where it is wanted.
+    /// Records downloads that are made from a state, besides the download of the state itself.
     ///
     /// # Errors
-    /// Those of leasing and recording.
+    /// The errors of leasing and recording.
     fn read_state(
         &self,
         _stage: &mut Stage<'_, Self>,
@@ -224,47 +226,47 @@ pub trait Stages {
         Ok(())
     }
 
-    /// Records the last stage, given the output of the last layer.
+    /// Records the last stage. `state` is the output of the last layer.
     ///
     /// # Errors
-    /// Those of leasing and recording.
+    /// The errors of leasing and recording.
     fn read_out(&self, stage: &mut Stage<'_, Self>, state: &Tensor) -> Result<()>;
 
-    /// The results, of the states that were wanted and of what stages have read, each in their order.
+    /// Makes the results from the requested states and the downloads of the stages, both in order.
     fn output(
         &self,
         states: Vec<(usize, Vec<f32>)>,
         readouts: Vec<(Self::Readout, Vec<f32>)>,
     ) -> Self::Output;
 
-    /// All results, to be checked for values that are not finite.
+    /// Lists all results, to be checked for values that are not finite.
     fn results<'o>(&self, output: &'o Self::Output, shape: &AttentionShape) -> Vec<ResultPart<'o>>;
 
-    /// What stands in row `row` of an item's states.
+    /// The token in row `row` of an item's states.
     fn token(row: usize) -> Token;
 }
 
-/// What a run has to know before its first stage.
+/// Facts about a run that are known before its first stage.
 #[derive(Debug)]
 pub struct Outline {
     /// Items of the batch, and their tokens.
     pub shape: AttentionShape,
-    /// Multiplications, about, of each part in which the input is embedded; at least one part.
+    /// For each part in which the input is embedded, its approximate number of multiplications. There is at least one part.
     pub part_operations: Vec<u64>,
-    /// States that are wanted, 0 being the input of the first layer and n the output of n layers.
+    /// Requested states: 0 is the input of the first layer, n the output of n layers.
     pub states: Vec<usize>,
-    /// Whether inputs and results need not be finite.
+    /// Whether inputs and results may be infinite or NaN.
     pub allow_nonfinite: bool,
 }
 
-/// One stage while it is recorded.
+/// A stage while it is being recorded.
 #[derive(Debug)]
 pub struct Stage<'a, S: Stages + ?Sized> {
-    /// What it is recorded in.
+    /// The recorder of the stage.
     pub recorder: Recorder,
     /// The model's weights.
     pub weights: &'a Parameters,
-    /// What the stage before has handed on, and what this one will.
+    /// Tensors from the previous stage; after this stage, tensors for the next one.
     pub carried: S::Carried,
     pub(super) readouts: Vec<(S::Readout, ActivationDownload)>,
 }
@@ -279,10 +281,10 @@ impl<'a, S: Stages + ?Sized> Stage<'a, S> {
         }
     }
 
-    /// Records that `tensor`, of any type of activations, is read back as it is now.
+    /// Records a download of `tensor`, which may have any type of activations.
     ///
     /// # Errors
-    /// Those of [`Recorder::download`].
+    /// As [`Recorder::download`].
     pub fn read(&mut self, what: S::Readout, tensor: &Tensor) -> Result<()> {
         let download = ActivationDownload::start(&mut self.recorder, tensor)?;
         self.readouts.push((what, download));
@@ -290,18 +292,18 @@ impl<'a, S: Stages + ?Sized> Stage<'a, S> {
     }
 }
 
-/// Bytes that one recording uploads, about: staging memory is as large.
+/// Approximate bytes that one recording uploads, and so the size of its staging memory.
 const UPLOAD_BYTES: usize = 16 << 20;
 
-/// Rows of so many elements that one recording uploads.
+/// Number of rows of `elements` elements that one recording uploads.
 pub(super) fn rows_of_an_upload(elements: usize) -> usize {
     (UPLOAD_BYTES / 4 / elements.max(1)).max(1)
 }
 
-/// Whether all of `wanted` are below `limit`.
+/// Checks that all of `wanted` are below `limit`.
 ///
 /// # Errors
-/// [`Error::InvalidShape`] about the first that is not.
+/// [`Error::InvalidShape`] with the first that is not.
 pub(super) fn expect_below(what: &'static str, wanted: &[usize], limit: usize) -> Result<()> {
     match wanted.iter().find(|wanted| **wanted >= limit) {
         None => Ok(()),

@@ -8,38 +8,38 @@ use crate::error::{Error, Result};
 use crate::longnet::LongNetConfig;
 use crate::weights::WeightSource;
 
-/// Heads of every published model.
+/// Number of heads of every published model.
 const HEADS: usize = 16;
 
 /// Widths of the published models.
 const WIDTHS: [usize; 4] = [384, 768, 1024, 1536];
 
-/// Elements that a head may have; kernels take multiples of 4.
+/// Head sizes that kernels support, in elements; multiples of 4 only.
 const HEAD_DIMS: std::ops::RangeInclusive<usize> = 4..=256;
 
 /// Dilation rates of all published models.
 const RATES: [usize; 5] = [1, 2, 4, 8, 16];
 
-/// Half position vectors of so many cells are in one table.
+/// Most cells of the grid along a direction. The table of half position vectors has a row for each.
 pub(super) const MAX_GRID_CELLS: usize = 1 << 16;
 
-/// Options of a [`SlideEncoder`](super::SlideEncoder); those of [`base`](Self::base), then changed.
+/// Options of a [`SlideEncoder`](super::SlideEncoder). Start from [`base`](Self::base), and change fields.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct SlideEncoderConfig {
     /// Elements of a tile's features.
     pub feature_dim: usize,
-    /// Heads, branches and semantics. Other branches of the same semantics come by
-    /// [`with_branches`](DilatedAttentionConfig::with_branches); a configuration made anew needs
-    /// [`torchscale`](DilatedAttentionConfig::with_torchscale) for the published weights.
+    /// Heads, branches and semantics of attention. To change the branches, use
+    /// [`with_branches`](DilatedAttentionConfig::with_branches), which keeps the semantics. A new configuration needs
+    /// [`with_torchscale`](DilatedAttentionConfig::with_torchscale) for the published weights.
     pub attention: DilatedAttentionConfig,
     /// Number of layers.
     pub num_layers: usize,
     /// Elements of a row inside the feed-forward networks.
     pub ffn_dim: usize,
-    /// Edge of a tile, in the unit of coordinates: pixels of level 0, the slide as it was scanned. A tile of 256 pixels at 20x
-    /// covers 256 of them on a slide scanned at 20x and 512 on one scanned at 40x. Segment lengths do not follow it: they are
-    /// those that the weights were trained with.
+    /// Edge of a tile in pixels of level 0, the resolution at which the slide was scanned. Coordinates have this unit, too. A tile
+    /// of 256 pixels at 20x covers 256 of these pixels on a slide scanned at 20x, and 512 on one scanned at 40x. Segment lengths do
+    /// not depend on this field: they stay those that the weights were trained with.
     pub tile_size: usize,
     /// Cells of the grid along each direction, at most 65 536.
     pub grid_cells: usize,
@@ -47,7 +47,7 @@ pub struct SlideEncoderConfig {
     pub encoder_eps: f32,
     /// Epsilon of the last norm.
     pub norm_eps: f32,
-    /// Type of everything between operations; weights and sums are f32.
+    /// Type of the activations between operations. Weights and sums are f32.
     pub activations: DType,
 }
 
@@ -93,9 +93,9 @@ impl SlideEncoderConfig {
         }
     }
 
-    /// The model that a checkpoint is of, as far as the shapes of its tensors tell: layers, width, feed-forward width, features
-    /// of a tile. What they do not tell is as in the published models: branches, tile size, norms, and 16 heads where the width
-    /// is that of one (384, 768, 1024 or 1536); `heads` says them for other widths, or where they differ.
+    /// The options of the model in a checkpoint. The shapes of its tensors give the numbers of layers, the width, the width of the
+    /// feed-forward networks, and the features of a tile. Everything else is as in the published models: branches, tile size,
+    /// norms, and 16 heads for their widths (384, 768, 1024 or 1536). For other widths, or another number of heads, pass `heads`.
     ///
     /// ```no_run
     /// # use dilated_attention::models::StagedModel;
@@ -111,9 +111,9 @@ impl SlideEncoderConfig {
     /// ```
     ///
     /// # Errors
-    /// [`WeightsError::Mismatch`](crate::weights::WeightsError::Mismatch) for a file without the tensors of a slide encoder, with the prefix that they have in it;
-    /// [`Error::InvalidConfig`] for heads that are not known, or do not divide the width into what kernels have. What else does
-    /// not fit, loading finds.
+    /// [`WeightsError::Mismatch`](crate::weights::WeightsError::Mismatch) for a file without the tensors of a slide encoder, with
+    /// the prefix under which the file has them, if it does; [`Error::InvalidConfig`] when the number of heads is unknown, or does
+    /// not divide the width into a head size that kernels support. Other differences are found by loading.
     pub fn from_weights(weights: &WeightSource<'_>, heads: Option<usize>) -> Result<Self> {
         let sizes = |name: &'static str| match weights.tensor(name)?.shape() {
             &[rows, columns] => Ok((rows, columns)),
@@ -130,7 +130,7 @@ impl SlideEncoderConfig {
             let name = format!("encoder.layers.{layer}.ffn.fc1.weight");
             names.contains(name.as_str())
         };
-        // No more than the file has tensors.
+        // Ends, because the file has a finite number of tensors.
         let num_layers = (0..).take_while(has).count();
         let published = WIDTHS.contains(&width).then_some(HEADS);
         let Some(heads) = heads.or(published) else {
@@ -149,10 +149,10 @@ impl SlideEncoderConfig {
         config.divided(width, heads)
     }
 
-    /// With another number of heads, into which the width is divided anew.
+    /// Sets the number of heads. The width stays; the head size follows.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] when they do not divide it, or into heads of a size that kernels have not.
+    /// [`Error::InvalidConfig`] when the number does not divide the width into a head size that kernels support.
     pub fn with_heads(self, heads: usize) -> Result<Self> {
         let width = self.width();
         self.divided(width, heads)
@@ -174,12 +174,12 @@ impl SlideEncoderConfig {
         Ok(Self { attention, ..self })
     }
 
-    /// With the segment lengths that upstream derives from `max_wsi_size`, the longest edge of a slide in pixels: 262 144 by
-    /// default, 250 000 in its fine-tuning script. It is divided by [`tile_size`](Self::tile_size): of a slide scanned at 40x that is
-    /// changed after this, so that the lengths stay those that the weights were trained with.
+    /// Sets the segment lengths that upstream derives from `max_wsi_size`, the longest edge of a slide in pixels (262 144 by
+    /// default, 250 000 in its fine-tuning script). The lengths depend on [`tile_size`](Self::tile_size). For a slide scanned at
+    /// 40x, change the tile size after this call, so that the lengths stay those that the weights were trained with.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] when the slide has no whole tile.
+    /// [`Error::InvalidConfig`] when the slide is smaller than a tile.
     pub fn with_max_wsi_size(self, max_wsi_size: usize) -> Result<Self> {
         if max_wsi_size < self.tile_size || self.tile_size == 0 {
             return Err(Error::InvalidConfig {
@@ -192,7 +192,7 @@ impl SlideEncoderConfig {
         self.with_segments(&lengths, &RATES)
     }
 
-    /// With other branches.
+    /// Sets the branches.
     ///
     /// # Errors
     /// As [`DilatedAttentionConfig::new`].
@@ -201,7 +201,8 @@ impl SlideEncoderConfig {
         Ok(Self { attention, ..self })
     }
 
-    /// With the textbook's semantics: padding is masked, rows stay where they are. Published weights were not trained so.
+    /// Sets the plain semantics of attention: padding is masked, and each row is written to its own token. The published weights
+    /// were not trained with these.
     pub fn with_masked_padding(self) -> Self {
         let attention = self
             .attention
@@ -260,8 +261,9 @@ impl SlideEncoderConfig {
     }
 }
 
-/// The segment lengths that upstream derives from the longest edge of a slide and of a tile, in pixels: five, evenly spaced in
-/// their logarithm from 1024 to the largest power of two of tokens that a slide can have. They decrease for small slides.
+/// The five segment lengths that upstream derives from the longest edge of a slide and the edge of a tile, both in pixels. Their
+/// logarithms are evenly spaced from 1024 to the largest power of two not above the number of tiles that a slide can have. For
+/// small slides the lengths decrease.
 pub fn segment_lengths(max_wsi_size: usize, tile_size: usize) -> [usize; 5] {
     let cells = (max_wsi_size / tile_size.max(1)) as f64;
     let last = (cells * cells).log2().max(0.0).floor();
@@ -277,7 +279,7 @@ pub fn segment_lengths(max_wsi_size: usize, tile_size: usize) -> [usize; 5] {
 mod tests {
     use super::segment_lengths;
 
-    /// What upstream computes: 262 144 is its default, 250 000 its fine-tuning script's.
+    /// Lengths as upstream computes them: 262 144 is its default, 250 000 is used in its fine-tuning script.
     #[test]
     fn segment_lengths_are_those_of_upstream() {
         let lengths = [1024, 5792, 32_768, 185_363, 1_048_576];

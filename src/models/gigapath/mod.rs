@@ -4,24 +4,25 @@
 //! features (tiles, 1536) -> linear -> + position vector of (x, y) -> [CLS, tiles] -> LongNet encoder -> states
 //! states -> mean of tiles, or CLS -> norm -> embedding of the slide
 //! ```
-//! A [`SlideEncoder`] is loaded, planned and run by the methods of [`StagedModel`]: over [`Slide`]s, or for plans the number of
-//! tiles of each, with [`SlideOutputs`], to a [`SlideOutput`].
+//! A [`SlideEncoder`] is loaded, planned and run by the methods of [`StagedModel`]. Its input are [`Slide`]s, or for plans the
+//! number of tiles of each. [`SlideOutputs`] asks for optional outputs; the results are a [`SlideOutput`].
 //!
-//! **Positions** are not in the checkpoint. A tile at (x, y) lies in cell `(floor(x / tile_size), floor(y / tile_size))` of a
-//! grid of 1000 x 1000, and its position vector is `[sin(y w), cos(y w), sin(x w), cos(x w)]` of the cell, `w_i = 10000^(-4i/D)`.
-//! The two halves are rows of one small table, computed in f64: upstream builds a table of all cells, 3 GB.
+//! **Positions** are not in the checkpoint. A tile at (x, y) lies in cell `(floor(x / tile_size), floor(y / tile_size))` of a grid
+//! of 1000 x 1000 cells. Its position vector is `[sin(y w), cos(y w), sin(x w), cos(x w)]` with the coordinates of the cell and
+//! `w_i = 10000^(-4i/D)`. Each half of the vector is a row of one small table, computed in f64. (Upstream builds a table of all
+//! cells, 3 GB.)
 //!
-//! **Which embedding.** Both are returned: of the mean of all tiles ([`SlideOutput::pool`]) and of the CLS token
-//! ([`SlideOutput::cls`]). The authors' own examples pool, with the note that the CLS token is not trained in the slide
-//! encoder's pretraining; their fine-tuning script trains and uses it.
+//! **Which embedding.** Two are returned: of the mean of all tiles ([`SlideOutput::pool`]), and of the CLS token
+//! ([`SlideOutput::cls`]). The authors' own examples use the mean, with the note that the CLS token is not trained in the
+//! pretraining of the slide encoder. Their fine-tuning script trains and uses the CLS token.
 //!
-//! **Memory.** Features go up in chunks of rows, the encoder runs layer by layer, and of the states only what
-//! [`SlideOutputs`] asks for is kept, so that the peak is five activations of the slide and the weights.
-//! [`SlideEncoder::plan`](StagedModel::plan) tells it to the byte without a device.
+//! **Memory.** Features are uploaded in chunks of rows, the encoder runs layer by layer, and only the states that [`SlideOutputs`]
+//! asks for are kept. So the peak is the weights and five activations of the slide. [`SlideEncoder::plan`](StagedModel::plan) gives
+//! it to the byte, without a device.
 //!
-//! **Semantics.** Trained weights need those of torchscale, the default: attention also attends to the zeros that pad
-//! segments, and moves rows where a dilation rate does not divide a segment length.
-//! [`SlideEncoderConfig::with_masked_padding`] has neither, for models trained with this crate.
+//! **Semantics.** The published weights need the semantics of torchscale, which are the default: attention also attends to the
+//! zeros that pad segments, and moves rows where a dilation rate does not divide a segment length.
+//! [`SlideEncoderConfig::with_masked_padding`] does neither, for models trained with this crate.
 
 mod config;
 mod outputs;
@@ -45,8 +46,8 @@ use crate::weights::{WeightFile, WeightSource, WeightsError};
 
 use stages::SlideStages;
 
-/// The slide encoder. A checkpoint of PyTorch becomes a file for [`load`](StagedModel::load) by
-/// `safetensors.torch.save_file(torch.load(path, map_location="cpu")["model"], "slide.safetensors")`.
+/// The slide encoder. To make a file for [`load`](StagedModel::load) from a PyTorch checkpoint, run
+/// `safetensors.torch.save_file(torch.load(path, map_location="cpu")["model"], "slide.safetensors")` in Python.
 ///
 /// ```no_run
 /// use dilated_attention::models::StagedModel;
@@ -71,8 +72,8 @@ pub struct SlideEncoder {
 }
 
 impl SlideEncoder {
-    /// The slide encoder in a file, whatever prefix its names have there: to [make a configuration
-    /// of](SlideEncoderConfig::from_weights) and to [load](StagedModel::load).
+    /// The tensors of a slide encoder in a file, whatever prefix their names have there. Use the result to [make a
+    /// configuration](SlideEncoderConfig::from_weights) and to [load](StagedModel::load) weights.
     ///
     /// # Errors
     /// As [`WeightFile::part_with`](crate::WeightFile::part_with).
@@ -83,11 +84,11 @@ impl SlideEncoder {
 
 impl StagedModel for SlideEncoder {
     type Config = SlideEncoderConfig;
-    /// Slides of one batch. Running them is also [`Error::TileOutOfGrid`](crate::Error::TileOutOfGrid) for a tile outside of the
-    /// grid, and [`Error::FeatureNotFinite`](crate::Error::FeatureNotFinite) for features that are not finite as the activations'
-    /// type holds them; [`Error::InSlide`](crate::Error::InSlide) around them when there are several slides.
+    /// The slides of a batch. A run over them can also fail with [`Error::TileOutOfGrid`](crate::Error::TileOutOfGrid) for a tile
+    /// outside of the grid, and with [`Error::FeatureNotFinite`](crate::Error::FeatureNotFinite) for features that are not finite
+    /// in the type of the activations. With several slides, these errors are inside [`Error::InSlide`](crate::Error::InSlide).
     type Input<'a> = &'a [Slide<'a>];
-    /// Tiles of each slide.
+    /// Number of tiles of each slide.
     type InputSize<'a> = &'a [usize];
     type Outputs = SlideOutputs;
     type Output = SlideOutput;

@@ -1,62 +1,63 @@
-//! What a run returns.
+//! Outputs of the slide encoder.
 
-/// What is wanted of a run besides the two embeddings of each slide, which are always returned.
+/// Optional outputs of a run. The two embeddings of each slide are always returned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SlideOutputs {
-    /// Embeddings of every state: the input of the first layer, then the output of each (upstream's `all_layer_embed`).
+    /// Whether to return embeddings of every state: of the input of the first layer, and of the output of each layer (upstream's
+    /// `all_layer_embed`).
     pub layers: bool,
-    /// Tokens of these states, 0 being the input of the first layer, as they are. Each is as large as the slide.
+    /// States whose tokens are returned: 0 is the input of the first layer, n the output of n layers. Each is as large as the slide.
     pub states: Vec<usize>,
-    /// Tokens after the last layer and the encoder's norm: embeddings of tiles that know of the slide.
+    /// Whether to return the tokens after the last layer and the encoder's norm: embeddings of tiles in the context of their slide.
     pub encoded: bool,
-    /// In these layers, from 0 on, how much the CLS token attends to every token. In the published weights CLS was not
-    /// trained: there this is not a map of what matters.
+    /// Layers, counted from 0, whose attention weights of the CLS token are returned. In the published weights CLS was not trained,
+    /// so there the weights do not show which tiles matter.
     pub attention: Vec<usize>,
-    /// Features and results need not be finite: returned as they are, instead of an error.
+    /// Whether features and results may be infinite or NaN. If so, results are returned as they are, instead of an error.
     pub allow_nonfinite: bool,
 }
 
-/// Results. Slides are of one batch: `tokens` is that of the longest, and rows behind a slide's own tokens mean nothing.
+/// Results of a run over a batch of slides. Rows after the last token of a shorter slide have no meaning.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct SlideOutput {
     /// Number of slides.
     pub slides: usize,
-    /// Tokens of the longest slide: its tiles and one.
+    /// Tokens of the longest slide: its tiles and the CLS token.
     pub tokens: usize,
     /// Elements of a token.
     pub width: usize,
-    /// The CLS token after encoder and norm, (slides, width): for weights that were fine-tuned with it. In the published ones it
-    /// was not trained.
+    /// Embedding from the CLS token after encoder and norm, (slides, width). For weights that were fine-tuned with it; in the
+    /// published weights CLS was not trained.
     pub cls: Vec<f32>,
-    /// The norm of the mean of all tiles, (slides, width): upstream's `global_pool`, and the embedding of a slide as the
-    /// model's authors use it.
+    /// Embedding from the mean of all tiles, normalised, (slides, width): upstream's `global_pool`, which the model's authors use
+    /// as the embedding of a slide.
     pub pool: Vec<f32>,
-    /// Embeddings of each state, where they were asked for; without the encoder's last norm, as upstream.
+    /// Embeddings of each state, if requested. As upstream, without the encoder's last norm.
     pub layers: Vec<LayerEmbedding>,
-    /// The states that were asked for, in their own order: which, 0 being the input of the first layer, and its tokens, (slides,
-    /// tokens, width), of which the first of each slide is CLS.
+    /// The requested states in increasing order, each with its number (0 is the input of the first layer) and its tokens, (slides,
+    /// tokens, width). The first token of each slide is CLS.
     pub states: Vec<(usize, Vec<f32>)>,
-    /// Tokens after the encoder's norm, (slides, tokens, width), where they were asked for.
+    /// Tokens after the encoder's norm, (slides, tokens, width), if requested.
     pub encoded: Option<Vec<f32>>,
-    /// Attention of the CLS token in the layers that were asked for, in their order.
+    /// Attention weights of the CLS token in the requested layers, in increasing order.
     pub attention: Vec<SlideAttention>,
 }
 
 /// The embeddings of one state.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerEmbedding {
-    /// The norm of the CLS token, (slides, width).
+    /// The CLS token, normalised, (slides, width).
     pub cls: Vec<f32>,
-    /// The norm of the mean of all tiles, (slides, width).
+    /// The mean of all tiles, normalised, (slides, width).
     pub pool: Vec<f32>,
 }
 
-/// How much the CLS token attends to every token in one layer. In the published weights CLS was not trained, so that a picture
-/// of this is no map of what matters there.
+/// Attention weights of the CLS token in one layer: how much it attends to each token. In the published weights CLS was not
+/// trained, so there the weights do not show which tiles matter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SlideAttention {
-    /// Which, from 0 on.
+    /// Number of the layer, counted from 0.
     pub layer: usize,
     /// Number of branches.
     pub branches: usize,
@@ -64,13 +65,13 @@ pub struct SlideAttention {
     pub heads: usize,
     /// Tokens of the longest slide.
     pub tokens: usize,
-    /// Weights, (slides, branches, heads, tokens), as by [`token_weights`](crate::DilatedAttention::token_weights).
+    /// Attention weights, (slides, branches, heads, tokens); see [`token_weights`](crate::DilatedAttention::token_weights).
     pub weights: Vec<f32>,
 }
 
 impl SlideAttention {
-    /// Summed over branches, and the mean over heads: one number for each token of slide `slide`; CLS first. `None` when there
-    /// is no such slide.
+    /// The attention map of a slide: weights summed over branches and averaged over heads, one number for each token, CLS first.
+    /// `None` if there is no slide with this number.
     pub fn map(&self, slide: usize) -> Option<Vec<f32>> {
         let plane = self.tokens.max(1);
         let size = self.branches * self.heads * plane;

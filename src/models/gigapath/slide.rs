@@ -1,4 +1,4 @@
-//! Slides as they are given, and where tiles lie.
+//! Input of the slide encoder: slides, and the cells of their tiles.
 
 use super::SlideEncoderConfig;
 use super::config::MAX_GRID_CELLS;
@@ -6,17 +6,17 @@ use crate::config::in_u32;
 use crate::device::DType;
 use crate::error::{Error, Result};
 
-/// From here on values round to infinity, those halfway between the largest number and the next that there would be included.
+/// From this value on, f16 rounds to infinity: half a step above its largest number.
 const F16_OVERFLOW: f32 = 65_520.0;
 const BF16_OVERFLOW: f32 = f32::from_bits(0x7f7f_8000);
 
-/// One slide. Tiles may come in any order, and twice: nothing but their cell and their place in the sequence tells them apart.
-/// The order matters, as upstream: segments are runs of tokens.
+/// A slide. The order of tiles matters, as upstream, because segments are runs of tokens. Any order is allowed, and so are several
+/// tiles in the same cell.
 #[derive(Clone, Copy, Debug)]
 pub struct Slide<'a> {
     /// Features, (tiles, feature_dim), row-major.
     pub features: &'a [f32],
-    /// Where each tile begins, (x, y), in pixels of level 0.
+    /// Upper left corner of each tile, (x, y), in pixels of level 0.
     pub coords: &'a [[f32; 2]],
 }
 
@@ -33,13 +33,13 @@ impl SlideEncoderConfig {
     /// The cells of a slide's tiles.
     ///
     /// # Errors
-    /// [`Error::TileOutOfGrid`] names the first tile whose coordinates are no numbers, negative, or beyond the grid.
+    /// [`Error::TileOutOfGrid`] names the first tile whose coordinates are NaN, negative or outside of the grid.
     pub fn cells(&self, coords: &[[f32; 2]]) -> Result<Vec<Cell>> {
         let size = self.tile_size as f64;
         let grid_cells = self.grid_cells.min(MAX_GRID_CELLS);
         let cell = |coordinate: f32| {
             let cell = (f64::from(coordinate) / size).floor();
-            // False for NaN, too.
+            // NaN is in no range.
             (0.0..grid_cells as f64)
                 .contains(&cell)
                 .then_some(cell as u32)
@@ -63,7 +63,7 @@ impl SlideEncoderConfig {
         [self.position_half(cell.y), self.position_half(cell.x)].concat()
     }
 
-    /// The half of a position vector that one coordinate has.
+    /// The half of a position vector that depends on one coordinate.
     fn position_half(&self, coordinate: u32) -> Vec<f32> {
         let count = self.width() / 4;
         let angles = (0..count).map(|i| {
@@ -76,17 +76,17 @@ impl SlideEncoderConfig {
         [sines, cosines].concat()
     }
 
-    /// All halves of position vectors, (grid_cells, width / 2).
+    /// The table of all half position vectors, (grid_cells, width / 2).
     pub(super) fn position_table(&self) -> Vec<f32> {
         (0..in_u32(self.grid_cells))
             .flat_map(|coordinate| self.position_half(coordinate))
             .collect()
     }
 
-    /// The cells of all slides, whose lengths fit.
+    /// Checks the lengths of all slides, and returns the cells of their tiles.
     ///
     /// # Errors
-    /// [`Error::InvalidShape`] for no slide, a slide without tiles, and features of another number or width;
+    /// [`Error::InvalidShape`] for no slides, a slide without tiles, and features of another number or width;
     /// [`Error::InSlide`] around [`Error::TileOutOfGrid`].
     pub(super) fn check_slides(&self, slides: &[Slide<'_>]) -> Result<Vec<Vec<Cell>>> {
         let invalid = |what: &'static str, given: String, need: String| Error::InvalidShape {
@@ -119,21 +119,21 @@ impl SlideEncoderConfig {
             .collect()
     }
 
-    /// That all features are finite, and stay so as activations.
+    /// Checks that all features are finite, also in the type of the activations.
     ///
     /// # Errors
-    /// [`Error::FeatureNotFinite`] about the first that is not, perhaps in [`Error::InSlide`].
+    /// [`Error::FeatureNotFinite`] with the first that is not; inside [`Error::InSlide`] if there are several slides.
     pub(super) fn check_features(&self, slides: &[Slide<'_>]) -> Result<()> {
         let overflow = match self.activations {
             DType::F16 => F16_OVERFLOW,
             DType::Bf16 => BF16_OVERFLOW,
             _ => f32::INFINITY,
         };
-        // False for NaN, too.
+        // False for NaN.
         let stays_finite = |value: &f32| value.abs() < overflow;
         for (index, slide) in slides.iter().enumerate() {
             for (tile, row) in slide.features.chunks(self.feature_dim).enumerate() {
-                // Counted to the end, without a branch for each: compilers make that several at a time.
+                // Counts all instead of stopping at the first: without a branch, compilers check several values at a time.
                 if row.iter().filter(|value| !stays_finite(value)).count() == 0 {
                     continue;
                 }
@@ -154,7 +154,7 @@ impl SlideEncoderConfig {
     }
 }
 
-/// With the slide's number, where there are several.
+/// Adds the number of the slide to an error if there are several slides.
 fn in_slide(slides: usize, slide: usize, error: Error) -> Error {
     match slides {
         1 => error,

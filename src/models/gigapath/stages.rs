@@ -1,4 +1,4 @@
-//! What is the slide encoder's own in a run: features go up, positions are added, embeddings are read.
+//! Stages of the slide encoder: uploads of features, position vectors, embeddings.
 
 use super::slide::Cell;
 use super::{LayerEmbedding, Slide, SlideAttention, SlideEncoder, SlideOutput, SlideOutputs};
@@ -12,7 +12,7 @@ use crate::models::staged::{Outline, Stage, Stages, expect_below, rows_of_an_upl
 use crate::ops::{TokenIds, embedding, mean_of_rows};
 use crate::tensor::Tensor;
 
-/// Tiles of a slide whose features one recording uploads.
+/// A run of tiles of a slide whose features one recording uploads.
 #[derive(Clone, Copy, Debug)]
 struct Chunk {
     slide: usize,
@@ -20,7 +20,7 @@ struct Chunk {
     end: usize,
 }
 
-/// A batch of slides, its tiles in their cells.
+/// The run over a batch of slides.
 #[derive(Debug)]
 pub struct SlideStages<'a> {
     encoder: SlideEncoder,
@@ -28,20 +28,20 @@ pub struct SlideStages<'a> {
     outputs: SlideOutputs,
     cells: Vec<Vec<Cell>>,
     chunks: Vec<Chunk>,
-    /// Of the longest slide.
+    /// Tokens of the longest slide.
     tokens: usize,
 }
 
-/// What lives longer than a stage.
+/// Tensors that stages hand on to the next.
 #[derive(Clone, Debug, Default)]
 pub struct SlideTensors {
-    /// The halves of position vectors, while features go up.
+    /// The table of half position vectors, until all features are uploaded.
     positions: Option<Tensor>,
-    /// (embedding, slide, width): CLS and mean of the encoded tokens, then of each state that is wanted.
+    /// Embeddings, (embedding, slide, width): from CLS and from the mean of the encoded tokens, then of each requested state.
     embeddings: Option<Tensor>,
 }
 
-/// What is read back besides states.
+/// Downloads besides states.
 #[derive(Clone, Copy, Debug)]
 pub enum SlideReadout {
     /// All embeddings.
@@ -53,7 +53,7 @@ pub enum SlideReadout {
 }
 
 impl<'a> SlideStages<'a> {
-    /// Checks shapes and places, not yet features.
+    /// Checks shapes and cells, but not the values of features.
     pub(super) fn new(
         encoder: &SlideEncoder,
         slides: &'a [Slide<'a>],
@@ -100,13 +100,13 @@ impl<'a> SlideStages<'a> {
         Ok((outline, stages))
     }
 
-    /// The state and the halves of position vectors, to be written; embeddings are carried, too.
+    /// Makes the state and uploads the table of half position vectors, which it returns. Also makes the tensor of embeddings.
     fn start(&self, stage: &mut Stage<'_, Self>) -> Result<(Tensor, Tensor)> {
         let (config, recorder) = (&self.encoder.config, &mut stage.recorder);
         let (slides, width) = (self.slides.len(), config.width());
         let dims = [slides, self.tokens, width];
         let ragged = self.cells.iter().any(|cells| cells.len() + 1 < self.tokens);
-        // Rows behind a slide's tokens are computed, too: of zeros, which stay finite.
+        // Rows after the tokens of a shorter slide are computed, too. They are zeros, so that they stay finite.
         let state = match ragged {
             true => recorder.zeros("activations", &dims, config.activations)?,
             false => recorder.empty("activations", &dims, config.activations)?,
@@ -125,7 +125,7 @@ impl<'a> SlideStages<'a> {
         Ok((state, positions))
     }
 
-    /// Records the norms of CLS and of the mean of the tiles of each slide, as the embeddings of number `place`.
+    /// Records both embeddings of each slide, from CLS and from the mean of its tiles, as pair number `place`.
     fn embed_slides(
         &self,
         stage: &mut Stage<'_, Self>,
@@ -194,7 +194,7 @@ impl Stages for SlideStages<'_> {
         let rows = state.matrix().slice(first + 1 + begin..first + 1 + end)?;
         let patch_embed = &self.encoder.patch_embed;
         patch_embed.forward(recorder, weights, features.matrix(), rows)?;
-        // A row is two halves: that of y, then that of x.
+        // A position vector has two halves: first that of y, then that of x.
         let cells = self.cells[slide][begin..end].iter();
         let halves: Vec<u32> = cells.flat_map(|cell| [cell.y, cell.x]).collect();
         let ids = TokenIds::upload(recorder, &halves, config.grid_cells)?;
@@ -219,7 +219,7 @@ impl Stages for SlideStages<'_> {
         if let Some(attention) = attention {
             stage.read(SlideReadout::Attention(index), &attention)?;
         }
-        // All features are up.
+        // All features are uploaded, so the table is not needed any more.
         stage.carried.positions = None;
         Ok(state)
     }
@@ -270,7 +270,7 @@ impl Stages for SlideStages<'_> {
                     let mut rows = values
                         .chunks(output.slides * output.width)
                         .map(<[f32]>::to_vec);
-                    // Two for the slide, and two for each state.
+                    // First a pair for the slide, then a pair for each state.
                     let mut pair = || Some((rows.next()?, rows.next()?));
                     (output.cls, output.pool) = pair().unwrap_or_default();
                     let layers = std::iter::from_fn(pair);

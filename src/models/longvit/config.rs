@@ -5,15 +5,15 @@ use crate::device::DType;
 use crate::error::{Error, Result};
 use crate::longnet::LongNetConfig;
 
-/// Where the features of an image are normalised.
+/// Whether the mean of all patches is normalised, or each patch before the mean is taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum FeatureNorm {
-    /// After the mean of all patches, by a norm called `fc_norm`: the models that torchscale fine-tunes. What lies before it
-    /// is called `model.*`.
+    /// The mean of all patches is normalised, as in models that torchscale has fine-tuned. The norm's parameters are called
+    /// `fc_norm.*`, those before it `model.*`.
     #[default]
     OfMean,
-    /// Before it, every patch by itself: torchscale's pretraining. The norm is called `backbone.norm`, and what lies before it
-    /// `backbone.*`.
+    /// Each patch is normalised before the mean is taken, as in torchscale's pretraining. The norm's parameters are called
+    /// `backbone.norm.*`, those before it `backbone.*`.
     OfPatches,
 }
 
@@ -21,36 +21,36 @@ pub enum FeatureNorm {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct LongVitConfig {
-    /// Heads, branches and semantics. Other branches of the same semantics come by
-    /// [`with_branches`](DilatedAttentionConfig::with_branches); a configuration made anew needs
-    /// [`torchscale`](DilatedAttentionConfig::with_torchscale) for weights of torchscale's.
+    /// Heads, branches and semantics of attention. To change the branches, use
+    /// [`with_branches`](DilatedAttentionConfig::with_branches), which keeps the semantics. A new configuration needs
+    /// [`with_torchscale`](DilatedAttentionConfig::with_torchscale) for torchscale's weights.
     pub attention: DilatedAttentionConfig,
     /// Number of layers.
     pub num_layers: usize,
     /// Elements of a row inside the feed-forward networks.
     pub ffn_dim: usize,
-    /// Edge of the square images that positions were learned of, in pixels.
+    /// Edge in pixels of the square images for which positions were learned.
     pub image_size: usize,
     /// Edge of a patch in pixels.
     pub patch_size: usize,
-    /// Number of colours.
+    /// Number of colour channels.
     pub channels: usize,
-    /// Number of classes of the head; without a head the model ends with features.
+    /// Number of classes of the head; `None` for a model without a head, which ends with features.
     pub num_classes: Option<usize>,
     /// Epsilon of the layer norms in the encoder.
     pub encoder_eps: f32,
-    /// Where features are normalised.
+    /// What the norm of the features is applied to.
     pub feature_norm: FeatureNorm,
-    /// Epsilon of that norm.
+    /// Epsilon of the norm of the features.
     pub norm_eps: f32,
-    /// Type of everything between operations; weights, sums, features and logits are f32.
+    /// Type of the activations between operations. Weights, sums, features and logits are f32.
     pub activations: DType,
 }
 
 impl LongVitConfig {
-    /// The published sizes, fine-tuned to classes: 12 layers, 16 heads of 24, images of 1024 pixels in patches of 32, branches
-    /// of 64 to 1024 patches. For images of 4096 pixels and more torchscale has longer segments, which
-    /// [`attention`](Self::attention) takes.
+    /// The published model, fine-tuned for classification: 12 layers, 16 heads of 24, images of 1024 pixels in patches of 32,
+    /// segments of 64 to 1024 patches. For images of 4096 pixels and more, torchscale uses longer segments, which can be set in
+    /// [`attention`](Self::attention).
     pub fn published(num_classes: usize) -> Self {
         let lengths = [64, 128, 256, 512, 1024];
         let attention = DilatedAttentionConfig::new(16, 24, &lengths, &[1, 2, 4, 8, 16])
@@ -70,7 +70,7 @@ impl LongVitConfig {
         }
     }
 
-    /// The same sizes as the pretraining has them: features without a head, patches normalised before their mean.
+    /// The published model as pretrained: without a head, and with patches normalised before their mean is taken.
     pub fn pretrained() -> Self {
         Self {
             num_classes: None,

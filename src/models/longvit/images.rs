@@ -1,4 +1,4 @@
-//! Images as they are given, and their patches.
+//! Input of LongViT: images, and their patches.
 
 use std::ops::Range;
 
@@ -6,16 +6,16 @@ use super::LongVitConfig;
 use crate::config::AttentionShape;
 use crate::error::{Error, Result};
 
-/// Images of one size, whole patches each.
+/// A batch of images of the same size, whose height and width are multiples of the patch size.
 #[derive(Clone, Copy, Debug)]
 pub struct Images<'a> {
-    /// Pixels, (batch, channels, height, width), row-major, as the model was trained with them.
+    /// Pixels, (batch, channels, height, width), row-major, normalised as in the model's training.
     pub pixels: &'a [f32],
     /// Number of images, height and width of each in pixels.
     pub size: [usize; 3],
 }
 
-/// The patches of images; a row stands for a patch, image by image.
+/// The patches of images, as rows, image by image.
 #[derive(Clone, Debug)]
 pub(super) struct Patches<'a> {
     pixels: &'a [f32],
@@ -28,7 +28,7 @@ pub(super) struct Patches<'a> {
 
 impl<'a> Patches<'a> {
     /// # Errors
-    /// [`Error::InvalidShape`] for images that are not there, not whole patches, or not as large as `pixels`.
+    /// [`Error::InvalidShape`] for no images, for images that do not consist of whole patches, and for a wrong number of pixels.
     pub fn new(config: &LongVitConfig, images: Images<'a>) -> Result<Self> {
         let (pixels, [batch, height, width]) = (images.pixels, images.size);
         let (patch, channels) = (config.patch_size, config.channels);
@@ -62,22 +62,22 @@ impl<'a> Patches<'a> {
         self.batch
     }
 
-    /// Patches along an image's height and width.
+    /// Number of patches along an image's height and width.
     pub fn grid(&self) -> [usize; 2] {
         [self.height / self.patch, self.width / self.patch]
     }
 
-    /// Patches of one image.
+    /// Number of patches of an image.
     pub fn tokens(&self) -> usize {
         self.grid().iter().product()
     }
 
-    /// Patches of all images.
+    /// Number of patches of all images.
     pub fn num_rows(&self) -> usize {
         self.batch * self.tokens()
     }
 
-    /// The rows of an image.
+    /// Range of the rows of an image.
     pub fn rows_of(&self, item: usize) -> Range<usize> {
         let tokens = self.tokens();
         item * tokens..(item + 1) * tokens
@@ -91,7 +91,7 @@ impl<'a> Patches<'a> {
         AttentionShape::new(self.batch, self.tokens())
     }
 
-    /// Values of patches, each (channel, row, column).
+    /// The pixels of some patches; the order in a patch is (channel, row, column).
     pub fn values(&self, rows: Range<usize>) -> Vec<f32> {
         let (patch, [_, columns]) = (self.patch, self.grid());
         let plane = self.height * self.width;

@@ -6,11 +6,12 @@
 //! features = norm(mean(patches))    fine-tuned models
 //! features = mean(norm(patches))    torchscale's pretraining, which has no head for classes
 //! ```
-//! For images of another size than the model's the table of positions is stretched bicubically, as torch's `interpolate` does it:
-//! first along the rows, then along the columns, each a small product on the device.
+//! For images of another size than the model's, the table of positions is resized by bicubic interpolation, as torch's
+//! `interpolate` does: first along the rows, then along the columns, each as a small matrix product on the device.
 //!
-//! A [`LongVit`] is loaded, planned and run by the methods of [`StagedModel`]: over [`Images`], or for plans their size, with
-//! [`LongVitOutputs`], to a [`LongVitOutput`] on the host. [`LongVit::forward`] is all of it in one recording, its results tensors.
+//! A [`LongVit`] is loaded, planned and run by the methods of [`StagedModel`]. Its input are [`Images`], or for plans their size.
+//! [`LongVitOutputs`] asks for optional outputs; the results are a [`LongVitOutput`] on the host. [`LongVit::forward`] does
+//! everything in one recording, with tensors as results.
 
 mod config;
 mod images;
@@ -56,8 +57,7 @@ use stages::ImageStages;
 /// # }
 /// ```
 ///
-/// The pretrained encoder has features alone. Its file also holds the head that the pretraining projected them with, which is
-/// left out knowingly:
+/// The pretrained encoder has features only. Its file also holds a projection head of the pretraining, which has to be left out:
 ///
 /// ```no_run
 /// # use dilated_attention::models::StagedModel;
@@ -83,16 +83,16 @@ pub struct LongVit {
     head: Option<Linear>,
 }
 
-/// What a [`forward`](LongVit::forward) returns.
+/// Results of a [`forward`](LongVit::forward), on the device.
 #[derive(Clone, Debug)]
 pub struct LongVitTensors {
-    /// Position vectors as they were added, (1, patches, width), of the model's activations.
+    /// Position vectors that were added, (1, patches, width), of the type of the model's activations.
     pub positions: Tensor,
-    /// Of the encoder; its features and its last state are the same.
+    /// Output of the encoder. Its features are the same as its last state.
     pub encoder: Output,
-    /// Mean and norm of all patches, (batch, width), f32.
+    /// Features of each image, (batch, width), f32.
     pub features: Tensor,
-    /// The head of that, (batch, classes), f32, if there is one.
+    /// Logits, (batch, classes), f32; `None` for a model without a head.
     pub logits: Option<Tensor>,
 }
 
@@ -174,12 +174,12 @@ impl StagedModel for LongVit {
 }
 
 impl LongVit {
-    /// Records the model over `images`. `keep_states` keeps the states of all layers.
+    /// Records the model over `images`. With `keep_states`, the states of all layers are returned, too.
     ///
     /// # Errors
     /// [`Error::ParameterMismatch`](crate::Error::ParameterMismatch) for weights that do not fit;
-    /// [`Error::InvalidShape`](crate::Error::InvalidShape) for images that do not, or are not whole patches; the errors of leasing
-    /// and recording.
+    /// [`Error::InvalidShape`](crate::Error::InvalidShape) for images that do not fit or do not consist of whole patches; the
+    /// errors of leasing and recording.
     pub fn forward(
         &self,
         recorder: &mut Recorder,
@@ -205,13 +205,13 @@ impl LongVit {
         })
     }
 
-    /// What the first layer is given, to be written.
+    /// A tensor for the input of the first layer.
     fn empty_state(&self, recorder: &mut Recorder, patches: &Patches<'_>) -> Result<Tensor> {
         let dims = [patches.batch(), patches.tokens(), self.config.width()];
         recorder.empty("activations", &dims, self.config.activations)
     }
 
-    /// Records the embeddings of patches to the same `rows` of `x`, still without positions.
+    /// Records the embeddings of the patches `rows`, written to the same rows of `x`, without positions.
     fn embed_patches(
         &self,
         recorder: &mut Recorder,
@@ -237,7 +237,7 @@ impl LongVit {
             .write(recorder, to)
     }
 
-    /// Records that positions are added to all patches; the position vectors.
+    /// Records that position vectors are added to all patches, and returns them.
     fn add_positions(
         &self,
         recorder: &mut Recorder,
@@ -254,7 +254,7 @@ impl LongVit {
         Ok(positions)
     }
 
-    /// Records features of the encoder's output, and logits where there is a head.
+    /// Records the features of the encoder's output, and the logits if there is a head.
     fn classify(
         &self,
         recorder: &mut Recorder,
@@ -291,7 +291,7 @@ impl LongVit {
         Ok((features, Some(logits)))
     }
 
-    /// The table of positions of a grid of patches, (1, patches, width), f32.
+    /// Records the table of positions resized to a grid of patches, (1, patches, width), f32.
     fn stretched(
         &self,
         recorder: &mut Recorder,
@@ -303,13 +303,13 @@ impl LongVit {
         if [rows, columns] == [from, from] {
             return Ok(table.clone());
         }
-        // Along the rows: a row of patches is one row of a matrix.
+        // First the number of rows of the grid changes. Each row of patches is one row of a matrix here.
         let along = recorder.upload("stretch", &[rows, from], &bicubic(from, rows))?;
         let tall = recorder.empty("positions", &[rows * from, width], DType::F32)?;
         let row_elements = from * width;
         Matmul::new(along.matrix(), table.matrix().reshape(row_elements)?)
             .write(recorder, tall.matrix().reshape(row_elements)?)?;
-        // Along the columns, in each row.
+        // Then the number of columns changes, in each row of the grid.
         let across = recorder.upload("stretch", &[columns, from], &bicubic(from, columns))?;
         let positions = recorder.empty("positions", &[1, rows * columns, width], DType::F32)?;
         for row in 0..rows {
@@ -323,8 +323,8 @@ impl LongVit {
     }
 }
 
-/// Weights, (to, from), of torch's bicubic interpolation (Keys 1981 with a = -0.75, `align_corners` false) by the scale
-/// `(to + 0.1) / from`, which LongViT passes so that rounding cannot lose a patch; edges are repeated.
+/// Weights, (to, from), of torch's bicubic interpolation (Keys 1981 with a = -0.75, `align_corners` false). The scale is `(to +
+/// 0.1) / from`, which LongViT passes so that no patch is lost by rounding. Values beyond the edge repeat the edge.
 fn bicubic(from: usize, to: usize) -> Vec<f32> {
     const A: f64 = -0.75;
     let scale = from as f64 / (to as f64 + 0.1);
@@ -349,7 +349,7 @@ fn bicubic(from: usize, to: usize) -> Vec<f32> {
 mod tests {
     use super::bicubic;
 
-    /// Every row of weights adds up to 1, and a table as large as wanted is nearly the identity.
+    /// Every row of weights sums to 1, and for a table of the same size the weights are nearly the identity.
     #[test]
     fn bicubic_weights_are_a_partition_of_one() {
         for (from, to) in [(8, 13), (8, 9), (64, 40), (5, 5), (1, 4)] {

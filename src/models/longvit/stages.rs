@@ -1,4 +1,4 @@
-//! What is LongViT's own in a run: patches go up, positions are added, features and logits are read.
+//! Stages of LongViT: uploads of patches, position vectors, features and logits.
 
 use std::ops::Range;
 
@@ -11,47 +11,46 @@ use crate::models::finite::{PartOf, ResultPart, by_item, by_token};
 use crate::models::staged::{Outline, Stage, Stages, rows_of_an_upload};
 use crate::tensor::Tensor;
 
-/// What is wanted of a run besides features and logits, which are always returned.
+/// Optional outputs of a run. Features and logits are always returned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LongVitOutputs {
-    /// Patches in these states, 0 being the input of the first layer and the last what the encoder returns. Each is as large as
-    /// the batch.
+    /// States whose patches are returned: 0 is the input of the first layer, n the output of n layers. Each is as large as the batch.
     pub states: Vec<usize>,
-    /// Results need not be finite: returned as they are, instead of an error.
+    /// Whether results may be infinite or NaN. If so, they are returned as they are, instead of an error.
     pub allow_nonfinite: bool,
 }
 
-/// Results, on the host.
+/// Results of a run, on the host.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct LongVitOutput {
     /// Number of images.
     pub batch: usize,
-    /// Patches of each.
+    /// Patches of each image.
     pub tokens: usize,
-    /// Mean and norm of all patches, (batch, width).
+    /// Features of each image, (batch, width).
     pub features: Vec<f32>,
-    /// The head of that, (batch, classes), if there is one.
+    /// Logits, (batch, classes); `None` for a model without a head.
     pub logits: Option<Vec<f32>>,
-    /// The states that were asked for, in their own order: which, and the patches in it, (batch, tokens, width).
+    /// The requested states in increasing order, each with its number and its patches, (batch, tokens, width).
     pub states: Vec<(usize, Vec<f32>)>,
 }
 
-/// A batch of images.
+/// The run over a batch of images.
 #[derive(Debug)]
 pub struct ImageStages<'a> {
     model: LongVit,
     patches: Patches<'a>,
-    /// Patches that each of the first recordings uploads.
+    /// Patches that are uploaded by each of the first recordings.
     chunks: Vec<Range<usize>>,
 }
 
-/// What is read back besides states.
+/// Downloads besides states.
 #[derive(Clone, Copy, Debug)]
 pub enum ImageReadout {
-    /// Mean and norm of all patches.
+    /// Features of each image.
     Features,
-    /// The head of that.
+    /// Logits of each image.
     Logits,
 }
 
