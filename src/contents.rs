@@ -132,6 +132,7 @@ impl Contents {
     }
 
     /// Whether a recording that writes the contents may still be submitted, or is in an encoder that has not run yet.
+    #[cfg(feature = "training")]
     pub fn are_pending(&self) -> bool {
         let writer = lock(&self.writer).clone();
         let fate = writer.map(|writer| writer.fate());

@@ -11,11 +11,14 @@ mod dry_run;
 mod import;
 mod open;
 mod self_test;
+#[cfg(feature = "models")]
+mod tally;
 pub(crate) mod warm_up;
 
 pub use adapter::AdapterChoice;
-pub(crate) use dry_run::Tally;
 pub use open::ContextOptions;
+#[cfg(feature = "models")]
+pub(crate) use tally::Tally;
 pub use warm_up::WarmUp;
 
 use std::path::{Path, PathBuf};

@@ -24,6 +24,7 @@ impl LongNetConfig {
     ///
     /// # Errors
     /// As [`layers_flop`](Self::layers_flop).
+    #[cfg(feature = "training")]
     pub(crate) fn step_flop(
         &self,
         shape: &AttentionShape,

@@ -382,6 +382,7 @@ impl Recorder {
 
     /// Records with `record` what must happen as a whole: a sliced submission submits all of it in one slice, so that cancelling
     /// leaves all of it undone or none.
+    #[cfg(feature = "training")]
     pub(crate) fn in_one_slice<T>(
         &mut self,
         record: impl FnOnce(&mut Self) -> Result<T>,
