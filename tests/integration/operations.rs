@@ -1,6 +1,7 @@
 //! The operations of layers against double precision: values against the reference, gradients against its finite
 //! differences. Shapes are no multiples of any tile; bindings of 16 KiB cut even these into windows.
 
+use dilated_attention::device::KernelTier;
 use dilated_attention::ops::{
     Activation, Dropout, IGNORED_LABEL, Labels, Matmul, Matrix, Positions, Rotations, ScaledAdd,
     TokenIds, XposRole, activation, activation_backward, bias_backward, convert, cross_entropy,
@@ -9,7 +10,7 @@ use dilated_attention::ops::{
 };
 use dilated_attention::testing::{AdamWStep, adamw, layers};
 use dilated_attention::training::AdamWOptions;
-use dilated_attention::{Context, DType, Error, Recorder, Result, Tensor};
+use dilated_attention::{Context, DType, Error, KernelOptions, Recorder, Result, Tensor};
 
 use crate::support::kernel_contexts::{kernel_contexts, tiny_bindings};
 use crate::support::numbers::uniform;
@@ -77,103 +78,125 @@ fn run<const N: usize>(
     downloads.map(|download| download.wait().unwrap())
 }
 
+/// Transposed first and second factor.
+const ORIENTATIONS: [[bool; 2]; 4] = [[false, false], [false, true], [true, false], [true, true]];
+
 #[test]
 fn products_of_every_orientation() {
     on_all(|context| {
-        for (rows, inner, columns) in [
-            (1, 1, 1),
-            (5, 3, 70),
-            (130, 67, 65),
-            (65, 300, 9),
-            (3, 1500, 5),
-            (700, 33, 20),
+        for sizes in [
+            [1, 1, 1],
+            [5, 3, 70],
+            [130, 67, 65],
+            [65, 300, 9],
+            [3, 1500, 5],
+            [700, 33, 20],
             // As vec4.
-            (33, 68, 124),
-            (70, 136, 44),
+            [33, 68, 124],
+            [70, 136, 44],
         ] {
-            let (a, b) = (uniform(1, rows * inner), uniform(2, inner * columns));
-            let (bias, residual) = (uniform(3, columns), uniform(4, rows * columns));
-            let transposed = |values: &[f32], rows: usize, columns: usize| -> Vec<f32> {
-                (0..rows * columns)
-                    .map(|i| values[i % rows * columns + i / rows])
-                    .collect()
-            };
-            let product = layers::linear(
-                &wide(&a),
-                &wide(&transposed(&b, inner, columns)),
-                &[],
-                inner,
-            );
-            let whole: Vec<f64> = product
-                .iter()
-                .enumerate()
-                .map(|(i, c)| c + f64::from(bias[i % columns]) + 0.5 * f64::from(residual[i]))
-                .collect();
-            for (transpose_a, transpose_b) in
-                [(false, false), (false, true), (true, false), (true, true)]
-            {
-                let [plain, all, twice] = run(context, |recorder| {
-                    let a = match transpose_a {
-                        false => recorder.upload("a", &[rows, inner], &a)?,
-                        true => {
-                            recorder.upload("a", &[inner, rows], &transposed(&a, rows, inner))?
-                        }
-                    };
-                    let b = match transpose_b {
-                        false => recorder.upload("b", &[inner, columns], &b)?,
-                        true => recorder.upload(
-                            "b",
-                            &[columns, inner],
-                            &transposed(&b, inner, columns),
-                        )?,
-                    };
-                    let mut matmul = Matmul::new(a.matrix(), b.matrix());
-                    if transpose_a {
-                        matmul = matmul.with_transposed_a();
-                    }
-                    if transpose_b {
-                        matmul = matmul.with_transposed_b();
-                    }
-                    let shape = [rows, columns];
-                    let plain = recorder.empty("plain", &shape, DType::F32)?;
-                    matmul.write(recorder, plain.matrix())?;
-                    let twice = recorder.upload("twice", &shape, &residual)?;
-                    matmul.add(recorder, twice.matrix())?;
-                    matmul.add(recorder, twice.matrix())?;
-                    let all = recorder.zeros("all", &shape, DType::F32)?;
-                    let bias = recorder.upload("bias", &[columns], &bias)?;
-                    let residual = recorder.upload("residual", &shape, &residual)?;
-                    // A sum that one binding cannot hold has no epilogue.
-                    let whole = matmul
-                        .with_bias(Some(bias.vector()))
-                        .with_residual(residual.matrix(), 0.5)
-                        .write(recorder, all.matrix());
-                    match whole {
-                        Err(Error::BindingTooSmall { .. }) => {
-                            let matmul = matmul.with_bias(Some(bias.vector()));
-                            matmul.write(recorder, all.matrix())?;
-                            ScaledAdd::new(residual.matrix(), 0.5).add(
-                                recorder,
-                                all.matrix(),
-                                1.0,
-                            )?;
-                        }
-                        other => other?,
-                    }
-                    Ok([plain, all, twice])
-                });
-                let what = format!("{rows} {inner} {columns} {transpose_a} {transpose_b}");
-                assert_near(&what, &plain, &product);
-                assert_near(&format!("{what} with all"), &all, &whole);
-                let added: Vec<f64> = product
-                    .iter()
-                    .zip(&residual)
-                    .map(|(c, residual)| 2.0 * c + f64::from(*residual))
-                    .collect();
-                assert_near(&format!("{what} added twice"), &twice, &added);
+            for orientation in ORIENTATIONS {
+                check_product(context, sizes, orientation);
             }
         }
     });
+}
+
+/// Kernels that the adapter would not choose. Those of cooperative matrices are in `coop`.
+#[test]
+fn products_of_every_tier() {
+    let on = &kernel_contexts()[0];
+    for tier in KernelTier::ALL {
+        let options = KernelOptions {
+            tier: Some(tier),
+            ..Default::default()
+        };
+        let Ok(forced) = on.context.with_kernel_options(&options) else {
+            continue;
+        };
+        // An older software driver takes 20 seconds for each kernel of GPUs.
+        let count = if on.compiles_slowly() { 2 } else { 4 };
+        for orientation in &ORIENTATIONS[..count] {
+            for sizes in [[33, 68, 124], [130, 136, 44]] {
+                check_product(&forced, sizes, *orientation);
+            }
+        }
+    }
+}
+
+/// A product alone, with everything that can be added to it, and added to what is there.
+fn check_product(
+    context: &Context,
+    [rows, inner, columns]: [usize; 3],
+    [transpose_a, transpose_b]: [bool; 2],
+) {
+    let (a, b) = (uniform(1, rows * inner), uniform(2, inner * columns));
+    let (bias, residual) = (uniform(3, columns), uniform(4, rows * columns));
+    let transposed = |values: &[f32], rows: usize, columns: usize| -> Vec<f32> {
+        (0..rows * columns)
+            .map(|i| values[i % rows * columns + i / rows])
+            .collect()
+    };
+    let product = layers::linear(
+        &wide(&a),
+        &wide(&transposed(&b, inner, columns)),
+        &[],
+        inner,
+    );
+    let whole: Vec<f64> = product
+        .iter()
+        .enumerate()
+        .map(|(i, c)| c + f64::from(bias[i % columns]) + 0.5 * f64::from(residual[i]))
+        .collect();
+    let [plain, all, twice] = run(context, |recorder| {
+        let a = match transpose_a {
+            false => recorder.upload("a", &[rows, inner], &a)?,
+            true => recorder.upload("a", &[inner, rows], &transposed(&a, rows, inner))?,
+        };
+        let b = match transpose_b {
+            false => recorder.upload("b", &[inner, columns], &b)?,
+            true => recorder.upload("b", &[columns, inner], &transposed(&b, inner, columns))?,
+        };
+        let mut matmul = Matmul::new(a.matrix(), b.matrix());
+        if transpose_a {
+            matmul = matmul.with_transposed_a();
+        }
+        if transpose_b {
+            matmul = matmul.with_transposed_b();
+        }
+        let shape = [rows, columns];
+        let plain = recorder.empty("plain", &shape, DType::F32)?;
+        matmul.write(recorder, plain.matrix())?;
+        let twice = recorder.upload("twice", &shape, &residual)?;
+        matmul.add(recorder, twice.matrix())?;
+        matmul.add(recorder, twice.matrix())?;
+        let all = recorder.zeros("all", &shape, DType::F32)?;
+        let bias = recorder.upload("bias", &[columns], &bias)?;
+        let residual = recorder.upload("residual", &shape, &residual)?;
+        // A sum that one binding cannot hold has no epilogue.
+        let whole = matmul
+            .with_bias(Some(bias.vector()))
+            .with_residual(residual.matrix(), 0.5)
+            .write(recorder, all.matrix());
+        match whole {
+            Err(Error::BindingTooSmall { .. }) => {
+                let matmul = matmul.with_bias(Some(bias.vector()));
+                matmul.write(recorder, all.matrix())?;
+                ScaledAdd::new(residual.matrix(), 0.5).add(recorder, all.matrix(), 1.0)?;
+            }
+            other => other?,
+        }
+        Ok([plain, all, twice])
+    });
+    let what = format!("{rows} {inner} {columns} {transpose_a} {transpose_b}");
+    assert_near(&what, &plain, &product);
+    assert_near(&format!("{what} with all"), &all, &whole);
+    let added: Vec<f64> = product
+        .iter()
+        .zip(&residual)
+        .map(|(c, residual)| 2.0 * c + f64::from(*residual))
+        .collect();
+    assert_near(&format!("{what} added twice"), &twice, &added);
 }
 
 #[test]

@@ -25,15 +25,21 @@ pub struct TestContext {
 
 /// WebGPU's default limits without features first, what every browser grants, then the adapter's own limits and features.
 ///
-/// On the first, buffers are filled with NaN before use, so that a read of anything never written shows.
+/// On the first, buffers are filled with NaN before use, so that a read of anything never written shows. On older software drivers
+/// it has subgroups: without, it would be given the kernels of GPUs, which take such a driver 10 to 60 seconds each to
+/// compile, and this many tests compile many of them.
 pub fn kernel_contexts() -> &'static [TestContext] {
     static CONTEXTS: OnceLock<Vec<TestContext>> = OnceLock::new();
     CONTEXTS.get_or_init(|| {
+        let own = open("adapter limits", (None, None), false);
+        let features = match own.compiles_slowly() {
+            true => own.context.device().features() & wgpu::Features::SUBGROUP,
+            false => wgpu::Features::empty(),
+        };
         let defaults = wgpu::Limits::default();
-        let none = Some(wgpu::Features::empty());
         vec![
-            open("default limits", (Some(defaults), none), true),
-            open("adapter limits", (None, None), false),
+            open("default limits", (Some(defaults), Some(features)), true),
+            own,
         ]
     })
 }
@@ -77,57 +83,46 @@ fn open(
 }
 
 impl TestContext {
-    /// Every forward kernel that this adapter runs in reasonable time, the one it would choose first.
-    pub fn forward_variants(&self, head_dim: usize) -> Vec<ForwardVariant> {
-        let caps = self.context.caps();
-        let config = long(head_dim);
-        let chosen = ForwardFamily::of(&config, ElementFormat::F32)
-            .choice(caps)
-            .variant;
-        let tiers = self.affordable_tiers(head_dim, 8);
-        let of_tiers = tiers.filter_map(|tier| {
-            ForwardFamily::of(&config, ElementFormat::F32)
-                .of_tier(tier, caps)
-                .ok()
-        });
-        let others = of_tiers.filter(|variant| *variant != chosen);
-        std::iter::once(chosen).chain(others).collect()
-    }
-
-    /// Every backward kernel that this adapter runs in reasonable time, the one it would choose first.
-    pub fn backward_variants(&self, head_dim: usize) -> Vec<BackwardVariant> {
-        let caps = self.context.caps();
-        let config = long(head_dim);
-        let chosen = BackwardFamily::of(&config, ElementFormat::F32)
-            .choice(caps)
-            .variant;
-        let tiers = self.affordable_tiers(head_dim, 4);
-        let of_tiers = tiers.filter_map(|tier| {
-            BackwardFamily::of(&config, ElementFormat::F32)
-                .of_tier(tier, caps)
-                .ok()
-        });
-        let others = of_tiers.filter(|variant| *variant != chosen);
-        std::iter::once(chosen).chain(others).collect()
-    }
-
-    /// Older drivers load a shared address once per lane: rows take a minute to compile at 64 elements, so only heads of
-    /// `most_rows` have them there.
-    fn affordable_tiers(
-        &self,
-        head_dim: usize,
-        most_rows: usize,
-    ) -> impl Iterator<Item = KernelTier> + use<> {
-        let old = matches!(
+    /// Whether this is a software driver that takes long to compile a kernel.
+    pub fn compiles_slowly(&self) -> bool {
+        matches!(
             self.context.caps().processor(),
             Processor::Cpu {
                 uniform_loads: false,
                 ..
             }
-        );
-        let affordable =
-            move |tier: &KernelTier| *tier != KernelTier::Rows || !old || head_dim <= most_rows;
-        KernelTier::ALL.into_iter().filter(affordable)
+        )
+    }
+
+    /// Every forward kernel that this adapter compiles in reasonable time, the one it would choose first.
+    pub fn forward_variants(&self, head_dim: usize) -> Vec<ForwardVariant> {
+        let caps = self.context.caps();
+        let family = ForwardFamily::of(&long(head_dim), ElementFormat::F32);
+        let chosen = family.choice(caps).variant;
+        let tiers = self.affordable_tiers(head_dim).iter();
+        let of_tiers = tiers.filter_map(|tier| family.of_tier(*tier, caps).ok());
+        let others = of_tiers.filter(|variant| *variant != chosen);
+        std::iter::once(chosen).chain(others).collect()
+    }
+
+    /// Every backward kernel that this adapter compiles in reasonable time, the one it would choose first.
+    pub fn backward_variants(&self, head_dim: usize) -> Vec<BackwardVariant> {
+        let caps = self.context.caps();
+        let family = BackwardFamily::of(&long(head_dim), ElementFormat::F32);
+        let chosen = family.choice(caps).variant;
+        let tiers = self.affordable_tiers(head_dim).iter();
+        let of_tiers = tiers.filter_map(|tier| family.of_tier(*tier, caps).ok());
+        let others = of_tiers.filter(|variant| *variant != chosen);
+        std::iter::once(chosen).chain(others).collect()
+    }
+
+    /// The tiers that are tried beside the chosen kernel. A driver that compiles slowly tries them at one size of heads, at which
+    /// all special cases run: what differs with the size is the same text on the newest driver, which tries it at many.
+    fn affordable_tiers(&self, head_dim: usize) -> &'static [KernelTier] {
+        match self.compiles_slowly() && head_dim != 8 {
+            true => &[],
+            false => &KernelTier::ALL,
+        }
     }
 }
 
