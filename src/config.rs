@@ -1,12 +1,11 @@
-//! What to compute: the options of dilated attention, as plain data.
+//! Options of dilated attention, and the shape of a call, as plain data.
 //!
-//! A [`DilatedAttentionConfig`] can only be built valid, so everything downstream (plan, oracle, kernels) may rely on
-//! its invariants: at least one branch, every segment length and dilation rate at least 1, a supported head size.
-//! Batch, lengths and keys of another sequence belong to one call: to its tensors and [`CallOptions`], or, for plans and models, to an
-//! [`AttentionShape`].
+//! A [`DilatedAttentionConfig`] is always valid: it has at least one branch, all segment lengths and dilation rates are at least 1,
+//! and the head size is supported. Plans, the reference and kernels rely on this. Batch size, lengths, and keys of another sequence
+//! belong to a call: to its tensors and [`CallOptions`]; or, for plans and models, to an [`AttentionShape`].
 //!
-//! Source of the semantics: LongNet (Ding et al. 2023) as implemented by microsoft/torchscale,
-//! `torchscale/component/dilated_attention.py`; the partitioned variant is dilated-attention-pytorch's.
+//! The semantics are those of LongNet (Ding et al. 2023) as implemented in microsoft/torchscale
+//! (`torchscale/component/dilated_attention.py`). Partitioned heads are those of dilated-attention-pytorch.
 
 use std::fmt;
 
@@ -15,66 +14,67 @@ use crate::error::{Error, Result};
 /// Largest supported head size, in elements.
 pub const MAX_HEAD_DIM: usize = 256;
 
-/// Longest sequence, in tokens: token and row indices, and sums of two of them, fit in the 32 bits a shader has.
+/// Longest sequence, in tokens. Indices of tokens and rows, and sums of two of them, must fit in the 32-bit integers of shaders.
 pub const MAX_TOKENS: usize = (1 << 31) - 1;
 
-/// One branch: attention inside segments of `segment_length` tokens, over every `dilation_rate`-th token of a segment.
+/// A branch: attention inside segments of `segment_length` tokens, over every `dilation_rate`-th token of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Branch {
-    /// Tokens in a segment; cut to the sequence length when that is smaller.
+    /// Tokens in a segment. If the sequence is shorter, it is one segment.
     pub segment_length: usize,
     /// Distance in tokens between two rows of the branch.
     pub dilation_rate: usize,
 }
 
-/// Which keys a query may see inside its segment.
+/// Which keys of its segment a query sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Mask {
-    /// All of them.
+    /// All keys.
     #[default]
     Full,
-    /// Those at or before the query.
+    /// Keys at or before the query.
     Causal,
 }
 
-/// How the offset of a head inside a dilated segment follows from its number.
+/// The offset of head `h` in a segment: the token at which its rows begin. `H` is the number of heads, `r` the dilation rate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum HeadOffsets {
     /// Contiguous groups of heads share an offset: `floor(h / ceil(H / r))` (torchscale).
     #[default]
     Blocked,
-    /// Neighbouring heads take neighbouring offsets: `h mod r` (the paper's formula).
+    /// Neighbouring heads have neighbouring offsets: `h mod r` (the paper's formula).
     RoundRobin,
 }
 
-/// What stands where a segment has fewer tokens than its length.
+/// How the padding of a segment counts, where the segment has fewer tokens than its length.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Padding {
-    /// Nothing: a key that is not a token does not exist.
+    /// Not at all: only tokens are keys.
     #[default]
     Masked,
-    /// Keys of score 0 and value 0 (torchscale, and what weights trained with it expect).
+    /// As keys of score 0 and value 0. So it is in torchscale, and weights trained with it expect this.
     ZeroKeys,
 }
 
-/// Where the rows of a branch are written.
+/// The token to which the result of a row of a branch is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum OutputRows {
-    /// At the token of the query.
+    /// The token of the row's query.
     #[default]
     Aligned,
-    /// Segment `s` starts at `s * ceil(w / r) * r`: rows move when `w` is not a multiple of `r`, and rows whose query is
-    /// padding ("phantom rows": a zero query) are written too (torchscale).
+    /// As in torchscale, which writes segment `s` from token `s * ceil(w / r) * r` on, for segment length `w` and dilation rate
+    /// `r`. If `w` is not a multiple of `r`, rows are written to other tokens than their own. Padding rows are written too, with a
+    /// zero query ("phantom rows").
     Torchscale,
 }
 
-/// How the gradient treats the weights that mix the branches. No forward depends on it.
+/// How the gradient treats the weights that mix the branches. The forward does not depend on this.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum MixGradient {
-    /// The true gradient.
+    /// The mixing weights are differentiated, too: the exact gradient.
     #[default]
     Exact,
-    /// Mixing weights are constants (torchscale's autograd).
+    /// The mixing weights count as constants, as in torchscale's autograd.
     DetachedMix,
 }
 
@@ -84,9 +84,9 @@ pub enum Heads {
     /// Every head in every branch.
     #[default]
     EveryBranch,
-    /// Heads are cut into one contiguous group a branch, `H / G` heads each and one more for the first `H mod G`; group
-    /// `i` sees branch `i` alone, at offset `i mod r_i`, and the result is divided by the number of branches `G`
-    /// (dilated-attention-pytorch).
+    /// Each head in one branch. Heads are divided into one contiguous group for each of the `G` branches: `H / G` heads, and one
+    /// more in the first `H mod G` groups. The heads of group `i` take part in branch `i` only, with offset `i mod r_i`, and the
+    /// result is divided by `G` (dilated-attention-pytorch).
     Partitioned,
 }
 
@@ -114,11 +114,12 @@ pub struct DilatedAttentionConfig {
 }
 
 impl DilatedAttentionConfig {
-    /// Configures `num_heads` heads of `head_dim` elements and one branch per pair of the two lists, in their order.
+    /// A configuration of `num_heads` heads of `head_dim` elements, with a branch for each pair of a segment length and a dilation
+    /// rate. All other options have their defaults.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] when a list is empty, the lists differ in length, a number is 0, `head_dim` is not a
-    /// multiple of 4 in 4..=256, or `num_heads * head_dim` does not fit in 32 bits.
+    /// [`Error::InvalidConfig`] when a list is empty, the lists have different lengths, a number is 0, `head_dim` is not a multiple
+    /// of 4 in 4..=256, or `num_heads * head_dim` does not fit in 32 bits.
     pub fn new(
         num_heads: usize,
         head_dim: usize,
@@ -197,7 +198,7 @@ impl DilatedAttentionConfig {
         })
     }
 
-    /// The same options over other branches.
+    /// Replaces the branches.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -218,7 +219,7 @@ impl DilatedAttentionConfig {
         })
     }
 
-    /// The same options over `num_heads` heads of `head_dim` elements, with the softmax scale of that size.
+    /// Replaces the number of heads and their size. The softmax scale becomes the default for that size.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -236,7 +237,7 @@ impl DilatedAttentionConfig {
         })
     }
 
-    /// Ordinary attention over whole sequences: one branch of rate 1 that spans the longest sequence there can be.
+    /// Ordinary attention over whole sequences: one branch with dilation rate 1 and the largest segment length.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -244,8 +245,8 @@ impl DilatedAttentionConfig {
         Self::new(num_heads, head_dim, &[MAX_TOKENS], &[1])
     }
 
-    /// Everything as torchscale does it: blocked head offsets, zero keys, its output rows, detached mixing weights in
-    /// the gradient. Weights trained with torchscale (LongNet, GigaPath, LongViT) need this.
+    /// Sets the semantics of torchscale: blocked head offsets, zero keys, its output rows, and a gradient with constant mixing
+    /// weights. Weights trained with torchscale (LongNet, GigaPath, LongViT) need this.
     pub fn with_torchscale(self) -> Self {
         self.with_head_offsets(HeadOffsets::Blocked)
             .with_padding(Padding::ZeroKeys)
@@ -265,13 +266,13 @@ impl DilatedAttentionConfig {
         self
     }
 
-    /// Sets what stands where a segment lacks tokens.
+    /// Sets how the padding of a segment counts.
     pub fn with_padding(mut self, padding: Padding) -> Self {
         self.padding = padding;
         self
     }
 
-    /// Sets where rows are written.
+    /// Sets to which token the result of a row is written.
     pub fn with_output_rows(mut self, output_rows: OutputRows) -> Self {
         self.output_rows = output_rows;
         self
@@ -289,10 +290,10 @@ impl DilatedAttentionConfig {
         self
     }
 
-    /// Sets the factor on the scores `q . k`; `1 / sqrt(head_dim)` unless set. Any finite number, 0 and negative ones too.
+    /// Sets the factor on the scores `q . k`. By default it is `1 / sqrt(head_dim)`. Any finite number is allowed, 0 and negative ones too.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] when it is not finite.
+    /// [`Error::InvalidConfig`] when the factor is not finite.
     pub fn with_softmax_scale(mut self, softmax_scale: f32) -> Result<Self> {
         if !softmax_scale.is_finite() {
             return Err(Error::InvalidConfig {
@@ -315,23 +316,23 @@ impl DilatedAttentionConfig {
         self.head_dim
     }
 
-    /// `num_heads * head_dim`, E.
+    /// Elements of all heads together, E: `num_heads * head_dim`.
     pub fn embed_dim(&self) -> usize {
         self.num_heads * self.head_dim
     }
 
-    /// The branches in the order given.
+    /// The branches, in the order in which they were given.
     pub fn branches(&self) -> &[Branch] {
         &self.branches
     }
 
-    /// Rows of the shortest segment: `ceil(segment_length / dilation_rate)`, the least over the branches.
+    /// Rows of a segment, `ceil(segment_length / dilation_rate)`, in the branch that has the fewest.
     pub(crate) fn rows_of_shortest_segment(&self) -> usize {
         let rows = self
             .branches
             .iter()
             .map(|branch| branch.segment_length.div_ceil(branch.dilation_rate));
-        // A configuration has a branch.
+        // Every configuration has a branch.
         rows.min().unwrap_or(1)
     }
 
@@ -345,12 +346,12 @@ impl DilatedAttentionConfig {
         self.head_offsets
     }
 
-    /// What stands where a segment lacks tokens.
+    /// How the padding of a segment counts.
     pub fn padding(&self) -> Padding {
         self.padding
     }
 
-    /// Where rows are written.
+    /// To which token the result of a row is written.
     pub fn output_rows(&self) -> OutputRows {
         self.output_rows
     }
@@ -390,9 +391,9 @@ impl fmt::Display for DilatedAttentionConfig {
     }
 }
 
-/// The shape of one call: how many sequences, how long, and how much of each is real.
+/// The shape of a call: the number of sequences, their length in the tensors, and how many tokens of each are real (not padding).
 ///
-/// Queries and keys are of one sequence unless the shape is made by [`cross`](Self::cross).
+/// Queries and keys belong to the same sequence, unless the shape is made by [`cross`](Self::cross).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AttentionShape {
     batch: usize,
@@ -401,7 +402,7 @@ pub struct AttentionShape {
     keys: Option<KeyLengths>,
 }
 
-/// What a call of attention says beside its tensors: how much of each item is real, and whether keys are of another sequence.
+/// Options of one call of attention: how many tokens of each item are real (not padding), and whether keys belong to another sequence.
 ///
 /// ```
 /// use dilated_attention::CallOptions;
@@ -417,13 +418,13 @@ pub struct CallOptions {
 }
 
 impl CallOptions {
-    /// All tokens are real, and keys and values are of the queries' sequence.
+    /// All tokens are real, and keys and values belong to the sequence of the queries.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Keys and values are of another sequence, of a length of its own; see [`AttentionShape::cross`] for which configurations
-    /// that is defined.
+    /// Cross attention: keys and values belong to another sequence, which may have another length. [`AttentionShape::cross`] says
+    /// for which configurations this is defined.
     pub fn cross() -> Self {
         Self {
             is_cross: true,
@@ -431,7 +432,7 @@ impl CallOptions {
         }
     }
 
-    /// Item `i` has only `valid_lens[i]` tokens; see [`AttentionShape::with_valid_lens`].
+    /// Sets the number of tokens of each item; the rest is padding. See [`AttentionShape::with_valid_lens`].
     pub fn with_valid_lens(self, valid_lens: &[usize]) -> Self {
         Self {
             valid_lens: Some(valid_lens.to_vec()),
@@ -439,7 +440,7 @@ impl CallOptions {
         }
     }
 
-    /// Of item `i` only the first `valid_lens[i]` keys exist; for [`cross`](Self::cross) attention.
+    /// Sets the number of keys of each item, for [`cross`](Self::cross) attention; the rest is padding.
     pub fn with_valid_key_lens(self, valid_lens: &[usize]) -> Self {
         Self {
             valid_key_lens: Some(valid_lens.to_vec()),
@@ -447,11 +448,11 @@ impl CallOptions {
         }
     }
 
-    /// The shape of a call with queries and keys of these shapes, (B, N, H, D) each.
+    /// The shape of a call whose queries and keys have these shapes, (B, N, H, D) each.
     ///
     /// # Errors
-    /// [`Error::InvalidShape`] for what has no four dimensions, keys of another length than the queries without [`cross`](Self::cross), and lengths that do not
-    /// fit.
+    /// [`Error::InvalidShape`] for shapes without four dimensions, for keys of another length than the queries without
+    /// [`cross`](Self::cross), and for valid lengths that do not fit.
     pub(crate) fn shape_of(&self, q: &[usize], k: &[usize]) -> Result<AttentionShape> {
         let lens = |what, shape: &[usize]| match *shape {
             [batch, len, _, _] => Ok([batch, len]),
@@ -485,7 +486,7 @@ impl CallOptions {
     }
 }
 
-/// The options of a call of such a shape.
+/// The options of a call with this shape.
 impl From<&AttentionShape> for CallOptions {
     fn from(shape: &AttentionShape) -> Self {
         Self {
@@ -496,7 +497,7 @@ impl From<&AttentionShape> for CallOptions {
     }
 }
 
-/// Lengths of keys and values that are not of the queries' sequence.
+/// Lengths of keys and values that belong to another sequence than the queries.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct KeyLengths {
     seq_len: usize,
@@ -504,10 +505,10 @@ struct KeyLengths {
 }
 
 impl AttentionShape {
-    /// `batch` sequences of `seq_len` tokens each. Either may be 0: the call then computes nothing.
+    /// The shape of `batch` sequences of `seq_len` tokens each. Either may be 0; then the call computes nothing.
     ///
     /// # Errors
-    /// [`Error::InvalidShape`] when `seq_len` exceeds [`MAX_TOKENS`], or `batch` 32 bits.
+    /// [`Error::InvalidShape`] when `seq_len` is larger than [`MAX_TOKENS`], or `batch` does not fit in 32 bits.
     pub fn new(batch: usize, seq_len: usize) -> Result<Self> {
         check_seq_len("seq_len", seq_len)?;
         if u32::try_from(batch).is_err() {
@@ -525,9 +526,9 @@ impl AttentionShape {
         })
     }
 
-    /// `seq_len` queries over `key_len` keys and values of another sequence, for each of `batch` items. Only undilated
-    /// attention over everything is defined then: one branch of rate 1, at least as long as both sequences, no causal mask
-    /// and no zero keys; see [`DilatedAttentionConfig::dense`].
+    /// The shape of cross attention: for each of `batch` items, `seq_len` queries over `key_len` keys and values of another
+    /// sequence. It is defined for dense attention only: one branch with dilation rate 1 and a segment length of at least both
+    /// lengths, without causal mask and zero keys; see [`DilatedAttentionConfig::dense`].
     ///
     /// # Errors
     /// [`Error::InvalidShape`] when a length exceeds [`MAX_TOKENS`].
@@ -542,22 +543,22 @@ impl AttentionShape {
         })
     }
 
-    /// Item `i` has only `valid_lens[i]` tokens; the call then equals separate calls of these lengths, and the rows
-    /// behind them are 0 and uncovered.
+    /// Sets the number of tokens of each item. The call then has the same results as separate calls with sequences of these
+    /// lengths. Output rows after the end of an item are 0, and no branch covers them.
     ///
     /// # Errors
-    /// [`Error::InvalidShape`] when there is not one length per item, or one exceeds `seq_len`.
+    /// [`Error::InvalidShape`] when the number of lengths is not the number of items, or a length is larger than `seq_len`.
     pub fn with_valid_lens(mut self, valid_lens: &[usize]) -> Result<Self> {
         check_valid_lens("valid_lens", self.batch, self.seq_len, valid_lens)?;
         self.valid_lens = Some(valid_lens.to_vec());
         Ok(self)
     }
 
-    /// Of item `i` only the first `valid_lens[i]` keys exist; for shapes made by [`cross`](Self::cross).
+    /// Sets the number of keys of each item, for shapes made by [`cross`](Self::cross).
     ///
     /// # Errors
-    /// [`Error::InvalidShape`] when the shape has no keys of its own, there is not one length per item, or one exceeds the
-    /// number of keys.
+    /// [`Error::InvalidShape`] for a shape that is not made by [`cross`](Self::cross), when the number of lengths is not the number
+    /// of items, or when a length is larger than the number of keys.
     pub fn with_valid_key_lens(mut self, valid_lens: &[usize]) -> Result<Self> {
         let Some(keys) = &mut self.keys else {
             return Err(Error::InvalidShape {
@@ -576,22 +577,22 @@ impl AttentionShape {
         self.batch
     }
 
-    /// Tokens per sequence in the tensors of queries and outputs, N.
+    /// Tokens of a sequence in the tensors of queries and outputs, N, padding included.
     pub fn seq_len(&self) -> usize {
         self.seq_len
     }
 
-    /// Tokens per sequence in the tensors of keys and values.
+    /// Tokens of a sequence in the tensors of keys and values, padding included.
     pub fn key_len(&self) -> usize {
         self.keys.as_ref().map_or(self.seq_len, |keys| keys.seq_len)
     }
 
-    /// Whether keys and values are of another sequence than the queries.
+    /// Whether keys and values belong to another sequence than the queries.
     pub fn is_cross(&self) -> bool {
         self.keys.is_some()
     }
 
-    /// Tokens of item `item` that are real.
+    /// Number of real tokens of item `item`.
     ///
     /// # Panics
     /// When `item` is not below [`batch`](Self::batch).
@@ -602,7 +603,7 @@ impl AttentionShape {
             .map_or(self.seq_len, |lens| lens[item])
     }
 
-    /// Keys of item `item` that are real.
+    /// Number of real keys of item `item`.
     ///
     /// # Panics
     /// When `item` is not below [`batch`](Self::batch).
@@ -618,10 +619,10 @@ impl AttentionShape {
         }
     }
 
-    /// Whether `config` is defined for this shape.
+    /// Checks that `config` is defined for this shape.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] when queries and keys are of two sequences and it is not dense attention.
+    /// [`Error::InvalidConfig`] for cross attention with a configuration that is not dense.
     pub(crate) fn check_config(&self, config: &DilatedAttentionConfig) -> Result<()> {
         let longest = self.seq_len.max(self.key_len());
         let dense = config.branches.len() == 1
@@ -641,8 +642,8 @@ impl AttentionShape {
     }
 }
 
-/// A number that a configuration or a shape has checked, in the 32 bits that plans and shaders count in. A segment may be longer:
-/// it is cut to the sequence.
+/// A number in the 32 bits in which plans and shaders count. Configurations and shapes have checked that it fits. Only segment
+/// lengths may be larger; they are cut to the length of the sequence anyway.
 pub(crate) fn in_u32(checked: usize) -> u32 {
     u32::try_from(checked).unwrap_or(u32::MAX)
 }
@@ -658,7 +659,7 @@ fn check_seq_len(what: &'static str, seq_len: usize) -> Result<()> {
     Ok(())
 }
 
-/// What to do with sequences of different lengths.
+/// Part of an error's text: what to do with sequences of different lengths.
 pub(crate) const UNEQUAL_LENGTHS: &str = "items of different lengths are padded to the longest, and \
      with_valid_lens (of CallOptions, of AttentionShape) tells their own";
 
