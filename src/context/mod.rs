@@ -262,7 +262,7 @@ impl Context {
     /// ```
     ///
     /// # Errors
-    /// Those of `record`, and as [`warm_up`](Self::warm_up).
+    /// The errors of `record`, and as [`warm_up`](Self::warm_up).
     pub fn warm_up_recording(
         &self,
         record: impl FnOnce(&Self) -> Result<Recorder>,

@@ -26,7 +26,7 @@ pub struct DeviceCaps {
     /// The cooperative matrices that kernels may use, or the reason why there are none. A [`Context`](crate::Context) tests them
     /// before kernels use them; [`Context::cooperative_matrix`](crate::Context::cooperative_matrix) has the result.
     pub cooperative_matrix: std::result::Result<CooperativeMatrix, NoCooperativeMatrix>,
-    /// What executes the shaders.
+    /// The processor that runs the shaders.
     pub processor: Processor,
     /// The tier of kernels that the caller asks for ([`KernelOptions::tier`](crate::KernelOptions::tier)).
     pub tier: Option<KernelTier>,
