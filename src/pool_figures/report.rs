@@ -89,7 +89,7 @@ pub struct ClassUse {
     pub class_bytes: u64,
     /// Leases that its buffers have served.
     pub acquires: u64,
-    /// Those of them that created a buffer.
+    /// Leases that needed a new buffer.
     pub misses: u64,
     /// Buffers leased now.
     pub leased: u64,
@@ -109,7 +109,7 @@ pub struct LabelUse {
     pub label: &'static str,
     /// Live leases.
     pub leases: u64,
-    /// Bytes they asked for.
+    /// Bytes that these leases asked for.
     pub requested_bytes: u64,
 }
 
