@@ -1,11 +1,11 @@
-//! LongNet: segmented dilated attention, the models around it and their training, as WGSL compute shaders on wgpu over one pool
-//! of GPU buffers.
+//! LongNet: segmented dilated attention, models built on it, and their training, as WGSL compute shaders on wgpu over one pool of
+//! GPU buffers.
 //!
-//! Data flows one way:
+//! From options to results:
 //!
 //! ```text
-//! DilatedAttentionConfig, CallOptions        what to compute: options; lengths of one call
-//! AttentionShape                             the shape of a call, for plans and models, which have no tensors yet
+//! DilatedAttentionConfig, CallOptions        what to compute: options of attention; options of one call
+//! AttentionShape                             shape of a call, for plans and models, which need it before there are tensors
 //!   -> ForwardPlan, BackwardPlan             how: dispatches, windows, bytes, work; plain data, made without a device
 //!   -> Context, Pool, Tensor                 where: a device, its buffers, arrays in them
 //!   -> Recorder                              commands in order: uploads, forwards, backwards, downloads
@@ -13,21 +13,21 @@
 //!   -> Download                              results on the host
 //! ```
 //!
-//! What is built of that, each on the one before:
+//! What is built on that, each layer on the one before:
 //!
 //! ```text
 //! attention::DilatedAttention   forward and backward of attention alone
-//! ops                           matrices: products, norms, activations, positions, losses, the optimiser's step
+//! ops                           matrix products, norms, activations, positions, losses, the optimiser's step
 //! nn                            layers with parameters
 //! longnet::LongNet              encoder, decoder, language model; decoding with a cache
 //! models                        GigaPath's slide encoder, LongViT
 //! weights, training             safetensors; steps, schedules, checkpoints
 //! ```
 //!
-//! [`DilatedAttention`] and [`training::Trainer`] have examples to start from. [`config`] defines the options,
-//! [`reference`](mod@reference) the results in f64, [`pool`] says when a buffer is used again, [`Recorder`] what is kept alive
-//! until when, [`ContextOptions`] how to bring a device, [`Context::dry_run`] how to plan without one. The [`guide`] goes from a
-//! PyTorch checkpoint to a desktop application.
+//! To start, see the examples of [`DilatedAttention`] and [`training::Trainer`]; the [`guide`] leads from a PyTorch checkpoint to a
+//! desktop application. [`config`] defines the options, and [`reference`](mod@reference) the results, in f64. [`ContextOptions`] says how
+//! to use an application's device, and [`Context::dry_run`] how to plan without one; [`pool`], when a buffer is used again;
+//! [`Recorder`], how long leases are held.
 //!
 //! # Features
 //!
@@ -49,26 +49,26 @@
 #![warn(missing_docs)]
 #![deny(unsafe_code)]
 
-// Floors, lowest first: a module knows only those above it in this list; tests/architecture.rs keeps it so.
+// Floors, lowest first: a module imports only from modules above it in this list. tests/architecture.rs checks this.
 
-// 1: what everything speaks of
+// 1: basics
 
-// types of elements
+// element types
 mod element;
 
 // what things are called
 mod label;
 
-// what a pool tells of itself
+// figures and reports of a pool, as plain data
 mod pool_figures;
 
-// the error type, those of the pool and of weights in it, and what errors carry
+// error types, and the data that errors carry
 pub mod error;
 
 // random numbers
 mod random;
 
-// files that are replaced whole
+// replacing files as a whole
 #[cfg(not(target_arch = "wasm32"))]
 mod replacement;
 
@@ -77,46 +77,46 @@ mod replacement;
 // options of attention
 pub mod config;
 
-// limits and traits
+// limits and traits of a device
 pub mod device;
 
 // 3: calls to the driver, and memory
 
-// the only place that polls; who is told of a loss
+// polling, and the loss of a device
 mod watch;
 
-// what wgpu refuses, as a value
+// wgpu's errors as values
 mod scope;
 
-// every buffer
+// all buffers
 pub mod pool;
 
-// which tensor was written by what
+// whether a tensor was written
 mod contents;
 
-// arrays in the buffers
+// arrays in buffers
 mod tensor;
 
-// 4: shaders, and how a call becomes dispatches of them
+// 4: shaders, and how a call becomes dispatches
 
-// a room for each family
+// one module for each kernel
 mod kernels;
 
-// dispatches, windows, bytes, as plain data
+// dispatches, windows and bytes, as plain data
 pub mod plan;
 
-// 5: recorded commands, who runs them, results
+// 5: recordings, and how they run
 
-// results on their way to the host
+// downloads
 mod readback;
 
 // commands of an application's own over leases
 pub mod pool_encoder;
 
-// commands and leases; at once, in slices, into an encoder
+// commands and leases, submitted at once, in slices, or through an encoder
 mod recorder;
 
-// a device with all of that; how to open one
+// a device with all of that, and how to open one
 mod context;
 
 // 6: what you call
@@ -149,11 +149,11 @@ pub mod training;
 
 // 7: on top
 
-// the f64 oracle
+// the reference in f64
 #[cfg(feature = "reference")]
 pub mod reference;
 
-// which kernel is the fastest here
+// measuring which kernel is the fastest
 #[cfg(not(target_arch = "wasm32"))]
 pub mod tuning;
 
@@ -192,7 +192,7 @@ pub use weights::{WeightFile, WeightSource};
 pub use half;
 pub use wgpu;
 
-// The Rust examples of the README and of the pages in docs are doc tests. The guide is a module of its own.
+// Makes doc tests of the Rust examples in the README and in docs. The guide is the module above.
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -4,7 +4,7 @@
 // subgroups of the workgroup walk over the same vectors x and y of the other side (k and v, or q and dout), STAGED at a time, which
 // are staged in workgroup memory. In each step
 //
-//   first = a x^T    second = b y^T    stored to two slabs of the subgroup, for a matrix gives no access to its elements
+//   first = a x^T    second = b y^T    stored to two slabs of the subgroup, because a matrix gives no access to its elements
 //   the lanes turn both products of each pair into weights, stored as f16 to one or two slabs
 //   of_a += weights x    of_b += second weights y (gradients of keys and values), or second weights x (gradient of queries)
 //

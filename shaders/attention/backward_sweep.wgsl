@@ -28,7 +28,7 @@ fn store_row_sums(tile: Tile, row: u32, sums: vec2<f32>) {
     if (has_flag(FLAG_MERGE)) {
         total += row_stats[at].zw;
     }
-    // What shares are divided by. A sweep over all branches uses its own sum, so that shares sum to 1 even if scores round
-    // differently than in the forward. A sweep over one branch has no such sum and uses the forward's.
+    // The divisor of shares. A sweep over all branches uses its own sum, so that shares sum to 1 even if scores round differently
+    // than in the forward. A sweep over one branch has no such sum and uses the forward's.
     row_stats[at] = vec4<f32>(state.x, select(total.x, state.y, has_flag(FLAG_DETACHED)), total);
 }

@@ -100,7 +100,7 @@ fn keep_block(thread: Thread, block: mat4x4<f32>) {
 }
 
 // Adds the product of the kept block and one chunk of columns of an operand. `all_seen` says that all pairs of the tile see each
-// other. Otherwise vectors with a weight of 0 are left out, for they may be NaN. All threads call it: it holds barriers.
+// other. Otherwise vectors with a weight of 0 are left out, because they may be NaN. All threads call it: it holds barriers.
 fn add_product(tile: Tile, thread: Thread, source: u32, first: u32, chunk: u32, all_seen: bool, sum: mat4x4<f32>) -> mat4x4<f32> {
     stage_right(tile, thread, source, first, chunk);
     workgroupBarrier();

@@ -10,7 +10,7 @@ fn weigh(a: vec4<f32>, b: mat4x4<f32>, sum: vec4<f32>) -> vec4<f32> {
     return fma(vec4<f32>(a.w), b[3], fma(vec4<f32>(a.z), b[2], two));
 }
 
-// multiply_add for weights `a` where 0 marks a key that the row does not see. Such a key is left out, for its value may be a NaN.
+// multiply_add for weights `a` where 0 marks a key that the row does not see. Such a key is left out, because its value may be NaN.
 fn multiply_add_seen(block: mat4x4<f32>, a: mat4x4<f32>, b: mat4x4<f32>) -> mat4x4<f32> {
     return mat4x4<f32>(weigh_seen(a[0], b, block[0]), weigh_seen(a[1], b, block[1]), weigh_seen(a[2], b, block[2]), weigh_seen(a[3], b, block[3]));
 }

@@ -3,7 +3,7 @@
 // A subgroup owns ROWS query rows and keeps their queries and output in matrices. All subgroups of the workgroup walk over the same
 // keys, STAGED at a time, which are staged in workgroup memory. In each step
 //
-//   scores = q k^T      stored to the subgroup's slab of workgroup memory, for a matrix gives no access to its elements
+//   scores = q k^T      stored to the subgroup's slab of workgroup memory, because a matrix gives no access to its elements
 //   softmax             each lane owns whole rows of the slab, so lanes exchange nothing; weights go back to memory as f16
 //   output += weights v
 //

@@ -100,7 +100,7 @@ fn finish_row(at: u32, columns: vec4<u32>) {
 #endif
 
 // Stages DEPTH elements of each row of a. Rows and columns after the last one repeat it, which costs less than a test; their sums
-// are not stored. Elements after the end of the sums count as 0 in both factors, for what is stored there may be NaN.
+// are not stored. Elements after the end of the sums count as 0 in both factors, because what is stored there may be NaN.
 fn stage(lane: u32, first_k: u32, end: u32) {
     for (var i = lane; i < ROWS * DEPTH; i += THREADS) {
         // Neighbouring lanes take neighbouring addresses.

@@ -5,63 +5,64 @@ use std::fmt;
 use super::{MAX_HEAD_DIM, MAX_TOKENS};
 use crate::error::{Error, Result};
 
-/// One branch: attention inside segments of `segment_length` tokens, over every `dilation_rate`-th token of a segment.
+/// A branch: attention inside segments of `segment_length` tokens, over every `dilation_rate`-th token of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Branch {
-    /// Tokens in a segment; cut to the sequence length when that is smaller.
+    /// Tokens in a segment. If the sequence is shorter, it is one segment.
     pub segment_length: usize,
     /// Distance in tokens between two rows of the branch.
     pub dilation_rate: usize,
 }
 
-/// Which keys a query may see inside its segment.
+/// Which keys of its segment a query sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Mask {
-    /// All of them.
+    /// All keys.
     #[default]
     Full,
-    /// Those at or before the query.
+    /// Keys at or before the query.
     Causal,
 }
 
-/// How the offset of a head inside a dilated segment follows from its number.
+/// The offset of head `h` in a segment: the token at which its rows begin. `H` is the number of heads, `r` the dilation rate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum HeadOffsets {
     /// Contiguous groups of heads share an offset: `floor(h / ceil(H / r))` (torchscale).
     #[default]
     Blocked,
-    /// Neighbouring heads take neighbouring offsets: `h mod r` (the paper's formula).
+    /// Neighbouring heads have neighbouring offsets: `h mod r` (the paper's formula).
     RoundRobin,
 }
 
-/// What stands where a segment has fewer tokens than its length.
+/// How the padding of a segment counts, where the segment has fewer tokens than its length.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Padding {
-    /// Nothing: a key that is not a token does not exist.
+    /// Not at all: only tokens are keys.
     #[default]
     Masked,
-    /// Keys of score 0 and value 0 (torchscale, and what weights trained with it expect).
+    /// As keys of score 0 and value 0. So it is in torchscale, and weights trained with it expect this.
     ZeroKeys,
 }
 
-/// Where the rows of a branch are written.
+/// The token to which the result of a row of a branch is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum OutputRows {
-    /// At the token of the query.
+    /// The token of the row's query.
     #[default]
     Aligned,
-    /// Segment `s` starts at `s * ceil(w / r) * r`: rows move when `w` is not a multiple of `r`, and rows whose query is
-    /// padding ("phantom rows": a zero query) are written too (torchscale).
+    /// As in torchscale, which writes segment `s` from token `s * ceil(w / r) * r` on, for segment length `w` and dilation rate
+    /// `r`. If `w` is not a multiple of `r`, rows are written to other tokens than their own. Padding rows are written too, with a
+    /// zero query ("phantom rows").
     Torchscale,
 }
 
-/// How the gradient treats the weights that mix the branches. No forward depends on it.
+/// How the gradient treats the weights that mix the branches. The forward does not depend on this.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum MixGradient {
-    /// The true gradient.
+    /// The mixing weights are differentiated, too: the exact gradient.
     #[default]
     Exact,
-    /// Mixing weights are constants (torchscale's autograd).
+    /// The mixing weights count as constants, as in torchscale's autograd.
     DetachedMix,
 }
 
@@ -71,9 +72,9 @@ pub enum Heads {
     /// Every head in every branch.
     #[default]
     EveryBranch,
-    /// Heads are cut into one contiguous group a branch, `H / G` heads each and one more for the first `H mod G`; group
-    /// `i` sees branch `i` alone, at offset `i mod r_i`, and the result is divided by the number of branches `G`
-    /// (dilated-attention-pytorch).
+    /// Each head in one branch. Heads are divided into one contiguous group for each of the `G` branches: `H / G` heads, and one
+    /// more in the first `H mod G` groups. The heads of group `i` take part in branch `i` only, with offset `i mod r_i`, and the
+    /// result is divided by `G` (dilated-attention-pytorch).
     Partitioned,
 }
 
@@ -101,11 +102,12 @@ pub struct DilatedAttentionConfig {
 }
 
 impl DilatedAttentionConfig {
-    /// Configures `num_heads` heads of `head_dim` elements and one branch per pair of the two lists, in their order.
+    /// A configuration of `num_heads` heads of `head_dim` elements, with a branch for each pair of a segment length and a dilation
+    /// rate. All other options have their defaults.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] when a list is empty, the lists differ in length, a number is 0, `head_dim` is not a
-    /// multiple of 4 in 4..=256, or `num_heads * head_dim` does not fit in 32 bits.
+    /// [`Error::InvalidConfig`] when a list is empty, the lists have different lengths, a number is 0, `head_dim` is not a multiple
+    /// of 4 in 4..=256, or `num_heads * head_dim` does not fit in 32 bits.
     pub fn new(
         num_heads: usize,
         head_dim: usize,
@@ -184,7 +186,7 @@ impl DilatedAttentionConfig {
         })
     }
 
-    /// The same options over other branches.
+    /// Replaces the branches.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -205,7 +207,7 @@ impl DilatedAttentionConfig {
         })
     }
 
-    /// The same options over `num_heads` heads of `head_dim` elements, with the softmax scale of that size.
+    /// Replaces the number of heads and their size. The softmax scale becomes the default for that size.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -223,7 +225,7 @@ impl DilatedAttentionConfig {
         })
     }
 
-    /// Ordinary attention over whole sequences: one branch of rate 1 that spans the longest sequence there can be.
+    /// Ordinary attention over whole sequences: one branch with dilation rate 1 and the largest segment length.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -231,8 +233,8 @@ impl DilatedAttentionConfig {
         Self::new(num_heads, head_dim, &[MAX_TOKENS], &[1])
     }
 
-    /// Everything as torchscale does it: blocked head offsets, zero keys, its output rows, detached mixing weights in
-    /// the gradient. Weights trained with torchscale (LongNet, GigaPath, LongViT) need this.
+    /// Sets the semantics of torchscale: blocked head offsets, zero keys, its output rows, and a gradient with constant mixing
+    /// weights. Weights trained with torchscale (LongNet, GigaPath, LongViT) need this.
     pub fn with_torchscale(self) -> Self {
         self.with_head_offsets(HeadOffsets::Blocked)
             .with_padding(Padding::ZeroKeys)
@@ -252,13 +254,13 @@ impl DilatedAttentionConfig {
         self
     }
 
-    /// Sets what stands where a segment lacks tokens.
+    /// Sets how the padding of a segment counts.
     pub fn with_padding(mut self, padding: Padding) -> Self {
         self.padding = padding;
         self
     }
 
-    /// Sets where rows are written.
+    /// Sets to which token the result of a row is written.
     pub fn with_output_rows(mut self, output_rows: OutputRows) -> Self {
         self.output_rows = output_rows;
         self
@@ -276,10 +278,10 @@ impl DilatedAttentionConfig {
         self
     }
 
-    /// Sets the factor on the scores `q . k`; `1 / sqrt(head_dim)` unless set. Any finite number, 0 and negative ones too.
+    /// Sets the factor on the scores `q . k`. By default it is `1 / sqrt(head_dim)`. Any finite number is allowed, 0 and negative ones too.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] when it is not finite.
+    /// [`Error::InvalidConfig`] when the factor is not finite.
     pub fn with_softmax_scale(mut self, softmax_scale: f32) -> Result<Self> {
         if !softmax_scale.is_finite() {
             return Err(Error::InvalidConfig {
@@ -302,23 +304,23 @@ impl DilatedAttentionConfig {
         self.head_dim
     }
 
-    /// `num_heads * head_dim`, E.
+    /// Elements of all heads together, E: `num_heads * head_dim`.
     pub fn embed_dim(&self) -> usize {
         self.num_heads * self.head_dim
     }
 
-    /// The branches in the order given.
+    /// The branches, in the order in which they were given.
     pub fn branches(&self) -> &[Branch] {
         &self.branches
     }
 
-    /// Rows of the shortest segment: `ceil(segment_length / dilation_rate)`, the least over the branches.
+    /// Rows of a segment, `ceil(segment_length / dilation_rate)`, in the branch that has the fewest.
     pub(crate) fn rows_of_shortest_segment(&self) -> usize {
         let rows = self
             .branches
             .iter()
             .map(|branch| branch.segment_length.div_ceil(branch.dilation_rate));
-        // A configuration has a branch.
+        // Every configuration has a branch.
         rows.min().unwrap_or(1)
     }
 
@@ -332,12 +334,12 @@ impl DilatedAttentionConfig {
         self.head_offsets
     }
 
-    /// What stands where a segment lacks tokens.
+    /// How the padding of a segment counts.
     pub fn padding(&self) -> Padding {
         self.padding
     }
 
-    /// Where rows are written.
+    /// To which token the result of a row is written.
     pub fn output_rows(&self) -> OutputRows {
         self.output_rows
     }

@@ -1,12 +1,11 @@
 //! What to compute: the options of dilated attention, as plain data.
 //!
-//! A [`DilatedAttentionConfig`] can only be built valid, so everything downstream (plan, oracle, kernels) may rely on
-//! its invariants: at least one branch, every segment length and dilation rate at least 1, a supported head size.
-//! Batch, lengths and keys of another sequence belong to one call: to its tensors and [`CallOptions`], or, for plans and models, to an
-//! [`AttentionShape`].
+//! A [`DilatedAttentionConfig`] is always valid: it has at least one branch, all segment lengths and dilation rates are at least 1,
+//! and the head size is supported. Plans, the reference and kernels rely on this. Batch size, lengths, and keys of another sequence
+//! belong to a call: to its tensors and [`CallOptions`]; or, for plans and models, to an [`AttentionShape`].
 //!
-//! Source of the semantics: LongNet (Ding et al. 2023) as implemented by microsoft/torchscale,
-//! `torchscale/component/dilated_attention.py`; the partitioned variant is dilated-attention-pytorch's.
+//! The semantics are those of LongNet (Ding et al. 2023) as implemented in microsoft/torchscale
+//! (`torchscale/component/dilated_attention.py`). Partitioned heads are those of dilated-attention-pytorch.
 
 mod attention;
 mod call;

@@ -279,7 +279,7 @@ impl Context {
     /// ```
     ///
     /// # Errors
-    /// Those of `record`; [`Error::Validation`] when the device refuses a shader; those of submitting.
+    /// The errors of `record`; [`Error::Validation`] when the device refuses a shader; the errors of submitting.
     #[cfg(feature = "dry-run")]
     pub fn warm_up(&self, record: impl FnOnce(&Self) -> Result<Recorder>) -> Result<WarmUp> {
         let recorder = record(&self.own_dry_run())?;

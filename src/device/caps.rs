@@ -21,12 +21,13 @@ pub struct DeviceCaps {
     pub(crate) max_workgroups_per_dimension: u32,
     /// Workgroup memory in bytes. wgpu does not check it, so plans do.
     pub(crate) max_workgroup_memory_bytes: u32,
-    /// Shaders may store f16 ([`SHADER_F16`](wgpu::Features::SHADER_F16)); half precision needs no more than words.
+    /// Whether shaders may use the type f16 ([`SHADER_F16`](wgpu::Features::SHADER_F16)). Tensors in half precision do not need it,
+    /// because kernels can also take them apart from 32-bit words.
     pub(crate) shader_f16: bool,
     /// The cooperative matrices that kernels may use, or why there are none. A [`Context`](crate::Context) tests them before
     /// kernels use them.
     pub(crate) cooperative_matrix: std::result::Result<CooperativeMatrix, NoCooperativeMatrix>,
-    /// What executes the shaders.
+    /// The processor that runs the shaders.
     pub(crate) processor: Processor,
     /// The tier of kernels that the caller asks for ([`KernelOptions::tier`](crate::KernelOptions::tier)).
     pub(crate) tier: Option<KernelTier>,

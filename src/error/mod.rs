@@ -26,7 +26,7 @@ pub enum Error {
         "{what} of another model: names or shapes of its parameters differ; make it from this model"
     )]
     ParameterMismatch {
-        /// What was given.
+        /// What was given: weights, for example.
         what: &'static str,
     },
     /// A token id is not in the table, or a label is not a class.
@@ -193,7 +193,7 @@ pub enum Error {
     /// The device lacks what was asked for: kernels of a tier, elements of a type, cooperative matrices, workgroup memory.
     #[error("the device cannot run {what}: {given}; needed: {need}")]
     Unsupported {
-        /// What was asked for.
+        /// The requested kernels or matrices.
         what: String,
         /// What the device has or lacks.
         given: String,

@@ -19,7 +19,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// All of them.
+    /// All activations.
     pub const ALL: [Self; 4] = [Self::Identity, Self::Relu, Self::Gelu, Self::Silu];
 
     /// The activation that torchscale's `activation_fn` calls `name`: `relu`, `gelu` or `swish`, or `silu`, PyTorch's name for swish.

@@ -65,7 +65,7 @@ pub trait StagedModel: Clone + fmt::Debug {
     /// Calls `with` with an input of `size` whose values are all 0.
     ///
     /// # Errors
-    /// [`Error::InvalidShape`] for inputs too large for this machine's address space, and the errors of `with`.
+    /// [`Error::InvalidShape`] for inputs too large for the memory of this machine, and the errors of `with`.
     #[doc(hidden)]
     fn with_zeros<T>(
         config: &Self::Config,
@@ -118,7 +118,7 @@ pub trait StagedModel: Clone + fmt::Debug {
     ///
     /// # Errors
     /// As [`new`](Self::new), [`run`](Self::run) and [`ModelRun::next_recording`]; [`Error::InvalidShape`] for an input too large
-    /// for this machine's address space.
+    /// for the memory of this machine.
     fn plan(
         config: &Self::Config,
         size: Self::InputSize<'_>,

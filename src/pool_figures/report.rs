@@ -87,7 +87,7 @@ pub struct ClassUse {
     pub class_bytes: u64,
     /// Leases that its buffers have served.
     pub acquires: u64,
-    /// Those of them that created a buffer.
+    /// Leases that needed a new buffer.
     pub misses: u64,
     /// Buffers leased now.
     pub leased: usize,
@@ -106,7 +106,7 @@ pub struct LabelUse {
     pub label: Label,
     /// Live leases.
     pub leases: usize,
-    /// Bytes they asked for.
+    /// Bytes that these leases asked for.
     pub requested_bytes: u64,
 }
 

@@ -7,11 +7,11 @@ use std::fmt;
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
 )]
 pub struct Counter {
-    /// Now.
+    /// The value now.
     pub current: u64,
     /// Peak since the pool was created, its peaks were reset, or the [scope](crate::Pool::scope) opened.
     pub peak: u64,
-    /// Sum of all that was ever added, since the pool was created.
+    /// Sum of all increases since the pool was created.
     pub total: u64,
 }
 
@@ -25,11 +25,11 @@ pub struct Evictions {
     pub retention: u64,
     /// Too many buffers, or too many bytes, were cached.
     pub cap: u64,
-    /// Unused for too long.
+    /// A buffer was unused for too long.
     pub idle: u64,
     /// The application or a watermark said that memory was scarce.
     pub pressure: u64,
-    /// To stay within the budget.
+    /// Room was needed for a new buffer within the budget.
     pub budget: u64,
     /// The device ran out of memory.
     pub out_of_memory: u64,
@@ -81,7 +81,7 @@ pub struct PoolStats {
     pub recreations: u64,
     /// Requests that succeeded only after memory or the budget had run out and the pool had waited for the device.
     pub recoveries: u64,
-    /// Leases.
+    /// Live leases.
     pub leases: Counter,
     /// Bytes that leases asked for.
     pub requested_bytes: Counter,
@@ -89,11 +89,11 @@ pub struct PoolStats {
     pub leased_bytes: Counter,
     /// Pending buffers: the device has to hand them back before they can be lent again.
     pub pending: Counter,
-    /// Their bytes.
+    /// Bytes of pending buffers.
     pub pending_bytes: Counter,
     /// Cached buffers.
     pub free: Counter,
-    /// Their bytes.
+    /// Bytes of cached buffers.
     pub free_bytes: Counter,
     /// Bytes of all buffers: leased, pending, cached, and destroyed but still in use by submitted work.
     pub held_bytes: Counter,

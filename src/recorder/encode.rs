@@ -33,7 +33,7 @@ impl<'a> Buffers<'a> {
 /// Records one encoder, submits it to the context's queue, and counts the submission.
 ///
 /// # Errors
-/// Those of `record`, and as [`Recorder::submit`](super::Recorder::submit).
+/// The errors of `record`, and as [`Recorder::submit`](super::Recorder::submit).
 pub(super) fn submit(
     machine: &Machine,
     label: &Label,
@@ -56,7 +56,7 @@ pub(super) fn submit(
 /// Appends `commands` to `encoder`.
 ///
 /// # Errors
-/// Those of getting pipelines, although they were compiled when the commands were recorded.
+/// The errors of getting pipelines. They are not expected, because pipelines were compiled when the commands were recorded.
 pub(super) fn record(
     machine: &Machine,
     label: &Label,
@@ -204,7 +204,7 @@ impl Encoded {
         }
     }
 
-    /// What became of the encoder. Its downloads were mapped before this is asked.
+    /// Notes what became of the encoder. If it ran, its downloads were mapped before this call.
     pub fn ended(mut self, outcome: Outcome) {
         self.fate = match outcome {
             // Nothing on a lost device is read any more.
@@ -230,7 +230,7 @@ impl Drop for Encoded {
 /// As [`record_into`], for an application's encoder.
 ///
 /// # Errors
-/// What the device reports about buffers and bindings, and panics of wgpu.
+/// Errors that the device reports about buffers and bindings, and panics of wgpu.
 pub(super) fn record_into_foreign(
     machine: &Machine,
     recording: &mut Recording,

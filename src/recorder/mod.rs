@@ -62,7 +62,7 @@ impl Recorder {
         }
     }
 
-    /// What the work will run on.
+    /// The machine on which the recording will run.
     pub(crate) fn machine(&self) -> &Arc<Machine> {
         &self.machine
     }

@@ -127,7 +127,7 @@ impl MultiheadAttention<'_> {
     /// `x` in self-attention.
     ///
     /// # Errors
-    /// Those of [`forward`].
+    /// As [`forward`].
     ///
     /// # Panics
     /// When a parameter is missing or lengths do not fit.
@@ -255,7 +255,7 @@ impl Model<'_> {
     /// The output after the final norm. `memory` is the output of an encoder, with the shape of the attention to it.
     ///
     /// # Errors
-    /// Those of [`forward`].
+    /// As [`forward`].
     ///
     /// # Panics
     /// When a parameter or the memory is missing or lengths do not fit.

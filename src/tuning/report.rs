@@ -79,7 +79,7 @@ pub struct TunedPass {
 /// ```
 ///
 /// # Errors
-/// Those of recording and running, when not even the usual kernel runs.
+/// The errors of recording and running, if not even the kernel that suits the device runs.
 pub fn tune(
     context: &Context,
     config: &DilatedAttentionConfig,

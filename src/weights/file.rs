@@ -1,4 +1,4 @@
-//! A safetensors file that was checked.
+//! Safetensors files for reading.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,24 +12,25 @@ use super::storage::{ReadError, Storage};
 use super::stored::StoredTensor;
 use crate::error::{FoundPrefix, WeightsError, WeightsMismatch};
 
-/// A safetensors file: names, types, shapes, and the elements, which stay on the disk until they are used, or in memory.
+/// A safetensors file whose header was checked: names, types and shapes of tensors. The elements of a file on disk are read when
+/// they are used.
 pub struct WeightFile {
-    /// What errors call it.
+    /// Name of the file in errors.
     label: String,
     storage: Storage,
     header: Header,
 }
 
 impl WeightFile {
-    /// Opens the file, reads its header and checks it; elements are read when they are used, in pieces of bounded size.
+    /// Opens a file, and reads and checks its header. Elements are read when they are used, in pieces of bounded size.
     ///
-    /// Others may do with the file what they want: where it was written to or cut off since, reading from it is
-    /// [`WeightsError::FileChanged`] (as far as its size and the time of its last change tell). A new file in its place, as
-    /// [`WeightWriter::save`](super::WeightWriter::save) puts there, is another one; this value goes on with the old.
+    /// If the file is written to or cut off later, reading from it fails with [`WeightsError::FileChanged`], as far as its size and
+    /// modification time show the change. It may be replaced by a new file, as [`WeightWriter::save`](super::WeightWriter::save)
+    /// does; this value goes on reading the old one.
     ///
     /// # Errors
-    /// [`WeightsError::File`] when it cannot be opened or is no regular file; [`WeightsError::InvalidFile`] when it is not a
-    /// whole, valid safetensors file; those of reading.
+    /// [`WeightsError::File`] when it cannot be opened or is not a regular file; [`WeightsError::InvalidFile`] when it is not a
+    /// complete, valid safetensors file; the errors of reading.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn open(path: impl AsRef<std::path::Path>) -> Result<Self, WeightsError> {
         let path = path.as_ref();
@@ -41,7 +42,7 @@ impl WeightFile {
         Self::check(path.display().to_string(), Storage::Disk(file))
     }
 
-    /// The same with bytes from elsewhere.
+    /// Checks the bytes of a safetensors file in memory.
     ///
     /// # Errors
     /// [`WeightsError::InvalidFile`].
@@ -65,7 +66,7 @@ impl WeightFile {
         let json = read(LENGTH_BYTES as u64, json_bytes)?;
         let header = Header::parse(&json, file_bytes).map_err(invalid)?;
         drop((json, head));
-        // What was read is of one file, not of two.
+        // Makes sure that the file did not change while its header was read.
         let failed = |error: ReadError| error.told(&label, "its header".to_owned(), 0, file_bytes);
         storage.check_unchanged().map_err(failed)?;
         Ok(Self {
@@ -75,18 +76,18 @@ impl WeightFile {
         })
     }
 
-    /// Names of all tensors, in the order of their bytes.
+    /// Names of all tensors, in the order in which their bytes lie in the file.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.header.entries.iter().map(|entry| entry.name.as_str())
     }
 
-    /// All tensors, in the order of their bytes.
+    /// All tensors, in the order in which their bytes lie in the file.
     pub fn tensors(&self) -> impl Iterator<Item = StoredTensor<'_>> {
         let entries = self.header.entries.iter();
         entries.map(|entry| StoredTensor { file: self, entry })
     }
 
-    /// The strings that the file has beside its tensors.
+    /// The metadata of the file: strings by key.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.header.metadata
     }
@@ -97,21 +98,21 @@ impl WeightFile {
         Some(StoredTensor { file: self, entry })
     }
 
-    /// All tensors, to load from.
+    /// A source with all tensors of the file.
     pub fn all(&self) -> WeightSource<'_> {
         self.part("")
     }
 
-    /// The tensors whose names begin with `prefix`, named without it.
+    /// A source with the tensors whose names begin with `prefix`, which is removed from their names.
     pub fn part(&self, prefix: impl Into<String>) -> WeightSource<'_> {
         WeightSource::new(self, prefix.into())
     }
 
-    /// The part that has a tensor for the parameter called `name`, under whatever prefix: a checkpoint that was saved from inside
-    /// a wrapper has one (`module.`, `_orig_mod.`), which [`WeightSource::prefix`] then tells.
+    /// A source with the part of the file that has a tensor called `name`, after whatever prefix. Checkpoints that were saved from
+    /// inside a wrapper have a prefix, such as `module.` or `_orig_mod.`. [`WeightSource::prefix`] returns it.
     ///
     /// # Errors
-    /// [`WeightsError::Mismatch`] when there is no such tensor, or there are several, with their prefixes.
+    /// [`WeightsError::Mismatch`] when there is no such tensor, or when there are several, with their prefixes.
     pub fn part_with(&self, name: &str) -> Result<WeightSource<'_>, WeightsError> {
         let prefixes = self.names().filter_map(|full| full.strip_suffix(name));
         let prefixes: Vec<_> = prefixes

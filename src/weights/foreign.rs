@@ -1,11 +1,11 @@
-//! What a file is that is no safetensors file, so that its error can say so, and what to do.
+//! Recognises files of other formats, so that the error for them can say what they are and what to do.
 
 use super::header::quoted;
 
-/// Bytes of a file's beginning that are looked at.
+/// Number of bytes at the beginning of a file that are checked.
 pub(super) const LOOKED_AT: usize = 512;
 
-/// What a Git LFS pointer begins with.
+/// First characters of a Git LFS pointer.
 const LFS_POINTER: &str = "version https://git-lfs";
 
 const FROM_PYTORCH: &str = "convert it once, in Python: `safetensors.torch.save_file(torch.load(FILE, map_location=\"cpu\"), \
@@ -14,7 +14,7 @@ const FROM_PYTORCH: &str = "convert it once, in Python: `safetensors.torch.save_
 const FROM_NUMPY: &str =
     "load it with numpy and write its arrays with `safetensors.numpy.save_file`";
 
-/// Formats by the bytes that they begin with: what such a file is, what to do.
+/// Other formats: first bytes of a file, what the file is, and what to do.
 const FORMATS: [(&[u8], &str, &str); 10] = [
     (
         b"\x89HDF\r\n\x1a\n",
@@ -44,10 +44,10 @@ const FORMATS: [(&[u8], &str, &str); 10] = [
     (b"\x80\x05", "a pickle", FROM_PYTORCH),
 ];
 
-/// What a file that begins with `head`, of [`LOOKED_AT`] bytes or all, is instead of safetensors, and what to do about it; `None`
-/// when it is nothing known.
+/// Says what a file is that is not safetensors, and what to do about it. `head` are its first [`LOOKED_AT`] bytes, or all. `None`
+/// if the format is unknown.
 ///
-/// Of a file of safetensors the first eight bytes are a length, which may be anything, but the ninth is a brace.
+/// In a safetensors file the first eight bytes are a length, which may be any number, and the ninth is a brace.
 pub(super) fn recognise(head: &[u8]) -> Option<String> {
     if head.is_empty() {
         return Some("it is empty: fetch or write it again".to_owned());
@@ -64,9 +64,9 @@ pub(super) fn recognise(head: &[u8]) -> Option<String> {
     of_text(text(head)?)
 }
 
-/// A zip archive, by the name of its first member.
+/// Says what a zip archive is, by the name of its first member.
 fn of_zip(head: &[u8]) -> String {
-    // Of a member's header: 26 bytes, the length of its name in two, that of the extra field, the name.
+    // The header of a member has 26 bytes, then the length of its name (2 bytes), that of the extra field (2 bytes), and the name.
     let length = head.get(26..28).map_or(0, |bytes| {
         usize::from(bytes[0]) | usize::from(bytes[1]) << 8
     });
@@ -119,7 +119,7 @@ fn of_text(text: &str) -> Option<String> {
     })
 }
 
-/// `head` as text, if it is some: UTF-8 but for a character that is cut at the end, without control characters.
+/// `head` as text; `None` if it is not text. Text is UTF-8 without control characters. The last character may be cut off.
 fn text(head: &[u8]) -> Option<&str> {
     let whole = match std::str::from_utf8(head) {
         Ok(text) => text,

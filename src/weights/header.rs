@@ -3,16 +3,17 @@
 //! ```text
 //! length of the JSON, u64 little-endian | JSON: names, types, shapes, offsets; strings of metadata | data
 //! ```
-//! A file may come from anywhere. Nothing here allocates more than a small multiple of the header's own bytes, which are
-//! there (the length is compared with the file first), and every number is checked before it is used: offsets lie in the
-//! data, tensors follow each other without gap or overlap up to the last byte, and shapes multiply to their sizes.
+//! A file may come from anywhere. So this code allocates no more than a small multiple of the header's size, after comparing that
+//! size with the file. It checks every number before using it: offsets lie in the data, tensors follow each other without gap or
+//! overlap up to the last byte, and sizes agree with shapes and types.
 //!
-//! Tensors may begin at any byte, as in files of older writers; nothing here needs them aligned.
+//! Tensors may begin at any byte, as in files of older writers, because nothing here needs alignment.
 //!
-//! Why not the safetensors crate, whose rules these are: its version 0.8 adds the end of the data to the header's length
-//! unchecked, which a hostile file makes a panic where overflow checks are on; of two equal names it silently keeps one; it
-//! parses through a buffer of many times the header's size; and its writer sorts the tensors, and asks for their bytes in a
-//! way that cannot fail. The tests read files of each with the other. JSON itself is serde_json's.
+//! The rules are those of the safetensors crate. It is not used, for these reasons: its version 0.8 adds the end of the data to the
+//! length of the header unchecked, so that a hostile file causes a panic if overflow checks are on; it silently keeps one of two
+//! tensors with the same name; it parses with a buffer many times as large as the header; and its writer sorts the tensors and
+//! reads their bytes through an interface that cannot fail. Tests read files written by each with the other. serde_json parses the
+//! JSON.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -32,7 +33,7 @@ pub(super) const MAX_JSON_BYTES: u64 = 100_000_000;
 /// Most dimensions of a tensor: what NumPy and PyTorch allow.
 const MAX_RANK: usize = 64;
 
-/// The key of the metadata, which no tensor may have as its name.
+/// Key of the metadata. No tensor may have this name.
 pub(super) const METADATA_KEY: &str = "__metadata__";
 
 /// A tensor of the file.
@@ -40,13 +41,13 @@ pub(super) struct Entry {
     pub name: String,
     pub stored_type: StoredType,
     pub shape: Box<[usize]>,
-    /// Its bytes in the file.
+    /// Byte range of the tensor in the file.
     pub range: Range<u64>,
 }
 
-/// What a file says of itself, checked.
+/// A checked header.
 pub(super) struct Header {
-    /// In the order of their bytes.
+    /// Tensors, in the order in which their bytes lie in the file.
     pub entries: Vec<Entry>,
     /// Indices of entries, in the order of their names.
     by_name: Vec<usize>,
@@ -54,7 +55,8 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// Bytes of the JSON of a file that begins with `head`, all of which the file has; the error says what is wrong.
+    /// Size of the JSON in bytes, of a file that begins with `head` and has `file_bytes` bytes. The JSON lies within the file. The
+    /// error says what is wrong.
     pub fn json_bytes(head: &[u8], file_bytes: u64) -> Result<usize, String> {
         let Some(length) = head.first_chunk::<LENGTH_BYTES>() else {
             return Err(format!(
@@ -73,11 +75,11 @@ impl Header {
                 "its header has {length} bytes, of which {here} are here: it was cut off, download or copy it again"
             ));
         }
-        // At most MAX_JSON_BYTES.
+        // Fits in a usize: at most MAX_JSON_BYTES.
         Ok(length as usize)
     }
 
-    /// Reads and checks the JSON of a file of so many bytes; the error says what is wrong.
+    /// Parses and checks the JSON of a file with `file_bytes` bytes. The error says what is wrong.
     pub fn parse(json: &[u8], file_bytes: u64) -> Result<Self, String> {
         let text = std::str::from_utf8(json)
             .map_err(|error| format!("its header is not UTF-8: {error}"))?;
@@ -94,7 +96,7 @@ impl Header {
         tensors.sort_by_key(|(_, tensor)| tensor.data_offsets);
         let mut entries = Vec::with_capacity(tensors.len());
         let mut end = data_start;
-        // The last byte that any tensor claims.
+        // The end of the last tensor, according to the header.
         let need = tensors
             .iter()
             .flat_map(|(_, tensor)| tensor.data_offsets)
@@ -173,7 +175,7 @@ impl Header {
     }
 }
 
-/// A name for messages: quoted, control characters escaped, not longer than a line.
+/// A name for messages: quoted, with control characters escaped, and not too long.
 pub(super) fn quoted(name: &str) -> String {
     clipped(&format!("{name:?}"))
 }
@@ -187,7 +189,7 @@ fn clipped(text: &str) -> String {
     }
 }
 
-/// The JSON as it is, duplicates and all.
+/// The parsed JSON before it is checked, duplicates included.
 struct Json {
     metadata: Option<BTreeMap<String, String>>,
     tensors: Vec<(String, JsonTensor)>,
@@ -204,7 +206,7 @@ struct Type(StoredType);
 
 struct Shape(Vec<usize>);
 
-/// The metadata, without a key that is there twice.
+/// The metadata. A key that occurs twice is an error.
 struct Pairs(BTreeMap<String, String>);
 
 impl<'de> Deserialize<'de> for Json {

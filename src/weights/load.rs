@@ -1,4 +1,4 @@
-//! From a file to parameters on the device.
+//! Loads parameters from a file to the device.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -12,12 +12,12 @@ use crate::error::Result;
 use crate::error::{Duplicate, FoundPrefix, Misshapen, Mistyped, WeightsError, WeightsMismatch};
 use crate::nn::{PIECE_ELEMENTS, ParameterList, Parameters};
 
-/// Dots of a name that prefixes end at: those of wrappers are short, and names of hostile files are not.
+/// Prefixes are looked for up to this many dots in a name. Prefixes of wrappers have few; the limit bounds the work for hostile files.
 const PREFIX_DOTS: usize = 8;
 
 type Rename<'a> = Box<dyn Fn(&str) -> Option<String> + 'a>;
 
-/// What to load from: a [`WeightFile`], perhaps a part of it, perhaps under other names.
+/// A source of weights: a [`WeightFile`] or a part of it, with renamed tensors if necessary.
 pub struct WeightSource<'a> {
     file: &'a WeightFile,
     prefix: String,
@@ -33,13 +33,13 @@ impl<'a> WeightSource<'a> {
         }
     }
 
-    /// What stands before the names of the part.
+    /// The prefix of the part, which is removed from the names of its tensors.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// The same under other names: `rename` is given a tensor's name (without the prefix of the part, after earlier renaming)
-    /// and says which parameter it is for, or `None` for a tensor to leave out knowingly.
+    /// Renames tensors. `rename` gets the name of a tensor, without the prefix of the part and after earlier renaming, and returns
+    /// the name of its parameter, or `None` to leave the tensor out.
     pub fn with_rename(mut self, rename: impl Fn(&str) -> Option<String> + 'a) -> Self {
         self.rename = Some(match self.rename.take() {
             None => Box::new(rename),
@@ -48,7 +48,7 @@ impl<'a> WeightSource<'a> {
         self
     }
 
-    /// The tensors of the part, each with the name that a parameter has: without the prefix, renamed.
+    /// The tensors of the part, each with its parameter's name: without the prefix, and renamed.
     pub fn tensors(&self) -> impl Iterator<Item = (Cow<'a, str>, StoredTensor<'a>)> {
         self.file.tensors().filter_map(|tensor| {
             let name = tensor.name().strip_prefix(&self.prefix)?;
@@ -66,7 +66,7 @@ impl<'a> WeightSource<'a> {
     /// The tensor for the parameter called `name`.
     ///
     /// # Errors
-    /// [`WeightsError::Mismatch`] when there is none, with the prefixes that one is under.
+    /// [`WeightsError::Mismatch`] when there is none, with the prefixes under which the file has one.
     pub(crate) fn tensor(&self, name: &str) -> Result<StoredTensor<'a>, WeightsError> {
         let found = self.tensors().find(|(given, _)| given == name);
         found.map(|(_, tensor)| tensor).ok_or_else(|| {
@@ -79,7 +79,7 @@ impl<'a> WeightSource<'a> {
         })
     }
 
-    /// The prefixes under which the file has more parameters than `found`.
+    /// Prefixes under which the file has more than `found` of the parameters.
     fn prefixes(&self, index_of: &HashMap<&str, usize>, found: usize) -> Vec<FoundPrefix> {
         let mut counts = BTreeMap::<&str, usize>::new();
         for name in self.file.names() {
@@ -103,7 +103,7 @@ impl<'a> WeightSource<'a> {
         prefixes
     }
 
-    /// Compares with the list, by headers alone.
+    /// Compares names, types and shapes with the list. Elements are not read.
     ///
     /// # Errors
     /// [`WeightsError::Mismatch`], with all differences.
@@ -111,18 +111,18 @@ impl<'a> WeightSource<'a> {
         self.matched(list, false).map(drop)
     }
 
-    /// The parameters of the list, each from the tensor of its name and shape. F16 and BF16 are widened, which is exact.
+    /// Loads the parameters of the list, each from the tensor with its name and shape. F16 and BF16 are converted to f32, which is exact.
     ///
-    /// Strict: each parameter needs a tensor and each tensor a parameter. All that can be wrong with a file is found before
-    /// anything is leased. Uploads go in submissions of 16 MiB, one after the other; when one fails, what was leased goes back.
+    /// Loading is strict: each parameter needs a tensor, and each tensor a parameter. All differences are found before anything is
+    /// leased. Uploads are submitted in parts of 16 MiB, one after the other. If one fails, all leases go back.
     ///
     /// # Errors
-    /// [`WeightsError::Mismatch`], with all differences; [`WeightsError::FileChanged`] and [`WeightsError::Unreadable`]; those of
-    /// leasing, uploading and submitting.
+    /// [`WeightsError::Mismatch`], with all differences; [`WeightsError::FileChanged`] and [`WeightsError::Unreadable`]; the errors
+    /// of leasing, uploading and submitting.
     pub fn load(&self, context: &Context, list: &Arc<ParameterList>) -> Result<Parameters> {
         let tensors = self.matched(list, context.checks_finite())?;
         Parameters::submitted(context, "load weights", list, |index, first, values| {
-            // One for each parameter, as `matched` says.
+            // `matched` returns a tensor for each parameter.
             if let Some(stored) = tensors.get(index) {
                 stored.read(first, values)?;
             }
@@ -130,7 +130,7 @@ impl<'a> WeightSource<'a> {
         })
     }
 
-    /// For each parameter of the list its tensor.
+    /// The tensor of each parameter of the list, in order.
     fn matched(
         &self,
         list: &ParameterList,
@@ -139,7 +139,7 @@ impl<'a> WeightSource<'a> {
         let specs = list.specs();
         let mut index_of = HashMap::new();
         for (index, spec) in specs.iter().enumerate() {
-            // Of two parameters of one name, the second stays without a tensor and is reported.
+            // If two parameters have the same name, the second gets no tensor and is reported as missing.
             index_of.entry(spec.name.as_str()).or_insert(index);
         }
         let mut found: Vec<Vec<StoredTensor<'a>>> = vec![Vec::new(); specs.len()];
@@ -191,7 +191,7 @@ impl<'a> WeightSource<'a> {
     }
 }
 
-/// Whether all elements are numbers.
+/// Whether all elements are finite.
 fn is_finite(tensor: &StoredTensor<'_>) -> Result<bool, WeightsError> {
     let num_elements = tensor.num_elements();
     let mut scratch = vec![0.0f32; num_elements.min(PIECE_ELEMENTS)];

@@ -1,24 +1,24 @@
-//! Weights in safetensors files: loading strictly, saving atomically.
+//! Weights in safetensors files: strict loading, atomic saving.
 //!
 //! ```text
 //! WeightFile (opened, or bytes)  -> WeightSource (a part, renamed) -> load -> Parameters    f32, f16, bf16 -> f32
 //! Parameters (sets, by prefix)   -> WeightWriter                   -> save -> file          f32 -> f32, f16, bf16
 //! ```
 //!
-//! **What is checked when.** [`WeightFile::open`] and [`from_bytes`](WeightFile::from_bytes) check the header in full: a value
-//! of that type holds no offset that leaves the file and no shape that differs from its bytes. [`WeightSource::load`] then
-//! compares names, shapes and types with the model's list, and reports *all* differences as one
-//! [`WeightsError::Mismatch`]. Only then does it lease anything. There is no lenient form: a
-//! parameter that silently keeps its random start looks like a bad model, not like a wrong file.
+//! **What is checked when.** [`WeightFile::open`] and [`from_bytes`](WeightFile::from_bytes) check the whole header: all offsets
+//! lie in the file, and all sizes agree with their shapes. [`WeightSource::load`] compares names, shapes and types with the model's
+//! list, and reports *all* differences as one [`WeightsError::Mismatch`]. Only then does it lease anything. There is no lenient
+//! loading, because a parameter that silently keeps its random initial values looks like a bad model, not like a wrong file.
 //!
-//! **Who copies.** Opening reads the header. Loading reads a tensor's bytes from their places in the file, a piece of 4 MiB at a time, widens
-//! them to f32 and copies them to staging memory, of which a submission has 16 MiB; so neither the host nor the pool holds the
-//! model twice. A file that is written to meanwhile is an error, [`WeightsError::FileChanged`]. Saving reads about 64 MiB at a time. A tensor larger than that goes in pieces.
+//! **Memory.** Opening reads the header. Loading reads the bytes of a tensor in pieces of 4 MiB, converts them to f32 and copies
+//! them to staging memory, of which a submission has 16 MiB. So neither the host nor the pool holds the model twice. If the file is
+//! written to meanwhile, loading fails with [`WeightsError::FileChanged`]. Saving reads about 64 MiB at a time; larger tensors are
+//! read in pieces.
 //!
-//! **Which names.** A file may hold several sets of parameters under prefixes, as checkpoints of training do;
-//! [`WeightFile::part`] takes one, and [`WeightFile::part_with`] finds it; a file whose names have a prefix that the model's
-//! have not (`module.`, `_orig_mod.`) is an error that names it. [`WeightSource::with_rename`] is for files whose names are not those of the model, and for
-//! tensors to leave out *knowingly*: buffers that follow from the configuration, such as torchscale's scale of xPos.
+//! **Names.** A file may have several sets of parameters under different prefixes, as training checkpoints do. [`WeightFile::part`]
+//! selects one, and [`WeightFile::part_with`] finds one. If the names in a file have a prefix that those of the model do not have
+//! (`module.`, `_orig_mod.`), the error tells the prefix. [`WeightSource::with_rename`] is for files with other names than the model,
+//! and to leave tensors out *on purpose*: buffers that follow from the configuration, such as torchscale's xPos scale.
 //!
 //! ```no_run
 //! use dilated_attention::longnet::{LongNet, LongNetConfig};
@@ -63,7 +63,7 @@ pub use load::WeightSource;
 pub use save::WeightWriter;
 pub use stored::StoredTensor;
 
-/// The beginning of the keys under which the crate itself writes into a file's metadata.
+/// Prefix of the metadata keys that are reserved for this crate.
 pub const OWN_METADATA: &str = "dilated_attention.";
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The header of a file that is written.
+//! The header of a file to be written.
 
 use std::collections::BTreeMap;
 
@@ -7,11 +7,11 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use super::header::{LENGTH_BYTES, MAX_JSON_BYTES, METADATA_KEY};
 use crate::error::{StoredType, WeightsError};
 
-/// A header to be written: tensors of one type, one after the other.
+/// A header to be written. All tensors have the same type and lie one after the other.
 pub(super) struct NewHeader<'a> {
     pub metadata: &'a BTreeMap<String, String>,
     pub stored_type: StoredType,
-    /// Name, shape, and where its bytes begin and end in the data.
+    /// Name and shape of each tensor, and the range of its bytes in the data.
     pub tensors: Vec<(String, &'a [usize], [u64; 2])>,
 }
 
@@ -41,7 +41,7 @@ impl Serialize for NewHeader<'_> {
 }
 
 impl NewHeader<'_> {
-    /// The bytes before the data, which then begin at a multiple of 8.
+    /// The bytes of the file before the data, padded so that the data begins at a multiple of 8.
     ///
     /// # Errors
     /// [`WeightsError::CannotSave`] when they are more than readers accept.

@@ -1,4 +1,4 @@
-//! From parameters on the device to a file.
+//! Saves parameters from the device to a file.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Write};
@@ -12,23 +12,23 @@ use crate::nn::Parameters;
 use crate::readback::Download;
 use crate::tensor::Tensor;
 
-/// Elements that one download reads.
+/// Most elements of a download.
 const PIECE_ELEMENTS: u64 = 4 << 20;
 
-/// Elements and downloads of one submission: what the host holds of a model while it is saved.
+/// Most elements, and most downloads, of a submission. They bound the memory that saving takes on the host.
 const GROUP_ELEMENTS: u64 = 16 << 20;
 const GROUP_DOWNLOADS: usize = 256;
 
-/// Elements rounded at a time.
+/// Number of elements that are rounded at a time.
 const ROUNDED_ELEMENTS: usize = 64 << 10;
 
-/// What to save: parameters, each set under a prefix, and strings beside them.
+/// Writes a safetensors file: sets of parameters, each under a prefix, and metadata.
 #[derive(Clone, Debug)]
 #[must_use = "nothing is saved before `save` or `to_bytes`"]
 pub struct WeightWriter<'a> {
     parts: Vec<(String, &'a Parameters)>,
     metadata: BTreeMap<String, String>,
-    /// Under keys after [`OWN_METADATA`].
+    /// The crate's own metadata; its keys come after [`OWN_METADATA`].
     own_metadata: BTreeMap<&'static str, String>,
     stored_type: StoredType,
 }
@@ -45,44 +45,46 @@ impl Default for WeightWriter<'_> {
 }
 
 impl<'a> WeightWriter<'a> {
-    /// A file with nothing in it.
+    /// A file without parameters and metadata.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds parameters, in the order of their list, their names after `prefix`.
+    /// Adds a set of parameters in the order of their list, with `prefix` before their names.
     pub fn with_part(mut self, prefix: impl Into<String>, parameters: &'a Parameters) -> Self {
         self.parts.push((prefix.into(), parameters));
         self
     }
 
-    /// Adds a string; a later one of the same key replaces it. Keys that begin with [`OWN_METADATA`] are refused when the file
-    /// is written.
+    /// Adds a metadata string. A later one with the same key replaces it. Keys that begin with [`OWN_METADATA`] are refused when
+    /// the file is written.
     pub fn with_metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.metadata.insert(key.into(), value.into());
         self
     }
 
-    /// Adds a string of the crate's own, which no key of the caller's can replace.
+    /// Adds a metadata string under a key that is reserved for the crate.
     #[cfg(all(feature = "training", not(target_arch = "wasm32")))]
     pub(crate) fn own_metadata(mut self, key: &'static str, value: impl Into<String>) -> Self {
         self.own_metadata.insert(key, value.into());
         self
     }
 
-    /// Stores all elements in this type: [`StoredType::F32`], which is the default and exact, or half the bytes with rounding.
+    /// Sets the type in which all elements are stored: [`StoredType::F32`], the default, which is exact; or [`StoredType::F16`] or
+    /// [`StoredType::Bf16`], which take half the bytes and round.
     pub fn with_stored_type(mut self, stored_type: StoredType) -> Self {
         self.stored_type = stored_type;
         self
     }
 
-    /// Writes the file, as a whole or not at all: to a new file beside it, which takes its place when all is on the disk. A
-    /// program that is killed meanwhile leaves that one behind, called `.dilated-attention-*.partial`. A link is followed; the
-    /// permissions of a file that is replaced are kept. Blocks until the parameters were read.
+    /// Writes the file, as a whole or not at all. The data goes to a new file in the same folder, which replaces the old file once
+    /// it is complete on the disk. If the program is killed meanwhile, the new file remains, with the name
+    /// `.dilated-attention-*.partial`. If `path` is a link, its target is replaced. The permissions of a replaced file are kept.
+    /// Blocks until the parameters are read.
     ///
     /// # Errors
-    /// [`WeightsError::File`], also when a file that is read-only would be replaced; and as [`to_bytes`](Self::to_bytes). The old
-    /// file is as it was then.
+    /// [`WeightsError::File`], also when the file to be replaced is read-only; and as [`to_bytes`](Self::to_bytes). After an error
+    /// the old file is unchanged.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn save(&self, context: &Context, path: impl AsRef<std::path::Path>) -> Result<()> {
         let path = path.as_ref();
@@ -100,12 +102,12 @@ impl<'a> WeightWriter<'a> {
         Ok(replacement.commit().map_err(failed)?)
     }
 
-    /// The bytes of the file, for who has no file system.
+    /// The bytes of the file, for programs without a file system.
     ///
     /// # Errors
-    /// [`WeightsError::CannotSave`] for a name that is there twice or reserved, a key of metadata that is reserved, a type that
-    /// parameters cannot have, or more names and metadata than readers accept;
-    /// [`WeightsError::ValueTooLarge`] for a value that the type cannot hold; those of downloading.
+    /// [`WeightsError::CannotSave`] for a name that occurs twice or is reserved, a metadata key that is reserved, a type that
+    /// parameters cannot have, or more names and metadata than readers accept; [`WeightsError::ValueTooLarge`] for a value too
+    /// large for the type; the errors of downloading.
     pub async fn to_bytes(&self, context: &Context) -> Result<Vec<u8>> {
         let header = self.header()?;
         let mut bytes = Vec::new();
@@ -204,7 +206,7 @@ impl<'a> WeightWriter<'a> {
         Ok(())
     }
 
-    /// All tensors in order, large ones in pieces, each with the name of its parameter.
+    /// All tensors in order, each with the name of its parameter. Large tensors are cut into pieces.
     fn pieces(&self) -> impl Iterator<Item = (&'a str, Tensor)> {
         let tensors = self
             .parts

@@ -1,4 +1,4 @@
-//! Where the bytes of a file of weights are: in memory, or on a disk, from where they are read when they are needed.
+//! The bytes of a weight file: in memory, or on a disk, from where they are read when they are needed.
 
 use std::borrow::Cow;
 
@@ -7,7 +7,7 @@ use crate::error::WeightsError;
 #[cfg(not(target_arch = "wasm32"))]
 pub(super) use disk::DiskFile;
 
-/// Bytes that can be read at any place.
+/// The bytes of a weight file.
 pub(super) enum Storage {
     Memory(Vec<u8>),
     #[cfg(not(target_arch = "wasm32"))]
@@ -17,15 +17,15 @@ pub(super) enum Storage {
 /// Why bytes that should be there could not be read.
 #[derive(Debug)]
 pub(super) enum ReadError {
-    /// The file is another than when it was opened; it has so many bytes now.
+    /// The file has changed since it was opened. It has this many bytes now.
     Changed(u64),
-    /// The system's words.
+    /// The operating system refused; this is its message.
     #[cfg(not(target_arch = "wasm32"))]
     Refused(String),
 }
 
 impl Storage {
-    /// How many bytes there are, or were when the file was opened.
+    /// Number of bytes; of a file on disk, when it was opened.
     pub fn len(&self) -> u64 {
         match self {
             Self::Memory(bytes) => bytes.len() as u64,
@@ -34,7 +34,7 @@ impl Storage {
         }
     }
 
-    /// So many bytes from `offset` on.
+    /// `bytes` bytes from `offset` on.
     pub fn get(&self, offset: u64, bytes: usize) -> Result<Cow<'_, [u8]>, ReadError> {
         match self {
             Self::Memory(all) => memory(all, offset, bytes).map(Cow::Borrowed),
@@ -59,7 +59,7 @@ impl Storage {
         }
     }
 
-    /// [`ReadError::Changed`] when what was read before may not be what was in the file when it was opened.
+    /// Fails with [`ReadError::Changed`] if the file has changed since it was opened, so that earlier reads cannot be trusted.
     pub fn check_unchanged(&self) -> Result<(), ReadError> {
         match self {
             Self::Memory(_) => Ok(()),
@@ -77,7 +77,7 @@ fn memory(all: &[u8], offset: u64, bytes: usize) -> Result<&[u8], ReadError> {
 }
 
 impl ReadError {
-    /// As reading `part` of the file called `file`, opened with `expected_bytes`, tells it.
+    /// Turns this into the error of reading `part` of the file called `file`, which had `expected_bytes` when it was opened.
     pub fn told(self, file: &str, part: String, offset: u64, expected_bytes: u64) -> WeightsError {
         let file = file.to_owned();
         match self {
@@ -108,21 +108,21 @@ mod disk {
 
     use super::ReadError;
 
-    /// A file that is open, and what it was like when it was opened.
+    /// An open file, with its state when it was opened.
     ///
-    /// It is read, not mapped: a mapped file that others cut off ends the program, and one that they change breaks what Rust
-    /// promises of a slice.
+    /// The file is read, not mapped to memory. If another program cut off a mapped file, this program would crash; if it changed
+    /// the file, slices would change, which Rust does not allow.
     pub struct DiskFile {
         file: File,
         opened: State,
     }
 
-    /// What tells that a file was written to. (The time at which its entry changed would tell more, but also changes when the file
-    /// is renamed, linked, or replaced by a new one, which does no harm.)
+    /// The state of a file, which shows whether it was written to. (The time of the last status change would show more changes, but
+    /// also harmless ones: the file was renamed, linked, or replaced by a new one.)
     #[derive(Clone, Copy, PartialEq, Eq)]
     struct State {
         len: u64,
-        /// None where the file system keeps no such time.
+        /// Time of the last modification; `None` if the file system does not keep it.
         modified: Option<SystemTime>,
     }
 
@@ -138,7 +138,7 @@ mod disk {
     impl DiskFile {
         /// Opens the regular file at `path`.
         pub fn open(path: &Path) -> io::Result<Self> {
-            // Asked before it is opened, too: to open a pipe would wait for its other end.
+            // Also checked before opening, because opening a pipe would wait for its other end.
             regular(std::fs::metadata(path)?)?;
             let file = File::open(path)?;
             let opened = regular(file.metadata()?)?.into();
@@ -152,7 +152,7 @@ mod disk {
         pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), ReadError> {
             match read_exact_at(&self.file, offset, out) {
                 Ok(()) => Ok(()),
-                // It was longer.
+                // The file was longer when it was opened.
                 Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
                     self.check_unchanged()?;
                     Err(ReadError::Refused(error.to_string()))
@@ -192,8 +192,8 @@ mod disk {
         std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
     }
 
-    /// Each call says where it reads, so threads that share the handle do not disturb each other, although it has a position that
-    /// moves.
+    /// Each call gives its offset. So threads that share the handle do not disturb each other, although each call moves the
+    /// handle's position.
     #[cfg(windows)]
     fn read_exact_at(file: &File, mut offset: u64, mut out: &mut [u8]) -> io::Result<()> {
         while !out.is_empty() {

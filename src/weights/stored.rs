@@ -1,4 +1,4 @@
-//! Tensors as they lie in a file.
+//! Tensors in a weight file.
 
 use std::fmt;
 use std::ops::Range;
@@ -10,10 +10,10 @@ use super::header::{Entry, quoted};
 use super::storage::ReadError;
 use crate::error::{StoredType, WeightsError};
 
-/// Bytes of halves that are read and widened at a time: they stay in the cache of a core.
+/// Bytes of f16 or bf16 elements that are read and converted at a time. They fit in the cache of a core.
 const BLOCK_BYTES: usize = 64 << 10;
 
-/// Names of the other types and bits of an element.
+/// The other types of the format: name and bits of an element.
 const OTHERS: [(&str, usize); 19] = [
     ("BOOL", 8),
     ("F4", 4),
@@ -46,7 +46,7 @@ impl StoredType {
             .find(|known| known.name() == name)
     }
 
-    /// Bits of an element.
+    /// Number of bits of an element.
     pub(super) fn bits(self) -> usize {
         match self {
             Self::F32 => 32,
@@ -58,12 +58,13 @@ impl StoredType {
         }
     }
 
-    /// Whether parameters may be stored so.
+    /// Whether parameters may have this type.
     pub(super) fn is_accepted(self) -> bool {
         !matches!(self, Self::Other(_))
     }
 
-    /// Appends `values` to `bytes`, rounded to the nearest; gives the first finite value that would become infinite.
+    /// Appends `values` to `bytes` in this type, rounded to the nearest. Returns the first finite value that becomes infinite, if
+    /// there is one.
     #[cfg(not(target_arch = "wasm32"))]
     pub(super) fn narrow(self, values: &[f32], bytes: &mut Vec<u8>) -> Option<f32> {
         let lost = |value: f32, infinite: bool| infinite && value.is_finite();
@@ -86,7 +87,7 @@ impl StoredType {
                     bytes.extend(stored.to_le_bytes());
                 }
             }
-            // Writers refuse the others.
+            // Writers refuse other types before.
             Self::F32 | Self::Other(_) => {
                 bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
             }
@@ -95,7 +96,7 @@ impl StoredType {
     }
 }
 
-/// A tensor of a [`WeightFile`], where it lies.
+/// A tensor in a [`WeightFile`]. Its elements are read when they are asked for.
 #[derive(Clone, Copy)]
 pub struct StoredTensor<'a> {
     pub(super) file: &'a WeightFile,
@@ -103,7 +104,7 @@ pub struct StoredTensor<'a> {
 }
 
 impl<'a> StoredTensor<'a> {
-    /// Its name in the file.
+    /// Name of the tensor in the file.
     pub fn name(&self) -> &'a str {
         &self.entry.name
     }
@@ -113,27 +114,27 @@ impl<'a> StoredTensor<'a> {
         &self.entry.shape
     }
 
-    /// Type of the elements.
+    /// Element type of the tensor in the file.
     pub fn stored_type(&self) -> StoredType {
         self.entry.stored_type
     }
 
     /// Number of elements.
     pub fn num_elements(&self) -> usize {
-        // The header's check multiplied them already.
+        // Does not overflow: the check of the header has multiplied the dimensions.
         self.entry.shape.iter().product()
     }
 
-    /// Bytes of all its elements.
+    /// Number of bytes of all elements.
     pub fn num_bytes(&self) -> u64 {
         self.entry.range.end - self.entry.range.start
     }
 
-    /// Its bytes of the range as they are in the file, little-endian.
+    /// The bytes of a range of the tensor as they are in the file, little-endian.
     ///
     /// # Errors
-    /// [`WeightsError::RangeOutside`] for a range that reaches beyond the tensor, [`WeightsError::HostMemory`] for one that is too
-    /// large for memory; [`WeightsError::FileChanged`] and [`WeightsError::Unreadable`].
+    /// [`WeightsError::RangeOutside`] for a range outside of the tensor, [`WeightsError::HostMemory`] for one too large for memory;
+    /// [`WeightsError::FileChanged`] and [`WeightsError::Unreadable`].
     pub fn to_bytes(&self, bytes: Range<usize>) -> Result<Vec<u8>, WeightsError> {
         let mut out = self.zeros("bytes", &bytes, self.num_bytes())?;
         self.read_bytes(bytes.start as u64, &mut out)?;
@@ -141,7 +142,7 @@ impl<'a> StoredTensor<'a> {
         Ok(out)
     }
 
-    /// Elements of the range as f32, exactly.
+    /// The elements of a range of the tensor as f32. The conversion is exact.
     ///
     /// # Errors
     /// [`WeightsError::WrongStoredType`] for a type that parameters cannot have, and as [`to_bytes`](Self::to_bytes).
@@ -164,7 +165,7 @@ impl<'a> StoredTensor<'a> {
         }
     }
 
-    /// As many zeros as there are in `range`, which has to lie within `limit`.
+    /// Zeros for the elements of `range`, which must lie within `limit`.
     fn zeros<T: bytemuck::Zeroable>(
         &self,
         unit: &'static str,
@@ -185,14 +186,14 @@ impl<'a> StoredTensor<'a> {
         })
     }
 
-    /// Fills `out` with the elements from `first` on, which are there, as f32, exactly.
+    /// Fills `out` with the elements from `first` on as f32. They must lie within the tensor.
     pub(super) fn read(&self, first: usize, out: &mut [f32]) -> Result<(), WeightsError> {
         let stored_type = self.stored_type();
         let first_byte = first as u64 * (stored_type.bits() / 8) as u64;
         match stored_type {
             StoredType::F32 => {
                 self.read_bytes(first_byte, bytemuck::cast_slice_mut(out))?;
-                // As words: a NaN that signals would become quiet where it passes through some processors' registers.
+                // As integers, because in the floating point registers of some processors a signalling NaN becomes a quiet one.
                 for word in bytemuck::cast_slice_mut::<f32, u32>(out) {
                     *word = u32::from_le(*word);
                 }
@@ -204,7 +205,7 @@ impl<'a> StoredTensor<'a> {
         self.check_unchanged(first_byte)
     }
 
-    /// Fills `out` with the halves from `first_byte` on, each widened.
+    /// Fills `out` with the f16 or bf16 elements from `first_byte` on, converted to f32.
     fn widen(
         &self,
         mut first_byte: u64,
@@ -224,14 +225,14 @@ impl<'a> StoredTensor<'a> {
         Ok(())
     }
 
-    /// Fills `out` with the tensor's bytes from `first` on, which are there.
+    /// Fills `out` with the tensor's bytes from `first` on. They must lie within the tensor.
     fn read_bytes(&self, first: u64, out: &mut [u8]) -> Result<(), WeightsError> {
         let offset = self.entry.range.start + first;
         let read = self.file.storage().read(offset, out);
         read.map_err(|error| self.told(error, offset))
     }
 
-    /// After reading from byte `first` on: whether that was what the file held when it was opened.
+    /// To be called after a read from byte `first` on: fails if the file has changed since it was opened.
     fn check_unchanged(&self, first: u64) -> Result<(), WeightsError> {
         let unchanged = self.file.storage().check_unchanged();
         unchanged.map_err(|error| self.told(error, self.entry.range.start + first))

@@ -40,7 +40,7 @@ pub struct KernelOptions {
 /// The measured winners of one adapter.
 #[derive(Debug, Default)]
 pub(crate) struct Tuner {
-    /// Identifies adapter, driver and their versions; see [`adapter`](Self::adapter).
+    /// Identifies adapter, driver and their versions, and more; see the method of the same name.
     adapter: String,
     file: Option<PathBuf>,
     winners: Mutex<Winners>,

@@ -86,7 +86,7 @@ impl<'a> Patches<'a> {
     /// Batch and number of patches.
     ///
     /// # Errors
-    /// Those of [`AttentionShape::new`].
+    /// As [`AttentionShape::new`].
     pub fn shape(&self) -> Result<AttentionShape> {
         AttentionShape::new(self.batch, self.tokens())
     }
