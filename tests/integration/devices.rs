@@ -50,6 +50,58 @@ fn a_device_of_the_least_limits_trains_and_each_smaller_one_is_refused() {
     }
 }
 
+/// Numbers that would divide by zero or cover nothing are refused when caps are made, so no plan meets them.
+#[test]
+fn numbers_that_no_device_has_are_refused() {
+    let defaults = wgpu::Limits::default();
+    let caps = DeviceCaps::from_limits(&defaults).expect("WebGPU's defaults");
+    assert_eq!(caps, DeviceCaps::webgpu_defaults());
+    for alignment in [0, 4, 16, 48, u32::MAX] {
+        let storage = wgpu::Limits {
+            min_storage_buffer_offset_alignment: alignment,
+            ..defaults.clone()
+        };
+        let uniform = wgpu::Limits {
+            min_uniform_buffer_offset_alignment: alignment,
+            ..defaults.clone()
+        };
+        for limits in [storage, uniform] {
+            let error = DeviceCaps::from_limits(&limits).expect_err("refused");
+            assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
+            assert!(
+                error.to_string().contains(&alignment.to_string()),
+                "{error}"
+            );
+        }
+    }
+    for bytes in [0, 255] {
+        let limits = wgpu::Limits {
+            max_storage_buffer_binding_size: bytes,
+            ..defaults.clone()
+        };
+        let error = DeviceCaps::from_limits(&limits).expect_err("refused");
+        let expected = Error::DeviceTooSmall {
+            limit: "max_storage_buffer_binding_size",
+            given: bytes,
+            need: 256,
+        };
+        assert_eq!(error, expected);
+    }
+}
+
+#[test]
+fn uploads_are_checked_when_a_context_is_told_to() {
+    let context = Context::dry_run(DeviceCaps::webgpu_defaults());
+    assert!(!context.checks_finite());
+    context.set_check_finite(true);
+    assert!(context.checks_finite());
+    let refused = context.recorder("nan").upload("x", &[1], &[f32::NAN]);
+    assert!(
+        matches!(refused, Err(Error::NotFinite { .. })),
+        "{refused:?}"
+    );
+}
+
 #[test]
 fn a_queue_of_another_device_is_refused() {
     let [one, other] = [(), ()].map(|()| context_with(&ContextOptions::default()));

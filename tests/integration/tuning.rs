@@ -86,8 +86,9 @@ fn a_measured_kernel_is_remembered_by_later_contexts() {
     ));
     assert_eq!(
         report.passes[0].choice,
-        attention.choice(DType::F32).unwrap().to_string()
+        attention.forward_kernel(DType::F32).unwrap()
     );
+    assert!(attention.forward_kernel(DType::U32).is_err());
 
     // Another context, as in a later process: nothing is measured again, and the plan says why.
     let later = folder.context();
@@ -223,6 +224,26 @@ fn a_dry_run_measures_nothing() {
             .num_kernels(),
         0
     );
+}
+
+/// What a recording runs is told by name, and compiling it ahead tells the same names.
+#[test]
+fn recordings_and_warm_ups_name_their_kernels() {
+    let context = context_with(&ContextOptions::default());
+    let record = |context: &Context| {
+        let attention = DilatedAttention::new(context, config())?;
+        let mut recorder = context.recorder("named");
+        let x = recorder.zeros("x", &[1, 64, 1, 4], DType::F32)?;
+        attention.forward(&mut recorder, &x, &x, &x)?;
+        attention.forward(&mut recorder, &x, &x, &x)?;
+        Ok(recorder)
+    };
+    let names = record(&context).expect("records").kernel_names();
+    let report = context.warm_up(record).expect("compiles");
+    assert_eq!(names.len(), 1);
+    assert!(names[0].starts_with("forward_"), "{names:?}");
+    assert_eq!(report.kernel_names().collect::<Vec<_>>(), names);
+    assert_eq!(report.num_kernels(), 1);
 }
 
 fn tiny_model() -> LongNetConfig {
