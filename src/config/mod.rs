@@ -10,6 +10,8 @@
 mod attention;
 mod call;
 mod shape;
+#[cfg(test)]
+mod tests;
 
 pub use attention::{
     Branch, DilatedAttentionConfig, HeadOffsets, Heads, Mask, MixGradient, OutputRows, Padding,

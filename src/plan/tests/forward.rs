@@ -1,4 +1,4 @@
-//! Plans without a GPU: what they print, what they promise, and that their dispatches together are the attention.
+//! Plans of the forward: what they print, what they promise, and that their dispatches together are the attention.
 
 use std::collections::HashMap;
 

@@ -1,0 +1,5 @@
+//! Plans without a GPU.
+
+mod branch;
+mod forward;
+mod parts;
