@@ -5,8 +5,9 @@ use crate::config::{
 };
 use crate::device::{ByteRange, DType, DeviceCaps, ElementFormat};
 use crate::kernels::AttentionParams;
+use crate::plan::dispatch::AttentionDispatch;
+use crate::plan::window::{RowLayout, TokenWindow};
 use crate::plan::workspace::{ParamsLayout, PlannedBuffer, staging_bytes};
-use crate::plan::{AttentionDispatch, BufferRole, RowLayout, TokenWindow};
 
 fn config() -> DilatedAttentionConfig {
     DilatedAttentionConfig::new(3, 20, &[8, 21], &[1, 4]).expect("valid")
@@ -87,7 +88,7 @@ fn staging_chunks_serve_any_upload() {
 fn buffers_are_asked_for_in_words() {
     let caps = DeviceCaps::webgpu_defaults();
     let bytes = |bytes| {
-        let buffer = PlannedBuffer::new("b", BufferRole::Storage, bytes, &caps);
+        let buffer = PlannedBuffer::storage("b", bytes, &caps);
         (buffer.requested_bytes, buffer.class_bytes)
     };
     assert_eq!(
