@@ -283,7 +283,7 @@ impl Tracker {
 
     /// Marks the whole recording as submitted.
     pub fn submitted(&self) {
-        // The contents first: other threads take what is not held, and has no writer to come, for lost.
+        // The contents first: a thread that sees that the recording has ended must see what it has written.
         for write in self.writes.iter().filter(|write| write.fills) {
             write.contents.set(HELD);
         }

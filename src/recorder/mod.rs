@@ -390,7 +390,7 @@ impl Recorder {
         let begin = self.recording.commands.len();
         let recorded = record(self);
         let end = self.recording.commands.len();
-        // Such parts of this one are parts no more.
+        // What was recorded so within this belongs to it.
         let uncut = &mut self.recording.uncut;
         uncut.retain(|part| part.start < begin);
         if begin < end {
