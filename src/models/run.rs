@@ -36,7 +36,8 @@ use crate::tensor::Tensor;
 /// # }
 /// ```
 ///
-/// Of the model's states, the run keeps the last alone on the device, and what the outputs ask for until it is on the host.
+/// Of the model's states, the run keeps the last alone on the device ([`state`](Self::state)), and what the outputs ask for until it
+/// is on the host.
 /// Dropping it at any time gives everything back. It holds the weights, but borrows the input.
 #[must_use = "a run does nothing until its recordings are submitted"]
 pub struct ModelRun<'a, M: StagedModel> {
@@ -106,6 +107,15 @@ impl<'a, M: StagedModel> ModelRun<'a, M> {
     /// Number of recordings handed out so far.
     pub fn num_recorded(&self) -> usize {
         self.next
+    }
+
+    /// The state that the recordings handed out so far leave on the device, with its number: 0 is the input of the first layer, n
+    /// the output of n layers, each (batch, tokens, width). A clone of it stays as it is while the run goes on, for the
+    /// application's own shaders (see [`tensor`](crate::tensor)); plans do not count clones. `None` before the whole input is
+    /// embedded, and after the last recording.
+    pub fn state(&self) -> Option<(usize, &Tensor)> {
+        let index = self.next.checked_sub(self.outline.part_operations.len())?;
+        Some((index, self.state.as_ref()?))
     }
 
     /// How far the run is, in multiplications of its products, about, when all recordings handed out but the last are done and that
@@ -225,7 +235,7 @@ impl<'a, M: StagedModel> ModelRun<'a, M> {
     /// As [`next_recording`](Self::next_recording), [`Recorder::submit`] and [`finish`](Self::finish).
     #[cfg(not(target_arch = "wasm32"))]
     pub fn blocking(mut self) -> Result<M::Output> {
-        let mut before: Option<crate::recorder::Submission> = None;
+        let mut before: Option<crate::pool_encoder::Submission> = None;
         while let Some(recorder) = self.next_recording()? {
             if let Some(before) = before.replace(recorder.submit()?) {
                 before.wait()?;
