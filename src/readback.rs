@@ -1,8 +1,9 @@
 //! Results on their way to the host.
 //!
 //! [`Recorder::download`](crate::Recorder::download) makes a [`Download`], and so does
-//! [`PoolEncoder::download`](crate::PoolEncoder::download). It is filled when its recording was submitted and the device is done. [`wait`](Download::wait) reads it, blocking, or `.await` on any executor. Its buffer goes back to the
-//! pool when neither the download nor the device uses it any more.
+//! [`PoolEncoder::download`](crate::PoolEncoder::download). It is filled when its recording was submitted and the device is
+//! done. [`wait`](Download::wait) reads it, blocking, or `.await` on any executor. Its buffer goes back to the pool when neither
+//! the download nor the device uses it any more.
 //!
 //! **Seals.** wgpu maps the buffers of an encoder even when it refused to run the encoder. The buffer then holds what an
 //! earlier download left there. So the recording writes a seal behind the elements: eight bytes, a number that no other

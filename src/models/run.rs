@@ -36,7 +36,7 @@ use crate::tensor::Tensor;
 /// # }
 /// ```
 ///
-/// On the device, the run keeps only the last state of the model, and requested outputs until they are on the host. Dropping the
+/// On the device, the run keeps only the last state of the model ([`state`](Self::state)), and requested outputs until they are on the host. Dropping the
 /// run at any time gives its buffers back. It holds the weights and borrows the input.
 #[must_use = "a run does nothing until its recordings are submitted"]
 pub struct ModelRun<'a, M: StagedModel> {
@@ -106,6 +106,15 @@ impl<'a, M: StagedModel> ModelRun<'a, M> {
     /// Number of recordings handed out so far.
     pub fn num_recorded(&self) -> usize {
         self.next
+    }
+
+    /// The state that the recordings handed out so far leave on the device, with its number: 0 is the input of the first layer, n
+    /// the output of n layers, each (batch, tokens, width). A clone of it stays as it is while the run goes on, for the
+    /// application's own shaders (see [`Tensor::parts`]); plans do not count clones. `None` before the whole input is
+    /// embedded, and after the last recording.
+    pub fn state(&self) -> Option<(usize, &Tensor)> {
+        let index = self.next.checked_sub(self.outline.part_operations.len())?;
+        Some((index, self.state.as_ref()?))
     }
 
     /// Progress of the run, counted in (approximate) multiplications of its matrix products. It assumes that all recordings handed

@@ -114,7 +114,7 @@ impl Recorder {
     }
 
     /// Tensors as by [`empty`](Self::empty), one for each of `shapes`, in one buffer: for example q, k and v. One kernel may
-    /// read several of them. But what a kernel writes must not share a buffer with what it reads (wgpu refuses that), so
+    /// read several of them. But what a kernel writes must not share a buffer with what it reads ([`Error::SharedBuffer`]), so
     /// outputs need buffers of their own.
     ///
     /// ```no_run

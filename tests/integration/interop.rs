@@ -178,7 +178,7 @@ fn own_shaders_write_an_input_and_read_the_result() {
     let shape = AttentionShape::new(1, 24).unwrap();
     let oracle = reference::forward(&config, &shape, &q_data, &k_data, &v_data).unwrap();
     for (given, expected) in result.iter().zip(oracle.out) {
-        assert!((f64::from(*given) - 2.0 * f64::from(expected)).abs() < 1e-5);
+        assert!((f64::from(*given) - 2.0 * expected).abs() < 1e-5);
     }
 }
 

@@ -995,3 +995,33 @@ fn results_that_are_not_finite_are_an_error_that_names_the_tile() {
     drop(weights);
     assert_eq!(settled(&context, 0), 0);
 }
+
+/// States that an application keeps are those that a run brings to the host, and the run goes on beside them.
+#[test]
+fn states_kept_on_the_device_are_those_of_the_run() {
+    let (_, context) = &contexts()[0];
+    let (encoder, weights) = with_weights(context, small());
+    let parts = [tiles(5, 30, 12)];
+    let slides = slides(&parts);
+    let outputs = SlideOutputs {
+        states: vec![0, 1, 2],
+        ..SlideOutputs::default()
+    };
+    let mut run = encoder.run(context, &weights, &slides, &outputs).unwrap();
+    assert!(run.state().is_none());
+    let mut kept = Vec::new();
+    while let Some(recorder) = run.next_recording().unwrap() {
+        recorder.submit().unwrap();
+        kept.extend(run.state().map(|(index, state)| (index, state.clone())));
+    }
+    assert!(run.state().is_none());
+    let output = pollster::block_on(run.finish()).unwrap();
+    assert_eq!(kept.len(), 3);
+    for ((index, state), (of_run, values)) in kept.iter().zip(&output.states) {
+        assert_eq!((index, state.shape()), (of_run, &[1, 31, 32][..]));
+        let mut recorder = context.recorder("kept");
+        let download = recorder.download::<f32>(state).unwrap();
+        recorder.submit().unwrap();
+        assert_eq!(&download.wait().unwrap(), values, "state {index}");
+    }
+}

@@ -4,8 +4,9 @@ use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use dilated_attention::{CacheFolder, Context, ContextOptions, Pool};
+use dilated_attention::{CacheFolder, Context, ContextOptions, Pool, wgpu};
 use eframe::egui::{self, Color32, RichText, Ui, vec2};
+use eframe::egui_wgpu::RenderState;
 
 use crate::colour;
 use crate::frames::{Figures, FrameTimes};
@@ -42,14 +43,16 @@ enum View {
 /// Colours on the slide.
 struct Painted {
     view: View,
-    /// The numbers at the ends of the scale.
-    scale: [f32; 2],
+    /// What the ends of the scale mean.
+    scale: [String; 2],
 }
 
 /// The window.
 pub struct Viewer {
     worker: Option<Worker>,
     messages: Receiver<Message>,
+    /// What the window is drawn with.
+    state: RenderState,
     pool: Pool,
     adapter: String,
     fatal: Fatal,
@@ -66,6 +69,8 @@ pub struct Viewer {
     /// The tile that was clicked; before that, similarities are those to one in the middle.
     selected: Option<u32>,
     middle: Option<u32>,
+    /// Bytes that the run may hold.
+    planned: Option<u64>,
     /// What the thread was asked for and has not yet answered.
     asked: Option<View>,
     painted: Option<Painted>,
@@ -118,6 +123,7 @@ impl Viewer {
         Ok(Self {
             worker: Some(worker),
             messages,
+            state: state.clone(),
             pool,
             adapter,
             fatal,
@@ -131,6 +137,7 @@ impl Viewer {
             layer,
             selected: None,
             middle: None,
+            planned: None,
             asked: None,
             painted: None,
             slice_ms,
@@ -150,8 +157,22 @@ impl Viewer {
         self.fatal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Bytes that leases asked for.
     fn leased_bytes(&self) -> u64 {
-        self.pool.stats().leased_bytes.current
+        self.pool.stats().requested_bytes.current
+    }
+
+    /// A texture of the device's, for the window to show.
+    fn register(&self, picture: &wgpu::TextureView) -> egui::TextureId {
+        // Tiles have sharp edges, however large they are.
+        let sampler = wgpu::SamplerDescriptor {
+            label: Some("slide"),
+            mag_filter: wgpu::FilterMode::Nearest,
+            min_filter: wgpu::FilterMode::Linear,
+            ..Default::default()
+        };
+        let mut renderer = self.state.renderer.write();
+        renderer.register_native_texture_with_sampler_options(&self.state.device, picture, sampler)
     }
 
     /// Takes in what came.
@@ -178,9 +199,10 @@ impl Viewer {
                 self.stage = Stage::Preparing(what);
             }
             Message::Ready(ready) => {
-                let grid = Grid::new(ctx, &ready.cells);
+                let drawn = self.register(&ready.picture);
+                let grid = Grid::new(ctx, ready.layout.clone(), drawn);
                 let [columns, rows] = grid.size();
-                let (tiles, leased) = (ready.cells.len(), self.leased_bytes());
+                let (tiles, leased) = (ready.layout.cell_of_tile.len(), self.leased_bytes());
                 self.trace.say(|| {
                     format!("ready tiles {tiles} columns {columns} rows {rows} leased {leased}")
                 });
@@ -213,16 +235,17 @@ impl Viewer {
                 self.trace.say(|| "cancelled".to_owned());
                 self.ended("cancelled".to_owned());
             }
-            Message::Similarity {
-                state,
-                tile,
-                values,
-            } => {
+            Message::Similarity { state, tile } => {
                 let view = View::Similarity { layer: state, tile };
                 if self.asked == Some(view) {
                     self.asked = None;
-                    self.paint(view, &values);
+                    self.show_similarity(view);
                 }
+            }
+            Message::Exported(file) => {
+                let file = file.display();
+                self.trace.say(|| format!("exported {file}"));
+                self.outcome = format!("exported {file}");
             }
             Message::Failed(error) => {
                 self.trace.say(|| format!("failed {error}"));
@@ -255,14 +278,24 @@ impl Viewer {
         });
     }
 
-    fn paint(&mut self, view: View, values: &[f32]) {
-        if let Some((_, grid)) = &mut self.slide {
-            let scale = grid.colour(values);
+    fn show_attention(&mut self, layer: usize) {
+        let values = self.attention.get(layer - 1);
+        if let (Some((_, grid)), Some(values)) = (&mut self.slide, values) {
+            let scale = grid.colour(values).map(short);
+            let view = View::Attention { layer };
             self.painted = Some(Painted { view, scale });
-            self.trace.say(|| match view {
-                View::Attention { layer } => format!("painted attention {layer}"),
-                View::Similarity { layer, tile } => format!("painted similarity {layer} {tile}"),
-            });
+            self.trace.say(|| format!("painted attention {layer}"));
+        }
+    }
+
+    /// The device has drawn it.
+    fn show_similarity(&mut self, view: View) {
+        if let (Some((_, grid)), View::Similarity { layer, tile }) = (&mut self.slide, view) {
+            grid.show_drawn();
+            let scale = ["mean − 2 σ", "mean + 2 σ"].map(str::to_owned);
+            self.painted = Some(Painted { view, scale });
+            self.trace
+                .say(|| format!("painted similarity {layer} {tile}"));
         }
     }
 
@@ -284,10 +317,7 @@ impl Viewer {
             return;
         }
         match view {
-            View::Attention { layer } => {
-                let values = self.attention.get(layer - 1).cloned().unwrap_or_default();
-                self.paint(view, &values);
-            }
+            View::Attention { layer } => self.show_attention(layer),
             View::Similarity { layer, tile } if self.keeps(layer) && self.asked != Some(view) => {
                 self.asked = Some(view);
                 self.send(Command::Similarity { state: layer, tile });
@@ -311,6 +341,11 @@ impl Viewer {
         (self.fraction, self.outcome) = (0.0, String::new());
         self.frames = FrameTimes::default();
         self.pool.reset_peaks();
+        self.planned = self.slide.as_ref().map(|(ready, _)| {
+            // States of the run before stay until there are others.
+            let sets = 1 + u64::from(!self.attention.is_empty());
+            ready.plan.held_bytes + sets * ready.kept_bytes
+        });
         self.stage = Stage::Encoding(Progress {
             done: 0,
             total: 1,
@@ -324,7 +359,7 @@ impl Viewer {
         ui.heading("Slide encoder");
         ui.label(RichText::new(&self.adapter).weak());
         if let Some((ready, _)) = &self.slide {
-            let (tiles, layers) = (ready.cells.len(), ready.layers);
+            let (tiles, layers) = (ready.layout.cell_of_tile.len(), ready.layers);
             let gflop = ready.plan.flop as f64 / 1e9;
             let text = format!("{tiles} tiles, {layers} layers, {gflop:.1} GFLOP");
             ui.label(RichText::new(text).weak());
@@ -417,6 +452,13 @@ impl Viewer {
         };
         ui.label(RichText::new(hint).weak());
         self.legend(ui);
+        let can_export = !self.attention.is_empty() && self.keeps(self.layer);
+        let button = egui::Button::new("Export the layer's states");
+        let export = ui.add_enabled(can_export, button);
+        self.trace.widget(ui, "export", export.rect);
+        if export.clicked() {
+            self.send(Command::Export { state: self.layer });
+        }
     }
 
     fn legend(&self, ui: &mut Ui) {
@@ -431,9 +473,7 @@ impl Viewer {
             painter.rect_filled(part, 0.0, colour::ramp(step as f32 / (STEPS - 1) as f32));
         }
         let [low, high] = match &self.painted {
-            Some(Painted {
-                scale: [low, high], ..
-            }) => [*low, *high].map(short),
+            Some(Painted { scale, .. }) => scale.clone(),
             None => ["–".to_owned(), "–".to_owned()],
         };
         ui.horizontal(|ui| {
@@ -478,8 +518,9 @@ impl Viewer {
             }
         });
         let (held, peak) = (stats.held_bytes.current, stats.held_bytes.peak);
-        let planned = self.slide.as_ref().map(|(ready, _)| ready.plan.held_bytes);
-        let planned = planned.map_or_else(String::new, |bytes| format!(", planned {}", mib(bytes)));
+        let planned = self
+            .planned
+            .map_or_else(String::new, |bytes| format!(", planned {}", mib(bytes)));
         ui.label(format!(
             "held {}, peak {}{planned} MiB",
             mib(held),

@@ -3,7 +3,7 @@
 use eframe::egui::Color32;
 
 /// From low to high, its lightness rising evenly.
-const RAMP: [[f32; 3]; 6] = [
+pub const RAMP: [[f32; 3]; 6] = [
     [60.0, 42.0, 120.0],
     [66.0, 76.0, 160.0],
     [46.0, 118.0, 168.0],

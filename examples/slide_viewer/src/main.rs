@@ -4,12 +4,16 @@
 //! Data flows one way: the window sends commands to a thread ([`worker`]), which encodes on the window's own device in slices
 //! and sends messages back; each frame takes in what came ([`app`]) and draws it. The window never waits for the device but as
 //! every window does, for its own frames.
+//!
+//! The states of tiles stay on the device: a shader of this application's compares them and draws the colours ([`similarity`]).
+//! They come to the host where the user exports them.
 
 mod app;
 mod colour;
 mod frames;
 mod grid;
 mod settings;
+mod similarity;
 mod slide;
 mod timeline;
 mod trace;

@@ -56,9 +56,12 @@ pub struct Options {
     /// Time of the device that a submission may take, in milliseconds [default: 8]
     #[arg(long, value_name = "MS")]
     slice: Option<u64>,
-    /// Memory of the host for states, last layers first
+    /// Memory of the device for states, last layers first; twice as much while the slide is encoded again
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
     keep: u32,
+    /// Where states are exported to, as .npy files
+    #[arg(long, value_name = "FOLDER", default_value = ".")]
+    export: PathBuf,
     /// Says on stdout what happens and where widgets are, for programs that drive the window
     #[arg(long)]
     trace: bool,
@@ -86,8 +89,10 @@ pub struct Settings {
     pub config: SlideEncoderConfig,
     /// Time of a slice at the start.
     pub slice: Duration,
-    /// Bytes that states may take on the host.
-    pub keep_bytes: usize,
+    /// Bytes that states may take on the device.
+    pub keep_bytes: u64,
+    /// Folder for exported states.
+    pub export: PathBuf,
     /// Whether stdout is told what happens.
     pub trace: bool,
 }
@@ -151,7 +156,8 @@ impl Settings {
             any_encoder: options.any_encoder,
             config,
             slice: slice.unwrap_or(SliceOptions::default().target),
-            keep_bytes: usize::try_from(u64::from(options.keep) << 20).unwrap_or(usize::MAX),
+            keep_bytes: u64::from(options.keep) << 20,
+            export: options.export,
             trace: options.trace,
         })
     }

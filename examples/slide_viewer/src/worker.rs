@@ -1,23 +1,25 @@
 //! The thread that owns the model: it encodes on the window's device when it is told to, in slices, and says what came of it.
 //!
-//! **On the host** it keeps the states of the last run, as unit rows, for similarities: (tiles, width) f32 for each layer, 31 MB
-//! for 10 000 tiles at a width of 768. Where those of all layers take more than the settings allow, the last layers' are kept.
-//! Until a run ends, its states wait in mapped buffers of the pool.
+//! **On the device** it keeps the states of the last run, for similarities: the tensors of the encoder itself, (1, tokens, width)
+//! for each layer, 31 MB for 10 000 tiles at a width of 768. Where those of all layers take more than the settings allow, the last
+//! layers' are kept. Until a run ends, those of the run before stay, too.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use dilated_attention::models::gigapath::{
-    Cell, Slide, SlideEncoder, SlideEncoderConfig, SlideOutputs,
-};
+use dilated_attention::models::gigapath::{Slide, SlideEncoder, SlideEncoderConfig, SlideOutputs};
 use dilated_attention::models::{ModelPlan, StagedModel};
 use dilated_attention::nn::Parameters;
-use dilated_attention::{Context, Error, SliceOptions, WeightFile};
-use slide_files::{TileSize, Tiles};
+use dilated_attention::{Context, DType, Error, SliceOptions, Tensor, WeightFile, half, wgpu};
+use slide_files::{TileSize, Tiles, write_npy};
 
+use crate::grid::Layout;
 use crate::settings::{Settings, Source};
+use crate::similarity::Similarity;
 use crate::slide;
 
 /// What the window wants.
@@ -29,8 +31,10 @@ pub enum Command {
     Cancel,
     /// Time that a slice should take, from the next on.
     Slice(Duration),
-    /// How similar all tiles are to this one in this state.
+    /// Draw how similar all tiles are to this one in this state.
     Similarity { state: usize, tile: u32 },
+    /// Write this state to files.
+    Export { state: usize },
 }
 
 /// What happened.
@@ -46,12 +50,10 @@ pub enum Message {
     Encoded(Encoded),
     /// It was told to stop, and everything of the run is given back.
     Cancelled,
-    /// The cosine of each tile's state to one tile's.
-    Similarity {
-        state: usize,
-        tile: u32,
-        values: Vec<f32>,
-    },
+    /// The device draws this: the work is submitted.
+    Similarity { state: usize, tile: u32 },
+    /// A state is in this file.
+    Exported(PathBuf),
     /// Why there is nothing, or no more.
     Failed(String),
     /// So is what the window is drawn with.
@@ -61,12 +63,16 @@ pub enum Message {
 /// What is known before a run.
 #[derive(Debug)]
 pub struct Ready {
-    pub cells: Vec<Cell>,
+    pub layout: Arc<Layout>,
+    /// What the device draws.
+    pub picture: wgpu::TextureView,
     pub tile_size: TileSize,
     pub plan: ModelPlan,
     pub layers: usize,
-    /// States that a run keeps: state n is the output of n layers.
+    /// States that a run keeps on the device: state n is the output of n layers.
     pub states: Vec<usize>,
+    /// Bytes of all of them, about: buffers are up to an eighth larger than what is asked for.
+    pub kept_bytes: u64,
 }
 
 /// How far a run is.
@@ -153,12 +159,12 @@ fn work(
             Command::Encode => report(match model.encode(&mut kept, commands, report) {
                 Ok(Some(encoded)) => Message::Encoded(encoded),
                 Ok(None) => Message::Cancelled,
-                Err(error @ Error::DeviceLost { .. }) => Message::DeviceLost(error.to_string()),
-                Err(error) => Message::Failed(error.to_string()),
+                Err(error) => failed(error),
             }),
             Command::Cancel => {}
             Command::Slice(time) => kept.slice = time,
-            Command::Similarity { state, tile } => report(kept.similarity(state, tile)),
+            Command::Similarity { state, tile } => report(model.similarity(&kept, state, tile)),
+            Command::Export { state } => report(model.export(&kept, state)),
         }
     }
     Ok(())
@@ -171,6 +177,10 @@ struct Model {
     weights: Parameters,
     tiles: Tiles,
     outputs: SlideOutputs,
+    /// States that a run keeps.
+    states: Vec<usize>,
+    similarity: Similarity,
+    export: PathBuf,
 }
 
 impl Model {
@@ -191,7 +201,6 @@ impl Model {
         let config = &config;
         let cells = config.cells(&tiles.coords).map_err(text)?;
         let outputs = SlideOutputs {
-            states: states_that_fit(config, cells.len(), settings.keep_bytes),
             attention: (0..config.num_layers).collect(),
             ..SlideOutputs::default()
         };
@@ -211,13 +220,19 @@ impl Model {
         encoder
             .warm_up(context, &[cells.len()], &outputs)
             .map_err(text)?;
+        let layout = Arc::new(Layout::new(&cells));
+        let similarity = Similarity::new(context, &layout).map_err(text)?;
         context.pool().trim();
+        let state_bytes = state_bytes(config, cells.len());
+        let states = states_that_fit(config.num_layers, state_bytes, settings.keep_bytes);
         report(Message::Ready(Ready {
-            cells,
+            layout,
+            picture: similarity.picture().clone(),
             tile_size,
             plan,
             layers: config.num_layers,
-            states: outputs.states.clone(),
+            kept_bytes: states.len() as u64 * state_bytes * 9 / 8,
+            states: states.clone(),
         }));
         Ok(Self {
             context: context.clone(),
@@ -225,7 +240,45 @@ impl Model {
             weights,
             tiles,
             outputs,
+            states,
+            similarity,
+            export: settings.export.clone(),
         })
+    }
+
+    fn similarity(&self, kept: &Kept, state: usize, tile: u32) -> Message {
+        let Some(tensor) = kept.states.get(&state) else {
+            return not_kept(state);
+        };
+        match self.similarity.colour(tensor, tile) {
+            Ok(()) => Message::Similarity { state, tile },
+            Err(error) => failed(error),
+        }
+    }
+
+    /// Writes the states of all tiles, (tiles, width), and beside it their coordinates.
+    fn export(&self, kept: &Kept, state: usize) -> Message {
+        let Some(tensor) = kept.states.get(&state) else {
+            return not_kept(state);
+        };
+        let values = match download(&self.context, tensor) {
+            Ok(values) => values,
+            Err(error) => return failed(error),
+        };
+        let width = tensor.shape().last().copied().unwrap_or(0);
+        let coords: Vec<f32> = self.tiles.coords.iter().flatten().copied().collect();
+        let file = self.export.join(format!("layer_{state}.npy"));
+        let write = |file: &Path, shape: [usize; 2], values: &[f32]| {
+            write_npy(file, &shape, values).map_err(|error| error.to_string())
+        };
+        let tiles = self.tiles.coords.len();
+        // The first token is CLS.
+        let written = write(&file, [tiles, width], &values[width..])
+            .and_then(|()| write(&self.export.join("coords.npy"), [tiles, 2], &coords));
+        match written {
+            Ok(()) => Message::Exported(file),
+            Err(error) => Message::Failed(error),
+        }
     }
 
     /// `None` when it was told to stop.
@@ -243,6 +296,7 @@ impl Model {
         let (context, outputs) = (&self.context, &self.outputs);
         let encoder = &self.encoder;
         let mut run = encoder.run(context, &self.weights, &slides, outputs)?;
+        let mut states = BTreeMap::new();
         while let Some(recorder) = run.next_recording()? {
             let mut sliced =
                 recorder.submit_in_slices(SliceOptions::default().with_target(kept.slice));
@@ -258,8 +312,9 @@ impl Model {
                         Ok(Command::Encode) => {}
                         Ok(Command::Slice(time)) => kept.slice = time,
                         Ok(Command::Similarity { state, tile }) => {
-                            report(kept.similarity(state, tile));
+                            report(self.similarity(kept, state, tile));
                         }
+                        Ok(Command::Export { state }) => report(self.export(kept, state)),
                         Err(TryRecvError::Empty) => break,
                         Ok(Command::Cancel) | Err(TryRecvError::Disconnected) => return Ok(None),
                     }
@@ -269,12 +324,14 @@ impl Model {
                 }
                 sliced.set_target(kept.slice);
             }
+            if let Some((index, state)) = run.state()
+                && self.states.contains(&index)
+            {
+                states.insert(index, state.clone());
+            }
         }
         let output = pollster::block_on(run.finish())?;
-        let width = output.width;
-        kept.states = (output.states.into_iter())
-            .map(|(state, values)| (state, UnitRows::of_tiles(values, width)))
-            .collect();
+        kept.states = states;
         let attention = output.attention.iter().map(|layer| {
             let of_tokens = layer.map(0).unwrap_or_default();
             of_tokens.into_iter().skip(1).collect()
@@ -289,56 +346,45 @@ impl Model {
 /// What stays from one command to the next.
 struct Kept {
     slice: Duration,
-    states: BTreeMap<usize, UnitRows>,
+    states: BTreeMap<usize, Tensor>,
 }
 
-impl Kept {
-    fn similarity(&self, state: usize, tile: u32) -> Message {
-        let rows = self.states.get(&state);
-        Message::Similarity {
-            state,
-            tile,
-            values: rows.map_or_else(Vec::new, |rows| rows.cosines(tile as usize)),
+fn not_kept(state: usize) -> Message {
+    Message::Failed(format!("no states of layer {state} are kept"))
+}
+
+fn failed(error: Error) -> Message {
+    match error {
+        Error::DeviceLost { .. } => Message::DeviceLost(error.to_string()),
+        error => Message::Failed(error.to_string()),
+    }
+}
+
+/// All elements of a state, once: for files.
+fn download(context: &Context, state: &Tensor) -> dilated_attention::Result<Vec<f32>> {
+    let mut recorder = context.recorder("export");
+    match state.dtype() {
+        DType::F16 => {
+            let values = recorder.download::<half::f16>(state)?;
+            recorder.submit()?;
+            Ok(values.wait()?.into_iter().map(half::f16::to_f32).collect())
+        }
+        _ => {
+            let values = recorder.download(state)?;
+            recorder.submit()?;
+            values.wait()
         }
     }
 }
 
-/// The state of every tile, scaled to length 1.
-struct UnitRows {
-    width: usize,
-    values: Vec<f32>,
+/// Bytes of one state: all tiles and CLS.
+fn state_bytes(config: &SlideEncoderConfig, tiles: usize) -> u64 {
+    (tiles as u64 + 1) * config.width() as u64 * config.activations.bytes()
 }
 
-impl UnitRows {
-    /// Of all tokens, the first of which is CLS.
-    fn of_tiles(mut values: Vec<f32>, width: usize) -> Self {
-        values.drain(..width.min(values.len()));
-        for row in values.chunks_mut(width.max(1)) {
-            let length = row.iter().map(|x| x * x).sum::<f32>().sqrt();
-            row.iter_mut()
-                .for_each(|x| *x /= length.max(f32::MIN_POSITIVE));
-        }
-        Self { width, values }
-    }
-
-    /// Of each row with row `tile`.
-    fn cosines(&self, tile: usize) -> Vec<f32> {
-        let rows = self.values.chunks(self.width.max(1));
-        let Some(one) = rows.clone().nth(tile) else {
-            return Vec::new();
-        };
-        let cosine = |row: &[f32]| row.iter().zip(one).map(|(a, b)| a * b).sum();
-        rows.map(cosine).collect()
-    }
-}
-
-/// The last states that take at most `bytes` on the host; that before the first layer knows nothing of the slide and is never
+/// The last states that take at most `bytes` on the device; that before the first layer knows nothing of the slide and is never
 /// among them.
-fn states_that_fit(config: &SlideEncoderConfig, tiles: usize, bytes: usize) -> Vec<usize> {
-    let layers = config.num_layers;
-    let of_one = 4usize
-        .saturating_mul(config.width())
-        .saturating_mul(tiles + 1);
-    let count = layers.min(bytes / of_one.max(1));
-    (layers + 1 - count..=layers).collect()
+fn states_that_fit(layers: usize, state_bytes: u64, bytes: u64) -> Vec<usize> {
+    let fitting = usize::try_from(bytes / state_bytes.max(1)).unwrap_or(usize::MAX);
+    (layers + 1 - layers.min(fitting)..=layers).collect()
 }

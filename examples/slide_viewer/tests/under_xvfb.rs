@@ -1,5 +1,5 @@
 //! Drives the viewer's window under Xvfb: pointer and clicks through the X server, what it shows by screenshots, what it does by
-//! the lines that `--trace` prints.
+//! the lines that `--trace` prints. What the device draws is compared with what the host computes from exported states.
 #![cfg(target_os = "linux")]
 
 use std::collections::{HashMap, HashSet};
@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
+use slide_files::Tiles;
 use x11rb::connection::Connection;
 use x11rb::protocol::xproto::{
     BUTTON_PRESS_EVENT, BUTTON_RELEASE_EVENT, ClientMessageEvent, ConnectionExt, EventMask,
@@ -295,13 +296,88 @@ fn changed(a: &[[u8; 3]], b: &[[u8; 3]]) -> f64 {
     a.iter().zip(b).filter(differ).count() as f64 / a.len() as f64
 }
 
+/// The tile that a line "painted similarity LAYER TILE" names.
+fn painted_tile(lines: &[String]) -> usize {
+    let painted = lines.last().and_then(|line| line.rsplit(' ').next());
+    painted.and_then(|tile| tile.parse().ok()).expect("a tile")
+}
+
+/// Each tile's cell within the box around all, and the colour that it should have: by the cosine of its state to that of `one`, on a
+/// scale of two standard deviations around the mean.
+fn similarity_colours(tiles: &Tiles, one: usize) -> Vec<([f64; 2], [f64; 3])> {
+    const RAMP: [[f64; 3]; 6] = [
+        [60.0, 42.0, 120.0],
+        [66.0, 76.0, 160.0],
+        [46.0, 118.0, 168.0],
+        [44.0, 166.0, 140.0],
+        [158.0, 206.0, 96.0],
+        [252.0, 240.0, 160.0],
+    ];
+    let width = tiles.features.len() / tiles.coords.len();
+    let rows: Vec<&[f32]> = tiles.features.chunks(width).collect();
+    let product = |a: &[f32], b: &[f32]| -> f64 {
+        let products = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b));
+        products.sum()
+    };
+    let length = |row: &[f32]| product(row, row).sqrt();
+    let cosine = |row: &&[f32]| product(row, rows[one]) / length(row) / length(rows[one]);
+    let cosines: Vec<f64> = rows.iter().map(cosine).collect();
+    let count = cosines.len() as f64;
+    let mean = cosines.iter().sum::<f64>() / count;
+    let variance = cosines.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / count;
+    let low = mean - 2.0 * variance.sqrt();
+    let colour = |cosine: &f64| {
+        let part = ((cosine - low) / (4.0 * variance.sqrt())).clamp(0.0, 1.0);
+        let first = ((part * 5.0) as usize).min(4);
+        let between = part * 5.0 - first as f64;
+        [0, 1, 2].map(|i| RAMP[first][i] * (1.0 - between) + RAMP[first + 1][i] * between)
+    };
+    let corner = [0, 1].map(|axis| {
+        let along = tiles.coords.iter().map(|coords| coords[axis]);
+        along.fold(f32::INFINITY, f32::min)
+    });
+    let cell = |coords: &[f32; 2]| [0, 1].map(|i| f64::from(coords[i] - corner[i]) / 256.0);
+    tiles
+        .coords
+        .iter()
+        .map(cell)
+        .zip(cosines.iter().map(colour))
+        .collect()
+}
+
+/// Largest difference of a channel between the picture of the slide and those colours, in the middles of cells; around tile `one`
+/// its frame is drawn.
+fn colour_error(
+    picture: &[[u8; 3]],
+    slide: Widget,
+    columns: f64,
+    colours: &[([f64; 2], [f64; 3])],
+    one: usize,
+) -> f64 {
+    let size = f64::from(slide.width) / columns;
+    let [one_x, one_y] = colours[one].0;
+    let away = colours
+        .iter()
+        .filter(|([x, y], _)| (x - one_x).abs() > 1.0 || (y - one_y).abs() > 1.0);
+    let errors = away.flat_map(|([x, y], expected)| {
+        let [column, row] = [x, y].map(|at| ((at + 0.5) * size) as usize);
+        let drawn = picture[row * slide.width as usize + column];
+        [0, 1, 2].map(|i| (f64::from(drawn[i]) - expected[i]).abs())
+    });
+    errors.fold(0.0, f64::max)
+}
+
 #[test]
 fn a_slide_is_encoded_cancelled_looked_at_and_left() {
     let display = Display::start();
     let begin = Instant::now();
-    let mut viewer = Viewer::start(&display, &["--random", "500", "--layers", "8"]);
+    let folder = std::env::temp_dir().join(format!("slide_viewer_{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("is made");
+    let export = folder.to_str().expect("is UTF-8");
+    let arguments = ["--random", "500", "--layers", "8", "--export", export];
+    let mut viewer = Viewer::start(&display, &arguments);
     let ready = viewer.until("ready").pop().expect("ends with it");
-    let leased = number(&ready, "leased");
+    let (leased, columns) = (number(&ready, "leased"), number(&ready, "columns"));
     viewer.until("widget slide");
     println!("ready after {:?}", begin.elapsed());
     let slide = viewer.widget("slide");
@@ -330,15 +406,32 @@ fn a_slide_is_encoded_cancelled_looked_at_and_left() {
     let parts = progress(&lines);
     assert!(parts.is_sorted() && parts.last() == Some(&1.0) && parts.len() > 5);
     let now = viewer.until("leased").pop().expect("ends with it");
-    assert_eq!(number(&now, "leased"), leased);
+    // The states of 8 layers stay on the device: 500 tiles and CLS, 768 f32 each.
+    let kept = f64::from(8 * 501 * 768 * 4);
+    assert_eq!(number(&now, "leased"), leased + kept);
     let frames = viewer.until("frames").pop().expect("ends with it");
     println!("{}; {frames}", lines.last().expect("ends with it"));
     assert!(number(&frames, "frames") > 10.0, "{frames}");
     // By similarity to a tile in the middle, before anything is chosen.
-    viewer.until("painted similarity 8");
+    let middle = painted_tile(&viewer.until("painted similarity 8"));
     let similarity = display.until(slide, "similarity", |picture| {
         num_colours(picture) > 100 && changed(picture, &empty) > 0.2
     });
+    // The device drew what the host computes from the same states, which only an export brings there.
+    assert_eq!(number(&now, "leased"), leased + kept);
+    display.click(viewer.widget("export").middle());
+    viewer.until("exported");
+    let tiles = Tiles::read_pair(folder.join("layer_8.npy"), folder.join("coords.npy"), 768);
+    let tiles = tiles.expect("is read");
+    std::fs::remove_dir_all(&folder).expect("is removed");
+    assert_eq!(tiles.coords.len(), 500);
+    let expect_colours = |display: &Display, one: usize| {
+        let colours = similarity_colours(&tiles, one);
+        display.until(slide, "the host's colours", |picture| {
+            colour_error(picture, slide, columns, &colours, one) <= 4.0
+        })
+    };
+    expect_colours(&display, middle);
 
     // What CLS attends to is another picture; a click on a tile colours by similarity to it again.
     display.click(viewer.widget("attention").middle());
@@ -347,10 +440,11 @@ fn a_slide_is_encoded_cancelled_looked_at_and_left() {
         num_colours(picture) > 100 && changed(picture, &similarity) > 0.2
     });
     display.click(slide.at(0.45, 0.55));
-    viewer.until("painted similarity 8");
-    display.until(slide, "similarity again", |picture| {
-        changed(picture, &attention) > 0.2
-    });
+    let clicked = painted_tile(&viewer.until("painted similarity 8"));
+    let again = expect_colours(&display, clicked);
+    assert!(clicked != middle && changed(&again, &attention) > 0.2);
+    let others = similarity_colours(&tiles, middle);
+    assert!(colour_error(&again, slide, columns, &others, clicked) > 20.0);
     display.click(viewer.widget("attention").middle());
     viewer.until("painted attention 8");
     display.click(viewer.widget("layer").at(0.02, 0.5));
