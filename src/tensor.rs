@@ -1,56 +1,7 @@
 //! Arrays on the device: a shape, an element type and leased storage.
 //!
-//! The storage is one leased buffer or, of tensors made [together](crate::Recorder::empty_together), a part of one. A plan
-//! binds [windows](crate::plan::TokenWindow) of it, byte ranges that one binding may cover, so that a tensor may be larger than a
-//! binding.
-//!
-//! # In an application's own shaders
-//!
-//! [`Tensor::parts`] says which bytes of which buffers hold a tensor, for shaders of the application's own. In the other
-//! direction, [`Context::import_tensor`](crate::Context::import_tensor) makes a tensor of a buffer that the application has.
-//! All commands go to one queue, the context's, and nothing waits for the host.
-//!
-//! ```no_run
-//! use dilated_attention::{Context, Tensor, wgpu};
-//!
-//! /// Colours the tokens of `embeddings` on the screen, by a pipeline of the application's.
-//! fn draw(context: &Context, embeddings: &Tensor, colour: &wgpu::ComputePipeline) -> wgpu::CommandBuffer {
-//!     let device = context.device();
-//!     let mut encoder = device.create_command_encoder(&Default::default());
-//!     for part in embeddings.parts() {
-//!         let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
-//!             label: Some("embeddings"),
-//!             layout: &colour.get_bind_group_layout(0),
-//!             entries: &[wgpu::BindGroupEntry {
-//!                 binding: 0,
-//!                 resource: part.binding(),
-//!             }],
-//!         });
-//!         let mut pass = encoder.begin_compute_pass(&Default::default());
-//!         pass.set_pipeline(colour);
-//!         pass.set_bind_group(0, &group, &[]);
-//!         pass.dispatch_workgroups(part.rows.len() as u32, 1, 1);
-//!     }
-//!     encoder.finish() // submit it before `embeddings` is dropped
-//! }
-//! ```
-//!
-//! **Reading.** Commands may read a tensor when the recording that writes it was submitted before them: of a sliced
-//! submission, all slices; of a recording in an encoder, that encoder. Keep a clone of the tensor until the commands are
-//! submitted. Without one, the pool may lend the buffer to work that is submitted before them.
-//!
-//! **Writing.** Commands may write a tensor when the recording in which it was made was submitted before them (an imported
-//! tensor has none), and while no sliced submission that uses it is under way. Then call [`Tensor::mark_written`], for the library
-//! does not see what other commands do, and refuses to read a tensor that nothing wrote ([`Error::NotWritten`]). Submit them
-//! before any recording that reads it. Again, keep a clone until they are submitted.
-//!
-//! **One buffer, two uses.** WebGPU forbids one dispatch to read a buffer and to write it, even where the bytes are apart.
-//! Tensors that were made together, parameters of a model, and tensors imported from one buffer share buffers; equal
-//! [`TensorPart::buffer`]s tell. Bind both for reading, both as `read_write`, or make what is written separately. The library's own
-//! calls say so by [`Error::SharedBuffer`].
-//!
-//! **Offsets.** Each part begins at a multiple of the device's `min_storage_buffer_offset_alignment`. It may be larger than one
-//! binding may be (`max_storage_buffer_binding_size`); then bind ranges of it in turn.
+//! The storage is one leased buffer or, of tensors made [together](crate::Recorder::empty_together), a part of one. A plan binds
+//! windows of it, byte ranges that one binding may cover, so that a tensor may be larger than a binding.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -67,6 +18,54 @@ use crate::pool::Lease;
 /// A tensor knows whether what writes it was submitted. A recording that reads one which was never written, or whose writer is
 /// not submitted yet, was dropped or was cancelled on the way, is refused when it is submitted:
 /// [`Error::NotWritten`].
+///
+/// # In an application's own shaders
+///
+/// [`Tensor::parts`] says which bytes of which buffers hold a tensor, for shaders of the application's own. In the other
+/// direction, [`Context::import_tensor`](crate::Context::import_tensor) makes a tensor of a buffer that the application has.
+/// All commands go to one queue, the context's, and nothing waits for the host.
+///
+/// ```no_run
+/// use dilated_attention::{Context, Tensor, wgpu};
+///
+/// /// Colours the tokens of `embeddings` on the screen, by a pipeline of the application's.
+/// fn draw(context: &Context, embeddings: &Tensor, colour: &wgpu::ComputePipeline) -> wgpu::CommandBuffer {
+///     let device = context.device();
+///     let mut encoder = device.create_command_encoder(&Default::default());
+///     for part in embeddings.parts() {
+///         let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+///             label: Some("embeddings"),
+///             layout: &colour.get_bind_group_layout(0),
+///             entries: &[wgpu::BindGroupEntry {
+///                 binding: 0,
+///                 resource: part.binding(),
+///             }],
+///         });
+///         let mut pass = encoder.begin_compute_pass(&Default::default());
+///         pass.set_pipeline(colour);
+///         pass.set_bind_group(0, &group, &[]);
+///         pass.dispatch_workgroups(part.rows.len() as u32, 1, 1);
+///     }
+///     encoder.finish() // submit it before `embeddings` is dropped
+/// }
+/// ```
+///
+/// **Reading.** Commands may read a tensor when the recording that writes it was submitted before them: of a sliced
+/// submission, all slices; of a recording in an encoder, that encoder. Keep a clone of the tensor until the commands are
+/// submitted. Without one, the pool may lend the buffer to work that is submitted before them.
+///
+/// **Writing.** Commands may write a tensor when the recording in which it was made was submitted before them (an imported
+/// tensor has none), and while no sliced submission that uses it is under way. Then call [`Tensor::mark_written`], for the library
+/// does not see what other commands do, and refuses to read a tensor that nothing wrote ([`Error::NotWritten`]). Submit them
+/// before any recording that reads it. Again, keep a clone until they are submitted.
+///
+/// **One buffer, two uses.** WebGPU forbids one dispatch to read a buffer and to write it, even where the bytes are apart.
+/// Tensors that were made together, parameters of a model, and tensors imported from one buffer share buffers; equal
+/// [`TensorPart::buffer`]s tell. Bind both for reading, both as `read_write`, or make what is written separately. The library's own
+/// calls say so by [`Error::SharedBuffer`].
+///
+/// **Offsets.** Each part begins at a multiple of the device's `min_storage_buffer_offset_alignment`. It may be larger than one
+/// binding may be (`max_storage_buffer_binding_size`); then bind ranges of it in turn.
 #[derive(Clone, Debug)]
 pub struct Tensor {
     shape: Box<[usize]>,
@@ -79,7 +78,7 @@ pub struct Tensor {
     is_part: bool,
 }
 
-/// A part of a tensor: a range of its rows, which lies in one buffer. See the [module](self) for who may use it when.
+/// A part of a tensor: a range of its rows, which lies in one buffer. [`Tensor`] says who may use it when.
 ///
 /// ```
 /// # use dilated_attention::{Context, DType, DeviceCaps};
@@ -187,7 +186,7 @@ impl Tensor {
     }
 
     /// Tells the library that commands of the application's own have written the tensor: that its elements are theirs for all
-    /// recordings that are submitted after those commands. The [module](self) says when they may. Of one of a model's parameters
+    /// recordings that are submitted after those commands. [`Tensor`](Self#in-an-applications-own-shaders) says when they may. Of one of a model's parameters
     /// nothing changes, because parameters are written when they are made.
     pub fn mark_written(&self) {
         if !self.is_part {

@@ -78,7 +78,7 @@ pub enum Heads {
     Partitioned,
 }
 
-/// The options of dilated attention. Always valid; see the [module](self) documentation.
+/// The options of dilated attention. Always valid; see [`config`](crate::config).
 ///
 /// ```
 /// use dilated_attention::{DilatedAttentionConfig, Mask};

@@ -13,7 +13,7 @@ impl Context {
     /// lie. Today it is one part with all rows.
     ///
     /// The buffer stays the application's: the pool never lends it, and does not count it as its own
-    /// ([`PoolStats::imported`](crate::PoolStats::imported)). The tensor keeps it alive. The module [`tensor`](crate::tensor) says
+    /// ([`PoolStats::imported`](crate::PoolStats::imported)). The tensor keeps it alive. [`Tensor`](Tensor#in-an-applications-own-shaders) says
     /// who may read and write when; the tensor counts as not written until a recording writes it or
     /// [`Tensor::mark_written`] is called. Bytes that are imported twice are two tensors, of which the library does not know that
     /// they are one: import them once and clone the tensor.
