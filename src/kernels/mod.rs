@@ -41,7 +41,9 @@ mod segments;
 
 pub use attention::{AttentionFamily, AttentionLayout, AttentionParams, AttentionVariant, Pass};
 pub use choice::{Choice, Reason};
-pub use family::{Candidate, Family};
+#[cfg(not(target_arch = "wasm32"))]
+pub use family::Candidate;
+pub use family::Family;
 pub use fields::{Field, Fields};
 pub use params::{KernelParams, ParamsInfo};
 pub(crate) use pipeline::{Compiler, Pipeline, Pipelines, pipeline_cache};

@@ -153,6 +153,7 @@ impl LongNet {
             next: prompt.to_vec(),
             left: options.max_tokens,
             random: Random::new(options.seed, 0),
+            #[cfg(not(target_arch = "wasm32"))]
             has_failed: false,
         })
     }
@@ -179,6 +180,7 @@ pub struct Generation {
     left: usize,
     random: Random,
     /// Whether the iterator has returned an error.
+    #[cfg(not(target_arch = "wasm32"))]
     has_failed: bool,
 }
 
