@@ -212,7 +212,7 @@ impl<'a, M: StagedModel> ModelRun<'a, M> {
     /// If the future is dropped, the work ends after the current slice.
     ///
     /// # Errors
-    /// As [`next_recording`](Self::next_recording), [`SlicedSubmission::advance`](crate::recorder::SlicedSubmission::advance) and
+    /// As [`next_recording`](Self::next_recording), [`SlicedSubmission::advance`](crate::SlicedSubmission::advance) and
     /// [`finish`](Self::finish).
     pub async fn in_slices(
         mut self,

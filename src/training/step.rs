@@ -69,7 +69,7 @@ impl TrainingStep {
     /// each slice how far the step is. Nothing blocks, any executor will do, and dropping the future cancels the step.
     ///
     /// # Errors
-    /// As [`SlicedSubmission::advance`](crate::recorder::SlicedSubmission::advance), and then the step has not happened; as
+    /// As [`SlicedSubmission::advance`](crate::SlicedSubmission::advance), and then the step has not happened; as
     /// [`PendingStep::wait`].
     pub async fn in_slices(
         self,
