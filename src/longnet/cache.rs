@@ -23,8 +23,8 @@ use crate::tensor::Tensor;
 /// Keys and values of the tokens so far, of one model and batch.
 ///
 /// Steps are recorded like everything else: a step whose recording is dropped has not happened, and recordings that go on from
-/// it are refused ([`Error::NotWritten`]). [`truncate`](Self::truncate) then takes the cache back to the length it had. Buffers that it grew out of are kept for that until the recording which
-/// copied them has run.
+/// it are refused ([`Error::NotWritten`]). [`truncate`](Self::truncate) then takes the cache back to the length it had. Buffers that
+/// it grew out of are kept for that until the recording which copied them has run.
 #[derive(Clone, Debug)]
 pub struct KvCache {
     pub(super) list: Arc<ParameterList>,

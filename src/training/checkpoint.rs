@@ -22,8 +22,8 @@ impl Trainer {
     /// until it is written; a file of before is replaced at the end, or stays whole.
     ///
     /// # Errors
-    /// [`Error::OutOfOrder`] while a step is recorded and not submitted to the end. As [`WeightWriter::save`]: among them [`WeightsError::CannotSave`] for a key of `metadata` that begins with
-    /// [`OWN_METADATA`], where steps and format stand.
+    /// [`Error::OutOfOrder`] while a step is recorded and not submitted to the end. As [`WeightWriter::save`]: among them
+    /// [`WeightsError::CannotSave`] for a key of `metadata` that begins with [`OWN_METADATA`], where steps and format stand.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn save(
         &self,
