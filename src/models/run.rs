@@ -235,7 +235,7 @@ impl<'a, M: StagedModel> ModelRun<'a, M> {
     /// As [`next_recording`](Self::next_recording), [`Recorder::submit`] and [`finish`](Self::finish).
     #[cfg(not(target_arch = "wasm32"))]
     pub fn blocking(mut self) -> Result<M::Output> {
-        let mut before: Option<crate::Submission> = None;
+        let mut before: Option<crate::pool_encoder::Submission> = None;
         while let Some(recorder) = self.next_recording()? {
             if let Some(before) = before.replace(recorder.submit()?) {
                 before.wait()?;
