@@ -29,6 +29,8 @@
 //! to use an application's device, and [`Context::dry_run`] how to plan without one; [`pool`], when a buffer is used again;
 //! [`Recorder`], how long leases are held.
 //!
+//! Tensors are row-major, (batch B, token N, head H, element D), of f32, f16 or bf16.
+//!
 //! # Features
 //!
 //! Attention, the pool, tensors and [`ops`] are always there. The rest can be left out:
@@ -41,8 +43,6 @@
 //! | `dry-run` | [`Context::dry_run`], [`Context::warm_up`]; brings wgpu's noop backend | with `models` |
 //! | `tracing` | events of the pool for the application's subscriber | no |
 //! | `testing` | the insides, for the tests of this library alone; nothing there is stable | no |
-//!
-//! Tensors are row-major, (batch B, token N, head H, element D), of f32, f16 or bf16.
 
 // rustdoc asks of every type whether it is Sync, down to the depths of wgpu.
 #![recursion_limit = "256"]

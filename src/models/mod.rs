@@ -10,8 +10,7 @@
 //! ```no_run
 //! use dilated_attention::models::StagedModel;
 //! use dilated_attention::models::gigapath::{Slide, SlideEncoder, SlideEncoderConfig, SlideOutputs};
-//! use dilated_attention::recorder::{Progress, SliceOptions};
-//! use dilated_attention::{Context, WeightFile};
+//! use dilated_attention::{Context, Progress, SliceOptions, WeightFile};
 //! # async fn encode() -> dilated_attention::Result<()> {
 //! let context = Context::new().await?;
 //! let (config, outputs) = (SlideEncoderConfig::base(), SlideOutputs::default());
