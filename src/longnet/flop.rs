@@ -1,6 +1,8 @@
 //! Operations of a whole model, for plans.
 
-use super::{LongNetConfig, Recompute};
+use super::LongNetConfig;
+#[cfg(feature = "training")]
+use super::Recompute;
 use crate::config::AttentionShape;
 use crate::device::DeviceCaps;
 use crate::error::Result;

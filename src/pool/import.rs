@@ -10,10 +10,7 @@ use super::core::Core;
 use super::lease::{Lease, PooledBuffer};
 use super::shard::Request;
 use super::sync::lock;
-use super::{Pool, PoolError};
-use crate::label::Label;
 use crate::pool_figures::Counter;
-use crate::wgpu;
 
 /// Imported buffers.
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,7 +40,8 @@ impl Imports {
 }
 
 impl<B> Core<B> {
-    fn import(self: &Arc<Self>, buffer: B, request: &Request) -> Lease<B> {
+    /// A lease of a buffer that the pool never lends.
+    pub fn import(self: &Arc<Self>, buffer: B, request: &Request) -> Lease<B> {
         lock(&self.ledger.0).imports.begin(request.buffer_bytes);
         Lease::new(
             PooledBuffer::imported(self.clone(), buffer, request),
@@ -54,32 +52,5 @@ impl<B> Core<B> {
     /// The last handle of an imported buffer is gone.
     pub fn end_import(&self, held: &PooledBuffer<B>) {
         lock(&self.ledger.0).imports.end(held.bytes());
-    }
-}
-
-impl Pool {
-    /// Takes in a buffer of the application's. The caller has checked that it belongs to the pool's device.
-    ///
-    /// # Errors
-    /// [`PoolError::ZeroSize`].
-    pub(crate) fn import(&self, label: Label, buffer: &wgpu::Buffer) -> Result<Lease, PoolError> {
-        let bytes = buffer.size();
-        if bytes < 4 {
-            return Err(PoolError::ZeroSize { label });
-        }
-        let request = Request {
-            label,
-            // Bindings cover whole words.
-            requested_bytes: bytes & !3,
-            usage: buffer.usage().bits(),
-            buffer_bytes: bytes,
-            borrow_bytes: bytes,
-        };
-        Ok(self.core().import(buffer.clone(), &request))
-    }
-
-    /// Whether `buffer` is one of the pool's own.
-    pub(crate) fn owns(&self, buffer: &wgpu::Buffer) -> bool {
-        self.core().lock_all(None).any_buffer(|own| own == buffer)
     }
 }

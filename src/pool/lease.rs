@@ -177,31 +177,6 @@ impl<B> Lease<B> {
     }
 }
 
-impl Lease {
-    /// The bytes that were asked for, to be bound. So `arrayLength` in a shader is true, although the buffer may be larger.
-    ///
-    /// ```
-    /// # use dilated_attention::pool::{Pool, PoolOptions, STORAGE_USAGE};
-    /// # use dilated_attention::wgpu;
-    /// # let (device, _) = wgpu::Device::noop(&Default::default());
-    /// let pool = Pool::new(&device, PoolOptions::default());
-    /// let scores = pool.acquire("scores", 1000, STORAGE_USAGE)?;
-    /// let entry = wgpu::BindGroupEntry {
-    ///     binding: 0,
-    ///     resource: scores.binding(),
-    /// };
-    /// # drop(entry);
-    /// # Ok::<(), dilated_attention::Error>(())
-    /// ```
-    pub fn binding(&self) -> crate::wgpu::BindingResource<'_> {
-        crate::wgpu::BindingResource::Buffer(crate::wgpu::BufferBinding {
-            buffer: self.buffer(),
-            offset: 0,
-            size: crate::wgpu::BufferSize::new(self.requested_bytes),
-        })
-    }
-}
-
 impl<B> Clone for Lease<B> {
     fn clone(&self) -> Self {
         self.held.handles.fetch_add(1, Ordering::Relaxed);

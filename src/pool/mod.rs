@@ -115,6 +115,7 @@ mod sync;
 mod threads;
 mod timeline;
 mod trace;
+mod wgpu_buffer;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};

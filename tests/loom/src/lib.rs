@@ -33,6 +33,7 @@ mod pool {
     mod locked_pool;
     pub mod core;
     mod event;
+    mod import;
     pub mod lease;
     mod ledger;
     mod lists;
