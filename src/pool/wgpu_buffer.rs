@@ -25,7 +25,7 @@ impl Lease {
         wgpu::BindingResource::Buffer(wgpu::BufferBinding {
             buffer: self.buffer(),
             offset: 0,
-            size: wgpu::BufferSize::new(self.requested_bytes),
+            size: wgpu::BufferSize::new(self.requested_bytes()),
         })
     }
 }
