@@ -95,8 +95,8 @@ pub struct Tensor {
 pub struct TensorPart<'a> {
     /// The buffer. Other tensors may lie in it, too.
     pub buffer: &'a wgpu::Buffer,
-    /// The bytes of the buffer that hold the rows, one after the other, rounded up to whole words of 4 bytes. (Of a tensor
-    /// without elements it is one word, because nothing smaller can be bound.)
+    /// The bytes of the buffer that hold the rows, one after the other, rounded up to whole words of 4 bytes. (A tensor without
+    /// elements has 16 bytes, so that every kernel can bind it: the widest elements of a shader's array are vec4s of f32.)
     pub bytes: Range<u64>,
     /// The rows that the part holds. A row is the last dimension of the shape, and all before it count rows: of a tensor (batch,
     /// token, head, element), row `(item * tokens + token) * heads + head`.
@@ -221,7 +221,7 @@ impl Tensor {
         }
     }
 
-    /// All bytes of the tensor, in whole words; of a tensor without elements one word, since nothing smaller can be bound.
+    /// All bytes of the tensor, in whole words; of a tensor without elements [`EMPTY_BYTES`].
     pub(crate) fn whole(&self) -> ByteRange {
         ByteRange {
             offset: 0,
@@ -271,7 +271,7 @@ pub(crate) fn num_bytes(label: impl Into<Label>, shape: &[usize], dtype: DType) 
         .iter()
         .try_fold(dtype.bytes(), |bytes, &d| bytes.checked_mul(d as u64))
         // With the padding of a buffer, too.
-        .filter(|bytes| *bytes <= u64::MAX - 4)
+        .filter(|bytes| *bytes <= u64::MAX - EMPTY_BYTES)
         .ok_or_else(|| Error::SizeOverflow {
             what: label.into(),
             given: format!("{shape:?} elements of {} bytes", dtype.bytes()),
@@ -287,9 +287,16 @@ pub(crate) fn num_rows(shape: &[usize]) -> usize {
     }
 }
 
+/// Bytes of a tensor without elements: one vec4 of f32. A binding must hold at least one element of the array that a shader
+/// declares, even where the shader reads none: an empty sum still has factors.
+pub(crate) const EMPTY_BYTES: u64 = 16;
+
 /// Bytes that `bytes` of elements take in a buffer.
 pub(crate) fn padded_bytes(bytes: u64) -> u64 {
-    bytes.max(4).next_multiple_of(4)
+    match bytes {
+        0 => EMPTY_BYTES,
+        _ => bytes.next_multiple_of(4),
+    }
 }
 
 /// Whether all of `data`, elements of a tensor of `shape`, are finite.

@@ -39,7 +39,7 @@ use crate::error::{Error, Result};
 use crate::kernels::fold_grid;
 use crate::plan::window::RowLayout;
 use crate::recorder::Recorder;
-use crate::tensor::Tensor;
+use crate::tensor::{EMPTY_BYTES, Tensor};
 
 /// A view of consecutive rows of a tensor as a row-major matrix.
 #[derive(Clone, Copy, Debug)]
@@ -188,9 +188,10 @@ impl<'a> Matrix<'a> {
                 limit_bytes: caps.max_binding_bytes,
             });
         };
-        // A binding cannot be smaller than a 32-bit word. The buffer of a tensor without elements has one.
         if window.bytes.size == 0 {
-            window.bytes = ByteRange { offset: 0, size: 4 };
+            // No rows, but something must be bound.
+            let size = self.tensor.whole().size.min(EMPTY_BYTES);
+            window.bytes = ByteRange { offset: 0, size };
         }
         Ok(Bound {
             binding: (self.tensor, window.bytes),

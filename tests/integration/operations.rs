@@ -94,6 +94,9 @@ fn products_of_every_orientation() {
             // As vec4.
             [33, 68, 124],
             [70, 136, 44],
+            // Empty sums.
+            [5, 0, 3],
+            [8, 0, 64],
         ] {
             for orientation in ORIENTATIONS {
                 check_product(context, sizes, orientation);
@@ -117,7 +120,7 @@ fn products_of_every_tier() {
         // An older software driver takes 20 seconds for each kernel of GPUs.
         let count = if on.compiles_slowly() { 2 } else { 4 };
         for orientation in &ORIENTATIONS[..count] {
-            for sizes in [[33, 68, 124], [130, 136, 44]] {
+            for sizes in [[33, 68, 124], [130, 136, 44], [8, 0, 64]] {
                 check_product(&forced, sizes, *orientation);
             }
         }
