@@ -1,5 +1,5 @@
 //! The example programs as people run them: closed pipes, full disks, names that are not UTF-8, files of other kinds. `cargo test`
-//! builds them; alone, this target needs `cargo build --release --examples` before.
+//! builds them; alone, this target needs `cargo build --profile checks --examples` before.
 
 #![cfg(unix)]
 

@@ -2,7 +2,7 @@
 //
 // It has 8 x 8 threads. Each computes 8 x 8 elements: four blocks of four rows by a vec4 of columns, 32 rows or columns apart. For
 // each inner element a thread reads 4 vec4 of workgroup memory and does 16 fma of a vec4. Neighbouring threads load from
-// neighbouring addresses.
+// neighbouring addresses. The sums are stored through workgroup memory, 32 rows at a time.
 //
 // Workgroup memory: 8192 bytes.
 
@@ -12,6 +12,7 @@
 const SIDE: u32 = 64u;
 const DEPTH: u32 = 16u; // elements along the inner dimension that are staged at a time
 const SIDE_VEC4: u32 = SIDE / 4u;
+const SIDE_VECTORS: u32 = SIDE / VECTOR_WIDTH; // vectors of a row of c
 
 // [inner][row of c], [inner][column of c]
 var<workgroup> left: array<vec4<f32>, DEPTH * SIDE_VEC4>;
@@ -55,11 +56,33 @@ fn outer(column: vec4<f32>, row: vec4<f32>, sum: mat4x4<f32>) -> mat4x4<f32> {
         fma(vec4<f32>(column.z), row, sum[2]), fma(vec4<f32>(column.w), row, sum[3]));
 }
 
-fn store_block(row: u32, column: u32, offset: u32, block: mat4x4<f32>) {
-    store_row(row, column, offset, block[0]);
-    store_row(row + 1u, column, offset, block[1]);
-    store_row(row + 2u, column, offset, block[2]);
-    store_row(row + 3u, column, offset, block[3]);
+// Puts a thread's sums in half of the tile, rows 4 * y to 4 * y + 3, where `store_half` finds them.
+fn stage_sums(x: u32, y: u32, first: mat4x4<f32>, second: mat4x4<f32>) {
+#for i in range(4)
+    left[(4u * y + ${i}u) * 8u + x] = first[${i}];
+    right[(4u * y + ${i}u) * 8u + x] = second[${i}];
+#endfor
+}
+
+// The staged sums of vector `column` of a row of the half tile.
+fn staged_sums(row: u32, column: u32) -> Vector {
+    let at = row * 8u + column * VECTOR_WIDTH / 4u % 8u;
+    let sums = select(left[at], right[at], column * VECTOR_WIDTH >= 32u);
+#if width == "scalar"
+    return sums[column % 4u];
+#else
+    return sums;
+#endif
+}
+
+// Stores the staged 32 x 64 sums. Neighbouring threads store neighbouring vectors, and the code that stores one stands once: a
+// copy of its branches for each sum took more than nine tenths of the time that a software driver needs to compile the kernel.
+fn store_half(index: u32, first_row: u32, first_column: u32, offset: u32) {
+    for (var i = index; i < 32u * SIDE_VECTORS; i += 64u) {
+        let row = i / SIDE_VECTORS;
+        let column = i % SIDE_VECTORS;
+        store_vector(first_row + row, first_column + column * VECTOR_WIDTH, offset, staged_sums(row, column));
+    }
 }
 
 @compute @workgroup_size(64)
@@ -94,11 +117,12 @@ fn matmul_tile(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoc
     // Workgroups beyond the last one write nothing.
     if (split * params.split < max(params.inner, 1u)) {
         let offset = split * params.split_stride;
-        let row = first_row + 4u * y;
-        let column = first_column + 4u * x;
-        store_block(row, column, offset, top_left);
-        store_block(row, column + 32u, offset, top_right);
-        store_block(row + 32u, column, offset, bottom_left);
-        store_block(row + 32u, column + 32u, offset, bottom_right);
+        stage_sums(x, y, top_left, top_right);
+        workgroupBarrier();
+        store_half(index, first_row, first_column, offset);
+        workgroupBarrier();
+        stage_sums(x, y, bottom_left, bottom_right);
+        workgroupBarrier();
+        store_half(index, first_row + 32u, first_column, offset);
     }
 }

@@ -7,22 +7,19 @@
 #include "product.wgsl"
 #include "product_lanes.wgsl"
 
-// Places for starting and storing the sums.
 var<private> first_row: u32; // the lane's first row
 var<private> first_vec4: u32; // first vec4 of columns, the same for all lanes
-var<private> place: u32; // index of that vec4 of the lane's first row in c
 
+// A vec4 of columns after the last one repeats it. Rows after the last one of c repeat it, too, and are not stored.
 fn find_right(pair: u32) {
-#if transpose_b
-    let column = min(4u * first_vec4 + 8u * pair + lane, params.columns - 1u);
-    right_at[pair] = (params.b_skip + column * params.b_stride) / 4u;
-#else
     let column_vec4 = min(first_vec4 + 2u * pair + lane / 4u, params.columns / 4u - 1u);
+#if transpose_b
+    right_at[pair] = (params.b_skip + (4u * column_vec4 + lane % 4u) * params.b_stride) / 4u;
+#else
     right_at[pair] = (params.b_skip + lane % 4u * params.b_stride) / 4u + column_vec4;
 #endif
 }
 
-// Rows after the last one of c repeat it, and so do columns. Their sums are not stored.
 fn find_left(four: u32) {
     let rows = min(vec4<u32>(first_row + 4u * four) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(params.rows - 1u));
 #if transpose_a
@@ -53,23 +50,37 @@ fn add_four(k: u32) {
 }
 
 // Sums start from the bias, so that it is added before the result is rounded to its element format.
-fn start_sum(i: u32) {
-    sums[i] = biased(vec4<f32>(), min(first_vec4 + i % VEC4S, params.columns / 4u - 1u));
+fn start_column(j: u32) {
+    let added = bias[params.bias_skip + min(first_vec4 + j, params.columns / 4u - 1u)];
+#for r in range(rows)
+    sums[${r}u * VEC4S + j] = added;
+#endfor
 }
 
-fn exists(i: u32) -> bool {
-    return first_row + i / VEC4S < params.rows && first_vec4 + i % VEC4S < params.columns / 4u;
+// Index in c of vec4 j of the lane's row r. For columns after the last one it is that of the last one, whose sum they repeat: to
+// store it again costs less than a branch around every store, which compilers take long for.
+fn place_in_c(r: u32, j: u32) -> u32 {
+    return params.c_skip + (first_row + r) * params.c_stride + min(first_vec4 + j, params.columns / 4u - 1u);
 }
 
-fn add_stored(i: u32) {
-    if (exists(i)) {
-        sums[i] += widen(c[place + i / VEC4S * params.c_stride + i % VEC4S]);
-    }
+fn add_stored(r: u32, j: u32) {
+    sums[r * VEC4S + j] += widen(c[place_in_c(r, j)]);
 }
 
-fn store_sum(i: u32) {
-    if (exists(i)) {
-        c[place + i / VEC4S * params.c_stride + i % VEC4S] = narrow(sums[i]);
+fn store_sum(r: u32, j: u32) {
+    c[place_in_c(r, j)] = narrow(sums[r * VEC4S + j]);
+}
+
+fn store_row(r: u32) {
+    if (first_row + r < params.rows) {
+        if (has_flag(FLAG_ACCUMULATE)) {
+#for j in range(vec4s)
+            add_stored(r, ${j}u);
+#endfor
+        }
+#for j in range(vec4s)
+        store_sum(r, ${j}u);
+#endfor
     }
 }
 
@@ -85,30 +96,27 @@ fn matmul_broadcast(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(subgro
 #for i in range(vec4s // 2)
     find_right(${i}u);
 #endfor
-#for i in range(rows * vec4s)
-    start_sum(${i}u);
+    if (has_flag(FLAG_BIAS)) {
+#for j in range(vec4s)
+        start_column(${j}u);
 #endfor
+    }
     for (var k = 0u; k < params.inner; k += DEPTH) {
         add_four(k);
 #if depth > 4
         add_four(k + 4u);
 #endif
     }
-    let of_c = first_row * params.c_stride + first_vec4;
-    place = params.c_skip + of_c;
-    if (has_flag(FLAG_ACCUMULATE)) {
-#for i in range(rows * vec4s)
-        add_stored(${i}u);
-#endfor
-    }
-#for i in range(rows * vec4s)
-    store_sum(${i}u);
+#for r in range(rows)
+    store_row(${r}u);
 #endfor
     if (${activation != "identity"} || has_flag(FLAG_RESIDUAL)) {
         for (var i = 0u; i < ROWS * VEC4S; i++) {
-            if (exists(i)) {
-                let at = i / VEC4S * params.c_stride + i % VEC4S;
-                c[place + at] = narrow(activated(widen(c[place + at]), of_c + at));
+            let row = first_row + i / VEC4S;
+            let column_vec4 = first_vec4 + i % VEC4S;
+            if (row < params.rows && column_vec4 < params.columns / 4u) {
+                let at = row * params.c_stride + column_vec4;
+                c[params.c_skip + at] = narrow(activated(widen(c[params.c_skip + at]), at));
             }
         }
     }

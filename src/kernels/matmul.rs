@@ -196,7 +196,7 @@ impl Family for MatmulFamily {
                 (MatmulVariant::Rows(_), true) => 2,
                 (_, true) => 1,
                 (MatmulVariant::Broadcast(_), false) => 4,
-                (MatmulVariant::Tile, false) => 15,
+                (MatmulVariant::Tile, false) => 2,
                 (_, false) => 25,
             },
         };
