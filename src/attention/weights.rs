@@ -152,7 +152,10 @@ impl DilatedAttention {
                             .ok_or_else(|| too_small("token weights", plane.row_bytes))?;
                         let number = (end - begin).div_ceil(KEYS) * heads.len();
                         let grid = fold_grid(number, caps.max_workgroups_per_dimension)
-                            .ok_or_else(|| too_small("k", tensor.row_bytes))?;
+                            .ok_or_else(|| Error::SizeOverflow {
+                                what: "workgroups of one dispatch".into(),
+                                given: format!("{} keys, {} heads", end - begin, heads.len()),
+                            })?;
                         let params = TokenWeightsParams {
                             num_heads,
                             head_begin: head,

@@ -204,9 +204,13 @@ impl<'a> Matmul<'a> {
         if epilogue_waits {
             // Activation and residual need whole sums, but here a binding covers only a part of each sum. A caller can write the
             // product to a tensor of its own first; this function makes no hidden copy.
+            let cut = match self.transpose_a && (self.transpose_b || max_a < max_b) {
+                true => &self.a,
+                false => &self.b,
+            };
             return Err(Error::BindingTooSmall {
-                what: "b".into(),
-                requested_bytes: self.b.num_rows() * self.b.width * 4,
+                what: cut.tensor.label().clone(),
+                requested_bytes: cut.num_rows() * cut.width * cut.dtype().bytes(),
                 limit_bytes: caps.max_binding_bytes,
             });
         }

@@ -117,17 +117,20 @@ pub(super) fn tensor_bytes(
     caps: &DeviceCaps,
 ) -> Result<u64> {
     let row_bytes = RowLayout::of_activations(config, format).row_bytes;
-    let len = shape.seq_len().max(shape.key_len());
+    let (what, len) = match shape.key_len() > shape.seq_len() {
+        true => ("k", shape.key_len()),
+        false => ("q", shape.seq_len()),
+    };
     let num_rows = shape.batch() as u64 * len as u64;
     let bytes = row_bytes
         .checked_mul(num_rows)
         .ok_or_else(|| Error::SizeOverflow {
-            what: "q".into(),
+            what: what.into(),
             given: format!("{num_rows} rows of {row_bytes} bytes"),
         })?;
     if bytes > caps.max_buffer_bytes {
         return Err(PoolError::BufferTooLarge {
-            label: "out".into(),
+            label: what.into(),
             requested_bytes: bytes,
             limit_bytes: caps.max_buffer_bytes,
         }

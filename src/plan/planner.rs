@@ -283,13 +283,13 @@ impl<'a> Planner<'a> {
             (None, _) if unit.key_rows.begin == 0 => (0, 1),
             (None, _) => return Ok(()),
         };
-        let window = |layout: &RowLayout, tokens: (u64, u64), len: u32| {
+        let window = |what: &'static str, layout: &RowLayout, tokens: (u64, u64), len: u32| {
             let first = u64::from(unit.items.begin) * u64::from(len) + tokens.0;
             let last = u64::from(unit.items.end - 1) * u64::from(len) + tokens.1;
             layout
                 .window(first, last, self.caps)
                 .ok_or(Error::BindingTooSmall {
-                    what: "q".into(),
+                    what: what.into(),
                     requested_bytes: (last - first) * layout.row_bytes,
                     limit_bytes: self.caps.max_binding_bytes,
                 })
@@ -330,11 +330,11 @@ impl<'a> Planner<'a> {
             rows: unit.rows,
             key_rows: unit.key_rows,
             merges: work.merges(pass, &unit),
-            q: window(&self.tensor, q_tokens, seq_len)?,
-            kv: window(&self.tensor, kv_tokens, key_len)?,
-            out: window(&self.tensor, out_tokens, seq_len)?,
-            state: window(&self.state, out_tokens, seq_len)?,
-            row_stats: window(&self.row_stats, out_tokens, seq_len)?,
+            q: window("q", &self.tensor, q_tokens, seq_len)?,
+            kv: window("k", &self.tensor, kv_tokens, key_len)?,
+            out: window("out", &self.tensor, out_tokens, seq_len)?,
+            state: window("softmax_state", &self.state, out_tokens, seq_len)?,
+            row_stats: window("row statistics", &self.row_stats, out_tokens, seq_len)?,
             // Tokens are below 2^31.
             first_tokens: [q_tokens.0, kv_tokens.0, out_tokens.0].map(|token| token as u32),
             num_workgroups,

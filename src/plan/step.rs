@@ -102,8 +102,13 @@ pub(crate) fn plan_step(
                     layout.window(begin, end, caps).ok_or_else(too_small)
                 };
                 let item_row = u64::from(item);
-                let grid = fold_grid(heads.len(), caps.max_workgroups_per_dimension)
-                    .ok_or_else(too_small)?;
+                let grid =
+                    fold_grid(heads.len(), caps.max_workgroups_per_dimension).ok_or_else(|| {
+                        Error::SizeOverflow {
+                            what: "workgroups of one dispatch".into(),
+                            given: format!("{} heads", heads.len()),
+                        }
+                    })?;
                 dispatches.push(AttentionDispatch {
                     pass: Pass::Forward,
                     geometry: geometry.clone(),
