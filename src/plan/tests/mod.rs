@@ -1,5 +1,8 @@
 //! Plans without a GPU.
 
+mod backward;
 mod branch;
 mod forward;
 mod parts;
+#[cfg(feature = "models")]
+mod step;
