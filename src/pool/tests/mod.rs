@@ -3,6 +3,9 @@
 mod device;
 #[cfg(feature = "tracing")]
 mod events;
+mod figures;
+mod ledger;
 mod model;
 mod policy;
+mod threads;
 mod traces;
