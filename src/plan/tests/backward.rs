@@ -120,6 +120,16 @@ fn execute(plan: &BackwardPlan, config: &DilatedAttentionConfig, caps: &DeviceCa
             assert!(window.bytes.size <= caps.max_binding_bytes());
             assert_eq!(window.bytes.offset % caps.storage_offset_alignment(), 0);
         }
+        // Something is bound, beside what comes before it for the sake of alignment.
+        for (window, row, element) in [
+            (dispatch.q, row_bytes, 16),
+            (dispatch.kv, row_bytes, 16),
+            (dispatch.out, row_bytes, 16),
+            (dispatch.state, state_bytes, 8),
+            (dispatch.row_stats, stats_bytes, 16),
+        ] {
+            assert!(window.bytes.size >= u64::from(window.skip) * element + row);
+        }
         for item in dispatch.items.begin..dispatch.items.end {
             let check = |window: TokenWindow, place: [u64; 3], bytes: [u64; 2]| {
                 let [len, token, first] = place;
@@ -340,7 +350,7 @@ fn weights_of_many_heads_segments_and_items_share_a_dispatch() {
     assert_eq!(parts(1), (5 * 4 * 6, vec![[1, 1, 1]], 1));
     assert_eq!(parts(4), (5 * 4 * 2, vec![[1, 1, 3]], 3));
     assert_eq!(parts(13), (5 * 2, vec![[1, 2, 6]], 12));
-    assert_eq!(parts(60), (3, vec![[1, 4, 6], [2, 4, 6]], 48));
+    assert_eq!(parts(74), (2, vec![[2, 4, 6], [3, 4, 6]], 72));
 }
 
 #[test]
@@ -376,25 +386,47 @@ fn gradients_are_asked_for_with_their_bytes() {
             .sum::<u64>()
     );
     assert!(plan.held_bytes() > plan.requested_bytes());
-    let wide = DilatedAttentionConfig::dense(64, 4).expect("valid");
-    // The statistics of a row are as large as its elements, and no buffer is larger than allowed.
+    for dispatch in &plan.dispatches {
+        let [rows, keys] = [dispatch.rows, dispatch.key_rows].map(|range| [range.begin, range.end]);
+        assert_eq!((rows, keys), ([0, 50], [0, 30]));
+    }
+}
+
+#[test]
+fn no_buffer_is_larger_than_the_device_allows() {
+    // In half precision with short heads, the statistics of a row are the largest.
+    let config = DilatedAttentionConfig::dense(64, 4).expect("valid");
     let caps = DeviceCaps {
         max_buffer_bytes: 1 << 20,
         ..DeviceCaps::webgpu_defaults()
     };
-    let refused = |n: usize| {
-        wide.plan_backward(
-            &AttentionShape::new(1, n).expect("valid"),
-            DType::F32,
-            &caps,
-        )
+    let plan = |n: usize| {
+        let shape = AttentionShape::new(1, n).expect("valid");
+        config.plan_backward(&shape, DType::F16, &caps)
     };
-    refused(1024).expect("1 MiB each");
-    let Err(Error::Pool(PoolError::BufferTooLarge {
-        requested_bytes, ..
-    })) = refused(1025)
-    else {
-        panic!("too large");
-    };
-    assert_eq!(requested_bytes, 1025 * 1024);
+    plan(1024).expect("1 MiB");
+    match plan(1025) {
+        Err(Error::Pool(PoolError::BufferTooLarge {
+            label,
+            requested_bytes,
+            ..
+        })) => assert_eq!(
+            (label.as_str(), requested_bytes),
+            ("row statistics", 1025 * 1024)
+        ),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_no_dispatch_reaches_is_cleared() {
+    let config = DilatedAttentionConfig::dense(3, 8).expect("valid");
+    let shape = AttentionShape::cross(3, 50, 30)
+        .and_then(|shape| shape.with_valid_lens(&[0, 50, 40]))
+        .and_then(|shape| shape.with_valid_key_lens(&[30, 7, 30]))
+        .expect("valid");
+    let plan = plan(&config, &shape, &DeviceCaps::webgpu_defaults());
+    assert_eq!(plan.query_clears, [(0, 50), (140, 150)]);
+    // Keys without a query have no gradient.
+    assert_eq!(plan.key_clears, [(0, 30), (37, 60)]);
 }

@@ -123,6 +123,8 @@ fn operations_are_those_of_real_tokens_heads_and_keys() {
     assert_eq!(flop(&config, &shorter), of_40 + of_20);
     let causal = config.clone().with_mask(Mask::Causal);
     assert_eq!(flop(&causal, &whole), of_40);
+    let plan = causal.plan_forward(&whole, DType::F32, &DeviceCaps::webgpu_defaults());
+    assert_eq!(plan.expect("plans").num_dispatches(), 2);
     let partitioned = config.with_heads(Heads::Partitioned);
     assert_eq!(flop(&partitioned, &whole), of_40);
     // Two products of 50 x 30 x 8 in 3 heads, with 7 of 30 keys in the second item.
@@ -237,6 +239,17 @@ fn execute(plan: &ForwardPlan, caps: &DeviceCaps, row_bytes: u64) -> HashMap<(u6
             assert_eq!(window.bytes.offset % caps.storage_offset_alignment(), 0);
         }
         let geometry = &dispatch.geometry;
+        for window in [dispatch.q, dispatch.kv, dispatch.out] {
+            assert!(window.bytes.size >= u64::from(window.skip) * 16 + row_bytes);
+        }
+        // Windows of keys after the first one are there for keys.
+        let segments = dispatch.segments.begin..dispatch.segments.end;
+        let mut keys = segments.flat_map(|segment| {
+            let heads = dispatch.heads.begin..dispatch.heads.end;
+            heads.map(move |head| geometry.real_keys(segment, head))
+        });
+        let first = dispatch.key_rows.begin;
+        assert!(first == 0 || keys.any(|keys| keys > first));
         for item in dispatch.items.begin..dispatch.items.end {
             for segment in dispatch.segments.begin..dispatch.segments.end {
                 for head in dispatch.heads.begin..dispatch.heads.end {

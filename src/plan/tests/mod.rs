@@ -3,6 +3,8 @@
 mod backward;
 mod branch;
 mod forward;
+#[cfg(feature = "models")]
+mod needs;
 mod parts;
 #[cfg(feature = "models")]
 mod step;

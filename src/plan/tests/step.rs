@@ -189,3 +189,25 @@ fn keys_of_a_step_are_cut_where_a_binding_ends() {
     };
     assert_eq!((requested_bytes, limit_bytes), (64 + 256, 256));
 }
+
+#[test]
+fn a_padding_row_is_written_without_a_key() {
+    // Segments of 2 tokens with offsets up to 3: the last two heads have no token of a segment, and write behind it.
+    let config = DilatedAttentionConfig::new(4, HEAD_DIM, &[2], &[4])
+        .expect("valid")
+        .with_mask(Mask::Causal)
+        .with_torchscale();
+    let layout = StepLayout {
+        batch: 1,
+        token: 7,
+        capacity: 10,
+        query_cache: true,
+    };
+    let plan = plan_step(&config, &caps(100, 4), ElementFormat::F32, layout).expect("plans");
+    assert!(plan.clears);
+    assert_eq!(parts(&plan), [([3, 4], [0, 0], true)]);
+    // Whatever is bound in place of the query and the keys is in the caches.
+    let dispatch = &plan.dispatches[0];
+    assert_eq!(dispatch.first_tokens, [7, 0, 7]);
+    assert_eq!(bytes_of(dispatch.kv, 16), rows(0, 0, 128));
+}

@@ -291,6 +291,7 @@ fn buffers_of_the_application_count_apart() {
 #[test]
 fn a_pool_whose_device_is_lost_gives_up_what_is_cached() {
     let pool = pool(PoolOptions::default());
+    assert!(pool.watch().is_some());
     let kept = pool.acquire("kept", 1000, STORAGE_USAGE).expect("lends");
     drop(pool.acquire("cached", 5000, STORAGE_USAGE));
     pool.device_lost("on purpose");

@@ -154,6 +154,7 @@ fn ages_and_classes_are_reported() {
         .classes
         .iter()
         .map(|c| {
+            assert_eq!(c.usage, STORAGE_USAGE.bits());
             let counts = [c.acquires, c.misses, c.wasted_bytes];
             (c.class_bytes, counts, [c.leased, c.pending, c.free])
         })
@@ -343,6 +344,7 @@ fn a_persistent_buffer_at_least_doubles() {
         ("kept", 6 * MIB)
     );
     assert_eq!(pool.leases().len(), 1);
+    assert!(format!("{kept:?}").contains("kept"));
     kept.clear();
     assert!(kept.lease().is_none() && pool.leases().is_empty());
 }

@@ -7,5 +7,6 @@ mod figures;
 mod ledger;
 mod model;
 mod policy;
+mod shards;
 mod threads;
 mod traces;

@@ -102,3 +102,33 @@ fn reports_and_traces_are_json() {
     let stats = serde_json::from_value(json["stats"].clone()).expect("figures");
     assert_eq!(report.stats, stats);
 }
+
+#[test]
+fn a_trace_begins_with_what_exists() {
+    let pool = Pool::from_source(SimulatedSource::new(1 << 30), PoolOptions::default());
+    let lend = |bytes| pool.acquire("any", bytes, STORAGE_USAGE).expect("lends");
+    let kept = lend(4096);
+    let cached = [1024, 1024].map(lend);
+    drop(cached);
+    pool.start_trace();
+    drop([1024, 1024, 4096].map(lend));
+    drop(kept);
+    let trace = pool.take_trace();
+    let text = trace.to_string();
+    let usage = STORAGE_USAGE.bits();
+    for line in [
+        format!("0 exists 1 4096 {usage} leased"),
+        format!("0 exists 2 1024 {usage} free"),
+        format!("0 exists 3 1024 {usage} free"),
+    ] {
+        assert!(text.lines().any(|given| given == line), "{text}");
+    }
+    assert_eq!(text.parse::<Trace>().expect("a trace"), trace);
+    // What was cached, all at a time, is cached in a replay, too.
+    let stats = trace
+        .replay(PoolOptions::default(), 1 << 30)
+        .expect("replays")
+        .stats;
+    assert_eq!((stats.creates, stats.hits_exact), (4, 2), "{stats}");
+    assert_eq!(stats.leases.current, 0, "{stats}");
+}
