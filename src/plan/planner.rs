@@ -182,9 +182,9 @@ impl<'a> Planner<'a> {
         let geometry = work.geometry;
         let max_rows = self.max_rows;
         let rate = u64::from(geometry.dilation_rate);
-        // A window of R rows spans R * r tokens over all heads' offsets, (R - 1) * r + 1 for one head.
+        // A window of R rows spans R * r tokens over all heads' offsets. If that is too much for one row, take one head's: a token.
         let (heads_per_window, rows_per_window) = match max_rows / rate {
-            0 => (1, (max_rows - 1) / rate + 1),
+            0 => (1, 1),
             rows => (unit.heads.len(), rows),
         };
         let rows_per_window = rows_per_window.min(u64::from(u32::MAX)) as u32;

@@ -61,11 +61,10 @@ pub(crate) fn plan_step(
     let mut dispatches = Vec::new();
     for branch in 0..config.branches().len() as u32 {
         let geometry = BranchGeometry::new(config, branch, token + 1);
-        let window_rows = tensor.max_rows(caps) / u64::from(geometry.dilation_rate);
+        // A window of R rows spans (R - 1) * r + 1 tokens.
+        let reach = tensor.max_rows(caps).checked_sub(1).ok_or_else(too_small)?;
+        let window_rows = reach / u64::from(geometry.dilation_rate) + 1;
         let window_rows = u32::try_from(window_rows).unwrap_or(u32::MAX);
-        if window_rows == 0 {
-            return Err(too_small());
-        }
         for (heads, segment, row) in geometry.rows_of_token(token) {
             let keys = geometry.visible_keys(segment, heads.begin, row);
             let offset = geometry.offset(heads.begin);

@@ -106,7 +106,7 @@ impl<B> Core<B> {
     /// The last handle of a lease is gone.
     pub fn release(&self, held: &PooledBuffer<B>) {
         let buffer = held.serial();
-        self.give_back(
+        _ = self.give_back(
             held,
             |kept| Event::Release { buffer, kept },
             |shard, entry, epoch, forced| shard.release(entry, held.bytes(), epoch, forced),
@@ -116,7 +116,7 @@ impl<B> Core<B> {
     /// A lease ended, but the device has not yet handed the buffer back to the host.
     pub fn suspend(&self, held: &PooledBuffer<B>) {
         let buffer = held.serial();
-        self.give_back(
+        _ = self.give_back(
             held,
             |_| Event::Suspend { buffer },
             |shard, entry, _, forced| shard.suspend(entry, held.bytes(), forced),
@@ -126,7 +126,7 @@ impl<B> Core<B> {
     /// The device handed a pending buffer back, or it will never be usable again.
     pub fn resume(&self, held: &PooledBuffer<B>, usable: bool) {
         let buffer = held.serial();
-        self.give_back(
+        _ = self.give_back(
             held,
             |kept| Event::Resume {
                 buffer,
@@ -139,21 +139,25 @@ impl<B> Core<B> {
 
     /// One lease ends and another begins on the same buffer.
     pub fn relabel(&self, held: &PooledBuffer<B>, request: &Request) {
-        self.give_back(
+        let done = self.give_back(
             held,
             |_| acquired(held, request, Outcome::WithinRecording),
             |shard, entry, _, forced| shard.relabel(entry, held.bytes(), request, forced),
         );
+        if done == Done::Crowded {
+            // The lease may have ended a window. (So may a return, but no policy is asked while a lease is dropped: it might panic.)
+            self.unlock_and_follow_up(self.lock_all(None));
+        }
     }
 
     /// Does `operation` on the entry of `held`: under the lock of its shard or, where a ceiling is reached, under all locks.
-    /// `event` makes the trace's event, given whether the pool kept the buffer.
+    /// `event` makes the trace's event, given whether the pool kept the buffer. Returns how far the shard came alone.
     fn give_back(
         &self,
         held: &PooledBuffer<B>,
         event: impl Fn(bool) -> Event,
         operation: impl Fn(&mut Shard<B>, u32, u64, bool) -> Done,
-    ) {
+    ) -> Done {
         let (shard_index, entry) = held.home();
         let epoch = self.submissions.load(Ordering::Relaxed);
         let once = |shard: &mut Shard<B>, forced: bool| {
@@ -174,6 +178,7 @@ impl<B> Core<B> {
         if !kept {
             self.destroyed(epoch, held.bytes());
         }
+        done
     }
 
     #[cold]

@@ -244,6 +244,7 @@ mod tests {
             );
         }
         assert_eq!(rate.clone().at(8), 0.125);
+        assert_eq!(format!("{rate:?}"), "Function(RateFunction)");
     }
 
     #[test]

@@ -1,9 +1,20 @@
 //! Malformed, truncated and hostile files, and unusual ones that are read. The crate `testing` reads any bytes, and compares with the
 //! safetensors crate.
 
+use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use crate::weights::{StoredType, WeightFile, WeightsError};
+use half::{bf16, f16};
+
+use crate::context::Context;
+use crate::device::DeviceCaps;
+use crate::error::{Duplicate, FoundPrefix, Misshapen, Mistyped, WeightsMismatch};
+use crate::nn::{Init, ParameterList, Parameters};
+use crate::weights::new_header::NewHeader;
+use crate::weights::{StoredType, WeightFile, WeightSource, WeightWriter, WeightsError};
+use crate::{Error, Result};
 
 /// A file with the JSON `json` and these bytes after it.
 fn file_of(json: &str, data: &[u8]) -> Vec<u8> {
@@ -97,6 +108,13 @@ fn what_is_another_kind_of_file_is_named() {
             assert!(told.contains(word), "{told}");
         }
     }
+    // A name of more than 255 bytes, and more behind it; a character that is cut off.
+    let mut long = zip(&format!("{}.npy", "n".repeat(300)));
+    long.extend([b'x'; 100]);
+    assert!(refusal(long).contains(".npz"));
+    let text = "a".repeat(511) + "\u{e9}";
+    assert!(refusal(text.into_bytes()).contains("text that begins with"));
+    assert!(!refusal(b"not text: \xff\xfe, and more".to_vec()).contains("text that"));
     // A length of 0x0280 is how a pickle begins, too.
     let told = refusal(file_of(&format!("{{{}", " ".repeat(0x0280 - 1)), &[]));
     assert!(told.contains("EOF"), "{told}");
@@ -289,6 +307,7 @@ fn what_is_unusual_is_read() {
         odd.to_bytes(0..9),
         Err(WeightsError::RangeOutside { limit: 8, .. })
     ));
+    assert_eq!(file.get("e").expect("there").shape(), [5, 0, 3]);
     let first = file.get("f").expect("there");
     assert_eq!(first.to_bytes(0..1).expect("reads"), [7]);
     assert!(matches!(
@@ -372,4 +391,367 @@ fn a_long_name_is_not_told_in_full() {
     assert!(reason.len() < 1000, "{} bytes", reason.len());
     let reason = refusal(file_of(&format!(r#"{{"{name}":"{name}"}}"#), &[]));
     assert!(reason.len() < 1000, "{} bytes", reason.len());
+}
+
+/// A file with f32 tensors of these names, one element each.
+fn named(names: &[&str]) -> WeightFile {
+    let entries: Vec<String> = (0..)
+        .zip(names)
+        .map(|(i, name)| tensor(name, "F32", &[1], [4 * i, 4 * i + 4]))
+        .collect();
+    let json = format!("{{{}}}", entries.join(","));
+    WeightFile::from_bytes(file_of(&json, &vec![0; 4 * names.len()])).expect("valid")
+}
+
+fn list(specs: &[(&str, &[usize])]) -> Arc<ParameterList> {
+    let mut list = ParameterList::new();
+    for (name, shape) in specs {
+        list.add((*name).to_owned(), shape, Init::Zeros);
+    }
+    Arc::new(list)
+}
+
+fn mismatch<T>(result: std::result::Result<T, WeightsError>) -> WeightsMismatch {
+    match result {
+        Err(WeightsError::Mismatch(mismatch)) => *mismatch,
+        Err(error) => panic!("{error}"),
+        Ok(_) => panic!("accepted"),
+    }
+}
+
+fn found(prefix: &str, found: usize, of: usize) -> FoundPrefix {
+    FoundPrefix {
+        prefix: prefix.to_owned(),
+        found,
+        of,
+    }
+}
+
+#[test]
+fn a_part_is_found_by_its_prefix_or_by_a_name() {
+    let file = named(&["module.a", "module.b", "b"]);
+    let names = |source: WeightSource<'_>| {
+        let names = source
+            .tensors()
+            .map(|(name, tensor)| (name.into_owned(), tensor.name().to_owned()));
+        names.collect::<Vec<_>>()
+    };
+    let pairs = |pairs: &[(&str, &str)]| {
+        let pairs = pairs
+            .iter()
+            .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()));
+        pairs.collect::<Vec<_>>()
+    };
+    let module = [("a", "module.a"), ("b", "module.b")];
+    assert_eq!(names(file.part("module.")), pairs(&module));
+    let with_a = file.part_with("a").expect("there once");
+    assert_eq!(with_a.prefix(), "module.");
+    assert_eq!(names(with_a), pairs(&module));
+    assert_eq!(file.part_with("module.b").expect("there once").prefix(), "");
+    let all = ["module.a", "module.b", "b"].map(str::to_owned);
+    let expected = |missing: &str, unknown: &[String], prefixes| WeightsMismatch {
+        file: "given bytes".to_owned(),
+        missing: vec![missing.to_owned()],
+        unknown: unknown.to_vec(),
+        prefixes,
+        ..Default::default()
+    };
+    let twice = vec![found("module.", 1, 1), found("", 1, 1)];
+    assert_eq!(mismatch(file.part_with("b")), expected("b", &all, twice));
+    // A prefix ends with a dot.
+    assert_eq!(
+        mismatch(file.part_with("le.a")),
+        expected("le.a", &all, vec![])
+    );
+    let elsewhere = vec![found("module.", 1, 1)];
+    assert_eq!(
+        mismatch(file.all().tensor("a")),
+        expected("a", &[], elsewhere)
+    );
+    assert_eq!(file.all().tensor("b").expect("there").name(), "b");
+    // Renamed one after the other, or left out.
+    let upper = || {
+        let part = file.part("module.");
+        part.with_rename(|name| (name != "b").then(|| name.to_uppercase()))
+    };
+    assert_eq!(names(upper()), pairs(&[("A", "module.a")]));
+    let longer = upper().with_rename(|name| Some(format!("{name}1")));
+    assert_eq!(names(longer), pairs(&[("A1", "module.a")]));
+    for (told, words) in [
+        (format!("{file:?}"), ["given bytes", "3"]),
+        (
+            format!("{:?}", file.part("module.")),
+            ["given bytes", "module."],
+        ),
+        (format!("{:?}", file.get("b")), ["\"b\"", "F32"]),
+    ] {
+        assert!(words.iter().all(|word| told.contains(word)), "{told}");
+    }
+}
+
+#[test]
+fn all_differences_from_a_list_are_told_at_once() {
+    let json = [
+        tensor("a", "F32", &[4], [0, 16]),
+        tensor("b", "I32", &[1], [16, 20]),
+        tensor("c1", "F32", &[1], [20, 24]),
+        tensor("c2", "F32", &[1], [24, 28]),
+        tensor("x", "F32", &[1], [28, 32]),
+    ];
+    let bytes = file_of(&format!("{{{}}}", json.join(",")), &[0; 32]);
+    let file = WeightFile::from_bytes(bytes).expect("valid");
+    let source = file.all().with_rename(|name| {
+        let renamed = if name.starts_with('c') { "c" } else { name };
+        Some(renamed.to_owned())
+    });
+    let strings = |names: &[&str]| {
+        names
+            .iter()
+            .map(|name| (*name).to_owned())
+            .collect::<Vec<_>>()
+    };
+    let expected = WeightsMismatch {
+        file: "given bytes".to_owned(),
+        missing: strings(&["d"]),
+        unknown: strings(&["x"]),
+        misshapen: vec![Misshapen {
+            name: "a".to_owned(),
+            given: vec![4],
+            need: vec![2, 2],
+        }],
+        mistyped: vec![Mistyped {
+            name: "b".to_owned(),
+            given: StoredType::Other("I32"),
+        }],
+        duplicate: vec![Duplicate {
+            parameter: "c".to_owned(),
+            names: strings(&["c1", "c2"]),
+        }],
+        ..Default::default()
+    };
+    let wanted = list(&[("a", &[2, 2]), ("b", &[1]), ("c", &[1]), ("d", &[1])]);
+    assert_eq!(mismatch(source.check(&wanted)), expected);
+    let fitting = list(&[("x", &[1]), ("c2", &[1])]);
+    let two = |name: &str| ["x", "c2"].contains(&name).then(|| name.to_owned());
+    file.all().with_rename(two).check(&fitting).expect("fits");
+    // With less than half of the names, another prefix may be meant: one that has more.
+    let four = list(&[("a", &[1]), ("b", &[1]), ("c", &[1]), ("d", &[1])]);
+    let other = named(&["m.a", "m.b", "m.c", "k.l.a", "k.l.b", "o.c", "d"]);
+    assert_eq!(
+        mismatch(other.all().check(&four)).prefixes,
+        [found("m.", 3, 4), found("k.l.", 2, 4)]
+    );
+    let half = named(&["a", "b", "m.a", "m.b", "m.c"]);
+    assert_eq!(mismatch(half.all().check(&four)).prefixes, []);
+}
+
+#[test]
+fn halves_are_widened_in_any_range() {
+    // More than are read at a time.
+    let count = 70_000;
+    let value = |i: usize| (i % 251) as f32;
+    let f16s: Vec<u8> = (0..count)
+        .flat_map(|i| f16::from_f32(value(i)).to_le_bytes())
+        .collect();
+    let bf16s: Vec<u8> = (0..count)
+        .flat_map(|i| bf16::from_f32(value(i)).to_le_bytes())
+        .collect();
+    for (stored_type, data) in [("F16", f16s), ("BF16", bf16s)] {
+        let json = format!("{{{}}}", tensor("h", stored_type, &[count], [0, 2 * count]));
+        let file = WeightFile::from_bytes(file_of(&json, &data)).expect("valid");
+        let tensor = file.get("h").expect("there");
+        for range in [0..count, 1..count - 1, 32_767..32_770, 5..6, 7..7] {
+            let expected: Vec<f32> = range.clone().map(value).collect();
+            assert_eq!(tensor.to_f32(range).expect("reads"), expected);
+        }
+    }
+}
+
+#[test]
+fn values_are_rounded_to_what_is_stored() {
+    let narrowed = |stored_type: StoredType, values: &[f32]| {
+        let mut bytes = vec![9];
+        let lost = stored_type.narrow(values, &mut bytes);
+        (lost, bytes)
+    };
+    let values = [1.0, -2.5];
+    let f32s = [
+        vec![9],
+        1f32.to_le_bytes().to_vec(),
+        (-2.5f32).to_le_bytes().to_vec(),
+    ]
+    .concat();
+    assert_eq!(narrowed(StoredType::F32, &values), (None, f32s));
+    assert_eq!(
+        narrowed(StoredType::F16, &values),
+        (None, vec![9, 0, 0x3c, 0, 0xc1])
+    );
+    assert_eq!(
+        narrowed(StoredType::Bf16, &values),
+        (None, vec![9, 0x80, 0x3f, 0x20, 0xc0])
+    );
+    // What is infinite stays so; what becomes it is told. 65504 is the largest f16, and 65520 lies halfway to the next.
+    for stored_type in [StoredType::F16, StoredType::Bf16] {
+        let infinite = [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 65_504.0];
+        assert_eq!(narrowed(stored_type, &infinite).0, None);
+        assert_eq!(
+            narrowed(stored_type, &[1.0, -f32::MAX, f32::MAX]).0,
+            Some(-f32::MAX)
+        );
+    }
+    assert_eq!(narrowed(StoredType::F16, &[65_519.0]).0, None);
+    assert_eq!(narrowed(StoredType::F16, &[65_520.0]).0, Some(65_520.0));
+    let accepted = [
+        StoredType::F32,
+        StoredType::F16,
+        StoredType::Bf16,
+        StoredType::Other("U8"),
+    ];
+    assert_eq!(
+        accepted.map(StoredType::is_accepted),
+        [true, true, true, false]
+    );
+}
+
+#[test]
+fn elements_that_are_not_finite_are_looked_for_if_asked() {
+    // The last of more than are read at a time.
+    let count = (1 << 20) + 3;
+    let json = format!("{{{}}}", tensor("w", "F16", &[count], [0, 2 * count]));
+    let file = |last: f16| {
+        let mut data = vec![0; 2 * count];
+        data[2 * count - 2..].copy_from_slice(&last.to_le_bytes());
+        WeightFile::from_bytes(file_of(&json, &data)).expect("valid")
+    };
+    let wanted = list(&[("w", &[count])]);
+    let context = Context::dry_run(DeviceCaps::webgpu_defaults());
+    for asked in [false, true] {
+        context.set_check_finite(asked);
+        file(f16::MAX)
+            .all()
+            .load(&context, &wanted)
+            .expect("finite");
+        for last in [f16::NAN, f16::INFINITY] {
+            let loaded = file(last).all().load(&context, &wanted);
+            match loaded {
+                Ok(_) => assert!(!asked),
+                Err(Error::Weights(error)) => {
+                    assert!(asked);
+                    assert_eq!(mismatch::<()>(Err(error)).not_finite, ["w"]);
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_file_that_is_written_to_later_is_noticed() {
+    let path =
+        std::env::temp_dir().join(format!("dilated-attention-changed-{}", std::process::id()));
+    let bytes = small_file();
+    let before = bytes.len() as u64;
+    let changed = |change: &dyn Fn(&mut std::fs::File)| {
+        std::fs::write(&path, &bytes).expect("written");
+        let file = WeightFile::open(&path).expect("valid");
+        change(
+            &mut std::fs::OpenOptions::new()
+                .append(true)
+                .open(&path)
+                .expect("opens"),
+        );
+        // Two bytes into the tensor behind 16 others, of 30 at the end.
+        match file.get("b").expect("there").to_bytes(2..6) {
+            Err(WeightsError::FileChanged {
+                offset,
+                given_bytes,
+                expected_bytes,
+                ..
+            }) => {
+                assert_eq!((offset, expected_bytes), (before - 30 + 16 + 2, before));
+                given_bytes
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(
+        changed(&|file| file.write_all(b"more").expect("written")),
+        before + 4
+    );
+    assert_eq!(
+        changed(&|file| file.set_len(before - 12).expect("cut")),
+        before - 12
+    );
+    std::fs::remove_file(&path).expect("is there");
+}
+
+#[test]
+fn headers_that_are_written_are_those_of_the_format() {
+    let written = |metadata: &[(&str, &str)]| {
+        let metadata: BTreeMap<_, _> = metadata
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        let header = NewHeader {
+            metadata: &metadata,
+            stored_type: StoredType::Bf16,
+            tensors: vec![
+                ("w".to_owned(), &[2, 3], [0, 12]),
+                ("v".to_owned(), &[], [12, 14]),
+            ],
+        };
+        header.to_bytes().expect("writes")
+    };
+    let entries = r#""w":{"dtype":"BF16","shape":[2,3],"data_offsets":[0,12]},"v":{"dtype":"BF16","shape":[],"data_offsets":[12,14]}}"#;
+    for (metadata, begin) in [
+        (&[][..], "{"),
+        (&[("k", "1")], r#"{"__metadata__":{"k":"1"},"#),
+    ] {
+        let bytes = written(metadata);
+        // Spaces fill it up to a multiple of 8.
+        assert_eq!(bytes.len() % 8, 0);
+        assert_eq!(bytes[..8], (bytes.len() as u64 - 8).to_le_bytes());
+        let json = std::str::from_utf8(&bytes[8..]).expect("JSON");
+        assert_eq!(json.trim_end_matches(' '), format!("{begin}{entries}"));
+        assert!(json.len() - json.trim_end().len() < 8);
+    }
+}
+
+#[test]
+fn what_no_reader_could_tell_apart_is_not_written() {
+    let context = Context::dry_run(DeviceCaps::webgpu_defaults());
+    let bytes = |writer: &WeightWriter<'_>| pollster::block_on(writer.to_bytes(&context));
+    let writer = || {
+        WeightWriter::new()
+            .with_metadata("k", "0")
+            .with_metadata("k", "1")
+    };
+    let file = WeightFile::from_bytes(bytes(&writer()).expect("nothing is a file, too"));
+    let file = file.expect("valid");
+    assert_eq!(
+        file.metadata(),
+        &BTreeMap::from([("k".to_owned(), "1".to_owned())])
+    );
+    let parameters = |name: &str| -> Result<Parameters> {
+        let mut recorder = context.recorder("zeros");
+        Parameters::zeros(&mut recorder, &list(&[(name, &[2])]), "zeros")
+    };
+    let [weights, reserved] = ["w", "metadata__"].map(|name| parameters(name).expect("leases"));
+    for (writer, told) in [
+        (
+            writer().with_metadata("dilated_attention.step", "7"),
+            "dilated_attention.step",
+        ),
+        (writer().with_stored_type(StoredType::Other("F64")), "F64"),
+        (
+            writer().with_part("p.", &weights).with_part("p.", &weights),
+            "p.w",
+        ),
+        (writer().with_part("__", &reserved), "__metadata__"),
+    ] {
+        match bytes(&writer) {
+            Err(Error::Weights(WeightsError::CannotSave { given, .. })) => assert_eq!(given, told),
+            other => panic!("{told}: {other:?}"),
+        }
+    }
 }

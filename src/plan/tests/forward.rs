@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use expect_test::expect_file;
 use proptest::prelude::*;
 
-use crate::device::{DeviceCaps, Processor};
+use crate::device::{ByteRange, DeviceCaps, Processor};
 use crate::plan::ForwardPlan;
-use crate::pool::PoolError;
+use crate::pool::{Demand, PoolError};
 use crate::{
     AttentionShape, DType, DilatedAttentionConfig, Error, HeadOffsets, Heads, Mask, OutputRows,
     Padding, wgpu,
@@ -105,6 +105,123 @@ fn empty_calls_plan_nothing() {
     }
 }
 
+#[test]
+fn operations_are_those_of_real_tokens_heads_and_keys() {
+    let flop = |config: &DilatedAttentionConfig, shape: &AttentionShape| {
+        let caps = DeviceCaps::webgpu_defaults();
+        let plan = config.plan_forward(shape, DType::F32, &caps);
+        plan.expect("plans").flop
+    };
+    // Each of 40 tokens has 16 keys in the first branch; in the second, half of the tokens have half of 32 keys.
+    let config = DilatedAttentionConfig::new(3, 8, &[16, 32], &[1, 2]).expect("valid");
+    let whole = AttentionShape::new(2, 40).expect("valid");
+    let of_40 = 3 * 8 * 4 * 40 * (16 + 32 / 4);
+    assert_eq!(flop(&config, &whole), 2 * of_40);
+    // An item of 20 tokens has segments of 20 tokens at most.
+    let shorter = whole.clone().with_valid_lens(&[40, 20]).expect("valid");
+    let of_20 = 3 * 8 * 4 * 20 * (16 + 20 / 4);
+    assert_eq!(flop(&config, &shorter), of_40 + of_20);
+    let causal = config.clone().with_mask(Mask::Causal);
+    assert_eq!(flop(&causal, &whole), of_40);
+    let plan = causal.plan_forward(&whole, DType::F32, &DeviceCaps::webgpu_defaults());
+    assert_eq!(plan.expect("plans").num_dispatches(), 2);
+    let partitioned = config.with_heads(Heads::Partitioned);
+    assert_eq!(flop(&partitioned, &whole), of_40);
+    // Two products of 50 x 30 x 8 in 3 heads, with 7 of 30 keys in the second item.
+    let dense = DilatedAttentionConfig::dense(3, 8).expect("valid");
+    let cross = AttentionShape::cross(2, 50, 30)
+        .and_then(|shape| shape.with_valid_key_lens(&[30, 7]))
+        .expect("valid");
+    assert_eq!(flop(&dense, &cross), 2 * 2 * 50 * (30 + 7) * 8 * 3);
+}
+
+#[test]
+fn rows_that_no_dispatch_writes_are_cleared() {
+    let clears = |rates: &[usize], heads: Heads, lens: &[usize]| {
+        let config = DilatedAttentionConfig::new(3, 8, &[10, 10][..rates.len()], rates)
+            .expect("valid")
+            .with_heads(heads);
+        let shape = AttentionShape::new(lens.len(), 10)
+            .and_then(|shape| shape.with_valid_lens(lens))
+            .expect("valid");
+        let caps = DeviceCaps::webgpu_defaults();
+        let plan = config.plan_forward(&shape, DType::F32, &caps);
+        plan.expect("plans").clears
+    };
+    let every = |rates: &[usize], lens: &[usize]| clears(rates, Heads::EveryBranch, lens);
+    assert_eq!(every(&[2, 1], &[10, 10]), []);
+    // Behind the tokens of each item; what touches is one range.
+    assert_eq!(every(&[1], &[4, 10, 7]), [(4, 10), (27, 30)]);
+    assert_eq!(every(&[1], &[4, 0, 10, 0]), [(4, 20), (30, 40)]);
+    assert_eq!(every(&[2, 3], &[10, 4]), [(0, 20)]);
+    // Of partitioned heads, all branches have to write every token.
+    let partitioned = |rates: &[usize]| clears(rates, Heads::Partitioned, &[10, 9]);
+    assert_eq!(partitioned(&[1, 1]), [(19, 20)]);
+    assert_eq!(partitioned(&[1, 2]), [(0, 20)]);
+}
+
+#[test]
+fn what_a_forward_needs_is_told_in_bytes() {
+    let config = DilatedAttentionConfig::new(3, 8, &[16], &[1]).expect("valid");
+    let shape = AttentionShape::new(2, 50).expect("valid");
+    let plan = |dtype| {
+        let caps = DeviceCaps::webgpu_defaults();
+        config.plan_forward(&shape, dtype, &caps).expect("plans")
+    };
+    let full = plan(DType::F32);
+    let asked: Vec<(String, u64)> = full
+        .buffers()
+        .iter()
+        .map(|buffer| (buffer.label.to_string(), buffer.bytes))
+        .collect();
+    assert_eq!(asked[0], ("out".to_owned(), 100 * 96));
+    assert_eq!(asked[1], ("softmax_state".to_owned(), 100 * 24));
+    let bytes = asked.iter().map(|(_, bytes)| bytes).sum::<u64>();
+    assert_eq!(full.requested_bytes(), bytes);
+    assert!(full.held_bytes() > bytes);
+    assert_eq!(full.num_dispatches(), 1);
+    // q, k, v and the output.
+    assert_eq!(full.byte_floor, 4 * 100 * 96);
+    let range = |offset, size| ByteRange { offset, size };
+    assert_eq!(full.out_range((7, 12)), range(7 * 96, 5 * 96));
+    assert_eq!(full.state_range((7, 12)), range(7 * 24, 5 * 24));
+    let half = plan(DType::F16);
+    assert_eq!(half.out_range((7, 12)), range(7 * 48, 5 * 48));
+    assert_eq!(half.state_range((7, 12)), range(7 * 24, 5 * 24));
+    assert_eq!(half.byte_floor, 4 * 100 * 48);
+    // Keys of another sequence may be what is largest.
+    let dense = DilatedAttentionConfig::dense(3, 8).expect("valid");
+    let caps = DeviceCaps {
+        max_buffer_bytes: 1 << 16,
+        ..DeviceCaps::webgpu_defaults()
+    };
+    let most = (1 << 16) / 96;
+    let cross = |keys| {
+        let shape = AttentionShape::cross(1, 5, keys).expect("valid");
+        dense.plan_forward(&shape, DType::F32, &caps)
+    };
+    assert_eq!(cross(most).expect("fits").byte_floor, 4 * 682 * 96);
+    assert!(matches!(
+        cross(most + 1),
+        Err(Error::Pool(PoolError::BufferTooLarge {
+            requested_bytes: 65_568,
+            limit_bytes: 65_536,
+            ..
+        }))
+    ));
+    // As large as allowed, to the byte.
+    let even = DilatedAttentionConfig::dense(4, 8).expect("valid");
+    let even = |n| {
+        even.plan_forward(
+            &AttentionShape::new(1, n).expect("valid"),
+            DType::F32,
+            &caps,
+        )
+    };
+    even(512).expect("fits");
+    even(513).expect_err("too large");
+}
+
 #[derive(Default)]
 struct Row {
     /// (branch, key row) -> times it is counted.
@@ -122,6 +239,17 @@ fn execute(plan: &ForwardPlan, caps: &DeviceCaps, row_bytes: u64) -> HashMap<(u6
             assert_eq!(window.bytes.offset % caps.storage_offset_alignment(), 0);
         }
         let geometry = &dispatch.geometry;
+        for window in [dispatch.q, dispatch.kv, dispatch.out] {
+            assert!(window.bytes.size >= u64::from(window.skip) * 16 + row_bytes);
+        }
+        // Windows of keys after the first one are there for keys.
+        let segments = dispatch.segments.begin..dispatch.segments.end;
+        let mut keys = segments.flat_map(|segment| {
+            let heads = dispatch.heads.begin..dispatch.heads.end;
+            heads.map(move |head| geometry.real_keys(segment, head))
+        });
+        let first = dispatch.key_rows.begin;
+        assert!(first == 0 || keys.any(|keys| keys > first));
         for item in dispatch.items.begin..dispatch.items.end {
             for segment in dispatch.segments.begin..dispatch.segments.end {
                 for head in dispatch.heads.begin..dispatch.heads.end {

@@ -1,5 +1,10 @@
 //! Plans without a GPU.
 
+mod backward;
 mod branch;
 mod forward;
+#[cfg(feature = "models")]
+mod needs;
 mod parts;
+#[cfg(feature = "models")]
+mod step;

@@ -223,3 +223,104 @@ fn threads_share_one_pool() {
     assert_eq!((stats.acquires, stats.leases.current), (8000, 0));
     assert!(stats.creates < 1000, "{stats}");
 }
+
+#[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "buffers of the application's, not of the pool"
+)]
+fn buffers_of_the_application_count_apart() {
+    let device = noop_device();
+    let pool = Pool::new(&device, PoolOptions::default());
+    let buffer = |size| {
+        device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size,
+            usage: STORAGE_USAGE,
+            mapped_at_creation: false,
+        })
+    };
+    let [small, large] = [4, 1002].map(buffer);
+    assert!(matches!(
+        pool.import("none".into(), &buffer(3)),
+        Err(PoolError::ZeroSize { label }) if label == "none"
+    ));
+    let word = pool.import("word".into(), &small).expect("a word");
+    assert_eq!((word.requested_bytes(), word.buffer_bytes()), (4, 4));
+    let mut image = pool.import("image".into(), &large).expect("words");
+    assert_eq!(
+        (image.requested_bytes(), image.buffer_bytes()),
+        (1000, 1002)
+    );
+    assert_eq!(
+        (image.label().as_str(), image.usage()),
+        ("image", STORAGE_USAGE)
+    );
+    assert_eq!(image.buffer(), &large);
+    assert!(!image.is_unshared(), "the application has it, too");
+    // A clone is no other import.
+    drop(image.clone());
+    let figures = |pool: &Pool| {
+        let PoolStats {
+            imported: n,
+            imported_bytes: bytes,
+            ..
+        } = check(pool);
+        [
+            [n.current, n.peak, n.total],
+            [bytes.current, bytes.peak, bytes.total],
+        ]
+    };
+    assert_eq!(figures(&pool), [[2, 2, 2], [1006, 1006, 1006]]);
+    drop(image);
+    assert_eq!(figures(&pool), [[1, 2, 2], [4, 1006, 1006]]);
+    pool.reset_peaks();
+    assert_eq!(figures(&pool), [[1, 1, 2], [4, 4, 1006]]);
+    let stats = pool.stats();
+    assert_eq!(
+        (stats.acquires, stats.leases.current, stats.held_bytes.peak),
+        (0, 0, 0)
+    );
+    drop(word);
+    assert_eq!(figures(&pool), [[0, 1, 2], [0, 4, 1006]]);
+    // Only what the pool made is its own.
+    let own = pool.acquire("own", 1000, STORAGE_USAGE).expect("lends");
+    assert!(pool.owns(own.buffer()) && !pool.owns(&large));
+}
+
+#[test]
+fn a_pool_whose_device_is_lost_gives_up_what_is_cached() {
+    let pool = pool(PoolOptions::default());
+    assert!(pool.watch().is_some());
+    let kept = pool.acquire("kept", 1000, STORAGE_USAGE).expect("lends");
+    drop(pool.acquire("cached", 5000, STORAGE_USAGE));
+    pool.device_lost("on purpose");
+    let stats = check(&pool);
+    assert_eq!(
+        (stats.free.current, stats.leases.current),
+        (0, 1),
+        "{stats}"
+    );
+    assert!(matches!(
+        pool.acquire("later", 1000, STORAGE_USAGE),
+        Err(PoolError::DeviceLost { reason }) if reason.contains("on purpose")
+    ));
+    drop(kept);
+    assert_eq!(check(&pool).held_bytes.current, 0);
+}
+
+#[test]
+fn buffers_that_the_host_maps_have_one_direction() {
+    let pool = pool(PoolOptions::default());
+    for usage in [
+        BufferUsages::MAP_READ,
+        BufferUsages::MAP_READ | BufferUsages::COPY_DST,
+        BufferUsages::MAP_WRITE | BufferUsages::COPY_SRC,
+    ] {
+        let lease = pool.acquire("mapped", 16, usage).expect("legal");
+        assert_eq!(lease.usage(), usage);
+        if usage.contains(BufferUsages::MAP_WRITE) {
+            lease.buffer().unmap();
+        }
+    }
+}

@@ -3,6 +3,10 @@
 mod device;
 #[cfg(feature = "tracing")]
 mod events;
+mod figures;
+mod ledger;
 mod model;
 mod policy;
+mod shards;
+mod threads;
 mod traces;

@@ -135,7 +135,7 @@ fn caps_hold_whenever_a_buffer_comes_back() {
     assert!(stats.free_bytes.peak <= 4 * MIB, "{stats}");
     fill(&pool, 10, 1000);
     let stats = pool.stats();
-    assert!(stats.free.current <= 5, "{stats}");
+    assert_eq!(stats.free.current, 5, "{stats}");
 }
 
 #[test]
