@@ -146,7 +146,11 @@ impl Readback {
         match crate::watch::catch(|| self.lease.buffer().get_mapped_range(range)) {
             Ok(Ok(view)) if view[..] == self.seal => Stage::Ready,
             Ok(Ok(_)) => Stage::Unsealed,
-            Ok(Err(_)) | Err(_) => Stage::Lost,
+            // Only the buffers of a lost device cannot be read once they are mapped.
+            Ok(Err(_)) | Err(_) => {
+                self.watch.lose("a mapped buffer could not be read");
+                Stage::Lost
+            }
         }
     }
 
