@@ -3,7 +3,9 @@
 
 use dilated_attention::SliceOptions;
 use dilated_attention::ops::ScaledAdd;
-use dilated_attention::pool::{PARAMS_USAGE, Pool, PoolError, PoolOptions, STORAGE_USAGE};
+use dilated_attention::pool::{
+    PARAMS_USAGE, Pool, PoolError, PoolOptions, STAGING_USAGE, STORAGE_USAGE,
+};
 use dilated_attention::reference;
 use dilated_attention::{
     AttentionShape, Context, ContextOptions, DType, DeviceCaps, DilatedAttention,
@@ -559,9 +561,23 @@ fn wrong_commands_of_an_encoder_are_errors() {
     for error in errors {
         assert!(matches!(error, Error::ContextMismatch { .. }), "{error}");
     }
-    // wgpu refuses to copy to what has not that usage, when the commands are submitted.
-    let readback = pool.acquire("no storage", 16, PARAMS_USAGE).unwrap();
-    let download = work.download::<u32>(&readback).unwrap();
+    let [params, staging] =
+        [PARAMS_USAGE, STAGING_USAGE].map(|usage| pool.acquire("other usages", 16, usage).unwrap());
+    let errors = [
+        work.upload(&staging, 0, &[1u32]).unwrap_err(),
+        work.download::<u32>(&params).map(drop).unwrap_err(),
+    ];
+    for error in errors {
+        assert!(
+            matches!(&error, Error::Pool(PoolError::InvalidUsage { label, .. }) if label == "other usages"),
+            "{error}"
+        );
+    }
+    drop(staging);
+    // What the application itself records wrongly, wgpu refuses when it is submitted.
+    let download = work.download::<u32>(&lease).unwrap();
+    let [from, to] = [params.buffer(), lease.buffer()];
+    work.encoder().copy_buffer_to_buffer(from, 0, to, 0, 16);
     let error = work.submit().map(drop).unwrap_err();
     assert!(
         matches!(&error, Error::Validation { label, .. } if label == "wrong"),
@@ -571,7 +587,7 @@ fn wrong_commands_of_an_encoder_are_errors() {
         download.wait(),
         Err(Error::DownloadAbandoned { .. })
     ));
-    drop((download, lease, readback));
+    drop((download, lease, params));
     context.wait().unwrap();
     assert_eq!(pool.stats().leases.current, 0);
     // The pool works on.
