@@ -215,14 +215,14 @@ impl PendingStep {
         self.loss.is_ready() && self.norm_squared.is_ready()
     }
 
-    /// Blocks until it is done (not in browsers).
+    /// Blocks until it is done (not in browsers). It may be called again.
     ///
     /// # Errors
     /// [`Error::NonFiniteStep`] for a loss or gradient that is not finite, which says what became of the weights: training may
     /// go on with the next step. As [`Download::wait`]: [`Error::DownloadAbandoned`] for a step that was dropped or cancelled,
     /// [`Error::NotSubmitted`] for one that is not submitted to the end.
     #[cfg(not(target_arch = "wasm32"))]
-    pub fn wait(self) -> Result<StepReport> {
+    pub fn wait(&self) -> Result<StepReport> {
         let loss = self.loss.wait()?;
         let norm_squared = self.norm_squared.wait()?;
         StepReport::new(

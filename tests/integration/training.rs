@@ -254,6 +254,8 @@ fn in_slices_a_step_has_happened_whole_or_not() {
                 assert!(!pollster::block_on(sliced.step()).expect("runs").is_done());
             }
             assert!(!pending.is_ready());
+            // To wait too early is an error, and may be done again.
+            assert!(matches!(pending.wait(), Err(Error::NotSubmitted { .. })));
             // Until it is known what becomes of it, nothing is told that depends on it.
             let refused = |result: Result<(), Error>| {
                 let error = result.expect_err("out of order");
