@@ -80,9 +80,7 @@ impl Trainer {
     /// use dilated_attention::training::{LearningRate, Trainer, TrainingOptions};
     /// use dilated_attention::{AttentionShape, DeviceCaps, DilatedAttentionConfig};
     /// let attention = DilatedAttentionConfig::new(8, 32, &[1024, 8192], &[1, 8])?;
-    /// let mut config = LongNetConfig::decoder(attention, 12, 1024);
-    /// config.vocab_size = Some(256);
-    /// config.output_projection = OutputProjection::Own;
+    /// let config = LongNetConfig::decoder(attention, 12, 1024).with_vocabulary(256, OutputProjection::Own);
     /// let mut options = TrainingOptions::new(LearningRate::Constant(1e-3));
     /// options.recompute = Recompute::Layers;
     /// let shapes = [AttentionShape::new(1, 16_384)?];

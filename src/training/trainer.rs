@@ -52,9 +52,7 @@ impl TrainingOptions {
 /// use dilated_attention::{Context, DilatedAttentionConfig};
 /// let context = Context::new_blocking()?;
 /// let attention = DilatedAttentionConfig::new(4, 32, &[128, 512], &[1, 4])?;
-/// let mut config = LongNetConfig::decoder(attention, 2, 512);
-/// config.vocab_size = Some(256);
-/// config.output_projection = OutputProjection::Own;
+/// let config = LongNetConfig::decoder(attention, 2, 512).with_vocabulary(256, OutputProjection::Own);
 /// let model = LongNet::new(&context, config)?;
 /// let options = TrainingOptions::new(LearningRate::Constant(1e-3));
 /// let mut trainer = Trainer::new(&context, model, options)?;
