@@ -352,6 +352,11 @@ pub(crate) fn zeros<T: bytemuck::Zeroable>(
     zeros.ok_or_else(|| Error::InvalidShape {
         what: what.into(),
         given: given.to_string(),
-        need: "small enough for the memory of this machine".to_owned(),
+        need: match count.and_then(|count| count.checked_mul(size_of::<T>())) {
+            Some(bytes) => format!(
+                "less: a plan stands on an input of that size on the host, and this machine has no {bytes} bytes for it"
+            ),
+            None => "less: its bytes overflow the addresses of this machine".to_owned(),
+        },
     })
 }

@@ -167,6 +167,13 @@ impl Trainer {
 /// # Errors
 /// [`Error::InvalidShape`] when there is none.
 pub(super) fn at_least_one_label(batches: &[Batch]) -> Result<u64> {
+    if batches.is_empty() {
+        return Err(Error::InvalidShape {
+            what: "number of batches".into(),
+            given: "0".to_owned(),
+            need: "at least 1".to_owned(),
+        });
+    }
     match batches.iter().map(Batch::num_labels).sum() {
         0 => Err(Error::InvalidShape {
             what: "labels".into(),

@@ -299,7 +299,11 @@ mod tests {
         assert_eq!((step.pending.step(), trainer.steps()), (3, 2));
         // What fails while it is recorded leaves none under way.
         drop(step);
-        trainer.record_step(&[]).map(drop).expect_err("no label");
+        let error = trainer.record_step(&[]).map(drop).expect_err("no batch");
+        assert_eq!(
+            error.to_string(),
+            "number of batches is 0; it must be at least 1"
+        );
         drop(trainer.step(&batch()).expect("submits"));
         assert_eq!(trainer.steps(), 3);
     }
