@@ -104,6 +104,16 @@ pub struct TensorPart<'a> {
 }
 
 impl<'a> TensorPart<'a> {
+    /// All bytes of `buffer`, as `rows` rows: for [`Context::import_tensor`](crate::Context::import_tensor) of a buffer that holds
+    /// one tensor and nothing else.
+    pub fn whole(buffer: &'a wgpu::Buffer, rows: usize) -> Self {
+        Self {
+            buffer,
+            bytes: 0..buffer.size(),
+            rows: 0..rows,
+        }
+    }
+
     /// All bytes of the part, to be bound.
     pub fn binding(&self) -> wgpu::BindingResource<'a> {
         wgpu::BindingResource::Buffer(wgpu::BufferBinding {

@@ -272,6 +272,7 @@ fn buffers_that_no_tensor_can_be_made_of_are_errors() {
     };
     invalid(with_bytes(0..316), "bytes 0..316");
     invalid(with_bytes(0..1024), "bytes 0..1024");
+    invalid(TensorPart::whole(&buffer, 10), "bytes 0..1024");
     #[expect(clippy::reversed_empty_ranges, reason = "what is wrong")]
     invalid(with_bytes(320..0), "bytes 320..0");
     invalid(with_bytes(768..1088), "of 1024");
@@ -303,6 +304,9 @@ fn buffers_that_no_tensor_can_be_made_of_are_errors() {
     let endless = context.import_tensor("x", &[usize::MAX, 8], DType::F32, &[good]);
     assert!(matches!(endless, Err(Error::SizeOverflow { .. })));
     assert_eq!(context.pool().stats().imported.total, 0);
+    let whole = TensorPart::whole(&buffer, 32);
+    let tensor = context.import_tensor("x", &[32, 8], DType::F32, &[whole]);
+    assert_eq!(tensor.unwrap().only_part().unwrap().bytes, 0..1024);
 }
 
 /// Another device of the same instance, which wgpu can tell.
