@@ -254,7 +254,7 @@ impl fmt::Display for TrainingPlan {
         }
         writeln!(
             f,
-            "work        {:.1} GFLOP in {} dispatches",
+            "work        {:.3} GFLOP in {} dispatches",
             self.flop as f64 / 1e9,
             self.num_dispatches
         )?;
@@ -398,7 +398,7 @@ mod tests {
             ]
         );
         assert!(
-            text.ends_with("about 1.5 s, as measured here before\n"),
+            text.ends_with("about 1.500 s, as measured here before\n"),
             "{text}"
         );
         assert!(!insides.to_string().contains("time "));
