@@ -146,7 +146,11 @@ impl Readback {
         match crate::watch::catch(|| self.lease.buffer().get_mapped_range(range)) {
             Ok(Ok(view)) if view[..] == self.seal => Stage::Ready,
             Ok(Ok(_)) => Stage::Unsealed,
-            Ok(Err(_)) | Err(_) => Stage::Lost,
+            // Only the buffers of a lost device cannot be read once they are mapped.
+            Ok(Err(_)) | Err(_) => {
+                self.watch.lose("a mapped buffer could not be read");
+                Stage::Lost
+            }
         }
     }
 
@@ -230,6 +234,9 @@ impl Drop for Readback {
 /// A tensor on its way to the host. [`wait`](Self::wait) blocks until its elements are here, row-major. As a future it
 /// resolves to the same elements or errors. If it is polled before its recording was submitted, it resolves to
 /// [`Error::NotSubmitted`] at once.
+///
+/// Until it is dropped it holds a buffer of the pool, as large as the tensor: under a [budget](crate::PoolOptions), drop
+/// downloads whose elements are here.
 #[derive(Debug)]
 #[must_use = "nothing is read from a download that nobody waits for"]
 pub struct Download<T: bytemuck::Pod> {
@@ -282,7 +289,7 @@ impl<T: bytemuck::Pod> Download<T> {
     }
 
     /// Whether [`wait`](Self::wait) would return at once. Never blocks. Something must poll the device meanwhile:
-    /// [`Context::poll`](crate::Context::poll), or any submission.
+    /// [`Context::poll`](crate::Context::poll), or any submission; with a pool alone, `wgpu::Device::poll`.
     pub fn is_ready(&self) -> bool {
         self.readback.watch.is_lost() || !self.readback.lock().stage.is_pending()
     }

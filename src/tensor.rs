@@ -104,6 +104,16 @@ pub struct TensorPart<'a> {
 }
 
 impl<'a> TensorPart<'a> {
+    /// All bytes of `buffer`, as `rows` rows: for [`Context::import_tensor`](crate::Context::import_tensor) of a buffer that holds
+    /// one tensor and nothing else.
+    pub fn whole(buffer: &'a wgpu::Buffer, rows: usize) -> Self {
+        Self {
+            buffer,
+            bytes: 0..buffer.size(),
+            rows: 0..rows,
+        }
+    }
+
     /// All bytes of the part, to be bound.
     pub fn binding(&self) -> wgpu::BindingResource<'a> {
         wgpu::BindingResource::Buffer(wgpu::BufferBinding {
@@ -352,6 +362,11 @@ pub(crate) fn zeros<T: bytemuck::Zeroable>(
     zeros.ok_or_else(|| Error::InvalidShape {
         what: what.into(),
         given: given.to_string(),
-        need: "small enough for the memory of this machine".to_owned(),
+        need: match count.and_then(|count| count.checked_mul(size_of::<T>())) {
+            Some(bytes) => format!(
+                "less: a plan stands on an input of that size on the host, and this machine has no {bytes} bytes for it"
+            ),
+            None => "less: its bytes overflow the addresses of this machine".to_owned(),
+        },
     })
 }

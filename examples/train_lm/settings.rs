@@ -46,9 +46,8 @@ impl Settings {
     pub fn config(&self) -> dilated_attention::Result<LongNetConfig> {
         let attention =
             DilatedAttentionConfig::new(self.heads, self.head_dim, &self.segments, &self.rates)?;
-        let mut config = LongNetConfig::decoder(attention, self.layers, self.ffn_dim);
-        config.vocab_size = Some(256);
-        config.output_projection = OutputProjection::Own;
+        let mut config = LongNetConfig::decoder(attention, self.layers, self.ffn_dim)
+            .with_vocabulary(256, OutputProjection::Own);
         config.xpos_scale_base = Some(512.0);
         Ok(config)
     }

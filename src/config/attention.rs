@@ -122,7 +122,7 @@ impl DilatedAttentionConfig {
             return invalid(
                 "head_dim",
                 head_dim.to_string(),
-                "a multiple of 4 from 4 to 256; pad the head with zeros and pass softmax_scale otherwise",
+                "a multiple of 4 from 4 to 256; pad other sizes below with zeros, and call with_softmax_scale for the true size",
             );
         }
         let embed_dim = num_heads.checked_mul(head_dim);

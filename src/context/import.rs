@@ -23,12 +23,7 @@ impl Context {
     ///
     /// /// `features` holds 4096 tokens of 8 heads of 64 f32 each, which commands that were submitted have written.
     /// fn queries(context: &Context, features: &wgpu::Buffer) -> Result<Tensor> {
-    ///     let rows = 4096 * 8;
-    ///     let whole = TensorPart {
-    ///         buffer: features,
-    ///         bytes: 0..rows * 64 * 4,
-    ///         rows: 0..rows as usize,
-    ///     };
+    ///     let whole = TensorPart::whole(features, 4096 * 8);
     ///     let q = context.import_tensor("q", &[1, 4096, 8, 64], DType::F32, &[whole])?;
     ///     q.mark_written();
     ///     Ok(q)

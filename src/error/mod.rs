@@ -30,7 +30,7 @@ pub enum Error {
         what: &'static str,
     },
     /// A token id is not in the table, or a label is not a class.
-    #[error("{what} {given} at index {index} is out of range: there are {limit}")]
+    #[error("{what} {given} at index {index} is out of range: it must be below {limit}")]
     TokenOutOfRange {
         /// "token" or "label".
         what: &'static str,
@@ -121,7 +121,9 @@ pub enum Error {
         expected: u64,
     },
     /// A tensor has an element type that the operation does not take.
-    #[error("{what} has elements of type {given}; {need} is needed: convert before the call")]
+    #[error(
+        "{what} has elements of type {given}; {need} is needed: convert before the call (ops::convert, between floats)"
+    )]
     WrongDType {
         /// Name of the tensor.
         what: Label,
@@ -238,7 +240,9 @@ pub enum Error {
         found: String,
     },
     /// The adapter refused a device with the requested features and limits.
-    #[error("adapter '{adapter}' gave no device: {reason}")]
+    #[error(
+        "adapter '{adapter}' gave no device: {reason}; ask for no more than it has (ContextOptions::with_limits, with_features)"
+    )]
     NoDevice {
         /// Name of the adapter.
         adapter: String,
@@ -283,7 +287,10 @@ pub enum Error {
         reason: String,
     },
     /// A value is not finite, in a call for which the check for finite values is switched on.
-    #[error("{what} holds {value} at {}", place(index, axes))]
+    #[error(
+        "{what} holds {value} at {}: look at what it was computed from",
+        place(index, axes)
+    )]
     NotFinite {
         /// Name of the tensor.
         what: Label,
@@ -324,7 +331,8 @@ pub enum Error {
     #[error(transparent)]
     Weights(#[from] WeightsError),
     /// wgpu refused something that this library considers valid. This is a defect worth reporting, except when memory ran out
-    /// inside wgpu during a submission.
+    /// inside wgpu during a submission, or when the application's own commands (in its encoder, or in a
+    /// [`PoolEncoder`](crate::PoolEncoder)) are at fault.
     #[error("wgpu refused '{label}': {reason}")]
     Validation {
         /// Label of the refused object.

@@ -15,14 +15,14 @@ pub enum PoolError {
         /// Label of the request.
         label: Label,
     },
-    /// The requested usages cannot be combined in a buffer of this pool.
-    #[error("'{label}' asks for usages {usage:?}, which contradict each other: {reason}")]
+    /// The requested usages cannot be combined in a buffer of this pool, or a lease lacks a usage that a call needs.
+    #[error("'{label}' has the wrong usages {usage:?}: {reason}")]
     InvalidUsage {
         /// Label of the request.
         label: Label,
-        /// The usages asked for.
+        /// The usages asked for, or those of the lease.
         usage: wgpu::BufferUsages,
-        /// Why they cannot be combined.
+        /// What is wrong with them, or what is missing.
         reason: &'static str,
     },
     /// The buffer would be larger than the device allows.
@@ -39,7 +39,7 @@ pub enum PoolError {
     },
     /// The pool's budget does not allow another buffer, even after all cached buffers were dropped.
     #[error(
-        "'{label}' needs a buffer of {requested_bytes} bytes (what was asked for, rounded up to a size class), but the pool's budget is {budget_bytes} bytes and {leased_bytes} are in use: raise the budget or drop tensors first\n{report}"
+        "'{label}' needs a buffer of {requested_bytes} bytes (what was asked for, rounded up to a size class), but the pool's budget is {budget_bytes} bytes and {leased_bytes} are in use: raise the budget, or first drop tensors, leases or downloads\n{report}"
     )]
     BudgetExceeded {
         /// Label of the request.
@@ -55,7 +55,7 @@ pub enum PoolError {
     },
     /// The device has no memory left, even after all cached buffers were dropped.
     #[error(
-        "the device has no memory for '{label}', a buffer of {requested_bytes} bytes (what was asked for, rounded up to a size class), with {leased_bytes} in use: drop tensors or shorten the input\n{report}"
+        "the device has no memory for '{label}', a buffer of {requested_bytes} bytes (what was asked for, rounded up to a size class), with {leased_bytes} in use: drop tensors, leases or downloads, or shorten the input\n{report}"
     )]
     OutOfMemory {
         /// Label of the request.

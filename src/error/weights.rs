@@ -28,6 +28,15 @@ pub enum WeightsError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file is valid, but no checkpoint that [`Trainer::save`](crate::training::Trainer::save) wrote.
+    #[error(
+        "{file} is no checkpoint of a training: its metadata do not say so; load its weights with WeightSource::load and train them \
+         with Trainer::from_weights"
+    )]
+    NoCheckpoint {
+        /// Path of the file, or another description of its source.
+        file: String,
+    },
     /// A file is valid, but does not fit the model.
     #[error("{0}")]
     Mismatch(Box<WeightsMismatch>),

@@ -52,9 +52,7 @@ pub struct CrossAttentionConfig {
 /// use dilated_attention::DilatedAttentionConfig;
 /// use dilated_attention::longnet::{LongNetConfig, OutputProjection};
 /// let attention = DilatedAttentionConfig::new(8, 32, &[256, 1024], &[1, 4])?;
-/// let mut config = LongNetConfig::decoder(attention, 4, 1024);
-/// config.vocab_size = Some(256);
-/// config.output_projection = OutputProjection::Own;
+/// let mut config = LongNetConfig::decoder(attention, 4, 1024).with_vocabulary(256, OutputProjection::Own);
 /// config.xpos_scale_base = Some(512.0);
 /// # Ok::<(), dilated_attention::Error>(())
 /// ```
@@ -146,6 +144,16 @@ impl LongNetConfig {
             Mask::Full => attention,
         };
         Self { attention, ..self }
+    }
+
+    /// Sets the vocabulary: the number of tokens that the model embeds, and the projection of its features to their logits.
+    /// A [`decoder`](Self::decoder) with both is a language model.
+    pub fn with_vocabulary(self, vocab_size: usize, projection: OutputProjection) -> Self {
+        Self {
+            vocab_size: Some(vocab_size),
+            output_projection: projection,
+            ..self
+        }
     }
 
     /// Heads, branches and mask of self-attention. The width of the model is the number of heads times their size.

@@ -166,7 +166,7 @@ impl fmt::Display for ModelPlan {
         needs::write_memory(f, self.requested_bytes, self.held_bytes, kept)?;
         writeln!(
             f,
-            "work        {:.1} GFLOP in {} dispatches, {} recordings",
+            "work        {:.3} GFLOP in {} dispatches, {} recordings",
             self.flop as f64 / 1e9,
             self.num_dispatches,
             self.num_recordings

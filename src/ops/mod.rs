@@ -100,7 +100,24 @@ impl<'a> Matrix<'a> {
         self.slice_rows(rows.start as u64, rows.end as u64)
     }
 
-    /// The same elements in rows of `width`.
+    /// The same elements in rows of `width`. So a product writes the q of an attention, and reads its output:
+    ///
+    /// ```
+    /// use dilated_attention::{Context, DType, DilatedAttention, DilatedAttentionConfig, ops::Matmul};
+    ///
+    /// # fn main() -> dilated_attention::Result<()> {
+    /// let context = Context::new_blocking()?;
+    /// let attention = DilatedAttention::new(&context, DilatedAttentionConfig::new(2, 16, &[64], &[1])?)?;
+    /// let mut recorder = context.recorder("layer");
+    /// let x = recorder.upload("x", &[100, 20], &[0.1f32; 2000])?;
+    /// let weight = recorder.upload("weight", &[32, 20], &[0.1f32; 640])?;
+    /// let q = recorder.empty("q", &[1, 100, 2, 16], DType::F32)?; // (batch, token, head, element)
+    /// Matmul::new(x.matrix(), weight.matrix()).with_transposed_b().write(&mut recorder, q.matrix().reshape(32)?)?;
+    /// let out = attention.forward(&mut recorder, &q, &q, &q)?.out;
+    /// assert_eq!(out.matrix().reshape(32)?.rows(), 100);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`Error::InvalidShape`] when they do not fill whole rows.

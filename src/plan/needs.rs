@@ -52,7 +52,7 @@ pub(crate) fn write_time(f: &mut fmt::Formatter<'_>, expected: Option<Duration>)
     match expected {
         Some(time) => writeln!(
             f,
-            "time        about {:.1} s, as measured here before",
+            "time        about {:.3} s, as measured here before",
             time.as_secs_f64()
         ),
         None => Ok(()),

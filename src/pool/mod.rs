@@ -352,7 +352,7 @@ impl<B> Pool<B> {
     ) -> Result<Request, PoolError> {
         use wgpu::BufferUsages as Usage;
         let contradiction = if usage.is_empty() {
-            Some("no usage at all")
+            Some("a buffer needs at least one, such as those of STORAGE_USAGE")
         } else if usage.contains(Usage::MAP_READ)
             && !(Usage::MAP_READ | Usage::COPY_DST).contains(usage)
         {

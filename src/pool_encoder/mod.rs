@@ -36,7 +36,7 @@ pub(crate) use submission::{Destination, refused};
 use std::fmt;
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, PoolError, Result};
 use crate::label::Label;
 use crate::pool::{Lease, Pool};
 use crate::readback::{Download, Readback};
@@ -105,7 +105,8 @@ impl PoolEncoder {
     ///
     /// # Errors
     /// [`Error::InvalidShape`] where the bytes do not lie within the lease, or begin or end within a word of 4 bytes;
-    /// [`Error::ContextMismatch`] for a lease of another pool; those of [`Pool::acquire`], for staging memory.
+    /// [`PoolError::InvalidUsage`] for a lease without `COPY_DST`; [`Error::ContextMismatch`] for a lease of another pool; those
+    /// of [`Pool::acquire`], for staging memory.
     pub fn upload<T: bytemuck::Pod>(
         &mut self,
         lease: &Lease,
@@ -115,7 +116,8 @@ impl PoolEncoder {
         // Types without bytes have none to copy.
         let bytes: &[u8] = bytemuck::try_cast_slice(data).unwrap_or_default();
         let size = bytes.len() as u64;
-        self.expect_own(lease)?;
+        let needs = (wgpu::BufferUsages::COPY_DST, "an upload needs COPY_DST");
+        self.expect_own(lease, needs)?;
         let end = offset.checked_add(size);
         let fits = end.is_some_and(|end| end <= lease.requested_bytes());
         if !fits || !offset.is_multiple_of(4) || !size.is_multiple_of(4) {
@@ -137,9 +139,11 @@ impl PoolEncoder {
     /// whole elements as fit. Keeps the lease, which needs `COPY_SRC`.
     ///
     /// # Errors
-    /// [`Error::ContextMismatch`] for a lease of another pool; those of [`Pool::acquire`], for the buffer to read from.
+    /// [`PoolError::InvalidUsage`] for a lease without `COPY_SRC`; [`Error::ContextMismatch`] for a lease of another pool; those
+    /// of [`Pool::acquire`], for the buffer to read from.
     pub fn download<T: bytemuck::Pod>(&mut self, lease: &Lease) -> Result<Download<T>> {
-        self.expect_own(lease)?;
+        let needs = (wgpu::BufferUsages::COPY_SRC, "a download needs COPY_SRC");
+        self.expect_own(lease, needs)?;
         let bytes = lease.requested_bytes();
         let readback = Readback::lease_of(&self.pool, &self.watch, lease.label(), bytes)?;
         let to = readback.lease().clone();
@@ -189,15 +193,27 @@ impl PoolEncoder {
         Ok(submission)
     }
 
-    fn expect_own(&self, lease: &Lease) -> Result<()> {
-        match lease.pool_id() == self.pool.id() {
-            true => Ok(()),
-            false => Err(Error::ContextMismatch {
+    /// Whether `lease` is of this pool and has the usages that a call `needs`.
+    fn expect_own(
+        &self,
+        lease: &Lease,
+        (needs, reason): (wgpu::BufferUsages, &'static str),
+    ) -> Result<()> {
+        if lease.pool_id() != self.pool.id() {
+            return Err(Error::ContextMismatch {
                 what: lease.label().clone(),
                 given: lease.pool_id(),
                 expected: self.pool.id(),
-            }),
+            });
         }
+        if !lease.usage().contains(needs) {
+            return Err(Error::Pool(PoolError::InvalidUsage {
+                label: lease.label().clone(),
+                usage: lease.usage(),
+                reason,
+            }));
+        }
+        Ok(())
     }
 
     fn stage(&mut self, to: &Lease, to_offset: u64, bytes: &[u8]) -> Result<()> {

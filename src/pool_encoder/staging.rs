@@ -84,7 +84,12 @@ pub(crate) fn write_mapped(
 ) -> Result<()> {
     let mut view = watch
         .guard(|| chunk.buffer().get_mapped_range_mut(range))?
-        .map_err(|error| watch.lost_error(&error.to_string()))?;
+        .map_err(|error| {
+            // Staging memory of a device that is not lost is mapped.
+            watch.lose(&error.to_string());
+            watch.tell();
+            watch.lost_error("staging memory is not mapped")
+        })?;
     view.slice(..bytes.len()).copy_from_slice(bytes);
     Ok(())
 }

@@ -212,9 +212,10 @@ impl fmt::Display for PoolReport {
             write!(f, "\nheld by {} other labels: {bytes} bytes", rest.len())?;
         }
         if !self.ages.is_empty() {
-            write!(f, "\nleases younger than so many leases and returns:")?;
+            write!(f, "\nage of the leases, in leases and returns since:")?;
             for (bucket, count) in (1..).zip(&self.ages) {
-                write!(f, " {}: {count}", 1u64 << (2 * bucket))?;
+                let comma = if bucket == 1 { "" } else { "," };
+                write!(f, "{comma} {count} below {}", 1u64 << (2 * bucket))?;
             }
         }
         Ok(())

@@ -62,11 +62,11 @@ impl Batch {
         if len < 2 || other.is_some() {
             return Err(Error::InvalidShape {
                 what: "sequences of a batch".into(),
-                given: format!(
-                    "{} of {len} tokens, one of {}",
-                    sequences.len(),
-                    other.map_or(len, |other| other.len())
-                ),
+                given: match other {
+                    None if sequences.is_empty() => "none".to_owned(),
+                    None => format!("{} of {len} tokens", sequences.len()),
+                    Some(other) => format!("some of {len} tokens and some of {}", other.len()),
+                },
                 need: format!(
                     "one or more, all of the same length, of two tokens or more ({UNEQUAL_LENGTHS}: see Batch::new)"
                 ),
@@ -102,5 +102,29 @@ impl Batch {
     pub fn num_labels(&self) -> u64 {
         let counts = |label: &&u32| **label != IGNORED_LABEL;
         self.labels.iter().filter(counts).count() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sequences_that_are_no_batch_are_an_error_that_says_why() {
+        let cases: [(&[&[u32]], &str); 3] = [
+            (&[], "none"),
+            (&[&[1], &[2]], "2 of 1 tokens"),
+            (
+                &[&[1, 2], &[3, 4], &[5, 6, 7]],
+                "some of 2 tokens and some of 3",
+            ),
+        ];
+        for (sequences, expected) in cases {
+            let error = Batch::next_tokens(sequences).expect_err("no batch");
+            assert!(
+                matches!(&error, Error::InvalidShape { given, .. } if given == expected),
+                "{error}"
+            );
+        }
     }
 }

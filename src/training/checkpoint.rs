@@ -49,8 +49,8 @@ impl Trainer {
     /// [function](super::LearningRate::from_fn), too, if it says the same for the same step.
     ///
     /// # Errors
-    /// [`WeightsError::Mismatch`] for the checkpoint of another model, [`WeightsError::InvalidFile`] for a file that is no
-    /// checkpoint; as [`new`](Self::new).
+    /// [`WeightsError::Mismatch`] for the checkpoint of another model, [`WeightsError::NoCheckpoint`] for a file that is
+    /// none; as [`new`](Self::new).
     pub fn resume(
         context: &Context,
         model: LongNet,
@@ -64,9 +64,8 @@ impl Trainer {
         };
         let steps = metadata(STEPS).and_then(|steps| steps.parse().ok());
         let (true, Some(steps)) = (metadata(FORMAT.0) == Some(FORMAT.1), steps) else {
-            return Err(WeightsError::InvalidFile {
+            return Err(WeightsError::NoCheckpoint {
                 file: file.label().to_owned(),
-                reason: "it is no checkpoint of a training: weights alone can be loaded with WeightSource::load".to_owned(),
             }
             .into());
         };

@@ -80,9 +80,7 @@ impl Trainer {
     /// use dilated_attention::training::{LearningRate, Trainer, TrainingOptions};
     /// use dilated_attention::{AttentionShape, DeviceCaps, DilatedAttentionConfig};
     /// let attention = DilatedAttentionConfig::new(8, 32, &[1024, 8192], &[1, 8])?;
-    /// let mut config = LongNetConfig::decoder(attention, 12, 1024);
-    /// config.vocab_size = Some(256);
-    /// config.output_projection = OutputProjection::Own;
+    /// let config = LongNetConfig::decoder(attention, 12, 1024).with_vocabulary(256, OutputProjection::Own);
     /// let mut options = TrainingOptions::new(LearningRate::Constant(1e-3));
     /// options.recompute = Recompute::Layers;
     /// let shapes = [AttentionShape::new(1, 16_384)?];
@@ -256,7 +254,7 @@ impl fmt::Display for TrainingPlan {
         }
         writeln!(
             f,
-            "work        {:.1} GFLOP in {} dispatches",
+            "work        {:.3} GFLOP in {} dispatches",
             self.flop as f64 / 1e9,
             self.num_dispatches
         )?;
@@ -400,7 +398,7 @@ mod tests {
             ]
         );
         assert!(
-            text.ends_with("about 1.5 s, as measured here before\n"),
+            text.ends_with("about 1.500 s, as measured here before\n"),
             "{text}"
         );
         assert!(!insides.to_string().contains("time "));

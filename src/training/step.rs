@@ -167,6 +167,13 @@ impl Trainer {
 /// # Errors
 /// [`Error::InvalidShape`] when there is none.
 pub(super) fn at_least_one_label(batches: &[Batch]) -> Result<u64> {
+    if batches.is_empty() {
+        return Err(Error::InvalidShape {
+            what: "number of batches".into(),
+            given: "0".to_owned(),
+            need: "at least 1".to_owned(),
+        });
+    }
     match batches.iter().map(Batch::num_labels).sum() {
         0 => Err(Error::InvalidShape {
             what: "labels".into(),
@@ -215,14 +222,14 @@ impl PendingStep {
         self.loss.is_ready() && self.norm_squared.is_ready()
     }
 
-    /// Blocks until it is done (not in browsers).
+    /// Blocks until it is done (not in browsers). It may be called again.
     ///
     /// # Errors
     /// [`Error::NonFiniteStep`] for a loss or gradient that is not finite, which says what became of the weights: training may
     /// go on with the next step. As [`Download::wait`]: [`Error::DownloadAbandoned`] for a step that was dropped or cancelled,
     /// [`Error::NotSubmitted`] for one that is not submitted to the end.
     #[cfg(not(target_arch = "wasm32"))]
-    pub fn wait(self) -> Result<StepReport> {
+    pub fn wait(&self) -> Result<StepReport> {
         let loss = self.loss.wait()?;
         let norm_squared = self.norm_squared.wait()?;
         StepReport::new(

@@ -52,9 +52,7 @@ impl TrainingOptions {
 /// use dilated_attention::{Context, DilatedAttentionConfig};
 /// let context = Context::new_blocking()?;
 /// let attention = DilatedAttentionConfig::new(4, 32, &[128, 512], &[1, 4])?;
-/// let mut config = LongNetConfig::decoder(attention, 2, 512);
-/// config.vocab_size = Some(256);
-/// config.output_projection = OutputProjection::Own;
+/// let config = LongNetConfig::decoder(attention, 2, 512).with_vocabulary(256, OutputProjection::Own);
 /// let model = LongNet::new(&context, config)?;
 /// let options = TrainingOptions::new(LearningRate::Constant(1e-3));
 /// let mut trainer = Trainer::new(&context, model, options)?;
@@ -301,7 +299,11 @@ mod tests {
         assert_eq!((step.pending.step(), trainer.steps()), (3, 2));
         // What fails while it is recorded leaves none under way.
         drop(step);
-        trainer.record_step(&[]).map(drop).expect_err("no label");
+        let error = trainer.record_step(&[]).map(drop).expect_err("no batch");
+        assert_eq!(
+            error.to_string(),
+            "number of batches is 0; it must be at least 1"
+        );
         drop(trainer.step(&batch()).expect("submits"));
         assert_eq!(trainer.steps(), 3);
     }

@@ -180,7 +180,10 @@ fn checkpoints_of_others_are_refused_whole() {
     let weights_only = WeightFile::open(&file.0).expect("opens");
     let error = Trainer::resume(&context, model(), options(), &weights_only);
     assert!(
-        matches!(error, Err(Error::Weights(WeightsError::InvalidFile { .. }))),
+        matches!(
+            error,
+            Err(Error::Weights(WeightsError::NoCheckpoint { .. }))
+        ),
         "{error:?}"
     );
     // Moments are missing, although the file says that it is a checkpoint.

@@ -3,7 +3,9 @@
 
 use dilated_attention::SliceOptions;
 use dilated_attention::ops::ScaledAdd;
-use dilated_attention::pool::{PARAMS_USAGE, Pool, PoolError, PoolOptions, STORAGE_USAGE};
+use dilated_attention::pool::{
+    PARAMS_USAGE, Pool, PoolError, PoolOptions, STAGING_USAGE, STORAGE_USAGE,
+};
 use dilated_attention::reference;
 use dilated_attention::{
     AttentionShape, Context, ContextOptions, DType, DeviceCaps, DilatedAttention,
@@ -270,6 +272,7 @@ fn buffers_that_no_tensor_can_be_made_of_are_errors() {
     };
     invalid(with_bytes(0..316), "bytes 0..316");
     invalid(with_bytes(0..1024), "bytes 0..1024");
+    invalid(TensorPart::whole(&buffer, 10), "bytes 0..1024");
     #[expect(clippy::reversed_empty_ranges, reason = "what is wrong")]
     invalid(with_bytes(320..0), "bytes 320..0");
     invalid(with_bytes(768..1088), "of 1024");
@@ -301,6 +304,9 @@ fn buffers_that_no_tensor_can_be_made_of_are_errors() {
     let endless = context.import_tensor("x", &[usize::MAX, 8], DType::F32, &[good]);
     assert!(matches!(endless, Err(Error::SizeOverflow { .. })));
     assert_eq!(context.pool().stats().imported.total, 0);
+    let whole = TensorPart::whole(&buffer, 32);
+    let tensor = context.import_tensor("x", &[32, 8], DType::F32, &[whole]);
+    assert_eq!(tensor.unwrap().only_part().unwrap().bytes, 0..1024);
 }
 
 /// Another device of the same instance, which wgpu can tell.
@@ -559,9 +565,23 @@ fn wrong_commands_of_an_encoder_are_errors() {
     for error in errors {
         assert!(matches!(error, Error::ContextMismatch { .. }), "{error}");
     }
-    // wgpu refuses to copy to what has not that usage, when the commands are submitted.
-    let readback = pool.acquire("no storage", 16, PARAMS_USAGE).unwrap();
-    let download = work.download::<u32>(&readback).unwrap();
+    let [params, staging] =
+        [PARAMS_USAGE, STAGING_USAGE].map(|usage| pool.acquire("other usages", 16, usage).unwrap());
+    let errors = [
+        work.upload(&staging, 0, &[1u32]).unwrap_err(),
+        work.download::<u32>(&params).map(drop).unwrap_err(),
+    ];
+    for error in errors {
+        assert!(
+            matches!(&error, Error::Pool(PoolError::InvalidUsage { label, .. }) if label == "other usages"),
+            "{error}"
+        );
+    }
+    drop(staging);
+    // What the application itself records wrongly, wgpu refuses when it is submitted.
+    let download = work.download::<u32>(&lease).unwrap();
+    let [from, to] = [params.buffer(), lease.buffer()];
+    work.encoder().copy_buffer_to_buffer(from, 0, to, 0, 16);
     let error = work.submit().map(drop).unwrap_err();
     assert!(
         matches!(&error, Error::Validation { label, .. } if label == "wrong"),
@@ -571,7 +591,7 @@ fn wrong_commands_of_an_encoder_are_errors() {
         download.wait(),
         Err(Error::DownloadAbandoned { .. })
     ));
-    drop((download, lease, readback));
+    drop((download, lease, params));
     context.wait().unwrap();
     assert_eq!(pool.stats().leases.current, 0);
     // The pool works on.

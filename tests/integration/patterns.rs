@@ -280,6 +280,34 @@ fn a_lost_device_is_an_error_and_a_new_context_goes_on() {
 }
 
 #[test]
+fn a_loss_that_an_upload_or_a_download_meets_ends_later_waits() {
+    // Nobody tells of the loss: the device is the application's, which installs no callback.
+    for meets in ["upload", "download"] {
+        let own = context_with(&ContextOptions::default());
+        let (device, queue) = (own.device().clone(), own.queue().clone());
+        let context = Context::from_device(device.clone(), queue).expect("opens");
+        let mut recorder = context.recorder("before");
+        let sum = recorder.zeros("sum", &[4], DType::F32).expect("lends");
+        let download = recorder.download::<f32>(&sum).expect("records");
+        recorder.submit().expect("submits");
+        device.destroy();
+        let error = match meets {
+            "upload" => {
+                let mut recorder = context.recorder("after");
+                recorder.upload("q", &[4], &[0.0f32; 4]).map(drop)
+            }
+            _ => download.wait().map(drop),
+        };
+        for error in [error, context.poll(), context.wait()] {
+            assert!(
+                matches!(error, Err(Error::DeviceLost { .. })),
+                "{meets}: {error:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_loss_without_a_reason_has_one() {
     let context = context_with(&ContextOptions::default());
     drop(context.pool().acquire("cached", 4, STORAGE_USAGE));

@@ -103,7 +103,7 @@ fn the_opt_in_check_names_tensor_and_token() {
     );
     let told = error.to_string();
     assert!(
-        told.ends_with("at item 1, token 3, head 2, element 1"),
+        told.contains("at item 1, token 3, head 2, element 1: "),
         "{told}"
     );
     // Of other ranks, the index is the tensor's own.
@@ -112,7 +112,10 @@ fn the_opt_in_check_names_tensor_and_token() {
     let error = recorder
         .upload("rows", &[20, 6], &rows)
         .expect_err("is refused");
-    assert_eq!(error.to_string(), "rows holds NaN at index [17, 5]");
+    assert_eq!(
+        error.to_string(),
+        "rows holds NaN at index [17, 5]: look at what it was computed from"
+    );
 }
 
 #[test]

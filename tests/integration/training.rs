@@ -201,9 +201,9 @@ fn evaluation_changes_nothing_and_agrees_with_the_step() {
     assert_eq!((evaluated.steps, stepped.step), (0, 1));
     assert_ne!(bits(&weights(&trainer, on)), before);
     assert_eq!(trainer.evaluate_blocking(&batches).expect("runs").steps, 1);
-    let error = trainer.evaluate_blocking(&[]).expect_err("no label");
+    let error = trainer.evaluate_blocking(&[]).expect_err("no batch");
     assert!(
-        matches!(&error, Error::InvalidShape { what, .. } if *what == "labels"),
+        matches!(&error, Error::InvalidShape { what, .. } if *what == "number of batches"),
         "{error}"
     );
 }
@@ -254,6 +254,8 @@ fn in_slices_a_step_has_happened_whole_or_not() {
                 assert!(!pollster::block_on(sliced.step()).expect("runs").is_done());
             }
             assert!(!pending.is_ready());
+            // To wait too early is an error, and may be done again.
+            assert!(matches!(pending.wait(), Err(Error::NotSubmitted { .. })));
             // Until it is known what becomes of it, nothing is told that depends on it.
             let refused = |result: Result<(), Error>| {
                 let error = result.expect_err("out of order");
@@ -413,9 +415,15 @@ fn a_refused_step_has_not_happened() {
             ),
             "{error}"
         );
-        for nothing in [vec![], vec![ignored.expect("a batch")]] {
-            let error = trainer.step(&nothing).expect_err("labels");
-            assert!(matches!(error, Error::InvalidShape { what, .. } if what == "labels"));
+        for (nothing, missing) in [
+            (vec![], "number of batches"),
+            (vec![ignored.expect("a batch")], "labels"),
+        ] {
+            let error = trainer.step(&nothing).expect_err("nothing to learn from");
+            assert!(
+                matches!(&error, Error::InvalidShape { what, .. } if *what == missing),
+                "{error}"
+            );
         }
         context.wait().expect("waits");
         assert_eq!(trainer.steps(), 1);

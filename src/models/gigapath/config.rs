@@ -240,9 +240,13 @@ impl SlideEncoderConfig {
                 return invalid(what, size.to_string(), "at least 1, in 32 bits");
             }
         }
-        if !(self.norm_eps > 0.0 && self.norm_eps.is_finite()) {
-            let need = "positive and finite";
-            return invalid("norm_eps", self.norm_eps.to_string(), need);
+        for (what, eps) in [
+            ("encoder_eps", self.encoder_eps),
+            ("norm_eps", self.norm_eps),
+        ] {
+            if !(eps > 0.0 && eps.is_finite()) {
+                return invalid(what, eps.to_string(), "positive and finite");
+            }
         }
         if self.grid_cells > MAX_GRID_CELLS {
             let need = "at most 65536: there is a table of them";
@@ -277,7 +281,23 @@ pub fn segment_lengths(max_wsi_size: usize, tile_size: usize) -> [usize; 5] {
 
 #[cfg(test)]
 mod tests {
-    use super::segment_lengths;
+    use super::{SlideEncoderConfig, segment_lengths};
+
+    #[test]
+    fn an_epsilon_that_is_none_is_named() {
+        let change: [fn(&mut SlideEncoderConfig); 2] = [
+            |config| config.encoder_eps = f32::NAN,
+            |config| config.norm_eps = 0.0,
+        ];
+        let told = change.map(|change| {
+            let mut config = SlideEncoderConfig::base();
+            change(&mut config);
+            config.check().expect_err("no epsilon").to_string()
+        });
+        let expected = ["encoder_eps is NaN", "norm_eps is 0"]
+            .map(|given| format!("{given}; it must be positive and finite"));
+        assert_eq!(told, expected);
+    }
 
     /// Lengths as upstream computes them: 262 144 is its default, 250 000 is used in its fine-tuning script.
     #[test]

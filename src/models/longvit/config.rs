@@ -121,12 +121,17 @@ impl LongVitConfig {
                 need: "at least 1 and below 2^32, or none for features without a head",
             });
         }
-        if !(self.norm_eps > 0.0 && self.norm_eps.is_finite()) {
-            return Err(Error::InvalidConfig {
-                what: "norm_eps",
-                given: self.norm_eps.to_string(),
-                need: "positive and finite",
-            });
+        for (what, eps) in [
+            ("encoder_eps", self.encoder_eps),
+            ("norm_eps", self.norm_eps),
+        ] {
+            if !(eps > 0.0 && eps.is_finite()) {
+                return Err(Error::InvalidConfig {
+                    what,
+                    given: eps.to_string(),
+                    need: "positive and finite",
+                });
+            }
         }
         let fits = |sizes: [usize; 3]| {
             let product = sizes.iter().try_fold(1u32, |product, size| {
