@@ -1,4 +1,4 @@
-//! Keys and values of the tokens so far.
+//! The cache of a decoder: keys and values of the tokens so far.
 //!
 //! A cache holds, for each layer, keys and values of all tokens as attention sees them (after norms and positions), in pooled
 //! buffers that grow by doubling. xPos has one fixed centre here, since later queries must fit earlier keys; it cancels in

@@ -1,4 +1,4 @@
-//! One token at a time, from [cached](super::KvCache) keys and values.
+//! Decoding: one token at a time, from [cached](super::KvCache) keys and values.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Generation: tokens that are drawn one after the other, each from the logits after all before it.
+//! Generation of text: tokens are drawn one after the other, each from the logits after all tokens before it.
 
 use super::{Call, Input, KvCache, LongNet};
 use crate::config::AttentionShape;
@@ -23,21 +23,21 @@ const FIRST_CAPACITY: usize = 4096;
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct GenerateOptions {
-    /// Most tokens that are generated.
+    /// Largest number of tokens to generate.
     pub max_tokens: usize,
     /// Logits are divided by this, so that less likely tokens are drawn more often the larger it is; 0 takes the likeliest token
     /// each time.
     pub temperature: f32,
     /// If set, only the likeliest tokens, as many as this, are drawn from.
     pub top_k: Option<usize>,
-    /// Decides the draws.
+    /// Seed of the draws.
     pub seed: u64,
     /// Ends the generation when it is drawn; it is not returned itself.
     pub stop_token: Option<u32>,
 }
 
 impl GenerateOptions {
-    /// Up to `max_tokens`, drawn as likely as the model says (temperature 1), with seed 0.
+    /// Up to `max_tokens`, drawn with the model's probabilities (temperature 1), with seed 0.
     pub fn new(max_tokens: usize) -> Self {
         Self {
             max_tokens,
@@ -91,7 +91,7 @@ impl GenerateOptions {
 }
 
 impl LongNet {
-    /// Lets a causal language model go on from `prompt`: a [`Generation`], which returns token after token. Nothing is computed yet.
+    /// Generates text after `prompt`: returns a [`Generation`], which yields token after token. Computes nothing yet.
     ///
     /// ```no_run
     /// # use dilated_attention::{Context, Result, longnet::{GenerateOptions, LongNet}, nn::Parameters};
@@ -107,8 +107,8 @@ impl LongNet {
     ///
     /// # Errors
     /// [`Error::InvalidShape`] for an empty prompt, and for one that with `max_tokens` is longer than kernels or the model's
-    /// positions allow; [`Error::TokenOutOfRange`] for a token that the model does not have; [`Error::InvalidConfig`] for options that
-    /// mean nothing and for a model without vocabulary, output projection or causal mask, or with an encoder;
+    /// positions allow; [`Error::TokenOutOfRange`] for a token that the model does not have; [`Error::InvalidConfig`] for options
+    /// out of range and for a model without vocabulary, output projection or causal mask, or with an encoder;
     /// [`Error::ParameterMismatch`] for weights of another model; those of leasing and submitting the cache.
     pub fn generate(
         &self,
@@ -159,8 +159,8 @@ impl LongNet {
     }
 }
 
-/// A model that writes, made by [`LongNet::generate`]. As an iterator it blocks for each token (not in browsers) and ends with the
-/// last one or the first error; [`next_token`](Self::next_token) awaits one, in slices, and can be called again after an error.
+/// A generation under way, made by [`LongNet::generate`]. As an iterator it blocks for each token (not in browsers) and ends with the
+/// last one or the first error; [`next_token`](Self::next_token) computes one in slices, and can be called again after an error.
 ///
 /// It holds the weights. Each token is computed with what they are when it is submitted, and with keys and values of the tokens
 /// before, as they were then: make a new generation after a training step.

@@ -1,10 +1,10 @@
-//! What a step learns from.
+//! Batches of sequences with labels.
 
 use crate::config::{AttentionShape, UNEQUAL_LENGTHS};
 use crate::error::{Error, Result};
 use crate::ops::IGNORED_LABEL;
 
-/// Sequences of one length and what is to be said of each of their tokens.
+/// Sequences of one padded length, with a label for each token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
     shape: AttentionShape,
@@ -52,7 +52,7 @@ impl Batch {
         })
     }
 
-    /// Sequences of one length, each of whose tokens but the last has the next one for its label.
+    /// Sequences of one length for next-token prediction: the label of each token is the token after it; the last has no label.
     ///
     /// # Errors
     /// [`Error::InvalidShape`] without sequences, with sequences of fewer than two tokens or of different lengths.

@@ -1,4 +1,4 @@
-//! Training that stops and goes on: one file with weights, means and the number of steps.
+//! Checkpoints of a training: one file with the weights, the optimizer's means and the number of steps.
 
 use super::{Optimizer, Trainer, TrainingOptions};
 use crate::context::Context;
@@ -17,9 +17,9 @@ const WEIGHTS: &str = "weights.";
 const MOMENTS: [&str; 2] = ["moment_1.", "moment_2."];
 
 impl Trainer {
-    /// Writes weights, the optimiser's means and the number of steps as safetensors, together with what `metadata` says. The
-    /// weights are the part `weights.` of the file. Options are not in it: [`resume`](Self::resume) is given them again. Blocks
-    /// until it is written; a file of before is replaced at the end, or stays whole.
+    /// Writes weights, the optimizer's means, the number of steps and the entries of `metadata` to a safetensors file. The names of
+    /// the weights in it begin with `weights.`. The file does not hold the options: give them to [`resume`](Self::resume) again.
+    /// Blocks until the file is written. An existing file is replaced at the very end; after an error it is as it was.
     ///
     /// # Errors
     /// [`Error::OutOfOrder`] while a step is recorded and not submitted to the end. As [`WeightWriter::save`]: among them
@@ -44,9 +44,9 @@ impl Trainer {
         writer.save(&self.context, path)
     }
 
-    /// Goes on where [`save`](Self::save) stopped. With the same model and batches, and the options that the trainer had last, the
+    /// Continues the training that [`save`](Self::save) saved. With the same model and batches, and the options that the trainer had last, the
     /// following steps have the bits that they would have had. That goes for a learning rate that is a
-    /// [function](super::LearningRate::from_fn), too, if it says the same for the same step.
+    /// [function](super::LearningRate::from_fn), too, if it returns the same rates.
     ///
     /// # Errors
     /// [`WeightsError::Mismatch`] for the checkpoint of another model, [`WeightsError::NoCheckpoint`] for a file that is

@@ -1,4 +1,4 @@
-//! The loss of data that a model does not learn from.
+//! Evaluation: the loss on data that the model is not trained on.
 
 use super::step::{at_least_one_label, the_element};
 use super::{Batch, Trainer};
@@ -7,11 +7,11 @@ use crate::longnet::{Call, Input};
 use crate::readback::Download;
 use crate::recorder::{Progress, Recorder, SliceOptions};
 
-/// What an evaluation found.
+/// Result of an evaluation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Evaluation {
-    /// Steps that the weights had made.
+    /// Steps done before the evaluation.
     pub steps: u64,
     /// Mean cross-entropy over all labels, in nats. Its exponential is the perplexity.
     pub loss: f32,
@@ -20,8 +20,8 @@ pub struct Evaluation {
 }
 
 impl Trainer {
-    /// The loss of `batches` under the weights of now, without dropout and without a step. Each batch is one submission, and the
-    /// next is recorded meanwhile, so that memory is that of two batches, however many there are. Blocks (not in browsers).
+    /// The loss of `batches` with the current weights and without dropout. Changes nothing. Each batch is one submission, and the
+    /// next is recorded while it runs, so at most two batches are in memory at a time. Blocks (not in browsers).
     ///
     /// # Errors
     /// [`Error::NonFiniteStep`] for a loss that is not finite; [`Error::OutOfOrder`] while a step is recorded and not submitted to the
@@ -45,8 +45,9 @@ impl Trainer {
         self.evaluation(nats, labels)
     }
 
-    /// As [`evaluate_blocking`](Self::evaluate_blocking), in slices of the device's time, batch after batch. `progress` is told after
-    /// each slice how far it is, in tokens. Nothing blocks, any executor will do, and dropping the future ends it.
+    /// As [`evaluate_blocking`](Self::evaluate_blocking), in slices of the device's time, batch after batch. `progress` is
+    /// called after each slice with the number of tokens done. Nothing blocks, any executor will do, and dropping the future
+    /// cancels the evaluation.
     ///
     /// # Errors
     /// As [`evaluate_blocking`](Self::evaluate_blocking).

@@ -1,4 +1,4 @@
-//! Training of language models: AdamW, accumulation, schedules, validation, checkpoints, and what a step will need.
+//! Training of language models: AdamW, accumulation, schedules, validation, checkpoints, and plans of a step's memory and time.
 //!
 //! ```text
 //! batches -> forward (keeps what the backward needs) -> loss -> backward (adds to gradients) -> AdamW -> weights
@@ -11,8 +11,8 @@
 //! Batches of a step are accumulated: their losses and gradients are summed over labels and divided by the number of all labels
 //! at the end, so that any division of the same sequences into batches is the same step, up to the rounding of sums.
 //!
-//! Learning rate, AdamW's numbers (the norm that gradients are clipped to among them) and what is computed again may change
-//! between steps: [`Trainer::set_options`]. A schedule counts steps from the start of the training; it may be a
+//! The learning rate, the settings of AdamW (clipping among them) and what the backward recomputes may change between steps:
+//! [`Trainer::set_options`]. A schedule counts steps from the start of the training; it may be a
 //! [function](LearningRate::from_fn).
 //!
 //! A step whose gradients are not finite changes nothing but the number of steps; waiting for it is
@@ -22,14 +22,14 @@
 //! a run that is [saved](Trainer::save) and [resumed](Trainer::resume) ends with the same bits as one that never stopped.
 //! Checkpoints hold weights, means and the number of steps; model and options are given again.
 //!
-//! [`Trainer::evaluate_blocking`] and [`Trainer::evaluate_in_slices`] tell the loss of other data;
-//! [`LongNet::generate`](crate::longnet::LongNet::generate) lets the model write.
+//! [`Trainer::evaluate_blocking`] and [`Trainer::evaluate_in_slices`] compute the loss on other data, without a step;
+//! [`LongNet::generate`](crate::longnet::LongNet::generate) generates text.
 //!
-//! [`Trainer::plan`] foretells bytes and operations of a step, without a device, and [`Trainer::plan_for`] its time. Where they are
-//! too many, less is kept from the forward ([`Recompute::Layers`](crate::longnet::Recompute::Layers)), or a step is cut into more
-//! batches.
+//! [`Trainer::plan`] computes the memory and the floating point operations of a step without a device;
+//! [`Trainer::plan_for`] adds the expected time. A step that needs too much memory can keep less from the forward
+//! ([`Recompute::Layers`](crate::longnet::Recompute::Layers)), or be cut into more batches.
 //!
-//! Models that are no language models train with the same parts:
+//! Models other than language models train with the same parts:
 //! [`LongNet::forward_saving`](crate::longnet::LongNet::forward_saving), a gradient of the features,
 //! [`LongNet::backward`](crate::longnet::LongNet::backward) and an [`Optimizer`].
 

@@ -11,7 +11,7 @@ use crate::ops::sum_of_squares;
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
-/// Weights, where their gradients are added up, and the means that AdamW keeps. Clones share them.
+/// The weights of a model, the sums of their gradients, and AdamW's two means. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Optimizer {
     weights: Parameters,
@@ -61,7 +61,7 @@ impl Optimizer {
         &self.weights
     }
 
-    /// Where gradients are added up.
+    /// The sums of the gradients.
     pub fn gradients(&self) -> &Parameters {
         &self.gradients
     }

@@ -1,4 +1,4 @@
-//! What a training step will need.
+//! The plan of a training step: memory, work and time.
 
 use std::fmt;
 use std::time::Duration;
@@ -15,8 +15,8 @@ use crate::nn::Parameters;
 use crate::plan::needs;
 use crate::tensor::zeros;
 
-/// What a training step will need, known before it runs; made by [`Trainer::plan`] and [`Trainer::plan_for`]. It says the same as a
-/// model's [`ModelPlan`](crate::models::ModelPlan), in the same units.
+/// Memory, work and expected time of a training step, known before it runs; made by [`Trainer::plan`] and [`Trainer::plan_for`].
+/// The figures are those of a model's [`ModelPlan`](crate::models::ModelPlan), in the same units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct TrainingPlan {
@@ -24,15 +24,15 @@ pub struct TrainingPlan {
     pub num_parameters: usize,
     /// Tokens of all batches, each as long as its longest sequence.
     pub num_tokens: usize,
-    /// What the backward computes again.
+    /// What the backward recomputes.
     pub recompute: Recompute,
     /// Bytes of weights, gradients and the optimiser's means, which stay between steps.
     pub kept_bytes: u64,
-    /// Most bytes that are asked for at one moment, `kept_bytes` included: the peak of
+    /// Largest sum of the bytes that leases ask for at one time, `kept_bytes` included: the peak of
     /// [`requested_bytes`](crate::PoolStats::requested_bytes) of the pool.
     pub requested_bytes: u64,
-    /// Most bytes of the pool's buffers, each rounded up to its size class, from the drawing of the weights on: what a
-    /// [budget](crate::Pool::set_budget_bytes) must allow, as far as the pool lends nothing else.
+    /// Most bytes of the pool's buffers, each rounded up to its size class, from the creation of the weights on: the
+    /// smallest [budget](crate::Pool::set_budget_bytes) that suffices if the pool lends nothing else.
     pub held_bytes: u64,
     /// By how much [`Recompute::Layers`] lowers `requested_bytes` (or has lowered it).
     pub saved_by_recomputing_bytes: u64,
@@ -40,7 +40,7 @@ pub struct TrainingPlan {
     pub num_dispatches: usize,
     /// Floating point operations of products and attention, forward and backward, those that are computed again included.
     pub flop: u64,
-    /// Time of all dispatches as sliced submissions have measured them on this adapter, now or in a process before
+    /// Time of all dispatches, from measurements of sliced submissions on this adapter, in this process or an earlier one
     /// ([`Context::save_cost_model`]); `None` without a context, and where one of the kernels has not been measured.
     pub expected_time: Option<Duration>,
 }
@@ -110,7 +110,7 @@ impl Trainer {
     }
 
     /// As [`plan`](Self::plan), for a context: with the kernels that it has tuned, and with the [time](TrainingPlan::expected_time)
-    /// where the kernels have been measured. The device does nothing.
+    /// where the kernels have been measured. Nothing runs on the device.
     ///
     /// # Errors
     /// As [`plan`](Self::plan).

@@ -48,7 +48,7 @@ pub enum LearningRate {
         /// Steps of the rise.
         warm_up: u64,
     },
-    /// What a function says, made by [`from_fn`](Self::from_fn).
+    /// Computed by a function; made by [`from_fn`](Self::from_fn).
     Function(RateFunction),
 }
 
@@ -63,8 +63,8 @@ impl fmt::Debug for RateFunction {
 }
 
 impl LearningRate {
-    /// The rate that `rate` says for the number of a step, from 1. A step for which it is negative or not finite is an error
-    /// when it is recorded. Checkpoints hold no function: it is given again when training is resumed.
+    /// The rate that `rate` returns for the number of a step, counted from 1. Recording a step whose rate is negative or not
+    /// finite is an error. A checkpoint does not hold the function: give it again when you resume.
     pub fn from_fn(rate: impl Fn(u64) -> f32 + Send + Sync + 'static) -> Self {
         Self::Function(RateFunction(Arc::new(rate)))
     }
@@ -106,7 +106,7 @@ impl LearningRate {
         }
     }
 
-    /// The rate of step `step`, if it means something.
+    /// The rate of step `step`, checked.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when it is negative or not finite.
@@ -122,10 +122,10 @@ impl LearningRate {
         }
     }
 
-    /// Whether every number means something. A function is not asked: its rates are checked step by step.
+    /// Checks every number. The rates of a function are checked step by step instead.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] names the first that does not.
+    /// [`Error::InvalidConfig`] names the first number that is out of range.
     pub fn check(&self) -> Result<()> {
         let (rate, peak, end) = (
             "learning rate",

@@ -1,4 +1,4 @@
-//! One step: its recording, and what came of it.
+//! One training step: its recording and its result.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::readback::Download;
 use crate::recorder::{Progress, Recorder, SliceOptions};
 use crate::tensor::Tensor;
 
-/// A step that was recorded, to be submitted by whatever means; made by [`Trainer::record_step`].
+/// A recorded step, still to be submitted; made by [`Trainer::record_step`].
 ///
 /// From a task of any executor, [`in_slices`](Self::in_slices) does all of it. From a loop of frames:
 ///
@@ -43,9 +43,9 @@ use crate::tensor::Tensor;
 #[must_use = "a step has no effect until it is submitted"]
 #[non_exhaustive]
 pub struct TrainingStep {
-    /// The work.
+    /// The recording, to be submitted at once, in slices, or into an encoder of the application.
     pub recorder: Recorder,
-    /// What tells of it when it is done.
+    /// The step's report, available when the device is done.
     pub pending: PendingStep,
 }
 
@@ -65,8 +65,8 @@ impl TrainingStep {
         Ok(self.pending)
     }
 
-    /// Submits it in slices of the device's time so that others who use the device are not kept waiting; `progress` is told after
-    /// each slice how far the step is. Nothing blocks, any executor will do, and dropping the future cancels the step.
+    /// Submits it in slices of the device's time so that others who use the device are not kept waiting; `progress` is called
+    /// after each slice. Nothing blocks, any executor will do, and dropping the future cancels the step.
     ///
     /// # Errors
     /// As [`SlicedSubmission::advance`](crate::SlicedSubmission::advance), and then the step has not happened; as
@@ -184,7 +184,7 @@ pub(super) fn at_least_one_label(batches: &[Batch]) -> Result<u64> {
     }
 }
 
-/// A step that was submitted, or will be.
+/// The coming report of a step that was submitted, or will be.
 #[derive(Debug)]
 #[must_use = "only waiting tells what came of it"]
 pub struct PendingStep {
@@ -196,7 +196,7 @@ pub struct PendingStep {
     norm_squared: Download<f32>,
 }
 
-/// What a step was.
+/// Report of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepReport {
     /// Its number, from 1.
@@ -222,11 +222,11 @@ impl PendingStep {
         self.loss.is_ready() && self.norm_squared.is_ready()
     }
 
-    /// Blocks until it is done (not in browsers). It may be called again.
+    /// Blocks until the step is done (not in browsers). It may be called again.
     ///
     /// # Errors
     /// [`Error::NonFiniteStep`] for a loss or gradient that is not finite, which says what became of the weights: training may
-    /// go on with the next step. As [`Download::wait`]: [`Error::DownloadAbandoned`] for a step that was dropped or cancelled,
+    /// continue with the next step. As [`Download::wait`]: [`Error::DownloadAbandoned`] for a step that was dropped or cancelled,
     /// [`Error::NotSubmitted`] for one that is not submitted to the end.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn wait(&self) -> Result<StepReport> {
@@ -239,7 +239,7 @@ impl PendingStep {
         )
     }
 
-    /// Awaits its end, on any executor.
+    /// Waits for the end of the step, on any executor.
     ///
     /// # Errors
     /// As [`wait`](Self::wait).

@@ -1,4 +1,4 @@
-//! A language model in training.
+//! The trainer of language models.
 
 use std::sync::Arc;
 
@@ -9,16 +9,16 @@ use crate::error::{Error, Result};
 use crate::longnet::{LongNet, OutputProjection, Recompute};
 use crate::nn::Parameters;
 
-/// How to train.
+/// Options of a training.
 #[derive(Clone, Debug)]
 pub struct TrainingOptions {
-    /// The optimiser's numbers, the largest norm of the gradient among them.
+    /// Settings of AdamW, among them the norm that gradients are clipped to.
     pub optimizer: AdamWOptions,
     /// The rate of each step.
     pub learning_rate: LearningRate,
-    /// What the backward computes again.
+    /// What the backward recomputes.
     pub recompute: Recompute,
-    /// Decides what is dropped, and how weights start.
+    /// Seed of the dropout masks and of fresh weights.
     pub seed: u64,
 }
 
@@ -43,8 +43,8 @@ impl TrainingOptions {
     }
 }
 
-/// A language model in training: its weights and all that their next step depends on. No token of the model may see those
-/// after it; models of other kinds (masked ones, classifiers) train with the parts that the [module](super) names.
+/// A language model in training: its weights, the state of the optimizer and the options. The model must be causal: no token sees
+/// those after it. Models of other kinds (masked ones, classifiers) train with the parts that the [module](super) names.
 ///
 /// ```no_run
 /// use dilated_attention::longnet::{LongNet, LongNetConfig, OutputProjection};
@@ -81,8 +81,8 @@ impl Trainer {
     /// A model with fresh weights.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] for a model without tokens, output projection or causal mask, and for numbers that mean
-    /// nothing; those of leasing and uploading.
+    /// [`Error::InvalidConfig`] for a model without tokens, output projection or causal mask, and for options out
+    /// of range; those of leasing and uploading.
     pub fn new(context: &Context, model: LongNet, options: TrainingOptions) -> Result<Self> {
         options.check(&model)?;
         let weights = model.initial_weights(context, options.seed)?;
@@ -140,15 +140,15 @@ impl Trainer {
         self.counted_steps + u64::from(self.recorded.as_ref().is_some_and(is_done))
     }
 
-    /// How it is trained.
+    /// The options.
     pub fn options(&self) -> &TrainingOptions {
         &self.options
     }
 
-    /// Changes how it is trained, from the next step that is recorded. Of the seed, only what is dropped follows.
+    /// Replaces the options, from the next recorded step on. A new seed changes the dropout masks only.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] for numbers that mean nothing: the options stay as they were.
+    /// [`Error::InvalidConfig`] for options out of range; the options stay as they were.
     pub fn set_options(&mut self, options: TrainingOptions) -> Result<()> {
         options.check(&self.model)?;
         self.options = options;
@@ -166,7 +166,7 @@ impl Trainer {
         })
     }
 
-    /// Changes the optimiser's numbers: decay, clipping, how fast its means forget. The means stay.
+    /// Changes the settings of AdamW: weight decay, clipping, the decay of its means. The means themselves stay.
     ///
     /// # Errors
     /// As [`set_options`](Self::set_options).
@@ -177,7 +177,7 @@ impl Trainer {
         })
     }
 
-    /// Changes what the backward computes again: what a step needs of memory and time, and no bit of what it does.
+    /// Changes what the backward recomputes. That changes the memory and time of a step, but no bit of its result.
     pub fn set_recompute(&mut self, recompute: Recompute) {
         self.options.recompute = recompute;
     }
@@ -189,7 +189,7 @@ impl Trainer {
     /// # Errors
     /// [`Error::OutOfOrder`] while the step before is recorded and not submitted to the end (into an encoder: while that has not
     /// run). [`Error::TokenOutOfRange`] names a token or label beyond the vocabulary; [`Error::InvalidShape`] when there is no batch
-    /// or no label; [`Error::InvalidConfig`] when the function of the learning rate says what is no rate; the errors of planning,
+    /// or no label; [`Error::InvalidConfig`] when the function of the learning rate returns a negative or non-finite rate; the errors of planning,
     /// leasing and recording. Nothing has changed then.
     pub fn record_step(&mut self, batches: &[Batch]) -> Result<TrainingStep> {
         self.expect_no_step_under_way("Trainer::record_step")?;
@@ -201,8 +201,7 @@ impl Trainer {
         Ok(step)
     }
 
-    /// Submits one step over all of `batches` at once. Its loss can be waited for, or not: steps may be submitted one after the
-    /// other.
+    /// Records one step over all of `batches` and submits it at once. You need not wait for its loss before the next step.
     ///
     /// # Errors
     /// As [`record_step`](Self::record_step) and [`Recorder::submit`](crate::Recorder::submit). Nothing has changed then.
