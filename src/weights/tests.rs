@@ -173,7 +173,10 @@ fn what_is_malformed_is_told() {
         ),
         ("invalid type", json(r#"{"a":5}"#, 0)),
         ("invalid type", json(r#"{"__metadata__":{"a":5}}"#, 0)),
-        ("invalid type", json(r#"{"__metadata__":[]}"#, 0)),
+        (
+            "expected an object of strings",
+            json(r#"{"__metadata__":[]}"#, 0),
+        ),
         (
             "metadata twice",
             json(r#"{"__metadata__":null,"__metadata__":{}}"#, 0),
@@ -198,6 +201,10 @@ fn what_is_malformed_is_told() {
         ("no type of the format", one("[1]", "f32", "[0,4]", 4)),
         ("invalid value", one("[-1]", "F32", "[0,4]", 4)),
         ("invalid type", one("[1.0]", "F32", "[0,4]", 4)),
+        (
+            "expected an array of dimensions",
+            one("5", "F32", "[0,4]", 4),
+        ),
         ("number out of range", one("[1e999]", "F32", "[0,4]", 4)),
         ("invalid length", one("[1]", "F32", "[4]", 4)),
         ("trailing characters", one("[1]", "F32", "[0,4,4]", 4)),
@@ -540,6 +547,11 @@ fn all_differences_from_a_list_are_told_at_once() {
     assert_eq!(
         mismatch(other.all().check(&four)).prefixes,
         [found("m.", 3, 4), found("k.l.", 2, 4)]
+    );
+    let two = list(&[("a", &[1]), ("b", &[1])]);
+    assert_eq!(
+        mismatch(named(&["m.a", "m.b"]).all().check(&two)).prefixes,
+        [found("m.", 2, 2)]
     );
     let half = named(&["a", "b", "m.a", "m.b", "m.c"]);
     assert_eq!(mismatch(half.all().check(&four)).prefixes, []);

@@ -161,6 +161,27 @@ fn rows_that_no_dispatch_writes_are_cleared() {
 }
 
 #[test]
+fn rows_without_keys_are_written_in_windows_too() {
+    let config = DilatedAttentionConfig::dense(3, 8).expect("valid");
+    let shape = AttentionShape::cross(1, 40, 20)
+        .and_then(|shape| shape.with_valid_key_lens(&[0]))
+        .expect("valid");
+    // 8 rows of 96 bytes.
+    let caps = DeviceCaps::webgpu_defaults().with_max_binding_bytes(256 + 8 * 96);
+    let plan = config
+        .plan_forward(&shape, DType::F32, &caps)
+        .expect("plans");
+    assert_eq!(plan.clears, []);
+    let parts: Vec<_> = plan
+        .dispatches
+        .iter()
+        .map(|d| (d.rows.begin..d.rows.end, d.key_rows.len(), d.merges))
+        .collect();
+    let expected = [0, 8, 16, 24, 32].map(|begin| (begin..begin + 8, 0, false));
+    assert_eq!(parts, expected);
+}
+
+#[test]
 fn what_a_forward_needs_is_told_in_bytes() {
     let config = DilatedAttentionConfig::new(3, 8, &[16], &[1]).expect("valid");
     let shape = AttentionShape::new(2, 50).expect("valid");
