@@ -29,7 +29,7 @@ fn memory_and_time_have_a_line_each() {
     };
     assert_eq!(
         time(Some(Duration::from_millis(2500))),
-        "time        about 2.5 s, as measured here before\n"
+        "time        about 2.500 s, as measured here before\n"
     );
     assert_eq!(time(None), "");
     assert_eq!(time_at(3_000_000_000, 2e9), Duration::from_millis(1500));
