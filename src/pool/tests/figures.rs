@@ -311,6 +311,14 @@ fn policies_differ_in_what_they_make_and_borrow() {
     assert_eq!(answers(&Lean), [1024, 1536]);
     assert_eq!(answers(&Exact), [1000, 1024]);
     assert_eq!(answers(&NoPooling), [1000, 1024]);
+    let from_a_page = Balanced {
+        min_pooled_bytes: 4096,
+        ..Balanced::default()
+    };
+    assert_eq!(
+        [4095, 4096].map(|bytes| from_a_page.keeps(bytes)),
+        [false, true]
+    );
 }
 
 #[test]

@@ -92,6 +92,85 @@ fn each_figure_has_a_peak_of_its_own() {
     assert!(pool.stats().identities_hold());
 }
 
+#[test]
+fn peaks_are_exact_while_two_shards_take_turns() {
+    let pool = pool(PoolOptions::default());
+    let lends = |shard, count| {
+        (0..count)
+            .map(|_| lend(&pool, shard, 1024))
+            .collect::<Vec<_>>()
+    };
+    let peak = || pool.stats().leases.peak;
+    for _ in 0..4 {
+        let [one, other] = [0, 1].map(|shard| lends(shard, 3));
+        drop((one, other));
+    }
+    assert_eq!(peak(), 6);
+    for count in 7..30 {
+        let shard = count % 2;
+        drop(lends(shard, count));
+        assert_eq!(peak(), count as u64);
+        drop(lends(1 - shard, 1));
+    }
+    assert!(pool.stats().identities_hold());
+}
+
+#[test]
+fn windows_of_two_shards_are_about_as_long_as_those_of_one() {
+    let told = Told::default();
+    let pool = pool(PoolOptions::default().with_policy(told.clone()));
+    let asked = || told.0.lock().expect("no panic").len();
+    let mut ends = vec![0];
+    let mut before = 0;
+    for lease in 1..=5000 {
+        drop(lend(&pool, lease % 2, 1024));
+        if lease > 10 && asked() != before {
+            ends.push(lease);
+        }
+        before = asked();
+    }
+    // 1024 leases, or a few less: the last ones are not divided among the shards.
+    let lengths: Vec<usize> = ends.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(lengths.len() >= 4, "{ends:?}");
+    assert!(
+        lengths.iter().all(|length| (900..=1025).contains(length)),
+        "{ends:?}"
+    );
+}
+
+/// Sizes as asked for, and up to four times as large ones borrowed.
+#[derive(Debug)]
+struct AsAsked;
+
+impl Policy for AsAsked {
+    fn buffer_bytes(&self, requested_bytes: u64) -> u64 {
+        requested_bytes
+    }
+
+    fn borrow_bytes(&self, buffer_bytes: u64) -> u64 {
+        4 * buffer_bytes
+    }
+
+    fn limits(&self, _: &Usage) -> Limits {
+        Limits::NONE
+    }
+}
+
+#[test]
+fn a_buffer_of_the_same_class_may_be_too_small() {
+    let pool = pool(PoolOptions::default().with_policy(AsAsked));
+    drop(lend(&pool, 0, 1000));
+    // Of the class of 1024 bytes, too, but larger than the one that is cached.
+    let larger = lend(&pool, 0, 1020);
+    assert_eq!(larger.buffer_bytes(), 1020);
+    assert_eq!(lend(&pool, 0, 996).buffer_bytes(), 1000);
+    drop(larger);
+    assert_eq!(lend(&pool, 0, 1004).buffer_bytes(), 1020);
+    // At most four times as large.
+    assert_eq!(lend(&pool, 0, 256).buffer_bytes(), 1020);
+    assert_eq!(lend(&pool, 0, 248).buffer_bytes(), 248);
+}
+
 /// Keeps what it is told.
 #[derive(Clone, Debug, Default)]
 struct Told(Arc<Mutex<Vec<Usage>>>);
