@@ -3,6 +3,9 @@
 // A row is a query of one head in one segment of a branch; a key is a key with its value. Row t and key t of a segment belong to the
 // same token: segment * segment_length + offset of the head + dilation_rate * t. A dispatch covers a range of batch items, heads,
 // segments, rows and keys.
+//
+// Keys lie either where their tokens do, or packed: the keys of one branch alone, row after row. Only their addresses differ. Which
+// keys exist and which of them a row sees follows from the branch in both cases.
 
 #include "elements.wgsl"
 #include "workgroup.wgsl"
@@ -17,8 +20,7 @@ const FLAG_DETACHED: u32 = 16u;
 struct AttentionParams {
     seq_len: u32, // tokens of a batch item in the tensors of queries and outputs
     valid_len: u32, // of these, the tokens that exist; the rest is padding
-    key_len: u32, // tokens of a batch item in the tensors of keys and values; differs from seq_len in cross attention only
-    valid_key_len: u32, // of these, the tokens that exist
+    valid_key_len: u32, // tokens of a batch item that have a key; differs from valid_len in cross attention only
     num_heads: u32, // heads of the tensors
     head_begin: u32, // first head of the dispatch
     head_count: u32, // number of heads of the dispatch
@@ -41,7 +43,7 @@ struct AttentionParams {
     out_scale: f32, // factor on the branch's output: 1, or 1 / branches where heads are partitioned
     q_token0: u32, // first token that the binding of q shows, counted in the first item of the dispatch
     q_skip: u32, // vec4 of that binding before this token
-    kv_token0: u32, // the same for k and v (and dk, dv)
+    kv_place0: u32, // the same for k and v (and dk, dv): first place that their binding shows, see key_index
     kv_skip: u32,
     out_token0: u32, // the same for the output and its gradient
     out_skip: u32,
@@ -50,6 +52,13 @@ struct AttentionParams {
     first_workgroup: u32, // number of the first workgroup of this part of the dispatch
     grid_width: u32, // workgroups along x
     num_workgroups: u32, // of the whole dispatch; the grid may have more
+    // Places of keys: those of a batch item come after those of the last one, and so on, down to the rows of a segment.
+    key_item_stride: u32,
+    key_segment_stride: u32,
+    key_offset_stride: u32, // places for each token of a head's offset: 1, or 0 in packed keys
+    key_row_stride: u32,
+    key_heads: u32, // heads at a place
+    key_head_begin: u32, // the first of them
 }
 
 @group(0) @binding(0) var<uniform> params: AttentionParams;
@@ -166,9 +175,9 @@ fn query_index(tile: Tile, row: u32) -> u32 {
 
 // Index of key `row` of the segment in k and v (and dk, dv), in vec4.
 fn key_index(tile: Tile, row: u32) -> u32 {
-    let token = tile.segment * params.segment_length + tile.offset + params.dilation_rate * row;
-    let place = tile.batch * params.key_len + token - params.kv_token0;
-    return params.kv_skip + (place * params.num_heads + tile.head) * HEAD_DIM_VEC4;
+    let place = tile.batch * params.key_item_stride + tile.segment * params.key_segment_stride + tile.offset * params.key_offset_stride
+        + row * params.key_row_stride - params.kv_place0;
+    return params.kv_skip + (place * params.key_heads + tile.head - params.key_head_begin) * HEAD_DIM_VEC4;
 }
 
 // Place of row `row` of the segment in the output and in tensors with one element for each token and head: its number among the

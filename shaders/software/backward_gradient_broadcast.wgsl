@@ -41,10 +41,33 @@ fn vector_index(number: u32) -> u32 {
 #endif
 }
 
-// Vec4 from one row of the window to the next, in all tensors.
-fn row_stride() -> u32 {
+// Vec4 from one row of the window to the next in the tensors of queries and outputs.
+fn query_stride() -> u32 {
     return params.dilation_rate * params.num_heads * HEAD_DIM_VEC4;
 }
+
+// The same in those of keys.
+fn key_stride() -> u32 {
+    return params.key_row_stride * params.key_heads * HEAD_DIM_VEC4;
+}
+
+#if gradient == "dq"
+fn own_stride() -> u32 {
+    return query_stride();
+}
+
+fn vector_stride() -> u32 {
+    return key_stride();
+}
+#else
+fn own_stride() -> u32 {
+    return key_stride();
+}
+
+fn vector_stride() -> u32 {
+    return query_stride();
+}
+#endif
 
 fn find_left(four: u32) {
 #if transpose_a
@@ -76,7 +99,7 @@ fn add_four(vectors_at: u32, number: u32, last: u32) {
 #else
     left_offset = number / 4u;
 #endif
-    right_offset = vectors_at + min(number + lane % 4u, last) * row_stride();
+    right_offset = vectors_at + min(number + lane % 4u, last) * vector_stride();
 #for i in range(rows // 4)
     load_left(${i}u);
 #endfor
@@ -91,13 +114,13 @@ fn exists(i: u32) -> bool {
 
 fn load_sum(i: u32) {
     if (exists(i)) {
-        sums[i] = widen(gradient[place + i / VEC4S * row_stride() + i % VEC4S]);
+        sums[i] = widen(gradient[place + i / VEC4S * own_stride() + i % VEC4S]);
     }
 }
 
 fn store_sum(i: u32) {
     if (exists(i)) {
-        gradient[place + i / VEC4S * row_stride() + i % VEC4S] = narrow(sums[i]);
+        gradient[place + i / VEC4S * own_stride() + i % VEC4S] = narrow(sums[i]);
     }
 }
 

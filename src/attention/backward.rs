@@ -1,6 +1,7 @@
 //! Gradients of dilated attention on the device.
 
 use super::DilatedAttention;
+use super::packed::{self, PackedKeys};
 use crate::config::{AttentionShape, CallOptions};
 use crate::context::{WarmUp, warm_up};
 use crate::device::{ByteRange, DType};
@@ -136,12 +137,19 @@ impl DilatedAttention {
         self.expect(recorder, &state, &self.state_shape(shape), DType::F32)?;
         let plan = self.plan_backward(shape, dtype)?;
         // Compiled before anything is recorded, so that a refused shader leaves the recording as it was.
-        self.context.compile(&kernels_of_passes(plan.variant))?;
+        let (head_dim, format) = (plan.variant.head_dim, plan.variant.format);
+        let packing = packed::kernels(head_dim, format, &plan.dispatches);
+        self.context
+            .compile(&[kernels_of_passes(plan.variant), packing].concat())?;
         let row_stats_shape = [&query_shape[..3], &[4]].concat();
         let row_stats = recorder.empty("row statistics", &row_stats_shape, DType::F32)?;
         let dq = recorder.empty("dq", &query_shape, dtype)?;
         let dk = recorder.empty("dk", &key_shape, dtype)?;
         let dv = recorder.empty("dv", &key_shape, dtype)?;
+        let packed_bytes = plan.packed_bytes;
+        let packed = PackedKeys::lease(recorder, ["packed k", "packed v"], packed_bytes, dtype)?;
+        let gradients = ["packed dk", "packed dv"];
+        let packed_gradients = PackedKeys::lease(recorder, gradients, packed_bytes, dtype)?;
         let weights_bytes = plan.weights_bytes;
         // Fits in a usize: at most what a binding covers.
         let weights = (weights_bytes > 0)
@@ -167,6 +175,16 @@ impl DilatedAttention {
         };
         for dispatch in &plan.dispatches {
             let params = dispatch.params(&self.config, shape);
+            if let Some(kernel) = packed::kernel(head_dim, format, dispatch.pass) {
+                let bindings = match dispatch.pass {
+                    Pass::PackKeys => packed.copied([k, v], dispatch),
+                    _ => packed_gradients.copied([&dk, &dv], dispatch),
+                };
+                recorder.dispatch(kernel, &bindings, &params, dispatch.grid)?;
+                continue;
+            }
+            let [k, v] = packed.or([k, v], dispatch);
+            let [dk, dv] = packed_gradients.or([&dk, &dv], dispatch);
             let inputs = [
                 (q, dispatch.q.bytes),
                 (k, dispatch.kv.bytes),
@@ -177,7 +195,7 @@ impl DilatedAttention {
             let state = (softmax_state, dispatch.state.bytes);
             let weights = weights.as_ref().map(|weights| (weights, all_weights));
             let dq = (&dq, dispatch.q.bytes);
-            let [dk, dv] = [&dk, &dv].map(|gradient| (gradient, dispatch.kv.bytes));
+            let [dk, dv] = [dk, dv].map(|gradient| (gradient, dispatch.kv.bytes));
             let [q, k, _, dout] = inputs;
             let bindings = match (dispatch.pass, weights) {
                 (Pass::BranchDelta, _) => [&inputs[..], &[state, row_stats]].concat(),
@@ -188,7 +206,7 @@ impl DilatedAttention {
                 (Pass::Dq, None) => [&inputs[..], &[row_stats, dq]].concat(),
                 (Pass::DkDv, _) => [&inputs[..], &[row_stats, dk, dv]].concat(),
                 // A backward plan has no such dispatches.
-                (Pass::Forward | Pass::Weights | Pass::Dk | Pass::Dv, _) => continue,
+                _ => continue,
             };
             let Some(kernel) = plan.variant.kernel(dispatch.pass) else {
                 continue;

@@ -1,6 +1,7 @@
 //! Dilated attention on the device.
 
 mod backward;
+mod packed;
 mod state;
 #[cfg(feature = "models")]
 mod step;
@@ -21,6 +22,7 @@ use crate::kernels::{
 use crate::plan::ForwardPlan;
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
+use packed::PackedKeys;
 
 /// Dilated attention with fixed options, on one context.
 ///
@@ -242,17 +244,30 @@ impl DilatedAttention {
         )?;
         let plan = self.plan(shape, dtype)?;
         let kernel = Kernel::from(plan.variant);
+        let packing = packed::kernels(plan.variant.head_dim, plan.variant.format, &plan.dispatches);
         // Compiled before anything is recorded, so that a refused shader leaves the recording as it was.
-        self.context.compile(&[kernel])?;
+        self.context
+            .compile(&[&[kernel], packing.as_slice()].concat())?;
         let out_shape = self.query_shape(shape);
         let out = recorder.empty("out", &out_shape, dtype)?;
         let softmax_state =
             recorder.empty("softmax_state", &self.state_shape(shape), DType::F32)?;
+        let packed =
+            PackedKeys::lease(recorder, ["packed k", "packed v"], plan.packed_bytes, dtype)?;
         for &rows in &plan.clears {
             recorder.clear(&out, plan.out_range(rows));
             recorder.clear(&softmax_state, plan.state_range(rows));
         }
         for dispatch in &plan.dispatches {
+            let params = dispatch.params(&self.config, shape);
+            if let Some(kernel) =
+                packed::kernel(plan.variant.head_dim, plan.variant.format, dispatch.pass)
+            {
+                let bindings = packed.copied([k, v], dispatch);
+                recorder.dispatch(kernel, &bindings, &params, dispatch.grid)?;
+                continue;
+            }
+            let [k, v] = packed.or([k, v], dispatch);
             let bindings = [
                 (q, dispatch.q.bytes),
                 (k, dispatch.kv.bytes),
@@ -260,7 +275,6 @@ impl DilatedAttention {
                 (&out, dispatch.out.bytes),
                 (&softmax_state, dispatch.state.bytes),
             ];
-            let params = dispatch.params(&self.config, shape);
             recorder.dispatch(kernel, &bindings, &params, dispatch.grid)?;
         }
         Ok(ForwardOutput { out, softmax_state })

@@ -272,6 +272,8 @@ impl KernelSpec for BackwardKernel {
             Pass::Forward | Pass::BranchDelta | Pass::Dq => AttentionParams::keys(params),
             Pass::Weights => variant.rows_per_workgroup(),
             Pass::Dk | Pass::Dv | Pass::DkDv => AttentionParams::rows(params),
+            // Not passes of a backward kernel.
+            Pass::PackKeys | Pass::PackGradients | Pass::UnpackGradients => 1,
         };
         let products = match pass {
             _ if self.is_product() => 1,

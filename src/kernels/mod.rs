@@ -27,6 +27,7 @@ pub mod cross_entropy;
 pub mod embedding;
 pub mod fill;
 pub mod norm;
+pub mod pack_keys;
 pub mod reduce;
 pub mod scaled_add;
 pub mod sum_partials;
@@ -139,6 +140,8 @@ kernels! {
     AttentionForward(attention_forward::ForwardVariant),
     /// One pass of the backward of one branch.
     AttentionBackward(attention_backward::BackwardKernel),
+    /// Keys and values of one branch, copied out of the tensors of tokens or back.
+    PackKeys(pack_keys::PackKeys),
     /// How much one query attends to each key of one branch.
     TokenWeights(token_weights::TokenWeights),
     /// Product of two matrices, each as it is or transposed, with an optional bias, activation and residual.

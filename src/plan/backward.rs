@@ -19,7 +19,7 @@
 //! No two workgroups write the same element of a gradient at a time, and the plan fixes the order of all writes. So there are no
 //! atomics, and every run has the same bits.
 
-use super::dispatch::AttentionDispatch;
+use super::dispatch::{AttentionDispatch, packed_bytes};
 use super::forward::{clears, forward_flop, tensor_bytes};
 use super::planner::{PlannedPass, Planner, Round};
 use super::window::RowLayout;
@@ -51,6 +51,8 @@ pub struct BackwardPlan {
     pub(crate) key_clears: Vec<(u64, u64)>,
     /// The dispatches, in order.
     pub(crate) dispatches: Vec<AttentionDispatch>,
+    /// Bytes of packed keys, of packed values and of the packed gradients of each; 0 where no keys are packed.
+    pub(crate) packed_bytes: u64,
     /// Bytes of the largest buffer of weights that a dispatch needs; 0 for kernels that keep no weights in memory.
     pub(crate) weights_bytes: u64,
     /// Buffers that a backward leases when it is the only one in a recording.
@@ -133,6 +135,11 @@ impl DilatedAttentionConfig {
             planned("dk", rows(shape.key_len()) * width),
             planned("dv", rows(shape.key_len()) * width),
         ];
+        let packed_bytes = packed_bytes(&dispatches);
+        if packed_bytes > 0 {
+            let packed = ["packed k", "packed v", "packed dk", "packed dv"];
+            buffers.extend(packed.map(|label| planned(label, packed_bytes)));
+        }
         if weights_bytes > 0 {
             buffers.push(planned("weights", weights_bytes));
         }
@@ -147,6 +154,7 @@ impl DilatedAttentionConfig {
             query_clears: clears(self, batch, shape.seq_len(), |item| shape.valid_len(item)),
             key_clears: clears(self, batch, shape.key_len(), reached),
             dispatches,
+            packed_bytes,
             weights_bytes,
             buffers,
             flop: (2.5 * forward_flop(self, shape)) as u64,

@@ -21,6 +21,20 @@ impl Range {
     }
 }
 
+/// Where the keys of a dispatch lie; with their values and the gradients of both it is the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KeySource {
+    /// Where their tokens do, in the tensors k and v.
+    Tokens,
+    /// Packed: of one segment of one item these rows of the branch, one after the other, each with these heads alone.
+    Packed {
+        /// Heads of a row.
+        heads: Range,
+        /// Rows, counted in rows of the branch.
+        rows: Range,
+    },
+}
+
 /// One dispatch of an attention kernel over one branch.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AttentionDispatch {
@@ -40,9 +54,11 @@ pub struct AttentionDispatch {
     pub key_rows: Range,
     /// Whether results are merged with those of earlier dispatches instead of overwriting them.
     pub merges: bool,
-    /// The bound window of q and dq.
+    /// The bound window of q and dq; of k and v (or dk and dv) where these are packed or unpacked.
     pub q: TokenWindow,
-    /// The bound window of k, v, dk and dv.
+    /// Where the keys lie.
+    pub keys: KeySource,
+    /// The bound window of k, v, dk and dv, or of packed keys all of them.
     pub kv: TokenWindow,
     /// The bound window of the output and its gradient.
     pub out: TokenWindow,
@@ -50,12 +66,21 @@ pub struct AttentionDispatch {
     pub state: TokenWindow,
     /// The bound window of the row statistics, which the sweep of the backward leaves for each row and head.
     pub row_stats: TokenWindow,
-    /// First tokens of the windows of q, of k and v, and of the output, counted in the first item.
+    /// First tokens of the windows of q, of k and v (unless these are packed), and of the output, counted in the first item.
     pub first_tokens: [u32; 3],
     /// Number of workgroups.
     pub num_workgroups: u32,
     /// Workgroups along x and y.
     pub grid: [u32; 2],
+}
+
+/// Bytes of each of the tensors of packed keys that `dispatches` need: they serve all of them in turn. 0 where none packs keys.
+pub(crate) fn packed_bytes(dispatches: &[AttentionDispatch]) -> u64 {
+    let packing = dispatches
+        .iter()
+        .filter(|dispatch| dispatch.pass == Pass::PackKeys);
+    let bytes = packing.map(|dispatch| dispatch.kv.bytes.size);
+    bytes.max().unwrap_or(0)
 }
 
 impl AttentionDispatch {
@@ -86,12 +111,25 @@ impl AttentionDispatch {
                 AttentionParams::DETACHED,
             ),
         ];
+        let num_heads = in_u32(config.num_heads());
+        let [item_stride, segment_stride, offset_stride, row_stride] = match self.keys {
+            KeySource::Tokens => [
+                in_u32(shape.key_len()),
+                geometry.segment_length,
+                1,
+                geometry.dilation_rate,
+            ],
+            KeySource::Packed { .. } => [0, 0, 0, 1],
+        };
+        let (place0, key_heads, key_head_begin) = match self.keys {
+            KeySource::Tokens => (self.first_tokens[1], num_heads, 0),
+            KeySource::Packed { heads, rows } => (rows.begin, heads.len(), heads.begin),
+        };
         AttentionParams {
             seq_len: in_u32(shape.seq_len()),
             valid_len: geometry.seq_len,
-            key_len: in_u32(shape.key_len()),
             valid_key_len: geometry.key_len,
-            num_heads: in_u32(config.num_heads()),
+            num_heads,
             head_begin: self.heads.begin,
             head_count: self.heads.len(),
             offset_base: geometry.offset_base,
@@ -119,7 +157,7 @@ impl AttentionDispatch {
             },
             q_token0: self.first_tokens[0],
             q_skip: self.q.skip,
-            kv_token0: self.first_tokens[1],
+            kv_place0: place0,
             kv_skip: self.kv.skip,
             out_token0: self.first_tokens[2],
             out_skip: self.out.skip,
@@ -128,6 +166,12 @@ impl AttentionDispatch {
             first_workgroup: 0,
             grid_width: self.grid[0],
             num_workgroups: self.num_workgroups,
+            key_item_stride: item_stride,
+            key_segment_stride: segment_stride,
+            key_offset_stride: offset_stride,
+            key_row_stride: row_stride,
+            key_heads,
+            key_head_begin,
         }
     }
 }

@@ -72,14 +72,14 @@ fn cleared_rows(clears: &[(u64, u64)]) -> u64 {
 fn write_dispatches(f: &mut fmt::Formatter<'_>, dispatches: &[AttentionDispatch]) -> fmt::Result {
     writeln!(
         f,
-        "pass          branch  segment  rate     items  segments       rows       keys  mode   workgroups (grid)   MiB bound q / kv"
+        "pass           branch  segment  rate     items  segments       rows       keys  mode   workgroups (grid)   MiB bound q / kv"
     )?;
     for dispatch in dispatches {
         let mib = |window: &TokenWindow| window.bytes.size as f64 / f64::from(1 << 20);
         let range = |range: Range| format!("{}..{}", range.begin, range.end);
         writeln!(
             f,
-            "{:12}  {:6}  {:7}  {:4}  {:>8}  {:>8}  {:>9}  {:>9}  {:5}  {:10} ({} x {})   {:.1} / {:.1}",
+            "{:13}  {:6}  {:7}  {:4}  {:>8}  {:>8}  {:>9}  {:>9}  {:5}  {:10} ({} x {})   {:.1} / {:.1}",
             match dispatch.pass {
                 Pass::Forward => "forward",
                 Pass::BranchDelta => "branch delta",
@@ -88,6 +88,9 @@ fn write_dispatches(f: &mut fmt::Formatter<'_>, dispatches: &[AttentionDispatch]
                 Pass::Dk => "dk",
                 Pass::Dv => "dv",
                 Pass::DkDv => "dk, dv",
+                Pass::PackKeys => "pack k, v",
+                Pass::PackGradients => "pack dk, dv",
+                Pass::UnpackGradients => "unpack dk, dv",
             },
             dispatch.geometry.branch,
             dispatch.geometry.segment_length,

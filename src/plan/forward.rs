@@ -4,7 +4,7 @@
 //! *merge* with what is there. Rows that the first branch does not write for every head are cleared before. A branch of dilation
 //! rate 1 writes every row and goes first; then only the padding of short items is cleared.
 
-use super::dispatch::AttentionDispatch;
+use super::dispatch::{AttentionDispatch, packed_bytes};
 use super::planner::{PlannedPass, Planner};
 use super::window::RowLayout;
 use super::workspace::{ParamsLayout, PlannedBuffer, check_sizes};
@@ -36,6 +36,8 @@ pub struct ForwardPlan {
     pub(crate) clears: Vec<(u64, u64)>,
     /// The dispatches, in order.
     pub(crate) dispatches: Vec<AttentionDispatch>,
+    /// Bytes of packed keys and of packed values; 0 where no keys are packed.
+    pub(crate) packed_bytes: u64,
     /// Buffers that a forward leases when it is the only one in a recording.
     pub(crate) buffers: Vec<PlannedBuffer>,
     /// Floating point operations over the valid tokens: `4 * B * N * H * D * sum(w / r^2)`, summed over the branches. Half of it
@@ -98,6 +100,7 @@ impl DilatedAttentionConfig {
             variant,
             reason,
             clears,
+            packed_bytes: packed_bytes(&dispatches),
             dispatches,
             buffers,
             flop: forward_flop(self, shape) as u64,
@@ -217,6 +220,11 @@ fn buffers(
         PlannedBuffer::storage("out", out_bytes, caps),
         PlannedBuffer::storage("softmax_state", state_bytes, caps),
     ];
+    let packed_bytes = packed_bytes(dispatches);
+    if packed_bytes > 0 {
+        let packed = ["packed k", "packed v"];
+        buffers.extend(packed.map(|label| PlannedBuffer::storage(label, packed_bytes, caps)));
+    }
     let mut params = ParamsLayout::new(caps);
     for _ in dispatches {
         params.add::<AttentionParams>();

@@ -7,19 +7,22 @@
 //!   else segments          of one item, as many as a binding covers
 //!   else rows and keys     of one segment: a window of rows x a window of keys; results merge as those of branches do
 //! ```
+//! In that last case, keys of a branch with a dilation rate above 1 are packed first, a window of them after the other, and all
+//! windows of rows follow. Where they lie, a binding covers only a `rate`-th of the keys that it covers when they are packed.
+//!
 //! The `broadcast` tier of the backward keeps the weights of pairs of rows and keys in a buffer between kernels. There, rows and
 //! keys are also cut into windows, so that the weights of a dispatch fit in that buffer, and as many heads, segments and items as
 //! fit share a dispatch. All passes over such a part come before the next part.
 
 use super::branch::BranchGeometry;
-use super::dispatch::{AttentionDispatch, Range};
-use super::window::RowLayout;
+use super::dispatch::{AttentionDispatch, KeySource, Range};
+use super::window::{RowLayout, TokenWindow};
 use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, MixGradient, in_u32};
-use crate::device::DeviceCaps;
-use crate::device::ElementFormat;
+use crate::device::{ByteRange, DeviceCaps, ElementFormat};
 use crate::error::{Error, Result};
 use crate::kernels::Pass;
 use crate::kernels::fold_grid;
+use crate::kernels::pack_keys::PackKeys;
 use crate::kernels::software::attention_backward::WeightsTile;
 
 pub(super) struct Planner<'a> {
@@ -138,6 +141,7 @@ impl<'a> Planner<'a> {
             },
             rows: rows_up_to(geometry, geometry.seq_len),
             key_rows: rows_up_to(geometry, geometry.key_len),
+            keys: KeySource::Tokens,
         };
         let longest = self.shape.seq_len().max(self.shape.key_len());
         let items_per_window = (max_rows / longest as u64) as u32;
@@ -189,22 +193,126 @@ impl<'a> Planner<'a> {
         };
         let rows_per_window = rows_per_window.min(u64::from(u32::MAX)) as u32;
         for heads in chunks(unit.heads, heads_per_window) {
+            let unit = Unit { heads, ..unit };
+            if rate > 1 {
+                self.plan_packed(work, unit, rows_per_window)?;
+                continue;
+            }
             for rows in chunks(unit.rows, rows_per_window) {
                 for key_rows in chunks(unit.key_rows, rows_per_window) {
-                    if geometry.causal && key_rows.begin >= rows.end {
-                        continue;
+                    let part = Unit {
+                        rows,
+                        key_rows,
+                        ..unit
+                    };
+                    if part.has_pairs(geometry) {
+                        self.push(work, part)?;
                     }
-                    self.push(
-                        work,
-                        Unit {
-                            heads,
-                            rows,
-                            key_rows,
-                            ..unit
-                        },
-                    )?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Plans one segment of one item, whose keys are packed a window after the other. Of a window of rows,
+    /// `rows_per_window` are covered by a binding.
+    fn plan_packed(&mut self, work: &Work<'_>, unit: Unit, rows_per_window: u32) -> Result<()> {
+        let geometry = work.geometry;
+        let head_bytes = self.tensor.row_bytes / self.config.num_heads() as u64;
+        let packed_row_bytes = head_bytes * u64::from(unit.heads.len());
+        let packed_rows = self.caps.max_binding_bytes / packed_row_bytes;
+        let packed_rows = u32::try_from(packed_rows).unwrap_or(u32::MAX).max(1);
+        let has_gradients = work.passes.iter().any(|planned| planned.pass.is_of_keys());
+        for key_rows in chunks(unit.key_rows, packed_rows) {
+            let seen = chunks(unit.rows, rows_per_window)
+                .map(|rows| Unit {
+                    rows,
+                    key_rows,
+                    ..unit
+                })
+                .filter(|part| part.has_pairs(geometry))
+                .collect::<Vec<_>>();
+            let stride = geometry.segment_length;
+            let tokens = token_span(geometry, &unit, key_rows, stride, geometry.key_len);
+            if seen.is_empty() || tokens.is_none() {
+                // Nothing to pack. Rows may still see zero keys.
+                for part in seen {
+                    self.push(work, part)?;
+                }
+                continue;
+            }
+            let packed = Unit {
+                key_rows,
+                keys: KeySource::Packed {
+                    heads: unit.heads,
+                    rows: key_rows,
+                },
+                ..unit
+            };
+            self.push_packing(work, Pass::PackKeys, packed, rows_per_window)?;
+            if has_gradients && work.follows {
+                self.push_packing(work, Pass::PackGradients, packed, rows_per_window)?;
+            }
+            let before = self.dispatches.len();
+            for part in seen {
+                self.push(
+                    work,
+                    Unit {
+                        keys: packed.keys,
+                        ..part
+                    },
+                )?;
+            }
+            // Where no row has an output, no gradient was computed.
+            let mut pushed = self.dispatches[before..].iter();
+            if pushed.any(|dispatch| dispatch.pass.is_of_keys()) {
+                self.push_packing(work, Pass::UnpackGradients, packed, rows_per_window)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Plans the copies of `pass` between the packed keys of `unit` and their tokens, of which a binding covers
+    /// `rows_per_window` rows.
+    fn push_packing(
+        &mut self,
+        work: &Work<'_>,
+        pass: Pass,
+        unit: Unit,
+        rows_per_window: u32,
+    ) -> Result<()> {
+        let geometry = work.geometry;
+        for key_rows in chunks(unit.key_rows, rows_per_window) {
+            let unit = Unit { key_rows, ..unit };
+            let stride = geometry.segment_length;
+            let Some(tokens) = token_span(geometry, &unit, key_rows, stride, geometry.key_len)
+            else {
+                continue;
+            };
+            let of_tokens = self.window("k", &self.tensor, &unit, tokens, self.shape.key_len())?;
+            let tiles = key_rows.len().div_ceil(PackKeys::KEYS);
+            let (num_workgroups, grid) = self.grid(&unit, tiles, 1)?;
+            self.dispatches.push(AttentionDispatch {
+                pass,
+                geometry: geometry.clone(),
+                items: unit.items,
+                heads: unit.heads,
+                segments: unit.segments,
+                rows: unit.rows,
+                key_rows,
+                merges: false,
+                q: of_tokens,
+                keys: unit.keys,
+                kv: self.packed_window(&unit.keys),
+                // Not bound.
+                out: of_tokens,
+                state: of_tokens,
+                row_stats: of_tokens,
+                // Tokens are below 2^31.
+                first_tokens: [tokens.0 as u32; 3],
+                num_workgroups,
+                grid,
+            });
         }
         Ok(())
     }
@@ -231,17 +339,17 @@ impl<'a> Planner<'a> {
                 for heads in chunks(unit.heads, heads_at_once) {
                     for &rows in &rows {
                         for &key_rows in &key_rows {
-                            if work.geometry.causal && key_rows.begin >= rows.end {
-                                continue;
-                            }
                             let part = Unit {
                                 items,
                                 heads,
                                 segments,
                                 rows,
                                 key_rows,
+                                keys: unit.keys,
                             };
-                            self.push_passes(work, part)?;
+                            if part.has_pairs(work.geometry) {
+                                self.push_passes(work, part)?;
+                            }
                         }
                     }
                 }
@@ -277,51 +385,28 @@ impl<'a> Planner<'a> {
         let kv_tokens = token_span(geometry, &unit, unit.key_rows, stride, geometry.key_len);
         let kv_tokens = match (kv_tokens, pass) {
             (Some(tokens), _) => tokens,
-            (None, Pass::DkDv | Pass::Dk | Pass::Dv) => return Ok(()),
+            (None, pass) if pass.is_of_keys() => return Ok(()),
             // Even without keys the dispatch is needed, for zero keys and for the state of rows without a key. It binds the first
             // token but reads no key.
             (None, _) if unit.key_rows.begin == 0 => (0, 1),
             (None, _) => return Ok(()),
         };
-        let window = |what: &'static str, layout: &RowLayout, tokens: (u64, u64), len: u32| {
-            let first = u64::from(unit.items.begin) * u64::from(len) + tokens.0;
-            let last = u64::from(unit.items.end - 1) * u64::from(len) + tokens.1;
-            layout
-                .window(first, last, self.caps)
-                .ok_or(Error::BindingTooSmall {
-                    what: what.into(),
-                    requested_bytes: (last - first) * layout.row_bytes,
-                    limit_bytes: self.caps.max_binding_bytes,
-                })
-        };
-        let [seq_len, key_len] = [self.shape.seq_len(), self.shape.key_len()].map(in_u32);
         let [row_tiles, key_tiles] =
             [unit.rows, unit.key_rows].map(|range| range.len().div_ceil(planned.tile));
         let tiles = match pass {
             Pass::Forward | Pass::BranchDelta | Pass::Dq => row_tiles,
-            Pass::DkDv | Pass::Dk | Pass::Dv => key_tiles,
             // A workgroup takes a tile of rows x a tile of keys.
             Pass::Weights => row_tiles * key_tiles,
+            _ => key_tiles,
         };
-        let factors = [unit.items, unit.segments, unit.heads].map(Range::len);
-        let num_workgroups = [planned.columns]
-            .iter()
-            .chain(&factors)
-            .try_fold(tiles, |product, factor| product.checked_mul(*factor));
-        let grid = num_workgroups
-            .and_then(|n| Some((n, fold_grid(n, self.caps.max_workgroups_per_dimension)?)));
-        let Some((num_workgroups, grid)) = grid else {
-            return Err(Error::SizeOverflow {
-                what: "workgroups of one dispatch".into(),
-                given: format!(
-                    "{} items, {} segments, {} heads, {tiles} tiles",
-                    unit.items.len(),
-                    unit.segments.len(),
-                    unit.heads.len()
-                ),
-            });
+        let (num_workgroups, grid) = self.grid(&unit, tiles, planned.columns)?;
+        let window = |what, layout, tokens, len| self.window(what, layout, &unit, tokens, len);
+        let [seq_len, key_len] = [self.shape.seq_len(), self.shape.key_len()];
+        let kv = match unit.keys {
+            KeySource::Tokens => window("k", &self.tensor, kv_tokens, key_len)?,
+            packed @ KeySource::Packed { .. } => self.packed_window(&packed),
         };
-        self.dispatches.push(AttentionDispatch {
+        let dispatch = AttentionDispatch {
             pass,
             geometry: geometry.clone(),
             items: unit.items,
@@ -331,7 +416,8 @@ impl<'a> Planner<'a> {
             key_rows: unit.key_rows,
             merges: work.merges(pass, &unit),
             q: window("q", &self.tensor, q_tokens, seq_len)?,
-            kv: window("k", &self.tensor, kv_tokens, key_len)?,
+            keys: unit.keys,
+            kv,
             out: window("out", &self.tensor, out_tokens, seq_len)?,
             state: window("softmax_state", &self.state, out_tokens, seq_len)?,
             row_stats: window("row statistics", &self.row_stats, out_tokens, seq_len)?,
@@ -339,8 +425,62 @@ impl<'a> Planner<'a> {
             first_tokens: [q_tokens.0, kv_tokens.0, out_tokens.0].map(|token| token as u32),
             num_workgroups,
             grid,
-        });
+        };
+        self.dispatches.push(dispatch);
         Ok(())
+    }
+
+    /// The window of a tensor of `len` tokens an item that shows `tokens` of the unit's items.
+    fn window(
+        &self,
+        what: &'static str,
+        layout: &RowLayout,
+        unit: &Unit,
+        tokens: (u64, u64),
+        len: usize,
+    ) -> Result<TokenWindow> {
+        let first = u64::from(unit.items.begin) * len as u64 + tokens.0;
+        let last = u64::from(unit.items.end - 1) * len as u64 + tokens.1;
+        layout
+            .window(first, last, self.caps)
+            .ok_or(Error::BindingTooSmall {
+                what: what.into(),
+                requested_bytes: (last - first) * layout.row_bytes,
+                limit_bytes: self.caps.max_binding_bytes,
+            })
+    }
+
+    /// All of the packed keys.
+    fn packed_window(&self, keys: &KeySource) -> TokenWindow {
+        let rows = match keys {
+            KeySource::Tokens => 0,
+            KeySource::Packed { heads, rows } => u64::from(heads.len()) * u64::from(rows.len()),
+        };
+        let size = rows * (self.tensor.row_bytes / self.config.num_heads() as u64);
+        TokenWindow {
+            bytes: ByteRange { offset: 0, size },
+            skip: 0,
+        }
+    }
+
+    /// Number and grid of the workgroups that compute `tiles` of each head, segment and item of a unit, each in `columns` parts.
+    fn grid(&self, unit: &Unit, tiles: u32, columns: u32) -> Result<(u32, [u32; 2])> {
+        let factors = [unit.items, unit.segments, unit.heads].map(Range::len);
+        let num_workgroups = [columns]
+            .iter()
+            .chain(&factors)
+            .try_fold(tiles, |product, factor| product.checked_mul(*factor));
+        let grid = num_workgroups
+            .and_then(|n| Some((n, fold_grid(n, self.caps.max_workgroups_per_dimension)?)));
+        grid.ok_or_else(|| Error::SizeOverflow {
+            what: "workgroups of one dispatch".into(),
+            given: format!(
+                "{} items, {} segments, {} heads, {tiles} tiles",
+                unit.items.len(),
+                unit.segments.len(),
+                unit.heads.len()
+            ),
+        })
     }
 }
 
@@ -386,6 +526,7 @@ impl Work<'_> {
             // The weights of a window replace those of the last one.
             Pass::Weights => false,
             Pass::DkDv | Pass::Dk | Pass::Dv => self.follows || unit.rows.begin > first_rows,
+            Pass::PackKeys | Pass::PackGradients | Pass::UnpackGradients => false,
         }
     }
 }
@@ -435,6 +576,14 @@ struct Unit {
     segments: Range,
     rows: Range,
     key_rows: Range,
+    keys: KeySource,
+}
+
+impl Unit {
+    /// Whether a row sees a key, as far as the mask tells.
+    fn has_pairs(&self, geometry: &BranchGeometry) -> bool {
+        !geometry.causal || self.key_rows.begin < self.rows.end
+    }
 }
 
 /// Range of tokens that rows `rows` of the unit's segments and heads use, in a sequence of `len` tokens whose segments begin

@@ -5,7 +5,7 @@
 //! forward, each with a single row.
 
 use super::branch::BranchGeometry;
-use super::dispatch::{AttentionDispatch, Range};
+use super::dispatch::{AttentionDispatch, KeySource, Range};
 use super::window::RowLayout;
 use crate::config::{DilatedAttentionConfig, in_u32};
 use crate::device::DeviceCaps;
@@ -127,6 +127,7 @@ pub(crate) fn plan_step(
                     key_rows,
                     merges: true,
                     q: window(&tensor, query_row, query_row + 1)?,
+                    keys: KeySource::Tokens,
                     kv: window(&tensor, in_cache + first_key, in_cache + last_key + 1)?,
                     out: window(&tensor, item_row, item_row + 1)?,
                     state: window(&state, item_row, item_row + 1)?,

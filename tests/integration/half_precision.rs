@@ -8,13 +8,15 @@ use dilated_attention::testing::{
     BackwardFamily, ElementFormat, Family, ForwardFamily, ForwardVariant,
 };
 use dilated_attention::{
-    AttentionShape, CallOptions, Context, DType, DilatedAttention, DilatedAttentionConfig, Error,
-    Heads, Mask, MixGradient, Recorder, Tensor, reference,
+    AttentionShape, CallOptions, Context, ContextOptions, DType, DilatedAttention,
+    DilatedAttentionConfig, Error, Heads, Mask, MixGradient, Padding, Recorder, Tensor, reference,
+    wgpu,
 };
 use half::{bf16, f16};
 
 use crate::backward;
 use crate::forward::named_problems;
+use crate::support::contexts::context_with;
 use crate::support::kernel_contexts::{TestContext, kernel_contexts, tiny_bindings};
 use crate::support::problem::Problem;
 
@@ -95,6 +97,51 @@ fn gradients_equal_the_reference() {
                         .unwrap_or_else(|reason| panic!("{name}: {reason}"));
                 }
             }
+        }
+    }
+}
+
+/// Segments that exceed a binding: keys are packed, and so are their gradients.
+#[test]
+fn packed_keys_equal_the_reference() {
+    // Few windows, for in half precision gradients are rounded after each.
+    let limits = wgpu::Limits {
+        max_storage_buffer_binding_size: 128 << 10,
+        ..Default::default()
+    };
+    let context = context_with(&ContextOptions {
+        limits: Some(limits),
+        ..Default::default()
+    });
+    let on = &TestContext {
+        name: "bindings of 128 KiB",
+        context,
+    };
+    let config = DilatedAttentionConfig::new(16, 8, &[600, 700], &[2, 3]).unwrap();
+    let partitioned = config
+        .clone()
+        .with_heads(Heads::Partitioned)
+        .with_padding(Padding::ZeroKeys);
+    let shape = AttentionShape::new(1, 800).unwrap();
+    for config in [config.with_torchscale(), partitioned] {
+        for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            let format = formats(on, dtype)[0];
+            let long = DilatedAttentionConfig::new(1, 8, &[4096], &[1]).unwrap();
+            let backward_variant = BackwardFamily::of(&long, format)
+                .choice(on.context.caps())
+                .variant;
+            let problem = Problem::new(config.clone(), shape.clone(), 1.0).stored(dtype);
+            let caps = on.context.caps();
+            let plan = config
+                .plan_backward_with(&shape, caps, backward_variant)
+                .unwrap();
+            for pass in ["pack k, v", "unpack dk, dv"] {
+                assert!(plan.to_string().contains(pass), "{plan}");
+            }
+            problem
+                .check_kernels(on, &[forward_variant(on, 8, format)])
+                .unwrap();
+            backward::check_kernels(&problem, on, &[backward_variant]).unwrap();
         }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use expect_test::expect_file;
 use proptest::prelude::*;
 
+use super::packed::PackedKeys;
 use crate::device::{DeviceCaps, Processor};
 use crate::kernels::Pass;
 use crate::plan::BackwardPlan;
@@ -79,10 +80,46 @@ fn execute(plan: &BackwardPlan, config: &DilatedAttentionConfig, caps: &DeviceCa
     // Items of which a gradient was begun.
     let mut graded: HashSet<u32> = HashSet::new();
     let mut weights: Option<AttentionDispatch> = None;
+    let call = (config, &plan.shape);
+    let mut packed = PackedKeys::default();
+    // (pass, index in packed gradients) that hold a result, and the indices that hold what there was among the tokens before.
+    let mut packed_written: HashSet<(Pass, u32)> = HashSet::new();
+    let mut packed_before: HashSet<u32> = HashSet::new();
+    let of_keys = plan
+        .variant
+        .passes()
+        .iter()
+        .filter(|pass| pass.is_of_keys());
     for dispatch in &plan.dispatches {
         let geometry = &dispatch.geometry;
         let pass = dispatch.pass;
         match pass {
+            Pass::PackKeys => {
+                packed.pack(dispatch, call);
+                packed_written.clear();
+                packed_before.clear();
+                continue;
+            }
+            Pass::PackGradients => {
+                let copied = packed.copied(dispatch, call).into_iter();
+                packed_before.extend(copied.filter_map(|key| key.packed_at));
+                continue;
+            }
+            Pass::UnpackGradients => {
+                for key in packed.copied(dispatch, call) {
+                    let index = key.packed_at.expect("packed");
+                    let (item, token, head) = key.owner;
+                    for pass in of_keys.clone() {
+                        assert!(
+                            packed_written.contains(&(*pass, index)),
+                            "nothing to copy back"
+                        );
+                        let is_new = done.written.insert((*pass, item, head, token));
+                        assert!(is_new || packed_before.contains(&index), "overwritten");
+                    }
+                }
+                continue;
+            }
             Pass::BranchDelta => {
                 let items = dispatch.items.begin..dispatch.items.end;
                 assert!(!exact || items.clone().all(|item| !graded.contains(&item)));
@@ -123,7 +160,6 @@ fn execute(plan: &BackwardPlan, config: &DilatedAttentionConfig, caps: &DeviceCa
         // Something is bound, beside what comes before it for the sake of alignment.
         for (window, row, element) in [
             (dispatch.q, row_bytes, 16),
-            (dispatch.kv, row_bytes, 16),
             (dispatch.out, row_bytes, 16),
             (dispatch.state, state_bytes, 8),
             (dispatch.row_stats, stats_bytes, 16),
@@ -139,7 +175,7 @@ fn execute(plan: &BackwardPlan, config: &DilatedAttentionConfig, caps: &DeviceCa
                 let end = u64::from(window.skip) * element_bytes + (row + 1) * row_bytes;
                 assert!(end <= window.bytes.size, "behind the window");
             };
-            let [first_query, first_key, first_out] = dispatch.first_tokens.map(u64::from);
+            let [first_query, _, first_out] = dispatch.first_tokens.map(u64::from);
             for segment in dispatch.segments.begin..dispatch.segments.end {
                 for head in dispatch.heads.begin..dispatch.heads.end {
                     let token = |row: u32| {
@@ -177,15 +213,21 @@ fn execute(plan: &BackwardPlan, config: &DilatedAttentionConfig, caps: &DeviceCa
                             *done.pairs.entry(pair).or_default() += 1;
                         }
                     }
-                    for key in dispatch.key_rows.begin..keys_end {
-                        let key = token(key);
-                        check(
-                            dispatch.kv,
-                            [key_len, key.into(), first_key],
-                            [row_bytes, 16],
-                        );
-                        if matches!(pass, Pass::DkDv | Pass::Dk | Pass::Dv) {
-                            targets.insert(key);
+                    for row in dispatch.key_rows.begin..keys_end {
+                        let key = packed.key(dispatch, call, [item, segment, head], row);
+                        match key.packed_at {
+                            _ if !pass.is_of_keys() => {}
+                            None => _ = targets.insert(key.owner.1),
+                            Some(index) => {
+                                let is_new = packed_written.insert((pass, index));
+                                let known = packed_before.contains(&index);
+                                match dispatch.merges {
+                                    true => {
+                                        assert!(!is_new || known, "merged before it was written")
+                                    }
+                                    false => assert!(is_new && !known, "overwritten"),
+                                }
+                            }
                         }
                     }
                     let (clears, len) = match pass {

@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use expect_test::expect_file;
 use proptest::prelude::*;
 
+use super::packed::PackedKeys;
 use crate::device::{ByteRange, DeviceCaps, Processor};
+use crate::kernels::Pass;
 use crate::plan::ForwardPlan;
 use crate::pool::{Demand, PoolError};
 use crate::{
@@ -251,7 +253,14 @@ struct Row {
 }
 
 /// Runs a plan's dispatches on indices: what each output row of each head sees, and how it is stored.
-fn execute(plan: &ForwardPlan, caps: &DeviceCaps, row_bytes: u64) -> HashMap<(u64, u32), Row> {
+fn execute(
+    plan: &ForwardPlan,
+    config: &DilatedAttentionConfig,
+    caps: &DeviceCaps,
+) -> HashMap<(u64, u32), Row> {
+    let row_bytes = config.embed_dim() as u64 * 4;
+    let call = (config, &plan.shape);
+    let mut packed = PackedKeys::default();
     let mut rows: HashMap<(u64, u32), Row> = HashMap::new();
     let seq_len = plan.shape.seq_len() as u64;
     for dispatch in plan.dispatches() {
@@ -260,7 +269,11 @@ fn execute(plan: &ForwardPlan, caps: &DeviceCaps, row_bytes: u64) -> HashMap<(u6
             assert_eq!(window.bytes.offset % caps.storage_offset_alignment(), 0);
         }
         let geometry = &dispatch.geometry;
-        for window in [dispatch.q, dispatch.kv, dispatch.out] {
+        if dispatch.pass == Pass::PackKeys {
+            packed.pack(dispatch, call);
+            continue;
+        }
+        for window in [dispatch.q, dispatch.out] {
             assert!(window.bytes.size >= u64::from(window.skip) * 16 + row_bytes);
         }
         // Windows of keys after the first one are there for keys.
@@ -313,19 +326,8 @@ fn execute(plan: &ForwardPlan, caps: &DeviceCaps, row_bytes: u64) -> HashMap<(u6
                         if t < geometry.real_rows(segment, head) {
                             assert!(inside(dispatch.q, token_of(t), dispatch.first_tokens[0]));
                         }
-                        for key in [
-                            dispatch.key_rows.begin,
-                            dispatch.key_rows.end.min(seen).saturating_sub(1),
-                        ] {
-                            if (dispatch.key_rows.begin..dispatch.key_rows.end.min(seen))
-                                .contains(&key)
-                            {
-                                assert!(inside(
-                                    dispatch.kv,
-                                    token_of(key),
-                                    dispatch.first_tokens[1]
-                                ));
-                            }
+                        for key in dispatch.key_rows.begin..dispatch.key_rows.end.min(seen) {
+                            packed.key(dispatch, call, [item, segment, head], key);
                         }
                     }
                 }
@@ -363,7 +365,7 @@ proptest! {
         let caps = DeviceCaps::webgpu_defaults()
             .with_max_binding_bytes(256 + binding_rows * num_heads as u64 * 32);
         let plan = config.plan_forward(&shape, DType::F32, &caps).expect("plans");
-        let rows = execute(&plan, &caps, config.embed_dim() as u64 * 4);
+        let rows = execute(&plan, &config, &caps);
         for item in 0..batch {
             let valid_len = shape.valid_len(item) as u32;
             for token in 0..seq_len as u32 {

@@ -5,6 +5,7 @@ mod branch;
 mod forward;
 #[cfg(feature = "models")]
 mod needs;
+mod packed;
 mod parts;
 #[cfg(feature = "models")]
 mod step;
