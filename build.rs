@@ -20,10 +20,10 @@ fn main() {
         }
         let from_root = path.strip_prefix(&root).expect("below the root");
         let from_root = from_root.to_string_lossy().replace('\\', "/");
-        let path = path.to_string_lossy();
+        // The compiler fills in the folder, not this program: its output may be kept when a build folder is copied elsewhere.
         writeln!(
             list,
-            "    ShaderFile {{ name: {name:?}, path: {from_root:?}, text: include_str!({path:?}) }},"
+            "    ShaderFile {{ name: {name:?}, path: {from_root:?}, text: include_str!(concat!(env!(\"CARGO_MANIFEST_DIR\"), \"/\", {from_root:?})) }},"
         )
         .expect("a string");
     }

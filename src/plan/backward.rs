@@ -19,18 +19,19 @@
 //! No two workgroups write the same element of a gradient at a time, and the plan fixes the order of all writes. So there are no
 //! atomics, and every run has the same bits.
 
+use std::time::Duration;
+
 use super::dispatch::{AttentionDispatch, packed_bytes};
 use super::forward::{clears, forward_flop, tensor_bytes};
+use super::needs;
 use super::planner::{PlannedPass, Planner, Round};
 use super::window::RowLayout;
 use super::workspace::{ParamsLayout, PlannedBuffer, check_sizes};
 use crate::config::{AttentionShape, DilatedAttentionConfig, MixGradient};
-use crate::device::DeviceCaps;
-use crate::device::{DType, ElementFormat};
+use crate::device::{DType, DeviceCaps, ElementFormat};
 use crate::error::Result;
-use crate::kernels::Pass;
 use crate::kernels::attention_backward::{BackwardFamily, BackwardVariant};
-use crate::kernels::{AttentionParams, Choice, Family, Reason};
+use crate::kernels::{AttentionParams, Choice, Family, Pass, Reason};
 
 /// Everything that a backward does on the device, as plain data. Made by [`DilatedAttentionConfig::plan_backward`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -181,5 +182,23 @@ impl BackwardPlan {
     /// Bytes that the pool holds for these buffers: the sum of their size classes.
     pub fn held_bytes(&self) -> u64 {
         self.buffers.iter().map(|buffer| buffer.class_bytes).sum()
+    }
+
+    /// Checks that the buffers of this call, inputs excluded, stay within `budget_bytes` of a pool.
+    ///
+    /// # Errors
+    /// [`Error::PlanOverBudget`](crate::Error::PlanOverBudget) with both numbers.
+    pub fn check_budget(&self, budget_bytes: u64) -> Result<()> {
+        needs::check_budget(
+            "the backward of the attention",
+            self.held_bytes(),
+            budget_bytes,
+            "shorten the sequence, use half precision or raise the budget",
+        )
+    }
+
+    /// Time of the backward on an adapter that does `flop_per_second` floating point operations per second.
+    pub fn time_at(&self, flop_per_second: f64) -> Duration {
+        needs::time_at(self.flop, flop_per_second)
     }
 }

@@ -4,18 +4,18 @@
 //! *merge* with what is there. Rows that the first branch does not write for every head are cleared before. A branch of dilation
 //! rate 1 writes every row and goes first; then only the padding of short items is cleared.
 
+use std::time::Duration;
+
 use super::dispatch::{AttentionDispatch, packed_bytes};
+use super::needs;
 use super::planner::{PlannedPass, Planner};
 use super::window::RowLayout;
 use super::workspace::{ParamsLayout, PlannedBuffer, check_sizes};
 use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, Mask};
-use crate::device::ByteRange;
-use crate::device::DeviceCaps;
-use crate::device::{DType, ElementFormat};
+use crate::device::{ByteRange, DType, DeviceCaps, ElementFormat};
 use crate::error::{Error, PoolError, Result};
-use crate::kernels::Pass;
 use crate::kernels::attention_forward::{ForwardFamily, ForwardVariant};
-use crate::kernels::{AttentionParams, Choice, Family, Reason};
+use crate::kernels::{AttentionParams, Choice, Family, Pass, Reason};
 
 /// Everything that a forward does on the device, as plain data. Made by [`DilatedAttentionConfig::plan_forward`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -251,6 +251,24 @@ impl ForwardPlan {
     /// Bytes that the pool holds for these buffers: the sum of their size classes.
     pub fn held_bytes(&self) -> u64 {
         self.buffers.iter().map(|buffer| buffer.class_bytes).sum()
+    }
+
+    /// Checks that the buffers of this call, inputs excluded, stay within `budget_bytes` of a pool.
+    ///
+    /// # Errors
+    /// [`Error::PlanOverBudget`] with both numbers.
+    pub fn check_budget(&self, budget_bytes: u64) -> Result<()> {
+        needs::check_budget(
+            "the forward of the attention",
+            self.held_bytes(),
+            budget_bytes,
+            "shorten the sequence, use half precision or raise the budget",
+        )
+    }
+
+    /// Time of the forward on an adapter that does `flop_per_second` floating point operations per second.
+    pub fn time_at(&self, flop_per_second: f64) -> Duration {
+        needs::time_at(self.flop, flop_per_second)
     }
 
     /// Byte range of rows `begin .. end` in the tensor of softmax states.

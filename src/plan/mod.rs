@@ -5,7 +5,6 @@ pub(crate) mod branch;
 pub(crate) mod dispatch;
 mod display;
 mod forward;
-#[cfg(feature = "models")]
 pub(crate) mod needs;
 mod planner;
 #[cfg(feature = "models")]

@@ -1,5 +1,7 @@
-//! What plans of whole pieces of work (a model's run, a training step) say alike: their budget, their time, their lines of text.
+//! What all plans say alike: whether they fit a budget, their time, and of whole pieces of work (a model's run, a training step) their
+//! lines of text.
 
+#[cfg(feature = "models")]
 use std::fmt;
 use std::time::Duration;
 
@@ -32,6 +34,7 @@ pub(crate) fn check_budget(
 }
 
 /// The line on memory, of which `kept_bytes` are `kept`.
+#[cfg(feature = "models")]
 pub(crate) fn write_memory(
     f: &mut fmt::Formatter<'_>,
     requested_bytes: u64,
@@ -48,6 +51,7 @@ pub(crate) fn write_memory(
 }
 
 /// The line on time, where it is known.
+#[cfg(feature = "models")]
 pub(crate) fn write_time(f: &mut fmt::Formatter<'_>, expected: Option<Duration>) -> fmt::Result {
     match expected {
         Some(time) => writeln!(
@@ -59,6 +63,7 @@ pub(crate) fn write_time(f: &mut fmt::Formatter<'_>, expected: Option<Duration>)
     }
 }
 
+#[cfg(feature = "models")]
 pub(crate) fn mebibytes(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }

@@ -20,10 +20,9 @@ use super::window::{RowLayout, TokenWindow};
 use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, MixGradient, in_u32};
 use crate::device::{ByteRange, DeviceCaps, ElementFormat};
 use crate::error::{Error, Result};
-use crate::kernels::Pass;
-use crate::kernels::fold_grid;
 use crate::kernels::pack_keys::PackKeys;
 use crate::kernels::software::attention_backward::WeightsTile;
+use crate::kernels::{Pass, fold_grid};
 
 pub(super) struct Planner<'a> {
     config: &'a DilatedAttentionConfig,

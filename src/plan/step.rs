@@ -8,11 +8,9 @@ use super::branch::BranchGeometry;
 use super::dispatch::{AttentionDispatch, KeySource, Range};
 use super::window::RowLayout;
 use crate::config::{DilatedAttentionConfig, in_u32};
-use crate::device::DeviceCaps;
-use crate::device::ElementFormat;
+use crate::device::{DeviceCaps, ElementFormat};
 use crate::error::{Error, Result};
-use crate::kernels::Pass;
-use crate::kernels::fold_grid;
+use crate::kernels::{Pass, fold_grid};
 
 /// Sizes and layout of the tensors of a step.
 #[derive(Clone, Copy, Debug)]

@@ -245,6 +245,36 @@ fn what_a_forward_needs_is_told_in_bytes() {
     even(513).expect_err("too large");
 }
 
+#[test]
+fn a_plan_is_held_against_a_budget_and_a_rate() {
+    let config = DilatedAttentionConfig::dense(2, 8).expect("valid");
+    let shape = AttentionShape::new(1, 1000).expect("valid");
+    let caps = DeviceCaps::webgpu_defaults();
+    let forward = config
+        .plan_forward(&shape, DType::F32, &caps)
+        .expect("plans");
+    let backward = config
+        .plan_backward(&shape, DType::F32, &caps)
+        .expect("plans");
+    let refused = |result: crate::Result<()>| match result {
+        Err(Error::PlanOverBudget {
+            requested_bytes,
+            budget_bytes,
+            ..
+        }) => (requested_bytes, budget_bytes),
+        other => panic!("{other:?}"),
+    };
+    let held = forward.held_bytes();
+    forward.check_budget(held).expect("fits");
+    assert_eq!(refused(forward.check_budget(held - 1)), (held, held - 1));
+    let held = backward.held_bytes();
+    backward.check_budget(held).expect("fits");
+    assert_eq!(refused(backward.check_budget(held - 1)), (held, held - 1));
+    // 2 products of 1000 x 1000 x 8 for each of 2 heads; the backward has 5.
+    assert_eq!(forward.time_at(64e6).as_secs_f64(), 1.0);
+    assert_eq!(backward.time_at(64e6).as_secs_f64(), 2.5);
+}
+
 #[derive(Default)]
 struct Row {
     /// (branch, key row) -> times it is counted.

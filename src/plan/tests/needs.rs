@@ -1,4 +1,4 @@
-//! What plans of whole pieces of work say alike.
+//! What plans say alike.
 
 use std::fmt;
 use std::time::Duration;
