@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::task::{Context as TaskContext, Waker};
+use std::task::{Context as TaskContext, Poll, Waker};
 
 use dilated_attention::longnet::{
     Call, CrossAttentionConfig, GenerateOptions, Generation, Input, KvCache, LongNet,
@@ -368,13 +368,24 @@ fn a_token_that_was_not_computed_is_computed_again() {
     );
     let mut generation = generate(&session, &prompt, options);
     let mut task = TaskContext::from_waker(Waker::noop());
+    let mut dropped = 0;
     for (index, expected) in expected.iter().enumerate() {
-        // Dropped after some polls, and refused.
+        // Dropped after some polls, unless the device was done before. Then refused.
+        let mut computed = None;
         for polls in 0..3 {
             let mut next = pin!(generation.next_token());
-            for _ in 0..polls {
-                assert!(next.as_mut().poll(&mut task).is_pending());
+            computed = (0..polls).find_map(|_| match next.as_mut().poll(&mut task) {
+                Poll::Ready(token) => Some(token),
+                Poll::Pending => None,
+            });
+            if computed.is_some() {
+                break;
             }
+            dropped += usize::from(polls > 0);
+        }
+        if let Some(token) = computed {
+            assert_eq!(token, Ok(Some(*expected)));
+            continue;
         }
         if index % 4 == 1 {
             on.wait().expect("waits");
@@ -391,6 +402,8 @@ fn a_token_that_was_not_computed_is_computed_again() {
         );
     }
     assert_eq!(pollster::block_on(generation.next_token()), Ok(None));
+    // The first poll submits, and gives way.
+    assert!(dropped >= expected.len(), "{dropped}");
     // An iterator ends with its first error.
     let mut generation = generate(&session, &prompt, options);
     let table = session
