@@ -43,8 +43,6 @@ struct AttentionParams {
     out_scale: f32, // factor on the branch's output: 1, or 1 / branches where heads are partitioned
     q_token0: u32, // first token that the binding of q shows, counted in the first item of the dispatch
     q_skip: u32, // vec4 of that binding before this token
-    kv_place0: u32, // the same for k and v (and dk, dv): first place that their binding shows, see key_index
-    kv_skip: u32,
     out_token0: u32, // the same for the output and its gradient
     out_skip: u32,
     state_skip: u32, // softmax states (a vec2 for each token and head) before that of out_token0, head 0
@@ -52,13 +50,12 @@ struct AttentionParams {
     first_workgroup: u32, // number of the first workgroup of this part of the dispatch
     grid_width: u32, // workgroups along x
     num_workgroups: u32, // of the whole dispatch; the grid may have more
-    // Places of keys: those of a batch item come after those of the last one, and so on, down to the rows of a segment.
+    // Where keys lie in the binding of k and v (and dk, dv), in vec4: see key_index. Numbers below 0 wrap around, as all sums do.
+    key_origin: u32, // key 0 of head 0, segment 0, first item of the dispatch, if its offset is 0
     key_item_stride: u32,
     key_segment_stride: u32,
-    key_offset_stride: u32, // places for each token of a head's offset: 1, or 0 in packed keys
+    key_offset_stride: u32, // for each token of a head's offset; 0 in packed keys
     key_row_stride: u32,
-    key_heads: u32, // heads at a place
-    key_head_begin: u32, // the first of them
 }
 
 @group(0) @binding(0) var<uniform> params: AttentionParams;
@@ -74,6 +71,7 @@ struct Tile {
     segment: u32,
     head: u32,
     offset: u32, // offset of the head, in tokens
+    first_key: u32, // index of key 0 of the segment, see key_index
     real_rows: u32, // rows [0, real_rows) of the segment have a query
     real_keys: u32, // rows [0, real_keys) of the segment have a key
     written_rows: u32, // rows [0, written_rows) of the segment have an output
@@ -100,6 +98,8 @@ fn locate_segment(workgroup: vec3<u32>, begin: u32, end: u32, size: u32) -> Tile
     tile.segment = params.segment_begin + rest % params.segment_count;
     tile.batch = rest / params.segment_count;
     tile.offset = params.offset_base + (tile.head / params.offset_div) % params.offset_mod;
+    tile.first_key = params.key_origin + tile.batch * params.key_item_stride + tile.segment * params.key_segment_stride
+        + tile.offset * params.key_offset_stride + tile.head * HEAD_DIM_VEC4;
     let first = tile.segment * params.segment_length;
     tile.real_rows = rows_within(first, params.segment_length, params.valid_len, tile.offset);
     tile.real_keys = rows_within(first, params.segment_length, params.valid_key_len, tile.offset);
@@ -175,9 +175,7 @@ fn query_index(tile: Tile, row: u32) -> u32 {
 
 // Index of key `row` of the segment in k and v (and dk, dv), in vec4.
 fn key_index(tile: Tile, row: u32) -> u32 {
-    let place = tile.batch * params.key_item_stride + tile.segment * params.key_segment_stride + tile.offset * params.key_offset_stride
-        + row * params.key_row_stride - params.kv_place0;
-    return params.kv_skip + (place * params.key_heads + tile.head - params.key_head_begin) * HEAD_DIM_VEC4;
+    return tile.first_key + row * params.key_row_stride;
 }
 
 // Place of row `row` of the segment in the output and in tensors with one element for each token and head: its number among the

@@ -48,7 +48,7 @@ fn query_stride() -> u32 {
 
 // The same in those of keys.
 fn key_stride() -> u32 {
-    return params.key_row_stride * params.key_heads * HEAD_DIM_VEC4;
+    return params.key_row_stride;
 }
 
 #if gradient == "dq"

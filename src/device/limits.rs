@@ -4,7 +4,7 @@
 const STORAGE_BINDINGS: u32 = 7;
 
 /// Bytes of the largest parameter struct, that of attention.
-const PARAMS_BYTES: u64 = 160;
+const PARAMS_BYTES: u64 = 148;
 
 /// Most invocations of a workgroup, all along x.
 pub const MOST_INVOCATIONS: u32 = 256;

@@ -47,7 +47,7 @@ impl Pass {
 
 params! {
     /// Parameters of `geometry.wgsl`, which says what each means.
-    AttentionParams { seq_len: u32, valid_len: u32, valid_key_len: u32, num_heads: u32, head_begin: u32, head_count: u32, offset_base: u32, offset_div: u32, offset_mod: u32, segment_length: u32, dilation_rate: u32, rows_per_segment: u32, output_stride: u32, segment_begin: u32, segment_count: u32, row_begin: u32, row_end: u32, key_row_begin: u32, key_row_end: u32, flags: u32, scale: f32, scale_log2e: f32, out_scale: f32, q_token0: u32, q_skip: u32, kv_place0: u32, kv_skip: u32, out_token0: u32, out_skip: u32, state_skip: u32, row_stats_skip: u32, first_workgroup: u32, grid_width: u32, num_workgroups: u32, key_item_stride: u32, key_segment_stride: u32, key_offset_stride: u32, key_row_stride: u32, key_heads: u32, key_head_begin: u32 }
+    AttentionParams { seq_len: u32, valid_len: u32, valid_key_len: u32, num_heads: u32, head_begin: u32, head_count: u32, offset_base: u32, offset_div: u32, offset_mod: u32, segment_length: u32, dilation_rate: u32, rows_per_segment: u32, output_stride: u32, segment_begin: u32, segment_count: u32, row_begin: u32, row_end: u32, key_row_begin: u32, key_row_end: u32, flags: u32, scale: f32, scale_log2e: f32, out_scale: f32, q_token0: u32, q_skip: u32, out_token0: u32, out_skip: u32, state_skip: u32, row_stats_skip: u32, first_workgroup: u32, grid_width: u32, num_workgroups: u32, key_origin: u32, key_item_stride: u32, key_segment_stride: u32, key_offset_stride: u32, key_row_stride: u32 }
 }
 impl AttentionParams {
     /// Causal mask: a row sees only keys up to its own place.

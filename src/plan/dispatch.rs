@@ -111,25 +111,12 @@ impl AttentionDispatch {
                 AttentionParams::DETACHED,
             ),
         ];
-        let num_heads = in_u32(config.num_heads());
-        let [item_stride, segment_stride, offset_stride, row_stride] = match self.keys {
-            KeySource::Tokens => [
-                in_u32(shape.key_len()),
-                geometry.segment_length,
-                1,
-                geometry.dilation_rate,
-            ],
-            KeySource::Packed { .. } => [0, 0, 0, 1],
-        };
-        let (place0, key_heads, key_head_begin) = match self.keys {
-            KeySource::Tokens => (self.first_tokens[1], num_heads, 0),
-            KeySource::Packed { heads, rows } => (rows.begin, heads.len(), heads.begin),
-        };
+        let keys = self.key_strides(config, shape);
         AttentionParams {
             seq_len: in_u32(shape.seq_len()),
             valid_len: geometry.seq_len,
             valid_key_len: geometry.key_len,
-            num_heads,
+            num_heads: in_u32(config.num_heads()),
             head_begin: self.heads.begin,
             head_count: self.heads.len(),
             offset_base: geometry.offset_base,
@@ -157,8 +144,6 @@ impl AttentionDispatch {
             },
             q_token0: self.first_tokens[0],
             q_skip: self.q.skip,
-            kv_place0: place0,
-            kv_skip: self.kv.skip,
             out_token0: self.first_tokens[2],
             out_skip: self.out.skip,
             state_skip: self.state.skip,
@@ -166,12 +151,55 @@ impl AttentionDispatch {
             first_workgroup: 0,
             grid_width: self.grid[0],
             num_workgroups: self.num_workgroups,
-            key_item_stride: item_stride,
-            key_segment_stride: segment_stride,
-            key_offset_stride: offset_stride,
-            key_row_stride: row_stride,
-            key_heads,
-            key_head_begin,
+            key_origin: keys.origin,
+            key_item_stride: keys.item,
+            key_segment_stride: keys.segment,
+            key_offset_stride: keys.offset,
+            key_row_stride: keys.row,
         }
     }
+
+    /// Where the keys lie in their binding.
+    fn key_strides(&self, config: &DilatedAttentionConfig, shape: &AttentionShape) -> KeyStrides {
+        let head = in_u32(config.head_dim()) / 4;
+        // A place holds a row of heads. Products that do not fit wrap around, as the sums of kernels do: an index fits.
+        let place = |heads: u32| heads.wrapping_mul(head);
+        let geometry = &self.geometry;
+        match self.keys {
+            KeySource::Tokens => {
+                let token = place(in_u32(config.num_heads()));
+                let tokens = |count: u32| count.wrapping_mul(token);
+                KeyStrides {
+                    origin: self.kv.skip.wrapping_sub(tokens(self.first_tokens[1])),
+                    item: tokens(in_u32(shape.key_len())),
+                    segment: tokens(geometry.segment_length),
+                    offset: token,
+                    row: tokens(geometry.dilation_rate),
+                }
+            }
+            KeySource::Packed { heads, rows } => {
+                let row = place(heads.len());
+                let before = rows
+                    .begin
+                    .wrapping_mul(row)
+                    .wrapping_add(place(heads.begin));
+                KeyStrides {
+                    origin: self.kv.skip.wrapping_sub(before),
+                    item: 0,
+                    segment: 0,
+                    offset: 0,
+                    row,
+                }
+            }
+        }
+    }
+}
+
+/// Distances of keys in their binding, in vec4; see `geometry.wgsl`.
+struct KeyStrides {
+    origin: u32,
+    item: u32,
+    segment: u32,
+    offset: u32,
+    row: u32,
 }

@@ -25,12 +25,17 @@ fn key_index(
     row: u32,
     vec4s: u32,
 ) -> u32 {
-    let place = item * params.key_item_stride
-        + segment * params.key_segment_stride
-        + offset * params.key_offset_stride
-        + row * params.key_row_stride;
-    let place = place.wrapping_sub(params.kv_place0);
-    params.kv_skip + (place * params.key_heads + head - params.key_head_begin) * vec4s
+    let factors = [
+        (item, params.key_item_stride),
+        (segment, params.key_segment_stride),
+        (offset, params.key_offset_stride),
+        (head, vec4s),
+        (row, params.key_row_stride),
+    ];
+    let products = factors.map(|(count, stride)| count.wrapping_mul(stride));
+    products
+        .into_iter()
+        .fold(params.key_origin, u32::wrapping_add)
 }
 
 /// A key that a dispatch reads or writes: its owner, and its index in the tensor of packed keys, if it lies there.
