@@ -71,7 +71,6 @@ struct Tile {
     segment: u32,
     head: u32,
     offset: u32, // offset of the head, in tokens
-    first_key: u32, // index of key 0 of the segment, see key_index
     real_rows: u32, // rows [0, real_rows) of the segment have a query
     real_keys: u32, // rows [0, real_keys) of the segment have a key
     written_rows: u32, // rows [0, written_rows) of the segment have an output
@@ -98,8 +97,6 @@ fn locate_segment(workgroup: vec3<u32>, begin: u32, end: u32, size: u32) -> Tile
     tile.segment = params.segment_begin + rest % params.segment_count;
     tile.batch = rest / params.segment_count;
     tile.offset = params.offset_base + (tile.head / params.offset_div) % params.offset_mod;
-    tile.first_key = params.key_origin + tile.batch * params.key_item_stride + tile.segment * params.key_segment_stride
-        + tile.offset * params.key_offset_stride + tile.head * HEAD_DIM_VEC4;
     let first = tile.segment * params.segment_length;
     tile.real_rows = rows_within(first, params.segment_length, params.valid_len, tile.offset);
     tile.real_keys = rows_within(first, params.segment_length, params.valid_key_len, tile.offset);
@@ -175,7 +172,9 @@ fn query_index(tile: Tile, row: u32) -> u32 {
 
 // Index of key `row` of the segment in k and v (and dk, dv), in vec4.
 fn key_index(tile: Tile, row: u32) -> u32 {
-    return tile.first_key + row * params.key_row_stride;
+    // Not kept in the tile: software drivers would hold it across barriers, in memory.
+    return params.key_origin + tile.batch * params.key_item_stride + tile.segment * params.key_segment_stride
+        + tile.offset * params.key_offset_stride + tile.head * HEAD_DIM_VEC4 + row * params.key_row_stride;
 }
 
 // Place of row `row` of the segment in the output and in tensors with one element for each token and head: its number among the
