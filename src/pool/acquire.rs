@@ -112,7 +112,7 @@ impl<B> Core<B> {
             let usage = BufferUsages::from_bits_retain(request.usage);
             match self
                 .source
-                .create(&request.label, request.buffer_bytes, usage)
+                .create(request.label, request.buffer_bytes, usage)
             {
                 Ok(buffer) => {
                     #[cfg(feature = "tracing")]

@@ -89,7 +89,7 @@ impl<B> Core<B> {
     }
 
     /// A valid request for `requested_bytes` (a multiple of 4, at most the largest buffer), whatever the policy answers.
-    pub fn request(&self, label: Label, requested_bytes: u64, usage: u32) -> Request {
+    pub fn request<'a>(&self, label: &'a Label, requested_bytes: u64, usage: u32) -> Request<'a> {
         let largest = self.max_buffer_bytes;
         let rounded = |bytes: u64| bytes.checked_next_multiple_of(4).unwrap_or(largest);
         let buffer_bytes =

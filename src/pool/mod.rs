@@ -278,7 +278,8 @@ impl<B> Pool<B> {
         bytes: u64,
         usage: wgpu::BufferUsages,
     ) -> Result<Lease<B>, PoolError> {
-        let request = self.request(label.into(), bytes, usage)?;
+        let label = label.into();
+        let request = self.request(&label, bytes, usage)?;
         if let Some(watch) = &self.owner.watch {
             watch.tell();
             if let Some(reason) = watch.lost() {
@@ -328,7 +329,8 @@ impl<B> Pool<B> {
         bytes: u64,
         usage: wgpu::BufferUsages,
     ) -> Result<Option<Lease<B>>, PoolError> {
-        let request = self.request(label.into(), bytes, usage)?;
+        let label = label.into();
+        let request = self.request(&label, bytes, usage)?;
         let largest = request.buffer_bytes + request.buffer_bytes / 4;
         let fitting = request.requested_bytes..=largest;
         let smallest = leases
@@ -344,12 +346,12 @@ impl<B> Pool<B> {
         }))
     }
 
-    fn request(
+    fn request<'a>(
         &self,
-        label: Label,
+        label: &'a Label,
         bytes: u64,
         usage: wgpu::BufferUsages,
-    ) -> Result<Request, PoolError> {
+    ) -> Result<Request<'a>, PoolError> {
         use wgpu::BufferUsages as Usage;
         let contradiction = if usage.is_empty() {
             Some("a buffer needs at least one, such as those of STORAGE_USAGE")
@@ -366,13 +368,15 @@ impl<B> Pool<B> {
         };
         if let Some(reason) = contradiction {
             return Err(PoolError::InvalidUsage {
-                label,
+                label: label.clone(),
                 usage,
                 reason,
             });
         }
         if bytes == 0 {
-            return Err(PoolError::ZeroSize { label });
+            return Err(PoolError::ZeroSize {
+                label: label.clone(),
+            });
         }
         let max_bytes = self.core().max_buffer_bytes();
         let requested_bytes = bytes
@@ -380,7 +384,7 @@ impl<B> Pool<B> {
             .filter(|&b| b <= max_bytes);
         let Some(requested_bytes) = requested_bytes else {
             return Err(PoolError::BufferTooLarge {
-                label,
+                label: label.clone(),
                 requested_bytes: bytes,
                 limit_bytes: max_bytes,
             });

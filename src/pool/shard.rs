@@ -34,8 +34,8 @@ const MAX_COMPARED: usize = 32;
 
 /// A request for a lease, with valid sizes.
 #[derive(Clone, Debug)]
-pub(super) struct Request {
-    pub label: Label,
+pub(super) struct Request<'a> {
+    pub label: &'a Label,
     /// Bytes asked for, a multiple of 4.
     pub requested_bytes: u64,
     /// Bits of the usage set.

@@ -41,7 +41,7 @@ impl Pool {
             return Err(PoolError::ZeroSize { label });
         }
         let request = Request {
-            label,
+            label: &label,
             // Bindings cover whole words.
             requested_bytes: bytes & !3,
             usage: buffer.usage().bits(),

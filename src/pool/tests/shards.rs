@@ -20,9 +20,8 @@ fn pool(options: PoolOptions) -> Pool<SimulatedBuffer> {
 
 /// A lease that shard `shard` is asked for.
 fn lend(pool: &Pool<SimulatedBuffer>, shard: usize, bytes: u64) -> Lease<SimulatedBuffer> {
-    let request = pool
-        .request("any".into(), bytes, STORAGE_USAGE)
-        .expect("valid");
+    let label = "any".into();
+    let request = pool.request(&label, bytes, STORAGE_USAGE).expect("valid");
     pool.core().acquire(shard, &request).expect("lends")
 }
 

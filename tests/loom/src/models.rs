@@ -38,7 +38,8 @@ fn core() -> Arc<Core<()>> {
 }
 
 fn acquire(core: &Arc<Core<()>>, shard: usize) -> Lease<()> {
-    let request = core.request("model".into(), 256, BufferUsages::STORAGE.bits());
+    let label = "model".into();
+    let request = core.request(&label, 256, BufferUsages::STORAGE.bits());
     match core.acquire(shard, &request) {
         Ok(lease) => lease,
         Err(failure) => panic!("{failure:?}"),
