@@ -196,8 +196,8 @@ impl Tensor {
     }
 
     /// Tells the library that commands of the application's own have written the tensor: that its elements are theirs for all
-    /// recordings that are submitted after those commands. [`Tensor`](Self#in-an-applications-own-shaders) says when they may. Of one of a model's parameters
-    /// nothing changes, because parameters are written when they are made.
+    /// recordings that are submitted after those commands. [`Tensor`](Self#in-an-applications-own-shaders) says when they may. Of
+    /// one of a model's parameters nothing changes, because parameters are written when they are made.
     pub fn mark_written(&self) {
         if !self.is_part {
             self.contents.mark_written();

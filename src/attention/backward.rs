@@ -206,7 +206,9 @@ impl DilatedAttention {
                 (Pass::Dq, None) => [&inputs[..], &[row_stats, dq]].concat(),
                 (Pass::DkDv, _) => [&inputs[..], &[row_stats, dk, dv]].concat(),
                 // A backward plan has no such dispatches.
-                _ => continue,
+                (Pass::Forward | Pass::Weights | Pass::Dk | Pass::Dv, _) => continue,
+                // Done above.
+                (Pass::PackKeys | Pass::PackGradients | Pass::UnpackGradients, _) => continue,
             };
             let Some(kernel) = plan.variant.kernel(dispatch.pass) else {
                 continue;

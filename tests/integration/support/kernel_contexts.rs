@@ -26,8 +26,8 @@ pub struct TestContext {
 /// WebGPU's default limits without features first, what every browser grants, then the adapter's own limits and features.
 ///
 /// On the first, buffers are filled with NaN before use, so that a read of anything never written shows. On older software drivers
-/// it has subgroups: without, it would be given the kernels of GPUs, which take such a driver 10 to 60 seconds each to
-/// compile, and this many tests compile many of them.
+/// it has subgroups: without, it would be given the kernels of GPUs, which take such a driver longer to compile, and
+/// this many tests compile many of them.
 pub fn kernel_contexts() -> &'static [TestContext] {
     static CONTEXTS: OnceLock<Vec<TestContext>> = OnceLock::new();
     CONTEXTS.get_or_init(|| {
