@@ -6,10 +6,13 @@
 //! cost, and 1e-5 of it for log-sum-exps. The files' outputs are not compared then. Of multi-head attention, encoders and
 //! decoders, outputs are compared: their gradients exist in f32 only.
 //!
+//! With `--chunk TOKENS`, tensors lie in parts of that many tokens: what then happens where a tensor is larger than a buffer.
+//!
 //! With `--kernel TIER`, the reason of each line names the kernels that ran, and stderr says in the end how many comparisons were
 //! of that tier alone. Weights of models are f32, so that with cooperative matrices their products are of another tier.
 
 use std::error::Error;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -40,6 +43,9 @@ struct Options {
     /// adapter has none
     #[arg(long, value_name = "TIER", value_parser = tier)]
     kernel: Option<KernelTier>,
+    /// Tensors in parts of this many tokens, as where they are larger than a buffer
+    #[arg(long, value_name = "TOKENS")]
+    chunk: Option<NonZeroUsize>,
 }
 
 fn tier(name: &str) -> Result<KernelTier, &'static str> {
@@ -63,6 +69,7 @@ fn run(options: Options) -> Result<ExitCode, Box<dyn Error>> {
     };
     let context = ContextOptions::new()
         .with_kernels(kernels)
+        .with_part_rows(options.chunk)
         .open_blocking()?;
     program::note(format_args!("adapter: {}", context.adapter_info().name));
     let mut gpu = Gpu::new(context, dtype);

@@ -128,6 +128,14 @@ impl Readback {
         }))
     }
 
+    /// Most bytes of elements that one readback holds on a device whose largest buffer has `max_buffer_bytes`.
+    pub fn most_bytes(max_buffer_bytes: u64) -> u64 {
+        let seal = SEAL_BYTES as u64;
+        (max_buffer_bytes / seal * seal)
+            .saturating_sub(seal)
+            .max(seal)
+    }
+
     pub fn lease(&self) -> &Lease {
         &self.lease
     }
@@ -207,6 +215,53 @@ impl Readback {
         });
     }
 
+    fn not_submitted(&self, stage: Stage) -> Error {
+        Error::NotSubmitted {
+            label: self.lease.label().clone(),
+            next_step: match stage {
+                Stage::Slicing => "advance its sliced submission further",
+                Stage::Encoded => "submit the encoder that its recording went to",
+                _ => "submit its recording",
+            },
+        }
+    }
+
+    /// Whether the bytes are here; an error if they will never come.
+    fn check(&self) -> Result<bool> {
+        let stage = self.lock().stage;
+        match stage {
+            _ if stage.is_pending() => Ok(false),
+            Stage::Ready => Ok(true),
+            // A recording that a lost device refused is also dropped, so ask for the loss first.
+            Stage::Unsealed | Stage::Abandoned(_) if self.watch.is_lost() => {
+                Err(self.watch.lost_error("the device gave no reason"))
+            }
+            Stage::Unsealed => Err(Error::DownloadAbandoned {
+                label: self.lease.label().clone(),
+                reason: "wgpu refused to run the encoder that it is in: see its error, then record it again",
+            }),
+            Stage::Abandoned(reason) => Err(Error::DownloadAbandoned {
+                label: self.lease.label().clone(),
+                reason,
+            }),
+            _ => Err(self.watch.lost_error("a buffer could not be mapped")),
+        }
+    }
+
+    /// Copies the first bytes, which are here.
+    fn read(&self, bytes: &mut [u8]) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let lost = |error: &dyn std::fmt::Display| self.watch.lost_error(&error.to_string());
+        let range = 0..self.seal_offset();
+        let view = crate::watch::catch(|| self.lease.buffer().get_mapped_range(range))
+            .map_err(|panic| lost(&panic))?
+            .map_err(|error| lost(&error))?;
+        bytes.copy_from_slice(&view[..bytes.len()]);
+        Ok(())
+    }
+
     /// Asks `encoder` to map the buffer when its commands are done.
     pub fn map_on_submit(self: &Arc<Self>, encoder: &wgpu::CommandEncoder) {
         self.set(Stage::Encoded);
@@ -235,21 +290,29 @@ impl Drop for Readback {
 /// resolves to the same elements or errors. If it is polled before its recording was submitted, it resolves to
 /// [`Error::NotSubmitted`] at once.
 ///
-/// Until it is dropped it holds a buffer of the pool, as large as the tensor: under a [budget](crate::PoolOptions), drop
+/// Until it is dropped it holds buffers of the pool, as large as the tensor: under a [budget](crate::PoolOptions), drop
 /// downloads whose elements are here.
 #[derive(Debug)]
 #[must_use = "nothing is read from a download that nobody waits for"]
 pub struct Download<T: bytemuck::Pod> {
-    readback: Arc<Readback>,
+    /// The elements in order, one buffer after the other.
+    readbacks: Vec<Arc<Readback>>,
+    watch: Arc<DeviceWatch>,
     num_elements: usize,
     polling: Option<Polling>,
     element: PhantomData<T>,
 }
 
 impl<T: bytemuck::Pod> Download<T> {
-    pub(crate) fn new(readback: Arc<Readback>, num_elements: usize) -> Self {
+    /// `num_elements` elements in `readbacks`, each of which but the last holds a multiple of 8 bytes.
+    pub(crate) fn new(
+        watch: &Arc<DeviceWatch>,
+        readbacks: Vec<Arc<Readback>>,
+        num_elements: usize,
+    ) -> Self {
         Self {
-            readback,
+            readbacks,
+            watch: watch.clone(),
             num_elements,
             polling: None,
             element: PhantomData,
@@ -269,83 +332,60 @@ impl<T: bytemuck::Pod> Download<T> {
                 return result;
             }
             let is_here = |is_idle| is_idle || self.is_ready();
-            if let Err(lost) = self.readback.watch.wait_until(is_here) {
+            if let Err(lost) = self.watch.wait_until(is_here) {
                 return self.result().unwrap_or(Err(lost));
             }
             // Another thread's poll may be about to run the callback.
-            let progress = self.readback.lock();
+            let Some(readback) = self.first_pending() else {
+                continue;
+            };
+            let progress = readback.lock();
             let before = progress.stage;
             if before.is_pending() {
-                let waited = self.readback.changed.wait_timeout(progress, CALLBACK_GRACE);
+                let waited = readback.changed.wait_timeout(progress, CALLBACK_GRACE);
                 let (progress, _) = waited.unwrap_or_else(PoisonError::into_inner);
                 if progress.stage == before && before != Stage::Submitted {
                     drop(progress);
-                    return Err(self.not_submitted(before));
+                    return Err(readback.not_submitted(before));
                 }
             }
         }
         let never = "it is idle, but a buffer was never mapped";
-        Err(self.readback.watch.lost_error(never))
+        Err(self.watch.lost_error(never))
     }
 
     /// Whether [`wait`](Self::wait) would return at once. Never blocks. Something must poll the device meanwhile:
     /// [`Context::poll`](crate::Context::poll), or any submission; with a pool alone, `wgpu::Device::poll`.
     pub fn is_ready(&self) -> bool {
-        self.readback.watch.is_lost() || !self.readback.lock().stage.is_pending()
+        self.watch.is_lost() || self.first_pending().is_none()
     }
 
-    fn not_submitted(&self, stage: Stage) -> Error {
-        Error::NotSubmitted {
-            label: self.readback.lease.label().clone(),
-            next_step: match stage {
-                Stage::Slicing => "advance its sliced submission further",
-                Stage::Encoded => "submit the encoder that its recording went to",
-                _ => "submit its recording",
-            },
-        }
+    fn first_pending(&self) -> Option<&Arc<Readback>> {
+        let mut readbacks = self.readbacks.iter();
+        readbacks.find(|readback| readback.lock().stage.is_pending())
     }
 
     /// The elements if they are here, an error if they will never come, else `None`.
     fn result(&self) -> Option<Result<Vec<T>>> {
-        let stage = self.readback.lock().stage;
-        match stage {
-            _ if stage.is_pending() => None,
-            Stage::Ready => Some(self.read()),
-            // A recording that a lost device refused is also dropped, so ask for the loss first.
-            Stage::Unsealed | Stage::Abandoned(_) if self.readback.watch.is_lost() => {
-                Some(Err(self
-                    .readback
-                    .watch
-                    .lost_error("the device gave no reason")))
+        let mut is_pending = false;
+        for readback in &self.readbacks {
+            match readback.check() {
+                Err(error) => return Some(Err(error)),
+                Ok(is_here) => is_pending |= !is_here,
             }
-            Stage::Unsealed => Some(Err(Error::DownloadAbandoned {
-                label: self.readback.lease.label().clone(),
-                reason: "wgpu refused to run the encoder that it is in: see its error, then record it again",
-            })),
-            Stage::Abandoned(reason) => Some(Err(Error::DownloadAbandoned {
-                label: self.readback.lease.label().clone(),
-                reason,
-            })),
-            _ => Some(Err(self
-                .readback
-                .watch
-                .lost_error("a buffer could not be mapped"))),
         }
+        (!is_pending).then(|| self.read())
     }
 
     fn read(&self) -> Result<Vec<T>> {
         let mut elements = vec![T::zeroed(); self.num_elements];
-        if elements.is_empty() {
-            return Ok(elements);
+        let mut left = bytemuck::cast_slice_mut::<T, u8>(&mut elements);
+        for readback in &self.readbacks {
+            let size = left.len().min(readback.seal_offset() as usize);
+            let (part, behind) = left.split_at_mut(size);
+            readback.read(part)?;
+            left = behind;
         }
-        let Readback { lease, watch, .. } = &*self.readback;
-        let lost = |error: &dyn std::fmt::Display| watch.lost_error(&error.to_string());
-        let range = 0..self.readback.seal_offset();
-        let view = crate::watch::catch(|| lease.buffer().get_mapped_range(range))
-            .map_err(|panic| lost(&panic))?
-            .map_err(|error| lost(&error))?;
-        let bytes = bytemuck::cast_slice_mut::<T, u8>(&mut elements);
-        bytes.copy_from_slice(&view[..bytes.len()]);
         Ok(elements)
     }
 }
@@ -354,15 +394,15 @@ impl<T: bytemuck::Pod> Future for Download<T> {
     type Output = Result<Vec<T>>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Self::Output> {
-        if let Err(lost) = self.readback.watch.poll() {
+        if let Err(lost) = self.watch.poll() {
             return Poll::Ready(self.result().unwrap_or(Err(lost)));
         }
-        {
-            let mut progress = self.readback.lock();
+        for readback in &self.readbacks {
+            let mut progress = readback.lock();
             match progress.stage {
                 stage @ (Stage::Recorded | Stage::Slicing) => {
                     drop(progress);
-                    return Poll::Ready(Err(self.not_submitted(stage)));
+                    return Poll::Ready(Err(readback.not_submitted(stage)));
                 }
                 Stage::Encoded | Stage::Submitted => {
                     progress.waker = Some(context.waker().clone());
@@ -375,7 +415,7 @@ impl<T: bytemuck::Pod> Future for Download<T> {
             return Poll::Ready(result);
         }
         if self.polling.is_none() {
-            self.polling = Some(self.readback.watch.keep_polling(POLL_PERIOD));
+            self.polling = Some(self.watch.keep_polling(POLL_PERIOD));
         }
         Poll::Pending
     }

@@ -1,13 +1,15 @@
 //! Arrays on the device: a shape, an element type and leased storage.
 //!
-//! The storage is one leased buffer or, of tensors made [together](crate::Recorder::empty_together), a part of one. A plan binds
-//! windows of it, byte ranges that one binding may cover, so that a tensor may be larger than a binding.
+//! The storage is one leased buffer, a range of one (tensors made [together](crate::Recorder::empty_together)) or, of a tensor that
+//! is larger than the device's largest buffer, several: its *parts*, all of which but the last have the same number of bytes
+//! ([`DeviceCaps::part_bytes`]). Everything but this module and the recorder counts in bytes of the tensor. A plan binds windows, byte
+//! ranges of one part that one binding may cover; the recorder asks [`Tensor::stored`] where they lie.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::contents::Contents;
-use crate::device::{ByteRange, DType, Element};
+use crate::device::{ByteRange, DType, DeviceCaps, Element};
 use crate::error::{Error, Result};
 use crate::label::Label;
 use crate::pool::Lease;
@@ -70,12 +72,100 @@ use crate::pool::Lease;
 pub struct Tensor {
     shape: Box<[usize]>,
     dtype: DType,
-    lease: Lease,
-    /// Where in the storage the elements begin; an offset that bindings may have.
+    storage: Storage,
+    /// Bytes of the storage before the elements. Of a tensor in several parts that kernels bind it is 0.
     offset: u64,
     contents: Arc<Contents>,
     /// Whether the contents are those of a larger tensor.
-    is_part: bool,
+    is_view: bool,
+}
+
+/// Where bytes lie, in order.
+#[derive(Clone, Debug)]
+pub(crate) struct Storage {
+    /// The first part, or all.
+    first: Stored,
+    /// The others, if there are several.
+    others: Option<Arc<[Stored]>>,
+    /// Bytes of each part but the last; larger than the only one.
+    part_bytes: u64,
+}
+
+/// A part of a storage: the bytes of a buffer from `offset` on, which bindings may have.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    pub lease: Lease,
+    pub offset: u64,
+}
+
+impl Storage {
+    /// Bytes in one buffer.
+    pub fn of_one(lease: Lease, offset: u64) -> Self {
+        Self {
+            first: Stored { lease, offset },
+            others: None,
+            part_bytes: u64::MAX,
+        }
+    }
+
+    /// Bytes in several buffers, of which each but the last holds `part_bytes`.
+    pub fn of_several(first: Stored, others: Vec<Stored>, part_bytes: u64) -> Self {
+        match others.is_empty() {
+            true => Self::of_one(first.lease, first.offset),
+            false => Self {
+                first,
+                others: Some(others.into()),
+                part_bytes,
+            },
+        }
+    }
+
+    /// The part that holds byte `at`, and the byte's place in it.
+    fn find(&self, at: u64) -> (&Stored, u64) {
+        let others = self.others.as_deref().unwrap_or_default();
+        match (at / self.part_bytes) as usize {
+            0 => (&self.first, at),
+            // No byte lies behind the last part, but an empty range may.
+            number => {
+                let number = number.min(others.len());
+                let part = others.get(number.wrapping_sub(1)).unwrap_or(&self.first);
+                (part, at - number as u64 * self.part_bytes)
+            }
+        }
+    }
+}
+
+/// Most parts of a tensor: with WebGPU's default buffers 2 TiB. Beyond what devices have, so that a wrong size is an error at once.
+const MAX_PARTS: u64 = 1 << 13;
+
+/// Checks that `bytes` in parts of `part_bytes` are not more parts than a tensor may have.
+///
+/// # Errors
+/// [`Error::InvalidShape`].
+pub(crate) fn check_parts(label: &Label, bytes: u64, part_bytes: u64) -> Result<()> {
+    match bytes.div_ceil(part_bytes.max(1)) {
+        0..=MAX_PARTS => Ok(()),
+        parts => Err(Error::InvalidShape {
+            what: label.clone(),
+            given: format!("{bytes} bytes, {parts} buffers of {part_bytes} bytes"),
+            need: format!("at most {MAX_PARTS} buffers"),
+        }),
+    }
+}
+
+/// Bytes of each part but the last of a new tensor of `shape`; 0 where a buffer does not hold a token.
+pub(crate) fn part_bytes(shape: &[usize], dtype: DType, caps: &DeviceCaps) -> u64 {
+    caps.part_bytes(token_elements(shape) * dtype.bytes())
+}
+
+/// Elements that no part divides: of (rows, width) a row; of (item, token, ...) all of a token, heads included.
+fn token_elements(shape: &[usize]) -> u64 {
+    let elements = match shape {
+        [] | [_] => &[],
+        [_, width] => std::slice::from_ref(width),
+        [_, _, of_token @ ..] => of_token,
+    };
+    elements.iter().map(|&d| d as u64).product()
 }
 
 /// A part of a tensor: a range of its rows, which lies in one buffer. [`Tensor`] says who may use it when.
@@ -125,28 +215,28 @@ impl<'a> TensorPart<'a> {
 }
 
 impl Tensor {
-    pub(crate) fn new(shape: &[usize], dtype: DType, lease: Lease, offset: u64) -> Self {
+    pub(crate) fn new(shape: &[usize], dtype: DType, storage: Storage) -> Self {
         Self {
             shape: shape.into(),
             dtype,
-            contents: Contents::new(lease.label().clone()),
-            lease,
-            offset,
-            is_part: false,
+            contents: Contents::new(storage.first.lease.label().clone()),
+            storage,
+            offset: 0,
+            is_view: false,
         }
     }
 
-    /// A part of the tensor's storage as a tensor of its own, from the byte `offset` on, a multiple of 4. Kernels can bind it
-    /// only where that is a multiple of the device's alignment; copies need no more.
+    /// Some elements of the tensor as a tensor of its own, from the byte `offset` on, a multiple of 4. Kernels can bind it only where
+    /// that is 0, or a multiple of the device's alignment in a tensor of one part; copies need no more.
     #[cfg(feature = "models")]
-    pub(crate) fn part(&self, shape: &[usize], offset: u64) -> Self {
+    pub(crate) fn view(&self, shape: &[usize], offset: u64) -> Self {
         Self {
             shape: shape.into(),
             dtype: self.dtype,
-            lease: self.lease.clone(),
+            storage: self.storage.clone(),
             offset: self.offset + offset,
             contents: self.contents.clone(),
-            is_part: true,
+            is_view: true,
         }
     }
 
@@ -170,15 +260,28 @@ impl Tensor {
         self.num_elements() * self.dtype.bytes()
     }
 
-    /// Where the tensor lies, for shaders of the application's own: its parts, in the order of their rows. Today every tensor has
-    /// one part. Longer ones will have several, so go through all.
+    /// Where the tensor lies, for shaders of the application's own: its parts, in the order of their rows. A tensor has several if it
+    /// is larger than the device's largest buffer; all of them but the last have the same number of rows. Tokens are not divided:
+    /// all heads of a token lie in one part.
     pub fn parts(&self) -> impl ExactSizeIterator<Item = TensorPart<'_>> {
-        let stored = self.stored(self.whole());
-        std::iter::once(TensorPart {
-            buffer: self.lease.buffer(),
-            bytes: stored.offset..stored.offset + stored.size,
-            rows: 0..num_rows(&self.shape),
-        })
+        let row_bytes = self.shape.last().map_or(1, |&width| width as u64) * self.dtype.bytes();
+        let num_rows = num_rows(&self.shape);
+        let mut begin = 0;
+        let pieces: Vec<_> = self
+            .pieces(self.whole())
+            .map(|(stored, range)| {
+                begin += range.size;
+                let (first, end) = (begin - range.size, begin);
+                // The last part has padding behind its rows.
+                let row = |byte: u64| byte.checked_div(row_bytes).unwrap_or(0) as usize;
+                TensorPart {
+                    buffer: stored.buffer(),
+                    bytes: range.offset..range.offset + range.size,
+                    rows: row(first)..row(end).min(num_rows),
+                }
+            })
+            .collect();
+        pieces.into_iter()
     }
 
     /// The part of a tensor that has one alone.
@@ -199,18 +302,18 @@ impl Tensor {
     /// recordings that are submitted after those commands. [`Tensor`](Self#in-an-applications-own-shaders) says when they may. Of
     /// one of a model's parameters nothing changes, because parameters are written when they are made.
     pub fn mark_written(&self) {
-        if !self.is_part {
+        if !self.is_view {
             self.contents.mark_written();
         }
     }
 
     /// What the tensor is for.
     pub fn label(&self) -> &Label {
-        self.lease.label()
+        self.storage.first.lease.label()
     }
 
-    pub(crate) fn lease(&self) -> &Lease {
-        &self.lease
+    fn pool_id(&self) -> u64 {
+        self.storage.first.lease.pool_id()
     }
 
     /// Whether it was written.
@@ -219,16 +322,54 @@ impl Tensor {
     }
 
     /// Whether the contents are those of a larger tensor.
-    pub(crate) fn is_part(&self) -> bool {
-        self.is_part
+    pub(crate) fn is_view(&self) -> bool {
+        self.is_view
     }
 
-    /// The range of the storage that holds the bytes `range` of this tensor.
-    pub(crate) fn stored(&self, range: ByteRange) -> ByteRange {
-        ByteRange {
-            offset: self.offset + range.offset,
-            ..range
-        }
+    /// Bytes of each part but the last.
+    pub(crate) fn part_bytes(&self) -> u64 {
+        self.storage.part_bytes
+    }
+
+    /// Whether the tensor lies in one buffer.
+    pub(crate) fn is_undivided(&self) -> bool {
+        self.storage.others.is_none()
+    }
+
+    /// The lease that holds the bytes `range` of this tensor, which lie in one part, and the range of its buffer.
+    pub(crate) fn stored(&self, range: ByteRange) -> (&Lease, ByteRange) {
+        let (part, at) = self.storage.find(self.offset + range.offset);
+        let offset = part.offset + at;
+        (&part.lease, ByteRange { offset, ..range })
+    }
+
+    /// The bytes `range` of this tensor, cut where its parts end: leases and ranges of their buffers.
+    pub(crate) fn pieces(&self, range: ByteRange) -> impl Iterator<Item = (&Lease, ByteRange)> {
+        let end = range.offset + range.size;
+        let mut begin = range.offset;
+        let mut is_first = true;
+        std::iter::from_fn(move || {
+            // An empty range is one piece.
+            if begin >= end && !is_first {
+                return None;
+            }
+            is_first = false;
+            let stop = self.part_end(begin).min(end);
+            let size = stop - begin;
+            let piece = ByteRange {
+                offset: begin,
+                size,
+            };
+            begin = stop;
+            Some(self.stored(piece))
+        })
+    }
+
+    /// Byte of this tensor at which the part of byte `at` ends.
+    fn part_end(&self, at: u64) -> u64 {
+        let part_bytes = self.storage.part_bytes;
+        let number = (self.offset + at) / part_bytes;
+        (number + 1).saturating_mul(part_bytes) - self.offset
     }
 
     /// All bytes of the tensor, in whole words; of a tensor without elements [`EMPTY_BYTES`].
@@ -247,10 +388,10 @@ impl Tensor {
         dtype: DType,
         pool_id: u64,
     ) -> Result<()> {
-        if self.lease.pool_id() != pool_id {
+        if self.pool_id() != pool_id {
             return Err(Error::ContextMismatch {
                 what: what.into(),
-                given: self.lease.pool_id(),
+                given: self.pool_id(),
                 expected: pool_id,
             });
         }

@@ -153,7 +153,7 @@ impl DilatedAttention {
         let weights_bytes = plan.weights_bytes;
         // Fits in a usize: at most what a binding covers.
         let weights = (weights_bytes > 0)
-            .then(|| recorder.empty("weights", &[weights_bytes as usize / 4], DType::F32))
+            .then(|| recorder.undivided("weights", &[weights_bytes as usize / 4], DType::F32))
             .transpose()?;
         let width = self.config.embed_dim() as u64 * dtype.bytes();
         let rows = |&(begin, end): &(u64, u64), width: u64| ByteRange {

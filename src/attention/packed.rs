@@ -53,8 +53,9 @@ impl PackedKeys {
         // Fits in a usize: at most what a binding covers.
         let shape = [(bytes / dtype.bytes()) as usize];
         let [first, second] = labels;
-        let first = recorder.empty(first, &shape, dtype)?;
-        Ok(Self(Some([first, recorder.empty(second, &shape, dtype)?])))
+        let first = recorder.undivided(first, &shape, dtype)?;
+        let second = recorder.undivided(second, &shape, dtype)?;
+        Ok(Self(Some([first, second])))
     }
 
     /// What a dispatch binds in place of `of_tokens`, which hold the keys where their tokens lie.

@@ -7,7 +7,8 @@ use crate::error::{Error, Result};
 use crate::kernels::fold_grid;
 use crate::kernels::token_weights::{TokenWeights, TokenWeightsParams};
 use crate::plan::branch::BranchGeometry;
-use crate::plan::window::RowLayout;
+use crate::plan::dispatch::Range;
+use crate::plan::window::{RowLayout, key_windows};
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
@@ -90,11 +91,14 @@ impl DilatedAttention {
         ];
         let [_, num_branches, num_heads, key_len] = dims.map(in_u32);
         let token = in_u32(token);
-        let tensor = RowLayout::of_activations(config, format);
-        let state_row = RowLayout::of_state(config);
-        let plane = RowLayout {
-            row_bytes: u64::from(num_heads) * u64::from(key_len) * 4,
+        let tensor = RowLayout::of_activations(config, format, &caps);
+        let state_row = RowLayout::of_state(config, &caps);
+        // Elements, of which a part holds whole rows: of one head, all keys.
+        let row_bytes = u64::from(key_len) * 4;
+        let out_layout = RowLayout {
+            row_bytes: 4,
             element_bytes: 4,
+            part_bytes: caps.part_bytes(row_bytes),
         };
         let too_small = |what: &'static str, requested_bytes| Error::BindingTooSmall {
             what: what.into(),
@@ -106,7 +110,14 @@ impl DilatedAttention {
             format,
         };
         self.context.compile(&[kernel.into()])?;
-        let weights = recorder.zeros("token weights", &dims, DType::F32)?;
+        let part_bytes = out_layout.part_bytes;
+        let label = "token weights".into();
+        let weights = recorder.empty_in_parts(label, &dims, DType::F32, part_bytes)?;
+        recorder.clear(&weights, weights.whole());
+        let out_layout = RowLayout {
+            part_bytes: weights.part_bytes(),
+            ..out_layout
+        };
         for item in 0..shape.batch() {
             let [len, keys] = [shape.valid_len(item), shape.valid_key_len(item)].map(in_u32);
             if token >= len || keys == 0 {
@@ -117,24 +128,58 @@ impl DilatedAttention {
             for branch in 0..num_branches {
                 let geometry = BranchGeometry::cross(config, branch, len, keys);
                 let rate = geometry.dilation_rate;
-                let window = tensor.max_rows(&caps) / u64::from(rate);
-                let window = u32::try_from(window).unwrap_or(u32::MAX);
-                if window == 0 {
-                    return Err(too_small("k", tensor.row_bytes * u64::from(rate)));
-                }
                 for (heads, segment, row) in geometry.rows_of_token(token) {
-                    let head = heads.begin;
                     let place = |row: u32| {
                         u64::from(segment) * u64::from(geometry.segment_length)
-                            + u64::from(geometry.offset(head))
+                            + u64::from(geometry.offset(heads.begin))
                             + u64::from(row) * u64::from(rate)
                     };
-                    let has_query = row < geometry.real_rows(segment, head);
+                    // The weight of a head and the first key.
+                    let plane = item as u64 * u64::from(num_branches) + u64::from(branch);
+                    let first_weight = |head: u32| {
+                        let row = plane * u64::from(num_heads) + u64::from(head);
+                        row * u64::from(key_len) + place(0)
+                    };
+                    let has_query = row < geometry.real_rows(segment, heads.begin);
                     let query = if has_query { place(row) } else { 0 };
-                    let num_keys = geometry.visible_keys(segment, head, row);
-                    for begin in (0..num_keys).step_by(window as usize) {
-                        let end = num_keys.min(begin.saturating_add(window));
-                        let rows = first_key + place(begin)..first_key + place(end - 1) + 1;
+                    let num_keys = geometry.visible_keys(segment, heads.begin, row);
+                    let windows_of = |heads: Range| {
+                        let weights = |head| (out_layout, first_weight(head));
+                        let keys = (tensor, first_key + place(0));
+                        let tensors = [keys, weights(heads.begin)];
+                        let windows = key_windows(num_keys, rate, &tensors, &caps)?;
+                        let out = |&(begin, end): &(u32, u32)| {
+                            let [begin, end] = [begin, end.saturating_sub(1)]
+                                .map(|key| u64::from(key) * u64::from(rate));
+                            let first = first_weight(heads.begin) + begin;
+                            let last = first_weight(heads.end - 1) + end;
+                            out_layout.window(first, last + 1, &caps)
+                        };
+                        let out: Option<Vec<_>> = windows.iter().map(out).collect();
+                        Some((heads, windows.into_iter().zip(out?).collect::<Vec<_>>()))
+                    };
+                    // One binding may not cover the weights of all heads: then each head has its dispatches.
+                    let each_head = || {
+                        let heads = (heads.begin..heads.end).map(|begin| Range {
+                            begin,
+                            end: begin + 1,
+                        });
+                        heads.map(windows_of).collect::<Option<Vec<_>>>()
+                    };
+                    let windows = windows_of(heads)
+                        .map(|all| vec![all])
+                        .or_else(each_head)
+                        .ok_or_else(|| too_small("k", tensor.row_bytes))?;
+                    let windows = windows.into_iter().flat_map(|(heads, windows)| {
+                        windows.into_iter().map(move |window| (heads, window))
+                    });
+                    for (heads, ((begin, end), out_window)) in windows {
+                        if begin == end {
+                            continue;
+                        }
+                        let keys = Range { begin, end };
+                        let rows =
+                            first_key + place(keys.begin)..first_key + place(keys.end - 1) + 1;
                         let k_window = tensor
                             .window(rows.start, rows.end, &caps)
                             .ok_or_else(|| too_small("k", tensor.row_bytes))?;
@@ -146,28 +191,26 @@ impl DilatedAttention {
                         let state_window = state_row
                             .window(state, state + 1, &caps)
                             .ok_or_else(|| too_small("softmax_state", state_row.row_bytes))?;
-                        let out = item as u64 * u64::from(num_branches) + u64::from(branch);
-                        let out_window = plane
-                            .window(out, out + 1, &caps)
-                            .ok_or_else(|| too_small("token weights", plane.row_bytes))?;
-                        let number = (end - begin).div_ceil(KEYS) * heads.len();
+                        let number = keys.len().div_ceil(KEYS) * heads.len();
                         let grid = fold_grid(number, caps.max_workgroups_per_dimension)
                             .ok_or_else(|| Error::SizeOverflow {
                                 what: "workgroups of one dispatch".into(),
-                                given: format!("{} keys, {} heads", end - begin, heads.len()),
+                                given: format!("{} keys, {} heads", keys.len(), heads.len()),
                             })?;
                         let params = TokenWeightsParams {
                             num_heads,
-                            head_begin: head,
+                            head_begin: heads.begin,
                             head_count: heads.len(),
-                            num_keys: end - begin,
+                            num_keys: keys.len(),
                             dilation_rate: rate,
                             has_query: u32::from(has_query),
                             q_skip: q_window.skip,
                             k_skip: k_window.skip,
                             state_skip: state_window.skip,
-                            // Tokens are below 2^31.
-                            out_skip: out_window.skip + place(begin) as u32,
+                            // Before the weights of head 0, which may lie before the binding: the sum in the kernel wraps back.
+                            out_skip: out_window
+                                .skip
+                                .wrapping_sub(heads.begin.wrapping_mul(key_len)),
                             out_stride: key_len,
                             scale_log2e: config.softmax_scale() * std::f32::consts::LOG2_E,
                             first_workgroup: 0,

@@ -1,16 +1,21 @@
 //! Tensors of buffers that the application has.
 
+use std::ops::Range;
+
 use super::Context;
 use crate::device::DType;
 use crate::error::{Error, Result};
 use crate::label::Label;
-use crate::pool::STORAGE_USAGE;
+use crate::pool::{Lease, STORAGE_USAGE};
 use crate::scope;
-use crate::tensor::{Tensor, TensorPart, num_bytes, num_rows, padded_bytes};
+use crate::tensor::{
+    Storage, Stored, Tensor, TensorPart, num_bytes, num_rows, padded_bytes, part_bytes,
+};
 
 impl Context {
-    /// A tensor in a buffer that the application has, for example one that its own shaders write. `parts` say where the rows
-    /// lie. Today it is one part with all rows.
+    /// A tensor in buffers that the application has, for example one that its own shaders write. `parts` say where the rows
+    /// lie: one part with all rows or, of a tensor that is larger than the device's largest buffer, several parts of
+    /// [`rows_per_part`](Self::rows_per_part) rows, the last one with what is left.
     ///
     /// The buffer stays the application's: the pool never lends it, and does not count it as its own
     /// ([`PoolStats::imported`](crate::PoolStats::imported)). The tensor keeps it alive. [`Tensor`](Tensor#in-an-applications-own-shaders) says
@@ -34,8 +39,8 @@ impl Context {
     /// [`Error::InvalidPart`] for a range of another size than that of the rows, rounded up to whole words of 4 bytes, one that
     /// does not lie within the buffer or begins at no multiple of the device's `min_storage_buffer_offset_alignment`; for a
     /// buffer without the usages of [`STORAGE_USAGE`], of another device, or lent by the context's pool.
-    /// [`Error::InvalidShape`] when the parts do not have all rows, [`Error::SeveralParts`] for more than one part,
-    /// [`Error::SizeOverflow`], [`Error::DeviceLost`].
+    /// [`Error::InvalidShape`] when the parts do not have all rows, or other rows than they should; [`Error::SeveralParts`] for several
+    /// parts of a tensor that one buffer holds; [`Error::SizeOverflow`], [`Error::DeviceLost`].
     ///
     /// wgpu cannot tell a buffer of another `wgpu::Instance`: do not import one. It refuses a buffer that is mapped or destroyed
     /// when a recording that uses it is submitted ([`Error::Validation`]).
@@ -48,19 +53,69 @@ impl Context {
     ) -> Result<Tensor> {
         let label = label.into();
         let bytes = padded_bytes(num_bytes(&label, shape, dtype)?);
-        let part = match parts {
-            [part] => part,
-            [] => return Err(missing_rows(label, 0..0, shape)),
-            several => {
-                return Err(Error::SeveralParts {
-                    label,
-                    given: several.len(),
-                });
-            }
-        };
-        if part.rows != (0..num_rows(shape)) {
-            return Err(missing_rows(label, part.rows.clone(), shape));
+        let part_bytes = part_bytes(shape, dtype, self.caps());
+        let rows_per_part = self.rows_per_part(shape, dtype)?;
+        let num_rows = num_rows(shape);
+        if parts.len() > 1 && bytes <= part_bytes {
+            return Err(Error::SeveralParts {
+                label,
+                given: parts.len(),
+            });
         }
+        let mut stored = Vec::new();
+        let mut rows = 0..0usize;
+        for part in parts {
+            rows = rows.end..num_rows.min(rows.end.saturating_add(rows_per_part));
+            if part.rows != rows {
+                return Err(missing_rows(label, &part.rows, &rows, shape));
+            }
+            let before = stored.len() as u64 * part_bytes;
+            let bytes = part_bytes.min(bytes - before);
+            let lease = self.import_part(&label, shape, dtype, part, bytes)?;
+            let offset = part.bytes.start;
+            stored.push(Stored { lease, offset });
+        }
+        if stored.is_empty() || rows.end < num_rows {
+            let next = rows.end..num_rows.min(rows.end.saturating_add(rows_per_part));
+            return Err(missing_rows(label, &(0..rows.end), &next, shape));
+        }
+        let first = stored.remove(0);
+        let storage = Storage::of_several(first, stored, part_bytes);
+        Ok(Tensor::new(shape, dtype, storage))
+    }
+
+    /// Rows of each [part](Tensor::parts) but the last of a tensor of `shape` and `dtype`; all of its rows if one buffer holds it.
+    ///
+    /// ```
+    /// # use dilated_attention::{Context, DType, DeviceCaps};
+    /// let context = Context::dry_run(DeviceCaps::webgpu_defaults());
+    /// assert_eq!(context.rows_per_part(&[1000, 64], DType::F32)?, 1000);
+    /// // A buffer holds 256 MiB, and parts whole blocks of 64 tokens: 87 360 tokens of 768 elements.
+    /// assert_eq!(context.rows_per_part(&[1, 200_000, 768], DType::F32)?, 87_360);
+    /// # Ok::<(), dilated_attention::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::SizeOverflow`] when the bytes of the tensor exceed 64 bits.
+    pub fn rows_per_part(&self, shape: &[usize], dtype: DType) -> Result<usize> {
+        let bytes = padded_bytes(num_bytes("tensor", shape, dtype)?);
+        let part_bytes = part_bytes(shape, dtype, self.caps());
+        let width = shape.last().map_or(1, |&width| width as u64);
+        Ok(match (width * dtype.bytes(), bytes <= part_bytes) {
+            (0, _) | (_, true) => num_rows(shape),
+            (row_bytes, false) => (part_bytes / row_bytes) as usize,
+        })
+    }
+
+    /// Takes in one part, of `bytes` bytes.
+    fn import_part(
+        &self,
+        label: &Label,
+        shape: &[usize],
+        dtype: DType,
+        part: &TensorPart<'_>,
+        bytes: u64,
+    ) -> Result<Lease> {
         let invalid = |given: String, need: String| Error::InvalidPart {
             label: label.clone(),
             given,
@@ -68,7 +123,10 @@ impl Context {
         };
         let (range, buffer) = (&part.bytes, part.buffer);
         if range.end.checked_sub(range.start) != Some(bytes) {
-            let need = format!("{bytes} bytes for {shape:?} elements of type {dtype}");
+            let need = format!(
+                "{bytes} bytes for rows {:?} of {shape:?} elements of type {dtype}",
+                part.rows
+            );
             return Err(invalid(format!("bytes {range:?}"), need));
         }
         if range.end > buffer.size() {
@@ -96,8 +154,7 @@ impl Context {
                 invalid(refusal, "a buffer of the context's device".to_owned())
             })?;
         }
-        let lease = self.pool().import(label, buffer)?;
-        Ok(Tensor::new(shape, dtype, lease, range.start))
+        Ok(self.pool().import(label.clone(), buffer)?)
     }
 
     /// Whether wgpu takes the buffer for one of this device: encodes a clear of no bytes, which is never submitted. The inner error
@@ -126,10 +183,15 @@ impl Context {
     }
 }
 
-fn missing_rows(label: Label, given: std::ops::Range<usize>, shape: &[usize]) -> Error {
+fn missing_rows(label: Label, given: &Range<usize>, need: &Range<usize>, shape: &[usize]) -> Error {
     Error::InvalidShape {
         what: label,
         given: format!("rows {given:?}"),
-        need: format!("all {} rows of {shape:?}", num_rows(shape)),
+        need: match need {
+            need if *need == (0..num_rows(shape)) => {
+                format!("all {} rows of {shape:?}", need.end)
+            }
+            need => format!("rows {need:?} of {shape:?} in the next part"),
+        },
     }
 }

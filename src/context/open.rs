@@ -1,5 +1,6 @@
 //! Ways to open a context: on a device of its own, on an application's device, or as a dry run without a device.
 
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 
 use super::adapter::{AdapterChoice, choose_adapter, new_instance};
@@ -46,6 +47,9 @@ pub struct ContextOptions {
     pub pool: PoolOptions,
     /// How kernels are chosen and compiled, and where results of measurements and compiled kernels are kept.
     pub kernels: KernelOptions,
+    /// Most rows of one [part](crate::Tensor::parts) of a tensor; `None` for as many as a buffer holds, which is what to use. With
+    /// few rows, an application that reads or writes parts itself can be tested with small tensors.
+    pub part_rows: Option<NonZeroUsize>,
 }
 
 impl Default for ContextOptions {
@@ -58,6 +62,7 @@ impl Default for ContextOptions {
             adapter_matrices: Vec::new(),
             pool: PoolOptions::default(),
             kernels: KernelOptions::default(),
+            part_rows: None,
         }
     }
 }
@@ -113,6 +118,11 @@ impl ContextOptions {
     /// Sets how [kernels](Self::kernels) are chosen and compiled.
     pub fn with_kernels(self, kernels: KernelOptions) -> Self {
         Self { kernels, ..self }
+    }
+
+    /// Sets the most rows of one [part](Self::part_rows) of a tensor.
+    pub fn with_part_rows(self, part_rows: Option<NonZeroUsize>) -> Self {
+        Self { part_rows, ..self }
     }
 
     /// Sets the folder for results of measurements and compiled kernels. By default there is none.
@@ -186,9 +196,14 @@ impl ContextOptions {
 fn caps_of(
     device: &wgpu::Device,
     matrices: &[wgpu::CooperativeMatrixProperties],
+    options: &ContextOptions,
 ) -> Result<DeviceCaps> {
     let info = device.adapter_info();
-    DeviceCaps::new(&info, &device.limits(), device.features(), matrices)
+    let caps = DeviceCaps::new(&info, &device.limits(), device.features(), matrices)?;
+    Ok(DeviceCaps {
+        part_rows: options.part_rows.map(|rows| rows.get() as u64),
+        ..caps
+    })
 }
 
 /// The cooperative matrices of the adapter, the device and its queue.
@@ -253,7 +268,7 @@ impl Context {
         let _last_queue = LastQueue::new(&queue, &watch);
         watch_own_device(&watch);
         let pool = Pool::watched(watch.clone(), options.pool.clone());
-        let caps = caps_of(watch.device(), &matrices)?;
+        let caps = caps_of(watch.device(), &matrices, options)?;
         let chooses_matrices = caps.processor == Processor::Gpu;
         let context = Self::assemble(watch, queue, pool, caps, &options.kernels);
         let tier = options.kernels.tier;
@@ -304,7 +319,7 @@ impl Context {
         options: &ContextOptions,
     ) -> Result<Self> {
         watch.check_queue(&queue)?;
-        let caps = caps_of(watch.device(), &options.adapter_matrices)?;
+        let caps = caps_of(watch.device(), &options.adapter_matrices, options)?;
         Self::assemble(watch, queue, pool, caps, &options.kernels).check_tier()
     }
 

@@ -31,6 +31,8 @@ pub struct DeviceCaps {
     pub(crate) processor: Processor,
     /// The tier of kernels that the caller asks for ([`KernelOptions::tier`](crate::KernelOptions::tier)).
     pub(crate) tier: Option<KernelTier>,
+    /// Most rows of a part of a tensor ([`ContextOptions::part_rows`](crate::ContextOptions::part_rows)).
+    pub(crate) part_rows: Option<u64>,
 }
 
 /// The processor that runs the shaders, as far as the choice of a kernel depends on it.
@@ -86,6 +88,27 @@ impl DeviceCaps {
         self.tier
     }
 
+    /// Bytes of a part of a tensor whose rows have `row_bytes`, the same for all its parts but the last, which may be shorter: as
+    /// many whole rows as a buffer holds. Parts begin at whole vec4 and, where a buffer holds so many, at whole blocks of
+    /// [`PART_BLOCK`] rows. 0 where a buffer does not hold a row.
+    pub(crate) fn part_bytes(&self, row_bytes: u64) -> u64 {
+        if row_bytes == 0 {
+            return u64::MAX;
+        }
+        // The smallest number of rows that are whole vec4 of f32.
+        let aligned = VEC4_BYTES / gcd(row_bytes, VEC4_BYTES);
+        let most = self.max_buffer_bytes / row_bytes;
+        let step = match self.part_rows {
+            None if most >= PART_BLOCK => PART_BLOCK,
+            _ => aligned,
+        };
+        let wanted = match self.part_rows {
+            Some(rows) => rows.max(1).next_multiple_of(aligned).min(most),
+            None => most,
+        };
+        wanted / step * step * row_bytes
+    }
+
     /// The same before the self test of the cooperative matrices that the adapter lists.
     pub(crate) fn without_untested_matrices(self) -> Self {
         Self {
@@ -116,6 +139,7 @@ impl DeviceCaps {
             cooperative_matrix: Err(NoCooperativeMatrix::FeatureOff),
             processor: Processor::Gpu,
             tier: None,
+            part_rows: None,
         }
     }
 
@@ -225,6 +249,7 @@ impl DeviceCaps {
             cooperative_matrix,
             processor,
             tier: None,
+            part_rows: None,
         })
     }
 }
@@ -337,6 +362,19 @@ impl DeviceCaps {
             cooperative_matrix: Ok(matrix),
             ..self
         }
+    }
+}
+
+/// Bytes of a vec4 of f32, the largest element of a kernel's arrays.
+const VEC4_BYTES: u64 = 16;
+
+/// Rows of which a part holds whole blocks, so that rows that begin a part are vec4 in a transposed matrix, too.
+const PART_BLOCK: u64 = 64;
+
+fn gcd(a: u64, b: u64) -> u64 {
+    match b {
+        0 => a,
+        _ => gcd(b, a % b),
     }
 }
 

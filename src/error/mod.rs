@@ -154,8 +154,10 @@ pub enum Error {
         /// What the buffer, or the range of it, must be.
         need: String,
     },
-    /// A tensor of several buffers where it must be one. No operation takes such tensors yet.
-    #[error("'{label}' has {given} parts; this call takes a tensor in one buffer")]
+    /// A tensor of several buffers where it must be one.
+    #[error(
+        "'{label}' has {given} parts, but must be in one buffer: go through Tensor::parts, and import parts of Context::rows_per_part rows"
+    )]
     SeveralParts {
         /// Label of the tensor.
         label: Label,
@@ -179,6 +181,14 @@ pub enum Error {
         what: Label,
         /// The factors.
         given: String,
+    },
+    /// One recording would have more dispatches than its buffer of parameters holds.
+    #[error(
+        "the call takes more than {limit} dispatches, as many as the parameters in one buffer (max_buffer_size) allow: request the adapter's own limits, or shorten sequence or segments"
+    )]
+    TooManyDispatches {
+        /// Most dispatches of one recording.
+        limit: u64,
     },
     /// The smallest possible window of a tensor is larger than a binding may be.
     #[error(

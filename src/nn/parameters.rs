@@ -9,7 +9,7 @@ use crate::ops::Dropout;
 use crate::random::Random;
 use crate::readback::Download;
 use crate::recorder::Recorder;
-use crate::tensor::{Tensor, num_bytes, padded_bytes};
+use crate::tensor::{Tensor, num_bytes, padded_bytes, part_bytes};
 
 /// Approximate size of the buffers that parameters share. They are large, so that an optimiser step takes few dispatches, but small
 /// enough for any device.
@@ -151,6 +151,7 @@ impl Parameters {
         label: &'static str,
     ) -> Result<Self> {
         let caps = recorder.context().caps().clone();
+        let slab_bytes = SLAB_BYTES.min(caps.max_buffer_bytes);
         let mut slabs = Vec::new();
         let mut tensors = vec![None; list.specs.len()];
         for decays in [true, false] {
@@ -161,10 +162,20 @@ impl Parameters {
                 if placed.is_empty() {
                     return Ok(());
                 }
-                let elements = recorder.zeros(label, &[(bytes / 4) as usize], DType::F32)?;
+                // One that no buffer holds lies in parts, as a tensor of its shape; the others are bound as a whole.
+                let part_bytes = match &placed[..] {
+                    [(only, _)] if bytes > caps.max_buffer_bytes => {
+                        part_bytes(&list.specs[*only].shape, DType::F32, &caps)
+                    }
+                    _ => u64::MAX,
+                };
+                let shape = [(bytes / 4) as usize];
+                let elements =
+                    recorder.empty_in_parts(label.into(), &shape, DType::F32, part_bytes)?;
+                recorder.clear(&elements, elements.whole());
                 for (index, offset) in placed.drain(..) {
                     let shape = &list.specs[index].shape;
-                    tensors[index] = Some(elements.part(shape, offset));
+                    tensors[index] = Some(elements.view(shape, offset));
                 }
                 slabs.push((elements, decays));
                 Ok(())
@@ -175,7 +186,7 @@ impl Parameters {
                 }
                 let bytes = padded_bytes(num_bytes(label, &spec.shape, DType::F32)?);
                 let mut offset = end.next_multiple_of(caps.storage_offset_alignment);
-                if !placed.is_empty() && offset.saturating_add(bytes) > SLAB_BYTES {
+                if !placed.is_empty() && offset.saturating_add(bytes) > slab_bytes {
                     close(&mut placed, end)?;
                     offset = 0;
                 }
@@ -245,7 +256,7 @@ impl Parameters {
                     }
                 }
                 read(index, first, piece)?;
-                recorder.write(&tensor.part(&[piece.len()], first as u64 * 4), piece)?;
+                recorder.write(&tensor.view(&[piece.len()], first as u64 * 4), piece)?;
                 recorded_bytes += piece.len() * 4;
             }
         }

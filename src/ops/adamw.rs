@@ -1,6 +1,6 @@
 //! AdamW steps on the device.
 
-use super::{grid, size};
+use super::{grid, row_windows, size};
 use crate::error::{Error, Result};
 use crate::kernels::adamw::{AdamW, AdamWParams};
 use crate::recorder::Recorder;
@@ -161,10 +161,7 @@ pub fn adamw(
     // In f64, because 1 - beta^t would lose its digits in f32.
     let exponent = i32::try_from(step.step).unwrap_or(i32::MAX);
     let correction = |beta: f32| (1.0 / (1.0 - f64::from(beta).powi(exponent))) as f32;
-    let window = (caps.max_binding_bytes / 4 / 64 * 64).max(1);
-    let mut begin = 0;
-    while begin < count {
-        let end = count.min(begin + window);
+    for (begin, end) in row_windows("parameters", count, &[value.vector().in_rows_of(1)?], &caps)? {
         let bind = |tensor: &'_ Tensor| {
             tensor.vector().in_rows_of(1).and_then(|elements| {
                 let bound = elements.bind(begin, end, &caps)?;
@@ -199,7 +196,6 @@ pub fn adamw(
             recorder.reads(changed);
         }
         recorder.dispatch(AdamW, &bindings, &params, grid)?;
-        begin = end;
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Embeddings: rows of a table, looked up by id.
 
-use super::{Matrix, grid, row_windows, size, windows_of};
-use crate::device::DType;
+use super::{Matrix, grid, row_windows, size};
+use crate::device::{DType, DeviceCaps};
 use crate::error::{Error, Result};
 use crate::kernels::VectorWidth;
 use crate::kernels::embedding::{
@@ -16,11 +16,55 @@ pub struct TokenIds {
     ids: Tensor,
     /// The largest id and the index of its first occurrence; `None` without ids.
     largest: Option<(u32, u64)>,
-    /// Rows sorted by id. Rows with the same id keep their order.
+    blocks: Vec<Block>,
+}
+
+/// Consecutive rows, sorted by id: as many as bindings cover.
+#[derive(Clone, Debug)]
+struct Block {
+    rows: std::ops::Range<u64>,
+    /// Rows of the block, counted from its first, sorted by id. Rows with the same id keep their order.
     order: Tensor,
     /// (id, begin, end) of each id that occurs: its rows are `order[begin..end]`. The tensor always has as many entries as there
     /// may be at most, so that its size does not depend on the ids. Unused entries have an id that no table has.
     runs: Tensor,
+}
+
+impl Block {
+    fn upload(
+        recorder: &mut Recorder,
+        ids: &[u32],
+        first_row: u64,
+        num_table_rows: usize,
+    ) -> Result<Self> {
+        let count = size("tokens", ids.len() as u64)?;
+        let mut order: Vec<u32> = (0..count).collect();
+        // The sort is stable: rows with the same id keep their order.
+        order.sort_by_key(|row| ids[*row as usize]);
+        let most = ids.len().min(num_table_rows);
+        let mut runs: Vec<[u32; 3]> = Vec::with_capacity(most);
+        for (at, &row) in (0..).zip(&order) {
+            let id = ids[row as usize];
+            match runs.last_mut() {
+                Some([run, _, end]) if *run == id => *end = at + 1,
+                _ => runs.push([id, at, at + 1]),
+            }
+        }
+        runs.resize(most, [u32::MAX, 0, 0]);
+        Ok(Self {
+            rows: first_row..first_row + u64::from(count),
+            order: recorder.upload_undivided("token order", &[ids.len()], &order)?,
+            runs: recorder.upload_undivided("token runs", &[runs.len(), 3], runs.as_flattened())?,
+        })
+    }
+
+    /// Most rows of a block, whose runs have 12 bytes each.
+    fn most_rows(caps: &DeviceCaps) -> u64 {
+        let covered = caps.max_binding_bytes / 12;
+        caps.part_rows
+            .map_or(covered, |rows| rows.min(covered))
+            .max(1)
+    }
 }
 
 impl TokenIds {
@@ -42,25 +86,15 @@ impl TokenIds {
             });
         }
         let largest = largest(ids.iter().copied());
-        let count = size("tokens", ids.len() as u64)?;
-        let mut order: Vec<u32> = (0..count).collect();
-        // The sort is stable: rows with the same id keep their order.
-        order.sort_by_key(|row| ids[*row as usize]);
-        let most = ids.len().min(num_rows);
-        let mut runs: Vec<[u32; 3]> = Vec::with_capacity(most);
-        for (at, &row) in (0..).zip(&order) {
-            let id = ids[row as usize];
-            match runs.last_mut() {
-                Some([run, _, end]) if *run == id => *end = at + 1,
-                _ => runs.push([id, at, at + 1]),
-            }
-        }
-        runs.resize(most, [u32::MAX, 0, 0]);
+        let block_rows = Block::most_rows(recorder.context().caps()) as usize;
+        let uploaded = recorder.upload("token ids", &[ids.len()], ids)?;
+        let blocks = (0..).step_by(block_rows).zip(ids.chunks(block_rows));
+        let blocks =
+            blocks.map(|(first, ids)| Block::upload(recorder, ids, first as u64, num_rows));
         Ok(Self {
             largest,
-            ids: recorder.upload("token ids", &[ids.len()], ids)?,
-            order: recorder.upload("token order", &[ids.len()], &order)?,
-            runs: recorder.upload("token runs", &[runs.len(), 3], runs.as_flattened())?,
+            ids: uploaded,
+            blocks: blocks.collect::<Result<_>>()?,
         })
     }
 
@@ -127,7 +161,7 @@ pub fn embedding(
     let vector_width =
         VectorWidth::smallest(out.expect_activations("out", ids.num_rows(), width, recorder)?);
     let caps = recorder.context().caps().clone();
-    let tables = windows_of("table", table.num_rows(), table.max_rows(&caps), &caps)?;
+    let tables = row_windows("table", table.num_rows(), &[table], &caps)?;
     for (begin, end) in row_windows("out", ids.num_rows(), &[ids, out], &caps)? {
         for &(first_id, last_id) in &tables {
             let ids = ids.bind(begin, end, &caps)?;
@@ -173,41 +207,45 @@ pub fn embedding_backward(
 ) -> Result<()> {
     let width = dtable.width;
     ids.expect_below(dtable.num_rows())?;
-    let (order, runs) = (ids.order.vector().in_rows_of(1)?, ids.runs.matrix());
     let num_ids = ids.len() as u64;
-    order.expect("token order", num_ids, 1, DType::U32, recorder)?;
     dout.expect_f32("dout", num_ids, width, recorder)?;
     dtable.expect_f32("dtable", dtable.num_rows(), width, recorder)?;
     let caps = recorder.context().caps().clone();
-    let tables = windows_of("dtable", dtable.num_rows(), dtable.max_rows(&caps), &caps)?;
-    for (begin, end) in row_windows("dout", num_ids, &[dout], &caps)? {
-        for &(first_id, last_id) in &tables {
-            let table = dtable.bind(first_id, last_id, &caps)?;
-            let dout = dout.bind(begin, end, &caps)?;
-            let tiles_x = width.div_ceil(64);
-            let grid = grid("embedding", tiles_x * runs.num_rows(), &caps)?;
-            let params = EmbeddingBackwardParams {
-                num_runs: size("ids", runs.num_rows())?,
-                width: size("width", width)?,
-                first_row: size("rows", begin)?,
-                num_rows: size("rows", end - begin)?,
-                first_id: size("id", first_id)?,
-                num_ids: size("ids", last_id - first_id)?,
-                dout_skip: dout.skip,
-                table_skip: table.skip,
-                scale,
-                tiles_x: size("tiles", tiles_x)?,
-                first_workgroup: 0,
-                grid_width: grid[0],
-            };
-            let bindings = [
-                runs.bind(0, runs.num_rows(), &caps)?.binding,
-                order.bind(0, order.num_rows(), &caps)?.binding,
-                dout.binding,
-                table.binding,
-            ];
-            recorder.reads(dtable.tensor);
-            recorder.dispatch(EmbeddingBackward, &bindings, &params, grid)?;
+    let tables = row_windows("dtable", dtable.num_rows(), &[dtable], &caps)?;
+    for block in &ids.blocks {
+        let (order, runs) = (block.order.vector().in_rows_of(1)?, block.runs.matrix());
+        let num_rows = order.num_rows();
+        order.expect("token order", num_rows, 1, DType::U32, recorder)?;
+        let dout = dout.slice_rows(block.rows.start, block.rows.end)?;
+        for (begin, end) in row_windows("dout", num_rows, &[dout], &caps)? {
+            for &(first_id, last_id) in &tables {
+                let table = dtable.bind(first_id, last_id, &caps)?;
+                let dout = dout.bind(begin, end, &caps)?;
+                let tiles_x = width.div_ceil(64);
+                let grid = grid("embedding", tiles_x * runs.num_rows(), &caps)?;
+                let params = EmbeddingBackwardParams {
+                    num_runs: size("ids", runs.num_rows())?,
+                    width: size("width", width)?,
+                    first_row: size("rows", begin)?,
+                    num_rows: size("rows", end - begin)?,
+                    first_id: size("id", first_id)?,
+                    num_ids: size("ids", last_id - first_id)?,
+                    dout_skip: dout.skip,
+                    table_skip: table.skip,
+                    scale,
+                    tiles_x: size("tiles", tiles_x)?,
+                    first_workgroup: 0,
+                    grid_width: grid[0],
+                };
+                let bindings = [
+                    runs.bind(0, runs.num_rows(), &caps)?.binding,
+                    order.bind(0, num_rows, &caps)?.binding,
+                    dout.binding,
+                    table.binding,
+                ];
+                recorder.reads(dtable.tensor);
+                recorder.dispatch(EmbeddingBackward, &bindings, &params, grid)?;
+            }
         }
     }
     Ok(())

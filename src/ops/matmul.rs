@@ -1,6 +1,6 @@
 //! Matrix products.
 
-use super::{Matrix, grid, size, windows_of};
+use super::{Matrix, grid, row_windows_of, size};
 use crate::device::{DType, ElementFormat};
 use crate::error::{Error, Result};
 use crate::kernels::activation::Activation;
@@ -179,32 +179,40 @@ impl<'a> Matmul<'a> {
             return Ok(());
         }
         // Each matrix is cut into windows of its rows, as they are stored.
-        let [max_a, max_b, max_c] = [&self.a, &self.b, &c].map(|matrix| matrix.max_rows(&caps));
-        let (mut max_rows, mut max_inner, mut max_columns) = (max_c, u64::MAX, u64::MAX);
+        let mut by_rows = vec![c];
+        by_rows.extend(self.residual.map(|(residual, _)| residual));
+        let (mut by_inner, mut by_columns) = (Vec::new(), Vec::new());
         match self.transpose_a {
-            false => max_rows = max_rows.min(max_a),
-            true => max_inner = max_inner.min(max_a),
+            false => by_rows.push(self.a),
+            true => by_inner.push(self.a),
         }
         match self.transpose_b {
-            false => max_inner = max_inner.min(max_b),
-            true => max_columns = max_columns.min(max_b),
+            false => by_inner.push(self.b),
+            true => by_columns.push(self.b),
         }
-        // In half precision, windows begin at whole vec4.
-        let unit = if left == ElementFormat::F32 { 1 } else { 4 };
-        let whole = |max: u64, all: u64| if max < all { max - max % unit } else { max };
-        (max_rows, max_inner) = (whole(max_rows, rows), whole(max_inner, inner));
-        max_columns = whole(max_columns, columns);
+        // Where a window is one of columns of a matrix in half precision, it begins at a whole vec4.
+        let unit = |of_columns: bool| match left {
+            ElementFormat::F32 => 1,
+            _ if of_columns => 4,
+            _ => 1,
+        };
+        let row_unit = unit(self.transpose_a);
+        let inner_unit = unit(!self.transpose_a || self.transpose_b);
+        let row_windows = row_windows_of("c", rows, &by_rows, row_unit, &caps)?;
+        let column_windows = row_windows_of("b", columns, &by_columns, unit(true), &caps)?;
         let inner_windows = match inner {
             // Empty sums: only bias, activation and residual are computed.
             0 => vec![(0, 0)],
-            _ => windows_of("a", inner, max_inner, &caps)?,
+            _ => row_windows_of("a", inner, &by_inner, inner_unit, &caps)?,
         };
         let epilogue_waits = inner_windows.len() > 1
             && (self.activation != Activation::Identity || self.residual.is_some());
         if epilogue_waits {
             // Activation and residual need whole sums, but here a binding covers only a part of each sum. A caller can write the
             // product to a tensor of its own first; this function makes no hidden copy.
-            let cut = match self.transpose_a && (self.transpose_b || max_a < max_b) {
+            let covered = |matrix: &Matrix<'_>| matrix.rows_from(0, &caps);
+            let a_is_cut = self.transpose_b || covered(&self.a) < covered(&self.b);
+            let cut = match self.transpose_a && a_is_cut {
                 true => &self.a,
                 false => &self.b,
             };
@@ -215,15 +223,15 @@ impl<'a> Matmul<'a> {
             });
         }
         let formats = (left, right, result);
-        for (row_begin, row_end) in windows_of("c", rows, max_rows, &caps)? {
-            for (column_begin, column_end) in windows_of("b", columns, max_columns, &caps)? {
-                for &(inner_begin, inner_end) in &inner_windows {
+        for &rows in &row_windows {
+            for &columns in &column_windows {
+                for &inner in &inner_windows {
                     let block = Block {
-                        rows: (row_begin, row_end),
-                        columns: (column_begin, column_end),
-                        inner: (inner_begin, inner_end),
+                        rows,
+                        columns,
+                        inner,
                     };
-                    let first = inner_begin == 0;
+                    let first = inner.0 == 0;
                     self.record_block(recorder, c, formats, &block, (accumulate || !first, first))?;
                 }
             }
@@ -331,7 +339,7 @@ impl<'a> Matmul<'a> {
             1 => None,
             _ => {
                 let shape = [splits, num_rows, num_columns].map(|dim| dim as usize);
-                Some(recorder.empty("partials", &shape, DType::F32)?)
+                Some(recorder.undivided("partials", &shape, DType::F32)?)
             }
         };
         let written = match &partials {
@@ -454,7 +462,7 @@ pub(super) fn column_sums(
         let block = rows.div_ceil(blocks);
         let blocks = rows.div_ceil(block);
         let shape = [blocks, num_sums, width].map(|dim| dim as usize);
-        let partials = recorder.empty("partials", &shape, DType::F32)?;
+        let partials = recorder.undivided("partials", &shape, DType::F32)?;
         let bound = partials.vector().bind(0, 1, &caps)?;
         let dy_bound = dy.bind(begin, end, &caps)?;
         let (x, stats) = match normalised {

@@ -1,7 +1,7 @@
 //! Operations on matrices, forward and backward. The layers of [`nn`](crate::nn) consist of them.
 //!
 //! An operation takes tensors as row-major matrices ([`Matrix`]) and records dispatches. Inputs and outputs may be larger than a
-//! binding: operations go over windows of rows, at offsets that the device allows. Results go to tensors that the caller provides.
+//! binding, and lie in several buffers: operations go over windows of rows, at offsets that the device allows. Results go to tensors that the caller provides.
 //! None of them may share a buffer with an input, because a dispatch cannot read and write the same buffer.
 //!
 //! In a forward, activations may be f32, f16 or bf16. Weights, statistics, logits and everything in a backward are f32. Kernels
@@ -161,6 +161,16 @@ impl<'a> Matrix<'a> {
                 need: format!("whole rows of {width}"),
             });
         }
+        let part_elements = self.tensor.part_bytes() / self.dtype().bytes();
+        if !self.tensor.is_undivided() && !part_elements.is_multiple_of(width) {
+            return Err(Error::InvalidShape {
+                what: self.tensor.label().clone(),
+                given: format!("rows of {width} elements"),
+                need: format!(
+                    "rows that lie in one buffer each: the tensor lies in several, of {part_elements} elements"
+                ),
+            });
+        }
         Ok(Self {
             tensor: self.tensor,
             begin: begin / width,
@@ -175,12 +185,13 @@ impl<'a> Matrix<'a> {
         RowLayout {
             row_bytes: self.width * bytes,
             element_bytes: elements * bytes,
+            part_bytes: self.tensor.part_bytes(),
         }
     }
 
-    /// Number of rows that a binding covers, wherever they begin.
-    fn max_rows(&self, caps: &DeviceCaps) -> u64 {
-        self.layout(1).max_rows(caps)
+    /// Number of rows from `begin` on that a binding covers.
+    fn rows_from(&self, begin: u64, caps: &DeviceCaps) -> u64 {
+        self.layout(1).rows_from(self.begin + begin, caps)
     }
 
     /// Binds the rows `begin .. end` of this matrix.
@@ -277,33 +288,37 @@ fn row_windows(
     matrices: &[Matrix<'_>],
     caps: &DeviceCaps,
 ) -> Result<Vec<(u64, u64)>> {
-    let narrowest = matrices
-        .iter()
-        .map(|matrix| matrix.max_rows(caps))
-        .fold(u64::MAX, u64::min);
-    windows_of(what, count, narrowest, caps)
+    row_windows_of(what, count, matrices, 1, caps)
 }
 
-/// Cuts `0 .. count` into windows of at most `size`.
-fn windows_of(
+/// As [`row_windows`], of which each begins at a multiple of `unit`.
+fn row_windows_of(
     what: &'static str,
     count: u64,
-    size: u64,
+    matrices: &[Matrix<'_>],
+    unit: u64,
     caps: &DeviceCaps,
 ) -> Result<Vec<(u64, u64)>> {
-    if size == 0 && count > 0 {
-        return Err(Error::BindingTooSmall {
-            what: what.into(),
-            requested_bytes: caps.max_binding_bytes + 1,
-            limit_bytes: caps.max_binding_bytes,
-        });
-    }
     let mut windows = Vec::new();
     let mut begin = 0;
     while begin < count {
-        let end = count.min(begin.saturating_add(size));
-        windows.push((begin, end));
-        begin = end;
+        let covered = matrices.iter().map(|matrix| matrix.rows_from(begin, caps));
+        let size = covered.fold(u64::MAX, u64::min).min(count - begin);
+        let size = match begin + size < count {
+            true => size - size % unit,
+            false => size,
+        };
+        if size == 0 {
+            let of_unit = |matrix: &Matrix<'_>| unit * matrix.width * matrix.dtype().bytes();
+            let requested = matrices.iter().map(of_unit).max().unwrap_or(0);
+            return Err(Error::BindingTooSmall {
+                what: what.into(),
+                requested_bytes: requested + caps.storage_offset_alignment,
+                limit_bytes: caps.max_binding_bytes,
+            });
+        }
+        windows.push((begin, begin + size));
+        begin += size;
     }
     Ok(windows)
 }

@@ -2,7 +2,7 @@
 
 use super::elementwise::{ScaledAdd, elementwise};
 use super::matmul::column_sums;
-use super::{Matrix, grid, size};
+use super::{Matrix, grid, row_windows, size};
 use crate::device::{DType, ElementFormat};
 use crate::error::{Error, Result};
 use crate::kernels::VectorWidth;
@@ -85,24 +85,24 @@ pub fn mean_of_rows(recorder: &mut Recorder, x: Matrix<'_>) -> Result<Tensor> {
 
 fn reduce(recorder: &mut Recorder, tensors: &[&Tensor], squares: bool) -> Result<Tensor> {
     let caps = recorder.context().caps().clone();
-    // Windows are whole blocks, so that they begin at offsets where bindings may begin.
-    let window = caps.max_binding_bytes / 4 / BLOCK * BLOCK;
     let mut pieces = Vec::new();
     for tensor in tensors {
         let elements = tensor.vector().in_rows_of(1)?;
-        elements.expect_f32("tensor", elements.num_rows(), 1, recorder)?;
-        let mut begin = 0;
-        while begin < elements.num_rows() {
-            let end = elements.num_rows().min(begin + window.max(1));
-            pieces.push((elements, begin, end));
-            begin = end;
-        }
+        let count = elements.num_rows();
+        elements.expect_f32("tensor", count, 1, recorder)?;
+        let windows = row_windows("tensor", count, &[elements], &caps)?;
+        pieces.extend(
+            windows
+                .into_iter()
+                .map(|(begin, end)| (elements, begin, end)),
+        );
     }
     let num_sums: u64 = pieces
         .iter()
         .map(|(_, begin, end)| (end - begin).div_ceil(BLOCK))
         .sum();
-    let sums = recorder.zeros("sums", &[num_sums.max(1) as usize], DType::F32)?;
+    let sums = recorder.undivided("sums", &[num_sums.max(1) as usize], DType::F32)?;
+    recorder.clear(&sums, sums.whole());
     let mut at = 0;
     for (elements, begin, end) in pieces {
         let blocks = (end - begin).div_ceil(BLOCK);

@@ -89,7 +89,11 @@ impl Rotations {
             .collect();
         let rows = rotations.len() / (2 * pairs as usize);
         Ok(Self {
-            table: recorder.upload("rotations", &[rows, pairs as usize, 2], &rotations)?,
+            table: recorder.upload_undivided(
+                "rotations",
+                &[rows, pairs as usize, 2],
+                &rotations,
+            )?,
             pairs,
             num_positions,
             scale_base,

@@ -125,17 +125,21 @@ impl DilatedAttentionConfig {
             .iter()
             .for_each(|_| params.add::<AttentionParams>());
         let planned = |label, bytes| PlannedBuffer::storage(label, bytes, caps);
-        let rows = |len: usize| batch as u64 * len as u64;
-        let width = RowLayout::of_activations(self, variant.format).row_bytes;
-        let mut buffers = vec![
-            planned(
+        let activations = RowLayout::of_activations(self, variant.format, caps);
+        let tensors = [
+            (
                 "row statistics",
-                rows(shape.seq_len()) * RowLayout::of_row_stats(self).row_bytes,
+                shape.seq_len(),
+                RowLayout::of_row_stats(self, caps),
             ),
-            planned("dq", rows(shape.seq_len()) * width),
-            planned("dk", rows(shape.key_len()) * width),
-            planned("dv", rows(shape.key_len()) * width),
+            ("dq", shape.seq_len(), activations),
+            ("dk", shape.key_len(), activations),
+            ("dv", shape.key_len(), activations),
         ];
+        let parts = tensors.iter().flat_map(|(label, len, layout)| {
+            PlannedBuffer::parts(label, batch as u64 * *len as u64, layout, caps)
+        });
+        let mut buffers: Vec<_> = parts.collect();
         let packed_bytes = packed_bytes(&dispatches);
         if packed_bytes > 0 {
             let packed = ["packed k", "packed v", "packed dk", "packed dv"];

@@ -16,6 +16,7 @@ use crate::device::{ByteRange, DType, DeviceCaps, ElementFormat};
 use crate::error::{Error, PoolError, Result};
 use crate::kernels::attention_forward::{ForwardFamily, ForwardVariant};
 use crate::kernels::{AttentionParams, Choice, Family, Pass, Reason};
+use crate::tensor::check_parts;
 
 /// Everything that a forward does on the device, as plain data. Made by [`DilatedAttentionConfig::plan_forward`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -51,8 +52,8 @@ impl DilatedAttentionConfig {
     /// Plans the forward of tensors of `shape` and `dtype` on a device with `caps`. Needs no device.
     ///
     /// # Errors
-    /// [`Error::SizeOverflow`], [`PoolError::BufferTooLarge`] when a tensor is larger than the device's largest buffer,
-    /// [`Error::BindingTooSmall`] when a binding cannot cover even one token, [`Error::WrongDType`] for integers.
+    /// [`Error::SizeOverflow`], [`PoolError::BufferTooLarge`](crate::pool::PoolError::BufferTooLarge) when the device's largest buffer
+    /// does not hold a token, [`Error::BindingTooSmall`] when a binding cannot cover even one token, [`Error::WrongDType`] for integers.
     pub fn plan_forward(
         &self,
         shape: &AttentionShape,
@@ -119,26 +120,29 @@ pub(super) fn tensor_bytes(
     format: ElementFormat,
     caps: &DeviceCaps,
 ) -> Result<u64> {
-    let row_bytes = RowLayout::of_activations(config, format).row_bytes;
+    let row_bytes = RowLayout::of_activations(config, format, caps).row_bytes;
     let (what, len) = match shape.key_len() > shape.seq_len() {
         true => ("k", shape.key_len()),
         false => ("q", shape.seq_len()),
     };
     let num_rows = shape.batch() as u64 * len as u64;
-    let bytes = row_bytes
-        .checked_mul(num_rows)
-        .ok_or_else(|| Error::SizeOverflow {
-            what: what.into(),
-            given: format!("{num_rows} rows of {row_bytes} bytes"),
-        })?;
-    if bytes > caps.max_buffer_bytes {
+    if row_bytes > caps.max_buffer_bytes {
         return Err(PoolError::BufferTooLarge {
             label: what.into(),
-            requested_bytes: bytes,
+            requested_bytes: row_bytes,
             limit_bytes: caps.max_buffer_bytes,
         }
         .into());
     }
+    // The statistics of a head of 4 elements take four times its bytes.
+    let bytes = row_bytes.checked_mul(num_rows);
+    let bytes = bytes
+        .filter(|bytes| *bytes <= u64::MAX / 16)
+        .ok_or_else(|| Error::SizeOverflow {
+            what: what.into(),
+            given: format!("{num_rows} rows of {row_bytes} bytes"),
+        })?;
+    check_parts(&what.into(), bytes, caps.part_bytes(row_bytes))?;
     Ok(bytes)
 }
 
@@ -214,12 +218,15 @@ fn buffers(
     dispatches: &[AttentionDispatch],
     caps: &DeviceCaps,
 ) -> Vec<PlannedBuffer> {
-    let state_bytes = num_rows * RowLayout::of_state(config).row_bytes;
-    let out_bytes = num_rows * RowLayout::of_activations(config, format).row_bytes;
-    let mut buffers = vec![
-        PlannedBuffer::storage("out", out_bytes, caps),
-        PlannedBuffer::storage("softmax_state", state_bytes, caps),
-    ];
+    let out = RowLayout::of_activations(config, format, caps);
+    let mut buffers = PlannedBuffer::parts("out", num_rows, &out, caps);
+    let state = RowLayout::of_state(config, caps);
+    buffers.extend(PlannedBuffer::parts(
+        "softmax_state",
+        num_rows,
+        &state,
+        caps,
+    ));
     let packed_bytes = packed_bytes(dispatches);
     if packed_bytes > 0 {
         let packed = ["packed k", "packed v"];

@@ -3,12 +3,16 @@
 //! ```text
 //! for each run of neighbouring batch items of equal length, for each round of passes,
 //! for each branch (one that covers every token comes first), for each stage of the round, a dispatch takes
-//!   several whole items    if a binding covers at least one item
-//!   else segments          of one item, as many as a binding covers
+//!   several whole items    if a binding covers at least one item, and each tensor holds them in one part
+//!   else segments          of one item, as many as a binding covers, of one part of each tensor
 //!   else rows and keys     of one segment: a window of rows x a window of keys; results merge as those of branches do
 //! ```
 //! In that last case, keys of a branch with a dilation rate above 1 are packed first, a window of them after the other, and all
-//! windows of rows follow. Where they lie, a binding covers only a `rate`-th of the keys that it covers when they are packed.
+//! windows of rows follow. Where they lie, a binding covers only a `rate`-th of the keys that it covers when they are packed. Keys of
+//! rate 1 are packed only where they lie in many short parts.
+//!
+//! **Borders.** A part of a tensor may end at any token. A row is one token further for each offset of the heads, so a border may
+//! pass between the heads of a row. That row is computed on its own, in runs of heads on one side of the border.
 //!
 //! The `broadcast` tier of the backward keeps the weights of pairs of rows and keys in a buffer between kernels. There, rows and
 //! keys are also cut into windows, so that the weights of a dispatch fit in that buffer, and as many heads, segments and items as
@@ -52,8 +56,11 @@ impl<'a> Planner<'a> {
         format: ElementFormat,
     ) -> Result<Self> {
         shape.check_config(config)?;
-        let tensor = RowLayout::of_activations(config, format);
-        let [state, row_stats] = [RowLayout::of_state(config), RowLayout::of_row_stats(config)];
+        let tensor = RowLayout::of_activations(config, format, caps);
+        let [state, row_stats] = [
+            RowLayout::of_state(config, caps),
+            RowLayout::of_row_stats(config, caps),
+        ];
         let layouts = [
             ("q", tensor),
             ("softmax_state", state),
@@ -144,43 +151,94 @@ impl<'a> Planner<'a> {
         };
         let longest = self.shape.seq_len().max(self.shape.key_len());
         let items_per_window = (max_rows / longest as u64) as u32;
-        if items_per_window > 0 {
-            for items in chunks(items, items_per_window) {
-                self.push(work, Unit { items, ..unit })?;
-            }
-            return Ok(());
-        }
-        let segment_tokens = geometry.segment_length.max(geometry.output_stride);
-        let segments_per_window = (max_rows / u64::from(segment_tokens)) as u32;
-        for items in chunks(items, 1) {
-            if segments_per_window > 0 {
-                for segments in chunks(unit.segments, segments_per_window) {
-                    self.push(
-                        work,
-                        Unit {
-                            items,
-                            segments,
-                            ..unit
-                        },
-                    )?;
+        let is_undivided = |items| self.is_undivided(geometry, &Unit { items, ..unit });
+        for (items, is_undivided) in runs(items, is_undivided) {
+            if items_per_window > 0 && is_undivided {
+                for items in chunks(items, items_per_window) {
+                    self.push(work, Unit { items, ..unit })?;
                 }
                 continue;
             }
-            for segments in chunks(unit.segments, 1) {
-                self.plan_segment(
-                    work,
-                    Unit {
-                        items,
-                        segments,
-                        ..unit
-                    },
-                )?;
+            for items in chunks(items, 1) {
+                self.plan_item(work, Unit { items, ..unit })?;
             }
         }
         Ok(())
     }
 
-    /// Plans one segment of one item that is too large for a binding: windows of rows x windows of keys.
+    /// Plans one item that is too large for a binding, or lies in several parts.
+    fn plan_item(&mut self, work: &Work<'_>, unit: Unit) -> Result<()> {
+        let geometry = work.geometry;
+        let segment_tokens = geometry.segment_length.max(geometry.output_stride);
+        let segments_per_window = (self.max_rows / u64::from(segment_tokens)) as u32;
+        let is_undivided = |segments| self.is_undivided(geometry, &Unit { segments, ..unit });
+        for (segments, is_undivided) in runs(unit.segments, is_undivided) {
+            if segments_per_window > 0 && is_undivided {
+                for segments in chunks(segments, segments_per_window) {
+                    self.push(work, Unit { segments, ..unit })?;
+                }
+                continue;
+            }
+            for segments in chunks(segments, 1) {
+                self.plan_segment(work, Unit { segments, ..unit })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether each tensor holds the tokens of a unit in one part.
+    fn is_undivided(&self, geometry: &BranchGeometry, unit: &Unit) -> bool {
+        self.has_rows_in_one_part(geometry, unit) && self.has_keys_in_one_part(geometry, unit)
+    }
+
+    /// Whether the queries, outputs and statistics of a unit's rows lie in one part each.
+    fn has_rows_in_one_part(&self, geometry: &BranchGeometry, unit: &Unit) -> bool {
+        let len = geometry.seq_len;
+        let span = |stride| token_span(geometry, unit, unit.rows, stride, len);
+        let of_queries = span(geometry.segment_length);
+        let of_outputs = span(geometry.output_stride);
+        let in_one = |layout: &RowLayout, tokens: Option<(u64, u64)>| {
+            tokens.is_none_or(|tokens| {
+                let (first, last) = rows_of(unit, tokens, self.shape.seq_len());
+                layout.is_in_one_part(first, last)
+            })
+        };
+        in_one(&self.tensor, of_queries)
+            && [&self.tensor, &self.state, &self.row_stats]
+                .iter()
+                .all(|layout| in_one(layout, of_outputs))
+    }
+
+    /// Whether the keys of a unit lie in one part.
+    fn has_keys_in_one_part(&self, geometry: &BranchGeometry, unit: &Unit) -> bool {
+        let (stride, len) = (geometry.segment_length, geometry.key_len);
+        // Without keys the first token is bound.
+        let tokens = token_span(geometry, unit, unit.key_rows, stride, len).unwrap_or((0, 1));
+        let (first, last) = rows_of(unit, tokens, self.shape.key_len());
+        self.tensor.is_in_one_part(first, last)
+    }
+
+    /// Cuts a segment's rows where a part ends: units of all heads, or of one row and some heads. `is_undivided` says whether the
+    /// rows of a unit lie in one part.
+    fn cut_rows(
+        unit: Unit,
+        rows: Range,
+        is_undivided: impl Fn(Range, Range) -> bool,
+    ) -> Vec<(Range, Range)> {
+        let mut cut = Vec::new();
+        for (rows, whole) in runs(rows, |rows| is_undivided(unit.heads, rows)) {
+            if whole {
+                cut.push((unit.heads, rows));
+                continue;
+            }
+            // A head has one token in a row, which is in one part.
+            let of_heads = runs(unit.heads, |heads| is_undivided(heads, rows));
+            cut.extend(of_heads.into_iter().map(|(heads, _)| (heads, rows)));
+        }
+        cut
+    }
+
+    /// Plans one segment of one item that is too large for a binding, or lies in several parts: windows of rows x windows of keys.
     fn plan_segment(&mut self, work: &Work<'_>, unit: Unit) -> Result<()> {
         let geometry = work.geometry;
         let max_rows = self.max_rows;
@@ -191,19 +249,29 @@ impl<'a> Planner<'a> {
             rows => (unit.heads.len(), rows),
         };
         let rows_per_window = rows_per_window.min(u64::from(u32::MAX)) as u32;
-        for heads in chunks(unit.heads, heads_per_window) {
+        // The outputs of heads with larger offsets may all lie after the end of the sequence.
+        let has_output = |head| geometry.written_rows(unit.segments.begin, head) > 0;
+        let have_outputs = |heads: Range| (heads.begin..heads.end).all(has_output);
+        let heads = runs(unit.heads, have_outputs).into_iter();
+        let heads = heads.filter_map(|(heads, have_outputs)| have_outputs.then_some(heads));
+        for heads in heads.flat_map(|heads| chunks(heads, heads_per_window)) {
             let unit = Unit { heads, ..unit };
-            if rate > 1 {
+            // At rate 1, all heads have the same keys.
+            let in_one = |key_rows| self.has_keys_in_one_part(geometry, &Unit { key_rows, ..unit });
+            let windows: Vec<Range> = runs(unit.key_rows, in_one)
+                .into_iter()
+                .flat_map(|(key_rows, _)| chunks(key_rows, rows_per_window))
+                .collect();
+            let packed = unit.key_rows.len().div_ceil(self.packed_rows(unit.heads));
+            // Keys of rate 1 are as close as packed ones. But in many short parts a binding does not reach them.
+            let are_scattered = windows.len() > 2 * packed as usize && !in_one(unit.key_rows);
+            if rate > 1 || are_scattered {
                 self.plan_packed(work, unit, rows_per_window)?;
                 continue;
             }
-            for rows in chunks(unit.rows, rows_per_window) {
-                for key_rows in chunks(unit.key_rows, rows_per_window) {
-                    let part = Unit {
-                        rows,
-                        key_rows,
-                        ..unit
-                    };
+            for part in self.row_windows(geometry, unit, rows_per_window) {
+                for &key_rows in &windows {
+                    let part = Unit { key_rows, ..part };
                     if part.has_pairs(geometry) {
                         self.push(work, part)?;
                     }
@@ -213,22 +281,43 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
+    /// The unit in windows of rows that lie in one part, of at most `rows_per_window`.
+    fn row_windows(
+        &self,
+        geometry: &BranchGeometry,
+        unit: Unit,
+        rows_per_window: u32,
+    ) -> Vec<Unit> {
+        let in_one = |heads, rows| {
+            let part = Unit {
+                heads,
+                rows,
+                ..unit
+            };
+            self.has_rows_in_one_part(geometry, &part)
+        };
+        let cut = Self::cut_rows(unit, unit.rows, in_one);
+        let windows = cut.into_iter().flat_map(|(heads, rows)| {
+            chunks(rows, rows_per_window).map(move |rows| Unit {
+                heads,
+                rows,
+                ..unit
+            })
+        });
+        windows.collect()
+    }
+
     /// Plans one segment of one item, whose keys are packed a window after the other. Of a window of rows,
     /// `rows_per_window` are covered by a binding.
     fn plan_packed(&mut self, work: &Work<'_>, unit: Unit, rows_per_window: u32) -> Result<()> {
         let geometry = work.geometry;
-        let head_bytes = self.tensor.row_bytes / self.config.num_heads() as u64;
-        let packed_row_bytes = head_bytes * u64::from(unit.heads.len());
-        let packed_rows = self.caps.max_binding_bytes / packed_row_bytes;
-        let packed_rows = u32::try_from(packed_rows).unwrap_or(u32::MAX).max(1);
+        let packed_rows = self.packed_rows(unit.heads);
         let has_gradients = work.passes.iter().any(|planned| planned.pass.is_of_keys());
+        let windows = self.row_windows(geometry, unit, rows_per_window);
         for key_rows in chunks(unit.key_rows, packed_rows) {
-            let seen = chunks(unit.rows, rows_per_window)
-                .map(|rows| Unit {
-                    rows,
-                    key_rows,
-                    ..unit
-                })
+            let seen = windows
+                .iter()
+                .map(|part| Unit { key_rows, ..*part })
                 .filter(|part| part.has_pairs(geometry))
                 .collect::<Vec<_>>();
             let stride = geometry.segment_length;
@@ -271,6 +360,15 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
+    /// Rows of packed keys of `heads` that a binding covers.
+    fn packed_rows(&self, heads: Range) -> u32 {
+        let head_bytes = self.tensor.row_bytes / self.config.num_heads() as u64;
+        let row_bytes = head_bytes * u64::from(heads.len());
+        let most_bytes = self.caps.max_binding_bytes.min(self.caps.max_buffer_bytes);
+        let rows = most_bytes / row_bytes;
+        u32::try_from(rows).unwrap_or(u32::MAX).max(1)
+    }
+
     /// Plans the copies of `pass` between the packed keys of `unit` and their tokens, of which a binding covers
     /// `rows_per_window` rows.
     fn push_packing(
@@ -281,8 +379,24 @@ impl<'a> Planner<'a> {
         rows_per_window: u32,
     ) -> Result<()> {
         let geometry = work.geometry;
-        for key_rows in chunks(unit.key_rows, rows_per_window) {
-            let unit = Unit { key_rows, ..unit };
+        let in_one = |heads, key_rows| {
+            let part = Unit {
+                heads,
+                key_rows,
+                ..unit
+            };
+            self.has_keys_in_one_part(geometry, &part)
+        };
+        let cut = Self::cut_rows(unit, unit.key_rows, in_one);
+        let windows = cut.into_iter().flat_map(|(heads, key_rows)| {
+            chunks(key_rows, rows_per_window).map(move |key_rows| (heads, key_rows))
+        });
+        for (heads, key_rows) in windows.collect::<Vec<_>>() {
+            let unit = Unit {
+                heads,
+                key_rows,
+                ..unit
+            };
             let stride = geometry.segment_length;
             let Some(tokens) = token_span(geometry, &unit, key_rows, stride, geometry.key_len)
             else {
@@ -291,7 +405,7 @@ impl<'a> Planner<'a> {
             let of_tokens = self.window("k", &self.tensor, &unit, tokens, self.shape.key_len())?;
             let tiles = key_rows.len().div_ceil(PackKeys::KEYS);
             let (num_workgroups, grid) = self.grid(&unit, tiles, 1)?;
-            self.dispatches.push(AttentionDispatch {
+            self.add(AttentionDispatch {
                 pass,
                 geometry: geometry.clone(),
                 items: unit.items,
@@ -311,7 +425,7 @@ impl<'a> Planner<'a> {
                 first_tokens: [tokens.0 as u32; 3],
                 num_workgroups,
                 grid,
-            });
+            })?;
         }
         Ok(())
     }
@@ -361,6 +475,19 @@ impl<'a> Planner<'a> {
         for pass in work.passes {
             self.push_pass(work, *pass, unit)?;
         }
+        Ok(())
+    }
+
+    /// Adds a dispatch.
+    ///
+    /// # Errors
+    /// [`Error::TooManyDispatches`] when a buffer does not hold the parameters of all.
+    fn add(&mut self, dispatch: AttentionDispatch) -> Result<()> {
+        let limit = self.caps.max_buffer_bytes / self.caps.uniform_offset_alignment;
+        if self.dispatches.len() as u64 >= limit {
+            return Err(Error::TooManyDispatches { limit });
+        }
+        self.dispatches.push(dispatch);
         Ok(())
     }
 
@@ -425,8 +552,7 @@ impl<'a> Planner<'a> {
             num_workgroups,
             grid,
         };
-        self.dispatches.push(dispatch);
-        Ok(())
+        self.add(dispatch)
     }
 
     /// The window of a tensor of `len` tokens an item that shows `tokens` of the unit's items.
@@ -438,8 +564,7 @@ impl<'a> Planner<'a> {
         tokens: (u64, u64),
         len: usize,
     ) -> Result<TokenWindow> {
-        let first = u64::from(unit.items.begin) * len as u64 + tokens.0;
-        let last = u64::from(unit.items.end - 1) * len as u64 + tokens.1;
+        let (first, last) = rows_of(unit, tokens, len);
         layout
             .window(first, last, self.caps)
             .ok_or(Error::BindingTooSmall {
@@ -585,6 +710,15 @@ impl Unit {
     }
 }
 
+/// The rows of a tensor of `len` tokens an item that hold `tokens` of a unit's items.
+fn rows_of(unit: &Unit, tokens: (u64, u64), len: usize) -> (u64, u64) {
+    let len = len as u64;
+    (
+        u64::from(unit.items.begin) * len + tokens.0,
+        u64::from(unit.items.end - 1) * len + tokens.1,
+    )
+}
+
 /// Range of tokens that rows `rows` of the unit's segments and heads use, in a sequence of `len` tokens whose segments begin
 /// `stride` tokens apart. `None` if none of them exists.
 fn token_span(
@@ -608,6 +742,33 @@ fn token_span(
         .min(u64::from(unit.segments.end) * stride)
         .min(u64::from(len));
     (begin < end).then_some((begin, end))
+}
+
+/// Cuts `range` into runs for which `holds`, each as long as possible; an index for which it does not hold is a run of its own. If it
+/// holds for a run, it holds for every part of it. An empty range is one run.
+fn runs(range: Range, holds: impl Fn(Range) -> bool) -> Vec<(Range, bool)> {
+    let mut runs = Vec::new();
+    let mut begin = range.begin;
+    while begin < range.end || runs.is_empty() {
+        let up_to = |end| Range { begin, end };
+        if holds(up_to(range.end)) {
+            runs.push((up_to(range.end), true));
+            break;
+        }
+        // It holds up to `good`, but not up to `bad`.
+        let (mut good, mut bad) = (begin, range.end);
+        while bad - good > 1 {
+            let middle = good + (bad - good) / 2;
+            match holds(up_to(middle)) {
+                true => good = middle,
+                false => bad = middle,
+            }
+        }
+        let end = good.max(begin + 1);
+        runs.push((up_to(end), good > begin));
+        begin = end;
+    }
+    runs
 }
 
 /// Cuts `range` into as few pieces of at most `size >= 1` as possible, all of nearly the same size. An empty range is one piece.

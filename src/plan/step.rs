@@ -6,7 +6,7 @@
 
 use super::branch::BranchGeometry;
 use super::dispatch::{AttentionDispatch, KeySource, Range};
-use super::window::RowLayout;
+use super::window::{RowLayout, key_windows};
 use crate::config::{DilatedAttentionConfig, in_u32};
 use crate::device::{DeviceCaps, ElementFormat};
 use crate::error::{Error, Result};
@@ -49,8 +49,11 @@ pub(crate) fn plan_step(
         capacity,
         query_cache,
     } = layout;
-    let tensor = RowLayout::of_activations(config, format);
-    let [state, row_stats] = [RowLayout::of_state(config), RowLayout::of_row_stats(config)];
+    let tensor = RowLayout::of_activations(config, format, caps);
+    let [state, row_stats] = [
+        RowLayout::of_state(config, caps),
+        RowLayout::of_row_stats(config, caps),
+    ];
     let too_small = || Error::BindingTooSmall {
         what: "k".into(),
         requested_bytes: tensor.row_bytes + caps.storage_offset_alignment,
@@ -59,10 +62,6 @@ pub(crate) fn plan_step(
     let mut dispatches = Vec::new();
     for branch in 0..config.branches().len() as u32 {
         let geometry = BranchGeometry::new(config, branch, token + 1);
-        // A window of R rows spans (R - 1) * r + 1 tokens.
-        let reach = tensor.max_rows(caps).checked_sub(1).ok_or_else(too_small)?;
-        let window_rows = reach / u64::from(geometry.dilation_rate) + 1;
-        let window_rows = u32::try_from(window_rows).unwrap_or(u32::MAX);
         for (heads, segment, row) in geometry.rows_of_token(token) {
             let keys = geometry.visible_keys(segment, heads.begin, row);
             let offset = geometry.offset(heads.begin);
@@ -71,14 +70,18 @@ pub(crate) fn plan_step(
                     + u64::from(offset)
                     + u64::from(row) * u64::from(geometry.dilation_rate)
             };
-            // A row without keys has a window, too: it may see zero keys.
-            let windows = (0..keys.max(1)).step_by(window_rows as usize);
-            for (item, begin) in (0..batch).flat_map(|item| windows.clone().map(move |w| (item, w)))
-            {
-                let key_rows = Range {
-                    begin,
-                    end: keys.min(begin.saturating_add(window_rows)),
-                };
+            let windows = (0..batch).map(|item| {
+                let first = u64::from(item) * u64::from(capacity) + place(0);
+                let windows = key_windows(keys, geometry.dilation_rate, &[(tensor, first)], caps);
+                Some((item, windows?))
+            });
+            let windows: Vec<(u32, Vec<(u32, u32)>)> =
+                windows.collect::<Option<_>>().ok_or_else(too_small)?;
+            let windows = windows
+                .iter()
+                .flat_map(|(item, windows)| windows.iter().map(move |window| (*item, *window)));
+            for (item, (begin, end)) in windows {
+                let key_rows = Range { begin, end };
                 let (first_key, last_key) = match key_rows.len() {
                     0 => (0, 0),
                     _ => (place(key_rows.begin), place(key_rows.end - 1)),

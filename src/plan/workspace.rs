@@ -1,5 +1,6 @@
 //! The buffers that a recording leases.
 
+use super::window::RowLayout;
 use crate::device::DeviceCaps;
 use crate::error::{PoolError, Result};
 use crate::pool::size_class::class_bytes;
@@ -32,6 +33,20 @@ pub(crate) struct PlannedBuffer {
 }
 
 impl PlannedBuffer {
+    /// The buffers of a tensor of `num_rows` rows: its parts.
+    pub(super) fn parts(
+        label: &'static str,
+        num_rows: u64,
+        layout: &RowLayout,
+        caps: &DeviceCaps,
+    ) -> Vec<Self> {
+        let bytes = num_rows * layout.row_bytes;
+        let whole = std::iter::repeat_n(layout.part_bytes, (bytes / layout.part_bytes) as usize);
+        let rest = Some(bytes % layout.part_bytes).filter(|rest| *rest > 0 || bytes == 0);
+        let parts = whole.chain(rest);
+        parts.map(|part| Self::storage(label, part, caps)).collect()
+    }
+
     /// A buffer that kernels read and write.
     pub(super) fn storage(label: &'static str, bytes: u64, caps: &DeviceCaps) -> Self {
         Self::new(label, STORAGE_USAGE, bytes, caps)

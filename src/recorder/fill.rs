@@ -11,7 +11,8 @@ impl Recorder {
     /// Records that every 4-byte word of the bytes `range` of `tensor` (both ends multiples of 4) is set to `value`.
     pub(super) fn fill(&mut self, tensor: &Tensor, range: ByteRange, value: u32) -> Result<()> {
         let caps = self.machine().caps().clone();
-        for (window, skip) in word_windows(range, &caps) {
+        let windows = word_windows(range, tensor.part_bytes(), &caps).collect::<Vec<_>>();
+        for (window, skip) in windows {
             // Bindings are below 2^32 bytes, so their words fit in 32 bits.
             let num_words = (window.size / 4) as u32 - skip;
             let num_workgroups = num_words.div_ceil(WORDS_PER_WORKGROUP);

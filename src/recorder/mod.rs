@@ -32,7 +32,9 @@ use crate::label::Label;
 use crate::pool::{Lease, STORAGE_USAGE};
 use crate::pool_encoder::Submission;
 use crate::readback::{Download, Readback};
-use crate::tensor::{Tensor, check_finite, num_bytes, padded_bytes};
+use crate::tensor::{
+    Storage, Stored, Tensor, check_finite, check_parts, num_bytes, padded_bytes, part_bytes,
+};
 use recording::{Command, LeaseIndex, Recording};
 
 /// Work that is recorded first and run later. `Send`, so recordings may be built on any thread.
@@ -97,25 +99,62 @@ impl Recorder {
     /// A tensor whose contents are unspecified until a recorded command writes it. `shape` counts elements; the last
     /// dimension is contiguous.
     ///
+    /// A tensor that is larger than the device's largest buffer lies in several ([`Tensor::parts`]).
+    ///
     /// # Errors
-    /// [`Error::SizeOverflow`] and the errors of [`Pool::acquire`](crate::pool::Pool::acquire).
+    /// [`Error::SizeOverflow`] and the errors of [`Pool::acquire`](crate::pool::Pool::acquire); of these
+    /// [`BufferTooLarge`](crate::pool::PoolError::BufferTooLarge) where a buffer does not hold even one token.
     pub fn empty(
         &mut self,
         label: impl Into<Label>,
         shape: &[usize],
         dtype: DType,
     ) -> Result<Tensor> {
-        let label = label.into();
+        let part_bytes = part_bytes(shape, dtype, self.machine.caps());
+        self.empty_in_parts(label.into(), shape, dtype, part_bytes)
+    }
+
+    /// As [`empty`](Self::empty), in one buffer: for sums and copies that kernels bind as a whole.
+    pub(crate) fn undivided(
+        &mut self,
+        label: impl Into<Label>,
+        shape: &[usize],
+        dtype: DType,
+    ) -> Result<Tensor> {
+        self.empty_in_parts(label.into(), shape, dtype, u64::MAX)
+    }
+
+    /// As [`empty`](Self::empty), in parts of `part_bytes` bytes.
+    pub(crate) fn empty_in_parts(
+        &mut self,
+        label: Label,
+        shape: &[usize],
+        dtype: DType,
+        part_bytes: u64,
+    ) -> Result<Tensor> {
         let bytes = padded_bytes(num_bytes(&label, shape, dtype)?);
-        let lease = self.lease(label, bytes)?;
-        let tensor = Tensor::new(shape, dtype, lease, 0);
+        // Where a buffer does not hold a row, the pool says so.
+        let part_bytes = if part_bytes == 0 { bytes } else { part_bytes };
+        check_parts(&label, bytes, part_bytes)?;
+        let mut part = |offset: u64| -> Result<Stored> {
+            let lease = self.lease(label.clone(), part_bytes.min(bytes - offset))?;
+            Ok(Stored { lease, offset: 0 })
+        };
+        let first = part(0)?;
+        let mut others = Vec::new();
+        let mut offset = part_bytes;
+        while offset < bytes {
+            others.push(part(offset)?);
+            offset += part_bytes;
+        }
+        let tensor = Tensor::new(shape, dtype, Storage::of_several(first, others, part_bytes));
         self.poison(&tensor)?;
         Ok(tensor)
     }
 
-    /// Tensors as by [`empty`](Self::empty), one for each of `shapes`, in one buffer: for example q, k and v. One kernel may
-    /// read several of them. But what a kernel writes must not share a buffer with what it reads ([`Error::SharedBuffer`]), so
-    /// outputs need buffers of their own.
+    /// Tensors as by [`empty`](Self::empty), one for each of `shapes`, in one buffer if one holds them: for example q, k and v. One
+    /// kernel may read several of them. But what a kernel writes must not share a buffer with what it reads
+    /// ([`Error::SharedBuffer`]), so outputs need buffers of their own.
     ///
     /// ```no_run
     /// use dilated_attention::{Context, DType};
@@ -157,11 +196,24 @@ impl Recorder {
         if shapes.is_empty() {
             return Ok(Vec::new());
         }
+        let caps = self.machine.caps();
+        let is_divided = |shape: &&[usize]| {
+            let bytes = num_bytes(&label, shape, dtype);
+            bytes.is_ok_and(|bytes| padded_bytes(bytes) > part_bytes(shape, dtype, caps))
+        };
+        if end > caps.max_buffer_bytes || shapes.iter().any(|shape| is_divided(shape)) {
+            let apart = shapes.iter();
+            return apart
+                .map(|shape| self.empty(&label, shape, dtype))
+                .collect();
+        }
         let lease = self.lease(label, end)?;
         let tensors: Vec<Tensor> = shapes
             .iter()
             .zip(offsets)
-            .map(|(shape, offset)| Tensor::new(shape, dtype, lease.clone(), offset))
+            .map(|(shape, offset)| {
+                Tensor::new(shape, dtype, Storage::of_one(lease.clone(), offset))
+            })
             .collect();
         for tensor in &tensors {
             self.poison(tensor)?;
@@ -211,6 +263,21 @@ impl Recorder {
         Ok(tensor)
     }
 
+    /// As [`upload`](Self::upload), in one buffer: for tables that kernels bind as a whole.
+    pub(crate) fn upload_undivided<T: Element>(
+        &mut self,
+        label: impl Into<Label>,
+        shape: &[usize],
+        data: &[T],
+    ) -> Result<Tensor> {
+        let label = label.into();
+        let expected = num_bytes(&label, shape, T::DTYPE)? / T::DTYPE.bytes();
+        self.check_data(&label, shape, expected, data)?;
+        let tensor = self.undivided(label, shape, T::DTYPE)?;
+        self.stage(&tensor, bytemuck::cast_slice(data))?;
+        Ok(tensor)
+    }
+
     /// Records that `tensor` holds the elements `data` from here on. They are copied at once.
     ///
     /// # Errors
@@ -253,23 +320,41 @@ impl Recorder {
             T::DTYPE,
             self.machine.pool().id(),
         )?;
-        let readback = self.readback(tensor.label(), tensor.num_bytes())?;
-        if tensor.num_elements() > 0 {
-            self.reads(tensor);
-            let from = self.recording.hold(tensor.lease());
-            let to = self.recording.hold(readback.lease());
-            let range = tensor.stored(tensor.whole());
-            self.recording.commands.push(Command::Copy {
-                from,
-                from_offset: range.offset,
-                to,
-                to_offset: 0,
-                bytes: range.size,
-            });
+        let mut readbacks = Vec::new();
+        // The seal needs room behind the elements of a part.
+        let most_bytes = Readback::most_bytes(self.machine.caps().max_buffer_bytes);
+        let mut left = tensor.num_bytes();
+        for (lease, range) in tensor.pieces(tensor.whole()) {
+            let mut begin = 0;
+            while begin < range.size {
+                let size = most_bytes.min(range.size - begin);
+                // The tensor ends with padding.
+                let readback = self.readback(tensor.label(), size.min(left))?;
+                left = left.saturating_sub(size);
+                if tensor.num_elements() > 0 {
+                    self.reads(tensor);
+                    let from = self.recording.hold(lease);
+                    let to = self.recording.hold(readback.lease());
+                    self.recording.commands.push(Command::Copy {
+                        from,
+                        from_offset: range.offset + begin,
+                        to,
+                        to_offset: 0,
+                        bytes: size,
+                    });
+                }
+                self.seal(&readback)?;
+                readbacks.push(readback);
+                begin += size;
+            }
         }
-        self.seal(&readback)?;
-        // The lease holds the elements, so their number fits in memory.
-        Ok(Download::new(readback, tensor.num_elements() as usize))
+        // The leases hold the elements, so their number fits in memory.
+        let watch = self.machine.watch();
+        Ok(Download::new(
+            watch,
+            readbacks,
+            tensor.num_elements() as usize,
+        ))
     }
 
     /// A readback buffer for `bytes` bytes and the seal that follows them (see [`readback`](crate::readback)).
@@ -309,7 +394,7 @@ impl Recorder {
 
     /// Notes that the next command writes `tensor`.
     fn writes(&mut self, tensor: &Tensor) {
-        let fills = !tensor.is_part();
+        let fills = !tensor.is_view();
         self.recording
             .tracker
             .write(tensor.contents(), fills, self.recording.commands.len());
@@ -329,10 +414,16 @@ impl Recorder {
 
     /// Copies `bytes` to staging memory now and records their copy to `tensor`.
     fn stage(&mut self, tensor: &Tensor, bytes: &[u8]) -> Result<()> {
-        let to = self.recording.hold(tensor.lease());
         let first = self.recording.commands.len();
-        self.stage_at(to, tensor.stored(tensor.whole()).offset, bytes)?;
-        let fills = !tensor.is_part();
+        let mut left = bytes;
+        for (lease, range) in tensor.pieces(tensor.whole()) {
+            let to = self.recording.hold(lease);
+            // The tensor ends with padding, which is not staged.
+            let (piece, behind) = left.split_at(left.len().min(range.size as usize));
+            self.stage_at(to, range.offset, piece)?;
+            left = behind;
+        }
+        let fills = !tensor.is_view();
         self.recording
             .tracker
             .write(tensor.contents(), fills, first);
@@ -348,23 +439,31 @@ impl Recorder {
     /// offsets and ends are multiples of 4.
     #[cfg(feature = "models")]
     pub(crate) fn copy(&mut self, from: &Tensor, range: ByteRange, to: &Tensor, to_offset: u64) {
-        if range.size > 0 {
-            self.reads(from);
-            self.writes(to);
-            let from_range = from.stored(range);
-            let to_range = to.stored(ByteRange {
-                offset: to_offset,
-                size: range.size,
-            });
-            let from = self.recording.hold(from.lease());
-            let to = self.recording.hold(to.lease());
-            self.recording.commands.push(Command::Copy {
-                from,
-                from_offset: from_range.offset,
-                to,
-                to_offset: to_range.offset,
-                bytes: range.size,
-            });
+        if range.size == 0 {
+            return;
+        }
+        self.reads(from);
+        self.writes(to);
+        let mut at = to_offset;
+        for (from, from_range) in from.pieces(range) {
+            let target = ByteRange {
+                offset: at,
+                size: from_range.size,
+            };
+            at += from_range.size;
+            let from = self.recording.hold(from);
+            let mut from_offset = from_range.offset;
+            for (to, to_range) in to.pieces(target) {
+                let to = self.recording.hold(to);
+                self.recording.commands.push(Command::Copy {
+                    from,
+                    from_offset,
+                    to,
+                    to_offset: to_range.offset,
+                    bytes: to_range.size,
+                });
+                from_offset += to_range.size;
+            }
         }
     }
 
@@ -372,11 +471,10 @@ impl Recorder {
     pub(crate) fn clear(&mut self, tensor: &Tensor, range: ByteRange) {
         if range.size > 0 {
             self.writes(tensor);
-            let to = self.recording.hold(tensor.lease());
-            self.recording.commands.push(Command::Clear {
-                to,
-                range: tensor.stored(range),
-            });
+            for (lease, range) in tensor.pieces(range) {
+                let to = self.recording.hold(lease);
+                self.recording.commands.push(Command::Clear { to, range });
+            }
         }
     }
 
@@ -439,7 +537,10 @@ impl Recorder {
         }
         let bindings = bindings
             .iter()
-            .map(|&(tensor, range)| (self.recording.hold(tensor.lease()), tensor.stored(range)))
+            .map(|&(tensor, range)| {
+                let (lease, range) = tensor.stored(range);
+                (self.recording.hold(lease), range)
+            })
             .collect();
         self.num_dispatches += 1;
         self.recording.commands.push(Command::Dispatch {
@@ -538,11 +639,12 @@ fn expect_apart(kernel: Kernel, bindings: &[(&Tensor, ByteRange)]) -> Result<()>
     let accesses = kernel.bindings();
     let of = |wanted: Access| {
         let bound = accesses.iter().zip(bindings);
-        bound.filter_map(move |(access, (tensor, _))| (*access == wanted).then_some(*tensor))
+        bound.filter_map(move |(access, (tensor, range))| {
+            (*access == wanted).then(|| (*tensor, tensor.stored(*range).0.buffer()))
+        })
     };
-    for written in of(Access::ReadWrite) {
-        let buffer = written.lease().buffer();
-        if let Some(read) = of(Access::Read).find(|read| read.lease().buffer() == buffer) {
+    for (written, buffer) in of(Access::ReadWrite) {
+        if let Some((read, _)) = of(Access::Read).find(|(_, other)| *other == buffer) {
             return Err(Error::SharedBuffer {
                 read: read.label().clone(),
                 written: written.label().clone(),

@@ -217,7 +217,7 @@ impl<'a> WeightWriter<'a> {
             let firsts = (0..num_elements).step_by(PIECE_ELEMENTS as usize);
             firsts.map(move |first| {
                 let count = PIECE_ELEMENTS.min(num_elements - first);
-                let piece = tensor.part(&[count as usize], first * 4);
+                let piece = tensor.view(&[count as usize], first * 4);
                 (spec.name.as_str(), piece)
             })
         })

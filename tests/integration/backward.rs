@@ -12,7 +12,7 @@ use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 
 use crate::forward::named_problems;
 use crate::oracle::any_config;
-use crate::support::kernel_contexts::{TestContext, kernel_contexts, tiny_bindings};
+use crate::support::kernel_contexts::{TestContext, kernel_contexts, short_parts, tiny_bindings};
 use crate::support::problem::{Problem, roundoff};
 
 const GRADIENTS: [MixGradient; 2] = [MixGradient::Exact, MixGradient::DetachedMix];
@@ -199,6 +199,20 @@ fn named_cases_equal_the_reference() {
     }
 }
 
+/// Tensors in many buffers: a border passes through every segment, and between the heads of many rows.
+#[test]
+fn parts_equal_the_reference() {
+    for (name, problem) in named_problems() {
+        for gradient in GRADIENTS {
+            check(&with_gradient(&problem, gradient), short_parts())
+                .unwrap_or_else(|reason| panic!("{name}: {reason}"));
+        }
+    }
+    let dense = DilatedAttentionConfig::dense(3, 8).unwrap();
+    let cross = AttentionShape::cross(1, 50, 90).unwrap();
+    check(&Problem::new(dense, cross, 1.0), short_parts()).unwrap();
+}
+
 #[test]
 fn windows_equal_the_reference() {
     for (name, problem) in named_problems() {
@@ -253,7 +267,10 @@ fn every_head_size_equals_the_reference() {
 #[test]
 fn drawn_configurations_equal_the_reference() {
     let lens = proptest::collection::vec(0..=60usize, 1..4);
-    for on in kernel_contexts().iter().chain([tiny_bindings()]) {
+    for on in kernel_contexts()
+        .iter()
+        .chain([tiny_bindings(), short_parts()])
+    {
         let mut runner = TestRunner::new_with_rng(
             ProptestConfig {
                 cases: 30,
@@ -280,7 +297,10 @@ fn drawn_configurations_equal_the_reference() {
 
 #[test]
 fn runs_are_equal_bit_for_bit() {
-    for on in kernel_contexts().iter().chain([tiny_bindings()]) {
+    for on in kernel_contexts()
+        .iter()
+        .chain([tiny_bindings(), short_parts()])
+    {
         let config = config(4, &[64, 200, 200], &[1, 2, 2]).with_torchscale();
         for gradient in GRADIENTS {
             let problem = Problem::new(config.clone().with_gradient(gradient), shape(2, 300), 1.0);

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 use crate::oracle::any_config;
-use crate::support::kernel_contexts::{TestContext, kernel_contexts, tiny_bindings};
+use crate::support::kernel_contexts::{TestContext, kernel_contexts, short_parts, tiny_bindings};
 use crate::support::problem::Problem;
 
 /// A configuration of `heads` heads of 8 elements.
@@ -187,6 +187,16 @@ fn named_cases_equal_the_reference() {
     }
 }
 
+/// Tensors in many buffers: a border passes through every segment, and between the heads of many rows.
+#[test]
+fn parts_equal_the_reference() {
+    for (name, problem) in named_problems() {
+        problem
+            .check(short_parts())
+            .unwrap_or_else(|reason| panic!("{name}: {reason}"));
+    }
+}
+
 #[test]
 fn windows_equal_the_reference() {
     for (name, problem) in named_problems() {
@@ -251,7 +261,10 @@ fn grids_wider_than_the_device_allows_are_folded() {
 #[test]
 fn drawn_configurations_equal_the_reference() {
     let lens = proptest::collection::vec(0..=60usize, 1..4);
-    for on in kernel_contexts().iter().chain([tiny_bindings()]) {
+    for on in kernel_contexts()
+        .iter()
+        .chain([tiny_bindings(), short_parts()])
+    {
         let mut runner = TestRunner::new_with_rng(
             ProptestConfig {
                 cases: 40,
@@ -371,7 +384,10 @@ pub fn check_that_values_stay_with_rows_that_see_them(
 
 #[test]
 fn runs_are_equal_bit_for_bit() {
-    for on in kernel_contexts().iter().chain([tiny_bindings()]) {
+    for on in kernel_contexts()
+        .iter()
+        .chain([tiny_bindings(), short_parts()])
+    {
         let config = config(4, &[64, 200, 200], &[1, 2, 2]).with_torchscale();
         let problem = Problem::new(config, shape(2, 300), 1.0);
         for variant in on.forward_variants(8) {

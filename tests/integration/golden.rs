@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use dilated_attention::DType;
 use testing::conformance::{Gpu, Summary, check_file, golden_files};
 
-use crate::support::kernel_contexts::kernel_contexts;
+use crate::support::kernel_contexts::{kernel_contexts, short_parts};
 
 /// The golden files whose names `wanted` accepts.
 fn files(wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
@@ -40,6 +40,14 @@ fn kernels_equal_the_golden_files() {
         let mut gpu = Gpu::new(on.context.clone(), DType::F32);
         check(&files, &mut gpu, if trains { 786 } else { 718 });
     }
+}
+
+/// Everything there is, with tensors in parts of 13 rows: attention, layers, models, training, attention weights and decoding.
+#[test]
+fn tensors_in_parts_equal_the_golden_files() {
+    let files = files(|name| !name.starts_with("ts_train_"));
+    let mut gpu = Gpu::new(short_parts().context.clone(), DType::F32);
+    check(&files, &mut gpu, 718);
 }
 
 /// Attention, gradients and models of the files' inputs, rounded: errors at most twice those of a plain implementation. All

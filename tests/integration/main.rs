@@ -24,6 +24,7 @@ mod model_errors;
 mod models;
 mod operations;
 mod oracle;
+mod parts;
 mod patterns;
 mod recorder;
 mod slices;

@@ -75,9 +75,14 @@ fn a_wrong_number_of_elements_is_an_error() {
         recorder.upload("huge", &[usize::MAX, 2], &[0f32; 5]),
         Err(Error::SizeOverflow { .. })
     ));
+    // A row that no buffer holds, and more buffers than any device has.
     assert!(matches!(
-        recorder.empty("large", &[1 << 40], DType::F32),
+        recorder.empty("wide", &[1, 1 << 40], DType::F32),
         Err(Error::Pool(PoolError::BufferTooLarge { .. }))
+    ));
+    assert!(matches!(
+        recorder.empty("large", &[1 << 50], DType::F32),
+        Err(Error::InvalidShape { .. })
     ));
     assert_eq!(context.pool().stats().leases.current, 0);
 }

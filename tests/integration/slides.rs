@@ -366,12 +366,10 @@ fn a_large_slide_fits_where_it_should() {
     let half = SlideEncoder::plan(&config, &tiles, &outputs, caps.clone()).unwrap();
     assert!(half.held_bytes <= 900 << 20, "{half}");
     println!("{single}\n{half}");
-    // One activation of the slide would exceed what a buffer may be.
-    let too_large = SlideEncoder::plan(&config, &[200_000], &outputs, caps).unwrap_err();
-    assert!(
-        matches!(too_large, Error::Pool(PoolError::BufferTooLarge { .. })),
-        "{too_large}"
-    );
+    // One activation of the slide lies in several buffers, and memory grows with the tiles.
+    let largest = SlideEncoder::plan(&config, &[200_000], &outputs, caps).unwrap();
+    println!("{largest}");
+    assert!(largest.held_bytes < half.held_bytes * 200 / 44, "{largest}");
 }
 
 #[test]
@@ -689,11 +687,6 @@ fn plans_of_impossible_slides_are_errors() {
             assert!(matches!(error, Error::InvalidShape { .. }), "{error}");
         }
     }
-    let error = plan(&SlideEncoderConfig::base(), &[90_000]);
-    assert!(
-        matches!(error, Error::Pool(PoolError::BufferTooLarge { .. })),
-        "{error}"
-    );
     let mut wide = small();
     wide.grid_cells = usize::MAX;
     let error = plan(&wide, &[1]);

@@ -112,7 +112,7 @@ impl<'a> SlideStages<'a> {
             false => recorder.empty("activations", &dims, config.activations)?,
         };
         let dims = [config.grid_cells, width / 2];
-        let positions = recorder.upload("positions", &dims, &config.position_table())?;
+        let positions = recorder.upload_undivided("positions", &dims, &config.position_table())?;
         let num_states = match self.outputs.layers {
             true => config.num_layers + 1,
             false => 0,

@@ -305,15 +305,16 @@ impl LongVit {
         }
         // First the number of rows of the grid changes. Each row of patches is one row of a matrix here.
         let along = recorder.upload("stretch", &[rows, from], &bicubic(from, rows))?;
-        let tall = recorder.empty("positions", &[rows * from, width], DType::F32)?;
         let row_elements = from * width;
+        let tall = recorder.empty("positions", &[rows, row_elements], DType::F32)?;
         Matmul::new(along.matrix(), table.matrix().reshape(row_elements)?)
-            .write(recorder, tall.matrix().reshape(row_elements)?)?;
+            .write(recorder, tall.matrix())?;
+        let tall = tall.matrix().reshape(width)?;
         // Then the number of columns changes, in each row of the grid.
         let across = recorder.upload("stretch", &[columns, from], &bicubic(from, columns))?;
         let positions = recorder.empty("positions", &[1, rows * columns, width], DType::F32)?;
         for row in 0..rows {
-            let before = tall.matrix().slice(row * from..(row + 1) * from)?;
+            let before = tall.slice(row * from..(row + 1) * from)?;
             let after = positions
                 .matrix()
                 .slice(row * columns..(row + 1) * columns)?;

@@ -5,16 +5,17 @@ use std::collections::{HashMap, HashSet};
 use expect_test::expect_file;
 use proptest::prelude::*;
 
+use super::check_window;
 use super::packed::PackedKeys;
 use crate::device::{DeviceCaps, Processor};
 use crate::kernels::Pass;
 use crate::plan::BackwardPlan;
 use crate::plan::branch::BranchGeometry;
-use crate::plan::dispatch::AttentionDispatch;
+use crate::plan::dispatch::{AttentionDispatch, KeySource};
 use crate::plan::window::TokenWindow;
-use crate::pool::{Demand, PoolError};
+use crate::pool::Demand;
 use crate::{
-    AttentionShape, DType, DilatedAttentionConfig, Error, HeadOffsets, Heads, Mask, MixGradient,
+    AttentionShape, DType, DilatedAttentionConfig, HeadOffsets, Heads, Mask, MixGradient,
     OutputRows, Padding,
 };
 
@@ -147,15 +148,15 @@ fn execute(plan: &BackwardPlan, config: &DilatedAttentionConfig, caps: &DeviceCa
                 (dispatch.rows, dispatch.key_rows)
             );
         }
-        for window in [
-            dispatch.q,
-            dispatch.kv,
-            dispatch.out,
-            dispatch.state,
-            dispatch.row_stats,
+        let of_keys = (dispatch.keys == KeySource::Tokens).then_some(row_bytes);
+        for (window, row_bytes) in [
+            (dispatch.q, Some(row_bytes)),
+            (dispatch.kv, of_keys),
+            (dispatch.out, Some(row_bytes)),
+            (dispatch.state, Some(state_bytes)),
+            (dispatch.row_stats, Some(stats_bytes)),
         ] {
-            assert!(window.bytes.size <= caps.max_binding_bytes());
-            assert_eq!(window.bytes.offset % caps.storage_offset_alignment(), 0);
+            check_window(window, row_bytes, caps);
         }
         // Something is bound, beside what comes before it for the sake of alignment.
         for (window, row, element) in [
@@ -319,6 +320,7 @@ proptest! {
         (batch, seq_len, num_heads) in (1usize..3, 1usize..60, 1usize..5),
         branches in prop::collection::vec((1usize..70, 1usize..6), 1..4),
         binding_rows in 1u64..100,
+        part_rows in prop::option::of(1u64..70),
         [round_robin, torchscale_rows, zero_keys, partitioned, causal] in any::<[bool; 5]>(),
         (detached, keeps_weights) in any::<(bool, bool)>(),
         shorten in prop::option::of(0usize..60),
@@ -337,7 +339,7 @@ proptest! {
             lens[0] = seq_len.saturating_sub(shorten);
             shape = shape.with_valid_lens(&lens).expect("valid");
         }
-        let caps = DeviceCaps::webgpu_defaults();
+        let caps = DeviceCaps { part_rows, ..DeviceCaps::webgpu_defaults() };
         let caps = match keeps_weights {
             false => caps.with_max_binding_bytes(256 + binding_rows * num_heads as u64 * 32),
             // The weights of one tile need 20 KiB.
@@ -350,6 +352,7 @@ proptest! {
     fn passes_of_two_sequences_visit_all_pairs(
         (batch, seq_len, key_len) in (1usize..3, 1usize..40, 1usize..40),
         binding_rows in 1u64..60,
+        part_rows in prop::option::of(1u64..50),
         lens in prop::option::of((0usize..40, 0usize..40)),
     ) {
         let config = DilatedAttentionConfig::dense(3, 8).expect("valid");
@@ -364,7 +367,8 @@ proptest! {
                 .and_then(|shape| shape.with_valid_key_lens(&of_first(key_len, keys)))
                 .expect("valid");
         }
-        let caps = DeviceCaps::webgpu_defaults().with_max_binding_bytes(256 + binding_rows * 96);
+        let caps = DeviceCaps { part_rows, ..DeviceCaps::webgpu_defaults() }
+            .with_max_binding_bytes(256 + binding_rows * 96);
         check(&config, &shape, &caps);
     }
 }
@@ -435,29 +439,32 @@ fn gradients_are_asked_for_with_their_bytes() {
 }
 
 #[test]
-fn no_buffer_is_larger_than_the_device_allows() {
+fn each_tensor_of_a_backward_has_parts_of_its_own() {
     // In half precision with short heads, the statistics of a row are the largest.
     let config = DilatedAttentionConfig::dense(64, 4).expect("valid");
     let caps = DeviceCaps {
         max_buffer_bytes: 1 << 20,
         ..DeviceCaps::webgpu_defaults()
     };
-    let plan = |n: usize| {
-        let shape = AttentionShape::new(1, n).expect("valid");
-        config.plan_backward(&shape, DType::F16, &caps)
-    };
-    plan(1024).expect("1 MiB");
-    match plan(1025) {
-        Err(Error::Pool(PoolError::BufferTooLarge {
-            label,
-            requested_bytes,
-            ..
-        })) => assert_eq!(
-            (label.as_str(), requested_bytes),
-            ("row statistics", 1025 * 1024)
-        ),
-        other => panic!("{other:?}"),
-    }
+    let shape = AttentionShape::new(1, 1025).expect("valid");
+    let plan = config
+        .plan_backward(&shape, DType::F16, &caps)
+        .expect("plans");
+    let storage: Vec<_> = plan.buffers[..5]
+        .iter()
+        .map(|buffer| (buffer.label, buffer.requested_bytes))
+        .collect();
+    let width = 64 * 4 * 2;
+    assert_eq!(
+        storage,
+        [
+            ("row statistics", 1 << 20),
+            ("row statistics", 1024),
+            ("dq", 1025 * width),
+            ("dk", 1025 * width),
+            ("dv", 1025 * width),
+        ]
+    );
 }
 
 #[test]

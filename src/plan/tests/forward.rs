@@ -5,11 +5,13 @@ use std::collections::HashMap;
 use expect_test::expect_file;
 use proptest::prelude::*;
 
+use super::check_window;
 use super::packed::PackedKeys;
 use crate::device::{ByteRange, DeviceCaps, Processor};
 use crate::kernels::Pass;
 use crate::plan::ForwardPlan;
-use crate::pool::{Demand, PoolError};
+use crate::plan::dispatch::KeySource;
+use crate::pool::{Demand, PoolError, STORAGE_USAGE};
 use crate::{
     AttentionShape, DType, DilatedAttentionConfig, Error, HeadOffsets, Heads, Mask, OutputRows,
     Padding, wgpu,
@@ -68,10 +70,17 @@ fn limits_give_typed_errors() {
     let plan = |n: usize, caps: &DeviceCaps| {
         config.plan_forward(&AttentionShape::new(1, n).expect("valid"), DType::F32, caps)
     };
+    // Sequences may be longer than a buffer, but one token may not be.
+    plan(100_000, &caps).expect("lies in several buffers");
+    let small = DeviceCaps {
+        max_buffer_bytes: 65_532,
+        ..caps.clone()
+    };
     assert!(matches!(
-        plan(100_000, &caps),
+        plan(1, &small),
         Err(Error::Pool(PoolError::BufferTooLarge {
-            requested_bytes: 6_553_600_000,
+            requested_bytes: 65_536,
+            limit_bytes: 65_532,
             ..
         }))
     ));
@@ -223,26 +232,47 @@ fn what_a_forward_needs_is_told_in_bytes() {
         let shape = AttentionShape::cross(1, 5, keys).expect("valid");
         dense.plan_forward(&shape, DType::F32, &caps)
     };
-    assert_eq!(cross(most).expect("fits").byte_floor, 4 * 682 * 96);
-    assert!(matches!(
-        cross(most + 1),
-        Err(Error::Pool(PoolError::BufferTooLarge {
-            requested_bytes: 65_568,
-            limit_bytes: 65_536,
-            ..
-        }))
-    ));
-    // As large as allowed, to the byte.
-    let even = DilatedAttentionConfig::dense(4, 8).expect("valid");
-    let even = |n| {
-        even.plan_forward(
-            &AttentionShape::new(1, n).expect("valid"),
-            DType::F32,
-            &caps,
-        )
+    assert_eq!(cross(most).expect("plans").byte_floor, 4 * 682 * 96);
+}
+
+#[test]
+fn tensors_larger_than_a_buffer_lie_in_several() {
+    let caps = DeviceCaps {
+        max_buffer_bytes: 1 << 16,
+        ..DeviceCaps::webgpu_defaults()
     };
-    even(512).expect("fits");
-    even(513).expect_err("too large");
+    // 512 tokens of 128 bytes fill a buffer to the byte; of their states it holds 2048.
+    let config = DilatedAttentionConfig::dense(4, 8).expect("valid");
+    let buffers = |tokens| {
+        let shape = AttentionShape::new(1, tokens).expect("valid");
+        let plan = config
+            .plan_forward(&shape, DType::F32, &caps)
+            .expect("plans");
+        let storage = plan
+            .buffers
+            .iter()
+            .filter(|buffer| buffer.usage == STORAGE_USAGE);
+        storage
+            .map(|buffer| (buffer.label, buffer.requested_bytes))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(buffers(512), [("out", 65_536), ("softmax_state", 512 * 32)]);
+    assert_eq!(
+        buffers(513),
+        [("out", 65_536), ("out", 128), ("softmax_state", 513 * 32)]
+    );
+    assert_eq!(
+        buffers(2049),
+        [
+            ("out", 65_536),
+            ("out", 65_536),
+            ("out", 65_536),
+            ("out", 65_536),
+            ("out", 128),
+            ("softmax_state", 65_536),
+            ("softmax_state", 32),
+        ]
+    );
 }
 
 #[test]
@@ -294,9 +324,12 @@ fn execute(
     let mut rows: HashMap<(u64, u32), Row> = HashMap::new();
     let seq_len = plan.shape.seq_len() as u64;
     for dispatch in plan.dispatches() {
-        for window in [dispatch.q, dispatch.kv, dispatch.out, dispatch.state] {
-            assert!(window.bytes.size <= caps.max_binding_bytes());
-            assert_eq!(window.bytes.offset % caps.storage_offset_alignment(), 0);
+        let of_keys = (dispatch.keys == KeySource::Tokens).then_some(row_bytes);
+        check_window(dispatch.q, Some(row_bytes), caps);
+        check_window(dispatch.kv, of_keys, caps);
+        if dispatch.pass == Pass::Forward {
+            check_window(dispatch.out, Some(row_bytes), caps);
+            check_window(dispatch.state, Some(row_bytes / 4), caps);
         }
         let geometry = &dispatch.geometry;
         if dispatch.pass == Pass::PackKeys {
@@ -376,6 +409,7 @@ proptest! {
         (batch, seq_len, num_heads) in (1usize..3, 1usize..70, 1usize..6),
         branches in prop::collection::vec((1usize..90, 1usize..7), 1..4),
         binding_rows in 1u64..100,
+        part_rows in prop::option::of(1u64..80),
         (round_robin, torchscale_rows, zero_keys, partitioned, causal) in any::<(bool, bool, bool, bool, bool)>(),
         shorten in prop::option::of(0usize..70),
     ) {
@@ -392,7 +426,7 @@ proptest! {
             lens[0] = seq_len.saturating_sub(shorten);
             shape = shape.with_valid_lens(&lens).expect("valid");
         }
-        let caps = DeviceCaps::webgpu_defaults()
+        let caps = DeviceCaps { part_rows, ..DeviceCaps::webgpu_defaults() }
             .with_max_binding_bytes(256 + binding_rows * num_heads as u64 * 32);
         let plan = config.plan_forward(&shape, DType::F32, &caps).expect("plans");
         let rows = execute(&plan, &config, &caps);

@@ -15,15 +15,18 @@ fn config() -> DilatedAttentionConfig {
 
 #[test]
 fn rows_have_the_bytes_of_their_elements() {
+    let caps = DeviceCaps::webgpu_defaults();
     let layout = |row_bytes, element_bytes| RowLayout {
         row_bytes,
         element_bytes,
+        // Whole blocks of 64 rows in 256 MiB.
+        part_bytes: (256 << 20) / (64 * row_bytes) * 64 * row_bytes,
     };
-    let activations = |format| RowLayout::of_activations(&config(), format);
+    let activations = |format| RowLayout::of_activations(&config(), format, &caps);
     assert_eq!(activations(ElementFormat::F32), layout(240, 16));
     assert_eq!(activations(ElementFormat::F16), layout(120, 8));
-    assert_eq!(RowLayout::of_state(&config()), layout(24, 8));
-    assert_eq!(RowLayout::of_row_stats(&config()), layout(48, 16));
+    assert_eq!(RowLayout::of_state(&config(), &caps), layout(24, 8));
+    assert_eq!(RowLayout::of_row_stats(&config(), &caps), layout(48, 16));
 }
 
 #[test]
@@ -36,6 +39,7 @@ fn windows_begin_where_the_device_allows() {
     let rows = RowLayout {
         row_bytes: 240,
         element_bytes: 16,
+        part_bytes: u64::MAX,
     };
     let window = |offset, size, skip| TokenWindow {
         bytes: ByteRange { offset, size },
@@ -50,6 +54,7 @@ fn windows_begin_where_the_device_allows() {
     let wide = RowLayout {
         row_bytes: 1024,
         element_bytes: 16,
+        part_bytes: u64::MAX,
     };
     assert_eq!(wide.window(1, 2, &caps), Some(window(1024, 1024, 0)));
     assert_eq!(wide.max_rows(&caps), 0);

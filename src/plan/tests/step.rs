@@ -4,6 +4,8 @@ use std::collections::HashMap;
 
 use proptest::prelude::*;
 
+use super::check_window;
+
 use crate::config::{DilatedAttentionConfig, HeadOffsets, Heads, Mask, OutputRows, Padding};
 use crate::device::{ByteRange, DeviceCaps, ElementFormat};
 use crate::error::Error;
@@ -42,6 +44,7 @@ proptest! {
         (batch, token, num_heads) in (1u32..4, 0u32..70, 1usize..6),
         branches in prop::collection::vec((1usize..90, 1usize..7), 1..4),
         (spare, max_rows) in (0u32..9, 1u64..100),
+        part_rows in prop::option::of(1u64..80),
         [round_robin, torchscale, zero_keys, partitioned, query_cache] in any::<[bool; 5]>(),
     ) {
         let (segments, rates): (Vec<usize>, Vec<usize>) = branches.iter().copied().unzip();
@@ -52,7 +55,7 @@ proptest! {
             .with_padding(if zero_keys { Padding::ZeroKeys } else { Padding::Masked })
             .with_heads(if partitioned { Heads::Partitioned } else { Heads::EveryBranch });
         let capacity = token + 1 + spare;
-        let caps = caps(max_rows, num_heads);
+        let caps = DeviceCaps { part_rows, ..caps(max_rows, num_heads) };
         let layout = StepLayout { batch, token, capacity, query_cache };
         let StepPlan { clears, dispatches } =
             plan_step(&config, &caps, ElementFormat::F32, layout).expect("plans");
@@ -80,9 +83,13 @@ proptest! {
                 }
                 *written.entry((item, head)).or_default() += 1;
             }
-            for window in [dispatch.q, dispatch.kv, dispatch.out, dispatch.state] {
-                prop_assert!(window.bytes.size <= caps.max_binding_bytes());
-                prop_assert_eq!(window.bytes.offset % 256, 0);
+            for (window, row_bytes) in [
+                (dispatch.q, row_bytes),
+                (dispatch.kv, row_bytes),
+                (dispatch.out, row_bytes),
+                (dispatch.state, state_bytes),
+            ] {
+                check_window(window, Some(row_bytes), &caps);
             }
             // Where the caches hold what is read. A row without a query reads none.
             let in_cache = u64::from(item * capacity);
@@ -157,28 +164,45 @@ fn keys_of_a_step_are_cut_where_a_binding_ends() {
         query_cache: false,
     };
     let plan = |max_rows| plan_step(&config, &caps(max_rows, 2), ElementFormat::F32, layout);
-    // A binding holds 6 tokens: 3 keys of rate 2 and 6 of rate 1. The branch with all heads is first, and only the head with
-    // offset 0 has token 12 in the other one.
+    // From a token whose bytes begin at a multiple of 256 on, a binding holds 10 tokens, and 6 more at least: 5 keys of rate 2 and 10
+    // of rate 1 at first. The branch with all heads is first, and only the head with offset 0 has token 12 in the other one.
     let cut = plan(6).expect("plans");
     assert!(!cut.clears);
     assert_eq!(
         parts(&cut),
         [
-            ([0, 2], [0, 6], false),
-            ([0, 1], [0, 3], true),
-            ([0, 1], [3, 6], true),
-            ([0, 1], [6, 7], true),
-            ([0, 2], [6, 12], true),
-            ([0, 2], [12, 13], true),
+            ([0, 2], [0, 10], false),
+            ([0, 1], [0, 5], true),
+            ([0, 1], [5, 7], true),
+            ([0, 2], [10, 13], true),
         ]
     );
     assert_eq!(
         parts(&plan(100).expect("plans")),
         [([0, 2], [0, 13], false), ([0, 1], [0, 7], true)]
     );
+    // Parts of 5 tokens, which are 3 keys of rate 2, then 2, then 2.
+    let caps_of_parts = DeviceCaps {
+        part_rows: Some(5),
+        ..caps(100, 2)
+    };
+    let plan_of_parts = plan_step(&config, &caps_of_parts, ElementFormat::F32, layout);
+    assert_eq!(
+        parts(&plan_of_parts.expect("plans")),
+        [
+            ([0, 2], [0, 5], false),
+            ([0, 1], [0, 3], true),
+            ([0, 1], [3, 5], true),
+            ([0, 1], [5, 7], true),
+            ([0, 2], [5, 10], true),
+            ([0, 2], [10, 13], true),
+        ]
+    );
     // A single key is in reach whatever the rate.
-    assert_eq!(parts(&plan(1).expect("plans")).len(), 13 + 7);
-    let refused = plan(0).expect_err("no token fits");
+    assert_eq!(parts(&plan(1).expect("plans")).len(), 3 + 3);
+    let tight = caps(0, 2).with_max_binding_bytes(60);
+    let refused = plan_step(&config, &tight, ElementFormat::F32, layout);
+    let refused = refused.expect_err("no token fits");
     let Error::BindingTooSmall {
         requested_bytes,
         limit_bytes,
@@ -187,7 +211,7 @@ fn keys_of_a_step_are_cut_where_a_binding_ends() {
     else {
         panic!("{refused}");
     };
-    assert_eq!((requested_bytes, limit_bytes), (64 + 256, 256));
+    assert_eq!((requested_bytes, limit_bytes), (64 + 256, 60));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! They are shared by all tests and live as long as the process: a software driver takes seconds to compile a kernel, and
 //! keeps it only with its device.
 
+use std::num::NonZeroUsize;
 use std::sync::OnceLock;
 
 use dilated_attention::device::KernelTier;
@@ -55,6 +56,27 @@ pub fn tiny_bindings() -> &'static TestContext {
             ..Default::default()
         };
         open("bindings of 16 KiB", (Some(limits), None), true)
+    })
+}
+
+/// A context whose tensors lie in parts of 13 rows, as longer ones do where a buffer holds no more; its bindings cover 64 KiB.
+pub fn short_parts() -> &'static TestContext {
+    static CONTEXT: OnceLock<TestContext> = OnceLock::new();
+    CONTEXT.get_or_init(|| {
+        let limits = wgpu::Limits {
+            max_storage_buffer_binding_size: 64 << 10,
+            ..Default::default()
+        };
+        let context = context_with(&ContextOptions {
+            limits: Some(limits),
+            pool: PoolOptions::default().with_poison(true),
+            part_rows: NonZeroUsize::new(13),
+            ..Default::default()
+        });
+        TestContext {
+            name: "parts of 13 rows",
+            context,
+        }
     })
 }
 
