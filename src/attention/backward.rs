@@ -8,6 +8,7 @@ use crate::device::{ByteRange, DType};
 use crate::error::Result;
 use crate::kernels::attention_backward::BackwardVariant;
 use crate::kernels::{Choice, Kernel, Pass};
+use crate::ops::convert;
 use crate::plan::BackwardPlan;
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
@@ -51,9 +52,10 @@ impl DilatedAttention {
     /// # Errors
     /// As [`DilatedAttentionConfig::plan_backward`](crate::DilatedAttentionConfig::plan_backward).
     pub fn plan_backward(&self, shape: &AttentionShape, dtype: DType) -> Result<BackwardPlan> {
-        let choice = self.backward_choice(dtype)?;
-        let caps = self.context.caps_for(choice.variant.format);
-        self.config.plan_backward_with(shape, caps, choice)
+        let format = self.backward_choice(dtype)?.variant.format;
+        let caps = self.context.caps_for(format);
+        let choose = |dtype| self.backward_choice(dtype);
+        self.config.plan_backward_by(shape, dtype, caps, choose)
     }
 
     /// Compiles the backward's kernels now; see [`Context::warm_up`](crate::Context::warm_up).
@@ -68,7 +70,8 @@ impl DilatedAttention {
     /// Records the gradients of the inputs of a [`forward`](Self::forward): `inputs` are its q, k and v, `softmax_state` is the
     /// state that it returned, and `dout` is the gradient of its output, (B, N, H, D), of the type of the inputs.
     ///
-    /// The gradients have that type, too. In half precision, sums over branches are rounded each time a branch is added. The
+    /// The gradients have that type, too. In half precision, sums over branches are rounded each time a branch is added; where segments
+    /// are cut into many windows, gradients are summed in f32 and rounded once. The
     /// configuration's [`MixGradient`](crate::MixGradient) says how the weights that mix the branches are differentiated. Tokens
     /// that no branch covers, and tokens after the end of an item, have gradients of 0.
     ///
@@ -136,6 +139,31 @@ impl DilatedAttention {
         let state = [("softmax_state", softmax_state)];
         self.expect(recorder, &state, &self.state_shape(shape), DType::F32)?;
         let plan = self.plan_backward(shape, dtype)?;
+        let Some(dtype) = plan.converted_from else {
+            return self.record_plan(recorder, &plan, [q, k, v], softmax_state, dout);
+        };
+        let wide = |recorder: &mut Recorder, tensor| convert(recorder, tensor, DType::F32);
+        let [q, k] = [wide(recorder, q)?, wide(recorder, k)?];
+        let [v, dout] = [wide(recorder, v)?, wide(recorder, dout)?];
+        let gradients = self.record_plan(recorder, &plan, [&q, &k, &v], softmax_state, &dout)?;
+        Ok(Gradients {
+            dq: convert(recorder, &gradients.dq, dtype)?,
+            dk: convert(recorder, &gradients.dk, dtype)?,
+            dv: convert(recorder, &gradients.dv, dtype)?,
+        })
+    }
+
+    /// Records a plan, whose kernels take tensors of the inputs' type.
+    fn record_plan(
+        &self,
+        recorder: &mut Recorder,
+        plan: &BackwardPlan,
+        [q, k, v]: [&Tensor; 3],
+        softmax_state: &Tensor,
+        dout: &Tensor,
+    ) -> Result<Gradients> {
+        let (query_shape, key_shape) = (self.query_shape(&plan.shape), self.key_shape(&plan.shape));
+        let dtype = q.dtype();
         // Compiled before anything is recorded, so that a refused shader leaves the recording as it was.
         let (head_dim, format) = (plan.variant.head_dim, plan.variant.format);
         let packing = packed::kernels(head_dim, format, &plan.dispatches);
@@ -174,7 +202,7 @@ impl DilatedAttention {
             size: weights_bytes,
         };
         for dispatch in &plan.dispatches {
-            let params = dispatch.params(&self.config, shape);
+            let params = dispatch.params(&self.config, &plan.shape);
             if let Some(kernel) = packed::kernel(head_dim, format, dispatch.pass) {
                 let bindings = match dispatch.pass {
                     Pass::PackKeys => packed.copied([k, v], dispatch),

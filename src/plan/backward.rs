@@ -16,9 +16,14 @@
 //! exactly the weights that the sweep has summed. So each row of ds sums to 0, however much precision the scores have lost, and
 //! whatever all keys have in common cancels in dq. docs/decisions.md says more.
 //!
+//! In half precision, a gradient is rounded each time that a dispatch adds to it: once for each branch, as a plain implementation
+//! does. Where segments are cut into windows, it would be rounded more often. From [`MORE_ROUNDINGS`] more on, inputs are converted
+//! to f32 first, and gradients back at the end.
+//!
 //! No two workgroups write the same element of a gradient at a time, and the plan fixes the order of all writes. So there are no
 //! atomics, and every run has the same bits.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use super::dispatch::{AttentionDispatch, packed_bytes};
@@ -30,8 +35,13 @@ use super::workspace::{ParamsLayout, PlannedBuffer, check_sizes};
 use crate::config::{AttentionShape, DilatedAttentionConfig, MixGradient};
 use crate::device::{DType, DeviceCaps, ElementFormat};
 use crate::error::Result;
+use crate::kernels::activation::ElementwiseParams;
 use crate::kernels::attention_backward::{BackwardFamily, BackwardVariant};
 use crate::kernels::{AttentionParams, Choice, Family, Pass, Reason};
+use crate::pool::STORAGE_USAGE;
+
+/// Roundings of a gradient in half precision, beside one for each branch, from which on it is summed in f32.
+const MORE_ROUNDINGS: usize = 2;
 
 /// Everything that a backward does on the device, as plain data. Made by [`DilatedAttentionConfig::plan_backward`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -50,6 +60,8 @@ pub struct BackwardPlan {
     pub(crate) query_clears: Vec<(u64, u64)>,
     /// Ranges of rows (`item * key_len + token`, end excluded) of dk and dv that are set to 0 first.
     pub(crate) key_clears: Vec<(u64, u64)>,
+    /// The type of the caller's tensors, if they are converted to f32 first, and the gradients back at the end.
+    pub(crate) converted_from: Option<DType>,
     /// The dispatches, in order.
     pub(crate) dispatches: Vec<AttentionDispatch>,
     /// Bytes of packed keys, of packed values and of the packed gradients of each; 0 where no keys are packed.
@@ -77,9 +89,28 @@ impl DilatedAttentionConfig {
         dtype: DType,
         caps: &DeviceCaps,
     ) -> Result<BackwardPlan> {
-        let format = ElementFormat::of("q", dtype, caps)?;
-        let choice = BackwardFamily::of(self, format).choice(caps);
-        self.plan_backward_with(shape, caps, choice)
+        self.plan_backward_by(shape, dtype, caps, |dtype| {
+            let format = ElementFormat::of("q", dtype, caps)?;
+            Ok(BackwardFamily::of(self, format).choice(caps))
+        })
+    }
+
+    /// As [`plan_backward`](Self::plan_backward), with the kernels that `choose` has for tensors of a type: of `dtype` or, where
+    /// gradients of that type would be rounded too often, of f32.
+    pub(crate) fn plan_backward_by(
+        &self,
+        shape: &AttentionShape,
+        dtype: DType,
+        caps: &DeviceCaps,
+        choose: impl Fn(DType) -> Result<Choice<BackwardVariant>>,
+    ) -> Result<BackwardPlan> {
+        let plan = self.plan_backward_with(shape, caps, choose(dtype)?)?;
+        let more = most_roundings(&plan.dispatches).saturating_sub(self.branches().len());
+        if dtype == DType::F32 || more < MORE_ROUNDINGS {
+            return Ok(plan);
+        }
+        let wide = self.plan_backward_with(shape, caps, choose(DType::F32)?)?;
+        wide.converted(self, dtype, caps)
     }
 
     /// As [`plan_backward`](Self::plan_backward), with kernels that the caller chooses.
@@ -156,6 +187,7 @@ impl DilatedAttentionConfig {
             head_dim: self.head_dim(),
             variant,
             reason,
+            converted_from: None,
             query_clears: clears(self, batch, shape.seq_len(), |item| shape.valid_len(item)),
             key_clears: clears(self, batch, shape.key_len(), reached),
             dispatches,
@@ -168,8 +200,107 @@ impl DilatedAttentionConfig {
     }
 }
 
+/// The most dispatches that add to a gradient of the same row or key.
+fn most_roundings(dispatches: &[AttentionDispatch]) -> usize {
+    // Of each pass: first item, head and segment, first row or key -> dispatches. Branches add up.
+    let mut of_branch: HashMap<_, usize> = HashMap::new();
+    for dispatch in dispatches {
+        let first = match dispatch.pass {
+            Pass::Dq => dispatch.rows.begin,
+            Pass::Dk | Pass::DkDv => dispatch.key_rows.begin,
+            _ => continue,
+        };
+        let [item, head, segment] =
+            [dispatch.items, dispatch.heads, dispatch.segments].map(|range| range.begin);
+        let place = [dispatch.geometry.branch, item, head, segment, first];
+        *of_branch.entry((dispatch.pass, place)).or_default() += 1;
+    }
+    let mut most: HashMap<_, usize> = HashMap::new();
+    for ((pass, [branch, ..]), count) in of_branch {
+        let most = most.entry((pass, branch)).or_default();
+        *most = count.max(*most);
+    }
+    let mut sums: HashMap<Pass, usize> = HashMap::new();
+    for ((pass, _), count) in most {
+        *sums.entry(pass).or_default() += count;
+    }
+    sums.into_values().max().unwrap_or(0)
+}
+
+/// Dispatches that convert a tensor of `num_rows` tokens between f32 and a type whose elements have `format`.
+fn num_conversions(
+    config: &DilatedAttentionConfig,
+    num_rows: u64,
+    format: ElementFormat,
+    caps: &DeviceCaps,
+) -> u64 {
+    // A row of an elementwise kernel is a vec4.
+    let layouts = [ElementFormat::F32, format].map(|format| {
+        let tokens = RowLayout::of_activations(config, format, caps);
+        RowLayout {
+            row_bytes: tokens.element_bytes,
+            ..tokens
+        }
+    });
+    let count = num_rows * config.embed_dim() as u64 / 4;
+    let (mut dispatches, mut begin) = (0, 0);
+    while begin < count {
+        let covered = layouts.map(|layout| layout.rows_from(begin, caps));
+        begin += covered[0].min(covered[1]).max(1);
+        dispatches += 1;
+    }
+    dispatches
+}
+
 impl BackwardPlan {
-    /// Number of dispatches.
+    /// This plan, which is of f32, for tensors of `dtype`.
+    fn converted(
+        self,
+        config: &DilatedAttentionConfig,
+        dtype: DType,
+        caps: &DeviceCaps,
+    ) -> Result<Self> {
+        let format = ElementFormat::of("q", dtype, caps)?;
+        let [rows, key_rows] = [self.shape.seq_len(), self.shape.key_len()]
+            .map(|len| self.shape.batch() as u64 * len as u64);
+        let parts = |tensors: &[(&'static str, u64)], format| {
+            let layout = RowLayout::of_activations(config, format, caps);
+            let parts = tensors.iter();
+            parts
+                .flat_map(|(label, rows)| PlannedBuffer::parts(label, *rows, &layout, caps))
+                .collect::<Vec<_>>()
+        };
+        let inputs = [
+            ("q", rows),
+            ("k", key_rows),
+            ("v", key_rows),
+            ("dout", rows),
+        ];
+        let gradients = [("dq", rows), ("dk", key_rows), ("dv", key_rows)];
+        let conversions = |tensors: &[(&'static str, u64)]| {
+            let of_each = tensors.iter();
+            of_each
+                .map(|(_, rows)| num_conversions(config, *rows, format, caps))
+                .sum::<u64>()
+        };
+        let mut params = ParamsLayout::new(caps);
+        (0..conversions(&inputs)).for_each(|_| params.add::<ElementwiseParams>());
+        let dispatches = self.dispatches.iter();
+        dispatches.for_each(|_| params.add::<AttentionParams>());
+        (0..conversions(&gradients)).for_each(|_| params.add::<ElementwiseParams>());
+        let mut buffers = parts(&inputs, ElementFormat::F32);
+        let kept = self.buffers.into_iter();
+        buffers.extend(kept.filter(|buffer| buffer.usage == STORAGE_USAGE));
+        buffers.extend(parts(&gradients, format));
+        buffers.extend(params.buffers());
+        Ok(Self {
+            buffers,
+            converted_from: Some(dtype),
+            ..self
+        })
+    }
+
+    /// Number of dispatches, without those that convert tensors.
     pub fn num_dispatches(&self) -> usize {
         self.dispatches.len()
     }

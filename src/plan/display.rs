@@ -20,6 +20,7 @@ impl fmt::Display for ForwardPlan {
             self.head_dim,
         )?;
         writeln!(f, "kernel {}, chosen: {}", self.variant, self.reason)?;
+        write_parts(f, &self.buffers, "out", self.num_rows)?;
         write_dispatches(f, &self.dispatches)?;
         let cleared = cleared_rows(&self.clears);
         writeln!(f, "cleared before: {cleared} of {} rows", self.num_rows)?;
@@ -46,6 +47,14 @@ impl fmt::Display for BackwardPlan {
             self.head_dim,
         )?;
         writeln!(f, "kernels {}, chosen: {}", self.variant, self.reason)?;
+        if let Some(dtype) = self.converted_from {
+            writeln!(
+                f,
+                "inputs are converted from {dtype} to f32, gradients back"
+            )?;
+        }
+        let num_rows = self.shape.batch() as u64 * self.shape.seq_len() as u64;
+        write_parts(f, &self.buffers, "dq", num_rows)?;
         write_dispatches(f, &self.dispatches)?;
         writeln!(
             f,
@@ -63,6 +72,29 @@ impl fmt::Display for BackwardPlan {
             self.byte_floor
         )
     }
+}
+
+/// Says how the tensors of queries are cut, if one buffer does not hold them. `like` is one of them, of `num_rows` tokens.
+fn write_parts(
+    f: &mut fmt::Formatter<'_>,
+    buffers: &[PlannedBuffer],
+    like: &str,
+    num_rows: u64,
+) -> fmt::Result {
+    let parts: Vec<_> = buffers
+        .iter()
+        .filter(|buffer| buffer.label == like)
+        .collect();
+    let [first, .., _] = &parts[..] else {
+        return Ok(());
+    };
+    let bytes: u64 = parts.iter().map(|part| part.requested_bytes).sum();
+    writeln!(
+        f,
+        "tensors of queries lie in {} buffers of {} tokens of {num_rows}",
+        parts.len(),
+        first.requested_bytes * num_rows / bytes
+    )
 }
 
 fn cleared_rows(clears: &[(u64, u64)]) -> u64 {

@@ -1,5 +1,7 @@
 //! What forwards take from the pool and give back: planned bytes, repetition, budgets, memory that runs out.
 
+use std::num::NonZeroUsize;
+
 use dilated_attention::pool::{NoPooling, Pool, PoolError, PoolOptions};
 use dilated_attention::{
     AttentionShape, Context, ContextOptions, DType, DilatedAttention, DilatedAttentionConfig,
@@ -56,7 +58,9 @@ fn two_hundred_forwards_create_nothing_after_the_first_few() {
 
 #[test]
 fn the_plan_promises_what_the_pool_measures() {
-    for (limits, context) in contexts() {
+    let in_parts = ContextOptions::new().with_part_rows(NonZeroUsize::new(200));
+    let in_parts = ("parts of 200 rows", context_with(&in_parts));
+    for (limits, context) in contexts().into_iter().chain([in_parts]) {
         // With clears and without, short and long.
         for (segments, rates, n, dtype) in [
             (&[32usize, 64][..], &[1usize, 2][..], 150usize, DType::F32),

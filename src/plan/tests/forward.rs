@@ -248,6 +248,11 @@ fn tensors_larger_than_a_buffer_lie_in_several() {
         let plan = config
             .plan_forward(&shape, DType::F32, &caps)
             .expect("plans");
+        if tokens > 2048 {
+            let text = plan.to_string();
+            let cut = "tensors of queries lie in 5 buffers of 512 tokens of 2049";
+            assert!(text.contains(cut), "{text}");
+        }
         let storage = plan
             .buffers
             .iter()
