@@ -201,7 +201,7 @@ impl Recorder {
             let bytes = num_bytes(&label, shape, dtype);
             bytes.is_ok_and(|bytes| padded_bytes(bytes) > part_bytes(shape, dtype, caps))
         };
-        if end > caps.max_buffer_bytes || shapes.iter().any(|shape| is_divided(shape)) {
+        if end > caps.max_buffer_bytes || shapes.iter().any(is_divided) {
             let apart = shapes.iter();
             return apart
                 .map(|shape| self.empty(&label, shape, dtype))
@@ -639,9 +639,9 @@ fn expect_apart(kernel: Kernel, bindings: &[(&Tensor, ByteRange)]) -> Result<()>
     let accesses = kernel.bindings();
     let of = |wanted: Access| {
         let bound = accesses.iter().zip(bindings);
-        bound.filter_map(move |(access, (tensor, range))| {
-            (*access == wanted).then(|| (*tensor, tensor.stored(*range).0.buffer()))
-        })
+        bound
+            .filter(move |(access, _)| **access == wanted)
+            .map(|(_, (tensor, range))| (*tensor, tensor.stored(*range).0.buffer()))
     };
     for (written, buffer) in of(Access::ReadWrite) {
         if let Some((read, _)) = of(Access::Read).find(|(_, other)| *other == buffer) {

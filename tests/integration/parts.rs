@@ -241,7 +241,7 @@ fn parameters_larger_than_a_buffer_are_trained() {
                 Trainer::resume(context, model, options.clone(), &stored).unwrap()
             }
         };
-        let losses = [0, 1].map(|_| step(&mut trainer, &[batch.clone()]).loss);
+        let losses = [0, 1].map(|_| step(&mut trainer, std::slice::from_ref(&batch)).loss);
         (trainer, losses)
     };
     let (trainer, losses) = run(&small, false);
