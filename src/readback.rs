@@ -295,24 +295,26 @@ impl Drop for Readback {
 #[derive(Debug)]
 #[must_use = "nothing is read from a download that nobody waits for"]
 pub struct Download<T: bytemuck::Pod> {
-    /// The elements in order, one buffer after the other.
-    readbacks: Vec<Arc<Readback>>,
-    watch: Arc<DeviceWatch>,
+    /// The first elements, or all. A field of its own, and the first one: whether wgpu's types are `Send` is a long chain of
+    /// questions, and through a `Vec` it would be longer than the compiler follows in crates with its default limit.
+    first: Arc<Readback>,
+    /// The others in order, one buffer after the other.
+    others: Vec<Arc<Readback>>,
     num_elements: usize,
     polling: Option<Polling>,
     element: PhantomData<T>,
 }
 
 impl<T: bytemuck::Pod> Download<T> {
-    /// `num_elements` elements in `readbacks`, each of which but the last holds a multiple of 8 bytes.
+    /// `num_elements` elements in `first` and `others`, each of which but the last holds a multiple of 8 bytes.
     pub(crate) fn new(
-        watch: &Arc<DeviceWatch>,
-        readbacks: Vec<Arc<Readback>>,
+        first: Arc<Readback>,
+        others: Vec<Arc<Readback>>,
         num_elements: usize,
     ) -> Self {
         Self {
-            readbacks,
-            watch: watch.clone(),
+            first,
+            others,
             num_elements,
             polling: None,
             element: PhantomData,
@@ -332,7 +334,7 @@ impl<T: bytemuck::Pod> Download<T> {
                 return result;
             }
             let is_here = |is_idle| is_idle || self.is_ready();
-            if let Err(lost) = self.watch.wait_until(is_here) {
+            if let Err(lost) = self.watch().wait_until(is_here) {
                 return self.result().unwrap_or(Err(lost));
             }
             // Another thread's poll may be about to run the callback.
@@ -351,24 +353,32 @@ impl<T: bytemuck::Pod> Download<T> {
             }
         }
         let never = "it is idle, but a buffer was never mapped";
-        Err(self.watch.lost_error(never))
+        Err(self.watch().lost_error(never))
     }
 
     /// Whether [`wait`](Self::wait) would return at once. Never blocks. Something must poll the device meanwhile:
     /// [`Context::poll`](crate::Context::poll), or any submission; with a pool alone, `wgpu::Device::poll`.
     pub fn is_ready(&self) -> bool {
-        self.watch.is_lost() || self.first_pending().is_none()
+        self.watch().is_lost() || self.first_pending().is_none()
+    }
+
+    fn watch(&self) -> &Arc<DeviceWatch> {
+        &self.first.watch
+    }
+
+    fn readbacks(&self) -> impl Iterator<Item = &Arc<Readback>> {
+        std::iter::once(&self.first).chain(&self.others)
     }
 
     fn first_pending(&self) -> Option<&Arc<Readback>> {
-        let mut readbacks = self.readbacks.iter();
-        readbacks.find(|readback| readback.lock().stage.is_pending())
+        self.readbacks()
+            .find(|readback| readback.lock().stage.is_pending())
     }
 
     /// The elements if they are here, an error if they will never come, else `None`.
     fn result(&self) -> Option<Result<Vec<T>>> {
         let mut is_pending = false;
-        for readback in &self.readbacks {
+        for readback in self.readbacks() {
             match readback.check() {
                 Err(error) => return Some(Err(error)),
                 Ok(is_here) => is_pending |= !is_here,
@@ -380,7 +390,7 @@ impl<T: bytemuck::Pod> Download<T> {
     fn read(&self) -> Result<Vec<T>> {
         let mut elements = vec![T::zeroed(); self.num_elements];
         let mut left = bytemuck::cast_slice_mut::<T, u8>(&mut elements);
-        for readback in &self.readbacks {
+        for readback in self.readbacks() {
             let size = left.len().min(readback.seal_offset() as usize);
             let (part, behind) = left.split_at_mut(size);
             readback.read(part)?;
@@ -394,10 +404,10 @@ impl<T: bytemuck::Pod> Future for Download<T> {
     type Output = Result<Vec<T>>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Self::Output> {
-        if let Err(lost) = self.watch.poll() {
+        if let Err(lost) = self.watch().poll() {
             return Poll::Ready(self.result().unwrap_or(Err(lost)));
         }
-        for readback in &self.readbacks {
+        for readback in self.readbacks() {
             let mut progress = readback.lock();
             match progress.stage {
                 stage @ (Stage::Recorded | Stage::Slicing) => {
@@ -415,7 +425,7 @@ impl<T: bytemuck::Pod> Future for Download<T> {
             return Poll::Ready(result);
         }
         if self.polling.is_none() {
-            self.polling = Some(self.watch.keep_polling(POLL_PERIOD));
+            self.polling = Some(self.watch().keep_polling(POLL_PERIOD));
         }
         Poll::Pending
     }

@@ -153,11 +153,7 @@ impl PoolEncoder {
         self.keep(lease);
         self.readbacks.0.push(readback.clone());
         let elements = (bytes as usize).checked_div(size_of::<T>());
-        Ok(Download::new(
-            &self.watch,
-            vec![readback],
-            elements.unwrap_or(0),
-        ))
+        Ok(Download::new(readback, Vec::new(), elements.unwrap_or(0)))
     }
 
     /// Submits the commands. From now on the leases may be lent again, because the commands of the next lease are submitted

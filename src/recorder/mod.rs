@@ -320,38 +320,42 @@ impl Recorder {
             T::DTYPE,
             self.machine.pool().id(),
         )?;
-        let mut readbacks = Vec::new();
         // The seal needs room behind the elements of a part.
         let most_bytes = Readback::most_bytes(self.machine.caps().max_buffer_bytes);
-        let mut left = tensor.num_bytes();
+        let mut pieces = Vec::new();
         for (lease, range) in tensor.pieces(tensor.whole()) {
-            let mut begin = 0;
-            while begin < range.size {
+            for begin in (0..range.size).step_by(most_bytes as usize) {
                 let size = most_bytes.min(range.size - begin);
-                // The tensor ends with padding.
-                let readback = self.readback(tensor.label(), size.min(left))?;
-                left = left.saturating_sub(size);
-                if tensor.num_elements() > 0 {
-                    self.reads(tensor);
-                    let from = self.recording.hold(lease);
-                    let to = self.recording.hold(readback.lease());
-                    self.recording.commands.push(Command::Copy {
-                        from,
-                        from_offset: range.offset + begin,
-                        to,
-                        to_offset: 0,
-                        bytes: size,
-                    });
-                }
-                self.seal(&readback)?;
-                readbacks.push(readback);
-                begin += size;
+                let offset = range.offset + begin;
+                pieces.push((lease, ByteRange { offset, size }));
             }
         }
+        let mut left = tensor.num_bytes();
+        let mut readbacks = Vec::new();
+        for (lease, range) in pieces {
+            // The tensor ends with padding.
+            let readback = self.readback(tensor.label(), range.size.min(left))?;
+            left = left.saturating_sub(range.size);
+            if tensor.num_elements() > 0 {
+                self.reads(tensor);
+                let from = self.recording.hold(lease);
+                let to = self.recording.hold(readback.lease());
+                self.recording.commands.push(Command::Copy {
+                    from,
+                    from_offset: range.offset,
+                    to,
+                    to_offset: 0,
+                    bytes: range.size,
+                });
+            }
+            self.seal(&readback)?;
+            readbacks.push(readback);
+        }
+        // At least one: a tensor without elements has bytes of padding.
+        let first = readbacks.remove(0);
         // The leases hold the elements, so their number fits in memory.
-        let watch = self.machine.watch();
         Ok(Download::new(
-            watch,
+            first,
             readbacks,
             tensor.num_elements() as usize,
         ))
