@@ -17,6 +17,7 @@
 //!
 //! ```text
 //! attention::DilatedAttention   forward and backward of attention alone
+//! out_of_core                   the forward of sequences that the device does not hold
 //! ops                           matrix products, norms, activations, positions, losses, the optimiser's step
 //! nn                            layers with parameters
 //! longnet::LongNet              encoder, decoder, language model; decoding with a cache
@@ -126,6 +127,10 @@ pub mod ops;
 
 // dilated attention
 mod attention;
+
+// attention over sequences that the device does not hold
+#[cfg(not(target_arch = "wasm32"))]
+pub mod out_of_core;
 
 // layers with parameters
 #[cfg(feature = "models")]

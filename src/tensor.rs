@@ -228,7 +228,7 @@ impl Tensor {
 
     /// Some elements of the tensor as a tensor of its own, from the byte `offset` on, a multiple of 4. Kernels can bind it only where
     /// that is 0, or a multiple of the device's alignment in a tensor of one part; copies need no more.
-    #[cfg(feature = "models")]
+    #[cfg(any(feature = "models", not(target_arch = "wasm32")))]
     pub(crate) fn view(&self, shape: &[usize], offset: u64) -> Self {
         Self {
             shape: shape.into(),

@@ -117,6 +117,11 @@ impl DilatedAttention {
         })
     }
 
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(crate) fn context(&self) -> &Context {
+        &self.context
+    }
+
     /// The options.
     pub fn config(&self) -> &DilatedAttentionConfig {
         &self.config

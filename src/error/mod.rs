@@ -78,6 +78,26 @@ pub enum Error {
         /// What to do.
         next_step: &'static str,
     },
+    /// A source of tokens could not be read, or a sink not be written.
+    #[error("{what}: tokens {}..{} of the host: {reason}", tokens.start, tokens.end)]
+    HostTokens {
+        /// Which one: q, k, v or out.
+        what: &'static str,
+        /// The tokens.
+        tokens: std::ops::Range<usize>,
+        /// What the source or sink says.
+        reason: String,
+    },
+    /// The host has no memory for what a call keeps there.
+    #[error(
+        "the host has no {requested_bytes} bytes for {what}: shorten the sequence or use half precision"
+    )]
+    HostMemory {
+        /// What it is for.
+        what: &'static str,
+        /// Bytes that were asked for.
+        requested_bytes: u64,
+    },
     /// A call that means nothing yet, or no more, after the calls before it. It has changed nothing.
     #[error("{call} is out of order: {state}; {next_step}")]
     OutOfOrder {

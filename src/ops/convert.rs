@@ -1,5 +1,6 @@
 //! Conversion of tensors between element types.
 
+use super::Matrix;
 use super::elementwise::elementwise;
 use crate::device::{DType, ElementFormat};
 use crate::error::{Error, Result};
@@ -33,20 +34,10 @@ pub fn convert(recorder: &mut Recorder, x: &Tensor, dtype: DType) -> Result<Tens
     if x.dtype() == dtype {
         return Ok(x.clone());
     }
-    let kernel = match (from, to) {
-        (ElementFormat::F32, format) => Convert {
-            format,
-            widens: false,
-        },
-        (format, ElementFormat::F32) => Convert {
-            format,
-            widens: true,
-        },
-        _ => {
-            let wide = convert(recorder, x, DType::F32)?;
-            return convert(recorder, &wide, dtype);
-        }
-    };
+    if ![from, to].contains(&ElementFormat::F32) {
+        let wide = convert(recorder, x, DType::F32)?;
+        return convert(recorder, &wide, dtype);
+    }
     if !x.num_elements().is_multiple_of(4) {
         return Err(Error::InvalidShape {
             what: "x".into(),
@@ -55,13 +46,25 @@ pub fn convert(recorder: &mut Recorder, x: &Tensor, dtype: DType) -> Result<Tens
         });
     }
     let out = recorder.empty(x.label(), x.shape(), dtype)?;
-    let vector_width = VectorWidth::Vec4(from);
-    elementwise(
-        recorder,
-        kernel.into(),
-        vector_width,
-        x.vector(),
-        out.vector(),
-    )?;
+    convert_rows(recorder, x.vector(), out.vector())?;
     Ok(out)
+}
+
+/// Records that `out` holds the elements of `x`, converted to its type. One of them is f32, and rows are whole vec4.
+pub(crate) fn convert_rows(recorder: &mut Recorder, x: Matrix<'_>, out: Matrix<'_>) -> Result<()> {
+    let context = recorder.context();
+    let caps = context.caps();
+    let from = ElementFormat::of("x", x.dtype(), caps)?;
+    let to = ElementFormat::of("out", out.dtype(), caps)?;
+    let kernel = match from {
+        ElementFormat::F32 => Convert {
+            format: to,
+            widens: false,
+        },
+        format => Convert {
+            format,
+            widens: true,
+        },
+    };
+    elementwise(recorder, kernel.into(), VectorWidth::Vec4(from), x, out)
 }

@@ -22,6 +22,8 @@ mod reduce;
 mod xpos;
 
 pub use convert::convert;
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) use convert::convert_rows;
 pub use elementwise::{Dropout, ScaledAdd, activation, activation_backward};
 pub use embedding::{TokenIds, embedding, embedding_backward};
 pub use loss::{IGNORED_LABEL, Labels, cross_entropy};

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use super::dispatch::{AttentionDispatch, packed_bytes};
 use super::needs;
+#[cfg(not(target_arch = "wasm32"))]
+use super::planner::{BlockPlan, BlockSize, Tokens};
 use super::planner::{PlannedPass, Planner};
 use super::window::RowLayout;
 use super::workspace::{ParamsLayout, PlannedBuffer, check_sizes};
@@ -110,6 +112,26 @@ impl DilatedAttentionConfig {
     }
 }
 
+/// Plans one block of a forward out of core, with a kernel of f32.
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) fn plan_block(
+    config: &DilatedAttentionConfig,
+    shape: &AttentionShape,
+    caps: &DeviceCaps,
+    variant: ForwardVariant,
+    outputs: Tokens,
+    size: BlockSize,
+) -> Result<BlockPlan> {
+    let forward = PlannedPass {
+        pass: Pass::Forward,
+        tile: variant.rows_per_workgroup(),
+        columns: 1,
+    };
+    let rounds = [vec![vec![forward]]];
+    let planner = Planner::new(config, shape, caps, &rounds, None, variant.format)?;
+    planner.plan_block(outputs, size)
+}
+
 /// Bytes of the larger of q and k. The output is as large as q.
 ///
 /// # Errors
@@ -147,7 +169,7 @@ pub(super) fn tensor_bytes(
 }
 
 /// Floating point operations of a forward over the valid tokens.
-pub(super) fn forward_flop(config: &DilatedAttentionConfig, shape: &AttentionShape) -> f64 {
+pub(crate) fn forward_flop(config: &DilatedAttentionConfig, shape: &AttentionShape) -> f64 {
     (0..shape.batch())
         .map(|item| {
             if shape.is_cross() {

@@ -14,12 +14,17 @@ mod workspace;
 
 pub use backward::BackwardPlan;
 pub use forward::ForwardPlan;
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) use forward::{forward_flop, plan_block};
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) use needs::time_at;
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) use planner::{BlockKeys, BlockPlan, BlockSize, BlockWork, Tokens};
 #[cfg(feature = "models")]
 pub(crate) use step::{StepLayout, plan_step};
-pub(crate) use workspace::staging_bytes;
+pub(crate) use workspace::{PlannedBuffer, staging_bytes};
 
 use crate::pool::{BufferRequest, Demand};
-use workspace::PlannedBuffer;
 
 impl Demand for ForwardPlan {
     /// What a forward leases beside its inputs.

@@ -18,6 +18,12 @@
 //! keys are also cut into windows, so that the weights of a dispatch fit in that buffer, and as many heads, segments and items as
 //! fit share a dispatch. All passes over such a part come before the next part.
 
+#[cfg(not(target_arch = "wasm32"))]
+mod block;
+
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) use block::{BlockKeys, BlockPlan, BlockSize, BlockWork, Tokens};
+
 use super::branch::BranchGeometry;
 use super::dispatch::{AttentionDispatch, KeySource, Range};
 use super::window::{RowLayout, TokenWindow};
@@ -41,6 +47,8 @@ pub(super) struct Planner<'a> {
     row_stats: RowLayout,
     /// Rows that a binding covers in each of these layouts.
     max_rows: u64,
+    /// What the tensors hold that are bound, if it is not the whole sequence.
+    held: Option<Held>,
     dispatches: Vec<AttentionDispatch>,
 }
 
@@ -87,6 +95,7 @@ impl<'a> Planner<'a> {
             state,
             row_stats,
             max_rows,
+            held: None,
             dispatches: Vec::new(),
         })
     }
@@ -103,13 +112,7 @@ impl<'a> Planner<'a> {
 
     /// Plans all branches over items that all have `valid_len` tokens and `valid_key_len` keys.
     fn plan_items(&mut self, items: Range, valid_len: u32, valid_key_len: u32) -> Result<()> {
-        let mut geometries: Vec<BranchGeometry> = (0..self.config.branches().len() as u32)
-            .map(|branch| BranchGeometry::cross(self.config, branch, valid_len, valid_key_len))
-            .filter(|geometry| geometry.head_count > 0)
-            .collect();
-        // A branch that covers everything comes first. The sort is stable: the others keep their order.
-        geometries
-            .sort_by_key(|geometry| !geometry.covers_everything(in_u32(self.config.num_heads())));
+        let geometries = self.geometries(valid_len, valid_key_len);
         let every_branch = self.config.heads() == Heads::EveryBranch;
         for stages in self.rounds {
             for (order, geometry) in geometries.iter().enumerate() {
@@ -125,6 +128,18 @@ impl<'a> Planner<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The branches over items of `valid_len` tokens and `valid_key_len` keys, in the order in which they are computed.
+    fn geometries(&self, valid_len: u32, valid_key_len: u32) -> Vec<BranchGeometry> {
+        let mut geometries: Vec<BranchGeometry> = (0..self.config.branches().len() as u32)
+            .map(|branch| BranchGeometry::cross(self.config, branch, valid_len, valid_key_len))
+            .filter(|geometry| geometry.head_count > 0)
+            .collect();
+        // A branch that covers everything comes first. The sort is stable: the others keep their order.
+        geometries
+            .sort_by_key(|geometry| !geometry.covers_everything(in_u32(self.config.num_heads())));
+        geometries
     }
 
     fn plan_branch(&mut self, work: &Work<'_>, items: Range) -> Result<()> {
@@ -506,15 +521,20 @@ impl<'a> Planner<'a> {
         };
         let stride = geometry.segment_length;
         // If all rows are phantom rows, no query is read, and any binding will do.
+        let any_query = match self.held {
+            None => out_tokens,
+            Some(held) => (held.queries, held.queries + 1),
+        };
+        let held = self.held.unwrap_or_default();
         let q_tokens =
-            token_span(geometry, &unit, unit.rows, stride, geometry.seq_len).unwrap_or(out_tokens);
+            token_span(geometry, &unit, unit.rows, stride, geometry.seq_len).unwrap_or(any_query);
         let kv_tokens = token_span(geometry, &unit, unit.key_rows, stride, geometry.key_len);
         let kv_tokens = match (kv_tokens, pass) {
             (Some(tokens), _) => tokens,
             (None, pass) if pass.is_of_keys() => return Ok(()),
             // Even without keys the dispatch is needed, for zero keys and for the state of rows without a key. It binds the first
             // token but reads no key.
-            (None, _) if unit.key_rows.begin == 0 => (0, 1),
+            (None, _) if unit.key_rows.begin == 0 => (held.keys, held.keys + 1),
             (None, _) => return Ok(()),
         };
         let [row_tiles, key_tiles] =
@@ -526,10 +546,12 @@ impl<'a> Planner<'a> {
             _ => key_tiles,
         };
         let (num_workgroups, grid) = self.grid(&unit, tiles, planned.columns)?;
-        let window = |what, layout, tokens, len| self.window(what, layout, &unit, tokens, len);
+        let window = |what, layout, (begin, end): (u64, u64), len, first| {
+            self.window(what, layout, &unit, (begin - first, end - first), len)
+        };
         let [seq_len, key_len] = [self.shape.seq_len(), self.shape.key_len()];
         let kv = match unit.keys {
-            KeySource::Tokens => window("k", &self.tensor, kv_tokens, key_len)?,
+            KeySource::Tokens => window("k", &self.tensor, kv_tokens, key_len, held.keys)?,
             packed @ KeySource::Packed { .. } => self.packed_window(&packed),
         };
         let dispatch = AttentionDispatch {
@@ -541,12 +563,24 @@ impl<'a> Planner<'a> {
             rows: unit.rows,
             key_rows: unit.key_rows,
             merges: work.merges(pass, &unit),
-            q: window("q", &self.tensor, q_tokens, seq_len)?,
+            q: window("q", &self.tensor, q_tokens, seq_len, held.queries)?,
             keys: unit.keys,
             kv,
-            out: window("out", &self.tensor, out_tokens, seq_len)?,
-            state: window("softmax_state", &self.state, out_tokens, seq_len)?,
-            row_stats: window("row statistics", &self.row_stats, out_tokens, seq_len)?,
+            out: window("out", &self.tensor, out_tokens, seq_len, held.outputs)?,
+            state: window(
+                "softmax_state",
+                &self.state,
+                out_tokens,
+                seq_len,
+                held.outputs,
+            )?,
+            row_stats: window(
+                "row statistics",
+                &self.row_stats,
+                out_tokens,
+                seq_len,
+                held.outputs,
+            )?,
             // Tokens are below 2^31.
             first_tokens: [q_tokens.0, kv_tokens.0, out_tokens.0].map(|token| token as u32),
             num_workgroups,
@@ -606,6 +640,14 @@ impl<'a> Planner<'a> {
             ),
         })
     }
+}
+
+/// The first tokens of the tensors that are bound.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Held {
+    pub queries: u64,
+    pub keys: u64,
+    pub outputs: u64,
 }
 
 /// Stages that are computed of each whole branch, one after the other.

@@ -48,7 +48,7 @@ impl PlannedBuffer {
     }
 
     /// A buffer that kernels read and write.
-    pub(super) fn storage(label: &'static str, bytes: u64, caps: &DeviceCaps) -> Self {
+    pub(crate) fn storage(label: &'static str, bytes: u64, caps: &DeviceCaps) -> Self {
         Self::new(label, STORAGE_USAGE, bytes, caps)
     }
 

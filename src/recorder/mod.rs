@@ -320,6 +320,22 @@ impl Recorder {
             T::DTYPE,
             self.machine.pool().id(),
         )?;
+        // The leases hold the elements, so their number fits in memory.
+        self.read_back(tensor, tensor.num_elements() as usize)
+    }
+
+    /// As [`download`](Self::download), of a tensor of any type, as bytes.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(crate) fn download_bytes(&mut self, tensor: &Tensor) -> Result<Download<u8>> {
+        self.read_back(tensor, tensor.num_bytes() as usize)
+    }
+
+    /// Records a download of `tensor`, as `count` elements of type `T`.
+    fn read_back<T: bytemuck::Pod>(
+        &mut self,
+        tensor: &Tensor,
+        count: usize,
+    ) -> Result<Download<T>> {
         // The seal needs room behind the elements of a part.
         let most_bytes = Readback::most_bytes(self.machine.caps().max_buffer_bytes);
         let mut pieces = Vec::new();
@@ -353,12 +369,7 @@ impl Recorder {
         }
         // At least one: a tensor without elements has bytes of padding.
         let first = readbacks.remove(0);
-        // The leases hold the elements, so their number fits in memory.
-        Ok(Download::new(
-            first,
-            readbacks,
-            tensor.num_elements() as usize,
-        ))
+        Ok(Download::new(first, readbacks, count))
     }
 
     /// A readback buffer for `bytes` bytes and the seal that follows them (see [`readback`](crate::readback)).
@@ -414,6 +425,12 @@ impl Recorder {
     pub(crate) fn wrote(&mut self, contents: &Arc<Contents>, fills: bool) {
         let last = self.recording.commands.len().saturating_sub(1);
         self.recording.tracker.write(contents, fills, last);
+    }
+
+    /// Records that `tensor` begins with `bytes`, whole words.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(crate) fn write_bytes(&mut self, tensor: &Tensor, bytes: &[u8]) -> Result<()> {
+        self.stage(tensor, bytes)
     }
 
     /// Copies `bytes` to staging memory now and records their copy to `tensor`.

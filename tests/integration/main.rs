@@ -24,6 +24,7 @@ mod model_errors;
 mod models;
 mod operations;
 mod oracle;
+mod out_of_core;
 mod parts;
 mod patterns;
 mod recorder;

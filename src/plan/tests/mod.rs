@@ -1,6 +1,8 @@
 //! Plans without a GPU.
 
 mod backward;
+#[cfg(not(target_arch = "wasm32"))]
+mod blocks;
 mod branch;
 mod forward;
 #[cfg(feature = "models")]

@@ -18,7 +18,7 @@ pub(super) struct PackedKeys {
 
 /// Index in its binding of the first vec4 of key `row` of a head with this offset: `key_index` of geometry.wgsl, for f32 heads of
 /// `vec4s` vec4.
-fn key_index(
+pub(super) fn key_index(
     params: &AttentionParams,
     [item, segment, head]: [u32; 3],
     offset: u32,

@@ -1,0 +1,264 @@
+//! The plan of a run: blocks, and the memory that they take.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use super::packed::PackedBranch;
+use crate::attention::DilatedAttention;
+use crate::config::{AttentionShape, in_u32};
+use crate::device::{DType, DeviceCaps, ElementFormat};
+use crate::error::{Error, Result};
+use crate::kernels::Choice;
+use crate::kernels::attention_forward::ForwardVariant;
+use crate::plan::branch::BranchGeometry;
+use crate::plan::window::RowLayout;
+use crate::plan::{BlockSize, PlannedBuffer, forward_flop, time_at};
+
+/// What a run out of core does, and the memory that it takes. Made by [`DilatedAttention::plan_out_of_core`].
+#[derive(Clone, Debug)]
+pub struct OutOfCorePlan {
+    pub(super) shape: AttentionShape,
+    pub(super) dtype: DType,
+    pub(super) choice: Choice<ForwardVariant>,
+    pub(super) size: BlockSize,
+    /// Branches whose packed keys the host keeps.
+    pub(super) packed: Vec<BranchGeometry>,
+    /// Most bytes of device memory, staging and readback included.
+    pub device_bytes: u64,
+    /// Bytes of packed keys and values in the host's memory.
+    pub packed_bytes: u64,
+    /// Floating point operations, as of a [`ForwardPlan`](crate::ForwardPlan).
+    pub flop: u64,
+}
+
+/// How a run out of core is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OutOfCoreOptions {
+    /// Most bytes of device memory.
+    pub budget_bytes: u64,
+    /// Most outputs of a block; `None` for as many as the budget holds. Smaller blocks are slower, and each is a step of progress.
+    pub block_tokens: Option<NonZeroUsize>,
+}
+
+impl OutOfCoreOptions {
+    /// Blocks as large as `budget_bytes` of device memory hold.
+    pub fn new(budget_bytes: u64) -> Self {
+        Self {
+            budget_bytes,
+            block_tokens: None,
+        }
+    }
+
+    /// Sets the most [outputs of a block](Self::block_tokens).
+    pub fn with_block_tokens(self, block_tokens: Option<NonZeroUsize>) -> Self {
+        Self {
+            block_tokens,
+            ..self
+        }
+    }
+}
+
+/// Bytes of the largest staging chunk; an upload takes whole ones.
+const STAGING_CHUNK_BYTES: u64 = 4 << 20;
+
+/// Bytes for parameters of dispatches and their staging.
+const PARAMS_BYTES: u64 = 2 << 20;
+
+/// Blocks begin at multiples of this many tokens, if they are that long.
+const WHOLE_TOKENS: u64 = 64;
+
+impl DilatedAttention {
+    /// Plans a forward over one sequence of `tokens` tokens of `dtype` that takes at most as much device memory as `options` say.
+    ///
+    /// # Errors
+    /// [`Error::PlanOverBudget`] when the budget does not hold the smallest block; [`Error::InvalidShape`] for a sequence without
+    /// tokens or too long, [`Error::WrongDType`] for integers.
+    pub fn plan_out_of_core(
+        &self,
+        tokens: usize,
+        dtype: DType,
+        options: &OutOfCoreOptions,
+    ) -> Result<OutOfCorePlan> {
+        let shape = AttentionShape::new(1, tokens)?;
+        if tokens == 0 {
+            return Err(Error::InvalidShape {
+                what: "sequence out of core".into(),
+                given: "0 tokens".to_owned(),
+                need: "at least one".to_owned(),
+            });
+        }
+        let config = self.config();
+        ElementFormat::of("q", dtype, self.context().caps())?;
+        // The output is f32 until it is complete, so kernels are those of f32.
+        let choice = self.forward_choice(DType::F32)?;
+        let caps = self.context().caps_for(ElementFormat::F32);
+        let seq_len = in_u32(tokens);
+        let geometries: Vec<_> = (0..config.branches().len() as u32)
+            .map(|branch| BranchGeometry::cross(config, branch, seq_len, seq_len))
+            .filter(|geometry| geometry.head_count > 0)
+            .collect();
+        let memory = Memory {
+            row: RowLayout::of_activations(config, ElementFormat::F32, caps),
+            state: RowLayout::of_state(config, caps),
+            stored_bytes: config.embed_dim() as u64 * dtype.bytes(),
+            converts: dtype != DType::F32,
+            caps,
+        };
+        let size = memory.largest(tokens as u64, &geometries, options)?;
+        let is_packed =
+            |geometry: &BranchGeometry| !size.is_short(geometry) && geometry.dilation_rate > 1;
+        let packed: Vec<_> = geometries.into_iter().filter(is_packed).collect();
+        let head_bytes = config.head_dim() * dtype.bytes() as usize;
+        let packed_bytes = packed.iter();
+        let packed_bytes =
+            packed_bytes.map(|geometry| 2 * PackedBranch::bytes(geometry, head_bytes));
+        Ok(OutOfCorePlan {
+            dtype,
+            choice,
+            packed_bytes: packed_bytes.sum(),
+            packed,
+            device_bytes: memory.bytes(size),
+            flop: forward_flop(config, &shape) as u64,
+            size,
+            shape,
+        })
+    }
+}
+
+/// What the memory of a block follows from.
+struct Memory<'a> {
+    row: RowLayout,
+    state: RowLayout,
+    /// Bytes of a token on the host.
+    stored_bytes: u64,
+    converts: bool,
+    caps: &'a DeviceCaps,
+}
+
+impl Memory<'_> {
+    /// Device bytes of a block.
+    fn bytes(&self, size: BlockSize) -> u64 {
+        let storage = |bytes| PlannedBuffer::storage("block", bytes, self.caps).class_bytes;
+        let held = storage(size.held_tokens * self.row.row_bytes);
+        let stored = size.held_tokens * self.stored_bytes;
+        let half = if self.converts { storage(stored) } else { 0 };
+        let out = storage(size.tokens * self.row.row_bytes);
+        let state = storage(size.tokens * self.state.row_bytes);
+        let staging = 3 * stored.next_multiple_of(STAGING_CHUNK_BYTES) + STAGING_CHUNK_BYTES;
+        let readback = storage(size.tokens * self.stored_bytes + 8);
+        3 * held + half + out + state + staging + readback + PARAMS_BYTES
+    }
+
+    /// The largest block within the budget that bindings cover.
+    fn largest(
+        &self,
+        tokens: u64,
+        geometries: &[BranchGeometry],
+        options: &OutOfCoreOptions,
+    ) -> Result<BlockSize> {
+        let budget_bytes = options.budget_bytes;
+        let covered = self
+            .row
+            .max_rows(self.caps)
+            .min(self.state.max_rows(self.caps));
+        let of = |block: u64| BlockSize {
+            tokens: block,
+            held_tokens: (2 * block).min(tokens).max(1),
+        };
+        let fits = |block: u64| {
+            let size = of(block);
+            size.held_tokens <= covered && self.bytes(size) <= budget_bytes
+        };
+        if !fits(1) {
+            return Err(Error::PlanOverBudget {
+                what: "the smallest block out of core",
+                requested_bytes: self.bytes(of(1)),
+                budget_bytes,
+                next_step: "raise the budget",
+            });
+        }
+        // It fits up to `good`, but not up to `bad`.
+        let most = options
+            .block_tokens
+            .map_or(tokens, |most| tokens.min(most.get() as u64));
+        let (mut good, mut bad) = (1, most + 1);
+        while bad - good > 1 {
+            let middle = good + (bad - good) / 2;
+            match fits(middle) {
+                true => good = middle,
+                false => bad = middle,
+            }
+        }
+        if good == most {
+            return Ok(of(most));
+        }
+        // At the ends of long segments, blocks need no tokens of their neighbours.
+        let lengths = geometries
+            .iter()
+            .map(|geometry| u64::from(geometry.segment_length));
+        let whole = lengths.filter(|length| *length <= good / 2).max();
+        let whole = whole.unwrap_or(1).max(WHOLE_TOKENS.min(good));
+        Ok(of(good - good % whole))
+    }
+}
+
+impl OutOfCorePlan {
+    /// Tokens of the sequence.
+    pub fn tokens(&self) -> usize {
+        self.shape.seq_len()
+    }
+
+    /// Outputs of a block.
+    pub fn block_tokens(&self) -> usize {
+        // At most the tokens of the sequence.
+        self.size.tokens as usize
+    }
+
+    /// Number of blocks.
+    pub fn num_blocks(&self) -> usize {
+        self.tokens().div_ceil(self.block_tokens())
+    }
+
+    /// Time on an adapter that does `flop_per_second` floating point operations per second.
+    pub fn time_at(&self, flop_per_second: f64) -> Duration {
+        time_at(self.flop, flop_per_second)
+    }
+}
+
+impl fmt::Display for OutOfCorePlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        writeln!(
+            f,
+            "forward out of core of {} tokens of type {} in {} blocks of {}",
+            self.tokens(),
+            self.dtype,
+            self.num_blocks(),
+            self.block_tokens(),
+        )?;
+        writeln!(
+            f,
+            "kernel {}, chosen: {}",
+            self.choice.variant, self.choice.reason
+        )?;
+        for geometry in &self.packed {
+            writeln!(
+                f,
+                "branch {}: {} packed rows of {} heads in each of {} segments",
+                geometry.branch,
+                geometry.rows_per_segment,
+                geometry.head_count,
+                geometry.num_segments,
+            )?;
+        }
+        write!(
+            f,
+            "at most {:.1} MiB on the device, {:.1} MiB of packed keys on the host, {:.3} GFLOP",
+            mib(self.device_bytes),
+            mib(self.packed_bytes),
+            self.flop as f64 / 1e9,
+        )
+    }
+}
