@@ -8,6 +8,8 @@
 //!
 //! With `--chunk TOKENS`, tensors lie in parts of that many tokens: what then happens where a tensor is larger than a buffer.
 //!
+//! With `--budget MIB`, forwards of attention run out of core, in blocks of `--chunk` tokens, and the pool has that budget.
+//!
 //! With `--kernel TIER`, the reason of each line names the kernels that ran, and stderr says in the end how many comparisons were
 //! of that tier alone. Weights of models are f32, so that with cooperative matrices their products are of another tier.
 
@@ -18,6 +20,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use dilated_attention::device::KernelTier;
+use dilated_attention::out_of_core::OutOfCoreOptions;
+use dilated_attention::pool::PoolOptions;
 use dilated_attention::{ContextOptions, DType, KernelOptions};
 use program::say;
 use testing::conformance::{Gpu, Line, Summary, check_file, failed_file, golden_files};
@@ -46,6 +50,9 @@ struct Options {
     /// Tensors in parts of this many tokens, as where they are larger than a buffer
     #[arg(long, value_name = "TOKENS")]
     chunk: Option<NonZeroUsize>,
+    /// Forwards of attention out of core, within so much device memory, in blocks of --chunk tokens; it bounds everything else, too
+    #[arg(long, value_name = "MIB")]
+    budget: Option<u64>,
 }
 
 fn tier(name: &str) -> Result<KernelTier, &'static str> {
@@ -67,12 +74,20 @@ fn run(options: Options) -> Result<ExitCode, Box<dyn Error>> {
         tier,
         ..Default::default()
     };
+    let budget_bytes = options.budget.map(|mib| mib << 20);
+    let mut pool = PoolOptions::default();
+    if let Some(budget_bytes) = budget_bytes {
+        pool = pool.with_budget_bytes(budget_bytes);
+    }
     let context = ContextOptions::new()
+        .with_pool(pool)
         .with_kernels(kernels)
         .with_part_rows(options.chunk)
         .open_blocking()?;
     program::note(format_args!("adapter: {}", context.adapter_info().name));
     let mut gpu = Gpu::new(context, dtype);
+    gpu.out_of_core =
+        budget_bytes.map(|bytes| OutOfCoreOptions::new(bytes).with_block_tokens(options.chunk));
     let mut summary = Summary::default();
     let mut print = |lines: Vec<Line>| -> Result<(), &'static str> {
         for line in lines {

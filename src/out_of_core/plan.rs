@@ -13,7 +13,7 @@ use crate::kernels::Choice;
 use crate::kernels::attention_forward::ForwardVariant;
 use crate::plan::branch::BranchGeometry;
 use crate::plan::window::RowLayout;
-use crate::plan::{BlockSize, PlannedBuffer, forward_flop, time_at};
+use crate::plan::{BlockSize, PlannedBuffer, forward_flop, staging_bytes, time_at};
 
 /// What a run out of core does, and the memory that it takes. Made by [`DilatedAttention::plan_out_of_core`].
 #[derive(Clone, Debug)]
@@ -60,11 +60,9 @@ impl OutOfCoreOptions {
     }
 }
 
-/// Bytes of the largest staging chunk; an upload takes whole ones.
-const STAGING_CHUNK_BYTES: u64 = 4 << 20;
-
-/// Bytes for parameters of dispatches and their staging.
-const PARAMS_BYTES: u64 = 2 << 20;
+/// Bytes for parameters of dispatches and their staging. A work has a dispatch for all whole segments, and some for the heads of
+/// the rows at either end of a block.
+const PARAMS_BYTES: u64 = 512 << 10;
 
 /// Blocks begin at multiples of this many tokens, if they are that long.
 const WHOLE_TOKENS: u64 = 64;
@@ -146,9 +144,18 @@ impl Memory<'_> {
         let half = if self.converts { storage(stored) } else { 0 };
         let out = storage(size.tokens * self.row.row_bytes);
         let state = storage(size.tokens * self.state.row_bytes);
-        let staging = 3 * stored.next_multiple_of(STAGING_CHUNK_BYTES) + STAGING_CHUNK_BYTES;
-        let readback = storage(size.tokens * self.stored_bytes + 8);
-        3 * held + half + out + state + staging + readback + PARAMS_BYTES
+        // In chunks, each for what is left of an upload.
+        let mut staging = 0;
+        let mut left = stored;
+        while left > 0 {
+            let chunk = staging_bytes(left);
+            staging += chunk;
+            left = left.saturating_sub(chunk);
+        }
+        // Of the outputs, or of the states; each with a seal.
+        let row_bytes = self.stored_bytes.max(self.state.row_bytes);
+        let readback = storage(size.tokens * row_bytes + 8);
+        3 * (held + staging) + half + out + state + readback + PARAMS_BYTES
     }
 
     /// The largest block within the budget that bindings cover.

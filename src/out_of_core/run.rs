@@ -25,6 +25,7 @@ pub struct OutOfCoreRun<'a> {
     plan: &'a OutOfCorePlan,
     inputs: [&'a dyn TokenSource; 3],
     sink: &'a mut dyn TokenSink,
+    states: Option<&'a mut dyn TokenSink>,
     packed: Vec<PackedBranch>,
     device: Device,
     /// Tokens whose keys are packed, as far as any are; then tokens whose outputs are written.
@@ -46,25 +47,11 @@ impl DilatedAttention {
         inputs: [&'a dyn TokenSource; 3],
         sink: &'a mut dyn TokenSink,
     ) -> Result<OutOfCoreRun<'a>> {
-        let ends = inputs.map(|input| (input.dtype(), input.num_elements()));
-        let [q, k, v] = ends;
+        let [q, k, v] = inputs.map(|input| (input.dtype(), input.num_elements()));
         let out = (sink.dtype(), sink.num_elements());
         let expected = plan.tokens() as u64 * self.config().embed_dim() as u64;
         for (what, (dtype, elements)) in [("q", q), ("k", k), ("v", v), ("out", out)] {
-            if dtype != plan.dtype {
-                return Err(Error::WrongDType {
-                    what: what.into(),
-                    given: dtype,
-                    need: plan.dtype,
-                });
-            }
-            if let Some(given) = elements.filter(|given| *given != expected) {
-                return Err(Error::LengthMismatch {
-                    label: what.into(),
-                    given,
-                    expected,
-                });
-            }
+            expect(what, (dtype, plan.dtype), (elements, expected))?;
         }
         self.context().compile(&[plan.choice.variant.into()])?;
         let head_bytes = self.config().head_dim() * plan.dtype.bytes() as usize;
@@ -77,6 +64,7 @@ impl DilatedAttention {
             plan,
             inputs,
             sink,
+            states: None,
             packed_tokens: if packed.is_empty() { tokens } else { 0 },
             packed,
             device: Device::lease(self, plan)?,
@@ -124,9 +112,12 @@ impl Device {
             None => recorder.write_bytes(input, rows),
             Some(half) => {
                 recorder.write_bytes(half, rows)?;
-                let width = input.shape()[1];
-                let count = rows.len() / (width * half.dtype().bytes() as usize);
-                let [from, to] = [half, input].map(|tensor| tensor.matrix().slice(0..count));
+                // Packed rows have the heads of their branch alone, so that they are narrower than the tensor's.
+                let vec4s = rows.len() / (4 * half.dtype().bytes() as usize);
+                let [from, to] = [half, input].map(|tensor| {
+                    let elements = tensor.matrix().reshape(4)?;
+                    elements.slice(0..vec4s)
+                });
                 convert_rows(recorder, from?, to?)
             }
         }
@@ -137,6 +128,46 @@ impl Device {
 struct ReadAhead {
     queries: Option<Vec<u8>>,
     keys: Option<[Vec<u8>; 2]>,
+}
+
+/// Checks type and number of elements of a source or sink: given, expected.
+fn expect(
+    what: &'static str,
+    (given, need): (DType, DType),
+    (elements, expected): (Option<u64>, u64),
+) -> Result<()> {
+    if given != need {
+        return Err(Error::WrongDType {
+            what: what.into(),
+            given,
+            need,
+        });
+    }
+    match elements.filter(|given| *given != expected) {
+        None => Ok(()),
+        Some(given) => Err(Error::LengthMismatch {
+            label: what.into(),
+            given,
+            expected,
+        }),
+    }
+}
+
+impl<'a> OutOfCoreRun<'a> {
+    /// The same, which also writes the softmax state of each row and head to `states`, as f32: rows (head, 2), as of
+    /// [`ForwardOutput::softmax_state`](crate::ForwardOutput::softmax_state). Of a block, they come before the outputs.
+    ///
+    /// # Errors
+    /// [`Error::WrongDType`] and [`Error::LengthMismatch`] for another type or size.
+    pub fn with_softmax_state(self, states: &'a mut dyn TokenSink) -> Result<Self> {
+        let heads = self.attention.config().num_heads() as u64;
+        let elements = (states.num_elements(), self.plan.tokens() as u64 * heads * 2);
+        expect("softmax_state", (states.dtype(), DType::F32), elements)?;
+        Ok(Self {
+            states: Some(states),
+            ..self
+        })
+    }
 }
 
 impl OutOfCoreRun<'_> {
@@ -205,6 +236,13 @@ impl OutOfCoreRun<'_> {
             self.clear()?;
         }
         self.run_works(&block)?;
+        if self.states.is_some() {
+            let states = self.download_f32(&self.device.softmax_state, &tokens)?;
+            if let Some(sink) = &mut self.states {
+                let written = sink.write(host_range(&tokens), &states);
+                written.map_err(|error| host_error("softmax_state", &tokens, &error))?;
+            }
+        }
         let out = self.download(&tokens)?;
         let written = self.sink.write(host_range(&tokens), &out);
         written.map_err(|error| host_error("out", &tokens, &error))?;
@@ -302,25 +340,33 @@ impl OutOfCoreRun<'_> {
     /// The outputs of a block, as bytes.
     fn download(&self, tokens: &Tokens) -> Result<Vec<u8>> {
         let device = &self.device;
+        let Some(half) = &device.half else {
+            return self.download_f32(&device.out, tokens);
+        };
         let mut recorder = self.attention.context().recorder("outputs");
         let count = (tokens.end - tokens.start) as usize;
-        let width = device.out.shape()[1];
-        let out = device.out.view(&[count, width], 0);
-        match &device.half {
-            None => {
-                let download = recorder.download::<f32>(&out)?;
-                recorder.submit()?;
-                Ok(bytemuck::cast_slice(&download.wait()?).to_vec())
-            }
-            Some(half) => {
-                let [from, to] = [&device.out, half].map(|tensor| tensor.matrix().slice(0..count));
-                convert_rows(&mut recorder, from?, to?)?;
-                let stored = half.view(&[count, width], 0);
-                let download = recorder.download_bytes(&stored)?;
-                recorder.submit()?;
-                download.wait()
-            }
-        }
+        let [from, to] = [&device.out, half].map(|tensor| tensor.matrix().slice(0..count));
+        convert_rows(&mut recorder, from?, to?)?;
+        self.download_rows(recorder, half, count)
+    }
+
+    /// The first rows of a tensor of f32, one for each of `tokens`, as bytes.
+    fn download_f32(&self, tensor: &Tensor, tokens: &Tokens) -> Result<Vec<u8>> {
+        let recorder = self.attention.context().recorder("outputs");
+        self.download_rows(recorder, tensor, (tokens.end - tokens.start) as usize)
+    }
+
+    /// Submits `recorder`; the first `count` rows of a tensor after that, as bytes.
+    fn download_rows(
+        &self,
+        mut recorder: Recorder,
+        tensor: &Tensor,
+        count: usize,
+    ) -> Result<Vec<u8>> {
+        let rows = tensor.view(&[count, tensor.shape()[1]], 0);
+        let download = recorder.download_bytes(&rows)?;
+        recorder.submit()?;
+        download.wait()
     }
 }
 

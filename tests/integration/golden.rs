@@ -1,8 +1,10 @@
 //! The golden files in `tests/golden` on devices. The crate `testing` checks the reference against them.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use dilated_attention::DType;
+use dilated_attention::out_of_core::OutOfCoreOptions;
 use testing::conformance::{Gpu, Summary, check_file, golden_files};
 
 use crate::support::kernel_contexts::{kernel_contexts, short_parts};
@@ -48,6 +50,26 @@ fn tensors_in_parts_equal_the_golden_files() {
     let files = files(|name| !name.starts_with("ts_train_"));
     let mut gpu = Gpu::new(short_parts().context.clone(), DType::F32);
     check(&files, &mut gpu, 718);
+}
+
+/// Forwards of attention out of core, in blocks that no segment is a multiple of, in f32 and in half precision.
+#[test]
+fn blocks_out_of_core_equal_the_golden_files() {
+    let kinds = [
+        "big_core_",
+        "ds_core_",
+        "fk_",
+        "quirk_",
+        "sdpa_",
+        "ts_core_",
+    ];
+    let files = files(|name| kinds.iter().any(|kind| name.starts_with(kind)));
+    let options = OutOfCoreOptions::new(64 << 20).with_block_tokens(NonZeroUsize::new(19));
+    for dtype in [DType::F32, DType::Bf16] {
+        let mut gpu = Gpu::new(kernel_contexts()[0].context.clone(), dtype);
+        gpu.out_of_core = Some(options);
+        check(&files, &mut gpu, 30);
+    }
 }
 
 /// Attention, gradients and models of the files' inputs, rounded: errors at most twice those of a plain implementation. All

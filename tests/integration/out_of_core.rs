@@ -8,7 +8,8 @@ use dilated_attention::half::{bf16, f16};
 use dilated_attention::out_of_core::{Generated, OutOfCoreOptions, TokenSink, TokenSource};
 use dilated_attention::weights::{WeightFile, WeightsError};
 use dilated_attention::{
-    AttentionShape, DType, DilatedAttention, DilatedAttentionConfig, Element, Error, Mask,
+    AttentionShape, DType, DilatedAttention, DilatedAttentionConfig, Element, Error, Heads, Mask,
+    softmax_lse,
 };
 
 use crate::forward::named_problems;
@@ -117,30 +118,56 @@ fn one_block_has_the_bits_of_a_call_in_core() {
     }
 }
 
+#[test]
+fn softmax_states_are_those_of_a_call_in_core() {
+    let on = &kernel_contexts()[0];
+    let config = DilatedAttentionConfig::new(2, 8, &[16, 64], &[2, 4]).unwrap();
+    let problem = Problem::new(config.clone(), AttentionShape::new(1, 90).unwrap(), 1.0);
+    let attention = DilatedAttention::new(&on.context, config).unwrap();
+    let plan = attention
+        .plan_out_of_core(90, DType::F32, &options(25))
+        .unwrap();
+    let (mut out, mut states) = (vec![0f32; 90 * 16], vec![0f32; 90 * 4]);
+    let inputs: [&dyn TokenSource; 3] = [&problem.q, &problem.k, &problem.v];
+    let begin = attention.run_out_of_core(&plan, inputs, &mut out).unwrap();
+    let short = begin.with_softmax_state(&mut [0f32; 5].to_vec()).map(drop);
+    assert!(matches!(short, Err(Error::LengthMismatch { given: 5, .. })));
+    let begin = attention.run_out_of_core(&plan, inputs, &mut out).unwrap();
+    let mut run = begin.with_softmax_state(&mut states).unwrap();
+    while !run.is_done() {
+        run.advance().unwrap();
+    }
+    drop(run);
+    let expected = problem.reference().softmax_lse;
+    for (lse, expected) in softmax_lse(&states).iter().zip(&expected) {
+        assert!(
+            (f64::from(*lse) - expected).abs() <= 1e-6 * expected.abs().max(1.0),
+            "{lse} {expected}"
+        );
+    }
+}
+
 fn check_half<T: Element>(narrow: impl Fn(f32) -> T, wide: impl Fn(T) -> f32, ulp: f64) {
     let on = &kernel_contexts()[0];
     let config = DilatedAttentionConfig::new(3, 8, &[32, 128], &[1, 4]).unwrap();
-    let shape = AttentionShape::new(1, 300).unwrap();
-    let problem = Problem::new(config.clone(), shape, 1.0).stored(T::DTYPE);
-    let attention = DilatedAttention::new(&on.context, config).unwrap();
-    let stored = |x: &[f32]| x.iter().map(|x| narrow(*x)).collect::<Vec<T>>();
-    let inputs = [&problem.q, &problem.k, &problem.v].map(|x| stored(x));
-    let expected = problem.reference().out;
-    for block in [50, 128] {
-        let out = run(
-            &attention,
-            300,
-            inputs.each_ref().map(Vec::as_slice),
-            &options(block),
-        )
-        .unwrap();
-        for (out, expected) in out.iter().zip(&expected) {
-            // Rounded once, at the end.
-            let error = (f64::from(wide(*out)) - expected).abs();
-            assert!(
-                error <= 0.51 * ulp * expected.abs() + 1e-6,
-                "{error} of {expected}"
-            );
+    for config in [config.clone(), config.with_heads(Heads::Partitioned)] {
+        let shape = AttentionShape::new(1, 300).unwrap();
+        let problem = Problem::new(config.clone(), shape, 1.0).stored(T::DTYPE);
+        let attention = DilatedAttention::new(&on.context, config).unwrap();
+        let stored = |x: &[f32]| x.iter().map(|x| narrow(*x)).collect::<Vec<T>>();
+        let inputs = [&problem.q, &problem.k, &problem.v].map(|x| stored(x));
+        let inputs = inputs.each_ref().map(Vec::as_slice);
+        let expected = problem.reference().out;
+        for block in [50, 128] {
+            let out = run(&attention, 300, inputs, &options(block)).unwrap();
+            for (out, expected) in out.iter().zip(&expected) {
+                // Rounded once, at the end.
+                let error = (f64::from(wide(*out)) - expected).abs();
+                assert!(
+                    error <= 0.51 * ulp * expected.abs() + 1e-6,
+                    "{error} of {expected}"
+                );
+            }
         }
     }
 }
@@ -160,33 +187,38 @@ fn memory_stays_within_the_budget() {
     let attention = DilatedAttention::new(&context, config).unwrap();
     let tokens = 1 << 15;
     let x = uniform(3, tokens * 16);
-    let plan = |mib: u64| {
-        attention.plan_out_of_core(tokens, DType::F32, &OutOfCoreOptions::new(mib << 20))
+    let plan = |kib: u64| {
+        attention.plan_out_of_core(tokens, DType::F32, &OutOfCoreOptions::new(kib << 10))
     };
-    let error = plan(1).map(drop).unwrap_err();
+    let error = plan(500).map(drop).unwrap_err();
     assert!(matches!(error, Error::PlanOverBudget { .. }), "{error}");
-    let budget = 24;
-    let plan = plan(budget).unwrap();
-    assert!(
-        plan.num_blocks() > 1 && plan.device_bytes <= budget << 20,
-        "{plan}"
-    );
-    assert_eq!(plan.packed_bytes, 2 * 512 * 64);
-    context.wait().unwrap();
-    context.pool().force_trim();
-    context.pool().reset_peaks();
-    let mut out = vec![0f32; x.len()];
-    let mut run = attention
-        .run_out_of_core(&plan, [&x, &x, &x], &mut out)
-        .unwrap();
-    while !run.is_done() {
-        run.advance().unwrap();
+    for kib in [2 << 10, 10 << 10] {
+        let plan = plan(kib).unwrap();
+        assert!(
+            plan.num_blocks() > 1 && plan.device_bytes <= kib << 10,
+            "{plan}"
+        );
+        assert_eq!(plan.packed_bytes, 2 * 512 * 64);
+        context.wait().unwrap();
+        context.pool().force_trim();
+        context.pool().reset_peaks();
+        let mut out = vec![0f32; x.len()];
+        let mut run = attention
+            .run_out_of_core(&plan, [&x, &x, &x], &mut out)
+            .unwrap();
+        while !run.is_done() {
+            run.advance().unwrap();
+        }
+        drop(run);
+        let peak = context.pool().stats().held_bytes.peak;
+        assert!(
+            peak <= plan.device_bytes,
+            "{peak} {}\n{plan}",
+            plan.device_bytes
+        );
+        context.wait().unwrap();
+        assert_eq!(context.pool().stats().leases.current, 0);
     }
-    drop(run);
-    let peak = context.pool().stats().held_bytes.peak;
-    assert!(peak <= plan.device_bytes, "{peak}\n{plan}");
-    context.wait().unwrap();
-    assert_eq!(context.pool().stats().leases.current, 0);
 }
 
 /// A source that fails at some tokens, or panics.

@@ -67,6 +67,10 @@ pub(crate) struct BlockPlan {
 impl Planner<'_> {
     /// Plans the outputs of the tokens `outputs` of the shape's only item.
     pub fn plan_block(mut self, outputs: Tokens, size: BlockSize) -> Result<BlockPlan> {
+        // What a block binds lies in one buffer each.
+        for layout in [&mut self.tensor, &mut self.state, &mut self.row_stats] {
+            layout.part_bytes = u64::MAX;
+        }
         let (config, seq_len) = (self.config, in_u32(self.shape.seq_len()));
         let geometries = self.geometries(seq_len, seq_len);
         let every_branch = config.heads() == Heads::EveryBranch;

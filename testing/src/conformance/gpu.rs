@@ -2,11 +2,13 @@
 
 use std::error::Error;
 
+use dilated_attention::half::{bf16, f16};
 use dilated_attention::ops::convert;
+use dilated_attention::out_of_core::OutOfCoreOptions;
 use dilated_attention::testing::Kernel;
 use dilated_attention::{
-    CallOptions, Context, DType, DilatedAttention, DilatedAttentionConfig, Download, Recorder,
-    Result, Tensor, softmax_lse,
+    CallOptions, Context, DType, DilatedAttention, DilatedAttentionConfig, Download, Element,
+    Recorder, Result, Tensor, softmax_lse,
 };
 
 use super::attention::{Engine, ForwardOutput, Inputs};
@@ -17,6 +19,8 @@ pub struct Gpu {
     pub context: Context,
     /// What tensors are stored as.
     pub dtype: DType,
+    /// Whether forwards of attention run out of core, and how.
+    pub out_of_core: Option<OutOfCoreOptions>,
     kernels: Vec<Kernel>,
 }
 
@@ -26,6 +30,7 @@ impl Gpu {
         Self {
             context,
             dtype,
+            out_of_core: None,
             kernels: Vec::new(),
         }
     }
@@ -39,6 +44,77 @@ impl Gpu {
     ) -> Result<Tensor> {
         let tensor = recorder.upload(label, dims, values)?;
         convert(recorder, &tensor, self.dtype)
+    }
+}
+
+/// Output and softmax states of a sequence, out of core.
+fn out_of_core<T: Element>(
+    attention: &DilatedAttention,
+    tokens: usize,
+    inputs: [&[f32]; 3],
+    options: &OutOfCoreOptions,
+    (narrow, widen): (fn(f32) -> T, fn(T) -> f32),
+) -> Result<[Vec<f32>; 2]> {
+    let [q, k, v] = inputs.map(|x| x.iter().map(|x| narrow(*x)).collect::<Vec<T>>());
+    let plan = attention.plan_out_of_core(tokens, T::DTYPE, options)?;
+    let mut out = vec![T::zeroed(); q.len()];
+    let mut states = vec![0f32; tokens * attention.config().num_heads() * 2];
+    let run = attention.run_out_of_core(&plan, [&q, &k, &v], &mut out)?;
+    let mut run = run.with_softmax_state(&mut states)?;
+    while !run.is_done() {
+        run.advance()?;
+    }
+    drop(run);
+    Ok([out.into_iter().map(widen).collect(), states])
+}
+
+impl Gpu {
+    /// A forward out of core: item after item, of which each has its own tokens alone.
+    fn forward_out_of_core(
+        &self,
+        inputs: &Inputs<'_>,
+        attention: &DilatedAttention,
+        options: &OutOfCoreOptions,
+    ) -> Result<ForwardOutput> {
+        let config = attention.config();
+        let (heads, width) = (config.num_heads(), config.embed_dim());
+        let mut output = ForwardOutput {
+            out: Vec::new(),
+            softmax_lse: Vec::new(),
+        };
+        for item in 0..inputs.shape.batch() {
+            let (seq_len, tokens) = (inputs.shape.seq_len(), inputs.shape.valid_len(item));
+            let first = item * seq_len * width;
+            let tensors = [inputs.q, inputs.k, inputs.v].map(|x| &x[first..][..tokens * width]);
+            let (mut out, mut states) = (Vec::new(), Vec::new());
+            if tokens > 0 {
+                [out, states] = match self.dtype {
+                    DType::F16 => {
+                        let convert = (
+                            f16::from_f32 as fn(f32) -> f16,
+                            f16::to_f32 as fn(f16) -> f32,
+                        );
+                        out_of_core(attention, tokens, tensors, options, convert)?
+                    }
+                    DType::Bf16 => {
+                        let convert = (
+                            bf16::from_f32 as fn(f32) -> bf16,
+                            bf16::to_f32 as fn(bf16) -> f32,
+                        );
+                        out_of_core(attention, tokens, tensors, options, convert)?
+                    }
+                    _ => {
+                        let same: fn(f32) -> f32 = |x| x;
+                        out_of_core(attention, tokens, tensors, options, (same, same))?
+                    }
+                };
+            }
+            out.resize(seq_len * width, 0.0);
+            states.resize(seq_len * heads * 2, 0.0);
+            output.out.extend(out);
+            output.softmax_lse.extend(softmax_lse(&states));
+        }
+        Ok(output)
     }
 }
 
@@ -108,6 +184,23 @@ impl Engine for Gpu {
         let (batch, seq_len) = (inputs.shape.batch(), inputs.shape.seq_len());
         let (heads, head_dim) = (first.num_heads(), first.head_dim());
         let dims = [batch, seq_len, heads, head_dim];
+        let picked = |ForwardOutput { out, softmax_lse }| match inputs.rows {
+            None => ForwardOutput { out, softmax_lse },
+            Some(rows) => ForwardOutput {
+                out: pick(&out, rows, heads * head_dim),
+                softmax_lse: pick(&softmax_lse, rows, heads),
+            },
+        };
+        if let Some(options) = self.out_of_core.filter(|_| !inputs.shape.is_cross()) {
+            for (number, config) in configs.iter().enumerate() {
+                let attention = DilatedAttention::new(&self.context, config.clone())?;
+                each(
+                    number,
+                    picked(self.forward_out_of_core(inputs, &attention, &options)?),
+                );
+            }
+            return Ok(());
+        }
         let mut recorder = self.context.recorder("inputs");
         let q = self.upload(&mut recorder, "q", &dims, inputs.q)?;
         let k = self.upload(&mut recorder, "k", &dims, inputs.k)?;
@@ -128,14 +221,7 @@ impl Engine for Gpu {
             self.kernels.extend(recorder.kernels());
             recorder.submit()?;
             let (out, softmax_lse) = (out.wait()?, softmax_lse(&state.wait()?));
-            let output = match inputs.rows {
-                None => ForwardOutput { out, softmax_lse },
-                Some(rows) => ForwardOutput {
-                    out: pick(&out, rows, heads * head_dim),
-                    softmax_lse: pick(&softmax_lse, rows, heads),
-                },
-            };
-            each(number, output);
+            each(number, picked(ForwardOutput { out, softmax_lse }));
         }
         Ok(())
     }
