@@ -226,6 +226,11 @@ impl Readback {
         }
     }
 
+    /// Whether the bytes may still come.
+    fn is_pending(&self) -> bool {
+        self.lock().stage.is_pending()
+    }
+
     /// Whether the bytes are here; an error if they will never come.
     fn check(&self) -> Result<bool> {
         let stage = self.lock().stage;
@@ -329,7 +334,9 @@ impl<T: bytemuck::Pod> Download<T> {
     /// again. [`Error::DownloadAbandoned`] (also where wgpu refused to run the encoder) and [`Error::DeviceLost`] when the
     /// elements will never come.
     pub fn wait(&self) -> Result<Vec<T>> {
-        for _ in 0..IDLE_ROUNDS {
+        let mut idle_rounds = 0;
+        let mut num_pending = usize::MAX;
+        while idle_rounds < IDLE_ROUNDS {
             if let Some(result) = self.result() {
                 return result;
             }
@@ -337,7 +344,14 @@ impl<T: bytemuck::Pod> Download<T> {
             if let Err(lost) = self.watch().wait_until(is_here) {
                 return self.result().unwrap_or(Err(lost));
             }
-            // Another thread's poll may be about to run the callback.
+            // Another thread's poll may be about to run the callbacks, one buffer after the other.
+            let pending = self.readbacks().filter(|readback| readback.is_pending());
+            let before = std::mem::replace(&mut num_pending, pending.count());
+            idle_rounds = if num_pending < before {
+                0
+            } else {
+                idle_rounds + 1
+            };
             let Some(readback) = self.first_pending() else {
                 continue;
             };
@@ -371,8 +385,7 @@ impl<T: bytemuck::Pod> Download<T> {
     }
 
     fn first_pending(&self) -> Option<&Arc<Readback>> {
-        self.readbacks()
-            .find(|readback| readback.lock().stage.is_pending())
+        self.readbacks().find(|readback| readback.is_pending())
     }
 
     /// The elements if they are here, an error if they will never come, else `None`.

@@ -155,7 +155,11 @@ pub(crate) fn check_parts(label: &Label, bytes: u64, part_bytes: u64) -> Result<
 
 /// Bytes of each part but the last of a new tensor of `shape`; 0 where a buffer does not hold a token.
 pub(crate) fn part_bytes(shape: &[usize], dtype: DType, caps: &DeviceCaps) -> u64 {
-    caps.part_bytes(token_elements(shape) * dtype.bytes())
+    match shape {
+        // Vectors are bound as a whole, such as biases, wherever a buffer holds them.
+        [] | [_] => caps.largest_part_bytes(dtype.bytes()),
+        _ => caps.part_bytes(token_elements(shape) * dtype.bytes()),
+    }
 }
 
 /// Elements that no part divides: of (rows, width) a row; of (item, token, ...) all of a token, heads included.
@@ -189,7 +193,8 @@ pub struct TensorPart<'a> {
     /// elements has 16 bytes, so that every kernel can bind it: the widest elements of a shader's array are vec4s of f32.)
     pub bytes: Range<u64>,
     /// The rows that the part holds. A row is the last dimension of the shape, and all before it count rows: of a tensor (batch,
-    /// token, head, element), row `(item * tokens + token) * heads + head`.
+    /// token, head, element), row `(item * tokens + token) * heads + head`. Of a tensor with one dimension that lies in several
+    /// parts, each element is a row.
     pub rows: Range<usize>,
 }
 
@@ -261,11 +266,12 @@ impl Tensor {
     }
 
     /// Where the tensor lies, for shaders of the application's own: its parts, in the order of their rows. A tensor has several if it
-    /// is larger than the device's largest buffer; all of them but the last have the same number of rows. Tokens are not divided:
+    /// is larger than the device's largest buffer, less what is no whole block of 64 tokens; all of them but the last have the same
+    /// number of rows. Tokens are not divided:
     /// all heads of a token lie in one part.
     pub fn parts(&self) -> impl ExactSizeIterator<Item = TensorPart<'_>> {
-        let row_bytes = self.shape.last().map_or(1, |&width| width as u64) * self.dtype.bytes();
-        let num_rows = num_rows(&self.shape);
+        let rows = part_rows(&self.shape, !self.is_undivided());
+        let (row_bytes, num_rows) = (rows.elements as u64 * self.dtype.bytes(), rows.count);
         let mut begin = 0;
         let pieces: Vec<_> = self
             .pieces(self.whole())
@@ -429,13 +435,24 @@ pub(crate) fn num_bytes(label: impl Into<Label>, shape: &[usize], dtype: DType) 
         })
 }
 
-/// Rows of a tensor of `shape`, whose bytes do not overflow.
-pub(crate) fn num_rows(shape: &[usize]) -> usize {
-    match shape.split_last() {
-        Some((0, _)) => 0,
-        Some((_, before)) => before.iter().product(),
-        None => 1,
-    }
+/// How parts count rows.
+pub(crate) struct PartRows {
+    /// Elements of a row.
+    pub elements: usize,
+    /// Rows of the tensor.
+    pub count: usize,
+}
+
+/// How the parts of a tensor of `shape` count rows, whose bytes do not overflow and which `is_divided` or has one part.
+pub(crate) fn part_rows(shape: &[usize], is_divided: bool) -> PartRows {
+    let (elements, count) = match shape {
+        [] => (1, 1),
+        [0] => (0, 0),
+        [count] if is_divided => (1, *count),
+        [.., 0] => (0, 0),
+        [before @ .., width] => (*width, before.iter().product()),
+    };
+    PartRows { elements, count }
 }
 
 /// Bytes of a tensor without elements: one vec4 of f32. A binding must hold at least one element of the array that a shader

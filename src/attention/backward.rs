@@ -140,12 +140,16 @@ impl DilatedAttention {
         self.expect(recorder, &state, &self.state_shape(shape), DType::F32)?;
         let plan = self.plan_backward(shape, dtype)?;
         let Some(dtype) = plan.converted_from else {
-            return self.record_plan(recorder, &plan, [q, k, v], softmax_state, dout);
+            let recorded = self.record_plan(recorder, &plan, [q, k, v], softmax_state, dout)?;
+            return Ok(recorded.gradients);
         };
         let wide = |recorder: &mut Recorder, tensor| convert(recorder, tensor, DType::F32);
         let [q, k] = [wide(recorder, q)?, wide(recorder, k)?];
         let [v, dout] = [wide(recorder, v)?, wide(recorder, dout)?];
-        let gradients = self.record_plan(recorder, &plan, [&q, &k, &v], softmax_state, &dout)?;
+        let Recorded {
+            gradients,
+            _scratch,
+        } = self.record_plan(recorder, &plan, [&q, &k, &v], softmax_state, &dout)?;
         Ok(Gradients {
             dq: convert(recorder, &gradients.dq, dtype)?,
             dk: convert(recorder, &gradients.dk, dtype)?,
@@ -161,7 +165,7 @@ impl DilatedAttention {
         [q, k, v]: [&Tensor; 3],
         softmax_state: &Tensor,
         dout: &Tensor,
-    ) -> Result<Gradients> {
+    ) -> Result<Recorded> {
         let (query_shape, key_shape) = (self.query_shape(&plan.shape), self.key_shape(&plan.shape));
         let dtype = q.dtype();
         // Compiled before anything is recorded, so that a refused shader leaves the recording as it was.
@@ -243,6 +247,16 @@ impl DilatedAttention {
             };
             recorder.dispatch(kernel, &bindings, &params, dispatch.grid)?;
         }
-        Ok(Gradients { dq, dk, dv })
+        Ok(Recorded {
+            gradients: Gradients { dq, dk, dv },
+            _scratch: (row_stats, [packed, packed_gradients], weights),
+        })
     }
+}
+
+/// The gradients, and the buffers that the recording used on the way. As long as these are held, nothing that is recorded next is
+/// put there, so that plans need not know what would fit.
+struct Recorded {
+    gradients: Gradients,
+    _scratch: (Tensor, [PackedKeys; 2], Option<Tensor>),
 }

@@ -9,7 +9,7 @@ use crate::label::Label;
 use crate::pool::{Lease, STORAGE_USAGE};
 use crate::scope;
 use crate::tensor::{
-    Storage, Stored, Tensor, TensorPart, num_bytes, num_rows, padded_bytes, part_bytes,
+    Storage, Stored, Tensor, TensorPart, num_bytes, padded_bytes, part_bytes, part_rows,
 };
 
 impl Context {
@@ -55,7 +55,7 @@ impl Context {
         let bytes = padded_bytes(num_bytes(&label, shape, dtype)?);
         let part_bytes = part_bytes(shape, dtype, self.caps());
         let rows_per_part = self.rows_per_part(shape, dtype)?;
-        let num_rows = num_rows(shape);
+        let num_rows = part_rows(shape, bytes > part_bytes).count;
         if parts.len() > 1 && bytes <= part_bytes {
             return Err(Error::SeveralParts {
                 label,
@@ -65,6 +65,13 @@ impl Context {
         let mut stored = Vec::new();
         let mut rows = 0..0usize;
         for part in parts {
+            if !stored.is_empty() && rows.end == num_rows {
+                return Err(Error::InvalidShape {
+                    what: label,
+                    given: format!("{} parts", parts.len()),
+                    need: format!("{}, which have all rows of {shape:?}", stored.len()),
+                });
+            }
             rows = rows.end..num_rows.min(rows.end.saturating_add(rows_per_part));
             if part.rows != rows {
                 return Err(missing_rows(label, &part.rows, &rows, shape));
@@ -84,7 +91,8 @@ impl Context {
         Ok(Tensor::new(shape, dtype, storage))
     }
 
-    /// Rows of each [part](Tensor::parts) but the last of a tensor of `shape` and `dtype`; all of its rows if one buffer holds it.
+    /// Rows of each [part](Tensor::parts) but the last of a tensor of `shape` and `dtype`, as uploads, imports and calls make it; all
+    /// of its rows if it has one part.
     ///
     /// ```
     /// # use dilated_attention::{Context, DType, DeviceCaps};
@@ -100,9 +108,10 @@ impl Context {
     pub fn rows_per_part(&self, shape: &[usize], dtype: DType) -> Result<usize> {
         let bytes = padded_bytes(num_bytes("tensor", shape, dtype)?);
         let part_bytes = part_bytes(shape, dtype, self.caps());
-        let width = shape.last().map_or(1, |&width| width as u64);
-        Ok(match (width * dtype.bytes(), bytes <= part_bytes) {
-            (0, _) | (_, true) => num_rows(shape),
+        let rows = part_rows(shape, bytes > part_bytes);
+        let row_bytes = rows.elements as u64 * dtype.bytes();
+        Ok(match (row_bytes, bytes <= part_bytes) {
+            (0, _) | (_, true) => rows.count,
             (row_bytes, false) => (part_bytes / row_bytes) as usize,
         })
     }
@@ -187,11 +196,6 @@ fn missing_rows(label: Label, given: &Range<usize>, need: &Range<usize>, shape: 
     Error::InvalidShape {
         what: label,
         given: format!("rows {given:?}"),
-        need: match need {
-            need if *need == (0..num_rows(shape)) => {
-                format!("all {} rows of {shape:?}", need.end)
-            }
-            need => format!("rows {need:?} of {shape:?} in the next part"),
-        },
+        need: format!("rows {need:?} of {shape:?} in the next part"),
     }
 }

@@ -47,8 +47,10 @@ pub struct ContextOptions {
     pub pool: PoolOptions,
     /// How kernels are chosen and compiled, and where results of measurements and compiled kernels are kept.
     pub kernels: KernelOptions,
-    /// Most rows of one [part](crate::Tensor::parts) of a tensor; `None` for as many as a buffer holds, which is what to use. With
-    /// few rows, an application that reads or writes parts itself can be tested with small tensors.
+    /// Most tokens of one [part](crate::Tensor::parts) of a tensor, or rows of one part of a matrix; `None` for as many as a buffer
+    /// holds, which is what to use. With few, an application that reads or writes parts itself can be tested with small tensors. The
+    /// number is rounded up until parts begin at whole vec4. Products in half precision may need a multiple of 4. Tensors with one
+    /// dimension are not divided so.
     pub part_rows: Option<NonZeroUsize>,
 }
 

@@ -95,18 +95,28 @@ impl DeviceCaps {
         if row_bytes == 0 {
             return u64::MAX;
         }
-        // The smallest number of rows that are whole vec4 of f32.
-        let aligned = VEC4_BYTES / gcd(row_bytes, VEC4_BYTES);
+        let Some(rows) = self.part_rows else {
+            return self.largest_part_bytes(row_bytes);
+        };
+        let aligned = aligned_rows(row_bytes);
+        let rows = rows.max(1).next_multiple_of(aligned);
+        let most = self.max_buffer_bytes / row_bytes / aligned * aligned;
+        rows.min(most) * row_bytes
+    }
+
+    /// As [`part_bytes`](Self::part_bytes), however few rows the caller asks for.
+    pub(crate) fn largest_part_bytes(&self, row_bytes: u64) -> u64 {
+        if row_bytes == 0 {
+            return u64::MAX;
+        }
         let most = self.max_buffer_bytes / row_bytes;
-        let step = match self.part_rows {
-            None if most >= PART_BLOCK => PART_BLOCK,
-            _ => aligned,
-        };
-        let wanted = match self.part_rows {
-            Some(rows) => rows.max(1).next_multiple_of(aligned).min(most),
-            None => most,
-        };
-        wanted / step * step * row_bytes
+        // As large a block as there is.
+        let steps = [PART_BLOCK, 4, aligned_rows(row_bytes)];
+        let step = steps
+            .into_iter()
+            .find(|step| most >= *step)
+            .unwrap_or(most.max(1));
+        most / step * step * row_bytes
     }
 
     /// The same before the self test of the cooperative matrices that the adapter lists.
@@ -370,6 +380,11 @@ const VEC4_BYTES: u64 = 16;
 
 /// Rows of which a part holds whole blocks, so that rows that begin a part are vec4 in a transposed matrix, too.
 const PART_BLOCK: u64 = 64;
+
+/// The smallest number of rows that are whole vec4 of f32.
+fn aligned_rows(row_bytes: u64) -> u64 {
+    VEC4_BYTES / gcd(row_bytes, VEC4_BYTES)
+}
 
 fn gcd(a: u64, b: u64) -> u64 {
     match b {

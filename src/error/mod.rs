@@ -81,7 +81,7 @@ pub enum Error {
     /// A source of tokens could not be read, or a sink not be written.
     #[error("{what}: tokens {}..{} of the host: {reason}", tokens.start, tokens.end)]
     HostTokens {
-        /// Which one: q, k, v or out.
+        /// Which one: q, k, v, out or softmax_state; or the thread that reads q, k and v.
         what: &'static str,
         /// The tokens.
         tokens: std::ops::Range<usize>,
@@ -90,7 +90,7 @@ pub enum Error {
     },
     /// The host has no memory for what a call keeps there.
     #[error(
-        "the host has no {requested_bytes} bytes for {what}: shorten the sequence or use half precision"
+        "the host has no {requested_bytes} bytes for {what}: shorten the sequence, use half precision, or smaller blocks"
     )]
     HostMemory {
         /// What it is for.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::packed::PackedBranch;
 use crate::attention::DilatedAttention;
-use crate::config::{AttentionShape, in_u32};
+use crate::config::{AttentionShape, DilatedAttentionConfig, in_u32};
 use crate::device::{DType, DeviceCaps, ElementFormat};
 use crate::error::{Error, Result};
 use crate::kernels::Choice;
@@ -18,13 +18,16 @@ use crate::plan::{BlockSize, PlannedBuffer, forward_flop, staging_bytes, time_at
 /// What a run out of core does, and the memory that it takes. Made by [`DilatedAttention::plan_out_of_core`].
 #[derive(Clone, Debug)]
 pub struct OutOfCorePlan {
+    /// What the plan was made for.
+    pub(super) config: DilatedAttentionConfig,
+    pub(super) caps: DeviceCaps,
     pub(super) shape: AttentionShape,
     pub(super) dtype: DType,
     pub(super) choice: Choice<ForwardVariant>,
     pub(super) size: BlockSize,
     /// Branches whose packed keys the host keeps.
     pub(super) packed: Vec<BranchGeometry>,
-    /// Most bytes of device memory, staging and readback included.
+    /// Most bytes of device memory, staging and readback included. The host takes up to as many for what it reads ahead.
     pub device_bytes: u64,
     /// Bytes of packed keys and values in the host's memory.
     pub packed_bytes: u64,
@@ -113,6 +116,8 @@ impl DilatedAttention {
         let packed_bytes =
             packed_bytes.map(|geometry| 2 * PackedBranch::bytes(geometry, head_bytes));
         Ok(OutOfCorePlan {
+            config: config.clone(),
+            caps: caps.clone(),
             dtype,
             choice,
             packed_bytes: packed_bytes.sum(),
@@ -170,14 +175,18 @@ impl Memory<'_> {
             .row
             .max_rows(self.caps)
             .min(self.state.max_rows(self.caps));
-        let of = |block: u64| BlockSize {
-            tokens: block,
-            held_tokens: (2 * block).min(tokens).max(1),
-        };
+        let of = |block: u64| BlockSize::new(block, geometries);
         let fits = |block: u64| {
             let size = of(block);
             size.held_tokens <= covered && self.bytes(size) <= budget_bytes
         };
+        if of(1).held_tokens > covered {
+            return Err(Error::BindingTooSmall {
+                what: "q".into(),
+                requested_bytes: of(1).held_tokens * self.row.row_bytes,
+                limit_bytes: self.caps.max_binding_bytes,
+            });
+        }
         if !fits(1) {
             return Err(Error::PlanOverBudget {
                 what: "the smallest block out of core",

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::sync_channel;
 
 use super::packed::PackedBranch;
@@ -38,7 +39,8 @@ impl DilatedAttention {
     /// to `sink`, block after block. Leases all device memory that the run takes, but for staging.
     ///
     /// # Errors
-    /// [`Error::WrongDType`] and [`Error::LengthMismatch`] for inputs and sinks of another type or size than the plan's;
+    /// [`Error::InvalidConfig`] for a plan of another attention; [`Error::WrongDType`] and [`Error::LengthMismatch`] for inputs and
+    /// sinks of another type or size than the plan's;
     /// [`Error::HostMemory`] when the host has no memory for packed keys; [`Error::Validation`] when the device refuses a shader; the
     /// errors of leasing.
     pub fn run_out_of_core<'a>(
@@ -47,6 +49,14 @@ impl DilatedAttention {
         inputs: [&'a dyn TokenSource; 3],
         sink: &'a mut dyn TokenSink,
     ) -> Result<OutOfCoreRun<'a>> {
+        let caps = self.context().caps_for(plan.choice.variant.format);
+        if (&plan.config, &plan.caps) != (self.config(), caps) {
+            return Err(Error::InvalidConfig {
+                what: "plan out of core",
+                given: "that of another attention, or of another device".to_owned(),
+                need: "one that plan_out_of_core of the same attention made",
+            });
+        }
         let [q, k, v] = inputs.map(|input| (input.dtype(), input.num_elements()));
         let out = (sink.dtype(), sink.num_elements());
         let expected = plan.tokens() as u64 * self.config().embed_dim() as u64;
@@ -158,8 +168,15 @@ impl<'a> OutOfCoreRun<'a> {
     /// [`ForwardOutput::softmax_state`](crate::ForwardOutput::softmax_state). Of a block, they come before the outputs.
     ///
     /// # Errors
-    /// [`Error::WrongDType`] and [`Error::LengthMismatch`] for another type or size.
+    /// [`Error::WrongDType`] and [`Error::LengthMismatch`] for another type or size; [`Error::OutOfOrder`] once outputs were written.
     pub fn with_softmax_state(self, states: &'a mut dyn TokenSink) -> Result<Self> {
+        if self.written_tokens > 0 {
+            return Err(Error::OutOfOrder {
+                call: "with_softmax_state",
+                state: format!("the outputs of {} tokens are written", self.written_tokens),
+                next_step: "call it before the run is advanced",
+            });
+        }
         let heads = self.attention.config().num_heads() as u64;
         let elements = (states.num_elements(), self.plan.tokens() as u64 * heads * 2);
         expect("softmax_state", (states.dtype(), DType::F32), elements)?;
@@ -235,7 +252,7 @@ impl OutOfCoreRun<'_> {
         if block.clears {
             self.clear()?;
         }
-        self.run_works(&block)?;
+        self.run_works(&block, &tokens)?;
         if self.states.is_some() {
             let states = self.download_f32(&self.device.softmax_state, &tokens)?;
             if let Some(sink) = &mut self.states {
@@ -260,12 +277,12 @@ impl OutOfCoreRun<'_> {
     }
 
     /// Runs the works of a block, while a thread reads what the next ones take.
-    fn run_works(&self, block: &BlockPlan) -> Result<()> {
+    fn run_works(&self, block: &BlockPlan, outputs: &Tokens) -> Result<()> {
         let inputs = self.inputs;
         let row_bytes = self.row_bytes();
         std::thread::scope(|scope| {
             let (send, receive) = sync_channel(1);
-            let reader = scope.spawn(move || {
+            let read_all = move || {
                 let mut before: Option<&BlockWork> = None;
                 for work in &block.works {
                     let ahead = read_ahead(inputs, work, before, row_bytes);
@@ -275,14 +292,16 @@ impl OutOfCoreRun<'_> {
                         return;
                     }
                 }
-            });
+            };
+            let reader = std::thread::Builder::new().spawn_scoped(scope, read_all);
+            let reader = reader.map_err(|error| host_error("q, k and v", outputs, &error))?;
             let run = || -> Result<()> {
                 let mut running: Option<Submission> = None;
                 for work in &block.works {
-                    let Ok(ahead) = receive.recv() else {
-                        return Err(panicked(work));
-                    };
-                    let ahead = ahead?;
+                    let ended = |_| io::Error::other("the thread that reads has ended");
+                    let ahead = receive.recv().map_err(ended);
+                    let ahead =
+                        ahead.map_err(|error| host_error("q, k and v", outputs, &error))??;
                     // Its staging memory comes back.
                     if let Some(running) = running.take() {
                         running.wait()?;
@@ -293,7 +312,7 @@ impl OutOfCoreRun<'_> {
             };
             let result = run();
             drop(receive);
-            // What it panicked of was told.
+            // A panic of its own would have been told above.
             _ = reader.join();
             result
         })
@@ -312,6 +331,7 @@ impl OutOfCoreRun<'_> {
                 segment,
                 rows,
             } => {
+                // The plan has packed all branches that are not short.
                 let packed = self.packed.iter().find(|packed| packed.branch() == *branch);
                 packed.map(|packed| packed.rows(*segment, *rows))
             }
@@ -416,7 +436,9 @@ fn read(
             what: "tokens on their way to the device",
             requested_bytes: bytes as u64,
         })?;
-    let done = source.read(range, &mut rows);
+    // The application's own code, on a thread of ours.
+    let done = catch_unwind(AssertUnwindSafe(|| source.read(range, &mut rows)));
+    let done = done.unwrap_or_else(|_| Err(io::Error::other("the source panicked")));
     done.map_err(|error| host_error(what, &tokens, &error))?;
     Ok(rows)
 }
@@ -431,13 +453,5 @@ fn host_error(what: &'static str, tokens: &Tokens, error: &io::Error) -> Error {
         what,
         tokens: host_range(tokens),
         reason: error.to_string(),
-    }
-}
-
-fn panicked(work: &BlockWork) -> Error {
-    Error::HostTokens {
-        what: "q, k or v",
-        tokens: host_range(&work.queries),
-        reason: "the source panicked".to_owned(),
     }
 }

@@ -6,8 +6,8 @@ use std::ops::Range;
 
 use crate::device::{DType, Element};
 
-/// Queries, keys or values on the host: rows (head, element) of tokens, of the type of the plan. Reads come from a thread of their
-/// own, while the device computes.
+/// Queries, keys or values on the host: rows (head, element) of tokens, of the type of the plan. Most reads come from a thread of
+/// their own, while the device computes. A source that panics is read as one that fails.
 pub trait TokenSource: Sync {
     /// Type of the elements.
     fn dtype(&self) -> DType;
@@ -30,7 +30,8 @@ pub trait TokenSink {
     /// Number of elements that there is room for, if there is an end.
     fn num_elements(&self) -> Option<u64>;
 
-    /// Takes the rows (head, element) of `tokens`, as bytes in the order of the machine. Called once for each block, in order.
+    /// Takes the rows (head, element) of `tokens`, as bytes in the order of the machine. Called for one block after the other, in
+    /// order. After an error, a run that is advanced again calls it again for the same block.
     ///
     /// # Errors
     /// As [`TokenSource::read`].
@@ -111,6 +112,34 @@ impl<T: Element> TokenSink for Vec<T> {
 
     fn write(&mut self, tokens: Range<usize>, rows: &[u8]) -> io::Result<()> {
         self.as_mut_slice().write(tokens, rows)
+    }
+}
+
+impl<S: TokenSource + ?Sized> TokenSource for &S {
+    fn dtype(&self) -> DType {
+        (**self).dtype()
+    }
+
+    fn num_elements(&self) -> Option<u64> {
+        (**self).num_elements()
+    }
+
+    fn read(&self, tokens: Range<usize>, rows: &mut [u8]) -> io::Result<()> {
+        (**self).read(tokens, rows)
+    }
+}
+
+impl<S: TokenSink + ?Sized> TokenSink for &mut S {
+    fn dtype(&self) -> DType {
+        (**self).dtype()
+    }
+
+    fn num_elements(&self) -> Option<u64> {
+        (**self).num_elements()
+    }
+
+    fn write(&mut self, tokens: Range<usize>, rows: &[u8]) -> io::Result<()> {
+        (**self).write(tokens, rows)
     }
 }
 

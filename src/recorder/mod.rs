@@ -441,7 +441,11 @@ impl Recorder {
             let to = self.recording.hold(lease);
             // The tensor ends with padding, which is not staged.
             let (piece, behind) = left.split_at(left.len().min(range.size as usize));
-            self.stage_at(to, range.offset, piece)?;
+            if let Err(error) = self.stage_at(to, range.offset, piece) {
+                // Not a part of the tensor alone.
+                self.recording.commands.truncate(first);
+                return Err(error);
+            }
             left = behind;
         }
         let fills = !tensor.is_view();
@@ -486,6 +490,7 @@ impl Recorder {
                 from_offset += to_range.size;
             }
         }
+        self.wrote(to.contents(), !to.is_view());
     }
 
     /// Records that the bytes `range` of `tensor` (both ends multiples of 4) are set to zero.
@@ -496,6 +501,7 @@ impl Recorder {
                 let to = self.recording.hold(lease);
                 self.recording.commands.push(Command::Clear { to, range });
             }
+            self.wrote(tensor.contents(), !tensor.is_view());
         }
     }
 

@@ -93,6 +93,18 @@ fn named_cases_equal_the_reference() {
     }
 }
 
+/// Outputs that lie behind their queries, and blocks shorter than the offsets of the heads.
+#[test]
+fn short_blocks_hold_the_rows_of_all_heads() {
+    let on = &kernel_contexts()[0];
+    for (heads, segment, rate, tokens, block) in [(4, 5, 4, 98, 1), (16, 17, 16, 205, 7)] {
+        let config = DilatedAttentionConfig::new(heads, 8, &[segment], &[rate]).unwrap();
+        let shape = AttentionShape::new(1, tokens).unwrap();
+        let problem = Problem::new(config.with_torchscale(), shape, 1.0);
+        check(&problem, on, &[block]).unwrap();
+    }
+}
+
 /// One block is the same windows as a call in core.
 #[test]
 fn one_block_has_the_bits_of_a_call_in_core() {
@@ -316,6 +328,25 @@ fn what_the_host_cannot_do_is_an_error() {
         "{error}"
     );
     assert_eq!(begin(&good, &mut vec![0f32; 10]), expected("out", 10));
+    // The plan of another attention.
+    let longer = DilatedAttentionConfig::new(2, 8, &[16, 64], &[1, 4]).unwrap();
+    let longer = DilatedAttention::new(&on.context, longer).unwrap();
+    let other = longer.run_out_of_core(&plan, [&good, &good, &good], &mut out);
+    assert!(matches!(other.map(drop), Err(Error::InvalidConfig { .. })));
+    // States are asked for before the first block.
+    let mut states = vec![0f32; 400];
+    let mut run = attention
+        .run_out_of_core(&plan, [&good, &good, &good], &mut out)
+        .unwrap();
+    run.advance().unwrap();
+    let late = run.with_softmax_state(&mut states).map(drop);
+    assert!(matches!(late, Err(Error::OutOfOrder { .. })));
+    // Slices that are borrowed.
+    let (input, output) = (&good[..], &mut &mut out[..]);
+    let inputs: [&dyn TokenSource; 3] = [&input, &input, &input];
+    let mut run = attention.run_out_of_core(&plan, inputs, output).unwrap();
+    run.advance().unwrap();
+    drop(run);
     for tokens in [0, usize::MAX] {
         let error = attention
             .plan_out_of_core(tokens, DType::F32, &options(32))

@@ -97,6 +97,9 @@ fn parts_hold_all_rows_and_whole_tokens() {
     let apart = recorder.empty_together("ab", &[&[7, 4], &[15, 4]], DType::F32);
     let apart = apart.unwrap();
     assert_eq!([1, 3], [&apart[0], &apart[1]].map(|x| x.parts().len()));
+    // A vector lies in one buffer, so that it can be a bias.
+    let vector = recorder.empty("vector", &[30], DType::F32).unwrap();
+    assert_eq!(vector.only_part().unwrap().rows, 0..1);
     // A matrix whose rows would lie in two buffers is none.
     let wide = x.matrix().reshape(24);
     assert!(
@@ -187,7 +190,17 @@ fn an_application_imports_parts() {
     recorder.write(&x, &data).unwrap();
     recorder.submit().unwrap();
     assert_eq!(read(context, &x), data);
-    // Cut elsewhere, or not to the end.
+    // One part too many, cut elsewhere, or not to the end.
+    let empty = TensorPart {
+        buffer: &buffers[0].0,
+        bytes: 0..112,
+        rows: 20..20,
+    };
+    let more = import(&[&parts[..], &[empty]].concat());
+    assert!(
+        matches!(&more, Err(Error::InvalidShape { given, .. }) if given == "4 parts"),
+        "{more:?}"
+    );
     let missing = import(&parts[..2]);
     assert!(
         matches!(&missing, Err(Error::InvalidShape { need, .. }) if need.contains("rows 14..20")),
@@ -276,4 +289,51 @@ fn parameters_larger_than_a_buffer_are_trained() {
     drop((trainer, here));
     small.wait().unwrap();
     assert_eq!(small.pool().stats().leases.current, 0);
+}
+
+/// Of a vector in several buffers, parts count elements.
+#[test]
+fn vectors_larger_than_a_buffer_have_parts() {
+    let limits = wgpu::Limits {
+        max_buffer_size: 64 << 10,
+        max_storage_buffer_binding_size: 64 << 10,
+        ..Default::default()
+    };
+    let context = context_with(&ContextOptions::new().with_limits(limits));
+    let data = uniform(1, 40_000);
+    let mut recorder = context.recorder("vector");
+    let x = recorder.upload("x", &[40_000], &data).unwrap();
+    let total = sum(&mut recorder, &[&x]).unwrap();
+    recorder.submit().unwrap();
+    let rows: Vec<_> = x.parts().map(|part| part.rows).collect();
+    assert_eq!(rows, [0..16_384, 16_384..32_768, 32_768..40_000]);
+    assert_eq!(context.rows_per_part(&[40_000], DType::F32), Ok(16_384));
+    assert_eq!(read(&context, &x), data);
+    let exact: f64 = data.iter().map(|x| f64::from(*x)).sum();
+    assert!((f64::from(read(&context, &total)[0]) - exact).abs() < 1e-2);
+    // A buffer that is full to the byte.
+    let full = uniform(2, 16_384);
+    let mut recorder = context.recorder("full");
+    let x = recorder.upload("full", &[16_384], &full).unwrap();
+    recorder.submit().unwrap();
+    assert_eq!(x.parts().len(), 1);
+    assert_eq!(read(&context, &x), full);
+}
+
+/// A cancelled recording that has cleared the first part alone leaves no tensor to be read.
+#[test]
+fn a_tensor_that_is_half_cleared_is_not_read() {
+    let context = &short_parts();
+    let mut recorder = context.recorder("cancelled");
+    let x = recorder.zeros("x", &[20, 4], DType::F32).unwrap();
+    let target = std::time::Duration::ZERO;
+    let mut sliced = recorder.submit_in_slices(SliceOptions::default().with_target(target));
+    sliced.advance().unwrap();
+    assert!(!sliced.is_done(), "three clears are one slice");
+    sliced.cancel();
+    let mut recorder = context.recorder("reads it");
+    let download = recorder.download::<f32>(&x).unwrap();
+    let error = recorder.submit().map(drop).unwrap_err();
+    assert!(matches!(error, Error::NotWritten { .. }), "{error}");
+    drop(download);
 }

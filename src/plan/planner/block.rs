@@ -26,12 +26,28 @@ pub(crate) struct BlockSize {
 }
 
 impl BlockSize {
+    /// Blocks of `tokens` outputs of a sequence with these branches.
+    pub fn new(tokens: u64, geometries: &[BranchGeometry]) -> Self {
+        let seq_len = geometries.first().map_or(0, |geometry| geometry.seq_len);
+        let offsets = geometries.iter().flat_map(|geometry| {
+            let heads = all_heads(geometry);
+            (heads.begin..heads.end).map(|head| u64::from(geometry.offset(head)))
+        });
+        // The rows of all heads with an output in a block span at most the block and the heads' offsets.
+        let rows = tokens + offsets.max().unwrap_or(0);
+        Self {
+            tokens,
+            held_tokens: (2 * tokens).max(rows).min(seq_len.into()).max(1),
+        }
+    }
+
     /// Whether segments of a branch are read where their tokens lie.
     pub fn is_short(&self, geometry: &BranchGeometry) -> bool {
-        // All segments with an output in a block: those inside, and one more at each end.
-        let segment = u64::from(geometry.segment_length);
+        // All segments with an output in a block: those inside, and one more at an end.
         let stride = u64::from(geometry.output_stride);
-        (self.tokens.div_ceil(stride) + 1) * segment <= self.held_tokens
+        let segments = (self.tokens.div_ceil(stride) + 1).min(geometry.num_segments.into());
+        let tokens = segments * u64::from(geometry.segment_length);
+        tokens.min(geometry.key_len.into()) <= self.held_tokens
     }
 }
 

@@ -134,7 +134,7 @@ proptest! {
     fn blocks_together_are_the_attention(
         (seq_len, num_heads) in (1usize..90, 1usize..6),
         branches in prop::collection::vec((1usize..90, 1usize..7), 1..4),
-        (tokens, more) in (1u64..40, 0u64..60),
+        tokens in 1u64..60,
         [round_robin, torchscale, zero_keys, partitioned, causal] in any::<[bool; 5]>(),
     ) {
         let (segments, rates): (Vec<usize>, Vec<usize>) = branches.into_iter().unzip();
@@ -147,8 +147,11 @@ proptest! {
         let shape = AttentionShape::new(1, seq_len).expect("valid");
         let caps = DeviceCaps::webgpu_defaults();
         let variant = ForwardFamily::of(&config, ElementFormat::F32).choice(&caps).variant;
-        // A block's rows of one segment span at most its tokens and the rate.
-        let size = BlockSize { tokens, held_tokens: tokens + 7 + more };
+        let geometries: Vec<_> = (0..segments.len() as u32)
+            .map(|branch| BranchGeometry::cross(&config, branch, seq_len as u32, seq_len as u32))
+            .filter(|geometry| geometry.head_count > 0)
+            .collect();
+        let size = BlockSize::new(tokens, &geometries);
         let mut rows: HashMap<(u64, u32), Row> = HashMap::new();
         let mut cleared = HashMap::new();
         let mut begin = 0;
@@ -167,9 +170,6 @@ proptest! {
             cleared.extend(outputs.clone().map(|token| (token, clears)));
             begin = outputs.end;
         }
-        let geometries: Vec<_> = (0..segments.len() as u32)
-            .map(|branch| BranchGeometry::cross(&config, branch, seq_len as u32, seq_len as u32))
-            .collect();
         for token in 0..seq_len as u32 {
             for head in 0..num_heads as u32 {
                 let mut expected = Vec::new();

@@ -53,7 +53,8 @@ fn out_of_core<T: Element>(
     tokens: usize,
     inputs: [&[f32]; 3],
     options: &OutOfCoreOptions,
-    (narrow, widen): (fn(f32) -> T, fn(T) -> f32),
+    narrow: fn(f32) -> T,
+    widen: fn(T) -> f32,
 ) -> Result<[Vec<f32>; 2]> {
     let [q, k, v] = inputs.map(|x| x.iter().map(|x| narrow(*x)).collect::<Vec<T>>());
     let plan = attention.plan_out_of_core(tokens, T::DTYPE, options)?;
@@ -89,24 +90,23 @@ impl Gpu {
             let (mut out, mut states) = (Vec::new(), Vec::new());
             if tokens > 0 {
                 [out, states] = match self.dtype {
-                    DType::F16 => {
-                        let convert = (
-                            f16::from_f32 as fn(f32) -> f16,
-                            f16::to_f32 as fn(f16) -> f32,
-                        );
-                        out_of_core(attention, tokens, tensors, options, convert)?
-                    }
-                    DType::Bf16 => {
-                        let convert = (
-                            bf16::from_f32 as fn(f32) -> bf16,
-                            bf16::to_f32 as fn(bf16) -> f32,
-                        );
-                        out_of_core(attention, tokens, tensors, options, convert)?
-                    }
-                    _ => {
-                        let same: fn(f32) -> f32 = |x| x;
-                        out_of_core(attention, tokens, tensors, options, (same, same))?
-                    }
+                    DType::F16 => out_of_core(
+                        attention,
+                        tokens,
+                        tensors,
+                        options,
+                        f16::from_f32,
+                        f16::to_f32,
+                    )?,
+                    DType::Bf16 => out_of_core(
+                        attention,
+                        tokens,
+                        tensors,
+                        options,
+                        bf16::from_f32,
+                        bf16::to_f32,
+                    )?,
+                    _ => out_of_core(attention, tokens, tensors, options, |x: f32| x, |x| x)?,
                 };
             }
             out.resize(seq_len * width, 0.0);
