@@ -158,7 +158,8 @@ pub(crate) fn part_bytes(shape: &[usize], dtype: DType, caps: &DeviceCaps) -> u6
     match shape {
         // Vectors are bound as a whole, such as biases, wherever a buffer holds them.
         [] | [_] => caps.largest_part_bytes(dtype.bytes()),
-        _ => caps.part_bytes(token_elements(shape) * dtype.bytes()),
+        // Where this overflows, no buffer holds a token.
+        _ => caps.part_bytes(token_elements(shape).saturating_mul(dtype.bytes())),
     }
 }
 
@@ -169,7 +170,8 @@ fn token_elements(shape: &[usize]) -> u64 {
         [_, width] => std::slice::from_ref(width),
         [_, _, of_token @ ..] => of_token,
     };
-    elements.iter().map(|&d| d as u64).product()
+    let elements = elements.iter().map(|&d| d as u64);
+    elements.fold(1, u64::saturating_mul)
 }
 
 /// A part of a tensor: a range of its rows, which lies in one buffer. [`Tensor`] says who may use it when.

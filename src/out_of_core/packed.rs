@@ -18,7 +18,8 @@ impl PackedBranch {
     /// Bytes of the packed keys, and of the packed values.
     pub fn bytes(geometry: &BranchGeometry, head_bytes: usize) -> u64 {
         let rows = u64::from(geometry.num_segments) * u64::from(geometry.rows_per_segment);
-        rows * u64::from(geometry.head_count) * head_bytes as u64
+        let heads = rows.saturating_mul(geometry.head_count.into());
+        heads.saturating_mul(head_bytes as u64)
     }
 
     /// # Errors

@@ -113,14 +113,14 @@ impl DilatedAttention {
         let packed: Vec<_> = geometries.into_iter().filter(is_packed).collect();
         let head_bytes = config.head_dim() * dtype.bytes() as usize;
         let packed_bytes = packed.iter();
-        let packed_bytes =
-            packed_bytes.map(|geometry| 2 * PackedBranch::bytes(geometry, head_bytes));
+        let packed_bytes = packed_bytes
+            .map(|geometry| PackedBranch::bytes(geometry, head_bytes).saturating_mul(2));
         Ok(OutOfCorePlan {
             config: config.clone(),
             caps: caps.clone(),
             dtype,
             choice,
-            packed_bytes: packed_bytes.sum(),
+            packed_bytes: packed_bytes.fold(0, u64::saturating_add),
             packed,
             device_bytes: memory.bytes(size),
             flop: forward_flop(config, &shape) as u64,

@@ -59,7 +59,8 @@ impl DilatedAttention {
         }
         let [q, k, v] = inputs.map(|input| (input.dtype(), input.num_elements()));
         let out = (sink.dtype(), sink.num_elements());
-        let expected = plan.tokens() as u64 * self.config().embed_dim() as u64;
+        let width = self.config().embed_dim() as u64;
+        let expected = (plan.tokens() as u64).saturating_mul(width);
         for (what, (dtype, elements)) in [("q", q), ("k", k), ("v", v), ("out", out)] {
             expect(what, (dtype, plan.dtype), (elements, expected))?;
         }

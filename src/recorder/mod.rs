@@ -255,12 +255,8 @@ impl Recorder {
         shape: &[usize],
         data: &[T],
     ) -> Result<Tensor> {
-        let label = label.into();
-        let expected = num_bytes(&label, shape, T::DTYPE)? / T::DTYPE.bytes();
-        self.check_data(&label, shape, expected, data)?;
-        let tensor = self.empty(label, shape, T::DTYPE)?;
-        self.stage(&tensor, bytemuck::cast_slice(data))?;
-        Ok(tensor)
+        let part_bytes = part_bytes(shape, T::DTYPE, self.machine.caps());
+        self.upload_in_parts(label.into(), shape, data, part_bytes)
     }
 
     /// As [`upload`](Self::upload), in one buffer: for tables that kernels bind as a whole.
@@ -270,10 +266,19 @@ impl Recorder {
         shape: &[usize],
         data: &[T],
     ) -> Result<Tensor> {
-        let label = label.into();
+        self.upload_in_parts(label.into(), shape, data, u64::MAX)
+    }
+
+    fn upload_in_parts<T: Element>(
+        &mut self,
+        label: Label,
+        shape: &[usize],
+        data: &[T],
+        part_bytes: u64,
+    ) -> Result<Tensor> {
         let expected = num_bytes(&label, shape, T::DTYPE)? / T::DTYPE.bytes();
         self.check_data(&label, shape, expected, data)?;
-        let tensor = self.undivided(label, shape, T::DTYPE)?;
+        let tensor = self.empty_in_parts(label, shape, T::DTYPE, part_bytes)?;
         self.stage(&tensor, bytemuck::cast_slice(data))?;
         Ok(tensor)
     }

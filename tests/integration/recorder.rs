@@ -75,6 +75,12 @@ fn a_wrong_number_of_elements_is_an_error() {
         recorder.upload("huge", &[usize::MAX, 2], &[0f32; 5]),
         Err(Error::SizeOverflow { .. })
     ));
+    for huge in [&[1, usize::MAX][..], &[1, 1, usize::MAX, 2]] {
+        assert!(matches!(
+            recorder.empty("huge", huge, DType::F32),
+            Err(Error::SizeOverflow { .. })
+        ));
+    }
     // A row that no buffer holds, and more buffers than any device has.
     assert!(matches!(
         recorder.empty("wide", &[1, 1 << 40], DType::F32),
