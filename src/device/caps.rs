@@ -381,16 +381,10 @@ const VEC4_BYTES: u64 = 16;
 /// Rows of which a part holds whole blocks, so that rows that begin a part are vec4 in a transposed matrix, too.
 const PART_BLOCK: u64 = 64;
 
-/// The smallest number of rows that are whole vec4 of f32.
+/// The smallest number of rows that are whole vec4 of f32, for rows that have bytes.
 fn aligned_rows(row_bytes: u64) -> u64 {
-    VEC4_BYTES / gcd(row_bytes, VEC4_BYTES)
-}
-
-fn gcd(a: u64, b: u64) -> u64 {
-    match b {
-        0 => a,
-        _ => gcd(b, a % b),
-    }
+    // 16 is a power of two, so that all that rows and vec4 have in common are factors of 2.
+    VEC4_BYTES >> row_bytes.trailing_zeros().min(VEC4_BYTES.ilog2())
 }
 
 fn processor(info: &wgpu::AdapterInfo, features: wgpu::Features) -> Processor {

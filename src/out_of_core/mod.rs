@@ -47,4 +47,6 @@ mod tokens;
 
 pub use plan::{OutOfCoreOptions, OutOfCorePlan};
 pub use run::OutOfCoreRun;
+#[cfg(feature = "models")]
+pub(crate) use tokens::place;
 pub use tokens::{Generated, TokenSink, TokenSource};

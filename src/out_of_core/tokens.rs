@@ -39,7 +39,7 @@ pub trait TokenSink {
 }
 
 /// The bytes of `tokens` among `all`, which holds rows of as many bytes as `rows` are for `tokens`.
-fn place(tokens: &Range<usize>, rows: usize, all: usize) -> io::Result<Range<usize>> {
+pub(crate) fn place(tokens: &Range<usize>, rows: usize, all: usize) -> io::Result<Range<usize>> {
     let row = rows.checked_div(tokens.len()).unwrap_or(0);
     let place = tokens.start * row..tokens.end * row;
     match place.end <= all {
@@ -47,7 +47,7 @@ fn place(tokens: &Range<usize>, rows: usize, all: usize) -> io::Result<Range<usi
         false => Err(io::Error::new(
             io::ErrorKind::UnexpectedEof,
             format!(
-                "{all} bytes in memory, but tokens {tokens:?} end at byte {}",
+                "there are {all} bytes, but tokens {tokens:?} end at byte {}",
                 place.end
             ),
         )),
@@ -171,7 +171,11 @@ impl<T: Element, F: Fn(Range<usize>, &mut [T]) + Sync> TokenSource for Generated
     }
 
     fn read(&self, tokens: Range<usize>, rows: &mut [u8]) -> io::Result<()> {
-        // Memory for bytes need not be aligned for elements.
+        // Memory for bytes need not be aligned for elements, but mostly is.
+        if let Ok(elements) = bytemuck::try_cast_slice_mut(rows) {
+            (self.generate)(tokens, elements);
+            return Ok(());
+        }
         let mut elements: Vec<T> = vec![T::zeroed(); rows.len() / size_of::<T>()];
         (self.generate)(tokens, &mut elements);
         rows.copy_from_slice(bytemuck::cast_slice(&elements));

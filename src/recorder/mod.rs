@@ -433,8 +433,18 @@ impl Recorder {
     }
 
     /// Records that `tensor` begins with `bytes`, whole words.
+    ///
+    /// # Errors
+    /// [`Error::LengthMismatch`] for more bytes than it has; as [`upload`](Self::upload).
     #[cfg(not(target_arch = "wasm32"))]
     pub(crate) fn write_bytes(&mut self, tensor: &Tensor, bytes: &[u8]) -> Result<()> {
+        if bytes.len() as u64 > tensor.num_bytes() {
+            return Err(Error::LengthMismatch {
+                label: tensor.label().clone(),
+                given: bytes.len() as u64 / tensor.dtype().bytes(),
+                expected: tensor.num_elements(),
+            });
+        }
         self.stage(tensor, bytes)
     }
 

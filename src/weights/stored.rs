@@ -12,7 +12,7 @@ use super::storage::ReadError;
 use crate::device::DType;
 use crate::error::{StoredType, WeightsError};
 #[cfg(not(target_arch = "wasm32"))]
-use crate::out_of_core::TokenSource;
+use crate::out_of_core::{TokenSource, place};
 
 /// Bytes of f16 or bf16 elements that are read and converted at a time. They fit in the cache of a core.
 const BLOCK_BYTES: usize = 64 << 10;
@@ -299,10 +299,9 @@ impl TokenSource for StoredTokens<'_> {
             let reason = "the file is little-endian, this machine is not";
             return Err(std::io::Error::new(std::io::ErrorKind::Unsupported, reason));
         }
-        let row_bytes = rows.len().checked_div(tokens.len()).unwrap_or(0);
-        let begin = tokens.start * row_bytes;
-        let bytes = self.tensor.to_bytes(begin..begin + rows.len());
-        rows.copy_from_slice(&bytes.map_err(std::io::Error::other)?);
-        Ok(())
+        let first = place(&tokens, rows.len(), self.tensor.num_bytes() as usize)?.start as u64;
+        let read = self.tensor.read_bytes(first, rows);
+        let read = read.and_then(|()| self.tensor.check_unchanged(first));
+        read.map_err(std::io::Error::other)
     }
 }

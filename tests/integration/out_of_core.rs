@@ -369,6 +369,13 @@ fn tokens_are_generated() {
     let generated = Generated::new(|tokens: Range<usize>, rows: &mut [f32]| {
         rows.copy_from_slice(&x[tokens.start * 16..tokens.end * 16]);
     });
+    // Wherever the bytes lie.
+    let mut bytes = [0u8; 2 * 64 + 8];
+    for begin in 0..4 {
+        let rows = &mut bytes[begin..][..2 * 64];
+        generated.read(7..9, rows).unwrap();
+        assert_eq!(*rows, *bytemuck::cast_slice::<f32, u8>(&x[7 * 16..9 * 16]));
+    }
     let expected = run(&attention, 100, [&x, &x, &x], &options(30)).unwrap();
     let plan = attention
         .plan_out_of_core(100, DType::F32, &options(30))
