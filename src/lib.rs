@@ -69,6 +69,10 @@ pub mod error;
 // random numbers
 mod random;
 
+// files on a disk, read and written at given places
+#[cfg(not(target_arch = "wasm32"))]
+mod disk;
+
 // replacing files as a whole
 #[cfg(not(target_arch = "wasm32"))]
 mod replacement;

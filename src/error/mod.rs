@@ -88,6 +88,44 @@ pub enum Error {
         /// What the source or sink says.
         reason: String,
     },
+    /// A file of a run out of core could not be opened, made, read or written.
+    #[error("{} cannot be {action}: {reason}", path.display())]
+    TokenFile {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What was tried: "opened", for example.
+        action: &'static str,
+        /// What the operating system says, or what is wrong with the file.
+        reason: String,
+    },
+    /// A disk has no room for a file. The file was not made.
+    #[error(
+        "{} needs {requested_bytes} bytes, and its disk has {available_bytes} left: free some, or write to another disk",
+        path.display()
+    )]
+    DiskFull {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Bytes of the file.
+        requested_bytes: u64,
+        /// Bytes that the disk has left.
+        available_bytes: u64,
+    },
+    /// A progress file tells of another run: another plan, other inputs, or outputs that are not there.
+    #[error(
+        "{} is of another run: its {what} is {recorded}, that of this run is {given}; go on as it was begun, or remove the file to begin anew",
+        path.display()
+    )]
+    OtherRun {
+        /// The progress file.
+        path: std::path::PathBuf,
+        /// What differs.
+        what: String,
+        /// What it is in this run.
+        given: String,
+        /// What the file says.
+        recorded: String,
+    },
     /// The host has no memory for what a call keeps there.
     #[error(
         "the host has no {requested_bytes} bytes for {what}: shorten the sequence, use half precision, or smaller blocks"

@@ -52,7 +52,7 @@ impl LongNetConfig {
     }
 
     /// Floating point operations of one layer's products: of its projections, and of its network.
-    fn products_flop(&self, shape: &AttentionShape) -> [f64; 2] {
+    pub(super) fn products_flop(&self, shape: &AttentionShape) -> [f64; 2] {
         let width = self.attention().embed_dim() as f64;
         let of_width = 2.0 * rows(shape) * width;
         [of_width * 4.0 * width, of_width * 2.0 * self.ffn_dim as f64]

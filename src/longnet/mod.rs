@@ -21,6 +21,8 @@ mod flop;
 mod forward;
 mod generate;
 mod loss;
+#[cfg(not(target_arch = "wasm32"))]
+mod out_of_core;
 mod warm_up;
 
 pub use backward::{Recompute, Saved};

@@ -155,13 +155,13 @@ impl Block {
     ) -> Result<(Tensor, Option<Tensor>)> {
         let normal = self.input(recorder, pass, x)?;
         let input = normal.as_ref().unwrap_or(x).matrix();
-        let residual = Some((x.matrix(), self.residual_scale));
-        let empty = |recorder: &mut Recorder| recorder.empty("activations", x.shape(), x.dtype());
-        let (sum, weights) = match &self.sublayer {
+        match &self.sublayer {
             Sublayer::FeedForward(network) => {
-                let sum = empty(recorder)?;
+                let residual = Some((x.matrix(), self.residual_scale));
+                let sum = recorder.empty("activations", x.shape(), x.dtype())?;
                 network.forward(recorder, pass.weights, None, input, residual, sum.matrix())?;
-                (sum, None)
+                drop(normal);
+                Ok((self.after_sum(recorder, pass, sum)?, None))
             }
             Sublayer::SelfAttention(attention) | Sublayer::CrossAttention(attention) => {
                 let input = match &self.sublayer {
@@ -189,19 +189,37 @@ impl Block {
                     }
                 };
                 drop((q, k));
-                let sum = empty(recorder)?;
-                let to = sum.matrix();
-                attention.project_out(recorder, pass.weights, &mixed.out, residual, to)?;
-                (sum, weights)
+                let y = self.after_attention(recorder, pass, attention, x, &mixed.out)?;
+                Ok((y, weights))
             }
-        };
-        if !self.post_norm {
-            return Ok((sum, weights));
         }
-        let y = empty(recorder)?;
+    }
+
+    /// Records the output of a block with attention over its input `x`, without dropout. `attended` is the output of the attention
+    /// between the projections.
+    pub(crate) fn after_attention(
+        &self,
+        recorder: &mut Recorder,
+        pass: &Pass<'_>,
+        attention: &MultiheadAttention,
+        x: &Tensor,
+        attended: &Tensor,
+    ) -> Result<Tensor> {
+        let residual = Some((x.matrix(), self.residual_scale));
+        let sum = recorder.empty("activations", x.shape(), x.dtype())?;
+        attention.project_out(recorder, pass.weights, attended, residual, sum.matrix())?;
+        self.after_sum(recorder, pass, sum)
+    }
+
+    /// Records the norm that comes last, if one does.
+    fn after_sum(&self, recorder: &mut Recorder, pass: &Pass<'_>, sum: Tensor) -> Result<Tensor> {
+        if !self.post_norm {
+            return Ok(sum);
+        }
+        let y = recorder.empty("activations", sum.shape(), sum.dtype())?;
         self.norm
             .forward(recorder, pass.weights, sum.matrix(), y.matrix())?;
-        Ok((y, weights))
+        Ok(y)
     }
 
     /// The normalised input of the sublayer; `None` if its input is `x` itself.

@@ -232,10 +232,22 @@ impl MultiheadAttention {
             input.shape.seq_len(),
             input.x.dtype(),
         )?;
-        let layers = (&self.q_proj, self.q_norm.as_ref());
-        let before = self.project(recorder, weights, layers, input.x, &q)?;
-        self.turn(recorder, input, &q, XposRole::Query, false)?;
+        let before = self.queries_into(recorder, weights, input, &q)?;
         Ok((q, before))
+    }
+
+    /// Records that `q` holds the queries that enter attention. Returns them before their norm, if they have one.
+    pub(crate) fn queries_into(
+        &self,
+        recorder: &mut Recorder,
+        weights: &Parameters,
+        input: &MultiheadInput<'_>,
+        q: &Tensor,
+    ) -> Result<Option<Tensor>> {
+        let layers = (&self.q_proj, self.q_norm.as_ref());
+        let before = self.project(recorder, weights, layers, input.x, q)?;
+        self.turn(recorder, input, q, XposRole::Query, false)?;
+        Ok(before)
     }
 
     /// Records the keys and values that enter attention. Also returns the keys before their norm, if they have one.
@@ -248,11 +260,24 @@ impl MultiheadAttention {
         let MultiheadInput { shape, memory, .. } = *input;
         let k = self.heads(recorder, "k", shape, shape.key_len(), memory.dtype())?;
         let v = self.heads(recorder, "v", shape, shape.key_len(), memory.dtype())?;
-        let layers = (&self.k_proj, self.k_norm.as_ref());
-        let before = self.project(recorder, weights, layers, memory, &k)?;
-        self.project(recorder, weights, (&self.v_proj, None), memory, &v)?;
-        self.turn(recorder, input, &k, XposRole::Key, false)?;
+        let before = self.memory_into(recorder, weights, input, [&k, &v])?;
         Ok(([k, v], before))
+    }
+
+    /// Records that `k` and `v` hold the keys and values that enter attention. Returns the keys before their norm, if they have one.
+    pub(crate) fn memory_into(
+        &self,
+        recorder: &mut Recorder,
+        weights: &Parameters,
+        input: &MultiheadInput<'_>,
+        [k, v]: [&Tensor; 2],
+    ) -> Result<Option<Tensor>> {
+        let memory = input.memory;
+        let layers = (&self.k_proj, self.k_norm.as_ref());
+        let before = self.project(recorder, weights, layers, memory, k)?;
+        self.project(recorder, weights, (&self.v_proj, None), memory, v)?;
+        self.turn(recorder, input, k, XposRole::Key, false)?;
+        Ok(before)
     }
 
     fn turn(

@@ -40,12 +40,22 @@
 //! # }
 //! ```
 
+mod device;
+mod file;
 mod packed;
 mod plan;
+mod progress;
 mod run;
 mod tokens;
 
+#[cfg(feature = "models")]
+pub(crate) use device::AttentionLayer;
+pub use file::TokenFile;
+#[cfg(feature = "models")]
+pub(crate) use plan::LayerNeeds;
 pub use plan::{OutOfCoreOptions, OutOfCorePlan};
+#[cfg(feature = "models")]
+pub(crate) use run::Inputs;
 pub use run::OutOfCoreRun;
 #[cfg(feature = "models")]
 pub(crate) use tokens::place;

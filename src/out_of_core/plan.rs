@@ -2,9 +2,11 @@
 
 use std::fmt;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use super::packed::PackedBranch;
+use super::packed::branch_bytes;
+use super::progress::Facts;
 use crate::attention::DilatedAttention;
 use crate::config::{AttentionShape, DilatedAttentionConfig, in_u32};
 use crate::device::{DType, DeviceCaps, ElementFormat};
@@ -13,7 +15,10 @@ use crate::kernels::Choice;
 use crate::kernels::attention_forward::ForwardVariant;
 use crate::plan::branch::BranchGeometry;
 use crate::plan::window::RowLayout;
-use crate::plan::{BlockSize, PlannedBuffer, forward_flop, staging_bytes, time_at};
+use crate::plan::{
+    BlockPlan, BlockSize, PlannedBuffer, Tokens, forward_flop, plan_block, staging_bytes, time_at,
+};
+use crate::recorder::SliceOptions;
 
 /// What a run out of core does, and the memory that it takes. Made by [`DilatedAttention::plan_out_of_core`].
 #[derive(Clone, Debug)]
@@ -25,32 +30,45 @@ pub struct OutOfCorePlan {
     pub(super) dtype: DType,
     pub(super) choice: Choice<ForwardVariant>,
     pub(super) size: BlockSize,
+    pub(super) options: OutOfCoreOptions,
+    /// The layer around the attention; `None` for attention alone.
+    pub(super) layer: Option<LayerNeeds>,
     /// Branches whose packed keys the host keeps.
     pub(super) packed: Vec<BranchGeometry>,
     /// Most bytes of device memory, staging and readback included. The host takes up to as many for what it reads ahead.
     pub device_bytes: u64,
-    /// Bytes of packed keys and values in the host's memory.
+    /// Bytes of packed keys and values, in the host's memory or in the scratch file.
     pub packed_bytes: u64,
     /// Floating point operations, as of a [`ForwardPlan`](crate::ForwardPlan).
     pub flop: u64,
 }
 
-/// How a run out of core is cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How a run out of core is cut, and what it keeps on a disk.
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct OutOfCoreOptions {
     /// Most bytes of device memory.
     pub budget_bytes: u64,
-    /// Most outputs of a block; `None` for as many as the budget holds. Smaller blocks are slower, and each is a step of progress.
+    /// Most outputs of a block; `None` for as many as the budget holds. Smaller blocks are slower, and after each the progress is
+    /// written down.
     pub block_tokens: Option<NonZeroUsize>,
+    /// Where packed keys are kept; `None` for the host's memory.
+    pub scratch_file: Option<PathBuf>,
+    /// Where the progress is written down; `None` for nowhere.
+    pub progress_file: Option<PathBuf>,
+    /// How long the device computes at a time, which is also how soon a run can be cancelled. 100 ms unless set.
+    pub slices: SliceOptions,
 }
 
 impl OutOfCoreOptions {
-    /// Blocks as large as `budget_bytes` of device memory hold.
+    /// Blocks as large as `budget_bytes` of device memory hold; packed keys in the host's memory; no progress file.
     pub fn new(budget_bytes: u64) -> Self {
         Self {
             budget_bytes,
             block_tokens: None,
+            scratch_file: None,
+            progress_file: None,
+            slices: SliceOptions::default().with_target(Duration::from_millis(100)),
         }
     }
 
@@ -60,6 +78,31 @@ impl OutOfCoreOptions {
             block_tokens,
             ..self
         }
+    }
+
+    /// Keeps packed keys in a file at `path`, which must not exist, where the host's memory does not hold them. The run removes it when
+    /// it is done. A run with a progress file that is dropped or killed before leaves it, to go on with it.
+    pub fn with_scratch_file(self, path: impl Into<PathBuf>) -> Self {
+        Self {
+            scratch_file: Some(path.into()),
+            ..self
+        }
+    }
+
+    /// Writes the progress to a file at `path` after each block, once its outputs are on the disk
+    /// ([`TokenSink::sync`](super::TokenSink::sync)). If the file is there when a run begins, the run goes on where that one was; it
+    /// must have the same plan, inputs and outputs. Packed keys in memory are packed again, as far as blocks still need them. The file
+    /// stays when the run is done: remove it once the outputs are in use.
+    pub fn with_progress_file(self, path: impl Into<PathBuf>) -> Self {
+        Self {
+            progress_file: Some(path.into()),
+            ..self
+        }
+    }
+
+    /// Sets how long the device [computes at a time](Self::slices).
+    pub fn with_slices(self, slices: SliceOptions) -> Self {
+        Self { slices, ..self }
     }
 }
 
@@ -82,6 +125,33 @@ impl DilatedAttention {
         dtype: DType,
         options: &OutOfCoreOptions,
     ) -> Result<OutOfCorePlan> {
+        OutOfCorePlan::new(self, tokens, dtype, options, None)
+    }
+}
+
+/// What a layer adds to the plan of its attention.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LayerNeeds {
+    /// Rows of the layer's input that go through its products at a time.
+    pub chunk_rows: usize,
+    /// Device bytes that they take on their way.
+    pub chunk_bytes: u64,
+    /// Floating point operations of the products, for each token.
+    pub token_flop: f64,
+}
+
+impl OutOfCorePlan {
+    /// The plan of `attention`, or of the layer around it.
+    ///
+    /// # Errors
+    /// As [`DilatedAttention::plan_out_of_core`].
+    pub(crate) fn new(
+        attention: &DilatedAttention,
+        tokens: usize,
+        dtype: DType,
+        options: &OutOfCoreOptions,
+        layer: Option<LayerNeeds>,
+    ) -> Result<Self> {
         let shape = AttentionShape::new(1, tokens)?;
         if tokens == 0 {
             return Err(Error::InvalidShape {
@@ -90,11 +160,11 @@ impl DilatedAttention {
                 need: "at least one".to_owned(),
             });
         }
-        let config = self.config();
-        ElementFormat::of("q", dtype, self.context().caps())?;
+        let config = attention.config();
+        ElementFormat::of("q", dtype, attention.context().caps())?;
         // The output is f32 until it is complete, so kernels are those of f32.
-        let choice = self.forward_choice(DType::F32)?;
-        let caps = self.context().caps_for(ElementFormat::F32);
+        let choice = attention.forward_choice(DType::F32)?;
+        let caps = attention.context().caps_for(ElementFormat::F32);
         let seq_len = in_u32(tokens);
         let geometries: Vec<_> = (0..config.branches().len() as u32)
             .map(|branch| BranchGeometry::cross(config, branch, seq_len, seq_len))
@@ -105,28 +175,87 @@ impl DilatedAttention {
             state: RowLayout::of_state(config, caps),
             stored_bytes: config.embed_dim() as u64 * dtype.bytes(),
             converts: dtype != DType::F32,
+            layer,
             caps,
         };
         let size = memory.largest(tokens as u64, &geometries, options)?;
         let is_packed =
             |geometry: &BranchGeometry| !size.is_short(geometry) && geometry.dilation_rate > 1;
-        let packed: Vec<_> = geometries.into_iter().filter(is_packed).collect();
-        let head_bytes = config.head_dim() * dtype.bytes() as usize;
-        let packed_bytes = packed.iter();
-        let packed_bytes = packed_bytes
-            .map(|geometry| PackedBranch::bytes(geometry, head_bytes).saturating_mul(2));
-        Ok(OutOfCorePlan {
+        let mut plan = Self {
             config: config.clone(),
             caps: caps.clone(),
             dtype,
             choice,
-            packed_bytes: packed_bytes.fold(0, u64::saturating_add),
-            packed,
+            packed: geometries.into_iter().filter(is_packed).collect(),
+            packed_bytes: 0,
             device_bytes: memory.bytes(size),
             flop: forward_flop(config, &shape) as u64,
             size,
             shape,
-        })
+            options: options.clone(),
+            layer,
+        };
+        if let Some(layer) = layer {
+            plan.flop += (layer.token_flop * tokens as f64) as u64;
+        }
+        let head_bytes = plan.head_bytes();
+        let bytes = plan.packed.iter();
+        let bytes = bytes.map(|geometry| branch_bytes(geometry, head_bytes));
+        plan.packed_bytes = bytes.fold(0, u64::saturating_add);
+        Ok(plan)
+    }
+
+    /// Whether it is of a layer, and not of attention alone.
+    pub(super) fn is_layer(&self) -> bool {
+        self.layer.is_some()
+    }
+
+    /// Bytes of a token on the host.
+    pub(super) fn row_bytes(&self) -> usize {
+        self.config.embed_dim() * self.dtype.bytes() as usize
+    }
+
+    /// Bytes of a packed head. Those of a layer come from the device, in f32.
+    pub(super) fn head_bytes(&self) -> usize {
+        let dtype = if self.is_layer() {
+            DType::F32
+        } else {
+            self.dtype
+        };
+        self.config.head_dim() * dtype.bytes() as usize
+    }
+
+    /// The plan of a block.
+    pub(super) fn block(&self, outputs: &Tokens) -> Result<BlockPlan> {
+        plan_block(
+            &self.config,
+            &self.shape,
+            &self.caps,
+            self.choice.variant,
+            outputs.clone(),
+            self.size,
+        )
+    }
+
+    /// What tells the plan from others.
+    pub(super) fn facts(&self) -> Facts {
+        let facts = [
+            ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("attention", format!("{:?}", self.config)),
+            ("tokens", self.tokens().to_string()),
+            ("type", self.dtype.to_string()),
+            ("block_tokens", self.size.tokens.to_string()),
+            ("held_tokens", self.size.held_tokens.to_string()),
+            ("kernel", self.choice.variant.to_string()),
+            (
+                "scratch_file",
+                match self.options.scratch_file {
+                    None => "none".to_owned(),
+                    Some(_) => "used".to_owned(),
+                },
+            ),
+        ];
+        facts.map(|(what, value)| (what.to_owned(), value)).into()
     }
 }
 
@@ -137,6 +266,7 @@ struct Memory<'a> {
     /// Bytes of a token on the host.
     stored_bytes: u64,
     converts: bool,
+    layer: Option<LayerNeeds>,
     caps: &'a DeviceCaps,
 }
 
@@ -160,7 +290,15 @@ impl Memory<'_> {
         // Of the outputs, or of the states; each with a seal.
         let row_bytes = self.stored_bytes.max(self.state.row_bytes);
         let readback = storage(size.tokens * row_bytes + 8);
-        3 * (held + staging) + half + out + state + readback + PARAMS_BYTES
+        // The keys and values that a layer packs are downloaded at the same time.
+        let (chunk, packing) = match self.layer {
+            None => (0, 0),
+            Some(layer) => (
+                layer.chunk_bytes,
+                storage(size.tokens * self.row.row_bytes + 8),
+            ),
+        };
+        3 * (held + staging) + half + out + state + readback + packing + chunk + PARAMS_BYTES
     }
 
     /// The largest block within the budget that bindings cover.
@@ -248,7 +386,8 @@ impl fmt::Display for OutOfCorePlan {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         writeln!(
             f,
-            "forward out of core of {} tokens of type {} in {} blocks of {}",
+            "{} out of core of {} tokens of type {} in {} blocks of {}",
+            if self.is_layer() { "layer" } else { "forward" },
             self.tokens(),
             self.dtype,
             self.num_blocks(),
@@ -271,9 +410,13 @@ impl fmt::Display for OutOfCorePlan {
         }
         write!(
             f,
-            "at most {:.1} MiB on the device, {:.1} MiB of packed keys on the host, {:.3} GFLOP",
+            "at most {:.1} MiB on the device, {:.1} MiB of packed keys in {}, {:.3} GFLOP",
             mib(self.device_bytes),
             mib(self.packed_bytes),
+            match &self.options.scratch_file {
+                None => "memory".to_owned(),
+                Some(path) => path.display().to_string(),
+            },
             self.flop as f64 / 1e9,
         )
     }

@@ -1,144 +1,99 @@
-//! A run out of core: one block after the other.
+//! A run out of core: one block after the other, in steps.
 
 use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::sync_channel;
 
-use super::packed::PackedBranch;
+use super::device::{AttentionLayer, OnDevice};
+use super::packed::PackedKeys;
 use super::plan::OutOfCorePlan;
+use super::progress::{Facts, ProgressFile};
 use super::tokens::{TokenSink, TokenSource};
 use crate::attention::DilatedAttention;
-use crate::device::{ByteRange, DType};
+use crate::context::Context;
+use crate::device::DType;
 use crate::error::{Error, Result};
-use crate::kernels::Kernel;
-use crate::ops::convert_rows;
-use crate::plan::{BlockKeys, BlockPlan, BlockWork, Tokens, plan_block};
-use crate::pool_encoder::Submission;
-use crate::recorder::{Progress, Recorder};
-use crate::tensor::Tensor;
+use crate::plan::{BlockKeys, BlockPlan, BlockWork, Tokens};
+use crate::recorder::{Progress, SlicedSubmission};
 
-/// A forward out of core, under way. [`advance`](Self::advance) takes it a block further. Dropping it cancels the run: what was
+/// A forward out of core, under way. [`advance`](Self::advance) takes it a step further. Dropping it cancels the run: what was
 /// written stays, and nothing else is.
 pub struct OutOfCoreRun<'a> {
-    attention: &'a DilatedAttention,
+    context: Context,
     plan: &'a OutOfCorePlan,
-    inputs: [&'a dyn TokenSource; 3],
+    inputs: Inputs<'a>,
     sink: &'a mut dyn TokenSink,
     states: Option<&'a mut dyn TokenSink>,
-    packed: Vec<PackedBranch>,
-    device: Device,
+    packed: PackedKeys,
+    device: OnDevice<'a>,
+    progress_file: Option<ProgressFile>,
+    /// Whether the run was advanced.
+    has_begun: bool,
     /// Tokens whose keys are packed, as far as any are; then tokens whose outputs are written.
     packed_tokens: u64,
     written_tokens: u64,
+    /// The block under way.
+    block: Option<Block>,
+    /// The block after it, once something of it is read.
+    upcoming: Option<Block>,
+    /// What the next item takes.
+    ahead: Option<Result<Ahead>>,
+}
+
+/// Where the rows of a run come from.
+#[derive(Clone, Copy)]
+pub(crate) enum Inputs<'a> {
+    /// Queries, keys and values.
+    Attention([&'a dyn TokenSource; 3]),
+    /// The input of a layer.
+    Layer(&'a dyn TokenSource),
+}
+
+/// A block of outputs. Its items are the works of its plan and then, of a layer, what follows attention.
+struct Block {
+    outputs: Tokens,
+    plan: BlockPlan,
+    /// Number of items that are done.
+    done: usize,
+    /// The item under way.
+    flight: Option<SlicedSubmission>,
+}
+
+/// Rows that an item takes. `None`: the device has them already.
+struct Ahead {
+    queries: Option<Vec<u8>>,
+    keys: Option<KeyRows>,
+}
+
+/// Rows of keys and values.
+enum KeyRows {
+    /// Keys and values.
+    Given([Vec<u8>; 2]),
+    /// The layer's input.
+    LayerInput(Vec<u8>),
 }
 
 impl DilatedAttention {
     /// Begins a forward as `plan` says: `inputs` are q, k and v, of as many tokens and of the type that the plan has. The output goes
     /// to `sink`, block after block. Leases all device memory that the run takes, but for staging.
     ///
+    /// With a [progress file](super::OutOfCoreOptions::with_progress_file) of the same run it goes on where that one was.
+    ///
     /// # Errors
     /// [`Error::InvalidConfig`] for a plan of another attention; [`Error::WrongDType`] and [`Error::LengthMismatch`] for inputs and
     /// sinks of another type or size than the plan's;
-    /// [`Error::HostMemory`] when the host has no memory for packed keys; [`Error::Validation`] when the device refuses a shader; the
-    /// errors of leasing.
+    /// [`Error::HostMemory`] when the host has no memory for packed keys, [`Error::DiskFull`] when the disk has no room for them;
+    /// [`Error::OtherRun`] for the progress file of another run, [`Error::TokenFile`] when it or the scratch file cannot be opened or
+    /// made; [`Error::Validation`] when the device refuses a shader; the errors of leasing.
     pub fn run_out_of_core<'a>(
         &'a self,
         plan: &'a OutOfCorePlan,
         inputs: [&'a dyn TokenSource; 3],
         sink: &'a mut dyn TokenSink,
     ) -> Result<OutOfCoreRun<'a>> {
-        let caps = self.context().caps_for(plan.choice.variant.format);
-        if (&plan.config, &plan.caps) != (self.config(), caps) {
-            return Err(Error::InvalidConfig {
-                what: "plan out of core",
-                given: "that of another attention, or of another device".to_owned(),
-                need: "one that plan_out_of_core of the same attention made",
-            });
-        }
-        let [q, k, v] = inputs.map(|input| (input.dtype(), input.num_elements()));
-        let out = (sink.dtype(), sink.num_elements());
-        let width = self.config().embed_dim() as u64;
-        let expected = (plan.tokens() as u64).saturating_mul(width);
-        for (what, (dtype, elements)) in [("q", q), ("k", k), ("v", v), ("out", out)] {
-            expect(what, (dtype, plan.dtype), (elements, expected))?;
-        }
-        self.context().compile(&[plan.choice.variant.into()])?;
-        let head_bytes = self.config().head_dim() * plan.dtype.bytes() as usize;
-        let packed = plan.packed.iter();
-        let packed = packed.map(|geometry| PackedBranch::new(geometry.clone(), head_bytes));
-        let packed: Vec<_> = packed.collect::<Result<_>>()?;
-        let tokens = plan.tokens() as u64;
-        Ok(OutOfCoreRun {
-            attention: self,
-            plan,
-            inputs,
-            sink,
-            states: None,
-            packed_tokens: if packed.is_empty() { tokens } else { 0 },
-            packed,
-            device: Device::lease(self, plan)?,
-            written_tokens: 0,
-        })
+        OutOfCoreRun::begin(self, plan, Inputs::Attention(inputs), None, sink)
     }
-}
-
-/// The tensors that all blocks use in turn.
-struct Device {
-    /// Queries, keys and values, in f32.
-    inputs: [Tensor; 3],
-    /// What is on its way from or to the host in half precision.
-    half: Option<Tensor>,
-    out: Tensor,
-    softmax_state: Tensor,
-}
-
-impl Device {
-    fn lease(attention: &DilatedAttention, plan: &OutOfCorePlan) -> Result<Self> {
-        let mut recorder = attention.context().recorder("out of core");
-        let config = attention.config();
-        let (width, heads) = (config.embed_dim(), config.num_heads());
-        // Both are at most what a binding covers.
-        let [tokens, held] = [plan.size.tokens, plan.size.held_tokens].map(|count| count as usize);
-        let inputs = ["q", "k", "v"];
-        let mut lease =
-            |label, rows, width, dtype| recorder.undivided(label, &[rows, width], dtype);
-        let [q, k, v] = inputs.map(|label| lease(label, held, width, DType::F32));
-        Ok(Self {
-            inputs: [q?, k?, v?],
-            half: match plan.dtype {
-                DType::F32 => None,
-                dtype => Some(lease("half", held, width, dtype)?),
-            },
-            out: lease("out", tokens, width, DType::F32)?,
-            softmax_state: lease("softmax_state", tokens, 2 * heads, DType::F32)?,
-        })
-    }
-
-    /// Records that input number `index` begins with `rows`.
-    fn upload(&self, recorder: &mut Recorder, index: usize, rows: &[u8]) -> Result<()> {
-        let input = &self.inputs[index];
-        match &self.half {
-            None => recorder.write_bytes(input, rows),
-            Some(half) => {
-                recorder.write_bytes(half, rows)?;
-                // Packed rows have the heads of their branch alone, so that they are narrower than the tensor's.
-                let vec4s = rows.len() / (4 * half.dtype().bytes() as usize);
-                let [from, to] = [half, input].map(|tensor| {
-                    let elements = tensor.matrix().reshape(4)?;
-                    elements.slice(0..vec4s)
-                });
-                convert_rows(recorder, from?, to?)
-            }
-        }
-    }
-}
-
-/// Inputs of a work that were read. `None`: the tensors hold them already, or the host has them packed.
-struct ReadAhead {
-    queries: Option<Vec<u8>>,
-    keys: Option<[Vec<u8>; 2]>,
 }
 
 /// Checks type and number of elements of a source or sink: given, expected.
@@ -165,20 +120,131 @@ fn expect(
 }
 
 impl<'a> OutOfCoreRun<'a> {
+    /// As [`DilatedAttention::run_out_of_core`]; with `layer`, of the layer around the attention.
+    pub(crate) fn begin(
+        attention: &DilatedAttention,
+        plan: &'a OutOfCorePlan,
+        inputs: Inputs<'a>,
+        layer: Option<Box<dyn AttentionLayer + 'a>>,
+        sink: &'a mut dyn TokenSink,
+    ) -> Result<Self> {
+        let context = attention.context();
+        let caps = context.caps_for(plan.choice.variant.format);
+        let planned = (&plan.config, &plan.caps, plan.is_layer());
+        if planned != (attention.config(), caps, layer.is_some()) {
+            return Err(Error::InvalidConfig {
+                what: "plan out of core",
+                given: "that of another attention or layer, or of another device".to_owned(),
+                need: "one that was made for this attention, or for this layer, here",
+            });
+        }
+        let width = plan.config.embed_dim() as u64;
+        let expected = (plan.tokens() as u64).saturating_mul(width);
+        for (what, source) in inputs.sources() {
+            let dtypes = (source.dtype(), plan.dtype);
+            expect(what, dtypes, (source.num_elements(), expected))?;
+        }
+        let dtypes = (sink.dtype(), plan.dtype);
+        expect("out", dtypes, (sink.num_elements(), expected))?;
+        context.compile(&[plan.choice.variant.into()])?;
+        let tokens = plan.tokens() as u64;
+        let progress_file = match &plan.options.progress_file {
+            None => None,
+            Some(path) => {
+                let facts = facts(plan, &inputs, layer.as_deref())?;
+                Some(ProgressFile::open(path, facts)?)
+            }
+        };
+        if let Some(file) = &progress_file {
+            // A folder that cannot be written to is an error now, and not after the first block.
+            file.write()?;
+        }
+        let recorded = progress_file.as_ref().map(|file| &file.recorded);
+        let written_tokens = recorded.map_or(0, |recorded| recorded.written_tokens.min(tokens));
+        let (branches, head_bytes) = (&plan.packed, plan.head_bytes());
+        let (packed, packed_tokens) = match &plan.options.scratch_file {
+            _ if written_tokens == tokens => (PackedKeys::none(), tokens),
+            None => {
+                let packed = PackedKeys::in_memory(branches, head_bytes)?;
+                let first = packed.first_needed(written_tokens).min(tokens);
+                (packed, first)
+            }
+            Some(path) => {
+                let name = recorded.map_or([0; _], |recorded| recorded.name);
+                let goes_on = progress_file.as_ref().is_some_and(|file| file.goes_on);
+                let kept = [progress_file.is_some(), goes_on];
+                let (packed, is_old) = PackedKeys::in_file(branches, head_bytes, path, name, kept)?;
+                let before = recorded.filter(|_| is_old);
+                (
+                    packed,
+                    before.map_or(0, |recorded| recorded.packed_tokens.min(tokens)),
+                )
+            }
+        };
+        let mut run = Self {
+            context: context.clone(),
+            device: OnDevice::lease(context, plan, layer)?,
+            plan,
+            inputs,
+            sink,
+            states: None,
+            packed_tokens: if packed.is_empty() {
+                tokens
+            } else {
+                packed_tokens
+            },
+            packed,
+            progress_file,
+            has_begun: false,
+            written_tokens,
+            block: None,
+            upcoming: None,
+            ahead: None,
+        };
+        run.check_last_block()?;
+        Ok(run)
+    }
+
+    /// Checks that the outputs which the progress file tells of are there.
+    fn check_last_block(&mut self) -> Result<()> {
+        let Some(file) = &self.progress_file else {
+            return Ok(());
+        };
+        let Some((first, recorded)) = file.recorded.last_block else {
+            return Ok(());
+        };
+        let tokens = first.min(self.written_tokens)..self.written_tokens;
+        let mut rows = zeros(&tokens, self.plan.row_bytes())?;
+        let found = self.sink.read_back(host_range(&tokens), &mut rows);
+        match found.map_err(|error| host_error("out", &tokens, &error))? {
+            true if crc32fast::hash(&rows) == recorded => Ok(()),
+            true => {
+                let what = format!("output of tokens {first}..{}", self.written_tokens);
+                let given = format!("one of CRC-32 {:08x}", crc32fast::hash(&rows));
+                Err(file.other_run(&what, &given, &format!("one of CRC-32 {recorded:08x}")))
+            }
+            false => Err(file.other_run(
+                "output",
+                "nowhere to be read",
+                "that of a sink which keeps what was written",
+            )),
+        }
+    }
+
     /// The same, which also writes the softmax state of each row and head to `states`, as f32: rows (head, 2), as of
     /// [`ForwardOutput::softmax_state`](crate::ForwardOutput::softmax_state). Of a block, they come before the outputs.
     ///
     /// # Errors
-    /// [`Error::WrongDType`] and [`Error::LengthMismatch`] for another type or size; [`Error::OutOfOrder`] once outputs were written.
+    /// [`Error::WrongDType`] and [`Error::LengthMismatch`] for another type or size; [`Error::OutOfOrder`] once the run was advanced.
     pub fn with_softmax_state(self, states: &'a mut dyn TokenSink) -> Result<Self> {
-        if self.written_tokens > 0 {
+        if self.has_begun {
             return Err(Error::OutOfOrder {
                 call: "with_softmax_state",
-                state: format!("the outputs of {} tokens are written", self.written_tokens),
+                state: "the run was advanced".to_owned(),
                 next_step: "call it before the run is advanced",
             });
         }
-        let heads = self.attention.config().num_heads() as u64;
+        let heads = self.plan.config.num_heads() as u64;
         let elements = (states.num_elements(), self.plan.tokens() as u64 * heads * 2);
         expect("softmax_state", (states.dtype(), DType::F32), elements)?;
         Ok(Self {
@@ -189,12 +255,18 @@ impl<'a> OutOfCoreRun<'a> {
 }
 
 impl OutOfCoreRun<'_> {
-    /// What is done, in tokens: those whose keys were packed, if any are, and those whose outputs were written.
+    /// What is done, in tokens: those whose keys were packed, if any are, and those whose outputs were computed.
     pub fn progress(&self) -> Progress {
         let tokens = self.plan.tokens() as u64;
         let passes = if self.packed.is_empty() { 1 } else { 2 };
+        // Of the block under way, as much as of its items. The last token counts once all is written.
+        let within = self.block.as_ref().map_or(0, |block| {
+            let done = block.fraction(self.plan.is_layer());
+            let count = block.outputs.end - block.outputs.start;
+            ((done * count as f64) as u64).min(count - 1)
+        });
         Progress {
-            done: self.packed_tokens * (passes - 1) + self.written_tokens,
+            done: self.packed_tokens * (passes - 1) + self.written_tokens + within,
             total: tokens * passes,
         }
     }
@@ -204,190 +276,210 @@ impl OutOfCoreRun<'_> {
         self.written_tokens == self.plan.tokens() as u64
     }
 
-    /// Takes the run a block further and returns how far it is. Blocks until the block is done.
+    /// Takes the run a step further and returns how far it is: packs the keys of a block, computes for about as long as
+    /// [`SliceOptions`](crate::SliceOptions) say, or writes the outputs of a block. Blocks until that is done. Meanwhile another thread
+    /// reads what the next step takes.
     ///
     /// # Errors
-    /// [`Error::HostTokens`] when a source cannot be read or the sink not be written, [`Error::HostMemory`], and the errors of
-    /// leasing and submitting. Call it again to try the same block once more.
+    /// [`Error::HostTokens`] when a source cannot be read or the sink not be written, [`Error::HostMemory`], [`Error::TokenFile`] when
+    /// the progress file cannot be written, [`Error::OtherRun`] when that one was begun with softmax states and this is without, or the
+    /// other way round; and the errors of leasing and submitting. Call it again to try the same block once more.
     pub fn advance(&mut self) -> Result<Progress> {
-        let tokens = self.plan.tokens() as u64;
-        let block = |from: u64| from..tokens.min(from + self.plan.size.tokens);
-        if self.packed_tokens < tokens {
-            self.pack(block(self.packed_tokens))?;
-        } else if !self.is_done() {
-            self.compute(block(self.written_tokens))?;
+        let result = self.step();
+        if result.is_err() {
+            // The tensors of the device may hold anything.
+            (self.block, self.upcoming, self.ahead) = (None, None, None);
         }
-        Ok(self.progress())
+        result.map(|()| self.progress())
+    }
+
+    fn step(&mut self) -> Result<()> {
+        if !self.has_begun {
+            self.check_states()?;
+            self.has_begun = true;
+        }
+        let tokens = self.plan.tokens() as u64;
+        if self.packed_tokens < tokens {
+            let end = tokens.min(self.packed_tokens + self.plan.size.tokens);
+            return self.pack(self.packed_tokens..end);
+        }
+        if self.is_done() {
+            return Ok(());
+        }
+        let mut block = match self.block.take() {
+            Some(block) => block,
+            None => {
+                let block = match self.upcoming.take() {
+                    Some(upcoming) => upcoming,
+                    None => Block::plan(self.plan, self.written_tokens)?,
+                };
+                if block.plan.clears {
+                    self.device.clear()?;
+                }
+                block
+            }
+        };
+        if block.done == block.num_items(self.plan.is_layer()) {
+            return self.write(&block.outputs);
+        }
+        self.compute(&mut block)?;
+        self.block = Some(block);
+        Ok(())
+    }
+
+    /// Whether softmax states are written must not change from one run to the next.
+    fn check_states(&mut self) -> Result<()> {
+        let has_states = self.states.is_some();
+        let Some(file) = &mut self.progress_file else {
+            return Ok(());
+        };
+        let words = |has: bool| if has { "written" } else { "not written" };
+        match self.written_tokens > 0 && file.recorded.softmax_state != has_states {
+            true => Err(file.other_run(
+                "softmax_state",
+                words(has_states),
+                words(file.recorded.softmax_state),
+            )),
+            false => {
+                file.recorded.softmax_state = has_states;
+                Ok(())
+            }
+        }
     }
 
     fn pack(&mut self, tokens: Tokens) -> Result<()> {
-        let [k, v] = [("k", 1), ("v", 2)].map(|(what, index)| {
-            let row_bytes = self.row_bytes();
-            read(what, self.inputs[index], tokens.clone(), row_bytes)
-        });
-        let (k, v) = (k?, v?);
-        for branch in &mut self.packed {
-            branch.pack(host_range(&tokens), [&k, &v]);
+        let row_bytes = self.plan.row_bytes();
+        let [k, v] = match self.inputs {
+            Inputs::Attention([_, k, v]) => [
+                read("k", k, &tokens, row_bytes)?,
+                read("v", v, &tokens, row_bytes)?,
+            ],
+            Inputs::Layer(x) => {
+                let rows = read("x", x, &tokens, row_bytes)?;
+                self.device.projected_keys(&rows, &tokens)?
+            }
+        };
+        let kept = self.packed.pack(host_range(&tokens), [&k, &v]);
+        kept.map_err(|error| host_error("packed keys", &tokens, &error))?;
+        if let (Some(file), Some(_)) = (&mut self.progress_file, &self.plan.options.scratch_file) {
+            let synced = self.packed.sync();
+            synced.map_err(|error| host_error("packed keys", &tokens, &error))?;
+            file.recorded.packed_tokens = tokens.end;
+            file.write()?;
         }
         self.packed_tokens = tokens.end;
         Ok(())
     }
 
-    /// Bytes of a token on the host.
-    fn row_bytes(&self) -> usize {
-        self.attention.config().embed_dim() * self.plan.dtype.bytes() as usize
-    }
-
-    fn compute(&mut self, tokens: Tokens) -> Result<()> {
-        let context = self.attention.context();
-        let variant = self.plan.choice.variant;
-        let caps = context.caps_for(variant.format);
-        let block = plan_block(
-            self.attention.config(),
-            &self.plan.shape,
-            caps,
-            variant,
-            tokens.clone(),
-            self.plan.size,
-        )?;
-        if block.clears {
-            self.clear()?;
-        }
-        self.run_works(&block, &tokens)?;
-        if self.states.is_some() {
-            let states = self.download_f32(&self.device.softmax_state, &tokens)?;
-            if let Some(sink) = &mut self.states {
-                let written = sink.write(host_range(&tokens), &states);
-                written.map_err(|error| host_error("softmax_state", &tokens, &error))?;
+    /// Computes a slice of the block's next item, while a thread reads what the item after it takes.
+    fn compute(&mut self, block: &mut Block) -> Result<()> {
+        let mut flight = match block.flight.take() {
+            Some(flight) => flight,
+            None => {
+                let ahead = match self.ahead.take() {
+                    Some(Ok(ahead)) => ahead,
+                    // Read now, an error is one of this item.
+                    _ => self.reader().read(block, block.done)?,
+                };
+                self.submit(block, &ahead)?
             }
+        };
+        let is_last = block.done + 1 == block.num_items(self.plan.is_layer());
+        let is_end = block.outputs.end == self.plan.tokens() as u64;
+        if is_last && !is_end && self.upcoming.is_none() {
+            self.upcoming = Some(Block::plan(self.plan, block.outputs.end)?);
         }
-        let out = self.download(&tokens)?;
-        let written = self.sink.write(host_range(&tokens), &out);
-        written.map_err(|error| host_error("out", &tokens, &error))?;
-        self.written_tokens = tokens.end;
+        let next = match (is_last, &self.upcoming) {
+            (false, _) => Some((&*block, block.done + 1)),
+            (true, upcoming) => upcoming.as_ref().map(|upcoming| (upcoming, 0)),
+        };
+        let reader = self.reader();
+        let next = next.filter(|(block, item)| {
+            self.ahead.is_none() && *item < block.num_items(reader.plan.is_layer())
+        });
+        let (stepped, read) = std::thread::scope(|scope| {
+            let read = next.map(|(block, item)| {
+                std::thread::Builder::new().spawn_scoped(scope, move || reader.read(block, item))
+            });
+            let stepped = pollster::block_on(flight.step());
+            // Without a thread, it is read when it is needed. Panics of sources are caught where they are called.
+            let read = read.and_then(|thread| thread.ok()?.join().ok());
+            (stepped, read)
+        });
+        if read.is_some() {
+            self.ahead = read;
+        }
+        stepped?;
+        match flight.is_done() {
+            true => block.done += 1,
+            false => block.flight = Some(flight),
+        }
         Ok(())
     }
 
-    /// Sets outputs and states to 0: of some rows there may be no work.
-    fn clear(&self) -> Result<()> {
-        let mut recorder = self.attention.context().recorder("out of core");
-        for tensor in [&self.device.out, &self.device.softmax_state] {
-            recorder.clear(tensor, tensor.whole());
+    fn reader(&self) -> Reader<'_> {
+        Reader {
+            plan: self.plan,
+            inputs: self.inputs,
+            packed: &self.packed,
         }
-        recorder.submit().map(drop)
     }
 
-    /// Runs the works of a block, while a thread reads what the next ones take.
-    fn run_works(&self, block: &BlockPlan, outputs: &Tokens) -> Result<()> {
-        let inputs = self.inputs;
-        let row_bytes = self.row_bytes();
-        std::thread::scope(|scope| {
-            let (send, receive) = sync_channel(1);
-            let read_all = move || {
-                let mut before: Option<&BlockWork> = None;
-                for work in &block.works {
-                    let ahead = read_ahead(inputs, work, before, row_bytes);
-                    before = Some(work);
-                    // If nobody receives it, an error has ended the block.
-                    if send.send(ahead).is_err() {
-                        return;
-                    }
+    /// Submits the next item of a block.
+    fn submit(&self, block: &Block, ahead: &Ahead) -> Result<SlicedSubmission> {
+        let mut recorder = self.context.recorder("out of core");
+        match block.plan.works.get(block.done) {
+            Some(work) => {
+                if let Some(rows) = &ahead.queries {
+                    self.device.queries(&mut recorder, rows, &work.queries)?;
                 }
-            };
-            let reader = std::thread::Builder::new().spawn_scoped(scope, read_all);
-            let reader = reader.map_err(|error| host_error("q, k and v", outputs, &error))?;
-            let run = || -> Result<()> {
-                let mut running: Option<Submission> = None;
-                for work in &block.works {
-                    let ended = |_| io::Error::other("the thread that reads has ended");
-                    let ahead = receive.recv().map_err(ended);
-                    let ahead =
-                        ahead.map_err(|error| host_error("q, k and v", outputs, &error))??;
-                    // Its staging memory comes back.
-                    if let Some(running) = running.take() {
-                        running.wait()?;
+                match (&ahead.keys, &work.keys) {
+                    (Some(KeyRows::Given([k, v])), _) => {
+                        self.device.keys(&mut recorder, [k, v])?;
                     }
-                    running = Some(self.submit(work, &ahead)?);
+                    (Some(KeyRows::LayerInput(rows)), BlockKeys::Tokens(tokens)) => {
+                        self.device.project_keys(&mut recorder, rows, tokens)?;
+                    }
+                    _ => {}
                 }
-                running.map_or(Ok(()), |running| running.wait())
-            };
-            let result = run();
-            drop(receive);
-            // A panic of its own would have been told above.
-            _ = reader.join();
-            result
-        })
-    }
-
-    fn submit(&self, work: &BlockWork, ahead: &ReadAhead) -> Result<Submission> {
-        let device = &self.device;
-        let mut recorder = self.attention.context().recorder("out of core");
-        if let Some(queries) = &ahead.queries {
-            device.upload(&mut recorder, 0, queries)?;
-        }
-        let packed = match &work.keys {
-            BlockKeys::Tokens(_) => None,
-            BlockKeys::Packed {
-                branch,
-                segment,
-                rows,
-            } => {
-                // The plan has packed all branches that are not short.
-                let packed = self.packed.iter().find(|packed| packed.branch() == *branch);
-                packed.map(|packed| packed.rows(*segment, *rows))
+                self.device.attend(&mut recorder, self.plan, work)?;
             }
-        };
-        let read = ahead.keys.as_ref();
-        let keys = packed.or(read.map(|[k, v]| [k.as_slice(), v.as_slice()]));
-        for (index, rows) in (1..).zip(keys.into_iter().flatten()) {
-            device.upload(&mut recorder, index, rows)?;
+            None => {
+                let rows = ahead.queries.as_deref().unwrap_or(&[]);
+                self.device
+                    .layer_output(&mut recorder, rows, &block.outputs)?;
+            }
         }
-        let [q, k, v] = &device.inputs;
-        for dispatch in &work.dispatches {
-            let bindings: [(&Tensor, ByteRange); 5] = [
-                (q, dispatch.q.bytes),
-                (k, dispatch.kv.bytes),
-                (v, dispatch.kv.bytes),
-                (&device.out, dispatch.out.bytes),
-                (&device.softmax_state, dispatch.state.bytes),
-            ];
-            let params = dispatch.params(self.attention.config(), &self.plan.shape);
-            let kernel = Kernel::from(self.plan.choice.variant);
-            recorder.dispatch(kernel, &bindings, &params, dispatch.grid)?;
+        Ok(recorder.submit_in_slices(self.plan.options.slices))
+    }
+
+    /// Writes the outputs of a block that is computed.
+    fn write(&mut self, tokens: &Tokens) -> Result<()> {
+        let count = tokens.end - tokens.start;
+        let range = host_range(tokens);
+        if let Some(sink) = &mut self.states {
+            let states = self.device.download_states(count)?;
+            let written = sink.write(range.clone(), &states);
+            written.map_err(|error| host_error("softmax_state", tokens, &error))?;
         }
-        recorder.submit()
-    }
-
-    /// The outputs of a block, as bytes.
-    fn download(&self, tokens: &Tokens) -> Result<Vec<u8>> {
-        let device = &self.device;
-        let Some(half) = &device.half else {
-            return self.download_f32(&device.out, tokens);
-        };
-        let mut recorder = self.attention.context().recorder("outputs");
-        let count = (tokens.end - tokens.start) as usize;
-        let [from, to] = [&device.out, half].map(|tensor| tensor.matrix().slice(0..count));
-        convert_rows(&mut recorder, from?, to?)?;
-        self.download_rows(recorder, half, count)
-    }
-
-    /// The first rows of a tensor of f32, one for each of `tokens`, as bytes.
-    fn download_f32(&self, tensor: &Tensor, tokens: &Tokens) -> Result<Vec<u8>> {
-        let recorder = self.attention.context().recorder("outputs");
-        self.download_rows(recorder, tensor, (tokens.end - tokens.start) as usize)
-    }
-
-    /// Submits `recorder`; the first `count` rows of a tensor after that, as bytes.
-    fn download_rows(
-        &self,
-        mut recorder: Recorder,
-        tensor: &Tensor,
-        count: usize,
-    ) -> Result<Vec<u8>> {
-        let rows = tensor.view(&[count, tensor.shape()[1]], 0);
-        let download = recorder.download_bytes(&rows)?;
-        recorder.submit()?;
-        download.wait()
+        let out = self.device.download(count)?;
+        let failed = |error: io::Error| host_error("out", tokens, &error);
+        self.sink.write(range, &out).map_err(failed)?;
+        if let Some(file) = &mut self.progress_file {
+            if let Some(sink) = &mut self.states {
+                let synced = sink.sync();
+                synced.map_err(|error| host_error("softmax_state", tokens, &error))?;
+            }
+            self.sink.sync().map_err(failed)?;
+            file.recorded.written_tokens = tokens.end;
+            file.recorded.last_block = Some((tokens.start, crc32fast::hash(&out)));
+            file.write()?;
+        }
+        self.written_tokens = tokens.end;
+        if self.is_done() {
+            self.packed.discard();
+        }
+        Ok(())
     }
 }
 
@@ -400,48 +492,147 @@ impl fmt::Debug for OutOfCoreRun<'_> {
     }
 }
 
-/// Reads what `work` takes and the work before it did not.
-fn read_ahead(
-    [q, k, v]: [&dyn TokenSource; 3],
-    work: &BlockWork,
-    before: Option<&BlockWork>,
-    row_bytes: usize,
-) -> Result<ReadAhead> {
-    let same_queries = before.is_some_and(|before| before.queries == work.queries);
-    let same_keys = before.is_some_and(|before| before.keys == work.keys);
-    let of = |what, source, tokens: &Tokens| read(what, source, tokens.clone(), row_bytes);
-    Ok(ReadAhead {
-        queries: match same_queries {
+impl Block {
+    /// The block that begins at an output.
+    fn plan(plan: &OutOfCorePlan, first: u64) -> Result<Self> {
+        let outputs = first..(first + plan.size.tokens).min(plan.tokens() as u64);
+        Ok(Self {
+            plan: plan.block(&outputs)?,
+            outputs,
+            done: 0,
+            flight: None,
+        })
+    }
+
+    fn num_items(&self, is_layer: bool) -> usize {
+        self.plan.works.len() + usize::from(is_layer)
+    }
+
+    fn fraction(&self, is_layer: bool) -> f64 {
+        let of_flight = self.flight.as_ref();
+        let of_flight = of_flight.map_or(0.0, |flight| flight.progress().fraction());
+        (self.done as f64 + of_flight) / self.num_items(is_layer).max(1) as f64
+    }
+}
+
+impl<'a> Inputs<'a> {
+    fn sources(&self) -> Vec<(&'static str, &'a dyn TokenSource)> {
+        match *self {
+            Inputs::Attention([q, k, v]) => vec![("q", q), ("k", k), ("v", v)],
+            Inputs::Layer(x) => vec![("x", x)],
+        }
+    }
+}
+
+/// What tells the run from others.
+fn facts(
+    plan: &OutOfCorePlan,
+    inputs: &Inputs<'_>,
+    layer: Option<&dyn AttentionLayer>,
+) -> Result<Facts> {
+    let mut facts = plan.facts();
+    if let Some(layer) = layer {
+        facts.insert("layer".to_owned(), layer.identity()?);
+    }
+    let (tokens, block) = (plan.tokens() as u64, plan.size.tokens);
+    for (what, source) in inputs.sources() {
+        let identity = source.identity();
+        let identity = identity.map_err(|error| host_error(what, &(0..tokens), &error))?;
+        let of = |tokens: Tokens| -> Result<u32> {
+            let rows = read(what, source, &tokens, plan.row_bytes())?;
+            Ok(crc32fast::hash(&rows))
+        };
+        let (first, last) = (of(0..block)?, of(tokens - block..tokens)?);
+        let words = format!(
+            "{identity}; first and last {block} tokens of CRC-32 {first:08x} and {last:08x}"
+        );
+        facts.insert(what.to_owned(), words.trim_start_matches("; ").to_owned());
+    }
+    Ok(facts)
+}
+
+/// Reads rows of the host.
+#[derive(Clone, Copy)]
+struct Reader<'a> {
+    plan: &'a OutOfCorePlan,
+    inputs: Inputs<'a>,
+    packed: &'a PackedKeys,
+}
+
+impl Reader<'_> {
+    /// Reads what an item of a block takes and the item before it did not.
+    fn read(self, block: &Block, item: usize) -> Result<Ahead> {
+        let row_bytes = self.plan.row_bytes();
+        let Some(work) = block.plan.works.get(item) else {
+            return Ok(Ahead {
+                queries: match self.inputs {
+                    Inputs::Attention(_) => None,
+                    Inputs::Layer(x) => Some(read("x", x, &block.outputs, row_bytes)?),
+                },
+                keys: None,
+            });
+        };
+        let before = item.checked_sub(1).map(|before| &block.plan.works[before]);
+        let has = |same: fn(&BlockWork, &BlockWork) -> bool| {
+            before.is_some_and(|before| same(before, work))
+        };
+        let queries = match has(|before, work| before.queries == work.queries) {
             true => None,
-            false => Some(of("q", q, &work.queries)?),
-        },
-        keys: match &work.keys {
-            BlockKeys::Tokens(tokens) if !same_keys => {
-                Some([of("k", k, tokens)?, of("v", v, tokens)?])
+            false => Some(match self.inputs {
+                Inputs::Attention([q, ..]) => read("q", q, &work.queries, row_bytes)?,
+                Inputs::Layer(x) => read("x", x, &work.queries, row_bytes)?,
+            }),
+        };
+        let keys = match &work.keys {
+            _ if has(|before, work| before.keys == work.keys) => None,
+            BlockKeys::Packed {
+                branch,
+                segment,
+                rows,
+            } => {
+                let mut keys = [Vec::new(), Vec::new()];
+                let done = self.packed.read(*branch, *segment, *rows, &mut keys);
+                done.map_err(|error| host_error("packed keys", &block.outputs, &error))?;
+                Some(KeyRows::Given(keys))
             }
-            _ => None,
-        },
-    })
+            BlockKeys::Tokens(tokens) => Some(match self.inputs {
+                Inputs::Attention([_, k, v]) => {
+                    let (k, v) = (
+                        read("k", k, tokens, row_bytes)?,
+                        read("v", v, tokens, row_bytes)?,
+                    );
+                    KeyRows::Given([k, v])
+                }
+                Inputs::Layer(x) => KeyRows::LayerInput(read("x", x, tokens, row_bytes)?),
+            }),
+        };
+        Ok(Ahead { queries, keys })
+    }
 }
 
 fn read(
     what: &'static str,
     source: &dyn TokenSource,
-    tokens: Tokens,
+    tokens: &Tokens,
     row_bytes: usize,
 ) -> Result<Vec<u8>> {
-    let range = host_range(&tokens);
-    let bytes = range.len() * row_bytes;
-    let mut rows: Vec<u8> =
-        bytemuck::allocation::try_zeroed_vec(bytes).map_err(|()| Error::HostMemory {
-            what: "tokens on their way to the device",
-            requested_bytes: bytes as u64,
-        })?;
-    // The application's own code, on a thread of ours.
-    let done = catch_unwind(AssertUnwindSafe(|| source.read(range, &mut rows)));
+    let mut rows = zeros(tokens, row_bytes)?;
+    // The application's own code, perhaps on a thread of ours.
+    let done = catch_unwind(AssertUnwindSafe(|| {
+        source.read(host_range(tokens), &mut rows)
+    }));
     let done = done.unwrap_or_else(|_| Err(io::Error::other("the source panicked")));
-    done.map_err(|error| host_error(what, &tokens, &error))?;
+    done.map_err(|error| host_error(what, tokens, &error))?;
     Ok(rows)
+}
+
+/// Room for the rows of `tokens`.
+fn zeros(tokens: &Tokens, row_bytes: usize) -> Result<Vec<u8>> {
+    let bytes = host_range(tokens).len() * row_bytes;
+    bytemuck::allocation::try_zeroed_vec(bytes).map_err(|()| Error::HostMemory {
+        what: "tokens on their way to the device",
+        requested_bytes: bytes as u64,
+    })
 }
 
 /// A range of tokens, of which there are less than 2^31.

@@ -20,6 +20,15 @@ pub trait TokenSource: Sync {
     /// # Errors
     /// Any: it ends the run with [`Error::HostTokens`](crate::Error::HostTokens), which carries it in words.
     fn read(&self, tokens: Range<usize>, rows: &mut [u8]) -> io::Result<()>;
+
+    /// What tells the tokens from others, besides the first and the last of them: when a file was modified, for example. A run that
+    /// [goes on](super::OutOfCoreOptions::with_progress_file) compares it.
+    ///
+    /// # Errors
+    /// Any, as of [`read`](Self::read).
+    fn identity(&self) -> io::Result<String> {
+        Ok(String::new())
+    }
 }
 
 /// Where outputs go, of the type of the plan.
@@ -36,6 +45,24 @@ pub trait TokenSink {
     /// # Errors
     /// As [`TokenSource::read`].
     fn write(&mut self, tokens: Range<usize>, rows: &[u8]) -> io::Result<()>;
+
+    /// Makes what was written outlive the program and the machine's power. A run with a
+    /// [progress file](super::OutOfCoreOptions::with_progress_file) calls it after each block.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Fills `rows` with what was written for `tokens` and returns true, or returns false if that is not to be had any more. A run
+    /// that goes on looks whether the outputs are those that it had written.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    fn read_back(&mut self, _tokens: Range<usize>, _rows: &mut [u8]) -> io::Result<bool> {
+        Ok(false)
+    }
 }
 
 /// The bytes of `tokens` among `all`, which holds rows of as many bytes as `rows` are for `tokens`.
@@ -99,6 +126,11 @@ impl<T: Element> TokenSink for [T] {
         all[place].copy_from_slice(rows);
         Ok(())
     }
+
+    fn read_back(&mut self, tokens: Range<usize>, rows: &mut [u8]) -> io::Result<bool> {
+        self.read(tokens, rows)?;
+        Ok(true)
+    }
 }
 
 impl<T: Element> TokenSink for Vec<T> {
@@ -112,6 +144,10 @@ impl<T: Element> TokenSink for Vec<T> {
 
     fn write(&mut self, tokens: Range<usize>, rows: &[u8]) -> io::Result<()> {
         self.as_mut_slice().write(tokens, rows)
+    }
+
+    fn read_back(&mut self, tokens: Range<usize>, rows: &mut [u8]) -> io::Result<bool> {
+        self.as_mut_slice().read_back(tokens, rows)
     }
 }
 
@@ -127,6 +163,10 @@ impl<S: TokenSource + ?Sized> TokenSource for &S {
     fn read(&self, tokens: Range<usize>, rows: &mut [u8]) -> io::Result<()> {
         (**self).read(tokens, rows)
     }
+
+    fn identity(&self) -> io::Result<String> {
+        (**self).identity()
+    }
 }
 
 impl<S: TokenSink + ?Sized> TokenSink for &mut S {
@@ -140,6 +180,14 @@ impl<S: TokenSink + ?Sized> TokenSink for &mut S {
 
     fn write(&mut self, tokens: Range<usize>, rows: &[u8]) -> io::Result<()> {
         (**self).write(tokens, rows)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        (**self).sync()
+    }
+
+    fn read_back(&mut self, tokens: Range<usize>, rows: &mut [u8]) -> io::Result<bool> {
+        (**self).read_back(tokens, rows)
     }
 }
 

@@ -477,7 +477,7 @@ impl Recorder {
 
     /// Records a copy of the bytes `range` of `from` to `to`, at `to_offset`. The tensors lie in different buffers. All
     /// offsets and ends are multiples of 4.
-    #[cfg(feature = "models")]
+    #[cfg(any(feature = "models", not(target_arch = "wasm32")))]
     pub(crate) fn copy(&mut self, from: &Tensor, range: ByteRange, to: &Tensor, to_offset: u64) {
         if range.size == 0 {
             return;

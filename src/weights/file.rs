@@ -6,10 +6,10 @@ use std::fmt;
 use super::foreign;
 use super::header::{Header, LENGTH_BYTES};
 use super::load::WeightSource;
-#[cfg(not(target_arch = "wasm32"))]
-use super::storage::DiskFile;
 use super::storage::{ReadError, Storage};
 use super::stored::StoredTensor;
+#[cfg(not(target_arch = "wasm32"))]
+use crate::disk::DiskFile;
 use crate::error::{FoundPrefix, WeightsError, WeightsMismatch};
 
 /// A safetensors file whose header was checked: names, types and shapes of tensors. The elements of a file on disk are read when

@@ -53,6 +53,8 @@ mod new_header;
 mod save;
 mod storage;
 mod stored;
+#[cfg(not(target_arch = "wasm32"))]
+mod token_file;
 
 pub use crate::error::{
     Duplicate, FoundPrefix, Misshapen, Mistyped, StoredType, WeightsError, WeightsMismatch,

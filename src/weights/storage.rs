@@ -2,10 +2,9 @@
 
 use std::borrow::Cow;
 
-use crate::error::WeightsError;
-
 #[cfg(not(target_arch = "wasm32"))]
-pub(super) use disk::DiskFile;
+use crate::disk::DiskFile;
+use crate::error::WeightsError;
 
 /// The bytes of a weight file.
 pub(super) enum Storage {
@@ -34,6 +33,15 @@ impl Storage {
         }
     }
 
+    /// What tells the bytes from others, as far as that is known without reading them.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn identity(&self) -> String {
+        match self {
+            Self::Memory(bytes) => format!("{} bytes", bytes.len()),
+            Self::Disk(file) => file.identity(),
+        }
+    }
+
     /// `bytes` bytes from `offset` on.
     pub fn get(&self, offset: u64, bytes: usize) -> Result<Cow<'_, [u8]>, ReadError> {
         match self {
@@ -41,7 +49,7 @@ impl Storage {
             #[cfg(not(target_arch = "wasm32"))]
             Self::Disk(file) => {
                 let mut out = vec![0; bytes];
-                file.read(offset, &mut out)?;
+                read(file, offset, &mut out)?;
                 Ok(Cow::Owned(out))
             }
         }
@@ -55,7 +63,7 @@ impl Storage {
                 Ok(())
             }
             #[cfg(not(target_arch = "wasm32"))]
-            Self::Disk(file) => file.read(offset, out),
+            Self::Disk(file) => read(file, offset, out),
         }
     }
 
@@ -64,8 +72,29 @@ impl Storage {
         match self {
             Self::Memory(_) => Ok(()),
             #[cfg(not(target_arch = "wasm32"))]
-            Self::Disk(file) => file.check_unchanged(),
+            Self::Disk(file) => check_unchanged(file),
         }
+    }
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+fn read(file: &DiskFile, offset: u64, out: &mut [u8]) -> Result<(), ReadError> {
+    let Err(error) = file.read(offset, out) else {
+        return Ok(());
+    };
+    // The file was longer when it was opened.
+    if error.kind() == std::io::ErrorKind::UnexpectedEof {
+        check_unchanged(file)?;
+    }
+    Err(ReadError::Refused(error.to_string()))
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+fn check_unchanged(file: &DiskFile) -> Result<(), ReadError> {
+    match file.changed() {
+        Ok(None) => Ok(()),
+        Ok(Some(bytes)) => Err(ReadError::Changed(bytes)),
+        Err(error) => Err(ReadError::Refused(error.to_string())),
     }
 }
 
@@ -96,117 +125,5 @@ impl ReadError {
                 reason,
             },
         }
-    }
-}
-
-#[cfg(not(target_arch = "wasm32"))]
-mod disk {
-    use std::fs::{File, Metadata};
-    use std::io::{self, ErrorKind};
-    use std::path::Path;
-    use std::time::SystemTime;
-
-    use super::ReadError;
-
-    /// An open file, with its state when it was opened.
-    ///
-    /// The file is read, not mapped to memory. If another program cut off a mapped file, this program would crash; if it changed
-    /// the file, slices would change, which Rust does not allow.
-    pub struct DiskFile {
-        file: File,
-        opened: State,
-    }
-
-    /// The state of a file, which shows whether it was written to. (The time of the last status change would show more changes, but
-    /// also harmless ones: the file was renamed, linked, or replaced by a new one.)
-    #[derive(Clone, Copy, PartialEq, Eq)]
-    struct State {
-        len: u64,
-        /// Time of the last modification; `None` if the file system does not keep it.
-        modified: Option<SystemTime>,
-    }
-
-    impl From<Metadata> for State {
-        fn from(metadata: Metadata) -> Self {
-            Self {
-                len: metadata.len(),
-                modified: metadata.modified().ok(),
-            }
-        }
-    }
-
-    impl DiskFile {
-        /// Opens the regular file at `path`.
-        pub fn open(path: &Path) -> io::Result<Self> {
-            // Also checked before opening, because opening a pipe would wait for its other end.
-            regular(std::fs::metadata(path)?)?;
-            let file = File::open(path)?;
-            let opened = regular(file.metadata()?)?.into();
-            Ok(Self { file, opened })
-        }
-
-        pub fn len(&self) -> u64 {
-            self.opened.len
-        }
-
-        pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), ReadError> {
-            match read_exact_at(&self.file, offset, out) {
-                Ok(()) => Ok(()),
-                // The file was longer when it was opened.
-                Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
-                    self.check_unchanged()?;
-                    Err(ReadError::Refused(error.to_string()))
-                }
-                Err(error) => Err(ReadError::Refused(error.to_string())),
-            }
-        }
-
-        pub fn check_unchanged(&self) -> Result<(), ReadError> {
-            let now = self.now()?;
-            match now == self.opened {
-                true => Ok(()),
-                false => Err(ReadError::Changed(now.len)),
-            }
-        }
-
-        fn now(&self) -> Result<State, ReadError> {
-            let metadata = self.file.metadata();
-            metadata
-                .map(State::from)
-                .map_err(|error| ReadError::Refused(error.to_string()))
-        }
-    }
-
-    fn regular(metadata: Metadata) -> io::Result<Metadata> {
-        match metadata.is_file() {
-            true => Ok(metadata),
-            false => Err(io::Error::new(
-                ErrorKind::InvalidInput,
-                "it is no regular file",
-            )),
-        }
-    }
-
-    #[cfg(unix)]
-    fn read_exact_at(file: &File, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
-    }
-
-    /// Each call gives its offset. So threads that share the handle do not disturb each other, although each call moves the
-    /// handle's position.
-    #[cfg(windows)]
-    fn read_exact_at(file: &File, mut offset: u64, mut out: &mut [u8]) -> io::Result<()> {
-        while !out.is_empty() {
-            match std::os::windows::fs::FileExt::seek_read(file, out, offset) {
-                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(count) => {
-                    out = &mut out[count..];
-                    offset += count as u64;
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
     }
 }

@@ -281,7 +281,7 @@ impl fmt::Debug for StoredTensor<'_> {
 #[derive(Clone, Copy, Debug)]
 pub struct StoredTokens<'a> {
     tensor: StoredTensor<'a>,
-    dtype: DType,
+    pub(super) dtype: DType,
 }
 
 #[cfg(not(target_arch = "wasm32"))]
@@ -303,5 +303,13 @@ impl TokenSource for StoredTokens<'_> {
         let read = self.tensor.read_bytes(first, rows);
         let read = read.and_then(|()| self.tensor.check_unchanged(first));
         read.map_err(std::io::Error::other)
+    }
+
+    fn identity(&self) -> std::io::Result<String> {
+        Ok(format!(
+            "tensor {} of {}",
+            quoted(self.tensor.name()),
+            self.tensor.file.storage().identity()
+        ))
     }
 }

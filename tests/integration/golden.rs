@@ -67,7 +67,7 @@ fn blocks_out_of_core_equal_the_golden_files() {
     let options = OutOfCoreOptions::new(64 << 20).with_block_tokens(NonZeroUsize::new(19));
     for dtype in [DType::F32, DType::Bf16] {
         let mut gpu = Gpu::new(kernel_contexts()[0].context.clone(), dtype);
-        gpu.out_of_core = Some(options);
+        gpu.out_of_core = Some(options.clone());
         check(&files, &mut gpu, 30);
     }
 }

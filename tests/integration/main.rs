@@ -25,6 +25,8 @@ mod models;
 mod operations;
 mod oracle;
 mod out_of_core;
+mod out_of_core_files;
+mod out_of_core_layers;
 mod parts;
 mod patterns;
 mod recorder;

@@ -34,15 +34,13 @@ fn run<T: Element>(
     let mut out = vec![T::zeroed(); q.len()];
     let [q, k, v] = &inputs;
     let mut run = attention.run_out_of_core(&plan, [q, k, v], &mut out)?;
-    let mut steps = 0;
     while !run.is_done() {
         let before = run.progress();
         let after = run.advance()?;
-        assert!(after.done > before.done && after.total == before.total);
-        steps += 1;
+        assert!(after.done >= before.done && after.total == before.total);
+        assert_eq!(after.is_done(), run.is_done());
     }
     assert!(run.progress().is_done());
-    assert!([1, 2].contains(&(steps / plan.num_blocks())) || steps == 0);
     drop(run);
     Ok(out)
 }
@@ -286,9 +284,16 @@ fn what_the_host_cannot_do_is_an_error() {
         let mut run = attention
             .run_out_of_core(&plan, [&good, &bad, &good], &mut out)
             .unwrap();
-        run.advance().unwrap();
+        while run.progress().done < 32 {
+            run.advance().unwrap();
+        }
         let done = run.progress();
-        let error = run.advance().unwrap_err();
+        let error = loop {
+            match run.advance() {
+                Ok(progress) => assert!(progress.done < 64),
+                Err(error) => break error,
+            }
+        };
         assert!(
             matches!(&error, Error::HostTokens { tokens, .. } if tokens.start <= 40),
             "{error}"
@@ -301,7 +306,12 @@ fn what_the_host_cannot_do_is_an_error() {
     let mut run = attention
         .run_out_of_core(&plan, [&good, &good, &good], &mut full)
         .unwrap();
-    let error = run.advance().unwrap_err();
+    let error = loop {
+        match run.advance() {
+            Ok(progress) => assert!(progress.done < 32),
+            Err(error) => break error,
+        }
+    };
     assert!(error.to_string().contains("no room"), "{error}");
     // Too few tokens in memory, tokens of another type, too little room.
     let (short, words) = (vec![0.5f32; 800], vec![0u32; 1600]);
@@ -437,7 +447,7 @@ fn tokens_are_read_from_a_file() {
     let mut run = attention
         .run_out_of_core(&plan, [&q, &stored_k, &stored_v], &mut out)
         .unwrap();
-    let error = run.advance().unwrap_err();
+    let error = (0..).find_map(|_| run.advance().err()).unwrap();
     assert!(matches!(error, Error::HostTokens { .. }), "{error}");
     drop(run);
     std::fs::remove_file(path).unwrap();

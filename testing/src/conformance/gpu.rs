@@ -191,12 +191,13 @@ impl Engine for Gpu {
                 softmax_lse: pick(&softmax_lse, rows, heads),
             },
         };
-        if let Some(options) = self.out_of_core.filter(|_| !inputs.shape.is_cross()) {
+        let options = self.out_of_core.as_ref();
+        if let Some(options) = options.filter(|_| !inputs.shape.is_cross()) {
             for (number, config) in configs.iter().enumerate() {
                 let attention = DilatedAttention::new(&self.context, config.clone())?;
                 each(
                     number,
-                    picked(self.forward_out_of_core(inputs, &attention, &options)?),
+                    picked(self.forward_out_of_core(inputs, &attention, options)?),
                 );
             }
             return Ok(());
