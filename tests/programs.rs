@@ -11,7 +11,8 @@ use std::process::{Command, Output, Stdio};
 
 use safetensors::tensor::{Dtype, TensorView};
 
-const PROGRAMS: [&str; 9] = [
+const PROGRAMS: [&str; 10] = [
+    "attend_files",
     "bring_your_device",
     "conformance",
     "generate",
@@ -578,4 +579,152 @@ fn compiled_shaders_are_dumped_where_a_folder_is_named() {
     });
     let text = std::fs::read_to_string(of_forward.expect("was compiled")).expect("is text");
     assert!(text.contains("fn forward_"), "{text}");
+}
+
+/// Arrays of `tokens` tokens of one head of 16 in .npy files.
+fn attention_inputs(folder: &Folder, tokens: usize) -> [PathBuf; 3] {
+    [1u64, 2, 3].map(|seed| {
+        let path = folder.file(format!("{seed}.npy"));
+        let mut state = seed;
+        let values: Vec<f32> = (0..tokens * 16)
+            .map(|_| {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect();
+        slide_files::write_npy(&path, &[tokens, 1, 16], &values).expect("is written");
+        path
+    })
+}
+
+fn attend(inputs: &[PathBuf; 3], out: &Path, more: &[&OsStr]) -> Command {
+    let mut command = program("attend_files");
+    command.args(inputs).arg(out);
+    command.args([
+        "--branches",
+        "256/1",
+        "2048/8",
+        "32768/64",
+        "--block",
+        "500",
+    ]);
+    command.args(more);
+    command
+}
+
+/// Killed at any time and begun again, a run writes what one does that is left alone.
+#[test]
+fn attention_over_files_goes_on_after_a_kill() {
+    let folder = Folder::new("attend");
+    let inputs = attention_inputs(&folder, 60_000);
+    let whole = folder.file("whole.npy");
+    let output = attend(&inputs, &whole, &[]).output().expect("runs");
+    is_quiet_success("attend_files", &output);
+    let (out, progress, scratch) = (
+        folder.file("out.npy"),
+        folder.file("progress"),
+        folder.file("scratch"),
+    );
+    let more = [
+        OsStr::new("--progress"),
+        progress.as_os_str(),
+        OsStr::new("--scratch"),
+        scratch.as_os_str(),
+    ];
+    let (mut kills, mut done) = (0, false);
+    // Each run gets a bit longer, so that in the end one comes through.
+    for round in 0..60u64 {
+        let mut child = attend(&inputs, &out, &more)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        std::thread::sleep(std::time::Duration::from_millis(
+            60 + 37 * round * round % 300,
+        ));
+        child.kill().expect("is sent");
+        let ended = child.wait_with_output().expect("ends");
+        match ended.status.code() {
+            None => kills += 1,
+            Some(_) => {
+                is_quiet_success("attend_files", &ended);
+                done = true;
+                break;
+            }
+        }
+        assert!(!out.exists() || !folder.file("out.npy.partial").exists());
+    }
+    if !done {
+        let output = attend(&inputs, &out, &more).output().expect("runs");
+        is_quiet_success("attend_files", &output);
+    }
+    assert!(kills > 3, "{kills}");
+    assert!(std::fs::read(&out).expect("is there") == std::fs::read(&whole).expect("is there"));
+    let left = ["progress", "scratch", "out.npy.partial"].map(|name| folder.file(name).exists());
+    assert_eq!(left, [false; 3]);
+}
+
+/// Inputs that changed, were cut off or are no arrays, and outputs that are there: each is told, and nothing is lost.
+#[test]
+fn attention_over_bad_files_is_an_error() {
+    let folder = Folder::new("attend-bad");
+    let inputs = attention_inputs(&folder, 3000);
+    let out = folder.file("out.npy");
+    let refused = |mut command: Command, words: &str| {
+        let output = command.output().expect("runs");
+        let told = stderr(&output);
+        assert!(
+            output.status.code() == Some(1) && told.contains(words) && !told.contains("panicked"),
+            "{:?} {told}",
+            output.status
+        );
+    };
+    std::fs::write(&out, "precious").expect("is written");
+    refused(attend(&inputs, &out, &[]), "exists");
+    assert_eq!(std::fs::read(&out).expect("is there"), b"precious");
+    std::fs::remove_file(&out).expect("is removed");
+    let with = |q: PathBuf| [q, inputs[1].clone(), inputs[2].clone()];
+    refused(
+        attend(&with(folder.file("nobody.npy")), &out, &[]),
+        "nobody.npy",
+    );
+    let text = folder.file("text.npy");
+    std::fs::write(&text, "no array").expect("is written");
+    refused(attend(&with(text), &out, &[]), "text.npy");
+    let short = folder.file("short.npy");
+    let bytes = std::fs::read(&inputs[0]).expect("is there");
+    std::fs::write(&short, &bytes[..bytes.len() - 1]).expect("is written");
+    refused(attend(&with(short), &out, &[]), "bytes");
+    refused(
+        attend(&inputs, &folder.file("none/out.npy"), &[]),
+        "none/out.npy",
+    );
+    refused(
+        attend(
+            &inputs,
+            &out,
+            &[OsStr::new("--budget-mib"), OsStr::new("0")],
+        ),
+        "raise the budget",
+    );
+    assert!(!out.exists() && !folder.file("out.npy.partial").exists());
+    // A run that was ended goes on with the same input alone.
+    let progress = folder.file("progress");
+    let more = [OsStr::new("--progress"), progress.as_os_str()];
+    let mut child = attend(&inputs, &out, &more)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("starts");
+    while !progress.exists() && child.try_wait().expect("is known").is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child.kill().expect("is sent");
+    child.wait().expect("ends");
+    assert!(progress.exists(), "it was done too soon");
+    std::fs::write(&inputs[1], std::fs::read(&inputs[2]).expect("is there")).expect("is written");
+    refused(attend(&inputs, &out, &more), "another run: its k");
+    assert!(folder.file("out.npy.partial").exists());
 }

@@ -57,6 +57,4 @@ pub use plan::{OutOfCoreOptions, OutOfCorePlan};
 #[cfg(feature = "models")]
 pub(crate) use run::Inputs;
 pub use run::OutOfCoreRun;
-#[cfg(feature = "models")]
-pub(crate) use tokens::place;
 pub use tokens::{Generated, TokenSink, TokenSource};

@@ -66,7 +66,7 @@ pub trait TokenSink {
 }
 
 /// The bytes of `tokens` among `all`, which holds rows of as many bytes as `rows` are for `tokens`.
-pub(crate) fn place(tokens: &Range<usize>, rows: usize, all: usize) -> io::Result<Range<usize>> {
+fn place(tokens: &Range<usize>, rows: usize, all: usize) -> io::Result<Range<usize>> {
     let row = rows.checked_div(tokens.len()).unwrap_or(0);
     let place = tokens.start * row..tokens.end * row;
     match place.end <= all {

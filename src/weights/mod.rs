@@ -64,8 +64,6 @@ pub use load::WeightSource;
 #[cfg(not(target_arch = "wasm32"))]
 pub use save::WeightWriter;
 pub use stored::StoredTensor;
-#[cfg(not(target_arch = "wasm32"))]
-pub use stored::StoredTokens;
 
 /// Prefix of the metadata keys that are reserved for this crate.
 pub const OWN_METADATA: &str = "dilated_attention.";

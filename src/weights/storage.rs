@@ -33,15 +33,6 @@ impl Storage {
         }
     }
 
-    /// What tells the bytes from others, as far as that is known without reading them.
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn identity(&self) -> String {
-        match self {
-            Self::Memory(bytes) => format!("{} bytes", bytes.len()),
-            Self::Disk(file) => file.identity(),
-        }
-    }
-
     /// `bytes` bytes from `offset` on.
     pub fn get(&self, offset: u64, bytes: usize) -> Result<Cow<'_, [u8]>, ReadError> {
         match self {

@@ -8,11 +8,7 @@ use half::{bf16, f16};
 use super::file::WeightFile;
 use super::header::{Entry, quoted};
 use super::storage::ReadError;
-#[cfg(not(target_arch = "wasm32"))]
-use crate::device::DType;
 use crate::error::{StoredType, WeightsError};
-#[cfg(not(target_arch = "wasm32"))]
-use crate::out_of_core::{TokenSource, place};
 
 /// Bytes of f16 or bf16 elements that are read and converted at a time. They fit in the cache of a core.
 const BLOCK_BYTES: usize = 64 << 10;
@@ -146,24 +142,6 @@ impl<'a> StoredTensor<'a> {
         Ok(out)
     }
 
-    /// The tensor as tokens of an attention [out of core](crate::out_of_core): (token, head, element), or with a first dimension of 1.
-    ///
-    /// # Errors
-    /// [`WeightsError::WrongStoredType`] for a type that attention does not take.
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn tokens(&self) -> Result<StoredTokens<'a>, WeightsError> {
-        self.expect_convertible()?;
-        let dtype = match self.stored_type() {
-            StoredType::F16 => DType::F16,
-            StoredType::Bf16 => DType::Bf16,
-            _ => DType::F32,
-        };
-        Ok(StoredTokens {
-            tensor: *self,
-            dtype,
-        })
-    }
-
     /// The elements of a range of the tensor as f32. The conversion is exact.
     ///
     /// # Errors
@@ -273,43 +251,5 @@ impl fmt::Debug for StoredTensor<'_> {
             .field("shape", &self.entry.shape)
             .field("stored_type", &self.entry.stored_type)
             .finish_non_exhaustive()
-    }
-}
-
-/// Tokens in a [`WeightFile`], which are read when they are needed. Made by [`StoredTensor::tokens`].
-#[cfg(not(target_arch = "wasm32"))]
-#[derive(Clone, Copy, Debug)]
-pub struct StoredTokens<'a> {
-    tensor: StoredTensor<'a>,
-    pub(super) dtype: DType,
-}
-
-#[cfg(not(target_arch = "wasm32"))]
-impl TokenSource for StoredTokens<'_> {
-    fn dtype(&self) -> DType {
-        self.dtype
-    }
-
-    fn num_elements(&self) -> Option<u64> {
-        Some(self.tensor.num_elements() as u64)
-    }
-
-    fn read(&self, tokens: Range<usize>, rows: &mut [u8]) -> std::io::Result<()> {
-        if cfg!(target_endian = "big") {
-            let reason = "the file is little-endian, this machine is not";
-            return Err(std::io::Error::new(std::io::ErrorKind::Unsupported, reason));
-        }
-        let first = place(&tokens, rows.len(), self.tensor.num_bytes() as usize)?.start as u64;
-        let read = self.tensor.read_bytes(first, rows);
-        let read = read.and_then(|()| self.tensor.check_unchanged(first));
-        read.map_err(std::io::Error::other)
-    }
-
-    fn identity(&self) -> std::io::Result<String> {
-        Ok(format!(
-            "tensor {} of {}",
-            quoted(self.tensor.name()),
-            self.tensor.file.storage().identity()
-        ))
     }
 }

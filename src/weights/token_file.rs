@@ -1,4 +1,4 @@
-//! Tokens to be written to a safetensors file.
+//! Tokens in safetensors files.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use super::WeightFile;
 use super::new_header::NewHeader;
 use crate::device::DType;
-use crate::error::{Error, Result, StoredType};
+use crate::error::{Error, Result, StoredType, WeightsError};
 use crate::out_of_core::TokenFile;
 
 impl TokenFile {
@@ -52,19 +52,48 @@ impl TokenFile {
         Self::create(path, &header.to_bytes()?, dtype, elements)
     }
 
+    /// Opens the tensor `name` of a safetensors file, to read it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open) and [`WeightFile::open`]; [`Error::TokenFile`] when the file has no such tensor,
+    /// [`WeightsError::WrongStoredType`] for a type that attention does not take.
+    pub fn open_safetensors(path: impl AsRef<Path>, name: &str) -> Result<Self> {
+        let path = path.as_ref();
+        let (first_byte, dtype, elements) = find(path, name)?;
+        Self::open(path, first_byte, dtype, elements)
+    }
+
     /// Opens the file that [`create_safetensors`](Self::create_safetensors) has made, to go on writing.
     ///
     /// # Errors
-    /// As [`open_to_write`](Self::open_to_write) and [`WeightFile::open`]; [`Error::TokenFile`] when the file has no such tensor.
+    /// As [`open_safetensors`](Self::open_safetensors).
     pub fn open_safetensors_to_write(path: impl AsRef<Path>, name: &str) -> Result<Self> {
         let path = path.as_ref();
-        let file = WeightFile::open(path)?;
-        let tensor = file.get(name).ok_or_else(|| Error::TokenFile {
-            path: path.to_owned(),
-            action: "opened to be written",
-            reason: format!("it has no tensor {name}"),
-        })?;
-        let (dtype, elements) = (tensor.tokens()?.dtype, tensor.num_elements() as u64);
-        Self::open_to_write(path, tensor.entry.range.start, dtype, elements)
+        let (first_byte, dtype, elements) = find(path, name)?;
+        Self::open_to_write(path, first_byte, dtype, elements)
     }
+}
+
+/// First byte, type and number of elements of a tensor.
+fn find(path: &Path, name: &str) -> Result<(u64, DType, u64)> {
+    let file = WeightFile::open(path)?;
+    let tensor = file.get(name).ok_or_else(|| Error::TokenFile {
+        path: path.to_owned(),
+        action: "opened",
+        reason: format!("it has no tensor {name}"),
+    })?;
+    let dtype = match tensor.stored_type() {
+        StoredType::F32 => DType::F32,
+        StoredType::F16 => DType::F16,
+        StoredType::Bf16 => DType::Bf16,
+        given @ StoredType::Other(_) => {
+            let name = name.to_owned();
+            return Err(WeightsError::WrongStoredType { name, given }.into());
+        }
+    };
+    Ok((
+        tensor.entry.range.start,
+        dtype,
+        tensor.num_elements() as u64,
+    ))
 }

@@ -5,8 +5,10 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 
 use dilated_attention::half::{bf16, f16};
-use dilated_attention::out_of_core::{Generated, OutOfCoreOptions, TokenSink, TokenSource};
-use dilated_attention::weights::{WeightFile, WeightsError};
+use dilated_attention::out_of_core::{
+    Generated, OutOfCoreOptions, TokenFile, TokenSink, TokenSource,
+};
+use dilated_attention::weights::WeightsError;
 use dilated_attention::{
     AttentionShape, DType, DilatedAttention, DilatedAttentionConfig, Element, Error, Heads, Mask,
     softmax_lse,
@@ -421,8 +423,8 @@ fn tokens_are_read_from_a_file() {
         )
     });
     safetensors::serialize_to_file(views, None, &path).unwrap();
-    let file = WeightFile::open(&path).unwrap();
-    let [stored_k, stored_v] = ["k", "v"].map(|name| file.get(name).unwrap().tokens().unwrap());
+    let open = |name| TokenFile::open_safetensors(&path, name);
+    let [stored_k, stored_v] = ["k", "v"].map(|name| open(name).unwrap());
     let plan = attention
         .plan_out_of_core(100, DType::F32, &options(30))
         .unwrap();
@@ -436,11 +438,13 @@ fn tokens_are_read_from_a_file() {
     drop(run);
     let expected = self::run(&attention, 100, [&q, &k, &v], &options(30)).unwrap();
     assert_eq!(out, expected);
-    let error = file.get("ids").unwrap().tokens().map(drop).unwrap_err();
+    let error = open("ids").unwrap_err();
     assert!(
-        matches!(error, WeightsError::WrongStoredType { .. }),
+        matches!(error, Error::Weights(WeightsError::WrongStoredType { .. })),
         "{error}"
     );
+    let error = open("nobody").unwrap_err();
+    assert!(matches!(error, Error::TokenFile { .. }), "{error}");
     // Cut off while it is open.
     let cut = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
     cut.set_len(1000).unwrap();

@@ -38,7 +38,7 @@ pub use error::Error;
 use geometry::Attributes;
 pub use geometry::{StatedSize, TileGeometry, TileSize, TileSizeChoice};
 use kind::Kind;
-pub use npy::write_npy;
+pub use npy::{NpyArray, write_npy};
 
 /// The tiles of a slide.
 #[derive(Clone, Debug, PartialEq)]

@@ -232,6 +232,78 @@ impl<'a> Parser<'a> {
     }
 }
 
+/// Where the array of an `.npy` file lies, for programs that read or write it piece by piece.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NpyArray {
+    /// First byte of its elements, in row-major order.
+    pub first_byte: u64,
+    /// Type of its elements, as NumPy writes it: `<f4`, for example.
+    pub descr: String,
+    /// Its shape.
+    pub shape: Vec<u64>,
+}
+
+impl NpyArray {
+    /// Reads the header of a file.
+    ///
+    /// # Errors
+    /// [`Error::File`]; [`Error::Invalid`] when it is no `.npy` file, [`Error::FortranOrder`] when its elements are in another order.
+    pub fn of(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let mut file = std::fs::File::open(path).map_err(|reason| Error::File {
+            path: path.into(),
+            action: "opened",
+            reason,
+        })?;
+        let header = Header::read(&mut file).map_err(|reason| Error::Invalid {
+            path: path.into(),
+            format: FORMAT,
+            reason,
+        })?;
+        match header.fortran_order {
+            true => Err(Error::FortranOrder {
+                path: path.into(),
+                array: "the array",
+            }),
+            false => Ok(Self {
+                first_byte: header.bytes,
+                descr: header.descr,
+                shape: header.shape,
+            }),
+        }
+    }
+
+    /// The header of a file with an array of this type and shape, behind which its elements begin.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a shape of so many dimensions that a header does not hold them.
+    pub fn header(path: impl AsRef<Path>, descr: &str, shape: &[usize]) -> Result<Vec<u8>, Error> {
+        // As Python writes a tuple.
+        let dims = match shape {
+            [one] => format!("{one},"),
+            _ => {
+                let dims: Vec<_> = shape.iter().map(usize::to_string).collect();
+                dims.join(", ")
+            }
+        };
+        let mut text =
+            format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({dims}), }}");
+        // Data begins at a multiple of 64 bytes, behind a newline.
+        let start = b"\x93NUMPY\x01\x00";
+        let unpadded = start.len() + 2 + text.len() + 1;
+        let padding = unpadded.next_multiple_of(64) - unpadded;
+        text.extend(std::iter::repeat_n(' ', padding));
+        text.push('\n');
+        let length = u16::try_from(text.len()).map_err(|_| Error::Shape {
+            path: path.as_ref().into(),
+            array: "the array",
+            given: shape.iter().map(|dim| *dim as u64).collect(),
+            need: "one of fewer dimensions".to_owned(),
+        })?;
+        Ok([&start[..], &length.to_le_bytes(), text.as_bytes()].concat())
+    }
+}
+
 /// Writes `values` of this shape, row-major, as a `.npy` file. The file takes the place of an old one.
 ///
 /// # Errors
@@ -249,29 +321,10 @@ pub fn write_npy(path: impl AsRef<Path>, shape: &[usize], values: &[f32]) -> Res
             need: format!("one of {} elements", values.len()),
         });
     }
-    // As Python writes a tuple.
-    let dims = match shape {
-        [one] => format!("{one},"),
-        _ => {
-            let dims: Vec<_> = shape.iter().map(usize::to_string).collect();
-            dims.join(", ")
-        }
-    };
-    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({dims}), }}");
-    // Data begins at a multiple of 64 bytes, behind a newline.
-    let start = b"\x93NUMPY\x01\x00";
-    let unpadded = start.len() + 2 + header.len() + 1;
-    header.extend(std::iter::repeat_n(
-        ' ',
-        unpadded.next_multiple_of(64) - unpadded,
-    ));
-    header.push('\n');
+    let header = NpyArray::header(path, "<f4", shape)?;
     let write = || -> std::io::Result<()> {
         let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
-        file.write_all(start)?;
-        let length = u16::try_from(header.len()).map_err(std::io::Error::other)?;
-        file.write_all(&length.to_le_bytes())?;
-        file.write_all(header.as_bytes())?;
+        file.write_all(&header)?;
         for value in values {
             file.write_all(&value.to_le_bytes())?;
         }
