@@ -131,6 +131,10 @@ impl Contents {
         self.state.load(Ordering::Acquire) == HELD
     }
 
+    fn is_torn(&self) -> bool {
+        self.state.load(Ordering::Acquire) == TORN
+    }
+
     /// Whether a recording that writes the contents may still be submitted, or is in an encoder that has not run yet.
     #[cfg(feature = "training")]
     pub fn are_pending(&self) -> bool {
@@ -284,8 +288,8 @@ impl Tracker {
     /// Marks the whole recording as submitted.
     pub fn submitted(&self) {
         // The contents first: a thread that sees that the recording has ended must see what it has written.
-        for write in self.writes.iter().filter(|write| write.fills) {
-            write.contents.set(HELD);
+        for write in &self.writes {
+            self.wrote(write);
         }
         self.recording.set(Fate::Submitted);
     }
@@ -315,13 +319,25 @@ impl Tracker {
     fn tear(&self, (command, begun): (usize, bool)) {
         for write in &self.writes {
             if write.last < command {
-                if write.fills {
-                    write.contents.set(HELD);
-                }
+                self.wrote(write);
             } else if write.first < command || begun && write.first == command {
-                *lock(&write.contents.writer) = Some(self.recording.clone());
-                write.contents.set(TORN);
+                // What does not fill contents that hold nothing leaves them so.
+                if write.fills || write.contents.are_held() {
+                    *lock(&write.contents.writer) = Some(self.recording.clone());
+                    write.contents.set(TORN);
+                }
             }
+        }
+    }
+
+    /// Marks a write as submitted. What does not fill the contents gives back what it had torn itself.
+    fn wrote(&self, write: &Write) {
+        let is_own = |writer: &Arc<WriterState>| Arc::ptr_eq(writer, &self.recording);
+        let tore = || {
+            write.contents.is_torn() && lock(&write.contents.writer).as_ref().is_some_and(is_own)
+        };
+        if write.fills || tore() {
+            write.contents.set(HELD);
         }
     }
 }

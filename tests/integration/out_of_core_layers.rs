@@ -1,6 +1,7 @@
 //! Layers over sequences that the device does not hold, against double precision and the same layers in core.
 
 use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use dilated_attention::half::f16;
 use dilated_attention::longnet::{Call, CrossAttentionConfig, Input, LongNet, LongNetConfig};
@@ -9,7 +10,7 @@ use dilated_attention::ops::TokenIds;
 use dilated_attention::out_of_core::OutOfCoreOptions;
 use dilated_attention::testing::model;
 use dilated_attention::{
-    AttentionShape, Context, DType, DilatedAttentionConfig, Element, Error, Result,
+    AttentionShape, Context, DType, DilatedAttentionConfig, Element, Error, Result, SliceOptions,
 };
 
 use crate::models::cases;
@@ -135,6 +136,23 @@ fn positions_are_those_of_the_sequence() {
     let (weights, states) = states(context, &case, &case.inputs, &model, &values);
     let y = run(&model, &weights, 0, &states[0], &options(700)).unwrap();
     assert_near("layer with xPos", &y, &wide(&states[1]));
+}
+
+/// Each dispatch and copy in a slice of its own, or in many.
+#[test]
+fn slices_may_end_anywhere() {
+    for on in kernel_contexts() {
+        let context = &on.context;
+        let attention = DilatedAttentionConfig::new(2, 8, &[16, 128], &[1, 4]).unwrap();
+        let config = LongNetConfig::encoder(attention, 1, 24);
+        let model = LongNet::new(context, config).unwrap();
+        let weights = model.initial_weights(context, 1).unwrap();
+        let x = uniform(4, 140 * 16);
+        let at_once = options(60).with_slices(SliceOptions::default().with_target(Duration::MAX));
+        let expected = run(&model, &weights, 0, &x, &at_once).unwrap();
+        let cut = options(60).with_slices(SliceOptions::default().with_target(Duration::ZERO));
+        assert_eq!(run(&model, &weights, 0, &x, &cut).unwrap(), expected);
+    }
 }
 
 /// Stored in half precision, computed in f32.

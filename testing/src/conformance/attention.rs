@@ -1,5 +1,6 @@
 //! Outputs and log-sum-exps of dilated attention.
 
+use dilated_attention::out_of_core::OutOfCoreOptions;
 use dilated_attention::testing::Kernel;
 use dilated_attention::{AttentionShape, Context, DType, DilatedAttentionConfig};
 
@@ -17,6 +18,11 @@ pub trait Engine {
 
     /// The device on which modules run; none for an engine that only knows attention itself.
     fn context(&self) -> Option<&Context>;
+
+    /// How forwards of attention and layers run out of core; `None` for in core.
+    fn out_of_core(&self) -> Option<&OutOfCoreOptions> {
+        None
+    }
 
     /// The kernels that ran since the last call of this.
     fn take_kernels(&mut self) -> Vec<Kernel> {

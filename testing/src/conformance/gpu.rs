@@ -132,6 +132,10 @@ impl Engine for Gpu {
         Some(&self.context)
     }
 
+    fn out_of_core(&self) -> Option<&OutOfCoreOptions> {
+        self.out_of_core.as_ref()
+    }
+
     fn take_kernels(&mut self) -> Vec<Kernel> {
         std::mem::take(&mut self.kernels)
     }

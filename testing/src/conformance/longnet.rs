@@ -1,11 +1,12 @@
 //! Files of whole models (`ts_encoder_*`, `ts_decoder_*`, `ds_longnet*`).
 
 use dilated_attention::longnet::{
-    Call, CrossAttentionConfig, EncoderDecoder, Input, LongNet, LongNetConfig, OutputProjection,
-    Recompute,
+    Call, CrossAttentionConfig, EncoderDecoder, Input, LongNet, LongNetConfig, Output,
+    OutputProjection, Recompute,
 };
 use dilated_attention::nn::{Parameters, ProjectionNorm};
 use dilated_attention::ops::{self, Activation, Positions, Rotations, TokenIds, XposRole};
+use dilated_attention::out_of_core::OutOfCoreOptions;
 use dilated_attention::{
     AttentionShape, Context, DType, DilatedAttentionConfig, MixGradient, Recorder, Tensor,
 };
@@ -32,7 +33,7 @@ pub fn check(
         return longnet_half::check(file, &context, config, engine.dtype(), report);
     }
     let model = LongNet::new(&context, config.clone()).map_err(told)?;
-    forward(file, &context, &model, report)?;
+    forward(file, &context, &model, engine.out_of_core(), report)?;
     if file.has("dout") {
         gradients(file, &context, &model, ("dx", "g."), report)?;
         let mut exact = config;
@@ -151,6 +152,7 @@ fn forward(
     file: &GoldenFile,
     context: &Context,
     model: &LongNet,
+    out_of_core: Option<&OutOfCoreOptions>,
     report: &mut Report,
 ) -> Result<(), String> {
     let mut recorder = context.recorder("model");
@@ -161,9 +163,14 @@ fn forward(
         Some(embedded) => Input::Embedded(embedded),
         None => stored.input(),
     };
-    let output = model
+    let mut output = model
         .forward(&mut recorder, &weights, start, &call, true)
         .map_err(told)?;
+    if let Some(options) = out_of_core {
+        let next = context.recorder("model");
+        let before = std::mem::replace(&mut recorder, next);
+        output = layers_out_of_core(before, model, &weights, output, options, report)?;
+    }
     let features = &output.features;
     let logits = match model.config().output_projection {
         OutputProjection::None => None,
@@ -189,6 +196,53 @@ fn forward(
         compare(file, &format!("hidden.{index}"), shape, values, report);
     }
     Ok(())
+}
+
+/// The output with layers out of core, item after item: of the recorded one, only the input of the first layer is taken.
+fn layers_out_of_core(
+    recorder: Recorder,
+    model: &LongNet,
+    weights: &Parameters,
+    recorded: Output,
+    options: &OutOfCoreOptions,
+    report: &mut Report,
+) -> Result<Output, String> {
+    let context = recorder.context().clone();
+    let mut states = recorded.states;
+    states.truncate(1);
+    let shape = states[0].shape().to_vec();
+    let mut x = read(recorder, &[&states[0]], report)?.swap_remove(0);
+    let mut recorder = context.recorder("model");
+    for index in 0..model.config().num_layers() {
+        let mut y = x.clone();
+        let item_len = shape[1] * shape[2];
+        for (x, mut y) in x.chunks(item_len).zip(y.chunks_mut(item_len)) {
+            let plan = model.plan_layer_out_of_core(shape[1], DType::F32, options);
+            let plan = plan.map_err(told)?;
+            let run = model.run_layer_out_of_core(&plan, weights, index, &x, &mut y);
+            let mut run = run.map_err(told)?;
+            while !run.is_done() {
+                run.advance().map_err(told)?;
+            }
+        }
+        states.push(recorder.upload("state", &shape, &y).map_err(told)?);
+        x = y;
+    }
+    let last = states[states.len() - 1].clone();
+    let features = match model.final_norm() {
+        None => last,
+        Some(norm) => {
+            let features = recorder.empty("features", &shape, DType::F32);
+            let features = features.map_err(told)?;
+            let to = features.matrix();
+            let done = norm.forward(&mut recorder, weights, last.matrix(), to);
+            done.map_err(told)?;
+            features
+        }
+    };
+    // What the caller records reads the states.
+    recorder.submit().map_err(told)?;
+    Ok(Output { features, states })
 }
 
 /// torchscale sets the embedding of padded tokens to 0 and attends to them all the same.
