@@ -18,6 +18,7 @@
 //! ```text
 //! attention::DilatedAttention   forward and backward of attention alone
 //! out_of_core                   the forward of sequences that the device does not hold
+//! distributed                   what ranks call together: threads of one process, or processes
 //! ops                           matrix products, norms, activations, positions, losses, the optimiser's step
 //! nn                            layers with parameters
 //! longnet::LongNet              encoder, decoder, language model; decoding with a cache
@@ -125,6 +126,10 @@ mod recorder;
 mod context;
 
 // 6: what you call
+
+// groups of ranks
+#[cfg(not(target_arch = "wasm32"))]
+pub mod distributed;
 
 // operations on matrices
 pub mod ops;

@@ -1,12 +1,14 @@
-//! Error types: [`Error`] for all calls, and those of the pool and of weight files, which it wraps. Variants carry the given value,
-//! the limit that it exceeds, and the next step, as far as these apply.
+//! Error types: [`Error`] for all calls, and those of the pool, of weight files and of groups of ranks, which it wraps. Variants carry
+//! the given value, the limit that it exceeds, and the next step, as far as these apply.
 
+mod group;
 mod non_finite;
 mod pool;
 mod stored_type;
 mod weights;
 mod weights_mismatch;
 
+pub use group::{GroupError, RankFailure};
 pub use non_finite::{NonFiniteResult, Origin, Token};
 pub use pool::PoolError;
 pub use stored_type::StoredType;
@@ -398,6 +400,9 @@ pub enum Error {
     /// A weight file cannot be read, does not fit the model, or cannot be written.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// A call that all ranks of a group make failed, on this rank or on another.
+    #[error(transparent)]
+    Group(#[from] GroupError),
     /// wgpu refused something that this library considers valid. This is a defect worth reporting, except when memory ran out
     /// inside wgpu during a submission, or when the application's own commands (in its encoder, or in a
     /// [`PoolEncoder`](crate::PoolEncoder)) are at fault.

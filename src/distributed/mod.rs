@@ -1,0 +1,49 @@
+//! Groups of ranks: what threads or processes that share one computation call together.
+//!
+//! A [`Group`] is one rank's place among all: it knows its number and theirs, and exchanges bytes with them. [`in_process`] makes
+//! groups of threads; a [`Transport`] of an application's own carries a group over anything else. `examples/mpi` has one for MPI.
+//!
+//! **All ranks make the same calls in the same order.** Each call takes what this rank has for it as a `Result`, and begins with an
+//! exchange of a few bytes: how each rank fares, which call it makes, and how much it sends. So
+//!
+//! * an error on one rank is an error on all, [`GroupError::OnRanks`], with the rank and its words; nobody waits for what will not come;
+//! * ranks that make different calls all get [`GroupError::Differ`]: bytes of two calls never mix;
+//! * a rank that ended is [`GroupError::Left`], and one that does not come within the time-out is [`GroupError::Late`].
+//!
+//! After an error the group has failed. Every later call returns that error at once, and this rank has left for the others.
+//! A sub-group ([`Group::split`]) and the group that it was made from fail each on their own.
+//!
+//! ```
+//! use std::time::Duration;
+//! use dilated_attention::distributed::{Reduction, in_process};
+//!
+//! let groups = in_process(3, Duration::from_secs(10));
+//! std::thread::scope(|scope| {
+//!     for group in groups {
+//!         scope.spawn(move || -> dilated_attention::Result<()> {
+//!             group.expect_same(&[("tokens", "1000".to_owned())])?;
+//!             let mut sum = Vec::new();
+//!             group.all_reduce(Ok(&[group.rank() as u64]), Reduction::Sum, &mut sum)?;
+//!             assert_eq!(sum, [0 + 1 + 2]);
+//!             Ok(())
+//!         });
+//!     }
+//! });
+//! ```
+//!
+//! [`GroupError::OnRanks`]: crate::error::GroupError::OnRanks
+//! [`GroupError::Differ`]: crate::error::GroupError::Differ
+//! [`GroupError::Left`]: crate::error::GroupError::Left
+//! [`GroupError::Late`]: crate::error::GroupError::Late
+
+mod group;
+mod header;
+mod in_process;
+mod transport;
+
+pub use group::{Group, Reduction};
+pub use in_process::in_process;
+pub use transport::{Transport, TransportError};
+
+#[cfg(test)]
+mod tests;
