@@ -10,6 +10,7 @@ use crate::kernels::attention_backward::BackwardVariant;
 use crate::kernels::{Choice, Kernel, Pass};
 use crate::ops::convert;
 use crate::plan::BackwardPlan;
+use crate::plan::dispatch::AttentionDispatch;
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 
@@ -25,7 +26,7 @@ pub struct Gradients {
 }
 
 /// The kernels that compute the passes of a backward.
-fn kernels_of_passes(variant: BackwardVariant) -> Vec<Kernel> {
+pub(super) fn kernels_of_passes(variant: BackwardVariant) -> Vec<Kernel> {
     let passes = [Pass::BranchDelta].iter().chain(variant.passes());
     passes.filter_map(|pass| variant.kernel(*pass)).collect()
 }
@@ -201,32 +202,62 @@ impl DilatedAttention {
             recorder.clear(&dk, rows(range, width));
             recorder.clear(&dv, rows(range, width));
         }
-        let all_weights = ByteRange {
-            offset: 0,
-            size: weights_bytes,
+        let tensors = BackwardTensors {
+            inputs: [q, k, v],
+            dout,
+            softmax_state,
+            row_stats: &row_stats,
+            gradients: [&dq, &dk, &dv],
+            packed: &packed,
+            packed_gradients: &packed_gradients,
+            weights: weights.as_ref(),
         };
-        for dispatch in &plan.dispatches {
-            let params = dispatch.params(&self.config, &plan.shape);
-            if let Some(kernel) = packed::kernel(head_dim, format, dispatch.pass) {
+        self.record_backward_dispatches(
+            recorder,
+            &plan.shape,
+            plan.variant,
+            &plan.dispatches,
+            &tensors,
+        )?;
+        Ok(Recorded {
+            gradients: Gradients { dq, dk, dv },
+            _scratch: (row_stats, [packed, packed_gradients], weights),
+        })
+    }
+
+    pub(super) fn record_backward_dispatches(
+        &self,
+        recorder: &mut Recorder,
+        shape: &AttentionShape,
+        variant: BackwardVariant,
+        dispatches: &[AttentionDispatch],
+        tensors: &BackwardTensors<'_>,
+    ) -> Result<()> {
+        let [q, k, v] = tensors.inputs;
+        let [dq, dk, dv] = tensors.gradients;
+        let (packed, packed_gradients) = (tensors.packed, tensors.packed_gradients);
+        for dispatch in dispatches {
+            let params = dispatch.params(&self.config, shape);
+            if let Some(kernel) = packed::kernel(variant.head_dim, variant.format, dispatch.pass) {
                 let bindings = match dispatch.pass {
                     Pass::PackKeys => packed.copied([k, v], dispatch),
-                    _ => packed_gradients.copied([&dk, &dv], dispatch),
+                    _ => packed_gradients.copied([dk, dv], dispatch),
                 };
                 recorder.dispatch(kernel, &bindings, &params, dispatch.grid)?;
                 continue;
             }
             let [k, v] = packed.or([k, v], dispatch);
-            let [dk, dv] = packed_gradients.or([&dk, &dv], dispatch);
+            let [dk, dv] = packed_gradients.or([dk, dv], dispatch);
             let inputs = [
                 (q, dispatch.q.bytes),
                 (k, dispatch.kv.bytes),
                 (v, dispatch.kv.bytes),
-                (dout, dispatch.out.bytes),
+                (tensors.dout, dispatch.out.bytes),
             ];
-            let row_stats = (&row_stats, dispatch.row_stats.bytes);
-            let state = (softmax_state, dispatch.state.bytes);
-            let weights = weights.as_ref().map(|weights| (weights, all_weights));
-            let dq = (&dq, dispatch.q.bytes);
+            let row_stats = (tensors.row_stats, dispatch.row_stats.bytes);
+            let state = (tensors.softmax_state, dispatch.state.bytes);
+            let weights = tensors.weights.map(|weights| (weights, weights.whole()));
+            let dq = (dq, dispatch.q.bytes);
             let [dk, dv] = [dk, dv].map(|gradient| (gradient, dispatch.kv.bytes));
             let [q, k, _, dout] = inputs;
             let bindings = match (dispatch.pass, weights) {
@@ -242,16 +273,26 @@ impl DilatedAttention {
                 // Done above.
                 (Pass::PackKeys | Pass::PackGradients | Pass::UnpackGradients, _) => continue,
             };
-            let Some(kernel) = plan.variant.kernel(dispatch.pass) else {
+            let Some(kernel) = variant.kernel(dispatch.pass) else {
                 continue;
             };
             recorder.dispatch(kernel, &bindings, &params, dispatch.grid)?;
         }
-        Ok(Recorded {
-            gradients: Gradients { dq, dk, dv },
-            _scratch: (row_stats, [packed, packed_gradients], weights),
-        })
+        Ok(())
     }
+}
+
+/// What the dispatches of a backward bind.
+pub(super) struct BackwardTensors<'a> {
+    pub inputs: [&'a Tensor; 3],
+    pub dout: &'a Tensor,
+    pub softmax_state: &'a Tensor,
+    pub row_stats: &'a Tensor,
+    pub gradients: [&'a Tensor; 3],
+    pub packed: &'a PackedKeys,
+    pub packed_gradients: &'a PackedKeys,
+    /// Weights of pairs of rows and keys, for kernels that keep them in memory.
+    pub weights: Option<&'a Tensor>,
 }
 
 /// The gradients, and the buffers that the recording used on the way. As long as these are held, nothing that is recorded next is

@@ -2,6 +2,8 @@
 
 mod backward;
 mod packed;
+#[cfg(not(target_arch = "wasm32"))]
+mod share;
 mod state;
 #[cfg(feature = "models")]
 mod step;
@@ -20,6 +22,7 @@ use crate::kernels::{
     AttentionFamily, AttentionLayout, AttentionVariant, Choice, Family, Kernel, Reason,
 };
 use crate::plan::ForwardPlan;
+use crate::plan::dispatch::AttentionDispatch;
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
 use packed::PackedKeys;
@@ -64,6 +67,15 @@ pub struct ForwardOutput {
     /// To merge the states of two sets of keys, take `m = max(m1, m2)` and `s = s1 * 2^(m1 - m) + s2 * 2^(m2 - m)`; the merged
     /// output is the mean of the two outputs, weighted by the two summands of `s`. [`softmax_lse`] turns states into log-sum-exp.
     pub softmax_state: Tensor,
+}
+
+/// What the dispatches of a forward bind.
+struct ForwardTensors<'a> {
+    q: &'a Tensor,
+    kv: [&'a Tensor; 2],
+    packed: &'a PackedKeys,
+    out: &'a Tensor,
+    softmax_state: &'a Tensor,
 }
 
 impl DilatedAttention {
@@ -263,26 +275,44 @@ impl DilatedAttention {
             recorder.clear(&out, plan.out_range(rows));
             recorder.clear(&softmax_state, plan.state_range(rows));
         }
-        for dispatch in &plan.dispatches {
+        let tensors = ForwardTensors {
+            q,
+            kv: [k, v],
+            packed: &packed,
+            out: &out,
+            softmax_state: &softmax_state,
+        };
+        self.record_forward_dispatches(recorder, shape, plan.variant, &plan.dispatches, &tensors)?;
+        Ok(ForwardOutput { out, softmax_state })
+    }
+
+    fn record_forward_dispatches(
+        &self,
+        recorder: &mut Recorder,
+        shape: &AttentionShape,
+        variant: ForwardVariant,
+        dispatches: &[AttentionDispatch],
+        tensors: &ForwardTensors<'_>,
+    ) -> Result<()> {
+        let packed = tensors.packed;
+        for dispatch in dispatches {
             let params = dispatch.params(&self.config, shape);
-            if let Some(kernel) =
-                packed::kernel(plan.variant.head_dim, plan.variant.format, dispatch.pass)
-            {
-                let bindings = packed.copied([k, v], dispatch);
+            if let Some(kernel) = packed::kernel(variant.head_dim, variant.format, dispatch.pass) {
+                let bindings = packed.copied(tensors.kv, dispatch);
                 recorder.dispatch(kernel, &bindings, &params, dispatch.grid)?;
                 continue;
             }
-            let [k, v] = packed.or([k, v], dispatch);
+            let [k, v] = packed.or(tensors.kv, dispatch);
             let bindings = [
-                (q, dispatch.q.bytes),
+                (tensors.q, dispatch.q.bytes),
                 (k, dispatch.kv.bytes),
                 (v, dispatch.kv.bytes),
-                (&out, dispatch.out.bytes),
-                (&softmax_state, dispatch.state.bytes),
+                (tensors.out, dispatch.out.bytes),
+                (tensors.softmax_state, dispatch.state.bytes),
             ];
-            recorder.dispatch(kernel, &bindings, &params, dispatch.grid)?;
+            recorder.dispatch(Kernel::from(variant), &bindings, &params, dispatch.grid)?;
         }
-        Ok(ForwardOutput { out, softmax_state })
+        Ok(())
     }
 
     /// Shape of queries and outputs.

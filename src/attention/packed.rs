@@ -58,6 +58,35 @@ impl PackedKeys {
         Ok(Self(Some([first, second])))
     }
 
+    /// Keys and values that are packed already.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn of(tensors: [Tensor; 2]) -> Self {
+        Self(Some(tensors))
+    }
+
+    /// The tensors, if there are any.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn tensors(&self) -> Option<&[Tensor; 2]> {
+        self.0.as_ref()
+    }
+
+    /// Zeros for the gradients of these.
+    ///
+    /// # Errors
+    /// The errors of leasing.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn zeros_like(&self, recorder: &mut Recorder, labels: [&'static str; 2]) -> Result<Self> {
+        let Some([k, v]) = &self.0 else {
+            return Ok(Self(None));
+        };
+        let mut zeros = |label, like: &Tensor| -> Result<Tensor> {
+            let tensor = recorder.undivided(label, like.shape(), like.dtype())?;
+            recorder.clear(&tensor, tensor.whole());
+            Ok(tensor)
+        };
+        Ok(Self(Some([zeros(labels[0], k)?, zeros(labels[1], v)?])))
+    }
+
     /// What a dispatch binds in place of `of_tokens`, which hold the keys where their tokens lie.
     pub fn or<'a>(
         &'a self,

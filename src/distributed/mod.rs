@@ -39,10 +39,12 @@
 mod group;
 mod header;
 mod in_process;
+mod share;
 mod transport;
 
 pub use group::{Group, Reduction};
 pub use in_process::in_process;
+pub use share::SequenceShare;
 pub use transport::{Transport, TransportError};
 
 #[cfg(test)]

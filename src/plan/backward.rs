@@ -30,6 +30,8 @@ use super::dispatch::{AttentionDispatch, packed_bytes};
 use super::forward::{clears, forward_flop, tensor_bytes};
 use super::needs;
 use super::planner::{PlannedPass, Planner, Round};
+#[cfg(not(target_arch = "wasm32"))]
+use super::planner::{ShareNeeds, SharePlan, Tokens};
 use super::window::RowLayout;
 use super::workspace::{ParamsLayout, PlannedBuffer, check_sizes};
 use crate::config::{AttentionShape, DilatedAttentionConfig, MixGradient};
@@ -37,6 +39,7 @@ use crate::device::{DType, DeviceCaps, ElementFormat};
 use crate::error::Result;
 use crate::kernels::activation::ElementwiseParams;
 use crate::kernels::attention_backward::{BackwardFamily, BackwardVariant};
+use crate::kernels::software::attention_backward::WeightsTile;
 use crate::kernels::{AttentionParams, Choice, Family, Pass, Reason};
 use crate::pool::STORAGE_USAGE;
 
@@ -126,25 +129,11 @@ impl DilatedAttentionConfig {
         let Choice { variant, reason } = choice.into();
         variant.check(self.head_dim(), caps)?;
         let tensor_bytes = tensor_bytes(self, shape, variant.format, caps)?;
-        let planned = |pass| PlannedPass {
-            pass,
-            tile: variant.rows_per_workgroup(),
-            columns: variant.column_tiles(pass),
-        };
-        let sweep = vec![planned(Pass::BranchDelta)];
-        let gradients = variant.passes().iter().copied().map(planned).collect();
-        let rounds: Vec<Round> = match self.gradient() {
-            MixGradient::Exact => vec![vec![sweep], vec![gradients]],
-            MixGradient::DetachedMix => vec![vec![sweep, gradients]],
-        };
+        let rounds = rounds(self, variant);
         let tile = variant.weights_tile();
         let planner = Planner::new(self, shape, caps, &rounds, tile, variant.format)?;
         let dispatches = planner.plan()?;
-        let weights_bytes = tile.map_or(0, |tile| {
-            let of_weights = dispatches.iter().filter(|d| d.pass == Pass::Weights);
-            let bytes = of_weights.map(|dispatch| dispatch.weights_bytes(tile));
-            bytes.max().unwrap_or(0)
-        });
+        let weights_bytes = weights_bytes(tile, &dispatches);
         // In an item without queries, no dispatch reaches the keys.
         let reached = |item| match shape.valid_len(item) {
             0 => 0,
@@ -198,6 +187,51 @@ impl DilatedAttentionConfig {
             byte_floor: tensor_bytes.saturating_mul(7),
         })
     }
+}
+
+/// What a backward computes, one round after the other.
+fn rounds(config: &DilatedAttentionConfig, variant: BackwardVariant) -> Vec<Round> {
+    let planned = |pass| PlannedPass {
+        pass,
+        tile: variant.rows_per_workgroup(),
+        columns: variant.column_tiles(pass),
+    };
+    let sweep = vec![planned(Pass::BranchDelta)];
+    let gradients = variant.passes().iter().copied().map(planned).collect();
+    match config.gradient() {
+        MixGradient::Exact => vec![vec![sweep], vec![gradients]],
+        MixGradient::DetachedMix => vec![vec![sweep, gradients]],
+    }
+}
+
+/// Plans a rank's share of a backward, from the gradients of the outputs `share` of one sequence of the shape, which need `needs`.
+/// Gradients are added to what is there. Also returns the bytes of the largest buffer of weights that a dispatch needs.
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) fn plan_backward_of_share(
+    config: &DilatedAttentionConfig,
+    shape: &AttentionShape,
+    caps: &DeviceCaps,
+    variant: BackwardVariant,
+    (share, needs): (&Tokens, &ShareNeeds),
+) -> Result<(SharePlan, u64)> {
+    let (rounds, tile) = (rounds(config, variant), variant.weights_tile());
+    let planner = Planner::new(config, shape, caps, &rounds, tile, variant.format)?;
+    let plan = planner.plan_share(share, needs)?;
+    let dispatches = plan.works.iter().flat_map(|work| &work.dispatches);
+    let weights_bytes = weights_bytes(tile, dispatches);
+    Ok((plan, weights_bytes))
+}
+
+/// Bytes of the largest buffer of weights that a dispatch needs.
+fn weights_bytes<'a>(
+    tile: Option<WeightsTile>,
+    dispatches: impl IntoIterator<Item = &'a AttentionDispatch>,
+) -> u64 {
+    let Some(tile) = tile else { return 0 };
+    let of_weights = dispatches.into_iter();
+    let of_weights = of_weights.filter(|dispatch| dispatch.pass == Pass::Weights);
+    let bytes = of_weights.map(|dispatch| dispatch.weights_bytes(tile));
+    bytes.max().unwrap_or(0)
 }
 
 /// The most dispatches that add to a gradient of the same row or key.

@@ -75,9 +75,9 @@ pub struct AttentionDispatch {
 }
 
 /// Bytes of each of the tensors of packed keys that `dispatches` need: they serve all of them in turn. 0 where none packs keys.
-pub(crate) fn packed_bytes(dispatches: &[AttentionDispatch]) -> u64 {
+pub(crate) fn packed_bytes<'a>(dispatches: impl IntoIterator<Item = &'a AttentionDispatch>) -> u64 {
     let packing = dispatches
-        .iter()
+        .into_iter()
         .filter(|dispatch| dispatch.pass == Pass::PackKeys);
     let bytes = packing.map(|dispatch| dispatch.kv.bytes.size);
     bytes.max().unwrap_or(0)

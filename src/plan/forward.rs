@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::dispatch::{AttentionDispatch, packed_bytes};
 use super::needs;
 #[cfg(not(target_arch = "wasm32"))]
-use super::planner::{BlockPlan, BlockSize, Tokens};
+use super::planner::{BlockPlan, BlockSize, ShareNeeds, SharePlan, Tokens};
 use super::planner::{PlannedPass, Planner};
 use super::window::RowLayout;
 use super::workspace::{ParamsLayout, PlannedBuffer, check_sizes};
@@ -130,6 +130,25 @@ pub(crate) fn plan_block(
     let rounds = [vec![vec![forward]]];
     let planner = Planner::new(config, shape, caps, &rounds, None, variant.format)?;
     planner.plan_block(outputs, size)
+}
+
+/// Plans a rank's share of a forward: the outputs `share` of one sequence of the shape, which need `needs`.
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) fn plan_forward_of_share(
+    config: &DilatedAttentionConfig,
+    shape: &AttentionShape,
+    caps: &DeviceCaps,
+    variant: ForwardVariant,
+    (share, needs): (&Tokens, &ShareNeeds),
+) -> Result<SharePlan> {
+    let forward = PlannedPass {
+        pass: Pass::Forward,
+        tile: variant.rows_per_workgroup(),
+        columns: 1,
+    };
+    let rounds = [vec![vec![forward]]];
+    let planner = Planner::new(config, shape, caps, &rounds, None, variant.format)?;
+    planner.plan_share(share, needs)
 }
 
 /// Bytes of the larger of q and k. The output is as large as q.

@@ -13,13 +13,17 @@ pub(crate) mod window;
 mod workspace;
 
 pub use backward::BackwardPlan;
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) use backward::plan_backward_of_share;
 pub use forward::ForwardPlan;
 #[cfg(not(target_arch = "wasm32"))]
-pub(crate) use forward::{forward_flop, plan_block};
+pub(crate) use forward::{forward_flop, plan_block, plan_forward_of_share};
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) use needs::time_at;
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) use planner::{BlockKeys, BlockPlan, BlockSize, BlockWork, Tokens};
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) use planner::{KeyNeed, ShareNeeds, SharePlan};
 #[cfg(feature = "models")]
 pub(crate) use step::{StepLayout, plan_step};
 pub(crate) use workspace::{PlannedBuffer, staging_bytes};

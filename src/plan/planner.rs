@@ -20,9 +20,13 @@
 
 #[cfg(not(target_arch = "wasm32"))]
 mod block;
+#[cfg(not(target_arch = "wasm32"))]
+mod share;
 
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) use block::{BlockKeys, BlockPlan, BlockSize, BlockWork, Tokens};
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) use share::{KeyNeed, ShareNeeds, SharePlan};
 
 use super::branch::BranchGeometry;
 use super::dispatch::{AttentionDispatch, KeySource, Range};
@@ -122,6 +126,7 @@ impl<'a> Planner<'a> {
                         passes,
                         follows: every_branch && order > 0,
                         sweeps_all: self.config.gradient() == MixGradient::Exact,
+                        adds: false,
                     };
                     self.plan_branch(&work, items)?;
                 }
@@ -208,10 +213,13 @@ impl<'a> Planner<'a> {
 
     /// Whether the queries, outputs and statistics of a unit's rows lie in one part each.
     fn has_rows_in_one_part(&self, geometry: &BranchGeometry, unit: &Unit) -> bool {
-        let len = geometry.seq_len;
-        let span = |stride| token_span(geometry, unit, unit.rows, stride, len);
-        let of_queries = span(geometry.segment_length);
-        let of_outputs = span(geometry.output_stride);
+        let (len, held) = (geometry.seq_len, self.held.unwrap_or_default());
+        let span = |stride, first| {
+            let tokens = token_span(geometry, unit, unit.rows, stride, len);
+            tokens.map(|(begin, end)| (begin - first, end - first))
+        };
+        let of_queries = span(geometry.segment_length, held.queries);
+        let of_outputs = span(geometry.output_stride, held.outputs);
         let in_one = |layout: &RowLayout, tokens: Option<(u64, u64)>| {
             tokens.is_none_or(|tokens| {
                 let (first, last) = rows_of(unit, tokens, self.shape.seq_len());
@@ -227,9 +235,11 @@ impl<'a> Planner<'a> {
     /// Whether the keys of a unit lie in one part.
     fn has_keys_in_one_part(&self, geometry: &BranchGeometry, unit: &Unit) -> bool {
         let (stride, len) = (geometry.segment_length, geometry.key_len);
+        let held = self.held.unwrap_or_default().keys;
         // Without keys the first token is bound.
-        let tokens = token_span(geometry, unit, unit.key_rows, stride, len).unwrap_or((0, 1));
-        let (first, last) = rows_of(unit, tokens, self.shape.key_len());
+        let tokens = token_span(geometry, unit, unit.key_rows, stride, len);
+        let (begin, end) = tokens.unwrap_or((held, held + 1));
+        let (first, last) = rows_of(unit, (begin - held, end - held), self.shape.key_len());
         self.tensor.is_in_one_part(first, last)
     }
 
@@ -353,7 +363,7 @@ impl<'a> Planner<'a> {
                 ..unit
             };
             self.push_packing(work, Pass::PackKeys, packed, rows_per_window)?;
-            if has_gradients && work.follows {
+            if has_gradients && (work.follows || work.adds) {
                 self.push_packing(work, Pass::PackGradients, packed, rows_per_window)?;
             }
             let before = self.dispatches.len();
@@ -417,7 +427,10 @@ impl<'a> Planner<'a> {
             else {
                 continue;
             };
-            let of_tokens = self.window("k", &self.tensor, &unit, tokens, self.shape.key_len())?;
+            let held = self.held.unwrap_or_default().keys;
+            let in_tensor = (tokens.0 - held, tokens.1 - held);
+            let of_tokens =
+                self.window("k", &self.tensor, &unit, in_tensor, self.shape.key_len())?;
             let tiles = key_rows.len().div_ceil(PackKeys::KEYS);
             let (num_workgroups, grid) = self.grid(&unit, tiles, 1)?;
             self.add(AttentionDispatch {
@@ -674,6 +687,8 @@ struct Work<'a> {
     follows: bool,
     /// Whether the sweep's sums are over all branches.
     sweeps_all: bool,
+    /// Whether gradients are added to what was there before: zeros, or what other parts of the work have left.
+    adds: bool,
 }
 
 impl Work<'_> {
@@ -687,11 +702,14 @@ impl Work<'_> {
             0
         };
         match pass {
-            Pass::Forward | Pass::Dq => self.follows || later_keys,
+            Pass::Forward => self.follows || later_keys,
+            Pass::Dq => self.adds || self.follows || later_keys,
             Pass::BranchDelta => self.follows && self.sweeps_all || later_keys,
             // The weights of a window replace those of the last one.
             Pass::Weights => false,
-            Pass::DkDv | Pass::Dk | Pass::Dv => self.follows || unit.rows.begin > first_rows,
+            Pass::DkDv | Pass::Dk | Pass::Dv => {
+                self.adds || self.follows || unit.rows.begin > first_rows
+            }
             Pass::PackKeys | Pass::PackGradients | Pass::UnpackGradients => false,
         }
     }

@@ -64,6 +64,16 @@ impl Recorder {
         }
     }
 
+    /// Submits what was recorded. What follows is a recording of its own.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        let next = Self::new(self.machine.clone(), self.recording.label.clone());
+        std::mem::replace(self, next).submit().map(drop)
+    }
+
     /// The machine on which the recording will run.
     pub(crate) fn machine(&self) -> &Arc<Machine> {
         &self.machine

@@ -15,10 +15,10 @@ use crate::oracle::any_config;
 use crate::support::kernel_contexts::{TestContext, kernel_contexts, short_parts, tiny_bindings};
 use crate::support::problem::{Problem, roundoff};
 
-const GRADIENTS: [MixGradient; 2] = [MixGradient::Exact, MixGradient::DetachedMix];
+pub const GRADIENTS: [MixGradient; 2] = [MixGradient::Exact, MixGradient::DetachedMix];
 
 /// Gradients of queries, keys and values.
-type Gradients32 = [Vec<f32>; 3];
+pub type Gradients32 = [Vec<f32>; 3];
 
 pub fn run(
     problem: &Problem,
@@ -104,6 +104,20 @@ pub fn check_kernels(
     on: &TestContext,
     variants: &[BackwardVariant],
 ) -> Result<(), String> {
+    let names = variants
+        .iter()
+        .map(|variant| format!("{variant}, {}", on.name));
+    check_runs(problem, names.zip(variants), |variant| {
+        run(problem, on, *variant)
+    })
+}
+
+/// As [`check_kernels`], computed in several named ways.
+pub fn check_runs<W>(
+    problem: &Problem,
+    ways: impl IntoIterator<Item = (String, W)>,
+    run: impl Fn(W) -> dilated_attention::Result<Gradients32>,
+) -> Result<(), String> {
     let expected = oracle(problem);
     let Problem {
         config,
@@ -140,17 +154,16 @@ pub fn check_kernels(
         .filter(|lse| **lse != reference::UNCOVERED_LSE);
     let score = covered.fold(0.0, |max: f64, lse| max.max(lse.abs()));
     let rounding = (2.0 * f64::from(f32::EPSILON) * score).max(1e-5);
-    for &variant in variants {
+    for (name, way) in ways {
         let told = |reason: String| {
             format!(
-                "{variant}, {}: {} ({:?}) on {:?}: {reason}",
-                on.name,
+                "{name}: {} ({:?}) on {:?}: {reason}",
                 problem.config,
                 problem.config.gradient(),
                 problem.shape
             )
         };
-        let given = run(problem, on, variant).map_err(|error| told(error.to_string()))?;
+        let given = run(way).map_err(|error| told(error.to_string()))?;
         let found = errors(&given, &expected).map_err(told)?;
         for ((error, value), (plain, _)) in found.iter().zip(&allowed) {
             let allowed_error = (2.0 * plain).max(rounding * value).max(1e-7 * largest);
@@ -172,7 +185,7 @@ fn check(problem: &Problem, on: &TestContext) -> Result<(), String> {
     )
 }
 
-fn with_gradient(problem: &Problem, gradient: MixGradient) -> Problem {
+pub fn with_gradient(problem: &Problem, gradient: MixGradient) -> Problem {
     Problem {
         config: problem.config.clone().with_gradient(gradient),
         ..problem.clone()

@@ -29,6 +29,7 @@ mod out_of_core_files;
 mod out_of_core_layers;
 mod parts;
 mod patterns;
+mod ranks;
 mod recorder;
 mod slices;
 mod slides;

@@ -98,6 +98,7 @@ impl Planner<'_> {
                 passes: &passes,
                 follows: every_branch && order > 0,
                 sweeps_all: config.gradient() == MixGradient::Exact,
+                adds: false,
             };
             let segments = segments_of(geometry, &outputs);
             if segments.len() == 0 {
@@ -236,7 +237,7 @@ impl Planner<'_> {
     }
 }
 
-fn all_heads(geometry: &BranchGeometry) -> Range {
+pub(super) fn all_heads(geometry: &BranchGeometry) -> Range {
     Range {
         begin: geometry.head_begin,
         end: geometry.head_begin + geometry.head_count,
@@ -260,7 +261,7 @@ fn all_rows(geometry: &BranchGeometry, segments: Range) -> Unit {
 }
 
 /// The segments with an output among `outputs`.
-fn segments_of(geometry: &BranchGeometry, outputs: &Tokens) -> Range {
+pub(super) fn segments_of(geometry: &BranchGeometry, outputs: &Tokens) -> Range {
     let stride = u64::from(geometry.output_stride);
     let begin = (outputs.start / stride).min(geometry.num_segments.into());
     let end = outputs
@@ -282,7 +283,7 @@ fn is_inside(geometry: &BranchGeometry, unit: &Unit, outputs: &Tokens) -> bool {
 }
 
 /// The rows of a segment whose outputs are among `outputs`, cut so that each unit has all its outputs there.
-fn rows_inside(geometry: &BranchGeometry, segment: u32, outputs: &Tokens) -> Vec<Unit> {
+pub(super) fn rows_inside(geometry: &BranchGeometry, segment: u32, outputs: &Tokens) -> Vec<Unit> {
     let unit = all_rows(
         geometry,
         Range {

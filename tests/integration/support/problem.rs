@@ -167,6 +167,18 @@ impl Problem {
         on: &TestContext,
         variants: &[ForwardVariant],
     ) -> Result<(), String> {
+        let names = variants
+            .iter()
+            .map(|variant| format!("{variant}, {}", on.name));
+        self.check_runs(names.zip(variants), |variant| self.run(on, *variant))
+    }
+
+    /// Computes it in several named ways and compares each with the reference.
+    pub fn check_runs<W>(
+        &self,
+        ways: impl IntoIterator<Item = (String, W)>,
+        run: impl Fn(W) -> dilated_attention::Result<PlainOutput>,
+    ) -> Result<(), String> {
         let reference = self.reference();
         // The yardstick must itself be right, or it would allow anything.
         let allowed =
@@ -174,16 +186,10 @@ impl Problem {
         if !allowed.is_plausible(&reference, self.dtype) {
             return Err(format!("plain single precision is off by {allowed:?}"));
         }
-        for &variant in variants {
-            let told = |reason: String| {
-                format!(
-                    "{variant}, {}: {} on {:?}: {reason}",
-                    on.name, self.config, self.shape
-                )
-            };
-            let result = self
-                .run(on, variant)
-                .map_err(|error| told(error.to_string()))?;
+        for (name, way) in ways {
+            let told =
+                |reason: String| format!("{name}: {} on {:?}: {reason}", self.config, self.shape);
+            let result = run(way).map_err(|error| told(error.to_string()))?;
             let errors = Errors::of(&result, &reference).map_err(told)?;
             if !errors.within(&allowed, &reference, self.dtype) {
                 return Err(told(format!(

@@ -1,0 +1,77 @@
+//! Which tokens of a sequence a rank has.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use super::Group;
+use crate::error::Result;
+
+/// A sequence of which each rank of a group holds a share: `ceil(tokens / ranks)` tokens, the last ranks fewer or none.
+///
+/// Calls that take a share are made by all ranks of the group, with the same sequence and the same options.
+pub struct SequenceShare<'a> {
+    group: &'a Group,
+    tokens: usize,
+    /// What all ranks have compared already.
+    compared: Mutex<Vec<Vec<(&'static str, String)>>>,
+}
+
+impl<'a> SequenceShare<'a> {
+    /// This rank's share of a sequence of `tokens` tokens. Exchanges nothing: what ranks differ in, the first call that takes the share
+    /// says.
+    pub fn new(group: &'a Group, tokens: usize) -> Self {
+        Self {
+            group,
+            tokens,
+            compared: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// The group.
+    pub fn group(&self) -> &'a Group {
+        self.group
+    }
+
+    /// Tokens of the sequence.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// The tokens of this rank.
+    pub fn range(&self) -> Range<usize> {
+        self.range_of(self.group.rank())
+    }
+
+    /// The tokens of a rank; none for one that the group does not have.
+    pub fn range_of(&self, rank: usize) -> Range<usize> {
+        let count = self.tokens.div_ceil(self.group.size());
+        let place = |rank: usize| rank.saturating_mul(count).min(self.tokens);
+        place(rank)..place(rank.saturating_add(1))
+    }
+
+    /// Compares options of a call, and the sequence, between all ranks, once for each.
+    ///
+    /// # Errors
+    /// As [`Group::expect_same`].
+    pub(crate) fn expect_same(&self, what: Vec<(&'static str, String)>) -> Result<()> {
+        let mut compared = self.compared.lock().unwrap_or_else(PoisonError::into_inner);
+        if compared.contains(&what) {
+            return Ok(());
+        }
+        let tokens = [("tokens of the sequence", self.tokens.to_string())];
+        self.group.expect_same(&[&tokens[..], &what].concat())?;
+        compared.push(what);
+        Ok(())
+    }
+}
+
+impl fmt::Debug for SequenceShare<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SequenceShare")
+            .field("group", &self.group)
+            .field("tokens", &self.tokens)
+            .field("range", &self.range())
+            .finish_non_exhaustive()
+    }
+}
