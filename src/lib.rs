@@ -128,7 +128,6 @@ mod context;
 // 6: what you call
 
 // groups of ranks
-#[cfg(not(target_arch = "wasm32"))]
 pub mod distributed;
 
 // operations on matrices

@@ -5,6 +5,8 @@ use super::packed::{self, PackedKeys};
 use crate::config::{AttentionShape, CallOptions};
 use crate::context::{WarmUp, warm_up};
 use crate::device::{ByteRange, DType};
+#[cfg(feature = "models")]
+use crate::distributed::SequenceShare;
 use crate::error::Result;
 use crate::kernels::attention_backward::BackwardVariant;
 use crate::kernels::{Choice, Kernel, Pass};
@@ -122,6 +124,27 @@ impl DilatedAttention {
     ) -> Result<Gradients> {
         let shape = options.shape_of(q.shape(), k.shape())?;
         self.record_backward(recorder, &shape, [q, k, v], softmax_state, dout)
+    }
+
+    /// As [`backward`](Self::backward), of the whole sequences or, with `share`, of this rank's part of one.
+    #[cfg(feature = "models")]
+    pub(crate) fn record_backward_in(
+        &self,
+        recorder: &mut Recorder,
+        share: Option<&SequenceShare>,
+        shape: &AttentionShape,
+        inputs: [&Tensor; 3],
+        softmax_state: &Tensor,
+        dout: &Tensor,
+    ) -> Result<Gradients> {
+        match share {
+            None => self.record_backward(recorder, shape, inputs, softmax_state, dout),
+            Some(_) if shape.is_cross() => Err(super::no_cross_share()),
+            #[cfg(not(target_arch = "wasm32"))]
+            Some(share) => self.backward_of_share(recorder, share, inputs, softmax_state, dout),
+            #[cfg(target_arch = "wasm32")]
+            Some(_) => Err(super::no_share()),
+        }
     }
 
     pub(crate) fn record_backward(

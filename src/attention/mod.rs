@@ -15,6 +15,8 @@ pub use state::{UNCOVERED_LSE, softmax_lse};
 use crate::config::{AttentionShape, CallOptions, DilatedAttentionConfig, UNEQUAL_LENGTHS};
 use crate::context::{Context, WarmUp, warm_up};
 use crate::device::{DType, ElementFormat};
+#[cfg(feature = "models")]
+use crate::distributed::SequenceShare;
 use crate::error::{Error, Result};
 use crate::kernels::attention_backward::{BackwardFamily, BackwardVariant};
 use crate::kernels::attention_forward::{ForwardFamily, ForwardVariant};
@@ -67,6 +69,26 @@ pub struct ForwardOutput {
     /// To merge the states of two sets of keys, take `m = max(m1, m2)` and `s = s1 * 2^(m1 - m) + s2 * 2^(m2 - m)`; the merged
     /// output is the mean of the two outputs, weighted by the two summands of `s`. [`softmax_lse`] turns states into log-sum-exp.
     pub softmax_state: Tensor,
+}
+
+/// That cross attention of two sequences has no shares.
+#[cfg(feature = "models")]
+fn no_cross_share() -> Error {
+    Error::InvalidConfig {
+        what: "attention over ranks",
+        given: "cross attention of two sequences".to_owned(),
+        need: "self-attention, or cross attention of sequences of one length",
+    }
+}
+
+/// That a browser has no ranks to wait for.
+#[cfg(all(feature = "models", target_arch = "wasm32"))]
+fn no_share() -> Error {
+    Error::InvalidConfig {
+        what: "attention over ranks",
+        given: "a browser, where nothing may wait for other ranks".to_owned(),
+        need: "a program of its own",
+    }
 }
 
 /// What the dispatches of a forward bind.
@@ -241,6 +263,26 @@ impl DilatedAttention {
     ) -> Result<ForwardOutput> {
         let shape = options.shape_of(q.shape(), k.shape())?;
         self.record_forward(recorder, &shape, q, k, v)
+    }
+
+    /// As [`forward`](Self::forward), of the whole sequences or, with `share`, of this rank's part of one.
+    #[cfg(feature = "models")]
+    pub(crate) fn record_forward_in(
+        &self,
+        recorder: &mut Recorder,
+        share: Option<&SequenceShare>,
+        shape: &AttentionShape,
+        inputs: [&Tensor; 3],
+    ) -> Result<ForwardOutput> {
+        let [q, k, v] = inputs;
+        match share {
+            None => self.record_forward(recorder, shape, q, k, v),
+            Some(_) if shape.is_cross() => Err(no_cross_share()),
+            #[cfg(not(target_arch = "wasm32"))]
+            Some(share) => self.forward_of_share(recorder, share, inputs),
+            #[cfg(target_arch = "wasm32")]
+            Some(_) => Err(no_share()),
+        }
     }
 
     pub(crate) fn record_forward(

@@ -2,35 +2,39 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Group;
 use crate::error::Result;
 
 /// A sequence of which each rank of a group holds a share: `ceil(tokens / ranks)` tokens, the last ranks fewer or none.
 ///
-/// Calls that take a share are made by all ranks of the group, with the same sequence and the same options.
-pub struct SequenceShare<'a> {
-    group: &'a Group,
+/// Calls that take a share are made by all ranks of the group, with the same sequence and the same options. Cheap to clone.
+#[derive(Clone)]
+pub struct SequenceShare {
+    group: Arc<Group>,
     tokens: usize,
     /// What all ranks have compared already.
-    compared: Mutex<Vec<Vec<(&'static str, String)>>>,
+    compared: Arc<Mutex<Vec<Options>>>,
 }
 
-impl<'a> SequenceShare<'a> {
+/// Names of options, and their values in words.
+type Options = Vec<(&'static str, String)>;
+
+impl SequenceShare {
     /// This rank's share of a sequence of `tokens` tokens. Exchanges nothing: what ranks differ in, the first call that takes the share
     /// says.
-    pub fn new(group: &'a Group, tokens: usize) -> Self {
+    pub fn new(group: Arc<Group>, tokens: usize) -> Self {
         Self {
             group,
             tokens,
-            compared: Mutex::new(Vec::new()),
+            compared: Arc::default(),
         }
     }
 
     /// The group.
-    pub fn group(&self) -> &'a Group {
-        self.group
+    pub fn group(&self) -> &Group {
+        &self.group
     }
 
     /// Tokens of the sequence.
@@ -54,7 +58,7 @@ impl<'a> SequenceShare<'a> {
     ///
     /// # Errors
     /// As [`Group::expect_same`].
-    pub(crate) fn expect_same(&self, what: Vec<(&'static str, String)>) -> Result<()> {
+    pub(crate) fn expect_same(&self, what: Options) -> Result<()> {
         let mut compared = self.compared.lock().unwrap_or_else(PoisonError::into_inner);
         if compared.contains(&what) {
             return Ok(());
@@ -66,7 +70,7 @@ impl<'a> SequenceShare<'a> {
     }
 }
 
-impl fmt::Debug for SequenceShare<'_> {
+impl fmt::Debug for SequenceShare {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SequenceShare")
             .field("group", &self.group)

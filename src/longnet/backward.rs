@@ -6,7 +6,7 @@ use super::forward::{Turns, pass};
 use super::{Call, Input, LongNet};
 use crate::device::DType;
 use crate::error::{Error, Result};
-use crate::nn::{Block, BlockSaved, ParameterList, Parameters, Pass};
+use crate::nn::{Block, BlockSaved, ParameterList, Parameters, Pass, StepSeed};
 use crate::ops::{Dropout, ScaledAdd, TokenIds, embedding_backward};
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
@@ -76,10 +76,11 @@ impl LongNet {
         self.expect_trainable()?;
         weights.expect_list("weights", &self.list)?;
         let starts_embedded = matches!(input, Input::Embedded(_));
-        let (mut x, embedded) = self.embed_from(recorder, weights, input, call, 0, step_seed)?;
-        let seq_len = call.shape.seq_len();
-        let turns = self.turns(recorder, 0, seq_len, seq_len)?;
+        let turns = self.turns_of(recorder, call)?;
         let pass = pass(weights, call, &turns, step_seed);
+        let first = call.place().0;
+        let (mut x, embedded) =
+            self.embed_from(recorder, weights, input, call, first, pass.step())?;
         let mut layers = Vec::new();
         for blocks in &self.layers {
             match recompute {
@@ -139,9 +140,9 @@ impl LongNet {
         Ok(dfeatures)
     }
 
-    pub(super) fn embedding_dropout(&self, step_seed: Option<u64>) -> Result<Option<Dropout>> {
+    pub(super) fn embedding_dropout(&self, step: Option<StepSeed>) -> Result<Option<Dropout>> {
         // The embedding has the model's first dropout; blocks have the following ones.
-        crate::nn::dropout_at(self.config.dropout, step_seed, self.first_place)
+        crate::nn::dropout_at(self.config.dropout, step, self.first_place)
     }
 
     /// Records the backward of a model: adds the gradients of all parameters to `gradients`, given the gradient of the features.
@@ -203,10 +204,14 @@ impl LongNet {
         if starts_embedded {
             return Ok(dx);
         }
-        if let Some(dropout) = self.embedding_dropout(step_seed)? {
+        let step = pass.step();
+        if let Some(dropout) = self.embedding_dropout(step)? {
             let dropped = recorder.empty("d activations", dx.shape(), DType::F32)?;
             ScaledAdd::new(dx.matrix(), 1.0)
-                .with_dropout(Some(dropout), 0)
+                .with_dropout(
+                    Some(dropout),
+                    StepSeed::first_element(step, 0, self.width()),
+                )
                 .write(recorder, dropped.matrix())?;
             dx = dropped;
         }
@@ -217,7 +222,7 @@ impl LongNet {
             dx = before;
         }
         if let Some(table) = self.embed_positions {
-            let ids = self.position_ids(recorder, &call, 0)?;
+            let ids = self.position_ids(recorder, &call, call.place().0)?;
             let table = gradients.get(table).matrix();
             embedding_backward(recorder, &ids, dx.matrix(), 1.0, table)?;
         }

@@ -243,19 +243,11 @@ impl LongNet {
             x: rows,
             memory: rows,
             positions: pass.positions,
+            share: None,
         };
         let mixed = attend(recorder, &input)?;
-        let sum = recorder.empty("activations", x.shape(), x.dtype())?;
-        let residual = Some((x.matrix(), block.residual_scale));
-        attention.project_out(recorder, pass.weights, &mixed, residual, sum.matrix())?;
-        if !block.post_norm {
-            return Ok(sum);
-        }
-        let y = recorder.empty("activations", x.shape(), x.dtype())?;
-        block
-            .norm
-            .forward(recorder, pass.weights, sum.matrix(), y.matrix())?;
-        Ok(y)
+        drop(normal);
+        block.after_attention(recorder, pass, attention, x, &mixed)
     }
 }
 
@@ -274,5 +266,9 @@ fn call_of(call: &Call, count: usize) -> Result<Call> {
         memory => memory.clone(),
     };
     let shape = AttentionShape::new(batch, count)?;
-    Ok(Call { shape, memory })
+    Ok(Call {
+        shape,
+        memory,
+        share: None,
+    })
 }

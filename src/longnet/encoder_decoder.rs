@@ -105,6 +105,7 @@ impl EncoderDecoder {
         Ok(Call {
             shape,
             memory: Some((memory.features, cross)),
+            share: None,
         })
     }
 

@@ -3,8 +3,9 @@
 use super::{FIRST_POSITION, LongNet};
 use crate::config::{AttentionShape, UNEQUAL_LENGTHS, in_u32};
 use crate::device::DType;
+use crate::distributed::SequenceShare;
 use crate::error::{Error, Result};
-use crate::nn::{Block, LayerNorm, Memory, Parameters, Pass, Sublayer};
+use crate::nn::{Block, LayerNorm, Memory, Parameters, Pass, StepSeed, Sublayer};
 use crate::ops::{Positions, Rotations, ScaledAdd, TokenIds, embedding};
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
@@ -27,6 +28,8 @@ pub struct Call {
     pub shape: AttentionShape,
     /// For models with cross attention: the encoder's output, (batch, tokens, width), and the shape of the attention to it.
     pub memory: Option<(Tensor, AttentionShape)>,
+    /// This rank's share of the sequence, of which the input is that part; `None` for whole sequences.
+    pub share: Option<SequenceShare>,
 }
 
 impl Call {
@@ -35,7 +38,27 @@ impl Call {
         Self {
             shape,
             memory: None,
+            share: None,
         }
+    }
+
+    /// A call of the part of a sequence that this rank has. All ranks of the share's group make it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidShape`] for a sequence that is too long.
+    pub fn of_share(share: SequenceShare) -> Result<Self> {
+        Ok(Self {
+            shape: AttentionShape::new(1, share.range().len())?,
+            memory: None,
+            share: Some(share),
+        })
+    }
+
+    /// Position of the first token, and number of tokens of the sequence.
+    pub(super) fn place(&self) -> (usize, usize) {
+        let whole = (0, self.shape.seq_len());
+        let of = |share: &SequenceShare| (share.range().start, share.tokens());
+        self.share.as_ref().map_or(whole, of)
     }
 }
 
@@ -68,8 +91,8 @@ impl LongNet {
         keep_states: bool,
     ) -> Result<Output> {
         weights.expect_list("weights", &self.list)?;
-        let (mut x, _) = self.embed_from(recorder, weights, input, call, 0, None)?;
-        let turns = self.turns(recorder, 0, call.shape.seq_len(), call.shape.seq_len())?;
+        let (mut x, _) = self.embed_from(recorder, weights, input, call, call.place().0, None)?;
+        let turns = self.turns_of(recorder, call)?;
         let pass = pass(weights, call, &turns, None);
         let mut states = Vec::new();
         for blocks in &self.layers {
@@ -110,7 +133,7 @@ impl LongNet {
         let shape = [shape[0], shape[1], self.width()];
         let pool_id = recorder.context().pool().id();
         x.expect("state", &shape, self.config.activations, pool_id)?;
-        let turns = self.turns(recorder, 0, call.shape.seq_len(), call.shape.seq_len())?;
+        let turns = self.turns_of(recorder, call)?;
         run_layer(
             blocks,
             recorder,
@@ -160,7 +183,9 @@ impl LongNet {
         call: &Call,
     ) -> Result<Tensor> {
         weights.expect_list("weights", &self.list)?;
-        Ok(self.embed_from(recorder, weights, input, call, 0, None)?.0)
+        let first = call.place().0;
+        let (x, _) = self.embed_from(recorder, weights, input, call, first, None)?;
+        Ok(x)
     }
 
     /// As [`embed`](Self::embed), from position `first` on, with dropout in training. Also returns the input of the embedding norm,
@@ -172,7 +197,7 @@ impl LongNet {
         input: Input<'_>,
         call: &Call,
         first: usize,
-        step_seed: Option<u64>,
+        step: Option<StepSeed>,
     ) -> Result<(Tensor, Option<Tensor>)> {
         let (batch, seq_len) = (call.shape.batch(), call.shape.seq_len());
         let shape = [batch, seq_len, self.width()];
@@ -224,10 +249,13 @@ impl LongNet {
             norm.forward(recorder, weights, x.matrix(), normal.matrix())?;
             before_norm = Some(std::mem::replace(&mut x, normal));
         }
-        if let Some(dropout) = self.embedding_dropout(step_seed)? {
+        if let Some(dropout) = self.embedding_dropout(step)? {
             let dropped = recorder.empty("activations", &shape, dtype)?;
             ScaledAdd::new(x.matrix(), 1.0)
-                .with_dropout(Some(dropout), 0)
+                .with_dropout(
+                    Some(dropout),
+                    StepSeed::first_element(step, 0, self.width()),
+                )
                 .write(recorder, dropped.matrix())?;
             x = dropped;
         }
@@ -260,6 +288,12 @@ impl LongNet {
         let copy = recorder.empty("activations", x.shape(), x.dtype())?;
         ScaledAdd::new(x.matrix(), scale).write(recorder, copy.matrix())?;
         Ok(copy)
+    }
+
+    /// Rotations of a call's positions; `None` for a model without xPos.
+    pub(super) fn turns_of(&self, recorder: &mut Recorder, call: &Call) -> Result<Turns> {
+        let (first, total) = call.place();
+        self.turns(recorder, first, call.shape.seq_len(), total)
     }
 
     /// Rotations of `seq_len` positions from `first` on, of a sequence of `total`; `None` for a model without xPos.
@@ -329,5 +363,6 @@ pub(super) fn pass<'a>(
             .as_ref()
             .map(|(rotations, positions)| (rotations, *positions)),
         step_seed,
+        share: call.share.as_ref(),
     }
 }

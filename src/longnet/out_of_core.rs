@@ -197,6 +197,7 @@ impl<'a> LayerOutOfCore<'a> {
             memory: None,
             positions,
             step_seed: None,
+            share: None,
         };
         record(self.model.parts_of_layer(self.index)?, &pass)
     }
@@ -217,6 +218,7 @@ impl<'a> LayerOutOfCore<'a> {
                 x: input,
                 memory: input,
                 positions: pass.positions,
+                share: None,
             };
             record(recorder, attention, &input)
         })

@@ -9,10 +9,11 @@
 use super::parameters::dropout_at;
 use super::{
     FeedForward, LayerNorm, MultiheadAttention, MultiheadGradients, MultiheadInput, MultiheadSaved,
-    Parameters,
+    Parameters, StepSeed,
 };
 use crate::config::AttentionShape;
 use crate::device::DType;
+use crate::distributed::SequenceShare;
 use crate::error::{Error, Result};
 use crate::ops::{Matrix, Positions, Rotations, ScaledAdd};
 use crate::recorder::Recorder;
@@ -59,6 +60,18 @@ pub struct Pass<'a> {
     pub positions: Option<(&'a Rotations, Positions)>,
     /// Seed of the dropouts of this training step; `None` for no dropout.
     pub step_seed: Option<u64>,
+    /// This rank's share of the sequence, of which `shape` is then that part; `None` for whole sequences.
+    pub share: Option<&'a SequenceShare>,
+}
+
+impl Pass<'_> {
+    /// What dropouts follow from; `None` for no dropout.
+    pub(crate) fn step(&self) -> Option<StepSeed> {
+        self.step_seed.map(|seed| StepSeed {
+            seed,
+            first_row: self.share.map_or(0, |share| share.range().start),
+        })
+    }
 }
 
 /// The sequence that cross attention attends to.
@@ -105,7 +118,7 @@ impl Block {
         pass: &Pass<'_>,
         x: &Tensor,
     ) -> Result<(Tensor, BlockSaved)> {
-        let dropout = dropout_at(self.dropout, pass.step_seed, self.place)?;
+        let dropout = dropout_at(self.dropout, pass.step(), self.place)?;
         let input = self.input(recorder, pass, x)?;
         let input = input.as_ref().unwrap_or(x).matrix();
         let sum = recorder.empty("activations", x.shape(), x.dtype())?;
@@ -117,7 +130,10 @@ impl Block {
                 let out = recorder.empty("activations", x.shape(), x.dtype())?;
                 let attention = self.sublayer(recorder, pass, input, None, out.matrix())?;
                 ScaledAdd::new(out.matrix(), 1.0)
-                    .with_dropout(dropout, 0)
+                    .with_dropout(
+                        dropout,
+                        StepSeed::first_element(pass.step(), 0, row_width(x)),
+                    )
                     .with_y(residual.0, residual.1)
                     .write(recorder, sum.matrix())?;
                 attention
@@ -169,10 +185,12 @@ impl Block {
                     _ => self_input(pass, input),
                 };
                 let shape = &input.shape.clone();
+                let share = input.share;
                 let ([q, k, v], _) = attention.project_all(recorder, pass.weights, &input)?;
                 drop(normal);
                 let attention_of = attention.attention();
-                let mixed = attention_of.record_forward(recorder, shape, &q, &k, &v)?;
+                let inputs = [&q, &k, &v];
+                let mixed = attention_of.record_forward_in(recorder, share, shape, inputs)?;
                 drop(v);
                 let weights = match watched {
                     None => None,
@@ -248,7 +266,7 @@ impl Block {
     ) -> Result<Option<MultiheadSaved>> {
         match &self.sublayer {
             Sublayer::FeedForward(network) => {
-                network.forward(recorder, pass.weights, pass.step_seed, x, residual, y)?;
+                network.forward(recorder, pass.weights, pass.step(), x, residual, y)?;
                 Ok(None)
             }
             Sublayer::SelfAttention(attention) => {
@@ -293,13 +311,16 @@ impl Block {
                 dsum
             }
         };
-        let dropout = dropout_at(self.dropout, pass.step_seed, self.place)?;
+        let dropout = dropout_at(self.dropout, pass.step(), self.place)?;
         let dropped = match dropout {
             None => None,
             Some(_) => {
                 let dropped = like_x(recorder)?;
                 ScaledAdd::new(dsum.matrix(), 1.0)
-                    .with_dropout(dropout, 0)
+                    .with_dropout(
+                        dropout,
+                        StepSeed::first_element(pass.step(), 0, row_width(x)),
+                    )
                     .write(recorder, dropped.matrix())?;
                 Some(dropped)
             }
@@ -363,7 +384,7 @@ impl Block {
         let sets = [pass.weights, gradients];
         match (&self.sublayer, &saved.attention) {
             (Sublayer::FeedForward(network), _) => {
-                network.backward(recorder, sets, pass.step_seed, x, dy, dx)
+                network.backward(recorder, sets, pass.step(), x, dy, dx)
             }
             (Sublayer::SelfAttention(attention), Some(saved)) => {
                 let input = self_input(pass, x);
@@ -397,7 +418,13 @@ fn self_input<'a>(pass: &Pass<'a>, x: Matrix<'a>) -> MultiheadInput<'a> {
         x,
         memory: x,
         positions: pass.positions,
+        share: pass.share,
     }
+}
+
+/// Elements of a row of activations.
+fn row_width(x: &Tensor) -> usize {
+    x.shape().last().copied().unwrap_or(0)
 }
 
 fn cross_input<'a>(pass: &Pass<'a>, x: Matrix<'a>) -> Result<MultiheadInput<'a>> {
@@ -407,5 +434,6 @@ fn cross_input<'a>(pass: &Pass<'a>, x: Matrix<'a>) -> Result<MultiheadInput<'a>>
         x,
         memory: memory.tensor.matrix(),
         positions: None,
+        share: pass.share,
     })
 }

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::parameters::dropout_at;
-use super::{Init, LayerNorm, Linear, ParameterList, Parameters};
+use super::{Init, LayerNorm, Linear, ParameterList, Parameters, StepSeed};
 use crate::device::DType;
 use crate::error::Result;
 use crate::kernels::activation::Activation;
@@ -89,12 +89,12 @@ impl FeedForward {
         &self,
         recorder: &mut Recorder,
         weights: &Parameters,
-        step_seed: Option<u64>,
+        step: Option<StepSeed>,
         x: Matrix<'_>,
         residual: Option<(Matrix<'_>, f32)>,
         y: Matrix<'_>,
     ) -> Result<()> {
-        let dropout = dropout_at(self.dropout, step_seed, self.place)?;
+        let dropout = dropout_at(self.dropout, step, self.place)?;
         for rows in self.chunks(x) {
             let shape = [rows.len(), self.hidden];
             let x = x.slice(rows.clone())?;
@@ -106,7 +106,10 @@ impl FeedForward {
             if dropout.is_some() {
                 let kept = recorder.empty("ffn hidden", &shape, x.dtype())?;
                 ScaledAdd::new(hidden.matrix(), 1.0)
-                    .with_dropout(dropout, (rows.start * self.hidden) as u64)
+                    .with_dropout(
+                        dropout,
+                        StepSeed::first_element(step, rows.start, self.hidden),
+                    )
                     .write(recorder, kept.matrix())?;
                 hidden = kept;
             }
@@ -132,12 +135,12 @@ impl FeedForward {
         &self,
         recorder: &mut Recorder,
         [weights, gradients]: [&Parameters; 2],
-        step_seed: Option<u64>,
+        step: Option<StepSeed>,
         x: Matrix<'_>,
         dy: Matrix<'_>,
         (dx, accumulate): (Matrix<'_>, bool),
     ) -> Result<()> {
-        let dropout = dropout_at(self.dropout, step_seed, self.place)?;
+        let dropout = dropout_at(self.dropout, step, self.place)?;
         for rows in self.chunks(x) {
             let shape = [rows.len(), self.hidden];
             let (x, dy) = (x.slice(rows.clone())?, dy.slice(rows.clone())?);
@@ -146,7 +149,7 @@ impl FeedForward {
             let (before, gradient) = (before.matrix(), gradient.matrix());
             self.fc1.forward(recorder, weights, x, before)?;
             activation(recorder, self.activation, before, active.matrix())?;
-            let first = (rows.start * self.hidden) as u64;
+            let first = StepSeed::first_element(step, rows.start, self.hidden);
             let kept = match dropout {
                 None => active,
                 Some(_) => {

@@ -25,5 +25,5 @@ pub use multihead::{
     MultiheadSaved, ProjectionNorm,
 };
 pub use norm::LayerNorm;
-pub use parameters::{Init, ParameterId, ParameterList, ParameterSpec, Parameters};
+pub use parameters::{Init, ParameterId, ParameterList, ParameterSpec, Parameters, StepSeed};
 pub(crate) use parameters::{PIECE_ELEMENTS, dropout_at};

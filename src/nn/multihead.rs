@@ -5,6 +5,7 @@ use crate::attention::{DilatedAttention, ForwardOutput};
 use crate::config::{AttentionShape, DilatedAttentionConfig};
 use crate::context::Context;
 use crate::device::DType;
+use crate::distributed::SequenceShare;
 use crate::error::{Error, Result};
 use crate::ops::{Matrix, Positions, Rotations, XposRole, xpos};
 use crate::recorder::Recorder;
@@ -63,6 +64,8 @@ pub struct MultiheadInput<'a> {
     pub memory: Matrix<'a>,
     /// Rotations and positions, for layers with xPos.
     pub positions: Option<(&'a Rotations, Positions)>,
+    /// This rank's share of the sequence, of which `shape` is then that part; `None` for whole sequences.
+    pub share: Option<&'a SequenceShare>,
 }
 
 /// Where a backward writes the gradients of its inputs.
@@ -348,9 +351,10 @@ impl MultiheadAttention {
         y: Matrix<'_>,
     ) -> Result<MultiheadSaved> {
         let ([q, k, v], before_norms) = self.project_all(recorder, weights, input)?;
-        let forward = self
-            .attention
-            .record_forward(recorder, input.shape, &q, &k, &v)?;
+        let inputs = [&q, &k, &v];
+        let forward =
+            self.attention
+                .record_forward_in(recorder, input.share, input.shape, inputs)?;
         self.project_out(recorder, weights, &forward.out, residual, y)?;
         Ok(MultiheadSaved {
             q,
@@ -418,8 +422,9 @@ impl MultiheadAttention {
                     .backward_input(recorder, weights, dy, (dmixed_rows, false))?;
             }
         }
-        let heads = self.attention.record_backward(
+        let heads = self.attention.record_backward_in(
             recorder,
+            input.share,
             shape,
             [q, k, v],
             &forward.softmax_state,

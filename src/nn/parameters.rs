@@ -320,15 +320,40 @@ impl Parameters {
     }
 }
 
-/// The dropout of a place in a model in a training step; `None` without `step_seed` or with probability 0.
+/// What the dropouts of a training step follow from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepSeed {
+    /// A number that should differ from step to step.
+    pub seed: u64,
+    /// Number of the first row among all rows of the call: above 0 where a rank has later tokens of a sequence, so that it drops what
+    /// one rank with all of them would.
+    pub first_row: usize,
+}
+
+impl From<u64> for StepSeed {
+    /// Of all rows.
+    fn from(seed: u64) -> Self {
+        Self { seed, first_row: 0 }
+    }
+}
+
+impl StepSeed {
+    /// Number of the first element of row `row`, of rows of `width` elements.
+    pub(crate) fn first_element(step: Option<Self>, row: usize, width: usize) -> u64 {
+        let first_row = step.map_or(0, |step| step.first_row);
+        (first_row as u64 + row as u64) * width as u64
+    }
+}
+
+/// The dropout of a place in a model in a training step; `None` without a step or with probability 0.
 pub(crate) fn dropout_at(
     probability: f32,
-    step_seed: Option<u64>,
+    step: Option<StepSeed>,
     place: u64,
 ) -> Result<Option<Dropout>> {
-    match step_seed {
-        Some(seed) if probability > 0.0 => {
-            Dropout::new(probability, Random::new(seed, place).bits()).map(Some)
+    match step {
+        Some(step) if probability > 0.0 => {
+            Dropout::new(probability, Random::new(step.seed, place).bits()).map(Some)
         }
         _ => Ok(None),
     }

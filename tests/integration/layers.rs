@@ -290,6 +290,7 @@ fn multihead_attention() {
                         x: x.matrix(),
                         memory: memory.matrix(),
                         positions: xpos.then_some((&rotations, positions)),
+                        share: None,
                     };
                     let y = recorder.empty("y", x.shape(), DType::F32)?;
                     let residual = Some((residual.matrix(), 0.5));
@@ -297,6 +298,7 @@ fn multihead_attention() {
                     if xpos {
                         let input = MultiheadInput {
                             positions: None,
+                            share: None,
                             ..input
                         };
                         let result = layer.forward(recorder, weights, &input, None, y.matrix());
@@ -387,6 +389,7 @@ fn blocks() {
                     }),
                     positions: None,
                     step_seed: None,
+                    share: None,
                 };
                 Ok(vec![block.forward(recorder, &pass, &x)?.0])
             });

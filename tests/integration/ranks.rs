@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use dilated_attention::distributed::{Group, SequenceShare, in_process};
@@ -40,7 +40,7 @@ fn contexts() -> &'static [Context] {
 }
 
 /// Runs `run` on each of `ranks` ranks; what each returns, in order.
-pub fn on_ranks<T: Send>(ranks: usize, run: impl Fn(&Group, &Context) -> T + Sync) -> Vec<T> {
+pub fn on_ranks<T: Send>(ranks: usize, run: impl Fn(&Arc<Group>, &Context) -> T + Sync) -> Vec<T> {
     // The devices are those of one test at a time, so that their pools are empty at its end.
     static DEVICES: Mutex<()> = Mutex::new(());
     let _devices = DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -49,7 +49,7 @@ pub fn on_ranks<T: Send>(ranks: usize, run: impl Fn(&Group, &Context) -> T + Syn
         let run = &run;
         let threads = groups.into_iter().zip(contexts()).map(|(group, context)| {
             scope.spawn(move || {
-                let result = run(&group, context);
+                let result = run(&Arc::new(group), context);
                 context.wait().unwrap();
                 assert_eq!(context.pool().stats().leases.current, 0);
                 result
@@ -89,13 +89,13 @@ type OfRank = [Vec<f32>; 5];
 
 fn run_rank(
     problem: &Problem,
-    group: &Group,
+    group: &Arc<Group>,
     context: &Context,
     item: usize,
     backward: bool,
 ) -> Result<OfRank> {
     let attention = DilatedAttention::new(context, problem.config.clone())?;
-    let share = SequenceShare::new(group, problem.shape.valid_len(item));
+    let share = SequenceShare::new(group.clone(), problem.shape.valid_len(item));
     let mut recorder = context.recorder("rank");
     let mut get = |values| upload(problem, &mut recorder, values, item, share.range());
     let [q, k, v, dout] = [
@@ -239,7 +239,7 @@ fn errors_are_errors_on_all_ranks() {
         on_ranks(3, |group, context| {
             let (config, tokens, rows) = bad(group.rank());
             let attention = DilatedAttention::new(context, config)?;
-            let share = SequenceShare::new(group, tokens);
+            let share = SequenceShare::new(group.clone(), tokens);
             let mut recorder = context.recorder("rank");
             let x = recorder.upload("x", &[1, rows, 2, 8], &vec![0.5f32; rows * 16])?;
             attention

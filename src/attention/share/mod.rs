@@ -41,7 +41,7 @@ struct Ranks {
 }
 
 impl Ranks {
-    fn of(attention: &DilatedAttention, share: &SequenceShare<'_>) -> Result<Self> {
+    fn of(attention: &DilatedAttention, share: &SequenceShare) -> Result<Self> {
         let shape = AttentionShape::new(1, share.tokens())?;
         shape.check_config(&attention.config)?;
         let seq_len = in_u32(share.tokens());
@@ -121,7 +121,7 @@ impl DilatedAttention {
     pub fn forward_of_share(
         &self,
         recorder: &mut Recorder,
-        share: &SequenceShare<'_>,
+        share: &SequenceShare,
         [q, k, v]: [&Tensor; 3],
     ) -> Result<ForwardOutput> {
         let dtype = q.dtype();
@@ -202,7 +202,7 @@ impl DilatedAttention {
     pub fn backward_of_share(
         &self,
         recorder: &mut Recorder,
-        share: &SequenceShare<'_>,
+        share: &SequenceShare,
         inputs: [&Tensor; 3],
         softmax_state: &Tensor,
         dout: &Tensor,
@@ -314,7 +314,7 @@ impl DilatedAttention {
         })
     }
 
-    fn expect_same(&self, share: &SequenceShare<'_>, dtype: DType) -> Result<()> {
+    fn expect_same(&self, share: &SequenceShare, dtype: DType) -> Result<()> {
         share.expect_same(vec![
             ("attention", format!("{:?}", self.config)),
             ("type of q", dtype.to_string()),
@@ -349,7 +349,7 @@ impl DilatedAttention {
     fn exchange(
         &self,
         recorder: &mut Recorder,
-        share: &SequenceShare<'_>,
+        share: &SequenceShare,
         ranks: &Ranks,
         [q, k, v]: [&Tensor; 3],
     ) -> Result<Gathered> {
@@ -484,7 +484,7 @@ impl DilatedAttention {
     fn add_partials(
         &self,
         recorder: &mut Recorder,
-        share: &SequenceShare<'_>,
+        share: &SequenceShare,
         ranks: &Ranks,
         partials: Result<Partials>,
         gradients: &[Tensor; 3],
@@ -515,7 +515,7 @@ impl DilatedAttention {
 }
 
 /// Exchanges what this rank sends to each.
-fn all_to_all(share: &SequenceShare<'_>, sends: Result<Vec<Vec<u8>>>) -> Result<Vec<Vec<u8>>> {
+fn all_to_all(share: &SequenceShare, sends: Result<Vec<Vec<u8>>>) -> Result<Vec<Vec<u8>>> {
     let slices = sends.as_ref().map_err(Error::clone);
     let slices = slices.map(|sends| sends.iter().map(Vec::as_slice).collect::<Vec<_>>());
     let mut received = Vec::new();

@@ -443,6 +443,7 @@ impl FirstLayer {
                 x: normal.matrix(),
                 memory: normal.matrix(),
                 positions: None,
+                share: None,
             };
             let y = recorder.empty("y", &shape, DType::F32)?;
             let to = y.matrix();

@@ -81,6 +81,7 @@ fn run_half(
             positions: turns
                 .as_ref()
                 .map(|(rotations, positions)| (rotations, *positions)),
+            share: None,
         };
         let y = recorder.empty("y", &shape, dtype)?;
         module.forward(&mut recorder, &weights, &input, None, y.matrix())?;
@@ -157,6 +158,7 @@ fn run(
         positions: turns
             .as_ref()
             .map(|(rotations, positions)| (rotations, *positions)),
+        share: None,
     };
     let y = recorder.empty("y", &shape, DType::F32).map_err(told)?;
     let saved = module
