@@ -34,16 +34,12 @@
 //! }
 //! ```
 //!
-//! [`GroupError::OnRanks`]: crate::error::GroupError::OnRanks
-//! [`GroupError::Differ`]: crate::error::GroupError::Differ
-//! [`GroupError::Left`]: crate::error::GroupError::Left
-//! [`GroupError::Late`]: crate::error::GroupError::Late
-
 mod group;
 mod header;
 mod in_process;
 mod transport;
 
+pub use crate::error::{GroupError, RankFailure};
 pub use group::{Group, Reduction};
 pub use in_process::in_process;
 pub use transport::{Transport, TransportError};

@@ -12,8 +12,6 @@
 //! So these are never freed, and the process has to end. It does not end MPI in order, which would wait for the rank that is late, but
 //! through `MPI_Abort`, which ends all.
 
-#![deny(unsafe_code)]
-
 mod raw;
 mod run;
 mod transport;

@@ -101,14 +101,14 @@ struct Pending {
 }
 
 impl Exchange {
-    /// Starts to send each of `outgoing` to, and to receive each of `incoming` from, the process of that index in `processes`, in
-    /// messages of at most `largest` bytes.
+    /// Starts to send to and to receive from each of `processes`, the ranks of a group, in messages of at most `largest` bytes. Rank r
+    /// is sent the buffer `sources[r]` of `outgoing` and fills `incoming[r]`.
     pub fn start(
         session: &Arc<Session>,
         processes: &[c_int],
         tag: c_int,
         largest: usize,
-        outgoing: Buffers,
+        (outgoing, sources): (Buffers, &[usize]),
         incoming: Buffers,
     ) -> Result<Self, TransportError> {
         let mut exchange = Self {
@@ -146,7 +146,7 @@ impl Exchange {
             }
         }
         for (rank, process) in processes.iter().enumerate() {
-            for piece in exchange.outgoing[rank].chunks(largest) {
+            for piece in exchange.outgoing[sources[rank]].chunks(largest) {
                 let count = count_of(piece.len())?;
                 let mut request = MaybeUninit::uninit();
                 // SAFETY: as above; MPI only reads here.

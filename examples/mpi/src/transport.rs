@@ -47,17 +47,22 @@ impl MpiTransport {
     }
 
     /// The buffers for an exchange, those of the last one where they are large enough. None are for what a rank sends to itself.
+    /// `sources` says in which of the outgoing ones the bytes for each rank are.
     fn buffers(
         &self,
         sends: &[&[u8]],
         receives: &[&mut [u8]],
+        sources: &[usize],
     ) -> Result<(Buffers, Buffers), TransportError> {
         let mut kept = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut outgoing, mut incoming) = std::mem::take(&mut *kept);
         outgoing.resize_with(self.processes.len(), Vec::new);
         incoming.resize_with(self.processes.len(), Vec::new);
         for rank in (0..self.processes.len()).filter(|rank| *rank != self.rank) {
-            let send = sends[rank];
+            let send = match sources[rank] == rank {
+                true => sends[rank],
+                false => &[],
+            };
             outgoing[rank].clear();
             reserve(&mut outgoing[rank], send.len())?;
             outgoing[rank].extend_from_slice(send);
@@ -68,6 +73,18 @@ impl MpiTransport {
         }
         Ok((outgoing, incoming))
     }
+}
+
+/// For each rank the first that is sent the same slice, so that an all-gather copies its bytes once. `own`, to which nothing is sent,
+/// is its own source alone.
+fn sources(sends: &[&[u8]], own: usize) -> Vec<usize> {
+    let source = |rank: usize| {
+        let same = |other: &usize| {
+            *other != own && rank != own && std::ptr::eq(sends[*other], sends[rank])
+        };
+        (0..rank).find(same).unwrap_or(rank)
+    };
+    (0..sends.len()).map(source).collect()
 }
 
 /// Makes room for `length` bytes in all.
@@ -97,13 +114,14 @@ impl Transport for MpiTransport {
     ) -> Result<(), TransportError> {
         receives[self.rank].copy_from_slice(sends[self.rank]);
         // MPI cannot lose its buffers before a message is done, so they are not the caller's, who gets the error of a deadline before.
-        let (outgoing, incoming) = self.buffers(sends, receives)?;
+        let sources = sources(sends, self.rank);
+        let (outgoing, incoming) = self.buffers(sends, receives, &sources)?;
         let mut exchange = Exchange::start(
             &self.session,
             &self.processes,
             self.tag,
             self.largest_message,
-            outgoing,
+            (outgoing, &sources),
             incoming,
         )?;
         let mut pause = Duration::from_micros(10);

@@ -12,8 +12,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use dilated_attention::Error;
-use dilated_attention::distributed::{Group, Reduction};
-use dilated_attention::error::GroupError;
+use dilated_attention::distributed::{Group, GroupError, Reduction};
 use dilated_attention_mpi::{Settings, run};
 use program::say;
 
