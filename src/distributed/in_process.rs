@@ -11,7 +11,7 @@ use super::transport::{Transport, TransportError};
 /// A group of `size` ranks in this process, one [`Group`] for each, in order: to be moved to a thread each. Each call has `timeout`.
 ///
 /// A group that is dropped, also by a panic, has left: whoever still waits for that rank gets
-/// [`GroupError::Left`](crate::error::GroupError::Left) at once.
+/// [`GroupError::Left`](super::GroupError::Left) at once.
 ///
 /// What one rank sends another is copied into a buffer between the two, and from there; it stays allocated for the next call.
 pub fn in_process(size: usize, timeout: Duration) -> Vec<Group> {

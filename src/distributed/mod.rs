@@ -15,33 +15,32 @@
 //!
 //! ```
 //! use std::time::Duration;
-//! use dilated_attention::distributed::{Reduction, in_process};
+//! use dilated_attention::distributed::{Group, Reduction, in_process};
+//!
+//! fn sum_of_ranks(group: Group) -> dilated_attention::Result<u64> {
+//!     group.expect_same(&[("tokens", "1000".to_owned())])?;
+//!     let mut sum = Vec::new();
+//!     group.all_reduce(Ok(&[group.rank() as u64]), Reduction::Sum, &mut sum)?;
+//!     Ok(sum[0])
+//! }
 //!
 //! let groups = in_process(3, Duration::from_secs(10));
-//! std::thread::scope(|scope| {
-//!     for group in groups {
-//!         scope.spawn(move || -> dilated_attention::Result<()> {
-//!             group.expect_same(&[("tokens", "1000".to_owned())])?;
-//!             let mut sum = Vec::new();
-//!             group.all_reduce(Ok(&[group.rank() as u64]), Reduction::Sum, &mut sum)?;
-//!             assert_eq!(sum, [0 + 1 + 2]);
-//!             Ok(())
-//!         });
-//!     }
-//! });
+//! let ranks: Vec<_> = groups
+//!     .into_iter()
+//!     .map(|group| std::thread::spawn(move || sum_of_ranks(group)))
+//!     .collect();
+//! for rank in ranks {
+//!     assert_eq!(rank.join().unwrap(), Ok(0 + 1 + 2));
+//! }
 //! ```
 //!
-//! [`GroupError::OnRanks`]: crate::error::GroupError::OnRanks
-//! [`GroupError::Differ`]: crate::error::GroupError::Differ
-//! [`GroupError::Left`]: crate::error::GroupError::Left
-//! [`GroupError::Late`]: crate::error::GroupError::Late
-
 mod group;
 mod header;
 mod in_process;
 mod share;
 mod transport;
 
+pub use crate::error::{GroupError, RankFailure};
 pub use group::{Group, Reduction};
 pub use in_process::in_process;
 pub use share::SequenceShare;

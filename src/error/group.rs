@@ -16,7 +16,7 @@ pub enum GroupError {
     },
     /// Two ranks differ in what must be the same on all: an option, the call itself, or the number of values in it.
     #[error(
-        "{what} is {value} on rank {rank}, but {other_value} on rank {other_rank}: give it the same value on all ranks"
+        "{what} is {value} on rank {rank}, but {other_value} on rank {other_rank}: it must be the same on all ranks"
     )]
     Differ {
         /// Name of the option, or "the call".
@@ -52,6 +52,12 @@ pub enum GroupError {
         ranks: Vec<usize>,
         /// The time-out of the group.
         timeout: Duration,
+    },
+    /// An error of the application's own, which brings it to a call so that the other ranks know.
+    #[error("{reason}")]
+    Application {
+        /// Its text.
+        reason: String,
     },
     /// Bytes did not get to where they should, for another reason.
     #[error("{call}: the transport failed: {reason}")]
