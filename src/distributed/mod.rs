@@ -36,12 +36,14 @@
 //!
 mod group;
 mod header;
+#[cfg(not(target_arch = "wasm32"))]
 mod in_process;
 mod share;
 mod transport;
 
 pub use crate::error::{GroupError, RankFailure};
 pub use group::{Group, Reduction};
+#[cfg(not(target_arch = "wasm32"))]
 pub use in_process::in_process;
 pub use share::SequenceShare;
 pub use transport::{Transport, TransportError};

@@ -2,9 +2,12 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+#[cfg(not(target_arch = "wasm32"))]
+use std::sync::{Mutex, PoisonError};
 
 use super::Group;
+#[cfg(not(target_arch = "wasm32"))]
 use crate::error::Result;
 
 /// A sequence of which each rank of a group holds a share: `ceil(tokens / ranks)` tokens, the last ranks fewer or none.
@@ -15,10 +18,12 @@ pub struct SequenceShare {
     group: Arc<Group>,
     tokens: usize,
     /// What all ranks have compared already.
+    #[cfg(not(target_arch = "wasm32"))]
     compared: Arc<Mutex<Vec<Options>>>,
 }
 
 /// Names of options, and their values in words.
+#[cfg(not(target_arch = "wasm32"))]
 type Options = Vec<(&'static str, String)>;
 
 impl SequenceShare {
@@ -28,6 +33,7 @@ impl SequenceShare {
         Self {
             group,
             tokens,
+            #[cfg(not(target_arch = "wasm32"))]
             compared: Arc::default(),
         }
     }
@@ -58,6 +64,7 @@ impl SequenceShare {
     ///
     /// # Errors
     /// As [`Group::expect_same`].
+    #[cfg(not(target_arch = "wasm32"))]
     pub(crate) fn expect_same(&self, what: Options) -> Result<()> {
         let mut compared = self.compared.lock().unwrap_or_else(PoisonError::into_inner);
         if compared.contains(&what) {

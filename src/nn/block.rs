@@ -185,12 +185,11 @@ impl Block {
                     _ => self_input(pass, input),
                 };
                 let shape = &input.shape.clone();
-                let share = input.share;
                 let ([q, k, v], _) = attention.project_all(recorder, pass.weights, &input)?;
                 drop(normal);
                 let attention_of = attention.attention();
                 let inputs = [&q, &k, &v];
-                let mixed = attention_of.record_forward_in(recorder, share, shape, inputs)?;
+                let mixed = attention_of.record_forward_in(recorder, pass.share, shape, inputs)?;
                 drop(v);
                 let weights = match watched {
                     None => None,

@@ -47,6 +47,10 @@ pub(crate) enum Inputs<'a> {
     /// Queries, keys and values.
     Attention([&'a dyn TokenSource; 3]),
     /// The input of a layer.
+    #[cfg_attr(
+        not(feature = "models"),
+        expect(dead_code, reason = "layers are models' own")
+    )]
     Layer(&'a dyn TokenSource),
 }
 

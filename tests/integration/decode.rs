@@ -159,7 +159,11 @@ impl<'a> Session<'a> {
         let ids = TokenIds::upload(recorder, &ids, VOCAB)?;
         let shape = AttentionShape::new(self.batch, count)?;
         let memory = self.memory.clone();
-        let call = Call { shape, memory };
+        let call = Call {
+            shape,
+            memory,
+            share: None,
+        };
         let input = Input::Tokens(&ids);
         self.model
             .decode(recorder, &self.weights, input, &call, cache)

@@ -85,6 +85,7 @@ impl Pair {
             false => Call {
                 shape: target,
                 memory: Some((memory.clone(), self.cross.clone())),
+                share: None,
             },
         };
         let ids = Input::Tokens(&ids);

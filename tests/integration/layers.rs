@@ -200,13 +200,13 @@ fn chunks_drop_the_same_forward_and_backward() {
     for (x, y) in [(&a, &ya), (&b, &yb)] {
         let (x, y) = (x.matrix(), y.matrix());
         network
-            .forward(&mut recorder, &weights, Some(9), x, None, y)
+            .forward(&mut recorder, &weights, Some(9.into()), x, None, y)
             .unwrap();
     }
     let sets = [&weights, &gradients];
     let (to, x, dy) = ((dx.matrix(), false), a.matrix(), dy.matrix());
     network
-        .backward(&mut recorder, sets, Some(9), x, dy, to)
+        .backward(&mut recorder, sets, Some(9.into()), x, dy, to)
         .unwrap();
     let (tensors, _) = read(recorder, &[&ya, &yb, &dx], &[]).unwrap();
     let less = |a: &[f32], b: &[f32]| -> Vec<f64> {

@@ -92,14 +92,14 @@ pub fn cases() -> Vec<Case> {
     cases
 }
 
-fn model(context: &Context, case: &Case) -> (LongNet, Vec<Vec<f32>>) {
+pub fn model(context: &Context, case: &Case) -> (LongNet, Vec<Vec<f32>>) {
     let model = LongNet::new(context, case.config.clone()).unwrap();
     let values = draw(model.parameters(), 5);
     (model, values)
 }
 
 /// Compares a run with double precision.
-fn check(case: &Case, list: &ParameterList, values: &[Vec<f32>], run: &Run, samples: usize) {
+pub fn check(case: &Case, list: &ParameterList, values: &[Vec<f32>], run: &Run, samples: usize) {
     let mut values = by_name(list, values);
     let embeddings = case.embeddings(&values);
     let mut given: Vec<(String, &[f32])> = Vec::new();

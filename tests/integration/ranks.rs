@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use dilated_attention::distributed::{Group, SequenceShare, in_process};
+use dilated_attention::longnet::{Call, LongNet, Recompute};
 use dilated_attention::ops::convert;
 use dilated_attention::testing::plain::PlainOutput;
 use dilated_attention::{
@@ -15,7 +16,9 @@ use dilated_attention::{
 
 use crate::backward::{self, GRADIENTS, Gradients32, with_gradient};
 use crate::forward::named_problems;
+use crate::models::{self, cases};
 use crate::support::contexts::context_with;
+use crate::support::models::{Case, Inputs, Run, assert_near, wide};
 use crate::support::problem::Problem;
 
 /// A device and a pool for each rank. Those of every other rank have tensors in parts of 13 rows and bindings of 64 KiB.
@@ -227,6 +230,96 @@ fn bits_are_the_same() {
     for ranks in [2, 5] {
         let first = run(&problem, ranks, true).unwrap();
         assert_eq!(run(&problem, ranks, true).unwrap(), first);
+    }
+}
+
+/// Forward and backward of a case with one item on so many ranks.
+fn run_case(
+    case: &Case,
+    values: &[Vec<f32>],
+    ranks: usize,
+    recompute: Recompute,
+    step_seed: Option<u64>,
+) -> Result<Run> {
+    let (width, inputs) = (case.width(), &case.inputs);
+    let of_ranks = on_ranks(ranks, |group, context| -> Result<Run> {
+        let model = LongNet::new(context, case.config.clone())?;
+        let share = SequenceShare::new(group.clone(), inputs.shape.seq_len());
+        let own = share.range();
+        let rows = |x: &[f32]| x[own.start * width..own.end * width].to_vec();
+        let part = Inputs {
+            shape: AttentionShape::new(1, own.len())?,
+            tokens: inputs.tokens[own.clone()].to_vec(),
+            labels: inputs.labels[own.clone()].to_vec(),
+            x: rows(&inputs.x),
+            dy: rows(&inputs.dy),
+        };
+        let call = Call::of_share(share)?;
+        case.run_calls(
+            context,
+            &model,
+            values,
+            &[(part, call)],
+            recompute,
+            step_seed,
+        )
+    });
+    let mut all = Run {
+        features: Vec::new(),
+        loss: 0.0,
+        dinput: Vec::new(),
+        gradients: values.iter().map(|x| vec![0.0; x.len()]).collect(),
+    };
+    for run in of_ranks {
+        let run = run?;
+        all.features.extend(run.features);
+        all.dinput.extend(run.dinput);
+        all.loss += run.loss;
+        for (sum, gradient) in all.gradients.iter_mut().zip(run.gradients) {
+            let pairs = sum.iter_mut().zip(gradient);
+            pairs.for_each(|(sum, gradient)| *sum += gradient);
+        }
+    }
+    Ok(all)
+}
+
+/// Encoders and decoders with every option, forward and backward.
+#[test]
+fn models_equal_double_precision() {
+    for case in cases() {
+        let shape = &case.inputs.shape;
+        let item = (0..shape.batch()).find(|item| shape.valid_len(*item) > 0);
+        let item = item.unwrap();
+        let case = Case {
+            inputs: case.inputs.part(item..item + 1, shape.valid_len(item)),
+            ..case.clone()
+        };
+        let (list, values) = on_ranks(1, |_, context| {
+            let (model, values) = models::model(context, &case);
+            (model.parameters().clone(), values)
+        })
+        .remove(0);
+        for ranks in [2, 3] {
+            let run = run_case(&case, &values, ranks, Recompute::Layers, None).unwrap();
+            models::check(&case, &list, &values, &run, 1);
+        }
+    }
+}
+
+/// Each rank drops what one rank with all tokens would.
+#[test]
+fn dropout_is_that_of_the_sequence() {
+    let mut case = cases().remove(2);
+    case.inputs = case.inputs.part(0..1, 45);
+    (case.config.dropout, case.config.activation_dropout) = (0.2, 0.1);
+    let values = on_ranks(1, |_, context| models::model(context, &case).1).remove(0);
+    let run = |ranks| run_case(&case, &values, ranks, Recompute::Insides, Some(9)).unwrap();
+    let (one, three) = (run(1), run(3));
+    assert_near("features", &three.features, &wide(&one.features));
+    assert_near("loss", &[three.loss], &wide(&[one.loss]));
+    assert_near("input", &three.dinput, &wide(&one.dinput));
+    for (three, one) in three.gradients.iter().zip(&one.gradients) {
+        assert_near("gradients", three, &wide(one));
     }
 }
 

@@ -446,6 +446,7 @@ pub fn check_encoder_decoder(
     let call = Call {
         // Of one length, and dilated: attention as over one sequence.
         memory: Some((encoded.features.clone(), call.shape.clone())),
+        share: None,
         shape: call.shape,
     };
     let decoded = model

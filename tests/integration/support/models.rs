@@ -258,12 +258,28 @@ impl Case {
         recompute: Recompute,
         step_seed: Option<u64>,
     ) -> Result<Run> {
+        let calls = parts
+            .iter()
+            .map(|part| (part.clone(), Call::new(part.shape.clone())));
+        let calls: Vec<_> = calls.collect();
+        self.run_calls(context, model, values, &calls, recompute, step_seed)
+    }
+
+    /// As [`run_parts`](Self::run_parts), with the calls of the parts.
+    pub fn run_calls(
+        &self,
+        context: &Context,
+        model: &LongNet,
+        values: &[Vec<f32>],
+        parts: &[(Inputs, Call)],
+        recompute: Recompute,
+        step_seed: Option<u64>,
+    ) -> Result<Run> {
         let mut recorder = context.recorder("case");
         let weights = upload(&mut recorder, model.parameters(), values)?;
         let gradients = model.zero_gradients(&mut recorder)?;
         let mut tensors = Vec::new();
-        for part in parts {
-            let call = Call::new(part.shape.clone());
+        for (part, call) in parts {
             let dims = [part.shape.batch(), part.shape.seq_len()];
             let dims = [dims[0], dims[1], self.width()];
             let vocab = self.config.vocab_size;
@@ -278,7 +294,7 @@ impl Case {
             };
             let recorder = &mut recorder;
             let (features, saved) =
-                model.forward_saving(recorder, &weights, input, &call, step_seed, recompute)?;
+                model.forward_saving(recorder, &weights, input, call, step_seed, recompute)?;
             let (dfeatures, loss) = match vocab {
                 None => (recorder.upload("dy", &dims, &part.dy)?, None),
                 Some(vocab) => {
