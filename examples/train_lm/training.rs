@@ -71,6 +71,9 @@ pub struct Options {
     /// Bytes that it writes in the end
     #[arg(long, value_name = "N", default_value_t = 400)]
     generate: usize,
+    /// File for the loss of each step, in nats, a line each
+    #[arg(long, value_name = "FILE")]
+    losses: Option<PathBuf>,
     /// Of several ranks, those that share each sequence; the others take other sequences of a step
     #[arg(long, value_name = "P", default_value = "1")]
     ranks_per_sequence: NonZeroUsize,
@@ -240,6 +243,13 @@ fn train_by(options: &Options, context: &Context, grid: Option<&RankGrid>) -> Re
     let stats = context.pool().stats();
     say!("\npool\n{stats}");
     let title = format!("{}, {} parameters", data.name, plan.num_parameters);
+    if let Some(path) = &options.losses {
+        let lines = curve.training.iter();
+        let lines: String = lines
+            .map(|(_, bits)| format!("{:.7}\n", bits / BITS))
+            .collect();
+        std::fs::write(path, lines).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
     let picture = options.out.join("loss.svg");
     std::fs::write(&picture, curve.svg(&title)?)
         .map_err(|error| format!("{}: {error}", picture.display()))?;
