@@ -205,6 +205,10 @@ fn train_by(options: &Options, context: &Context, grid: Option<&RankGrid>) -> Re
     };
     let bar = bar.with_style(style).with_position(trainer.steps());
     let measure_every = options.steps.div_ceil(12).max(1);
+    if let Some(grid) = grid {
+        let batches = options.batches(&data.training, trainer.steps() + 1)?;
+        trainer.warm_up_on_ranks(grid, &batches)?;
+    }
     context.pool().reset_peaks();
     while trainer.steps() < options.steps {
         let batches = options.batches(&data.training, trainer.steps() + 1)?;

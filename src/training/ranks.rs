@@ -21,6 +21,14 @@ struct Part {
     seed: u64,
 }
 
+/// What all ranks have computed for a step.
+struct Sums {
+    step: AdamWStep,
+    /// Gradients, and after them the loss.
+    values: Vec<f32>,
+    labels: u64,
+}
+
 impl Trainer {
     /// Does one step over all of `batches` together with the other ranks of `grid`: rows of the grid take some of the sequences each,
     /// and the ranks of a row some of the tokens of each sequence. All ranks give the same batches, and have trainers with the same
@@ -35,6 +43,44 @@ impl Trainer {
     /// failed while it changed them.
     pub fn step_on_ranks(&mut self, grid: &RankGrid, batches: &[Batch]) -> Result<StepReport> {
         let number = self.steps() + 1;
+        let summed = self.sums_of_ranks(grid, batches, number)?;
+        let Sums {
+            step,
+            values,
+            labels,
+        } = &summed;
+        let changed = self.record_change(step, values);
+        let applied = changed.and_then(|(recorder, loss, norm_squared)| {
+            recorder.submit()?.wait()?;
+            Ok((loss, norm_squared.wait()?))
+        });
+        let (loss, norm_squared) = grid.all().agree(applied)?;
+        self.counted_steps = number;
+        self.recorded = None;
+        // What is not finite is so on all ranks, which may go on with the next step.
+        let of_step = (number, step.learning_rate, *labels);
+        StepReport::new(of_step, loss, &norm_squared)
+    }
+
+    /// Does all of [`step_on_ranks`](Self::step_on_ranks) but the change of the weights: compiles kernels, and makes the buffers of the
+    /// step and of what ranks exchange, so that the pool has them before the first step. Blocks until that is done on all ranks.
+    ///
+    /// # Errors
+    /// As [`step_on_ranks`](Self::step_on_ranks).
+    pub fn warm_up_on_ranks(&self, grid: &RankGrid, batches: &[Batch]) -> Result<()> {
+        // Twice, because in the first pass the pool lends larger buffers that it has for smaller ones, and makes those when they are
+        // needed the next time.
+        for _ in 0..2 {
+            let summed = self.sums_of_ranks(grid, batches, self.steps() + 1)?;
+            let change = self.record_change(&summed.step, &summed.values);
+            let rehearsed = change.and_then(|(recorder, ..)| recorder.rehearse());
+            grid.all().agree(rehearsed)?;
+        }
+        Ok(())
+    }
+
+    /// The gradients of all ranks.
+    fn sums_of_ranks(&self, grid: &RankGrid, batches: &[Batch], number: u64) -> Result<Sums> {
         let begun = self
             .expect_no_step_under_way("Trainer::step_on_ranks")
             .and_then(|()| self.begin_on_ranks(grid, batches, number));
@@ -47,12 +93,11 @@ impl Trainer {
         // The loss is one more number to be added.
         let mut values = grid.all().agree(gathered)?;
         grid.all().sum(Ok(&mut values))?;
-        let applied = self.apply_on_ranks(&step, &values);
-        let (loss, norm_squared) = grid.all().agree(applied)?;
-        self.counted_steps = number;
-        self.recorded = None;
-        // What is not finite is so on all ranks, which may go on with the next step.
-        StepReport::new((number, step.learning_rate, labels), loss, &norm_squared)
+        Ok(Sums {
+            step,
+            values,
+            labels,
+        })
     }
 
     /// What must be the same on all ranks.
@@ -139,7 +184,7 @@ impl Trainer {
             .map(|slab| recorder.download::<f32>(slab.elements))
             .collect();
         let downloads = downloads?;
-        recorder.submit()?;
+        recorder.submit()?.wait()?;
         let mut values = Vec::new();
         for download in downloads {
             values.extend(download.wait()?);
@@ -149,12 +194,13 @@ impl Trainer {
         Ok(values)
     }
 
-    /// Changes the weights by the gradients of all ranks. Returns the sum of all losses, and the square of the gradients' norm.
-    fn apply_on_ranks<'v>(
+    /// Records the change of the weights by the gradients of all ranks. Returns the sum of all losses, and the download of the square of
+    /// the gradients' norm.
+    fn record_change<'v>(
         &self,
         step: &AdamWStep,
         values: &'v [f32],
-    ) -> Result<(&'v [f32], Vec<f32>)> {
+    ) -> Result<(Recorder, &'v [f32], Download<f32>)> {
         let mut recorder = self.context.recorder("training step");
         let mut left = values;
         for slab in self.optimizer.gradients().slabs() {
@@ -166,8 +212,7 @@ impl Trainer {
         let norm_squared = self.optimizer.gradient_norm_squared(&mut recorder)?;
         self.optimizer.apply(&mut recorder, step, &norm_squared)?;
         let norm_squared = recorder.download(&norm_squared)?;
-        recorder.submit()?;
-        Ok((left, norm_squared.wait()?))
+        Ok((recorder, left, norm_squared))
     }
 }
 

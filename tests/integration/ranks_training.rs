@@ -87,7 +87,7 @@ fn steps_are_those_of_one_rank() {
     }
 }
 
-/// After two steps, no step makes a buffer; a checkpoint of one rank goes on on any number of ranks.
+/// After a warm-up, no step makes a buffer; a checkpoint of one rank goes on on any number of ranks.
 #[test]
 fn steady_steps_make_no_buffers_and_checkpoints_fit_any_grid() {
     let path = std::env::temp_dir().join(format!("ranks-{}.safetensors", std::process::id()));
@@ -101,11 +101,14 @@ fn steady_steps_make_no_buffers_and_checkpoints_fit_any_grid() {
                 Trainer::resume(context, model, options(), &file).unwrap()
             }
         };
+        let before = weights(&trainer, context);
+        trainer.warm_up_on_ranks(&grid, &batches()).unwrap();
+        assert_eq!(weights(&trainer, context), before);
+        context.wait().unwrap();
+        let warm = context.pool().stats().creates;
         let mut step = || trainer.step_on_ranks(&grid, &batches()).unwrap();
         step();
         step();
-        context.wait().unwrap();
-        let warm = context.pool().stats().creates;
         step();
         let report = step();
         assert_eq!(context.pool().stats().creates, warm);
