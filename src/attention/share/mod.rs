@@ -10,23 +10,24 @@
 //!
 //! In half precision, ranks exchange halves and compute in f32: results are rounded once.
 
+mod backward;
 mod exchange;
+mod forward;
 
-use super::backward::BackwardTensors;
+use super::DilatedAttention;
 use super::packed::{self, PackedKeys};
-use super::{DilatedAttention, ForwardOutput, ForwardTensors, Gradients};
 use crate::config::{AttentionShape, in_u32};
-use crate::device::DType;
+use crate::device::{DType, ElementFormat};
 use crate::distributed::SequenceShare;
 use crate::error::{Error, Result};
 use crate::kernels::Kernel;
-use crate::ops::{ScaledAdd, convert};
+use crate::ops::convert;
 use crate::plan::branch::BranchGeometry;
 use crate::plan::dispatch::packed_bytes;
-use crate::plan::{ShareNeeds, SharePlan, Tokens, plan_backward_of_share, plan_forward_of_share};
+use crate::plan::{ShareNeeds, SharePlan, Tokens};
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
-use exchange::{Gathered, Layout, Own, Partials};
+use exchange::{Layout, Own};
 
 /// The sequence of a share, and who has and needs what.
 struct Ranks {
@@ -110,208 +111,11 @@ struct OfRanks {
 }
 
 impl DilatedAttention {
-    /// Records the forward of a share: `q`, `k` and `v`, (1, tokens of this rank, H, D), are this rank's part of a sequence, and so are
-    /// the results. All ranks of the share's group make this call.
-    ///
-    /// Where a segment lies on several ranks, the call submits what `recorder` has recorded, waits for it and for the other ranks, and
-    /// records the rest anew.
-    ///
-    /// # Errors
-    /// As [`forward`](Self::forward), and those of the [group](crate::distributed::Group): an error on one rank is one on all.
-    pub fn forward_of_share(
-        &self,
-        recorder: &mut Recorder,
-        share: &SequenceShare,
-        [q, k, v]: [&Tensor; 3],
-    ) -> Result<ForwardOutput> {
-        let dtype = q.dtype();
-        self.expect_same(share, dtype)?;
-        let local = || {
-            let ranks = Ranks::of(self, share)?;
-            let shape = self.tensor_shape(1, ranks.own_len());
-            self.expect(recorder, &[("q", q), ("k", k), ("v", v)], &shape, dtype)?;
-            let variant = self.forward_choice(DType::F32)?.variant;
-            let caps = self.context.caps_for(variant.format);
-            let plan = match ranks.own.is_empty() {
-                true => None,
-                false => Some(plan_forward_of_share(
-                    &self.config,
-                    &ranks.shape,
-                    caps,
-                    variant,
-                    (&ranks.own, ranks.own_needs()),
-                )?),
-            };
-            let packing = plan.iter().flat_map(|plan| &plan.works);
-            let packing = packing.flat_map(|work| {
-                packed::kernels(variant.head_dim, variant.format, &work.dispatches)
-            });
-            let kernels: Vec<Kernel> = packing.chain([variant.into()]).collect();
-            self.context.compile(&kernels)?;
-            Ok((ranks, variant, plan))
-        };
-        // An error here is told to the other ranks by the next call.
-        let (ranks, variant, plan) = share.group().agree(local())?;
-        let gathered = self.exchange(recorder, share, &ranks, [q, k, v])?;
-        let shape = self.tensor_shape(1, ranks.own_len());
-        let out = recorder.empty("out", &shape, DType::F32)?;
-        let state_shape = [shape[0], shape[1], shape[2], 2];
-        let softmax_state = recorder.empty("softmax_state", &state_shape, DType::F32)?;
-        let Some(plan) = plan else {
-            recorder.clear(&out, out.whole());
-            recorder.clear(&softmax_state, softmax_state.whole());
-            let out = convert(recorder, &out, dtype)?;
-            return Ok(ForwardOutput { out, softmax_state });
-        };
-        if plan.clears {
-            recorder.clear(&out, out.whole());
-            recorder.clear(&softmax_state, softmax_state.whole());
-        }
-        let of_ranks = self.upload_of_ranks(recorder, &ranks, &plan, gathered, dtype)?;
-        let scratch = self.own_packed(recorder, &plan, ["packed k", "packed v"])?;
-        let [q, k, v] = self.wide(recorder, [q, k, v])?;
-        for work in &plan.works {
-            let tensors = ForwardTensors {
-                q: work.queries.map_or(&q, |index| &of_ranks.queries[index]),
-                kv: [&k, &v],
-                packed: work
-                    .window
-                    .map_or(&scratch, |index| &of_ranks.windows[index]),
-                out: &out,
-                softmax_state: &softmax_state,
-            };
-            self.record_forward_dispatches(
-                recorder,
-                &ranks.shape,
-                variant,
-                &work.dispatches,
-                &tensors,
-            )?;
-        }
-        let out = convert(recorder, &out, dtype)?;
-        Ok(ForwardOutput { out, softmax_state })
-    }
-
-    /// Records the gradients of a [`forward_of_share`](Self::forward_of_share): `inputs` are its q, k and v, `softmax_state` is the
-    /// state that it returned, and `dout` is the gradient of its output, all of this rank's tokens. All ranks make this call.
-    ///
-    /// It submits what `recorder` has recorded as the forward does, twice.
-    ///
-    /// # Errors
-    /// As [`forward_of_share`](Self::forward_of_share).
-    pub fn backward_of_share(
-        &self,
-        recorder: &mut Recorder,
-        share: &SequenceShare,
-        inputs: [&Tensor; 3],
-        softmax_state: &Tensor,
-        dout: &Tensor,
-    ) -> Result<Gradients> {
-        let [q, k, v] = inputs;
-        let dtype = q.dtype();
-        self.expect_same(share, dtype)?;
-        let local = || {
-            let ranks = Ranks::of(self, share)?;
-            let shape = self.tensor_shape(1, ranks.own_len());
-            let tensors = [("q", q), ("k", k), ("v", v), ("dout", dout)];
-            self.expect(recorder, &tensors, &shape, dtype)?;
-            let state = [("softmax_state", softmax_state)];
-            let state_shape = [shape[0], shape[1], shape[2], 2];
-            self.expect(recorder, &state, &state_shape, DType::F32)?;
-            let variant = self.backward_choice(DType::F32)?.variant;
-            let caps = self.context.caps_for(variant.format);
-            let plan = match ranks.own.is_empty() {
-                true => None,
-                false => Some(plan_backward_of_share(
-                    &self.config,
-                    &ranks.shape,
-                    caps,
-                    variant,
-                    (&ranks.own, ranks.own_needs()),
-                )?),
-            };
-            let packing = plan.iter().flat_map(|(plan, _)| &plan.works);
-            let packing = packing.flat_map(|work| {
-                packed::kernels(variant.head_dim, variant.format, &work.dispatches)
-            });
-            let kernels = packing.chain(super::backward::kernels_of_passes(variant));
-            self.context.compile(&kernels.collect::<Vec<_>>())?;
-            Ok((ranks, variant, plan))
-        };
-        let (ranks, variant, plan) = share.group().agree(local())?;
-        let gathered = self.exchange(recorder, share, &ranks, inputs)?;
-        let shape = self.tensor_shape(1, ranks.own_len());
-        let [dq, dk, dv] =
-            ["dq", "dk", "dv"].map(|label| recorder.zeros(label, &shape, DType::F32));
-        let gradients = [dq?, dk?, dv?];
-        let mut windows = Vec::new();
-        let mut queries = Vec::new();
-        if let Some((plan, weights_bytes)) = &plan {
-            let row_stats_shape = [&shape[..3], &[4]].concat();
-            let row_stats = recorder.empty("row statistics", &row_stats_shape, DType::F32)?;
-            if plan.clears {
-                recorder.clear(&row_stats, row_stats.whole());
-            }
-            let of_ranks = self.upload_of_ranks(recorder, &ranks, plan, gathered, dtype)?;
-            for window in &of_ranks.windows {
-                windows.push(window.zeros_like(recorder, ["packed dk", "packed dv"])?);
-            }
-            for tensor in &of_ranks.queries {
-                queries.push(recorder.zeros("dq of ranks", tensor.shape(), DType::F32)?);
-            }
-            let scratch = self.own_packed(recorder, plan, ["packed k", "packed v"])?;
-            let scratch_gradients = self.own_packed(recorder, plan, ["packed dk", "packed dv"])?;
-            // Fits in a usize: at most what a binding covers.
-            let weights = (*weights_bytes > 0)
-                .then(|| {
-                    let count = *weights_bytes as usize / 4;
-                    recorder.undivided("weights", &[count], DType::F32)
-                })
-                .transpose()?;
-            let [q, k, v] = self.wide(recorder, inputs)?;
-            let dout = convert(recorder, dout, DType::F32)?;
-            let [dq, dk, dv] = &gradients;
-            for work in &plan.works {
-                let (own_q, own_dq) = (&q, dq);
-                let (q, dq) = work.queries.map_or((own_q, own_dq), |index| {
-                    (&of_ranks.queries[index], &queries[index])
-                });
-                let own = (&scratch, &scratch_gradients);
-                let (packed, packed_gradients) = work
-                    .window
-                    .map_or(own, |index| (&of_ranks.windows[index], &windows[index]));
-                let tensors = BackwardTensors {
-                    inputs: [q, &k, &v],
-                    dout: &dout,
-                    softmax_state,
-                    row_stats: &row_stats,
-                    gradients: [dq, dk, dv],
-                    packed,
-                    packed_gradients,
-                    weights: weights.as_ref(),
-                };
-                self.record_backward_dispatches(
-                    recorder,
-                    &ranks.shape,
-                    variant,
-                    &work.dispatches,
-                    &tensors,
-                )?;
-            }
-        }
-        if ranks.exchange() {
-            let plan = plan.as_ref().map(|(plan, _)| plan);
-            let partials = self.partials(recorder, &ranks, plan, (&windows, &queries));
-            self.add_partials(recorder, share, &ranks, partials, &gradients)?;
-        }
-        let [dq, dk, dv] = gradients
-            .each_ref()
-            .map(|tensor| convert(recorder, tensor, dtype));
-        Ok(Gradients {
-            dq: dq?,
-            dk: dk?,
-            dv: dv?,
-        })
+    /// The kernels that copy packed keys in a plan's dispatches.
+    fn packing(&self, plan: &SharePlan, head_dim: u32, format: ElementFormat) -> Vec<Kernel> {
+        let works = plan.works.iter();
+        let kernels = works.flat_map(|work| packed::kernels(head_dim, format, &work.dispatches));
+        kernels.collect()
     }
 
     fn expect_same(&self, share: &SequenceShare, dtype: DType) -> Result<()> {
@@ -345,19 +149,16 @@ impl DilatedAttention {
         }
     }
 
-    /// Sends what other ranks need of these tensors, and gets what this one needs.
+    /// Sends what other ranks need of these tensors, and returns what they have sent.
     fn exchange(
         &self,
         recorder: &mut Recorder,
         share: &SequenceShare,
         ranks: &Ranks,
         [q, k, v]: [&Tensor; 3],
-    ) -> Result<Gathered> {
+    ) -> Result<Vec<Vec<u8>>> {
         if !ranks.exchange() {
-            return Ok(Gathered {
-                keys: Vec::new(),
-                queries: Vec::new(),
-            });
+            return Ok(vec![Vec::new(); ranks.ranges.len()]);
         }
         let layout = self.layout(q.dtype());
         let mut sends = || -> Result<Vec<Vec<u8>>> {
@@ -376,14 +177,7 @@ impl DilatedAttention {
             let of = |needs| exchange::rows_for(&ranks.geometries, needs, &own, layout);
             ranks.needs.iter().map(of).collect()
         };
-        let received = all_to_all(share, sends())?;
-        exchange::gather(
-            &ranks.geometries,
-            ranks.own_needs(),
-            &ranks.ranges,
-            &received,
-            layout,
-        )
+        all_to_all(share, sends())
     }
 
     /// Uploads what has come from ranks.
@@ -392,10 +186,12 @@ impl DilatedAttention {
         recorder: &mut Recorder,
         ranks: &Ranks,
         plan: &SharePlan,
-        gathered: Gathered,
+        received: &[Vec<u8>],
         dtype: DType,
     ) -> Result<OfRanks> {
         let layout = self.layout(dtype);
+        let needs = ranks.own_needs();
+        let gathered = exchange::gather(&ranks.geometries, needs, &ranks.ranges, received, layout)?;
         let mut of_ranks = OfRanks::default();
         let mut upload = |label: &'static str, shape: &[usize], bytes: &[u8], undivided: bool| {
             let tensor = match undivided {
@@ -425,92 +221,6 @@ impl DilatedAttention {
                 .push(upload("q of ranks", &shape, rows, false)?);
         }
         Ok(of_ranks)
-    }
-
-    /// The gradients of what this rank has got from others.
-    fn partials(
-        &self,
-        recorder: &mut Recorder,
-        ranks: &Ranks,
-        plan: Option<&SharePlan>,
-        (windows, queries): (&[PackedKeys], &[Tensor]),
-    ) -> Result<Partials> {
-        let mut partials = Partials {
-            keys: Vec::new(),
-            queries: Vec::new(),
-        };
-        let mut downloads = Vec::new();
-        for window in windows {
-            let [dk, dv] = window.tensors().ok_or_else(|| Error::InvalidShape {
-                what: "window of packed keys".into(),
-                given: "empty".to_owned(),
-                need: "one with keys".to_owned(),
-            })?;
-            downloads.push([recorder.download::<f32>(dk)?, recorder.download::<f32>(dv)?]);
-        }
-        let of_queries: Result<Vec<_>> = queries
-            .iter()
-            .map(|tensor| recorder.download::<f32>(tensor))
-            .collect();
-        let of_queries = of_queries?;
-        recorder.flush()?;
-        let Some(plan) = plan else {
-            return Ok(partials);
-        };
-        let head_dim = self.config.head_dim();
-        for need in &ranks.own_needs().keys {
-            let (_, geometry) = ranks.need_of(need.branch, need.segment)?;
-            let count = exchange::packed_heads(geometry, need.rows) * head_dim;
-            partials
-                .keys
-                .push([exchange::zeros(count)?, exchange::zeros(count)?]);
-        }
-        for (window, downloads) in plan.windows.iter().zip(downloads) {
-            let (index, geometry) = ranks.need_of(window.branch, window.segment)?;
-            let first = window.rows.begin - ranks.own_needs().keys[index].rows.begin;
-            let begin = first as usize * geometry.head_count as usize * head_dim;
-            for (to, download) in partials.keys[index].iter_mut().zip(downloads) {
-                let values = download.wait()?;
-                to[begin..][..values.len()].copy_from_slice(&values);
-            }
-        }
-        for download in of_queries {
-            partials.queries.push(download.wait()?);
-        }
-        Ok(partials)
-    }
-
-    /// Sends the gradients of what came from other ranks back to them, and adds those that come from them.
-    fn add_partials(
-        &self,
-        recorder: &mut Recorder,
-        share: &SequenceShare,
-        ranks: &Ranks,
-        partials: Result<Partials>,
-        gradients: &[Tensor; 3],
-    ) -> Result<()> {
-        let layout = self.layout(DType::F32);
-        let own = ranks.own_needs();
-        let sends = partials.and_then(|partials| {
-            let of =
-                |range| exchange::partials_for(&ranks.geometries, own, &partials, range, layout);
-            ranks.ranges.iter().map(of).collect()
-        });
-        let received = all_to_all(share, sends)?;
-        let sums = exchange::sum(
-            &ranks.geometries,
-            &ranks.needs,
-            &ranks.own,
-            &received,
-            layout,
-        )?;
-        for (sum, to) in sums.iter().zip(gradients) {
-            if sum.iter().any(|value| *value != 0.0) {
-                let sum = recorder.upload("gradients of ranks", to.shape(), sum)?;
-                ScaledAdd::new(sum.matrix(), 1.0).add(recorder, to.matrix(), 1.0)?;
-            }
-        }
-        Ok(())
     }
 }
 
