@@ -279,7 +279,7 @@ fn zero_padding(
     }
     let lengths = lengths(file)?;
     let mask = file.u8s("padding_mask", &[lengths.batch(), lengths.seq_len()])?;
-    let mask = part.cut(&mask, 1);
+    let mask = part.cut(mask, 1);
     let next = recorder.context().recorder("model");
     let before = std::mem::replace(recorder, next);
     let mut before = before;
