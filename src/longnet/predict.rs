@@ -68,8 +68,10 @@ pub struct StepPrediction {
     pub flop: [f64; 2],
     /// Seconds in which it computes.
     pub compute_seconds: f64,
-    /// Seconds in which bytes move.
+    /// Seconds in which bytes of attention move.
     pub exchange_seconds: f64,
+    /// Seconds in which gradients of the parameters are summed over all ranks.
+    pub reduction_seconds: f64,
     /// Time of one rank with the whole sequence, divided by the number of ranks and the time here.
     pub efficiency: f64,
 }
@@ -77,7 +79,7 @@ pub struct StepPrediction {
 impl StepPrediction {
     /// Seconds of the step.
     pub fn seconds(&self) -> f64 {
-        self.compute_seconds + self.exchange_seconds
+        self.compute_seconds + self.exchange_seconds + self.reduction_seconds
     }
 }
 
@@ -198,14 +200,13 @@ impl StepPredictor {
             1 => 0.0,
             _ => layers * (self.forwards() * WAITS_OF_FORWARD + returns * WAITS_OF_BACKWARD),
         };
-        let reduction = match reduced_bytes > 0.0 {
+        let reduction_seconds = match reduced_bytes > 0.0 {
             true => reduced_bytes / rates.link_bytes + WAITS_OF_REDUCTION * rates.link_latency,
             false => 0.0,
         };
-        let exchange_seconds = exchange_seconds + reduction + waits * rates.link_latency;
         let alone = self.of_rank(tokens, 1, 0)?;
         let alone = compute(self.flop(alone.tokens, alone.pairs));
-        Ok(StepPrediction {
+        let mut prediction = StepPrediction {
             received_bytes: bytes(received),
             all_received_bytes: bytes(all_received as f64),
             dense_bytes: bytes(most(|rank| rank.dense as f64)),
@@ -214,15 +215,20 @@ impl StepPredictor {
             device_bytes: device_bytes as u64,
             flop,
             compute_seconds,
-            exchange_seconds,
-            efficiency: alone / (ranks as f64 * (compute_seconds + exchange_seconds)),
-        })
+            exchange_seconds: exchange_seconds + waits * rates.link_latency,
+            reduction_seconds,
+            efficiency: 1.0,
+        };
+        if ranks > 1 {
+            prediction.efficiency = alone / (ranks as f64 * prediction.seconds());
+        }
+        Ok(prediction)
     }
 
     fn of_rank(&self, tokens: usize, ranks: usize, rank: usize) -> Result<OfRank> {
         let attention = self.config.attention();
         let share = ShareOfRank::new(attention, tokens, ranks, rank)?;
-        // Of a byte each.
+        // Elements of 4 bytes.
         let of_branches = attention.exchange_of_share(tokens, ranks, rank, DType::F32)?;
         let of_branches = || of_branches.iter();
         Ok(OfRank {
