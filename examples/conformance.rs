@@ -8,7 +8,8 @@
 //!
 //! With `--chunk TOKENS`, tensors lie in parts of that many tokens: what then happens where a tensor is larger than a buffer.
 //!
-//! With `--budget MIB`, forwards of attention run out of core, in blocks of `--chunk` tokens, and the pool has that budget.
+//! With `--budget MIB`, forwards of attention and layers of encoders and decoders run out of core, in blocks of `--chunk` tokens, and the
+//! pool has that budget.
 //!
 //! With `--kernel TIER`, the reason of each line names the kernels that ran, and stderr says in the end how many comparisons were
 //! of that tier alone. Weights of models are f32, so that with cooperative matrices their products are of another tier.
@@ -50,7 +51,8 @@ struct Options {
     /// Tensors in parts of this many tokens, as where they are larger than a buffer
     #[arg(long, value_name = "TOKENS")]
     chunk: Option<NonZeroUsize>,
-    /// Forwards of attention out of core, within so much device memory, in blocks of --chunk tokens; it bounds everything else, too
+    /// Forwards of attention and of encoders' and decoders' layers out of core, within so much device memory, in blocks of --chunk
+    /// tokens; it bounds everything else, too
     #[arg(long, value_name = "MIB")]
     budget: Option<u64>,
 }

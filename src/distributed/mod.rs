@@ -34,14 +34,17 @@
 //! }
 //! ```
 //!
+mod grid;
 mod group;
 mod header;
 #[cfg(not(target_arch = "wasm32"))]
 mod in_process;
 mod share;
+mod sum;
 mod transport;
 
 pub use crate::error::{GroupError, RankFailure};
+pub use grid::RankGrid;
 pub use group::{Group, Reduction};
 #[cfg(not(target_arch = "wasm32"))]
 pub use in_process::in_process;

@@ -447,6 +447,7 @@ pub fn check_encoder_decoder(
         // Of one length, and dilated: attention as over one sequence.
         memory: Some((encoded.features.clone(), call.shape.clone())),
         share: None,
+        first_row: 0,
         shape: call.shape,
     };
     let decoded = model
