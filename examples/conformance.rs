@@ -8,7 +8,8 @@
 //!
 //! With `--chunk TOKENS`, tensors lie in parts of that many tokens: what then happens where a tensor is larger than a buffer.
 //!
-//! With `--budget MIB`, forwards of attention run out of core, in blocks of `--chunk` tokens, and the pool has that budget.
+//! With `--budget MIB`, forwards of attention and layers of encoders and decoders run out of core, in blocks of `--chunk` tokens, and the
+//! pool has that budget.
 //!
 //! With `--ranks P`, self-attention, multi-head attention, encoders and decoders, and their gradients run over P ranks: threads with a
 //! device, a pool and a share of the tokens each, item after item of a batch. After each file every pool must have all of its buffers
@@ -55,7 +56,8 @@ struct Options {
     /// Tensors in parts of this many tokens, as where they are larger than a buffer
     #[arg(long, value_name = "TOKENS")]
     chunk: Option<NonZeroUsize>,
-    /// Forwards of attention out of core, within so much device memory, in blocks of --chunk tokens; it bounds everything else, too
+    /// Forwards of attention and of encoders' and decoders' layers out of core, within so much device memory, in blocks of --chunk
+    /// tokens; it bounds everything else, too
     #[arg(long, value_name = "MIB")]
     budget: Option<u64>,
     /// Attention and layers over so many ranks, in threads with a device and a share of each sequence's tokens each

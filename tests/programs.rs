@@ -11,10 +11,11 @@ use std::process::{Command, Output, Stdio};
 
 use safetensors::tensor::{Dtype, TensorView};
 
-const PROGRAMS: [&str; 10] = [
+const PROGRAMS: [&str; 11] = [
     "attend_files",
     "bring_your_device",
     "conformance",
+    "genome",
     "generate",
     "gigapath_encode",
     "own_device",

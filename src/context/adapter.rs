@@ -15,6 +15,9 @@ pub enum AdapterChoice {
     Named(String),
     /// A software adapter.
     Software,
+    /// For rank number n of several on one machine: of the adapters of the kind and backend that `Environment` chooses number n,
+    /// counted round. So ranks take one GPU each where there are several, and share one where there is one.
+    OfRank(usize),
 }
 
 pub(super) fn new_instance() -> wgpu::Instance {
@@ -37,6 +40,23 @@ pub(super) async fn choose_adapter(
                 found,
             })
     };
+    if let AdapterChoice::OfRank(rank) = choice {
+        let first = Box::pin(choose_adapter(instance, &AdapterChoice::Environment)).await?;
+        let kind = |adapter: &wgpu::Adapter| {
+            let info = adapter.get_info();
+            (info.backend, info.device_type)
+        };
+        let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
+        let mut alike: Vec<_> = adapters
+            .into_iter()
+            .filter(|adapter| kind(adapter) == kind(&first))
+            .collect();
+        // In a browser adapters cannot be listed.
+        return match alike.len() {
+            0 => Ok(first),
+            count => Ok(alike.swap_remove(rank % count)),
+        };
+    }
     let (power_preference, force_fallback_adapter) = match choice {
         AdapterChoice::Named(name) => return by_name(name.clone()).await,
         AdapterChoice::Environment => {
@@ -50,7 +70,8 @@ pub(super) async fn choose_adapter(
             )
         }
         AdapterChoice::Power(power) => (*power, false),
-        AdapterChoice::Software => (wgpu::PowerPreference::None, true),
+        // A rank's is chosen above.
+        AdapterChoice::Software | AdapterChoice::OfRank(_) => (wgpu::PowerPreference::None, true),
     };
     let options = wgpu::RequestAdapterOptions {
         power_preference,

@@ -34,18 +34,23 @@
 //! }
 //! ```
 //!
+mod grid;
 mod group;
 mod header;
 #[cfg(not(target_arch = "wasm32"))]
 mod in_process;
 mod share;
+mod sum;
 mod transport;
 
 pub use crate::error::{GroupError, RankFailure};
+pub use grid::RankGrid;
 pub use group::{Group, Reduction};
 #[cfg(not(target_arch = "wasm32"))]
 pub use in_process::in_process;
 pub use share::SequenceShare;
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) use share::tokens_of_rank;
 pub use transport::{Transport, TransportError};
 
 #[cfg(test)]

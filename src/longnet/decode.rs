@@ -270,5 +270,6 @@ fn call_of(call: &Call, count: usize) -> Result<Call> {
         shape,
         memory,
         share: None,
+        first_row: call.first_row,
     })
 }

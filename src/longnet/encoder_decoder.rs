@@ -106,6 +106,7 @@ impl EncoderDecoder {
             shape,
             memory: Some((memory.features, cross)),
             share: None,
+            first_row: 0,
         })
     }
 

@@ -30,6 +30,8 @@ pub struct Call {
     pub memory: Option<(Tensor, AttentionShape)>,
     /// This rank's share of the sequence, of which the input is that part; `None` for whole sequences.
     pub share: Option<SequenceShare>,
+    /// Number of the first row among all that follow from a step's seed: 0, but where the rows of a batch come in several calls.
+    pub first_row: usize,
 }
 
 impl Call {
@@ -39,6 +41,7 @@ impl Call {
             shape,
             memory: None,
             share: None,
+            first_row: 0,
         }
     }
 
@@ -51,7 +54,13 @@ impl Call {
             shape: AttentionShape::new(1, share.range().len())?,
             memory: None,
             share: Some(share),
+            first_row: 0,
         })
+    }
+
+    /// Sets the [number of the first row](Self::first_row), of a share the number of the sequence's first.
+    pub fn with_first_row(self, first_row: usize) -> Self {
+        Self { first_row, ..self }
     }
 
     /// Position of the first token, and number of tokens of the sequence.
@@ -364,5 +373,6 @@ pub(super) fn pass<'a>(
             .map(|(rotations, positions)| (rotations, *positions)),
         step_seed,
         share: call.share.as_ref(),
+        first_row: call.first_row,
     }
 }

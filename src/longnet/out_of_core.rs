@@ -198,6 +198,7 @@ impl<'a> LayerOutOfCore<'a> {
             positions,
             step_seed: None,
             share: None,
+            first_row: 0,
         };
         record(self.model.parts_of_layer(self.index)?, &pass)
     }

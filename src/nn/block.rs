@@ -62,6 +62,8 @@ pub struct Pass<'a> {
     pub step_seed: Option<u64>,
     /// This rank's share of the sequence, of which `shape` is then that part; `None` for whole sequences.
     pub share: Option<&'a SequenceShare>,
+    /// Number of the first row among all that follow from the step's seed; of a share the number of the sequence's first.
+    pub first_row: usize,
 }
 
 impl Pass<'_> {
@@ -69,7 +71,7 @@ impl Pass<'_> {
     pub(crate) fn step(&self) -> Option<StepSeed> {
         self.step_seed.map(|seed| StepSeed {
             seed,
-            first_row: self.share.map_or(0, |share| share.range().start),
+            first_row: self.first_row + self.share.map_or(0, |share| share.range().start),
         })
     }
 }

@@ -1,8 +1,8 @@
-//! Attention over sequences that the device does not hold.
+//! Attention, and layers, over sequences that the device does not hold.
 //!
-//! Queries, keys, values and outputs stay where the host has them: in memory, or wherever a [`TokenSource`] and a [`TokenSink`] of
-//! the application's get them from and put them. The device holds a block of outputs at a time, with the queries and keys that it
-//! takes; its memory is bounded by a budget, whatever the length of the sequence.
+//! Queries, keys, values and outputs stay where the host has them: in memory, in files ([`TokenFile`]), or wherever a [`TokenSource`] and
+//! a [`TokenSink`] of the application's get them from and put them. The device holds a block of outputs at a time, with the queries and
+//! keys that it takes; its memory is bounded by a budget, whatever the length of the sequence.
 //!
 //! ```text
 //! pass 1   for each block of tokens: keys and values are read once, and what branches with long segments and a dilation rate above
@@ -11,7 +11,10 @@
 //!          rate 1, long segments are read again, window after window
 //! ```
 //! Output and softmax state of a block stay on the device, in f32, until every key of theirs was seen; then the output is written
-//! once. While the device computes, the host reads what comes next.
+//! once. While the device computes, the host reads what comes next. Of a layer (`LongNet::run_layer_out_of_core`), its input is read, and
+//! queries, keys and values are computed of that; what follows attention in the layer comes before a block is written.
+//!
+//! A run goes on after a kill where it was: [`OutOfCoreOptions::with_progress_file`].
 //!
 //! ```no_run
 //! use std::ops::Range;

@@ -350,10 +350,10 @@ mod tests {
                         "packed-{}-{offsets:?}-{heads:?}-{branch}-{piece}",
                         std::process::id()
                     ));
-                    let name = [7; NAME_BYTES];
+                    let run = [7; NAME_BYTES];
                     let in_file =
-                        |name, goes_on| PackedKeys::in_file(&only, 2, &path, name, [true, goes_on]);
-                    let (file, is_old) = in_file(name, false).expect("is made");
+                        |run, goes_on| PackedKeys::in_file(&only, 2, &path, run, [true, goes_on]);
+                    let (file, is_old) = in_file(run, false).expect("is made");
                     assert!(!is_old);
                     let memory = PackedKeys::in_memory(&only, 2).expect("small");
                     let [memory, file] = [memory, file].map(|mut packed| {
@@ -364,10 +364,10 @@ mod tests {
                         packed
                     });
                     file.sync().expect("is synced");
-                    for refused in [in_file([8; NAME_BYTES], true), in_file(name, false)] {
+                    for refused in [in_file([8; NAME_BYTES], true), in_file(run, false)] {
                         assert!(matches!(refused.map(drop), Err(Error::TokenFile { .. })));
                     }
-                    let (mut again, is_old) = in_file(name, true).expect("is there");
+                    let (mut again, is_old) = in_file(run, true).expect("is there");
                     assert!(is_old);
                     for segment in 0..geometry.num_segments {
                         for (index, head) in (geometry.head_begin

@@ -64,14 +64,23 @@ impl Recorder {
         }
     }
 
-    /// Submits what was recorded. What follows is a recording of its own.
+    /// Submits what was recorded and waits for it, until its buffers are back. What follows is a recording of its own.
     ///
     /// # Errors
-    /// As [`submit`](Self::submit).
+    /// As [`submit`](Self::submit), and [`Error::DeviceLost`].
     #[cfg(not(target_arch = "wasm32"))]
     pub(crate) fn flush(&mut self) -> Result<()> {
         let next = Self::new(self.machine.clone(), self.recording.label.clone());
-        std::mem::replace(self, next).submit().map(drop)
+        std::mem::replace(self, next).submit()?.wait()
+    }
+
+    /// Leases what submitting would lease, and drops all of it with the recording: the pool has the buffers from then on.
+    ///
+    /// # Errors
+    /// Those of leasing.
+    #[cfg(all(feature = "training", not(target_arch = "wasm32")))]
+    pub(crate) fn rehearse(mut self) -> Result<()> {
+        self.recording.stage_params(&self.machine).map(drop)
     }
 
     /// The machine on which the recording will run.

@@ -38,6 +38,8 @@ mod checkpoint;
 mod evaluation;
 mod optimizer;
 mod plan;
+#[cfg(not(target_arch = "wasm32"))]
+mod ranks;
 mod schedule;
 mod step;
 mod trainer;

@@ -124,14 +124,25 @@ impl Trainer {
 
     /// Records the gradients of the sum of a batch's losses, added to those that there are, and returns that sum.
     fn add_gradients(&self, recorder: &mut Recorder, batch: &Batch, seed: u64) -> Result<Tensor> {
-        let (weights, gradients) = (self.optimizer.weights(), self.optimizer.gradients());
         let (tokens, labels) = self.upload(recorder, batch)?;
         let call = Call::new(batch.shape().clone());
+        self.add_call(recorder, (&tokens, &labels), &call, seed)
+    }
+
+    /// Records the gradients of the sum of a call's losses, added to those that there are, and returns that sum.
+    pub(super) fn add_call(
+        &self,
+        recorder: &mut Recorder,
+        (tokens, labels): (&TokenIds, &Labels),
+        call: &Call,
+        seed: u64,
+    ) -> Result<Tensor> {
+        let (weights, gradients) = (self.optimizer.weights(), self.optimizer.gradients());
         let (features, saved) = self.model.forward_saving(
             recorder,
             weights,
-            Input::Tokens(&tokens),
-            &call,
+            Input::Tokens(tokens),
+            call,
             Some(seed),
             self.options.recompute,
         )?;
@@ -139,7 +150,7 @@ impl Trainer {
         let sums = Some((gradients, 1.0));
         let loss = self
             .model
-            .loss(recorder, weights, &features, &labels, sums)?;
+            .loss(recorder, weights, &features, labels, sums)?;
         drop(features);
         if let Some(dfeatures) = loss.dfeatures {
             let sets = [weights, gradients];
@@ -154,10 +165,20 @@ impl Trainer {
         recorder: &mut Recorder,
         batch: &Batch,
     ) -> Result<(TokenIds, Labels)> {
+        self.upload_rows(recorder, batch.tokens(), batch.labels())
+    }
+
+    /// Records tokens and labels of some rows.
+    pub(super) fn upload_rows(
+        &self,
+        recorder: &mut Recorder,
+        tokens: &[u32],
+        labels: &[u32],
+    ) -> Result<(TokenIds, Labels)> {
         let vocab = vocab_size(&self.model)?;
         Ok((
-            TokenIds::upload(recorder, batch.tokens(), vocab)?,
-            Labels::upload(recorder, batch.labels(), vocab)?,
+            TokenIds::upload(recorder, tokens, vocab)?,
+            Labels::upload(recorder, labels, vocab)?,
         ))
     }
 }
@@ -256,7 +277,7 @@ impl PendingStep {
 
 impl StepReport {
     /// From sums over labels, one element each.
-    fn new(
+    pub(super) fn new(
         (step, learning_rate, labels): (u64, f32, u64),
         loss: &[f32],
         norm_squared: &[f32],

@@ -72,9 +72,9 @@ pub struct Trainer {
     pub(super) options: TrainingOptions,
     pub(super) optimizer: Optimizer,
     /// Steps done, but for the one that was recorded last.
-    counted_steps: u64,
+    pub(super) counted_steps: u64,
     /// What the recording of the step after those writes with its update: they are held once it is submitted.
-    recorded: Option<Arc<Contents>>,
+    pub(super) recorded: Option<Arc<Contents>>,
 }
 
 impl Trainer {

@@ -163,6 +163,7 @@ impl<'a> Session<'a> {
             shape,
             memory,
             share: None,
+            first_row: 0,
         };
         let input = Input::Tokens(&ids);
         self.model

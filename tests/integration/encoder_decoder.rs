@@ -86,6 +86,7 @@ impl Pair {
                 shape: target,
                 memory: Some((memory.clone(), self.cross.clone())),
                 share: None,
+                first_row: 0,
             },
         };
         let ids = Input::Tokens(&ids);

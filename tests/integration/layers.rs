@@ -390,6 +390,7 @@ fn blocks() {
                     positions: None,
                     step_seed: None,
                     share: None,
+                    first_row: 0,
                 };
                 Ok(vec![block.forward(recorder, &pass, &x)?.0])
             });

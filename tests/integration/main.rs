@@ -30,6 +30,7 @@ mod out_of_core_layers;
 mod parts;
 mod patterns;
 mod ranks;
+mod ranks_training;
 mod recorder;
 mod slices;
 mod slides;

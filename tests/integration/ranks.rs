@@ -14,9 +14,13 @@ use dilated_attention::{
     Error, Mask, PoolOptions, Result, Tensor, softmax_lse, wgpu,
 };
 
+use proptest::prelude::*;
+use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
+
 use crate::backward::{self, GRADIENTS, Gradients32, with_gradient};
 use crate::forward::named_problems;
 use crate::models::{self, cases};
+use crate::oracle::any_config;
 use crate::support::contexts::context_with;
 use crate::support::models::{Case, Inputs, Run, assert_near, wide};
 use crate::support::problem::Problem;
@@ -196,6 +200,27 @@ fn named_cases_equal_the_reference() {
         };
         check(&problem, ranks).unwrap_or_else(|reason| panic!("{name}: {reason}"));
     }
+}
+
+/// Any options, any length, any number of ranks: borders fall between the heads of a row, and between queries and their outputs.
+#[test]
+fn drawn_configurations_equal_the_reference() {
+    let mut runner = TestRunner::new_with_rng(
+        ProptestConfig {
+            cases: 40,
+            failure_persistence: None,
+            ..Default::default()
+        },
+        // The same cases in every run: what fails here fails again.
+        TestRng::deterministic_rng(RngAlgorithm::ChaCha),
+    );
+    let cases = (any_config(), 1..90usize, 2..7usize);
+    let drawn = runner.run(&cases, |(config, tokens, ranks)| {
+        let shape = AttentionShape::new(1, tokens).unwrap();
+        let problem = Problem::new(config, shape, 1.0);
+        check(&problem, &[ranks]).map_err(TestCaseError::fail)
+    });
+    drawn.unwrap();
 }
 
 /// Results in half precision, and shares that hold many bindings.

@@ -45,7 +45,7 @@ impl Settings {
 /// The group, and sub-groups of it, end with `program`.
 pub fn run<E: Display>(
     settings: Settings,
-    program: impl FnOnce(&Group) -> Result<(), E>,
+    program: impl FnOnce(&Arc<Group>) -> Result<(), E>,
 ) -> ExitCode {
     let session = match Session::start() {
         Ok(session) => Arc::new(session),
@@ -55,7 +55,7 @@ pub fn run<E: Display>(
         }
     };
     let transport = MpiTransport::of_all(&session, settings.largest_message.get());
-    let group = Group::new(Box::new(transport), settings.timeout);
+    let group = Arc::new(Group::new(Box::new(transport), settings.timeout));
     // A panic must not end MPI in order either: that would wait for ranks that wait for this one.
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         program(&group).map_err(|error| error.to_string())?;

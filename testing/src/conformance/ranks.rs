@@ -131,11 +131,9 @@ impl Part {
 
     /// The part as a model is called with it.
     pub fn call(&self) -> Call {
-        Call {
-            shape: self.shape.clone(),
-            memory: None,
-            share: self.share.clone(),
-        }
+        let mut call = Call::new(self.shape.clone());
+        call.share = self.share.clone();
+        call
     }
 
     /// Position of the first token, and number of tokens of the sequence.
