@@ -11,8 +11,13 @@
 //! With `--budget MIB`, forwards of attention and layers of encoders and decoders run out of core, in blocks of `--chunk` tokens, and the
 //! pool has that budget.
 //!
+//! With `--ranks P`, self-attention, multi-head attention, encoders and decoders, and their gradients run over P ranks: threads with a
+//! device, a pool and a share of the tokens each, item after item of a batch. After each file every pool must have all of its buffers
+//! back. What ranks do not do (decoding with a cache, training, slide encoders) runs on one device.
+//!
 //! With `--kernel TIER`, the reason of each line names the kernels that ran, and stderr says in the end how many comparisons were
-//! of that tier alone. Weights of models are f32, so that with cooperative matrices their products are of another tier.
+//! of that tier alone. Weights of models are f32, so that with cooperative matrices their products are of another tier. Over ranks,
+//! they are the kernels since the last exchange of each.
 
 use std::error::Error;
 use std::num::NonZeroUsize;
@@ -25,7 +30,7 @@ use dilated_attention::out_of_core::OutOfCoreOptions;
 use dilated_attention::pool::PoolOptions;
 use dilated_attention::{ContextOptions, DType, KernelOptions};
 use program::say;
-use testing::conformance::{Gpu, Line, Summary, check_file, failed_file, golden_files};
+use testing::conformance::{Gpu, Line, Ranks, Summary, check_file, failed_file, golden_files};
 
 /// Compares the library on this machine's GPU with golden files
 ///
@@ -55,6 +60,9 @@ struct Options {
     /// tokens; it bounds everything else, too
     #[arg(long, value_name = "MIB")]
     budget: Option<u64>,
+    /// Attention and layers over so many ranks, in threads with a device and a share of each sequence's tokens each
+    #[arg(long, value_name = "P", conflicts_with = "budget")]
+    ranks: Option<NonZeroUsize>,
 }
 
 fn tier(name: &str) -> Result<KernelTier, &'static str> {
@@ -81,15 +89,19 @@ fn run(options: Options) -> Result<ExitCode, Box<dyn Error>> {
     if let Some(budget_bytes) = budget_bytes {
         pool = pool.with_budget_bytes(budget_bytes);
     }
-    let context = ContextOptions::new()
+    let open = ContextOptions::new()
         .with_pool(pool)
         .with_kernels(kernels)
-        .with_part_rows(options.chunk)
-        .open_blocking()?;
+        .with_part_rows(options.chunk);
+    let context = open.open_blocking()?;
     program::note(format_args!("adapter: {}", context.adapter_info().name));
     let mut gpu = Gpu::new(context, dtype);
     gpu.out_of_core =
         budget_bytes.map(|bytes| OutOfCoreOptions::new(bytes).with_block_tokens(options.chunk));
+    if let Some(ranks) = options.ranks {
+        let contexts = (0..ranks.get()).map(|_| open.open_blocking());
+        gpu.ranks = Some(Ranks::new(contexts.collect::<Result<_, _>>()?));
+    }
     let mut summary = Summary::default();
     let mut print = |lines: Vec<Line>| -> Result<(), &'static str> {
         for line in lines {

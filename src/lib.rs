@@ -181,6 +181,8 @@ mod documented_figures;
 #[doc = include_str!("../docs/from_checkpoint_to_desktop_app.md")]
 pub mod guide {}
 
+#[cfg(not(target_arch = "wasm32"))]
+pub use attention::BranchExchange;
 pub use attention::{DilatedAttention, ForwardOutput, Gradients, UNCOVERED_LSE, softmax_lse};
 pub use config::{
     AttentionShape, Branch, CallOptions, DilatedAttentionConfig, HeadOffsets, Heads, Mask,

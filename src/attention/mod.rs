@@ -10,6 +10,10 @@ mod step;
 mod weights;
 
 pub use backward::Gradients;
+#[cfg(not(target_arch = "wasm32"))]
+pub use share::BranchExchange;
+#[cfg(all(feature = "models", not(target_arch = "wasm32")))]
+pub(crate) use share::ShareOfRank;
 pub use state::{UNCOVERED_LSE, softmax_lse};
 
 use crate::config::{AttentionShape, CallOptions, DilatedAttentionConfig, UNEQUAL_LENGTHS};

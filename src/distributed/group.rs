@@ -58,6 +58,7 @@ impl Group {
             link: Mutex::new(Ok(Link {
                 transport,
                 calls: 0,
+                received: 0,
             })),
         }
     }
@@ -70,6 +71,17 @@ impl Group {
     /// Number of ranks.
     pub fn size(&self) -> usize {
         self.size
+    }
+
+    /// Bytes that other ranks have sent to this one so far, without those that say how each fares.
+    ///
+    /// # Errors
+    /// The error after which the group has failed.
+    pub fn received_bytes(&self) -> Result<u64> {
+        let link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        link.as_ref()
+            .map(|link| link.received)
+            .map_err(Error::clone)
     }
 
     /// Compares what must be the same on all ranks: names of options and their values in words, and this crate's version. To be called
@@ -221,6 +233,8 @@ struct Link {
     transport: Box<dyn Transport>,
     /// Number of calls so far.
     calls: u64,
+    /// Bytes from other ranks so far.
+    received: u64,
 }
 
 /// A call on its way.
@@ -331,7 +345,12 @@ impl Running<'_> {
             buffer.resize(length, 0);
         }
         let mut receives: Vec<_> = received.iter_mut().map(Vec::as_mut_slice).collect();
-        self.transfer(sends, &mut receives)
+        self.transfer(sends, &mut receives)?;
+        let others = received.iter().enumerate();
+        let others = others.filter(|(rank, _)| *rank != self.link.transport.rank());
+        let bytes: usize = others.map(|(_, bytes)| bytes.len()).sum();
+        self.link.received += bytes as u64;
+        Ok(())
     }
 
     fn transfer(&mut self, sends: &[&[u8]], receives: &mut [&mut [u8]]) -> Result<()> {

@@ -49,6 +49,8 @@ pub use group::{Group, Reduction};
 #[cfg(not(target_arch = "wasm32"))]
 pub use in_process::in_process;
 pub use share::SequenceShare;
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) use share::tokens_of_rank;
 pub use transport::{Transport, TransportError};
 
 #[cfg(test)]

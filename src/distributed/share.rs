@@ -55,9 +55,7 @@ impl SequenceShare {
 
     /// The tokens of a rank; none for one that the group does not have.
     pub fn range_of(&self, rank: usize) -> Range<usize> {
-        let count = self.tokens.div_ceil(self.group.size());
-        let place = |rank: usize| rank.saturating_mul(count).min(self.tokens);
-        place(rank)..place(rank.saturating_add(1))
+        tokens_of_rank(self.tokens, self.group.size(), rank)
     }
 
     /// Compares options of a call, and the sequence, between all ranks, once for each.
@@ -75,6 +73,13 @@ impl SequenceShare {
         compared.push(what);
         Ok(())
     }
+}
+
+/// The tokens of rank `rank` of `ranks`, which are at least one.
+pub(crate) fn tokens_of_rank(tokens: usize, ranks: usize, rank: usize) -> Range<usize> {
+    let count = tokens.div_ceil(ranks);
+    let place = |rank: usize| rank.saturating_mul(count).min(tokens);
+    place(rank)..place(rank.saturating_add(1))
 }
 
 impl fmt::Debug for SequenceShare {

@@ -23,6 +23,8 @@ mod generate;
 mod loss;
 #[cfg(not(target_arch = "wasm32"))]
 mod out_of_core;
+#[cfg(not(target_arch = "wasm32"))]
+mod predict;
 mod warm_up;
 
 pub use backward::{Recompute, Saved};
@@ -32,6 +34,8 @@ pub use encoder_decoder::EncoderDecoder;
 pub use forward::{Call, Input, Output};
 pub use generate::{GenerateOptions, Generation};
 pub use loss::Loss;
+#[cfg(not(target_arch = "wasm32"))]
+pub use predict::{Rates, StepPrediction, StepPredictor};
 
 use std::sync::Arc;
 

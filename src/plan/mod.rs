@@ -20,6 +20,8 @@ pub use forward::ForwardPlan;
 pub(crate) use forward::{forward_flop, plan_block, plan_forward_of_share};
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) use needs::time_at;
+#[cfg(all(feature = "models", not(target_arch = "wasm32")))]
+pub(crate) use planner::segments_of;
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) use planner::{BlockKeys, BlockPlan, BlockSize, BlockWork, Tokens};
 #[cfg(not(target_arch = "wasm32"))]

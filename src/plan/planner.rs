@@ -23,6 +23,8 @@ mod block;
 #[cfg(not(target_arch = "wasm32"))]
 mod share;
 
+#[cfg(all(feature = "models", not(target_arch = "wasm32")))]
+pub(crate) use block::segments_of;
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) use block::{BlockKeys, BlockPlan, BlockSize, BlockWork, Tokens};
 #[cfg(not(target_arch = "wasm32"))]

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use dilated_attention::DType;
 use dilated_attention::out_of_core::OutOfCoreOptions;
-use testing::conformance::{Gpu, Summary, check_file, golden_files};
+use testing::conformance::{Gpu, Ranks, Summary, check_file, golden_files};
 
+use crate::ranks::with_contexts;
 use crate::support::kernel_contexts::{kernel_contexts, short_parts};
 
 /// The golden files whose names `wanted` accepts.
@@ -70,6 +71,20 @@ fn blocks_out_of_core_equal_the_golden_files() {
         gpu.out_of_core = Some(options.clone());
         check(&files, &mut gpu, 30);
     }
+}
+
+/// Attention, gradients, encoders and decoders on three ranks, of which one has tensors in parts of 13 rows.
+#[test]
+fn ranks_equal_the_golden_files() {
+    let kinds = ["ds_", "quirk_", "sdpa_", "ts_"];
+    let is_of_ranks = |name: &str| {
+        kinds.iter().any(|kind| name.starts_with(kind)) && !name.starts_with("ts_train_")
+    };
+    with_contexts(|contexts| {
+        let mut gpu = Gpu::new(contexts[0].clone(), DType::F32);
+        gpu.ranks = Some(Ranks::new(contexts[..3].to_vec()));
+        check(&files(is_of_ranks), &mut gpu, 495);
+    });
 }
 
 /// Attention, gradients and models of the files' inputs, rounded: errors at most twice those of a plain implementation. All

@@ -46,15 +46,27 @@ fn contexts() -> &'static [Context] {
     })
 }
 
-/// Runs `run` on each of `ranks` ranks; what each returns, in order.
-pub fn on_ranks<T: Send>(ranks: usize, run: impl Fn(&Arc<Group>, &Context) -> T + Sync) -> Vec<T> {
-    // The devices are those of one test at a time, so that their pools are empty at its end.
+/// Runs `run` with the contexts, which are those of one test at a time, so that their pools are empty at its end.
+pub fn with_contexts<T>(run: impl FnOnce(&[Context]) -> T) -> T {
     static DEVICES: Mutex<()> = Mutex::new(());
     let _devices = DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
+    run(contexts())
+}
+
+/// Runs `run` on each of `ranks` ranks; what each returns, in order.
+pub fn on_ranks<T: Send>(ranks: usize, run: impl Fn(&Arc<Group>, &Context) -> T + Sync) -> Vec<T> {
+    with_contexts(|contexts| on_ranks_of(contexts, ranks, run))
+}
+
+fn on_ranks_of<T: Send>(
+    contexts: &[Context],
+    ranks: usize,
+    run: impl Fn(&Arc<Group>, &Context) -> T + Sync,
+) -> Vec<T> {
     let groups = in_process(ranks, Duration::from_secs(60));
     std::thread::scope(|scope| {
         let run = &run;
-        let threads = groups.into_iter().zip(contexts()).map(|(group, context)| {
+        let threads = groups.into_iter().zip(contexts).map(|(group, context)| {
             scope.spawn(move || {
                 let result = run(&Arc::new(group), context);
                 context.wait().unwrap();

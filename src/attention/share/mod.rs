@@ -11,12 +11,13 @@
 //! In half precision, ranks exchange halves and compute in f32: results are rounded once.
 
 mod backward;
+mod bytes;
 mod exchange;
 mod forward;
 
 use super::DilatedAttention;
 use super::packed::{self, PackedKeys};
-use crate::config::{AttentionShape, in_u32};
+use crate::config::AttentionShape;
 use crate::device::{DType, ElementFormat};
 use crate::distributed::SequenceShare;
 use crate::error::{Error, Result};
@@ -27,6 +28,9 @@ use crate::plan::dispatch::packed_bytes;
 use crate::plan::{ShareNeeds, SharePlan, Tokens};
 use crate::recorder::Recorder;
 use crate::tensor::Tensor;
+pub use bytes::BranchExchange;
+#[cfg(feature = "models")]
+pub(crate) use bytes::ShareOfRank;
 use exchange::{Layout, Own};
 
 /// The sequence of a share, and who has and needs what.
@@ -44,17 +48,7 @@ struct Ranks {
 impl Ranks {
     fn of(attention: &DilatedAttention, share: &SequenceShare) -> Result<Self> {
         let shape = AttentionShape::new(1, share.tokens())?;
-        shape.check_config(&attention.config)?;
-        let seq_len = in_u32(share.tokens());
-        let branches = match seq_len {
-            // Without tokens there is nothing to attend to.
-            0 => 0,
-            _ => attention.config.branches().len() as u32,
-        };
-        let geometries: Vec<_> = (0..branches)
-            .map(|branch| BranchGeometry::cross(&attention.config, branch, seq_len, seq_len))
-            .filter(|geometry| geometry.head_count > 0)
-            .collect();
+        let geometries = bytes::geometries_of(&attention.config, share.tokens())?;
         let range = |rank| {
             let range = share.range_of(rank);
             range.start as u64..range.end as u64

@@ -261,7 +261,7 @@ fn all_rows(geometry: &BranchGeometry, segments: Range) -> Unit {
 }
 
 /// The segments with an output among `outputs`.
-pub(super) fn segments_of(geometry: &BranchGeometry, outputs: &Tokens) -> Range {
+pub(crate) fn segments_of(geometry: &BranchGeometry, outputs: &Tokens) -> Range {
     let stride = u64::from(geometry.output_stride);
     let begin = (outputs.start / stride).min(geometry.num_segments.into());
     let end = outputs

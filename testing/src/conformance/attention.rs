@@ -7,6 +7,7 @@ use dilated_attention::{AttentionShape, Context, DType, DilatedAttentionConfig};
 use super::compare::Comparison;
 use super::golden_file::GoldenFile;
 use super::half;
+use super::ranks::Ranks;
 use super::report::Report;
 
 /// What computes the results.
@@ -21,6 +22,11 @@ pub trait Engine {
 
     /// How forwards of attention and layers run out of core; `None` for in core.
     fn out_of_core(&self) -> Option<&OutOfCoreOptions> {
+        None
+    }
+
+    /// The ranks over which attention and layers run; `None` for one device.
+    fn ranks(&self) -> Option<&Ranks> {
         None
     }
 

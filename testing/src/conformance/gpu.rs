@@ -7,11 +7,12 @@ use dilated_attention::ops::convert;
 use dilated_attention::out_of_core::OutOfCoreOptions;
 use dilated_attention::testing::Kernel;
 use dilated_attention::{
-    CallOptions, Context, DType, DilatedAttention, DilatedAttentionConfig, Download, Element,
-    Recorder, Result, Tensor, softmax_lse,
+    CallOptions, Context, DType, DilatedAttention, DilatedAttentionConfig, Element, Recorder,
+    Result, Tensor, softmax_lse,
 };
 
 use super::attention::{Engine, ForwardOutput, Inputs};
+use super::ranks::{self, Part, Ranks, Results, Rows};
 
 /// Runs configurations on one context.
 pub struct Gpu {
@@ -21,6 +22,8 @@ pub struct Gpu {
     pub dtype: DType,
     /// Whether forwards of attention run out of core, and how.
     pub out_of_core: Option<OutOfCoreOptions>,
+    /// The ranks over which attention and layers run, on their contexts; nothing of it out of core then.
+    pub ranks: Option<Ranks>,
     kernels: Vec<Kernel>,
 }
 
@@ -31,19 +34,9 @@ impl Gpu {
             context,
             dtype,
             out_of_core: None,
+            ranks: None,
             kernels: Vec::new(),
         }
-    }
-
-    fn upload(
-        &self,
-        recorder: &mut Recorder,
-        label: &'static str,
-        dims: &[usize],
-        values: &[f32],
-    ) -> Result<Tensor> {
-        let tensor = recorder.upload(label, dims, values)?;
-        convert(recorder, &tensor, self.dtype)
     }
 }
 
@@ -118,9 +111,81 @@ impl Gpu {
     }
 }
 
-fn download(recorder: &mut Recorder, tensor: &Tensor) -> Result<Download<f32>> {
-    let tensor = convert(recorder, tensor, DType::F32)?;
-    recorder.download(&tensor)
+/// A part of a tensor of the batch, (item, token, head, element), stored as `dtype`.
+fn upload(
+    recorder: &mut Recorder,
+    label: &'static str,
+    config: &DilatedAttentionConfig,
+    part: &Part,
+    values: &[f32],
+    dtype: DType,
+) -> Result<Tensor> {
+    let dims = part.dims(&[config.num_heads(), config.head_dim()]);
+    let values = part.cut(values, config.embed_dim());
+    let tensor = recorder.upload(label, &dims, &values)?;
+    convert(recorder, &tensor, dtype)
+}
+
+/// Output and softmax states of a part.
+fn forward_part(
+    context: &Context,
+    part: &Part,
+    inputs: &Inputs<'_>,
+    config: &DilatedAttentionConfig,
+    dtype: DType,
+) -> Result<Results> {
+    let attention = DilatedAttention::new(context, config.clone())?;
+    let mut recorder = context.recorder("forward");
+    let mut get = |label, values| upload(&mut recorder, label, config, part, values, dtype);
+    let (q, k, v) = (
+        get("q", inputs.q)?,
+        get("k", inputs.k)?,
+        get("v", inputs.v)?,
+    );
+    let result = match &part.share {
+        None => attention.forward_with(&mut recorder, &q, &k, &v, &CallOptions::from(&part.shape)),
+        Some(share) => attention.forward_of_share(&mut recorder, share, [&q, &k, &v]),
+    };
+    let result = result?;
+    let out = convert(&mut recorder, &result.out, DType::F32)?;
+    Results::read(recorder, &[&out, &result.softmax_state], None)
+}
+
+/// Gradients of queries, keys and values of a part.
+fn backward_part(
+    context: &Context,
+    part: &Part,
+    (inputs, dout): (&Inputs<'_>, &[f32]),
+    config: &DilatedAttentionConfig,
+    dtype: DType,
+) -> Result<Results> {
+    let attention = DilatedAttention::new(context, config.clone())?;
+    let mut recorder = context.recorder("backward");
+    let mut get = |label, values| upload(&mut recorder, label, config, part, values, dtype);
+    let (q, k, v) = (
+        get("q", inputs.q)?,
+        get("k", inputs.k)?,
+        get("v", inputs.v)?,
+    );
+    let dout = get("dout", dout)?;
+    let qkv = [&q, &k, &v];
+    let gradients = match &part.share {
+        None => {
+            let options = CallOptions::from(&part.shape);
+            let forward = attention.forward_with(&mut recorder, &q, &k, &v, &options)?;
+            let state = &forward.softmax_state;
+            attention.backward_with(&mut recorder, qkv, state, &dout, &options)?
+        }
+        Some(share) => {
+            let forward = attention.forward_of_share(&mut recorder, share, qkv)?;
+            let state = &forward.softmax_state;
+            attention.backward_of_share(&mut recorder, share, qkv, state, &dout)?
+        }
+    };
+    let wide = [gradients.dq, gradients.dk, gradients.dv]
+        .map(|tensor| convert(&mut recorder, &tensor, DType::F32));
+    let [dq, dk, dv] = wide;
+    Results::read(recorder, &[&dq?, &dk?, &dv?], None)
 }
 
 impl Engine for Gpu {
@@ -133,7 +198,11 @@ impl Engine for Gpu {
     }
 
     fn out_of_core(&self) -> Option<&OutOfCoreOptions> {
-        self.out_of_core.as_ref()
+        self.out_of_core.as_ref().filter(|_| self.ranks.is_none())
+    }
+
+    fn ranks(&self) -> Option<&Ranks> {
+        self.ranks.as_ref()
     }
 
     fn take_kernels(&mut self) -> Vec<Kernel> {
@@ -146,34 +215,12 @@ impl Engine for Gpu {
         dout: &[f32],
         config: &DilatedAttentionConfig,
     ) -> std::result::Result<[Vec<f32>; 3], Box<dyn Error>> {
-        let shape = &inputs.shape;
-        let dims = [
-            shape.batch(),
-            shape.seq_len(),
-            config.num_heads(),
-            config.head_dim(),
-        ];
-        let attention = DilatedAttention::new(&self.context, config.clone())?;
-        let mut recorder = self.context.recorder("backward");
-        let q = self.upload(&mut recorder, "q", &dims, inputs.q)?;
-        let k = self.upload(&mut recorder, "k", &dims, inputs.k)?;
-        let v = self.upload(&mut recorder, "v", &dims, inputs.v)?;
-        let dout = self.upload(&mut recorder, "dout", &dims, dout)?;
-        let forward =
-            attention.forward_with(&mut recorder, &q, &k, &v, &CallOptions::from(shape))?;
-        let gradients = attention.backward_with(
-            &mut recorder,
-            [&q, &k, &v],
-            &forward.softmax_state,
-            &dout,
-            &CallOptions::from(shape),
-        )?;
-        let dq = download(&mut recorder, &gradients.dq)?;
-        let dk = download(&mut recorder, &gradients.dk)?;
-        let dv = download(&mut recorder, &gradients.dv)?;
-        self.kernels.extend(recorder.kernels());
-        recorder.submit()?;
-        Ok([dq.wait()?, dk.wait()?, dv.wait()?])
+        let dtype = self.dtype;
+        let results = ranks::run(self, &inputs.shape, |context, part| {
+            backward_part(context, part, (inputs, dout), config, dtype)
+        })?;
+        self.kernels.extend(results.kernels);
+        Ok(values(results.rows)?)
     }
 
     fn forward(
@@ -185,51 +232,43 @@ impl Engine for Gpu {
         let Some(first) = configs.first() else {
             return Ok(());
         };
-        let (batch, seq_len) = (inputs.shape.batch(), inputs.shape.seq_len());
-        let (heads, head_dim) = (first.num_heads(), first.head_dim());
-        let dims = [batch, seq_len, heads, head_dim];
-        let picked = |ForwardOutput { out, softmax_lse }| match inputs.rows {
-            None => ForwardOutput { out, softmax_lse },
-            Some(rows) => ForwardOutput {
-                out: pick(&out, rows, heads * head_dim),
-                softmax_lse: pick(&softmax_lse, rows, heads),
-            },
-        };
-        let options = self.out_of_core.as_ref();
-        if let Some(options) = options.filter(|_| !inputs.shape.is_cross()) {
-            for (number, config) in configs.iter().enumerate() {
-                let attention = DilatedAttention::new(&self.context, config.clone())?;
-                each(
-                    number,
-                    picked(self.forward_out_of_core(inputs, &attention, options)?),
-                );
-            }
-            return Ok(());
-        }
-        let mut recorder = self.context.recorder("inputs");
-        let q = self.upload(&mut recorder, "q", &dims, inputs.q)?;
-        let k = self.upload(&mut recorder, "k", &dims, inputs.k)?;
-        let v = self.upload(&mut recorder, "v", &dims, inputs.v)?;
-        recorder.submit()?;
+        let (heads, width) = (first.num_heads(), first.embed_dim());
+        let dtype = self.dtype;
+        let options = self.out_of_core().cloned();
         for (number, config) in configs.iter().enumerate() {
-            let attention = DilatedAttention::new(&self.context, config.clone())?;
-            let mut recorder = self.context.recorder("forward");
-            let result = attention.forward_with(
-                &mut recorder,
-                &q,
-                &k,
-                &v,
-                &CallOptions::from(&inputs.shape),
-            )?;
-            let out = download(&mut recorder, &result.out)?;
-            let state = recorder.download::<f32>(&result.softmax_state)?;
-            self.kernels.extend(recorder.kernels());
-            recorder.submit()?;
-            let (out, softmax_lse) = (out.wait()?, softmax_lse(&state.wait()?));
-            each(number, picked(ForwardOutput { out, softmax_lse }));
+            let output = match options.as_ref().filter(|_| !inputs.shape.is_cross()) {
+                Some(options) => {
+                    let attention = DilatedAttention::new(&self.context, config.clone())?;
+                    self.forward_out_of_core(inputs, &attention, options)?
+                }
+                None => {
+                    let results = ranks::run(self, &inputs.shape, |context, part| {
+                        forward_part(context, part, inputs, config, dtype)
+                    })?;
+                    self.kernels.extend(results.kernels);
+                    let [out, states] = values(results.rows)?;
+                    let softmax_lse = softmax_lse(&states);
+                    ForwardOutput { out, softmax_lse }
+                }
+            };
+            let picked = match inputs.rows {
+                None => output,
+                Some(rows) => ForwardOutput {
+                    out: pick(&output.out, rows, width),
+                    softmax_lse: pick(&output.softmax_lse, rows, heads),
+                },
+            };
+            each(number, picked);
         }
         Ok(())
     }
+}
+
+/// The values of so many tensors.
+fn values<const COUNT: usize>(rows: Vec<Rows>) -> std::result::Result<[Vec<f32>; COUNT], String> {
+    let values: Vec<_> = rows.into_iter().map(|rows| rows.values).collect();
+    let wrong = |values: Vec<_>| format!("{} tensors instead of {COUNT}", values.len());
+    values.try_into().map_err(wrong)
 }
 
 /// The rows `rows` of a tensor with `width` elements a row.

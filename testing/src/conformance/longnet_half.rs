@@ -4,45 +4,36 @@ use dilated_attention::longnet::{LongNet, LongNetConfig, OutputProjection};
 use dilated_attention::testing::{model, plain};
 use dilated_attention::{Context, DType, ops};
 
+use super::attention::Engine;
 use super::golden_file::GoldenFile;
 use super::half;
-use super::longnet::{Stored, input, token_ids};
-use super::modules::{read, same, told, weights};
+use super::longnet::{Stored, input, lengths, token_ids};
+use super::modules::{same, told, weights};
+use super::ranks::{self, Part, Results};
 use super::report::Report;
 
 /// Features and logits with activations in half precision.
 pub fn check(
     file: &GoldenFile,
-    context: &Context,
+    engine: &dyn Engine,
     config: LongNetConfig,
-    dtype: DType,
     report: &mut Report,
 ) -> Result<(), String> {
     // Embeddings of padded tokens are set to 0 between two calls, which would round them twice.
     if file.has("padding_mask") {
         return Ok(());
     }
+    let (lengths, dtype) = (lengths(file)?, engine.dtype());
     let mut stored = config.clone();
     stored.activations = dtype;
-    let model = LongNet::new(context, stored.clone()).map_err(told)?;
-    let mut recorder = context.recorder("model in half precision");
-    let weights = weights(file, &mut recorder, model.parameters(), &same)?;
-    let (input, call) = input(file, &mut recorder, 0..usize::MAX)?;
-    let input = match input {
-        Stored::Embeddings(x) => {
-            Stored::Embeddings(ops::convert(&mut recorder, &x, dtype).map_err(told)?)
-        }
-        tokens => tokens,
-    };
-    let output = model.forward(&mut recorder, &weights, input.input(), &call, false);
-    let features = output.map_err(told)?.features;
-    let mut tensors = vec![ops::convert(&mut recorder, &features, DType::F32).map_err(told)?];
-    if config.output_projection != OutputProjection::None {
-        let logits = model.logits(&mut recorder, &weights, &features);
-        tensors.push(logits.map_err(told)?);
-    }
-    let given = read(recorder, &tensors.iter().collect::<Vec<_>>(), report)?;
+    let results = ranks::run(engine, &lengths, |context, part| {
+        forward_part(file, context, &stored, part)
+    })?;
+    report.ran(results.kernels.clone());
+    let given = results.shaped(&lengths);
 
+    let context = engine.context().ok_or("there is no device")?;
+    let model = LongNet::new(context, stored.clone()).map_err(told)?;
     let values = half::values(file, model.parameters(), &same)?;
     let (x, ids);
     let start = match file.shape::<3>("x") {
@@ -51,7 +42,7 @@ pub fn check(
             model::Input::Embeddings(&x)
         }
         Err(_) => {
-            ids = token_ids(file, 0..usize::MAX)?;
+            ids = token_ids(file)?;
             model::Input::Tokens(&ids)
         }
     };
@@ -62,7 +53,7 @@ pub fn check(
             values,
             prefix,
         };
-        let features = model.features(&call.shape, start, None).map_err(told)?;
+        let features = model.features(&lengths, start, None).map_err(told)?;
         Ok(match config.output_projection {
             OutputProjection::None => vec![features],
             _ => {
@@ -79,10 +70,39 @@ pub fn check(
                 name,
                 dtype,
                 [&exact[index], &plain[index]],
-                &given[index],
+                given[index].1,
                 report,
             );
         }
     }
     Ok(())
+}
+
+/// Features, and logits of a model that has them.
+fn forward_part(
+    file: &GoldenFile,
+    context: &Context,
+    config: &LongNetConfig,
+    part: &Part,
+) -> Result<Results, String> {
+    let model = LongNet::new(context, config.clone()).map_err(told)?;
+    let mut recorder = context.recorder("model in half precision");
+    let weights = weights(file, &mut recorder, model.parameters(), &same)?;
+    let input = match input(file, &mut recorder, part)? {
+        Stored::Embeddings(x) => {
+            let x = ops::convert(&mut recorder, &x, config.activations);
+            Stored::Embeddings(x.map_err(told)?)
+        }
+        tokens => tokens,
+    };
+    let call = part.call();
+    let output = model.forward(&mut recorder, &weights, input.input(), &call, false);
+    let features = output.map_err(told)?.features;
+    let mut tensors = vec![ops::convert(&mut recorder, &features, DType::F32).map_err(told)?];
+    if config.output_projection != OutputProjection::None {
+        let logits = model.logits(&mut recorder, &weights, &features);
+        tensors.push(logits.map_err(told)?);
+    }
+    let tensors: Vec<_> = tensors.iter().collect();
+    Results::read(recorder, &tensors, None).map_err(told)
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! golden_file    one file: header and tensors, nothing of it trusted
+//! ranks          calls on one device, or on ranks with a device each
 //! compare        error and tolerance of one tensor
 //! report         the result lines
 //! attention      outputs and log-sum-exps of dilated attention      key_counts   integer tensors, from the plan alone
@@ -30,6 +31,7 @@ mod longvit;
 mod modules;
 mod multihead;
 mod partitioned;
+mod ranks;
 mod report;
 #[cfg(test)]
 mod tests;
@@ -38,6 +40,7 @@ mod training;
 
 pub use attention::{Engine, ForwardOutput, Inputs};
 pub use gpu::Gpu;
+pub use ranks::Ranks;
 pub use report::{Line, Summary};
 
 use std::fs;
@@ -134,6 +137,10 @@ pub fn check_bytes(name: &str, bytes: &[u8], engine: &mut dyn Engine) -> Vec<Lin
     } else {
         Ok(())
     };
+    let idle = engine.ranks().map_or(Ok(()), Ranks::expect_idle);
+    if let Err(reason) = idle {
+        report.fail("-", reason);
+    }
     // fkodom divides by a sum over the sequence, which breaks causality and is ill-conditioned: not reproduced.
     let reason = if kind("fk_") {
         "fk-normalisation"

@@ -135,12 +135,12 @@ fn tolerance(file: &GoldenFile, name: &str, comparison: &Comparison) -> f64 {
 pub fn compare_parameters(
     file: &GoldenFile,
     prefix: &str,
-    parameters: &Parameters,
+    list: &ParameterList,
     values: &[Vec<f32>],
     rename: &dyn Fn(&str) -> String,
     report: &mut Report,
 ) {
-    for ((spec, _), values) in parameters.iter().zip(values) {
+    for (spec, values) in list.specs().iter().zip(values) {
         let name = format!("{prefix}{}", rename(&spec.name));
         compare(file, &name, &spec.shape, values, report);
     }

@@ -41,7 +41,14 @@ pub fn check(
     compare(file, "grad_norms", &steps, &norms, report);
     let tensors: Vec<_> = trainer.weights().iter().map(|(_, tensor)| tensor).collect();
     let values = read(context.recorder("final weights"), &tensors, report)?;
-    compare_parameters(file, "final.", trainer.weights(), &values, &same, report);
+    compare_parameters(
+        file,
+        "final.",
+        trainer.weights().list(),
+        &values,
+        &same,
+        report,
+    );
     Ok(())
 }
 
