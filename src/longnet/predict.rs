@@ -24,10 +24,11 @@ use crate::plan::{Tokens, segments_of};
 /// Tokens of the dry runs: enough that what does not grow with them matters little.
 const DRY_TOKENS: [usize; 2] = [4096, 8192];
 
-/// How often ranks wait for each other in the attention of a layer. Whether all are ready takes one exchange, bytes take two: how many,
+/// How often ranks wait for each other in the attention of a layer. Whether all are ready takes one exchange, and so whether all are
+/// done; bytes take two: how many,
 /// then they.
-const WAITS_OF_FORWARD: f64 = 3.0;
-const WAITS_OF_BACKWARD: f64 = 5.0;
+const WAITS_OF_FORWARD: f64 = 4.0;
+const WAITS_OF_BACKWARD: f64 = 6.0;
 
 /// Each rank sums the gradients of its part of the parameters, and all gather the parts.
 const WAITS_OF_REDUCTION: f64 = 4.0;
