@@ -112,7 +112,7 @@ pub fn out_of_core(
     // Compiles.
     run(&plans[0])?;
     let of = |plan: &OutOfCorePlan| {
-        let blocks = format!(", {} blocks", plan.num_blocks());
+        let blocks = format!(", blocks: {}", plan.num_blocks());
         Length::new(plan.tokens(), blocks)
     };
     let mut lengths: Vec<Length> = plans.iter().map(of).collect();
