@@ -1,20 +1,8 @@
 //! Processor time of this process beside the wall clock. A software adapter computes here, too.
 
-use std::fs;
 use std::time::Instant;
 
-/// Ticks of a second, in what Linux tells.
-const TICKS: f64 = 100.0;
-
-/// Seconds of the program, and of the system for it; `None` where the system does not tell them as Linux does.
-fn used() -> Option<[f64; 2]> {
-    let text = fs::read_to_string("/proc/self/stat").ok()?;
-    // The name of the program may hold anything, but for its last parenthesis.
-    let (_, rest) = text.rsplit_once(')')?;
-    let mut fields = rest.split_whitespace().skip(11);
-    let mut seconds = || Some(fields.next()?.parse::<f64>().ok()? / TICKS);
-    Some([seconds()?, seconds()?])
-}
+use testing::processor::of_program_and_system;
 
 /// What a piece of work took.
 #[derive(Clone, Copy)]
@@ -27,10 +15,10 @@ pub struct Took {
 impl Took {
     /// Of a call.
     pub fn of<E>(call: impl FnOnce() -> Result<(), E>) -> Result<Self, E> {
-        let (begin, before) = (Instant::now(), used());
+        let (begin, before) = (Instant::now(), of_program_and_system());
         call()?;
         let wall = begin.elapsed().as_secs_f64();
-        let processor = before.zip(used()).map(|(before, after)| {
+        let processor = before.zip(of_program_and_system()).map(|(before, after)| {
             let [program, system] = [0, 1].map(|index| after[index] - before[index]);
             [program, system]
         });
