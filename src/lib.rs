@@ -232,3 +232,7 @@ struct GigapathDoctests;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/pool.md")]
 struct PoolDoctests;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/prediction.md")]
+struct PredictionDoctests;

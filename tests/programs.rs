@@ -11,7 +11,7 @@ use std::process::{Command, Output, Stdio};
 
 use safetensors::tensor::{Dtype, TensorView};
 
-const PROGRAMS: [&str; 11] = [
+const PROGRAMS: [&str; 12] = [
     "attend_files",
     "bring_your_device",
     "conformance",
@@ -21,6 +21,7 @@ const PROGRAMS: [&str; 11] = [
     "own_device",
     "plan",
     "pool_report",
+    "predict",
     "shader",
     "train_lm",
 ];

@@ -22,7 +22,6 @@ mod layers;
 mod machine;
 mod matrices;
 mod options;
-mod processor;
 mod report;
 mod start;
 mod timing;
@@ -57,7 +56,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         if !machine.is_software() {
             return Err("--processor-time is for software adapters: others run elsewhere".into());
         }
-        processor::seconds()?;
+        testing::processor::seconds()?;
     }
     let clock = Rc::new(Clock::new(&machine.context, options.processor_time));
     let report = Report::new(&machine, options.json.as_deref())?;

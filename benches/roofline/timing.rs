@@ -10,9 +10,9 @@ use dilated_attention::ops::convert;
 use dilated_attention::wgpu;
 use dilated_attention::{Context, DType, Recorder, Result, Tensor, half};
 use testing::measurement::Spread;
+use testing::processor;
 
 use crate::ceilings::Ceiling;
-use crate::processor;
 
 /// Work that can be recorded again and again.
 pub trait Timed {

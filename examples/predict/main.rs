@@ -73,6 +73,9 @@ struct Options {
     /// Instead runs small steps on this machine's adapter, ranks in threads, and compares them with their predictions
     #[arg(long)]
     measure: bool,
+    /// With --measure, instead of time that of all processors, whatever else runs there; software adapters, Linux
+    #[arg(long)]
+    processor_time: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -98,7 +101,7 @@ fn positive(text: &str) -> Result<f64, String> {
 
 fn main() -> ExitCode {
     program::run(|options: Options| match options.measure {
-        true => measure::run(),
+        true => measure::run(options.processor_time),
         false => table(&options),
     })
 }

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use dilated_attention::{
 };
 use program::say;
 use testing::measurement::{Spread, date, random};
+use testing::processor;
 
 use super::{bytes, seconds};
 
@@ -56,6 +58,26 @@ impl Case {
     }
 }
 
+/// How time is told.
+#[derive(Clone, Copy)]
+enum Clock {
+    Wall,
+    /// That of all processors, which are the devices and the hosts of all ranks.
+    Processor,
+}
+
+impl Clock {
+    /// Seconds since anything.
+    fn now(self) -> f64 {
+        static BEGIN: OnceLock<Instant> = OnceLock::new();
+        match self {
+            Self::Wall => BEGIN.get_or_init(Instant::now).elapsed().as_secs_f64(),
+            // That it can be told was asked before.
+            Self::Processor => processor::seconds().unwrap_or(f64::NAN),
+        }
+    }
+}
+
 /// What a rank has measured.
 struct Measured {
     received_bytes: u64,
@@ -64,7 +86,14 @@ struct Measured {
 }
 
 /// The device rates of one kind of step come from its case with one rank; all other cases are predicted with them.
-pub fn run() -> Result<(), Box<dyn Error>> {
+pub fn run(processor_time: bool) -> Result<(), Box<dyn Error>> {
+    let clock = match processor_time {
+        true => Clock::Processor,
+        false => Clock::Wall,
+    };
+    if processor_time {
+        processor::seconds()?;
+    }
     let inference = Case {
         training: None,
         dtype: DType::F32,
@@ -91,7 +120,10 @@ pub fn run() -> Result<(), Box<dyn Error>> {
         "cores     {}, which all ranks share: P ranks have a P-th of the device's rates each",
         thread::available_parallelism().map_or(1, usize::from)
     );
-    let rates = device_rates(&contexts, inference)?;
+    let rates = device_rates(clock, &contexts, inference)?;
+    if processor_time {
+        say!("seconds   of all processors, whatever else they did");
+    }
     say!(
         "rates     products {:.1} GFLOP/s, attention {:.1} GFLOP/s, host {:.2} GB/s, ranks {:.2} GB/s and {} us",
         rates.product_flop / 1e9,
@@ -126,14 +158,14 @@ pub fn run() -> Result<(), Box<dyn Error>> {
         "error"
     );
     for first in [inference, training] {
-        let factor = speed_of(&contexts, first, &rates)?;
+        let factor = speed_of(clock, &contexts, first, &rates)?;
         let rates = Rates {
             product_flop: rates.product_flop * factor,
             attention_flop: rates.attention_flop * factor,
             ..rates
         };
         for case in cases(first) {
-            compare(&contexts, case, &rates)?;
+            compare(clock, &contexts, case, &rates)?;
         }
     }
     Ok(())
@@ -170,7 +202,12 @@ fn cases(first: Case) -> Vec<Case> {
     cases
 }
 
-fn compare(contexts: &[Context], case: Case, rates: &Rates) -> Result<(), Box<dyn Error>> {
+fn compare(
+    clock: Clock,
+    contexts: &[Context],
+    case: Case,
+    rates: &Rates,
+) -> Result<(), Box<dyn Error>> {
     let config = case.config()?;
     let predictor = StepPredictor::new(&config, case.training, contexts[0].caps().clone())?;
     let share = case.ranks as f64;
@@ -184,11 +221,11 @@ fn compare(contexts: &[Context], case: Case, rates: &Rates) -> Result<(), Box<dy
     let predicted = predictor.predict(case.tokens, case.ranks, &shared)?;
     // No optimiser runs here.
     let expected = predicted.seconds() - predicted.reduction_seconds;
-    let measured = on_ranks(contexts, case)?;
+    let measured = on_ranks(clock, contexts, case)?;
     let received: u64 = measured.iter().map(|rank| rank.received_bytes).sum();
     let peak = measured.iter().map(|rank| rank.peak_bytes).max();
     let peak = peak.unwrap_or(0);
-    // All ranks begin at the same time: a step takes as long as the last of them.
+    // All ranks begin at the same time, and wait for the last.
     let of_steps = (0..REPETITIONS).map(|step| {
         let of_ranks = measured.iter().map(|rank| rank.seconds[step]);
         of_ranks.fold(0.0, f64::max)
@@ -221,12 +258,12 @@ fn error(predicted: f64, measured: f64) -> String {
 }
 
 /// Rates of one rank, from one forward of the case's model, and one of its attention alone.
-fn device_rates(contexts: &[Context], case: Case) -> Result<Rates, Box<dyn Error>> {
+fn device_rates(clock: Clock, contexts: &[Context], case: Case) -> Result<Rates, Box<dyn Error>> {
     let (context, config) = (&contexts[0], case.config()?);
     let shape = [1, case.tokens, HEADS, HEAD_DIM];
     let values = values(case.tokens);
     let attention = DilatedAttention::new(context, config.attention().clone())?;
-    let of_attention = timed(|| {
+    let of_attention = timed(clock, || {
         let mut recorder = context.recorder("attention");
         let x = recorder.upload("x", &shape, &values)?;
         attention.forward(&mut recorder, &x, &x, &x)?;
@@ -234,7 +271,7 @@ fn device_rates(contexts: &[Context], case: Case) -> Result<Rates, Box<dyn Error
     })?;
     // Up and down.
     let tensor = vec![0f32; 2 << 20];
-    let of_host = timed(|| {
+    let of_host = timed(clock, || {
         let mut recorder = context.recorder("host");
         let x = recorder.upload("x", &[tensor.len()], &tensor)?;
         let download = recorder.download::<f32>(&x)?;
@@ -243,8 +280,10 @@ fn device_rates(contexts: &[Context], case: Case) -> Result<Rates, Box<dyn Error
     })?;
     let of_ranks = on_groups(contexts, 2, |group, _| {
         let mut received = Vec::new();
-        let large = timed(|| group.all_gather(Ok(bytemuck::cast_slice(&tensor)), &mut received))?;
-        Ok((large, timed(|| group.barrier())?))
+        let large = timed(clock, || {
+            group.all_gather(Ok(bytemuck::cast_slice(&tensor)), &mut received)
+        })?;
+        Ok((large, timed(clock, || group.barrier())?))
     })?;
     let (of_link, latency) = of_ranks[0];
 
@@ -257,7 +296,7 @@ fn device_rates(contexts: &[Context], case: Case) -> Result<Rates, Box<dyn Error
         link_latency: 0.0,
     };
     let [products, pairs] = predictor.predict(case.tokens, 1, &unit)?.flop;
-    let step = on_ranks(contexts, case)?;
+    let step = on_ranks(clock, contexts, case)?;
     let step = Spread::of(step[0].seconds.clone()).median;
     let of_attention = of_attention * config.num_layers() as f64;
     // What a layer does beside products is counted with them. On a disturbed machine attention alone may take longer than all.
@@ -273,23 +312,29 @@ fn device_rates(contexts: &[Context], case: Case) -> Result<Rates, Box<dyn Error
 }
 
 /// How much faster the device is in this kind of step than `rates` say, from its case with one rank.
-fn speed_of(contexts: &[Context], case: Case, rates: &Rates) -> Result<f64, Box<dyn Error>> {
+fn speed_of(
+    clock: Clock,
+    contexts: &[Context],
+    case: Case,
+    rates: &Rates,
+) -> Result<f64, Box<dyn Error>> {
     let predictor = StepPredictor::new(&case.config()?, case.training, contexts[0].caps().clone())?;
     let expected = predictor.predict(case.tokens, 1, rates)?.compute_seconds;
-    let step = on_ranks(contexts, case)?;
+    let step = on_ranks(clock, contexts, case)?;
     Ok(expected / Spread::of(step[0].seconds.clone()).median)
 }
 
 /// Seconds of a call, after one that does not count: the median of several.
 fn timed(
+    clock: Clock,
     mut call: impl FnMut() -> dilated_attention::Result<()>,
 ) -> dilated_attention::Result<f64> {
     call()?;
     let mut times = Vec::new();
     for _ in 0..REPETITIONS {
-        let begin = Instant::now();
+        let begin = clock.now();
         call()?;
-        times.push(begin.elapsed().as_secs_f64());
+        times.push(clock.now() - begin);
     }
     Ok(Spread::of(times).median)
 }
@@ -300,9 +345,13 @@ fn values(tokens: usize) -> Vec<f32> {
 }
 
 /// Runs a case on all of its ranks.
-fn on_ranks(contexts: &[Context], case: Case) -> Result<Vec<Measured>, Box<dyn Error>> {
+fn on_ranks(
+    clock: Clock,
+    contexts: &[Context],
+    case: Case,
+) -> Result<Vec<Measured>, Box<dyn Error>> {
     on_groups(contexts, case.ranks, |group, context| {
-        steps_of_rank(&case, group, context)
+        steps_of_rank(clock, &case, group, context)
     })
 }
 
@@ -329,6 +378,7 @@ fn on_groups<T: Send>(
 
 /// Steps of one rank. The first compiles kernels, and does not count.
 fn steps_of_rank(
+    clock: Clock,
     case: &Case,
     group: Arc<Group>,
     context: &Context,
@@ -365,7 +415,7 @@ fn steps_of_rank(
         context.wait()?;
         context.pool().reset_peaks();
         group.barrier()?;
-        let (begin, before) = (Instant::now(), group.received_bytes()?);
+        let (begin, before) = (clock.now(), group.received_bytes()?);
         let mut recorder = context.recorder("step");
         let input = Input::Embeddings(&x);
         match case.training {
@@ -382,8 +432,9 @@ fn steps_of_rank(
                 recorder.submit()?.wait()?;
             }
         }
+        group.barrier()?;
         if step > 0 {
-            measured.seconds.push(begin.elapsed().as_secs_f64());
+            measured.seconds.push(clock.now() - begin);
             measured.received_bytes = group.received_bytes()? - before;
             measured.peak_bytes = context.pool().stats().requested_bytes.peak;
         }

@@ -30,8 +30,8 @@ const DRY_TOKENS: [usize; 2] = [4096, 8192];
 const WAITS_OF_FORWARD: f64 = 4.0;
 const WAITS_OF_BACKWARD: f64 = 6.0;
 
-/// Each rank sums the gradients of its part of the parameters, and all gather the parts.
-const WAITS_OF_REDUCTION: f64 = 4.0;
+/// Ranks agree on being ready (one exchange) and on what they add (two). Each adds its part of the gradients, and all gather the parts.
+const WAITS_OF_REDUCTION: f64 = 7.0;
 
 /// How fast devices and links are.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -178,9 +178,21 @@ impl StepPredictor {
         let row = config.attention().embed_dim() as f64;
         let own = most(|rank| rank.tokens);
         let gathered = most(|rank| rank.gathered as f64);
-        // In f32, and as they are uploaded; with gradients that are read back.
-        let of_gathered = 4.0 + stored + returns * 8.0;
-        let device_bytes = self.memory[0] + self.memory[1] * own + of_gathered * gathered;
+        let more = match (self.training, gathered > 0.0) {
+            (_, false) => 0.0,
+            // Keys and values that are read back and, in half precision, what is computed in f32. Rows of others in f32, and on their
+            // way there.
+            (None, true) => {
+                let copies = match config.activations {
+                    DType::F32 => 0.0,
+                    _ => 3.0 * 4.0,
+                };
+                row * own * (2.0 * stored + copies) + gathered * (4.0 + stored)
+            }
+            // More than is read back is held at other times. Rows of others and their gradients, and both on their way.
+            (Some(_), true) => gathered * 16.0,
+        };
+        let device_bytes = self.memory[0] + self.memory[1] * own + more;
 
         let flop = self.flop(own, most(|rank| rank.pairs));
         let compute = |[products, attention]: [f64; 2]| {
@@ -202,7 +214,12 @@ impl StepPredictor {
             _ => layers * (self.forwards() * WAITS_OF_FORWARD + returns * WAITS_OF_BACKWARD),
         };
         let reduction_seconds = match reduced_bytes > 0.0 {
-            true => reduced_bytes / rates.link_bytes + WAITS_OF_REDUCTION * rates.link_latency,
+            true => {
+                // Gradients are read back, and sums are uploaded.
+                8.0 * self.num_parameters as f64 / rates.host_bytes
+                    + reduced_bytes / rates.link_bytes
+                    + WAITS_OF_REDUCTION * rates.link_latency
+            }
             false => 0.0,
         };
         let alone = self.of_rank(tokens, 1, 0)?;

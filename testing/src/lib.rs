@@ -10,6 +10,7 @@ pub mod conformance;
 pub mod counting_allocator;
 pub mod fuzzing;
 pub mod measurement;
+pub mod processor;
 pub mod traces;
 pub mod weight_files;
 

@@ -1,5 +1,6 @@
 //! How much a rank receives for attention, in closed form: what the exchange sends for the same needs.
 
+#[cfg(feature = "models")]
 use super::exchange::packed_heads;
 use crate::config::{AttentionShape, DilatedAttentionConfig, in_u32};
 use crate::device::DType;
@@ -184,8 +185,6 @@ fn outside(tokens: &Tokens, own: &Tokens) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
     use super::super::exchange::{Layout, Own, rows_for};
     use super::*;
     use crate::config::{HeadOffsets, Heads, Mask};
@@ -257,48 +256,31 @@ mod tests {
         });
     }
 
-    /// Counts of a branch by walking over all tokens and heads: keys, and tokens of queries, that are not the share's own.
-    fn walk(geometry: &BranchGeometry, own: &Tokens) -> [u64; 2] {
+    /// Keys and queries that a branch needs of other ranks, counted by walking over all tokens and heads.
+    fn walk(geometry: &BranchGeometry, share: &ShareOfRank) -> [u64; 2] {
+        let (length, rate) = (geometry.segment_length, geometry.dilation_rate);
         let heads = geometry.head_begin..geometry.head_begin + geometry.head_count;
-        let (length, stride) = (geometry.segment_length, geometry.output_stride);
-        let (mut keys, mut all_queries) = (0, 0);
-        for segment in 0..geometry.num_segments {
-            let inside = [length, stride].into_iter().all(|stride| {
-                let place = |segment: u32| (segment * stride).min(geometry.seq_len).into();
-                own.start <= place(segment) && place(segment + 1) <= own.end
-            });
-            // The rows with an output here.
-            let mut rows = HashSet::new();
-            for token in own.start as u32..own.end as u32 {
-                for head in heads.clone() {
-                    let row = geometry.row_of_output(head, token);
-                    rows.extend(row.filter(|row| row.0 == segment).map(|row| (head, row.1)));
-                }
+        let others = (0..geometry.key_len).filter(|token| !share.own.contains(&(*token).into()));
+        let [mut keys, mut queries] = [0; 2];
+        for token in others {
+            for head in heads.clone() {
+                let from_row_zero = (token % length).checked_sub(geometry.offset(head));
+                let row = from_row_zero.filter(|tokens| tokens.is_multiple_of(rate));
+                let row = row.map(|tokens| tokens / rate);
+                let needs_it = |need: &&KeyNeed| {
+                    let rows = need.rows.begin..need.rows.end;
+                    (need.branch, need.segment) == (geometry.branch, token / length)
+                        && row.is_some_and(|row| rows.contains(&row))
+                };
+                keys += share.needs.keys.iter().filter(needs_it).count() as u64;
             }
-            let Some(last) = rows.iter().map(|row| row.1).max().filter(|_| !inside) else {
-                continue;
-            };
-            for token in segment * length..((segment + 1) * length).min(geometry.key_len) {
-                for head in heads.clone() {
-                    let from = (token - segment * length).checked_sub(geometry.offset(head));
-                    let row = from.filter(|from| from.is_multiple_of(geometry.dilation_rate));
-                    let row = row.map(|from| from / geometry.dilation_rate);
-                    let is_seen = row.is_some_and(|row| !geometry.causal || row <= last);
-                    keys += u64::from(is_seen && !own.contains(&token.into()));
-                }
-            }
-            // From the first query to the last.
-            let tokens = rows.into_iter().filter_map(|(head, row)| {
-                let token = segment * length + geometry.offset(head) + row * geometry.dilation_rate;
-                (row < geometry.real_rows(segment, head)).then_some(u64::from(token))
-            });
-            let tokens: Vec<u64> = tokens.collect();
-            if let (Some(first), Some(last)) = (tokens.iter().min(), tokens.iter().max()) {
-                let span = *first..=*last;
-                all_queries += span.filter(|token| !own.contains(token)).count() as u64;
-            }
+            let of_branch = share.needs.queries.iter();
+            let of_branch = of_branch.filter(|need| need.branch == geometry.branch);
+            queries += of_branch
+                .filter(|need| need.tokens.contains(&token.into()))
+                .count() as u64;
         }
-        [keys, all_queries]
+        [keys, queries]
     }
 
     #[test]
@@ -307,7 +289,7 @@ mod tests {
             let share = ShareOfRank::new(config, tokens, ranks, rank).expect("a share");
             let of_branches = config.exchange_of_share(tokens, ranks, rank, DType::F32);
             for (geometry, branch) in share.geometries.iter().zip(of_branches.expect("a share")) {
-                let [keys, queries] = walk(geometry, &share.own);
+                let [keys, queries] = walk(geometry, &share);
                 let expected = 2 * keys * config.head_dim() as u64 * 4
                     + queries * config.embed_dim() as u64 * 4;
                 assert_eq!(

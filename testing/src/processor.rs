@@ -21,3 +21,16 @@ pub fn seconds() -> Result<f64, String> {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     Ok(nanoseconds / 1e9 / processors as f64)
 }
+
+/// Ticks of a second, in what Linux tells.
+const TICKS: f64 = 100.0;
+
+/// Seconds of the program, and of the system for it; `None` where the system does not tell them as Linux does.
+pub fn of_program_and_system() -> Option<[f64; 2]> {
+    let text = fs::read_to_string("/proc/self/stat").ok()?;
+    // The name of the program may hold anything, but for its last parenthesis.
+    let (_, rest) = text.rsplit_once(')')?;
+    let mut fields = rest.split_whitespace().skip(11);
+    let mut seconds = || Some(fields.next()?.parse::<f64>().ok()? / TICKS);
+    Some([seconds()?, seconds()?])
+}
