@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds examples/mpi with every MPI that is installed, and runs mpi_collectives: all is well on 1, 2, 4 and 5 ranks, and
-# what goes wrong ends, in time, with an error that says what and where.
+# Builds examples/mpi with every MPI that is installed, and runs mpi_collectives and mpi_seqpar: all is well on 1 to 5 ranks, and
+# what goes wrong ends, in time, with an error that says what and where. mpi_seqpar needs an adapter, a software one will do.
 #
 #     scripts/install_mpi.sh
 #     scripts/test_mpi.sh
@@ -20,15 +20,15 @@ fail() {
     exit 1
 }
 
-# run RANKS [OPTIONS...]: runs mpi_collectives; sets `status` and `seconds`.
+# run RANKS [OPTIONS...]: runs `program`; sets `status` and `seconds`.
 run() {
     local ranks=$1 started=$EPOCHREALTIME
     shift
     status=0
-    timeout --kill-after=5 60 "${launch[@]}" -n "$ranks" "$program" "$@" >"$output" 2>&1 || status=$?
+    timeout --kill-after=5 60 "${launch[@]}" -n "$ranks" "$folder/$program" "$@" >"$output" 2>&1 || status=$?
     seconds=$(awk -v from="$started" -v to="$EPOCHREALTIME" 'BEGIN { printf "%.1f", to - from }')
-    what="$name, $ranks ranks${*:+, $*}"
-    printf '%-60s status %3d, %5s s\n' "$what" "$status" "$seconds"
+    what="$name, $program, $ranks ranks${*:+, $*}"
+    printf '%-100s status %3d, %5s s\n' "$what" "$status" "$seconds"
 }
 
 # says COUNT TEXT: so many lines of the output have the text.
@@ -48,8 +48,15 @@ fails() {
     awk -v seconds="$seconds" -v limit="$LIMIT" 'BEGIN { exit !(seconds < limit) }' || fail "$what: more than $LIMIT s"
 }
 
-all_cases() {
+# The others cannot have an error value: the launcher ends them, and tells.
+is_killed() {
+    fails
+    grep -qiE 'bad termination|exited on signal' "$output" || fail "$what: no message of the launcher"
+}
+
+collectives() {
     local ranks
+    program=mpi_collectives
     for ranks in 1 2 4 5; do
         run "$ranks"
         succeeds
@@ -74,13 +81,47 @@ all_cases() {
     run 4 --panic 1
     fails
     says 1 "rank 1 of 4: error: it panicked"
-    # The others cannot have an error value: the launcher ends them, and tells.
     run 4 --kill 3
-    fails
-    grep -qiE 'bad termination|exited on signal' "$output" || fail "$what: no message of the launcher"
+    is_killed
     run 4 --hang 1 --timeout 2
     fails
     says 3 "error: agree: waited 2s, the time-out, for rank 1"
+}
+
+# near_one_rank: forward and backward, not causal and causal.
+near_one_rank() {
+    succeeds
+    says 2 "of the largest"
+}
+
+shares() {
+    local ranks
+    program=mpi_seqpar
+    for ranks in 1 3 4 5; do
+        run "$ranks"
+        near_one_rank
+        # Of all branches, not causal and causal.
+        says "$((3 * ranks))" "dense keys and values"
+        says "$((2 * ranks))" "bytes at most"
+    done
+    # Fewer tokens than ranks, and none at all.
+    run 5 --tokens 3
+    near_one_rank
+    run 2 --tokens 0
+    near_one_rank
+    # Borders inside segments, some longer than a share, some many to a share; outputs on other ranks than their queries.
+    run 4 --tokens 1501 --branches 7/1 100/3 999/5 --torchscale
+    near_one_rank
+    run 3 --tokens 777 --branches 500/3 --heads 5 --head-dim 8 --dtype f16
+    near_one_rank
+    run 3 --dtype bf16 --torchscale
+    near_one_rank
+
+    run 4 --mismatch 1
+    fails
+    says 4 "error: attention is "
+    run 4 --kill 3
+    is_killed
 }
 
 # test_with COMPILER LAUNCHER
@@ -90,8 +131,8 @@ test_with() {
     version=$("$2" --version 2>&1)
     if [[ $version == *"Open MPI"* || $version == *OpenRTE* ]]; then
         name="Open MPI"
-        # More ranks than cores, and in a container the user is root.
-        launch+=(--oversubscribe)
+        # More ranks than cores, of which each has threads of its driver; and in a container the user is root.
+        launch+=(--oversubscribe --bind-to none)
         if ((EUID == 0)); then launch+=(--allow-run-as-root); fi
     else
         name=MPICH
@@ -106,8 +147,9 @@ test_with() {
     first=${first:-$target}
     MPICC=$1 CARGO_TARGET_DIR=$target cargo build --locked --profile checks --manifest-path examples/mpi/Cargo.toml
     built=$((SECONDS - started))
-    program=$target/checks/mpi_collectives
-    all_cases
+    folder=$target/checks
+    collectives
+    shares
     times+=("$(printf '%-10s build %4d s, cases %3d s' "$name" "$built" "$((SECONDS - started - built))")")
 }
 
