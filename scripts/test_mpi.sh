@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds examples/mpi with every MPI that is installed, and runs mpi_collectives and mpi_seqpar: all is well on 1 to 5 ranks, and
-# what goes wrong ends, in time, with an error that says what and where. mpi_seqpar needs an adapter, a software one will do.
+# Builds examples/mpi with every MPI that is installed, and runs mpi_collectives, mpi_seqpar and mpi_train_lm: all is well on 1 to 5
+# ranks, and what goes wrong ends, in time, with an error that says what and where. All but the first need an adapter, a software one
+# will do.
 #
 #     scripts/install_mpi.sh
 #     scripts/test_mpi.sh
@@ -11,8 +12,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 exec </dev/null
 
 readonly LIMIT=10 # seconds within which everything has to end
-output=$(mktemp)
-trap 'rm -f "$output"' EXIT
+scratch=$(mktemp -d)
+output=$scratch/output
+trap 'rm -rf "$scratch"' EXIT
 
 fail() {
     printf 'test_mpi: error: %s\n' "$*" >&2
@@ -25,7 +27,8 @@ run() {
     local ranks=$1 started=$EPOCHREALTIME
     shift
     status=0
-    timeout --kill-after=5 60 "${launch[@]}" -n "$ranks" "$folder/$program" "$@" >"$output" 2>&1 || status=$?
+    # Longer than a software driver compiles.
+    timeout --kill-after=5 300 "${launch[@]}" -n "$ranks" "$folder/$program" "$@" >"$output" 2>&1 || status=$?
     seconds=$(awk -v from="$started" -v to="$EPOCHREALTIME" 'BEGIN { printf "%.1f", to - from }')
     what="$name, $program, $ranks ranks${*:+, $*}"
     printf '%-100s status %3d, %5s s\n' "$what" "$status" "$seconds"
@@ -124,6 +127,24 @@ shares() {
     is_killed
 }
 
+# The training of train_lm by four processes: 20 steps lose what those of one process do, to 1e-5 of the largest loss.
+training() {
+    local columns options=(--data src --layers 1 --heads 2 --ffn 128 --tokens 128 --steps 20 --rate 1e-2 --generate 0)
+    program=mpi_train_lm
+    if [[ ! -e $scratch/alone ]]; then
+        cargo build --locked --profile checks --example train_lm
+        "${CARGO_TARGET_DIR:-target}/checks/examples/train_lm" "${options[@]}" --out "$scratch" --losses "$scratch/alone" >"$output" 2>&1 ||
+            fail "train_lm failed"
+    fi
+    for columns in 1 2 4; do
+        run 4 "${options[@]}" --ranks-per-sequence "$columns" --out "$scratch" --losses "$scratch/together"
+        succeeds
+        paste "$scratch/alone" "$scratch/together" >"$output"
+        awk '{ off = $1 - $2; if (off < 0) off = -off; if (off > worst) worst = off; if ($1 > largest) largest = $1 }
+            END { exit !(NR == 20 && worst <= 1e-5 * largest) }' "$output" || fail "$what: losses differ"
+    done
+}
+
 # test_with COMPILER LAUNCHER
 test_with() {
     local started=$SECONDS version
@@ -150,6 +171,7 @@ test_with() {
     folder=$target/checks
     collectives
     shares
+    training
     times+=("$(printf '%-10s build %4d s, cases %3d s' "$name" "$built" "$((SECONDS - started - built))")")
 }
 
