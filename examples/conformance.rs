@@ -11,9 +11,9 @@
 //! With `--budget MIB`, forwards of attention and layers of encoders and decoders run out of core, in blocks of `--chunk` tokens, and the
 //! pool has that budget.
 //!
-//! With `--ranks P`, self-attention, multi-head attention, encoders and decoders, and their gradients run over P ranks: threads with a
-//! device, a pool and a share of the tokens each, item after item of a batch. After each file every pool must have all of its buffers
-//! back. What ranks do not do (decoding with a cache, training, slide encoders) runs on one device.
+//! With `--ranks P`, attention, multi-head attention, encoders and decoders, their gradients and training run over P ranks: threads with
+//! a device, a pool and a share of the tokens each, item after item of a batch. After each file every pool must have all of its buffers
+//! back. What ranks do not do (decoding with a cache, slide encoders) runs on one device.
 //!
 //! With `--kernel TIER`, the reason of each line names the kernels that ran, and stderr says in the end how many comparisons were
 //! of that tier alone. Weights of models are f32, so that with cooperative matrices their products are of another tier. Over ranks,
@@ -60,7 +60,7 @@ struct Options {
     /// tokens; it bounds everything else, too
     #[arg(long, value_name = "MIB")]
     budget: Option<u64>,
-    /// Attention and layers over so many ranks, in threads with a device and a share of each sequence's tokens each
+    /// Attention, layers and training over so many ranks, in threads with a device and a share of each sequence's tokens each
     #[arg(long, value_name = "P", conflicts_with = "budget")]
     ranks: Option<NonZeroUsize>,
 }

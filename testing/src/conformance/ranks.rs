@@ -29,7 +29,7 @@ impl Ranks {
     }
 
     /// What `work` returns on each rank, in order.
-    fn run<T: Send>(
+    pub fn run<T: Send>(
         &self,
         work: impl Fn(&Arc<Group>, &Context) -> Result<T, String> + Sync,
     ) -> Result<Vec<T>, String> {
@@ -165,7 +165,7 @@ pub struct Sums {
 pub struct Results {
     /// Tensors with a row for each token.
     pub rows: Vec<Rows>,
-    /// Gradients of parameters: sums over all tokens.
+    /// Of parameters: gradients, which are sums over all tokens, or weights.
     pub sums: Option<Sums>,
     /// The kernels that ran.
     pub kernels: Vec<Kernel>,

@@ -1,55 +1,95 @@
 //! Files of whole training runs (`ts_train_*`): losses and norms of every step, weights after the last.
 
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use dilated_attention::distributed::RankGrid;
 use dilated_attention::longnet::LongNet;
 use dilated_attention::training::{
     AdamWOptions, Batch, LearningRate, StepReport, Trainer, TrainingOptions,
 };
-use dilated_attention::{AttentionShape, Mask};
+use dilated_attention::{AttentionShape, Context, Mask};
 
 use super::attention::Engine;
 use super::golden_file::GoldenFile;
 use super::longnet;
-use super::modules::{self, compare, compare_parameters, read, same, told, weights};
+use super::modules::{self, compare, compare_parameters, same, told, weights};
+use super::ranks::{Results, Sums};
 use super::report::Report;
 
-/// Trains from the file's weights on the file's tokens.
+/// Trains from the file's weights on the file's tokens. Ranks all have some tokens of every sequence.
 pub fn check(
     file: &GoldenFile,
     engine: &mut dyn Engine,
     report: &mut Report,
 ) -> Result<(), String> {
-    let Some(context) = engine.context().cloned() else {
+    let Some(context) = engine.context() else {
         return Ok(());
     };
+    let trained = match engine.ranks() {
+        None => train(file, context, None)?,
+        Some(ranks) => {
+            let trained = ranks.run(|group, context| {
+                let grid = NonZeroUsize::new(group.size()).unwrap_or(NonZeroUsize::MIN);
+                let grid = RankGrid::new(Arc::clone(group), grid).map_err(told)?;
+                train(file, context, Some(&grid))
+            })?;
+            let mut trained = trained.into_iter();
+            let first = trained.next().ok_or("there are no ranks")?;
+            match trained.all(|trained| trained.values() == first.values()) {
+                true => first,
+                false => return Err("ranks end with different weights".to_owned()),
+            }
+        }
+    };
+    let of_each =
+        |value: fn(&StepReport) -> f32| trained.reports.iter().map(value).collect::<Vec<_>>();
+    let steps = [trained.reports.len()];
+    report.ran(trained.results.kernels.clone());
+    compare(file, "losses", &steps, &of_each(|step| step.loss), report);
+    let norms = of_each(|step| step.gradient_norm);
+    compare(file, "grad_norms", &steps, &norms, report);
+    if let Some(Sums { list, values }) = &trained.results.sums {
+        compare_parameters(file, "final.", list, values, &same, report);
+    }
+    Ok(())
+}
+
+/// Reports of all steps, and the weights after the last.
+struct Trained {
+    reports: Vec<StepReport>,
+    results: Results,
+}
+
+impl Trained {
+    fn values(&self) -> Option<&[Vec<f32>]> {
+        self.results
+            .sums
+            .as_ref()
+            .map(|sums| sums.values.as_slice())
+    }
+}
+
+fn train(file: &GoldenFile, context: &Context, grid: Option<&RankGrid>) -> Result<Trained, String> {
     // A decoder, whether or not the configuration says so.
     let attention = modules::attention(file, false)?.with_mask(Mask::Causal);
-    let model = LongNet::new(&context, longnet::config(file, attention)?).map_err(told)?;
+    let model = LongNet::new(context, longnet::config(file, attention)?).map_err(told)?;
     let mut recorder = context.recorder("weights");
     let weights = weights(file, &mut recorder, model.parameters(), &same)?;
     recorder.submit().map_err(told)?;
     let mut trainer =
-        Trainer::from_weights(&context, model, weights, options(file)?).map_err(told)?;
+        Trainer::from_weights(context, model, weights, options(file)?).map_err(told)?;
     let reports = batches(file)?
         .iter()
-        .map(|batches| trainer.step(batches)?.wait())
+        .map(|batches| match grid {
+            None => trainer.step(batches)?.wait(),
+            Some(grid) => trainer.step_on_ranks(grid, batches),
+        })
         .collect::<Result<Vec<StepReport>, _>>()
         .map_err(told)?;
-    let of_each = |value: fn(&StepReport) -> f32| reports.iter().map(value).collect::<Vec<_>>();
-    let steps = [reports.len()];
-    compare(file, "losses", &steps, &of_each(|step| step.loss), report);
-    let norms = of_each(|step| step.gradient_norm);
-    compare(file, "grad_norms", &steps, &norms, report);
-    let tensors: Vec<_> = trainer.weights().iter().map(|(_, tensor)| tensor).collect();
-    let values = read(context.recorder("final weights"), &tensors, report)?;
-    compare_parameters(
-        file,
-        "final.",
-        trainer.weights().list(),
-        &values,
-        &same,
-        report,
-    );
-    Ok(())
+    let recorder = context.recorder("final weights");
+    let results = Results::read(recorder, &[], Some(trainer.weights())).map_err(told)?;
+    Ok(Trained { reports, results })
 }
 
 fn options(file: &GoldenFile) -> Result<TrainingOptions, String> {
