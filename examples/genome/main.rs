@@ -139,9 +139,17 @@ fn run(options: Options) -> Result<ExitCode, Box<dyn Error>> {
             embed(bases[token], token, row);
         }
     });
-    // Spread over the genome, the ends included.
+    // Spread over the genome, the ends included. Every other one is at a multiple of the largest rate, where all branches have a row.
     let (last, steps) = (bases.len() - 1, options.samples.max(2) - 1);
-    let samples = (0..=steps).map(|step| (last as u128 * step as u128 / steps as u128) as usize);
+    let rate = options.branches.iter().map(|(_, rate)| *rate).max();
+    let rate = rate.unwrap_or(1).max(1);
+    let samples = (0..=steps).map(|step| {
+        let token = (last as u128 * step as u128 / steps as u128) as usize;
+        match step % 2 == 1 && step < steps {
+            true => token / rate * rate,
+            false => token,
+        }
+    });
     let mut sink = Sampled {
         checksum: crc32fast::Hasher::new(),
         rows: samples.map(|token| (token, Vec::new())).collect(),
