@@ -91,6 +91,9 @@ fn named(name: &str) -> (&Path, Option<&str>) {
 }
 
 fn open(name: &str) -> Result<Array, Box<dyn Error>> {
+    if cfg!(target_endian = "big") {
+        return Err("these files are little-endian, this machine is not".into());
+    }
     let (path, tensor) = named(name);
     if let Some(tensor) = tensor {
         let file = WeightFile::open(path)?;
@@ -166,16 +169,28 @@ impl Output {
         Ok(TokenFile::create(&self.partial, &header, dtype, elements)?)
     }
 
-    /// The file of a run that goes on. If that run was killed after its last block, the file may have its name already.
-    fn go_on(&self, like: &Array) -> Result<TokenFile, Box<dyn Error>> {
-        let path = match self.partial.exists() {
-            true => &self.partial,
-            false => &self.path,
-        };
+    /// The file of a run that goes on, and whether it has its name already, as after a kill behind the last block.
+    fn go_on(&self, like: &Array) -> Result<(TokenFile, bool), Box<dyn Error>> {
+        let (path, partial) = (self.path.display(), self.partial.display());
+        match (self.partial.exists(), self.path.exists()) {
+            (true, false) => Ok((self.open(&self.partial, like)?, false)),
+            (false, true) => Ok((self.open(&self.path, like)?, true)),
+            (true, true) => Err(format!("{path} and {partial} exist: remove one").into()),
+            (false, false) => {
+                Err(format!("{partial} is gone: remove the progress file to begin anew").into())
+            }
+        }
+    }
+
+    fn open(&self, path: &Path, like: &Array) -> Result<TokenFile, Box<dyn Error>> {
         if let Some(tensor) = &self.tensor {
             return Ok(TokenFile::open_safetensors_to_write(path, tensor)?);
         }
         let (array, dtype) = (NpyArray::of(path)?, TokenSource::dtype(&like.file));
+        let shape = like.shape.iter().map(|dim| *dim as u64);
+        if array.shape != shape.collect::<Vec<_>>() {
+            return Err(format!("{} is another array than the output", path.display()).into());
+        }
         let elements = like.shape.iter().product::<usize>() as u64;
         Ok(TokenFile::open_to_write(
             path,
@@ -214,6 +229,18 @@ fn run(options: Options) -> Result<ExitCode, Box<dyn Error>> {
             .into());
         }
     };
+    for (name, array) in [(&options.k, &k), (&options.v, &v)] {
+        let shape = match &array.shape[..] {
+            [1, rest @ ..] if rest.len() > 1 => rest,
+            all => all,
+        };
+        if shape != [tokens, heads, dim] && shape != [tokens, heads * dim] {
+            return Err(format!(
+                "{name} has shape {shape:?}; ({tokens}, {heads}, {dim}) is needed, as of the queries"
+            )
+            .into());
+        }
+    }
     let (lengths, rates): (Vec<usize>, Vec<usize>) = options.branches.iter().copied().unzip();
     let mut config = DilatedAttentionConfig::new(heads, dim, &lengths, &rates)?;
     if options.causal {
@@ -242,18 +269,24 @@ fn run(options: Options) -> Result<ExitCode, Box<dyn Error>> {
     }
     let output = Output::new(&options.out);
     let goes_on = options.progress.as_ref().is_some_and(|file| file.exists());
-    let mut out = match goes_on {
+    let (mut out, is_named) = match goes_on {
         true => output.go_on(&q)?,
-        false => output.create(&q)?,
+        false => (output.create(&q)?, false),
     };
     let begin = Instant::now();
     let style = ProgressStyle::with_template("[{bar:40}] {percent:>3} %, {eta} left")?;
     let bar = ProgressBar::new(1000).with_style(style);
-    let done = (|| -> dilated_attention::Result<()> {
+    let done = (|| -> Result<(), Box<dyn Error>> {
         let mut run = attention.run_out_of_core(&plan, [&q.file, &k.file, &v.file], &mut out)?;
         let before = run.progress().fraction();
         if before > 0.0 {
             say!("goes on at {:.1} %", 100.0 * before);
+        }
+        if is_named && !run.is_done() {
+            let partial = output.partial.display();
+            return Err(
+                format!("{partial} is gone: remove the progress file to begin anew").into(),
+            );
         }
         while !run.is_done() {
             bar.set_position((1000.0 * run.advance()?.fraction()) as u64);
@@ -266,7 +299,7 @@ fn run(options: Options) -> Result<ExitCode, Box<dyn Error>> {
             // Nothing goes on with it. A failure leaves a file that the next run removes.
             _ = fs::remove_file(&output.partial);
         }
-        return Err(error.into());
+        return Err(error);
     }
     output.finish()?;
     if let Some(path) = &options.progress {

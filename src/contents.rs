@@ -7,8 +7,9 @@
 //! the order of execution: a reader may be recorded before its writer is submitted.
 //!
 //! * Contents are *held* once a recording that writes them was submitted. They stay held: a later recording that is dropped
-//!   leaves the earlier values, which are valid. Any write counts, even of a part of the tensor, because kernels write
-//!   windows and caches write rows. But a write of one parameter does not count for the *slab* of parameters that holds it.
+//!   leaves the earlier values, which are valid. Any write of the tensor counts, even of a part of it, because kernels write
+//!   windows and caches write rows. But a write of a view does not count for what it is a view of: that of one parameter not for the
+//!   *slab* of parameters that holds it.
 //! * What the application's own commands write, it has to tell ([`Tensor::mark_written`](crate::Tensor::mark_written)).
 //! * Contents that a cancelled sliced submission has begun to write are *torn* until they are written anew.
 //! * A recording in an application's encoder counts as submitted for later recordings, because only the application knows

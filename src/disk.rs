@@ -66,18 +66,18 @@ impl DiskFile {
     }
 
     /// What tells the file from others and from itself after a change: its length, and when it was modified last.
-    pub fn identity(&self) -> String {
+    pub fn identity(&self) -> Result<String> {
+        let now = State::from(self.file.metadata()?);
         let since = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).ok();
-        let modified = self.opened.modified.and_then(since);
-        match modified {
+        Ok(match now.modified.and_then(since) {
             Some(time) => format!(
                 "{} bytes, modified {}.{:09} s after 1970",
-                self.opened.len,
+                now.len,
                 time.as_secs(),
                 time.subsec_nanos()
             ),
-            None => format!("{} bytes", self.opened.len),
-        }
+            None => format!("{} bytes", now.len),
+        })
     }
 
     /// The file, for what is neither read nor write.

@@ -122,7 +122,10 @@ impl Layer<'_> {
             scores.push((key, head, weight));
         }
         for (out, element) in attended.iter_mut().zip(0..) {
-            *out /= sums[element / HEAD_DIM];
+            // What no branch covers is 0.
+            if sums[element / HEAD_DIM] > 0.0 {
+                *out /= sums[element / HEAD_DIM];
+            }
         }
         for (key, head, weight) in scores {
             weights.push((key, weight / sums[head] / HEADS as f64));

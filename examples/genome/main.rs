@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::LazyLock;
 use std::time::Instant;
@@ -114,6 +114,13 @@ fn embed(base: u8, position: usize, row: &mut [f32]) {
     }
 }
 
+/// The name of an output that is not whole yet.
+fn partial(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".partial");
+    name.into()
+}
+
 fn run(options: Options) -> Result<ExitCode, Box<dyn Error>> {
     let bases = read(&options)?;
     let (lengths, rates): (Vec<usize>, Vec<usize>) = options.branches.iter().copied().unzip();
@@ -157,8 +164,9 @@ fn run(options: Options) -> Result<ExitCode, Box<dyn Error>> {
             None => None,
             Some(path) => {
                 let shape = [bases.len(), WIDTH];
+                // Under its own name once it is whole.
                 Some(TokenFile::create_safetensors(
-                    path,
+                    partial(path),
                     "layer",
                     &shape,
                     DType::F32,
@@ -176,6 +184,9 @@ fn run(options: Options) -> Result<ExitCode, Box<dyn Error>> {
     }
     drop(run);
     bar.finish_and_clear();
+    if let Some(path) = &options.out {
+        std::fs::rename(partial(path), path)?;
+    }
     let seconds = begin.elapsed().as_secs_f64();
     say!(
         "computed  {seconds:.1} s, {:.3} million bases a second, {:.1} GFLOP/s",

@@ -83,7 +83,7 @@ pub enum Error {
     /// A source of tokens could not be read, or a sink not be written.
     #[error("{what}: tokens {}..{} of the host: {reason}", tokens.start, tokens.end)]
     HostTokens {
-        /// Which one: q, k, v, out or softmax_state; or the thread that reads q, k and v.
+        /// Which one: q, k, v, the input x of a layer, packed keys, out or softmax_state.
         what: &'static str,
         /// The tokens.
         tokens: std::ops::Range<usize>,
@@ -115,7 +115,7 @@ pub enum Error {
     },
     /// A progress file tells of another run: another plan, other inputs, or outputs that are not there.
     #[error(
-        "{} is of another run: its {what} is {recorded}, that of this run is {given}; go on as it was begun, or remove the file to begin anew",
+        "{} is of another run: its {what} is {recorded}, that of this run is {given}; go on as it was begun, or remove it, and the scratch file that it may have, to begin anew",
         path.display()
     )]
     OtherRun {

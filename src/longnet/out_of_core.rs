@@ -42,6 +42,7 @@ impl LongNet {
         let chunk_rows = (chunk_bytes / row_bytes / 64 * 64).max(64) as usize;
         let chunk_rows = chunk_rows.min(tokens.max(1));
         let needs = LayerNeeds {
+            model: format!("{:?}", self.config),
             chunk_rows,
             chunk_bytes: self.chunk_bytes(attention.context(), chunk_rows, tokens)?,
             token_flop: projections + network,
@@ -142,6 +143,9 @@ impl LongNet {
         Ok(pool.stats().held_bytes.peak - before)
     }
 }
+
+/// Elements of a weight that are read at a time: 1 MiB.
+const PIECE_ELEMENTS: u64 = 256 << 10;
 
 /// The layer around the attention of a run.
 struct LayerOutOfCore<'a> {
@@ -269,6 +273,10 @@ impl AttentionLayer for LayerOutOfCore<'_> {
         })
     }
 
+    fn model(&self) -> String {
+        format!("{:?}", self.model.config)
+    }
+
     fn identity(&self) -> Result<String> {
         let mut digest = crc32fast::Hasher::new();
         let own = format!("layers.{}.", self.index);
@@ -276,16 +284,21 @@ impl AttentionLayer for LayerOutOfCore<'_> {
             if !spec.name.contains(&own) {
                 continue;
             }
-            let mut recorder = self.context.recorder("weights");
-            let download = recorder.download_bytes(tensor)?;
-            recorder.submit()?;
             digest.update(spec.name.as_bytes());
-            digest.update(&download.wait()?);
+            let count = tensor.num_elements();
+            // In pieces, as they are saved: readback buffers of the largest weights are no part of the plan.
+            for first in (0..count).step_by(PIECE_ELEMENTS as usize) {
+                let piece = PIECE_ELEMENTS.min(count - first) as usize;
+                let mut recorder = self.context.recorder("weights");
+                let download = recorder.download_bytes(&tensor.view(&[piece], first * 4))?;
+                recorder.submit()?;
+                digest.update(&download.wait()?);
+            }
         }
         Ok(format!(
-            "number {} of {:?}, with weights of CRC-32 {:08x}",
+            "number {} of {}, with weights of CRC-32 {:08x}",
             self.index,
-            self.model.config,
+            self.model(),
             digest.finalize()
         ))
     }

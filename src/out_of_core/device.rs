@@ -41,6 +41,9 @@ pub(crate) trait AttentionLayer: Sync {
         attended: &Tensor,
     ) -> Result<Tensor>;
 
+    /// The model, in words: what the plan was made for.
+    fn model(&self) -> String;
+
     /// What tells the layer from others, in words.
     fn identity(&self) -> Result<String>;
 }
@@ -80,7 +83,7 @@ impl<'a> OnDevice<'a> {
             context: context.clone(),
             config: plan.config.clone(),
             inputs: [q?, k?, v?],
-            x: match plan.layer {
+            x: match &plan.layer {
                 None => None,
                 Some(layer) => Some(lease("x", layer.chunk_rows, width, DType::F32)?),
             },
@@ -92,14 +95,21 @@ impl<'a> OnDevice<'a> {
             out: lease("out", tokens, width, DType::F32)?,
             softmax_state: lease("softmax_state", tokens, 2 * heads, DType::F32)?,
         };
-        if leased.layer.is_some() {
-            // A layer writes their rows chunk by chunk, which fills none of them.
-            for tensor in &leased.inputs {
-                recorder.clear(tensor, tensor.whole());
-            }
-        }
         recorder.submit()?;
+        leased.begin_again()?;
         Ok(leased)
+    }
+
+    /// Makes the tensors ready, whatever became of the work before: a layer writes rows of them chunk by chunk, which fills none.
+    pub fn begin_again(&self) -> Result<()> {
+        if self.layer.is_none() {
+            return Ok(());
+        }
+        let mut recorder = self.recorder();
+        for tensor in &self.inputs {
+            recorder.clear(tensor, tensor.whole());
+        }
+        recorder.submit().map(drop)
     }
 
     fn recorder(&self) -> Recorder {

@@ -162,7 +162,10 @@ pub(super) fn failed(path: &Path, action: &'static str, error: &io::Error) -> Er
     Error::TokenFile {
         path: path.to_owned(),
         action,
-        reason: error.to_string(),
+        reason: match error.kind() {
+            ErrorKind::AlreadyExists => "there is one: remove it, or name another".to_owned(),
+            _ => error.to_string(),
+        },
     }
 }
 
@@ -179,9 +182,10 @@ pub(super) fn create(path: &Path, header: &[u8], bytes: u64) -> Result<DiskFile>
     Ok(file)
 }
 
-/// Makes an empty file `bytes` long, the first of which are `header`.
+/// Makes a file `bytes` long, the first of which are `header` and all others 0.
 pub(super) fn fill_new(path: &Path, file: &DiskFile, header: &[u8], bytes: u64) -> Result<()> {
-    let written = file.write(0, header);
+    let emptied = file.file().set_len(0);
+    let written = emptied.and_then(|()| file.write(0, header));
     written.map_err(|error| failed(path, "written", &error))?;
     reserve(path, file, bytes)
 }
@@ -210,7 +214,12 @@ fn reserve(path: &Path, file: &DiskFile, bytes: u64) -> Result<()> {
             return Err(full(available().unwrap_or(0)));
         }
         // Not every file system can. Then a disk that others fill meanwhile is an error of a later write.
-        Err(_) => {}
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::Unsupported | ErrorKind::InvalidInput
+            ) => {}
+        Err(error) => return Err(failed(path, "made", &error)),
     }
     let sized = file.file().set_len(bytes);
     sized.map_err(|error| failed(path, "made", &error))
@@ -239,7 +248,7 @@ impl TokenSource for TokenFile {
     }
 
     fn identity(&self) -> io::Result<String> {
-        Ok(self.file.identity())
+        self.file.identity()
     }
 }
 

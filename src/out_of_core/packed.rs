@@ -142,6 +142,25 @@ impl PackedKeys {
         Ok((Self { branches, store }, is_whole))
     }
 
+    /// Whether the file at `path` is whole, and the run's with this name.
+    pub fn are_in_file(
+        geometries: &[BranchGeometry],
+        head_bytes: usize,
+        path: &Path,
+        name: [u8; NAME_BYTES],
+    ) -> bool {
+        let (_, bytes) = Self::lay_out(geometries, head_bytes, NAME_BYTES as u64);
+        open_old(path, name).is_ok_and(|file| file.len() == bytes)
+    }
+
+    /// Removes the file at `path` if it is the run's with this name.
+    pub fn remove(path: &Path, name: [u8; NAME_BYTES]) {
+        if open_old(path, name).is_ok_and(|file| file.len() > 0) {
+            // A failure leaves a file that nobody needs.
+            _ = std::fs::remove_file(path);
+        }
+    }
+
     /// Keeps what the branches need of `tokens`, whose keys and values are `rows`: (token, head, element).
     pub fn pack(&mut self, tokens: Range<usize>, rows: [&[u8]; 2]) -> io::Result<()> {
         let Self { branches, store } = self;

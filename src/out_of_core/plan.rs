@@ -130,8 +130,10 @@ impl DilatedAttention {
 }
 
 /// What a layer adds to the plan of its attention.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct LayerNeeds {
+    /// The model, in words.
+    pub model: String,
     /// Rows of the layer's input that go through its products at a time.
     pub chunk_rows: usize,
     /// Device bytes that they take on their way.
@@ -175,7 +177,7 @@ impl OutOfCorePlan {
             state: RowLayout::of_state(config, caps),
             stored_bytes: config.embed_dim() as u64 * dtype.bytes(),
             converts: dtype != DType::F32,
-            layer,
+            layer: layer.as_ref(),
             caps,
         };
         let size = memory.largest(tokens as u64, &geometries, options)?;
@@ -193,11 +195,12 @@ impl OutOfCorePlan {
             size,
             shape,
             options: options.clone(),
-            layer,
+            layer: None,
         };
-        if let Some(layer) = layer {
+        if let Some(layer) = &layer {
             plan.flop += (layer.token_flop * tokens as f64) as u64;
         }
+        plan.layer = layer;
         let head_bytes = plan.head_bytes();
         let bytes = plan.packed.iter();
         let bytes = bytes.map(|geometry| branch_bytes(geometry, head_bytes));
@@ -266,7 +269,7 @@ struct Memory<'a> {
     /// Bytes of a token on the host.
     stored_bytes: u64,
     converts: bool,
-    layer: Option<LayerNeeds>,
+    layer: Option<&'a LayerNeeds>,
     caps: &'a DeviceCaps,
 }
 
@@ -280,25 +283,28 @@ impl Memory<'_> {
         let out = storage(size.tokens * self.row.row_bytes);
         let state = storage(size.tokens * self.state.row_bytes);
         // In chunks, each for what is left of an upload.
-        let mut staging = 0;
-        let mut left = stored;
-        while left > 0 {
-            let chunk = staging_bytes(left);
-            staging += chunk;
-            left = left.saturating_sub(chunk);
-        }
-        // Of the outputs, or of the states; each with a seal.
-        let row_bytes = self.stored_bytes.max(self.state.row_bytes);
-        let readback = storage(size.tokens * row_bytes + 8);
-        // The keys and values that a layer packs are downloaded at the same time.
-        let (chunk, packing) = match self.layer {
-            None => (0, 0),
+        let staging = |bytes: u64| {
+            let (mut all, mut left) = (0, bytes);
+            while left > 0 {
+                let chunk = staging_bytes(left);
+                all += chunk;
+                left = left.saturating_sub(chunk);
+            }
+            all
+        };
+        // With a seal.
+        let readback = |row_bytes: u64| storage(size.tokens * row_bytes + 8);
+        let readbacks = readback(self.stored_bytes) + readback(self.state.row_bytes);
+        // A layer's packed keys are f32, and come to the host before as such.
+        let (keys, of_layer) = match self.layer {
+            None => (stored, 0),
             Some(layer) => (
-                layer.chunk_bytes,
-                storage(size.tokens * self.row.row_bytes + 8),
+                size.held_tokens * self.row.row_bytes,
+                layer.chunk_bytes + 2 * readback(self.row.row_bytes),
             ),
         };
-        3 * (held + staging) + half + out + state + readback + packing + chunk + PARAMS_BYTES
+        let uploads = staging(stored) + 2 * staging(keys);
+        3 * held + uploads + half + out + state + readbacks + of_layer + PARAMS_BYTES
     }
 
     /// The largest block within the budget that bindings cover.

@@ -33,8 +33,8 @@ pub(super) struct Recorded {
     pub written_tokens: u64,
     /// The first token of the last block of these, and the CRC-32 of its outputs.
     pub last_block: Option<(u64, u32)>,
-    /// Whether softmax states are written, too.
-    pub softmax_state: bool,
+    /// The CRC-32 of its softmax states, if they are written, too.
+    pub last_states: Option<u32>,
 }
 
 impl ProgressFile {
@@ -54,7 +54,7 @@ impl ProgressFile {
                         packed_tokens: 0,
                         written_tokens: 0,
                         last_block: None,
-                        softmax_state: false,
+                        last_states: None,
                     },
                     goes_on: false,
                 });
@@ -81,6 +81,34 @@ impl ProgressFile {
             }
         }
         Ok(file)
+    }
+
+    /// Checks what the file says of a run over `tokens` tokens in blocks of `block_tokens`.
+    ///
+    /// # Errors
+    /// [`Error::TokenFile`] for numbers that no run writes.
+    pub fn check(&self, tokens: u64, block_tokens: u64) -> Result<()> {
+        let Recorded {
+            packed_tokens,
+            written_tokens: written,
+            last_block,
+            ..
+        } = self.recorded;
+        let is_block = |first: u64| first < written && written - first <= block_tokens;
+        let is_known = match last_block {
+            None => written == 0,
+            Some((first, _)) => is_block(first),
+        };
+        match is_known && written <= tokens && packed_tokens <= tokens {
+            true => Ok(()),
+            false => Err(Error::TokenFile {
+                path: self.path.clone(),
+                action: "read as the progress of a run",
+                reason: format!(
+                    "its numbers of tokens contradict each other, or the {tokens} of the sequence: remove it to begin anew"
+                ),
+            }),
+        }
     }
 
     pub fn other_run(&self, what: &str, given: &str, recorded: &str) -> Error {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 
 use super::device::{AttentionLayer, OnDevice};
 use super::packed::PackedKeys;
@@ -30,6 +31,8 @@ pub struct OutOfCoreRun<'a> {
     progress_file: Option<ProgressFile>,
     /// Whether the run was advanced.
     has_begun: bool,
+    /// Whether the last step failed.
+    has_failed: bool,
     /// Tokens whose keys are packed, as far as any are; then tokens whose outputs are written.
     packed_tokens: u64,
     written_tokens: u64,
@@ -134,8 +137,10 @@ impl<'a> OutOfCoreRun<'a> {
     ) -> Result<Self> {
         let context = attention.context();
         let caps = context.caps_for(plan.choice.variant.format);
-        let planned = (&plan.config, &plan.caps, plan.is_layer());
-        if planned != (attention.config(), caps, layer.is_some()) {
+        let of_model = plan.layer.as_ref().map(|layer| layer.model.clone());
+        let planned = (&plan.config, &plan.caps, of_model);
+        let model = layer.as_ref().map(|layer| layer.model());
+        if planned != (attention.config(), caps, model) {
             return Err(Error::InvalidConfig {
                 what: "plan out of core",
                 given: "that of another attention or layer, or of another device".to_owned(),
@@ -152,14 +157,24 @@ impl<'a> OutOfCoreRun<'a> {
         expect("out", dtypes, (sink.num_elements(), expected))?;
         context.compile(&[plan.choice.variant.into()])?;
         let tokens = plan.tokens() as u64;
-        let progress_file = match &plan.options.progress_file {
+        let mut progress_file = match &plan.options.progress_file {
             None => None,
             Some(path) => {
                 let facts = facts(plan, &inputs, layer.as_deref())?;
-                Some(ProgressFile::open(path, facts)?)
+                let file = ProgressFile::open(path, facts)?;
+                file.check(tokens, plan.size.tokens)?;
+                Some(file)
             }
         };
-        if let Some(file) = &progress_file {
+        if let Some(file) = &mut progress_file {
+            let name = file.recorded.name;
+            let are_kept = |path: &PathBuf| {
+                PackedKeys::are_in_file(&plan.packed, plan.head_bytes(), path, name)
+            };
+            // Before a new scratch file is made, which would look like the old one.
+            if !plan.options.scratch_file.as_ref().is_some_and(are_kept) {
+                file.recorded.packed_tokens = 0;
+            }
             // A folder that cannot be written to is an error now, and not after the first block.
             file.write()?;
         }
@@ -167,7 +182,13 @@ impl<'a> OutOfCoreRun<'a> {
         let written_tokens = recorded.map_or(0, |recorded| recorded.written_tokens.min(tokens));
         let (branches, head_bytes) = (&plan.packed, plan.head_bytes());
         let (packed, packed_tokens) = match &plan.options.scratch_file {
-            _ if written_tokens == tokens => (PackedKeys::none(), tokens),
+            scratch_file if written_tokens == tokens => {
+                if let (Some(path), Some(recorded)) = (scratch_file, recorded) {
+                    // The run may have been killed before it did so itself.
+                    PackedKeys::remove(path, recorded.name);
+                }
+                (PackedKeys::none(), tokens)
+            }
             None => {
                 let packed = PackedKeys::in_memory(branches, head_bytes)?;
                 let first = packed.first_needed(written_tokens).min(tokens);
@@ -200,6 +221,7 @@ impl<'a> OutOfCoreRun<'a> {
             packed,
             progress_file,
             has_begun: false,
+            has_failed: false,
             written_tokens,
             block: None,
             upcoming: None,
@@ -217,29 +239,22 @@ impl<'a> OutOfCoreRun<'a> {
         let Some((first, recorded)) = file.recorded.last_block else {
             return Ok(());
         };
-        let tokens = first.min(self.written_tokens)..self.written_tokens;
-        let mut rows = zeros(&tokens, self.plan.row_bytes())?;
-        let found = self.sink.read_back(host_range(&tokens), &mut rows);
-        match found.map_err(|error| host_error("out", &tokens, &error))? {
-            true if crc32fast::hash(&rows) == recorded => Ok(()),
-            true => {
-                let what = format!("output of tokens {first}..{}", self.written_tokens);
-                let given = format!("one of CRC-32 {:08x}", crc32fast::hash(&rows));
-                Err(file.other_run(&what, &given, &format!("one of CRC-32 {recorded:08x}")))
-            }
-            false => Err(file.other_run(
-                "output",
-                "nowhere to be read",
-                "that of a sink which keeps what was written",
-            )),
-        }
+        let tokens = first..self.written_tokens;
+        check_written(
+            file,
+            "output",
+            &mut *self.sink,
+            (&tokens, self.plan.row_bytes()),
+            recorded,
+        )
     }
 
     /// The same, which also writes the softmax state of each row and head to `states`, as f32: rows (head, 2), as of
     /// [`ForwardOutput::softmax_state`](crate::ForwardOutput::softmax_state). Of a block, they come before the outputs.
     ///
     /// # Errors
-    /// [`Error::WrongDType`] and [`Error::LengthMismatch`] for another type or size; [`Error::OutOfOrder`] once the run was advanced.
+    /// [`Error::WrongDType`] and [`Error::LengthMismatch`] for another type or size; [`Error::OutOfOrder`] once the run was advanced;
+    /// [`Error::OtherRun`] for a run that goes on and has not written them before, or elsewhere.
     pub fn with_softmax_state(self, states: &'a mut dyn TokenSink) -> Result<Self> {
         if self.has_begun {
             return Err(Error::OutOfOrder {
@@ -248,9 +263,19 @@ impl<'a> OutOfCoreRun<'a> {
                 next_step: "call it before the run is advanced",
             });
         }
-        let heads = self.plan.config.num_heads() as u64;
-        let elements = (states.num_elements(), self.plan.tokens() as u64 * heads * 2);
+        let heads = self.plan.config.num_heads();
+        let elements = self.plan.tokens() as u64 * heads as u64 * 2;
+        let elements = (states.num_elements(), elements);
         expect("softmax_state", (states.dtype(), DType::F32), elements)?;
+        if let Some(file) = &self.progress_file
+            && let Some((first, _)) = file.recorded.last_block
+        {
+            let Some(recorded) = file.recorded.last_states else {
+                return Err(file.other_run("softmax_state", WRITTEN[1], WRITTEN[0]));
+            };
+            let tokens = (&(first..self.written_tokens), heads * 8);
+            check_written(file, "softmax_state", states, tokens, recorded)?;
+        }
         Ok(Self {
             states: Some(states),
             ..self
@@ -293,6 +318,7 @@ impl OutOfCoreRun<'_> {
         if result.is_err() {
             // The tensors of the device may hold anything.
             (self.block, self.upcoming, self.ahead) = (None, None, None);
+            self.has_failed = true;
         }
         result.map(|()| self.progress())
     }
@@ -317,6 +343,9 @@ impl OutOfCoreRun<'_> {
                     Some(upcoming) => upcoming,
                     None => Block::plan(self.plan, self.written_tokens)?,
                 };
+                if std::mem::take(&mut self.has_failed) {
+                    self.device.begin_again()?;
+                }
                 if block.plan.clears {
                     self.device.clear()?;
                 }
@@ -333,21 +362,12 @@ impl OutOfCoreRun<'_> {
 
     /// Whether softmax states are written must not change from one run to the next.
     fn check_states(&mut self) -> Result<()> {
-        let has_states = self.states.is_some();
-        let Some(file) = &mut self.progress_file else {
-            return Ok(());
-        };
-        let words = |has: bool| if has { "written" } else { "not written" };
-        match self.written_tokens > 0 && file.recorded.softmax_state != has_states {
-            true => Err(file.other_run(
-                "softmax_state",
-                words(has_states),
-                words(file.recorded.softmax_state),
-            )),
-            false => {
-                file.recorded.softmax_state = has_states;
-                Ok(())
+        match (&self.progress_file, &self.states) {
+            // Where there are some now, they were compared when they were asked for.
+            (Some(file), None) if file.recorded.last_states.is_some() => {
+                Err(file.other_run("softmax_state", WRITTEN[0], WRITTEN[1]))
             }
+            _ => Ok(()),
         }
     }
 
@@ -377,6 +397,11 @@ impl OutOfCoreRun<'_> {
 
     /// Computes a slice of the block's next item, while a thread reads what the item after it takes.
     fn compute(&mut self, block: &mut Block) -> Result<()> {
+        let is_last = block.done + 1 == block.num_items(self.plan.is_layer());
+        let is_end = block.outputs.end == self.plan.tokens() as u64;
+        if is_last && !is_end && self.upcoming.is_none() {
+            self.upcoming = Some(Block::plan(self.plan, block.outputs.end)?);
+        }
         let mut flight = match block.flight.take() {
             Some(flight) => flight,
             None => {
@@ -388,11 +413,6 @@ impl OutOfCoreRun<'_> {
                 self.submit(block, &ahead)?
             }
         };
-        let is_last = block.done + 1 == block.num_items(self.plan.is_layer());
-        let is_end = block.outputs.end == self.plan.tokens() as u64;
-        if is_last && !is_end && self.upcoming.is_none() {
-            self.upcoming = Some(Block::plan(self.plan, block.outputs.end)?);
-        }
         let next = match (is_last, &self.upcoming) {
             (false, _) => Some((&*block, block.done + 1)),
             (true, upcoming) => upcoming.as_ref().map(|upcoming| (upcoming, 0)),
@@ -461,10 +481,12 @@ impl OutOfCoreRun<'_> {
     fn write(&mut self, tokens: &Tokens) -> Result<()> {
         let count = tokens.end - tokens.start;
         let range = host_range(tokens);
+        let mut last_states = None;
         if let Some(sink) = &mut self.states {
             let states = self.device.download_states(count)?;
             let written = sink.write(range.clone(), &states);
             written.map_err(|error| host_error("softmax_state", tokens, &error))?;
+            last_states = Some(crc32fast::hash(&states));
         }
         let out = self.device.download(count)?;
         let failed = |error: io::Error| host_error("out", tokens, &error);
@@ -477,6 +499,7 @@ impl OutOfCoreRun<'_> {
             self.sink.sync().map_err(failed)?;
             file.recorded.written_tokens = tokens.end;
             file.recorded.last_block = Some((tokens.start, crc32fast::hash(&out)));
+            file.recorded.last_states = last_states;
             file.write()?;
         }
         self.written_tokens = tokens.end;
@@ -524,6 +547,34 @@ impl<'a> Inputs<'a> {
         match *self {
             Inputs::Attention([q, k, v]) => vec![("q", q), ("k", k), ("v", v)],
             Inputs::Layer(x) => vec![("x", x)],
+        }
+    }
+}
+
+/// Whether softmax states are written, in words.
+const WRITTEN: [&str; 2] = ["not written", "written"];
+
+/// Checks that a sink has what the progress file tells of.
+fn check_written(
+    file: &ProgressFile,
+    what: &'static str,
+    sink: &mut dyn TokenSink,
+    (tokens, row_bytes): (&Tokens, usize),
+    recorded: u32,
+) -> Result<()> {
+    let mut rows = zeros(tokens, row_bytes)?;
+    let found = sink.read_back(host_range(tokens), &mut rows);
+    let given = crc32fast::hash(&rows);
+    match found.map_err(|error| host_error(what, tokens, &error))? {
+        true if given == recorded => Ok(()),
+        true => {
+            let what = format!("{what} of tokens {}..{}", tokens.start, tokens.end);
+            let [given, recorded] = [given, recorded].map(|crc| format!("one of CRC-32 {crc:08x}"));
+            Err(file.other_run(&what, &given, &recorded))
+        }
+        false => {
+            let need = "that of a sink which keeps what was written";
+            Err(file.other_run(what, "nowhere to be read", need))
         }
     }
 }

@@ -22,6 +22,7 @@ impl TokenFile {
         shape: &[usize],
         dtype: DType,
     ) -> Result<Self> {
+        expect_order(path.as_ref())?;
         let stored_type = match dtype {
             DType::F32 => StoredType::F32,
             DType::F16 => StoredType::F16,
@@ -74,8 +75,21 @@ impl TokenFile {
     }
 }
 
+/// Checks that the machine has its numbers in the order of the format.
+fn expect_order(path: &Path) -> Result<()> {
+    match cfg!(target_endian = "big") {
+        false => Ok(()),
+        true => Err(Error::TokenFile {
+            path: path.to_owned(),
+            action: "opened",
+            reason: "the format is little-endian, this machine is not".to_owned(),
+        }),
+    }
+}
+
 /// First byte, type and number of elements of a tensor.
 fn find(path: &Path, name: &str) -> Result<(u64, DType, u64)> {
+    expect_order(path)?;
     let file = WeightFile::open(path)?;
     let tensor = file.get(name).ok_or_else(|| Error::TokenFile {
         path: path.to_owned(),

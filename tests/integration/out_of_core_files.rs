@@ -192,6 +192,115 @@ fn finished_blocks_are_not_computed_again() {
     assert!(k.of(200..240) >= 40);
 }
 
+/// A scratch file that is gone is made anew, and filled anew: also if the run ends before it has filled any of it.
+#[test]
+fn packed_keys_that_are_gone_are_packed_again() {
+    let attention = attention();
+    let folder = Folder::new("gone");
+    let x = uniform(1, TOKENS * WIDTH);
+    let (progress, scratch) = (folder.file("progress"), folder.file("scratch"));
+    let plain = attention
+        .plan_out_of_core(TOKENS, DType::F32, &options(40))
+        .unwrap();
+    let mut expected = vec![0f32; x.len()];
+    advance(&attention, &plain, [&x, &x, &x], &mut expected, usize::MAX).unwrap();
+    let options = options(40)
+        .with_progress_file(&progress)
+        .with_scratch_file(&scratch);
+    let plan = attention
+        .plan_out_of_core(TOKENS, DType::F32, &options)
+        .unwrap();
+    let mut out = vec![0f32; x.len()];
+    let inputs: [&dyn TokenSource; 3] = [&x, &x, &x];
+    // All is packed, and a block written.
+    let mut run = attention.run_out_of_core(&plan, inputs, &mut out).unwrap();
+    while run.progress().done < (TOKENS + 50) as u64 {
+        run.advance().unwrap();
+    }
+    drop(run);
+    std::fs::remove_file(&scratch).unwrap();
+    drop(attention.run_out_of_core(&plan, inputs, &mut out).unwrap());
+    let run = attention.run_out_of_core(&plan, inputs, &mut out).unwrap();
+    assert!(run.progress().done < TOKENS as u64);
+    drop(run);
+    let (is_done, _) = advance(&attention, &plan, inputs, &mut out, usize::MAX).unwrap();
+    assert!(is_done && !scratch.exists());
+    assert_eq!(out, expected);
+    // The run ended before it had removed the file.
+    let text = bytes(&progress);
+    let text = String::from_utf8(text).unwrap();
+    let name = text.split("\"name\":").nth(1).unwrap();
+    let name = name
+        .split(']')
+        .next()
+        .unwrap()
+        .replace(['[', ',', '\n'], " ");
+    let name: Vec<u8> = name
+        .split_whitespace()
+        .map(|byte| byte.parse().unwrap())
+        .collect();
+    std::fs::write(&scratch, name).unwrap();
+    let run = attention.run_out_of_core(&plan, inputs, &mut out).unwrap();
+    assert!(run.is_done() && !scratch.exists());
+    drop(run);
+    // Numbers that no run writes.
+    for (from, to) in [
+        ("300", "301"),
+        ("\"written_tokens\": 300", "\"written_tokens\": 40"),
+    ] {
+        std::fs::write(&progress, text.replace(from, to)).unwrap();
+        let error = attention.run_out_of_core(&plan, inputs, &mut out).map(drop);
+        assert!(error.is_err(), "{from}");
+    }
+}
+
+/// Softmax states that were written are those that go on; without them the run does not.
+#[test]
+fn states_go_on_too() {
+    let attention = attention();
+    let folder = Folder::new("states");
+    let x = uniform(1, TOKENS * WIDTH);
+    let options = options(40).with_progress_file(folder.file("progress"));
+    let plan = attention
+        .plan_out_of_core(TOKENS, DType::F32, &options)
+        .unwrap();
+    let (mut out, mut states) = (vec![0f32; x.len()], vec![0f32; TOKENS * 4]);
+    let inputs: [&dyn TokenSource; 3] = [&x, &x, &x];
+    let run = attention.run_out_of_core(&plan, inputs, &mut out).unwrap();
+    let mut run = run.with_softmax_state(&mut states).unwrap();
+    while run.progress().done < (TOKENS + 90) as u64 {
+        run.advance().unwrap();
+    }
+    drop(run);
+    let other = |error: Error| match error {
+        Error::OtherRun { what, .. } => what,
+        other => panic!("{other}"),
+    };
+    let mut empty = vec![0f32; TOKENS * 4];
+    let run = attention.run_out_of_core(&plan, inputs, &mut out).unwrap();
+    let error = run.with_softmax_state(&mut empty).map(drop).unwrap_err();
+    assert!(other(error).contains("softmax_state"));
+    let mut run = attention.run_out_of_core(&plan, inputs, &mut out).unwrap();
+    assert_eq!(other(run.advance().map(drop).unwrap_err()), "softmax_state");
+    drop(run);
+    let run = attention.run_out_of_core(&plan, inputs, &mut out).unwrap();
+    let mut run = run.with_softmax_state(&mut states).unwrap();
+    while !run.is_done() {
+        run.advance().unwrap();
+    }
+    drop(run);
+    let whole = attention
+        .plan_out_of_core(TOKENS, DType::F32, &self::options(40))
+        .unwrap();
+    let run = attention.run_out_of_core(&whole, inputs, &mut out).unwrap();
+    let mut run = run.with_softmax_state(&mut empty).unwrap();
+    while !run.is_done() {
+        run.advance().unwrap();
+    }
+    drop(run);
+    assert_eq!(states, empty);
+}
+
 #[test]
 fn progress_of_another_run_is_an_error() {
     let attention = attention();
@@ -248,13 +357,11 @@ fn progress_of_another_run_is_an_error() {
     // States where there were none.
     let mut states = vec![0f32; TOKENS * 4];
     let run = attention.run_out_of_core(&plan, inputs, &mut out).unwrap();
-    let mut run = run.with_softmax_state(&mut states).unwrap();
-    let error = run.advance().map(drop).unwrap_err();
+    let error = run.with_softmax_state(&mut states).map(drop).unwrap_err();
     assert!(
         matches!(&error, Error::OtherRun { what, .. } if what == "softmax_state"),
         "{error}"
     );
-    drop(run);
     // What goes on nevertheless.
     let mut again = out.clone();
     let (is_done, _) = advance(&attention, &plan, inputs, &mut again, usize::MAX).unwrap();

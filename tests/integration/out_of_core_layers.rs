@@ -1,13 +1,16 @@
 //! Layers over sequences that the device does not hold, against double precision and the same layers in core.
 
+use std::io;
 use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dilated_attention::half::f16;
 use dilated_attention::longnet::{Call, CrossAttentionConfig, Input, LongNet, LongNetConfig};
 use dilated_attention::nn::{Parameters, ProjectionNorm};
 use dilated_attention::ops::TokenIds;
-use dilated_attention::out_of_core::OutOfCoreOptions;
+use dilated_attention::out_of_core::{OutOfCoreOptions, TokenSource};
 use dilated_attention::testing::model;
 use dilated_attention::{
     AttentionShape, Context, DType, DilatedAttentionConfig, Element, Error, Result, SliceOptions,
@@ -178,6 +181,49 @@ fn activations_are_stored_in_half_precision() {
     assert_within("half precision", &y, &wide(&expected), 2f64.powi(-11));
 }
 
+/// A sink that fails once, and a source that does: the same run goes on.
+#[test]
+fn steps_that_failed_are_tried_again() {
+    struct Once<'a>(&'a [f32], AtomicBool);
+    impl TokenSource for Once<'_> {
+        fn dtype(&self) -> DType {
+            DType::F32
+        }
+
+        fn num_elements(&self) -> Option<u64> {
+            None
+        }
+
+        fn read(&self, tokens: Range<usize>, rows: &mut [u8]) -> io::Result<()> {
+            match tokens.end > 100 && self.1.swap(false, Ordering::Relaxed) {
+                true => Err(io::Error::other("not now")),
+                false => self.0.read(tokens, rows),
+            }
+        }
+    }
+    let context = context_with(&Default::default());
+    let attention = DilatedAttentionConfig::new(2, 8, &[16, 128], &[1, 1]).unwrap();
+    let model = LongNet::new(&context, LongNetConfig::encoder(attention, 1, 24)).unwrap();
+    let weights = model.initial_weights(&context, 1).unwrap();
+    let x = uniform(4, 300 * 16);
+    let cut = options(30).with_slices(SliceOptions::default().with_target(Duration::ZERO));
+    let expected = run(&model, &weights, 0, &x, &cut).unwrap();
+    let plan = model.plan_layer_out_of_core(300, DType::F32, &cut).unwrap();
+    let source = Once(&x, AtomicBool::new(true));
+    let mut y = vec![0f32; x.len()];
+    let mut again = model
+        .run_layer_out_of_core(&plan, &weights, 0, &source, &mut y)
+        .unwrap();
+    let mut failures = 0;
+    while !again.is_done() {
+        failures += usize::from(again.advance().is_err());
+    }
+    drop(again);
+    // A read ahead that fails is made again before it is missed.
+    assert!(failures <= 1 && !source.1.load(Ordering::Relaxed));
+    assert_eq!(y, expected);
+}
+
 #[test]
 fn memory_of_a_layer_stays_within_the_budget() {
     let context = context_with(&Default::default());
@@ -214,6 +260,26 @@ fn memory_of_a_layer_stays_within_the_budget() {
             plan.device_bytes
         );
     }
+    // Halves, and windows of packed keys as long as what is held.
+    let attention = DilatedAttentionConfig::new(2, 16, &[64, 1 << 13], &[1, 2]).unwrap();
+    let model = LongNet::new(&context, LongNetConfig::encoder(attention, 1, 64)).unwrap();
+    let weights = model.initial_weights(&context, 1).unwrap();
+    let x: Vec<f16> = x.into_iter().map(f16::from_f32).collect();
+    let small = OutOfCoreOptions::new(3 << 20);
+    let plan = model
+        .plan_layer_out_of_core(tokens, DType::F16, &small)
+        .unwrap();
+    context.wait().unwrap();
+    context.pool().force_trim();
+    context.pool().reset_peaks();
+    let before = context.pool().stats().held_bytes.current;
+    run(&model, &weights, 0, &x, &small).unwrap();
+    let peak = context.pool().stats().held_bytes.peak - before;
+    let bound = plan.device_bytes;
+    assert!(
+        plan.num_blocks() > 1 && peak <= bound,
+        "{peak} {bound}\n{plan}"
+    );
 }
 
 #[test]
