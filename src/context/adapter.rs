@@ -15,7 +15,7 @@ pub enum AdapterChoice {
     Named(String),
     /// A software adapter.
     Software,
-    /// For rank number n of several on one machine: of the adapters of the kind and backend that `Environment` chooses number n,
+    /// For rank number n of those on one machine: of the adapters of the kind, backend and name that `Environment` chooses number n,
     /// counted round. So ranks take one GPU each where there are several, and share one where there is one.
     OfRank(usize),
 }
@@ -42,9 +42,11 @@ pub(super) async fn choose_adapter(
     };
     if let AdapterChoice::OfRank(rank) = choice {
         let first = Box::pin(choose_adapter(instance, &AdapterChoice::Environment)).await?;
+        let name = std::env::var("WGPU_ADAPTER_NAME").unwrap_or_default();
         let kind = |adapter: &wgpu::Adapter| {
             let info = adapter.get_info();
-            (info.backend, info.device_type)
+            let is_named = info.name.to_lowercase().contains(&name.to_lowercase());
+            (info.backend, info.device_type, is_named)
         };
         let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
         let mut alike: Vec<_> = adapters

@@ -37,6 +37,13 @@ impl LongNet {
             return Err(Error::ParameterMismatch { what: "cache" });
         }
         let (batch, count) = (call.shape.batch(), call.shape.seq_len());
+        if call.share.is_some() {
+            return Err(Error::InvalidConfig {
+                what: "decoding",
+                given: "over ranks".to_owned(),
+                need: "a call of the whole sequence on one rank",
+            });
+        }
         if batch != cache.batch {
             return Err(Error::InvalidShape {
                 what: "batch of a decoding step".into(),

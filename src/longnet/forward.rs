@@ -47,6 +47,9 @@ impl Call {
 
     /// A call of the part of a sequence that this rank has. All ranks of the share's group make it.
     ///
+    /// What fails in attention is told to all ranks. After an error elsewhere in a model, on one rank alone, the others wait for it in the
+    /// next attention: tell them with [`agree`](crate::distributed::Group::agree), or drop the group.
+    ///
     /// # Errors
     /// [`Error::InvalidShape`] for a sequence that is too long.
     pub fn of_share(share: SequenceShare) -> Result<Self> {
@@ -122,7 +125,8 @@ impl LongNet {
     /// [attention weights](crate::DilatedAttention::token_weights) of that token in the layer's self-attention.
     ///
     /// # Errors
-    /// As [`forward`](Self::forward); [`Error::InvalidShape`] when there is no such layer or token.
+    /// As [`forward`](Self::forward); [`Error::InvalidShape`] when there is no such layer or token; [`Error::InvalidConfig`] for a
+    /// watched token of a share.
     pub fn layer(
         &self,
         recorder: &mut Recorder,
@@ -133,6 +137,13 @@ impl LongNet {
         watched: Option<usize>,
     ) -> Result<(Tensor, Option<Tensor>)> {
         weights.expect_list("weights", &self.list)?;
+        if watched.is_some() && call.share.is_some() {
+            return Err(Error::InvalidConfig {
+                what: "attention weights of a token",
+                given: "over ranks".to_owned(),
+                need: "a call of the whole sequence",
+            });
+        }
         let blocks = self.layers.get(index).ok_or_else(|| Error::InvalidShape {
             what: "layer".into(),
             given: index.to_string(),

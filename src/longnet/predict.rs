@@ -6,8 +6,9 @@
 //! memory   a line through two dry runs of a rank without others, and the rows of others beside that
 //! time     work over rates, then bytes over rates: nothing overlaps
 //! ```
-//! The rank that has the most of something counts, because the others wait for it. Bytes and work are exact; memory and time are
-//! estimates.
+//! The rank that has the most of something counts, because the others wait for it. Bytes and work are exact, but for training under a
+//! causal mask: gradients come back to the ranks that have sent keys, which are not those that have received most; there the bytes of one
+//! rank are an upper bound. Memory and time are estimates.
 
 use super::{Call, Input, LongNet, LongNetConfig, Recompute};
 use crate::attention::ShareOfRank;

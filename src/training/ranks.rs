@@ -39,8 +39,8 @@ impl Trainer {
     ///
     /// # Errors
     /// As [`record_step`](Self::record_step) and [`PendingStep::wait`](super::PendingStep::wait); those of the
-    /// [group](crate::distributed::Group): an error on one rank is one on all. The weights have not changed then, unless the device
-    /// failed while it changed them.
+    /// [group](crate::distributed::Group): an error on one rank is one on all. The weights have not changed then, unless a device failed
+    /// when all ranks were ready to change them: [`steps`](Self::steps) tells.
     pub fn step_on_ranks(&mut self, grid: &RankGrid, batches: &[Batch]) -> Result<StepReport> {
         let number = self.steps() + 1;
         let summed = self.sums_of_ranks(grid, batches, number)?;
@@ -49,25 +49,34 @@ impl Trainer {
             values,
             labels,
         } = &summed;
-        let changed = self.record_change(step, values);
-        let applied = changed.and_then(|(recorder, loss, norm_squared)| {
-            recorder.submit()?.wait()?;
-            Ok((loss, norm_squared.wait()?))
+        // No rank changes its weights before all can.
+        let change = grid.all().agree(self.record_change(step, values))?;
+        let (recorder, loss, norm_squared) = change;
+        let submitted = recorder.submit();
+        if submitted.is_ok() {
+            self.counted_steps = number;
+            self.recorded = None;
+        }
+        let norm_squared = submitted.and_then(|submission| {
+            submission.wait()?;
+            norm_squared.wait()
         });
-        let (loss, norm_squared) = grid.all().agree(applied)?;
-        self.counted_steps = number;
-        self.recorded = None;
+        let norm_squared = grid.all().agree(norm_squared)?;
         // What is not finite is so on all ranks, which may go on with the next step.
         let of_step = (number, step.learning_rate, *labels);
         StepReport::new(of_step, loss, &norm_squared)
     }
 
     /// Does all of [`step_on_ranks`](Self::step_on_ranks) but the change of the weights: compiles kernels, and makes the buffers of the
-    /// step and of what ranks exchange, so that the pool has them before the first step. Blocks until that is done on all ranks.
+    /// step and of what ranks exchange, so that the pool has them before the first step. Compares the weights of all ranks, which steps
+    /// do not. Blocks until that is done on all ranks.
     ///
     /// # Errors
     /// As [`step_on_ranks`](Self::step_on_ranks).
     pub fn warm_up_on_ranks(&self, grid: &RankGrid, batches: &[Batch]) -> Result<()> {
+        let weights = grid.all().agree(self.weights_in_words())?;
+        let what = [("the CRC-32 of the weights", weights)];
+        grid.all().expect_same(&what)?;
         // Twice, because in the first pass the pool lends larger buffers that it has for smaller ones, and makes those when they are
         // needed the next time.
         for _ in 0..2 {
@@ -84,11 +93,13 @@ impl Trainer {
         let begun = self
             .expect_no_step_under_way("Trainer::step_on_ranks")
             .and_then(|()| self.begin_on_ranks(grid, batches, number));
-        grid.all().expect_same(&self.in_words(batches, number))?;
+        // A learning rate that is none is so on all ranks, or one of them differs.
         let (mut recorder, parts, step, labels) = grid.all().agree(begun)?;
+        let words = grid.all().agree(self.in_words(batches, number))?;
+        grid.all().expect_same(&words)?;
         let local = self.add_parts(&mut recorder, &parts);
-        // Ranks that share sequences with this one wait for it there.
-        let local = local.or_else(|error| grid.row().agree(Err(error)));
+        // Ranks that share sequences with this one wait for it there, if it has failed in the middle.
+        let local = grid.row().agree(local);
         let gathered = local.and_then(|loss| self.local_sums(recorder, loss));
         // The loss is one more number to be added.
         let mut values = grid.all().agree(gathered)?;
@@ -101,16 +112,23 @@ impl Trainer {
     }
 
     /// What must be the same on all ranks.
-    fn in_words(&self, batches: &[Batch], number: u64) -> Vec<(&'static str, String)> {
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) for a learning rate that is none.
+    fn in_words(&self, batches: &[Batch], number: u64) -> Result<Vec<(&'static str, String)>> {
         let mut digest = crc32fast::Hasher::new();
         for batch in batches {
             digest.update(bytemuck::cast_slice(batch.tokens()));
             digest.update(bytemuck::cast_slice(batch.labels()));
         }
         let shapes: Vec<&AttentionShape> = batches.iter().map(Batch::shape).collect();
-        vec![
+        let rate = self.options.learning_rate.checked_at(number)?;
+        Ok(vec![
             ("the model", format!("{:?}", self.model.config())),
             ("the optimizer", format!("{:?}", self.options.optimizer)),
+            ("the learning rate", format!("{rate:e}")),
+            // What is computed again is exchanged again.
+            ("recompute", format!("{:?}", self.options.recompute)),
             ("the seed", self.options.seed.to_string()),
             ("the number of the step", number.to_string()),
             ("the shapes of the batches", format!("{shapes:?}")),
@@ -118,7 +136,19 @@ impl Trainer {
                 "the CRC-32 of tokens and labels",
                 format!("{:08x}", digest.finalize()),
             ),
-        ]
+        ])
+    }
+
+    /// The weights' digest, in words.
+    fn weights_in_words(&self) -> Result<String> {
+        let mut digest = crc32fast::Hasher::new();
+        for (_, tensor) in self.optimizer.weights().iter() {
+            let mut recorder = self.context.recorder("weights");
+            let download = recorder.download_bytes(tensor)?;
+            recorder.submit()?.wait()?;
+            digest.update(&download.wait()?);
+        }
+        Ok(format!("{:08x}", digest.finalize()))
     }
 
     /// The calls of this rank, with all that can be checked before ranks wait for each other.
@@ -179,11 +209,8 @@ impl Trainer {
 
     /// The gradients of this rank's calls, and after them the sum of their losses.
     fn local_sums(&self, mut recorder: Recorder, loss: Option<Download<f32>>) -> Result<Vec<f32>> {
-        let slabs = self.optimizer.gradients().slabs();
-        let downloads: Result<Vec<_>> = slabs
-            .map(|slab| recorder.download::<f32>(slab.elements))
-            .collect();
-        let downloads = downloads?;
+        // Parameter by parameter: where one begins in its buffer depends on the device.
+        let downloads = self.optimizer.gradients().download(&mut recorder)?;
         recorder.submit()?.wait()?;
         let mut values = Vec::new();
         for download in downloads {
@@ -203,10 +230,10 @@ impl Trainer {
     ) -> Result<(Recorder, &'v [f32], Download<f32>)> {
         let mut recorder = self.context.recorder("training step");
         let mut left = values;
-        for slab in self.optimizer.gradients().slabs() {
-            // As many as were downloaded.
-            let (own, rest) = left.split_at(slab.elements.num_elements() as usize);
-            recorder.write(slab.elements, own)?;
+        for (_, tensor) in self.optimizer.gradients().iter() {
+            // As many as were downloaded. What is not finite is for the report to tell.
+            let (own, rest) = left.split_at(tensor.num_elements() as usize);
+            recorder.write_bytes(tensor, bytemuck::cast_slice(own))?;
             left = rest;
         }
         let norm_squared = self.optimizer.gradient_norm_squared(&mut recorder)?;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use dilated_attention::distributed::{Group, SequenceShare, in_process};
-use dilated_attention::longnet::{Call, LongNet, Recompute};
+use dilated_attention::longnet::{Call, Input, LongNet, Recompute};
 use dilated_attention::ops::convert;
 use dilated_attention::testing::plain::PlainOutput;
 use dilated_attention::{
@@ -341,6 +341,30 @@ fn models_equal_double_precision() {
             models::check(&case, &list, &values, &run, 1);
         }
     }
+}
+
+/// What a share cannot have is an error, not a number.
+#[test]
+fn weights_and_decoding_of_a_share_are_errors() {
+    let case = &cases()[2];
+    on_ranks(2, |group, context| {
+        let (model, _) = models::model(context, case);
+        let weights = model.initial_weights(context, 1).unwrap();
+        let call = Call::of_share(SequenceShare::new(group.clone(), 8)).unwrap();
+        let mut recorder = context.recorder("share");
+        let x = recorder
+            .zeros("x", &[1, 4, case.width()], DType::F32)
+            .unwrap();
+        let layer = model.layer(&mut recorder, &weights, &call, 0, x.clone(), Some(0));
+        assert!(matches!(layer.map(drop), Err(Error::InvalidConfig { .. })));
+        let mut cache = model.new_cache(&mut recorder, 1, 8).unwrap();
+        let input = Input::Embeddings(&x);
+        let decoded = model.decode(&mut recorder, &weights, input, &call, &mut cache);
+        assert!(matches!(
+            decoded.map(drop),
+            Err(Error::InvalidConfig { .. })
+        ));
+    });
 }
 
 /// Each rank drops what one rank with all tokens would.

@@ -4,8 +4,8 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use dilated_attention::distributed::{Group, RankGrid};
-use dilated_attention::longnet::{LongNet, LongNetConfig};
-use dilated_attention::training::{Batch, StepReport, Trainer, TrainingOptions};
+use dilated_attention::longnet::{LongNet, LongNetConfig, Recompute};
+use dilated_attention::training::{Batch, LearningRate, StepReport, Trainer, TrainingOptions};
 use dilated_attention::weights::WeightFile;
 use dilated_attention::{AttentionShape, Context, Error, Result};
 
@@ -130,8 +130,18 @@ fn steady_steps_make_no_buffers_and_checkpoints_fit_any_grid() {
 #[test]
 fn errors_leave_the_weights() {
     type Change = fn(usize, &mut TrainingOptions, &mut Vec<Batch>);
-    let changes: [(Change, &str); 4] = [
+    let changes: [(Change, &str); 6] = [
         (|rank, options, _| options.seed += rank as u64, "seed"),
+        (
+            |rank, options, _| options.learning_rate = LearningRate::Constant(rank as f32),
+            "learning rate",
+        ),
+        (
+            |rank, options, _| {
+                options.recompute = [Recompute::Insides, Recompute::Layers][rank];
+            },
+            "recompute",
+        ),
         (|rank, _, batches| batches.truncate(3 - rank), "batches"),
         (
             |rank, _, batches| batches[0] = batch(rank as u32, 2, 71),
@@ -163,6 +173,20 @@ fn errors_leave_the_weights() {
         for error in errors {
             assert!(error.to_string().contains(words), "{error}");
         }
+    }
+    // Other weights, which the warm-up compares.
+    let errors = on_ranks(2, |group, context| {
+        let mut seeded = options();
+        seeded.seed = group.rank() as u64;
+        let other = trainer(context, config(), seeded);
+        let model = LongNet::new(context, config()).unwrap();
+        let weights = other.weights().clone();
+        let trainer = Trainer::from_weights(context, model, weights, options()).unwrap();
+        let grid = grid(group, 1).unwrap();
+        trainer.warm_up_on_ranks(&grid, &batches()).unwrap_err()
+    });
+    for error in errors {
+        assert!(error.to_string().contains("weights"), "{error}");
     }
     let errors = on_ranks(3, |group, _| grid(group, 2).map(drop).unwrap_err());
     for error in errors {

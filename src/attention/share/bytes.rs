@@ -1,7 +1,6 @@
 //! How much a rank receives for attention, in closed form: what the exchange sends for the same needs.
 
 #[cfg(feature = "models")]
-#[cfg(feature = "models")]
 use super::exchange::packed_heads;
 use crate::config::{AttentionShape, DilatedAttentionConfig, in_u32};
 use crate::device::DType;

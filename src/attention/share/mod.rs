@@ -6,7 +6,7 @@
 //! backward                      each rank computes the gradients of the rows that it has; those of keys of other ranks are partial
 //!                               sums, which go back in f32 and are added by the rank that has the keys, in the order of ranks
 //! ```
-//! The same inputs give the same bits in every run with as many ranks. With one rank they are those of a call without ranks.
+//! The same inputs give the same bits in every run with as many ranks. With one rank, in f32, they are those of a call without ranks.
 //!
 //! In half precision, ranks exchange halves and compute in f32: results are rounded once.
 

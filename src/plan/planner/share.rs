@@ -47,9 +47,11 @@ impl ShareNeeds {
             return needs;
         }
         for geometry in geometries {
-            let segments = segments_of(geometry, share);
-            for segment in segments.begin..segments.end {
-                if is_inside(geometry, one(segment), share) {
+            let inside = |segments| is_inside(geometry, segments, share);
+            for (segments, is_inside) in runs(segments_of(geometry, share), inside) {
+                // What is not inside comes one by one; it may be no segment at all.
+                let segment = segments.begin;
+                if is_inside || segments.len() == 0 {
                     continue;
                 }
                 let units = rows_inside(geometry, segment, share);
