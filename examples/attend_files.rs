@@ -41,7 +41,7 @@ struct Options {
     #[arg(long)]
     heads: Option<usize>,
     /// Branches, each a segment length and a dilation rate
-    #[arg(long, value_name = "LENGTH/RATE", num_args = 1.., required = true, value_parser = branch)]
+    #[arg(long, value_name = "LENGTH/RATE", num_args = 1.., required = true, value_parser = program::branch)]
     branches: Vec<(usize, usize)>,
     /// Tokens see no later ones
     #[arg(long)]
@@ -64,12 +64,6 @@ struct Options {
     /// Only says what it would do
     #[arg(long)]
     plan: bool,
-}
-
-fn branch(text: &str) -> Result<(usize, usize), String> {
-    let (length, rate) = text.split_once('/').ok_or("LENGTH/RATE, such as 4096/1")?;
-    let number = |text: &str| text.parse().map_err(|error| format!("{text}: {error}"));
-    Ok((number(length)?, number(rate)?))
 }
 
 fn main() -> ExitCode {

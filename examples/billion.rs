@@ -31,7 +31,7 @@ struct Options {
     #[arg(long, default_value_t = 1 << 30)]
     positions: usize,
     /// Branches, each a segment length and a dilation rate
-    #[arg(long, value_name = "LENGTH/RATE", num_args = 1.., default_values = ["4096/1", "65536/16", "16777216/4096"], value_parser = branch)]
+    #[arg(long, value_name = "LENGTH/RATE", num_args = 1.., default_values = ["4096/1", "65536/16", "16777216/4096"], value_parser = program::branch)]
     branches: Vec<(usize, usize)>,
     /// MiB of device memory
     #[arg(long, default_value_t = 256)]
@@ -51,12 +51,6 @@ struct Options {
 enum Stored {
     F32,
     F16,
-}
-
-fn branch(text: &str) -> Result<(usize, usize), String> {
-    let (length, rate) = text.split_once('/').ok_or("LENGTH/RATE, such as 4096/1")?;
-    let number = |text: &str| text.parse().map_err(|error| format!("{text}: {error}"));
-    Ok((number(length)?, number(rate)?))
 }
 
 fn main() -> ExitCode {

@@ -45,7 +45,7 @@ struct Options {
     #[arg(long)]
     bases: Option<usize>,
     /// Branches, each a segment length and a dilation rate; the last reaches over the whole of a bacterium's genome
-    #[arg(long, value_name = "LENGTH/RATE", num_args = 1.., default_values = ["4096/1", "65536/16", "8388608/2048"], value_parser = branch)]
+    #[arg(long, value_name = "LENGTH/RATE", num_args = 1.., default_values = ["4096/1", "65536/16", "8388608/2048"], value_parser = program::branch)]
     branches: Vec<(usize, usize)>,
     /// MiB of device memory, weights included
     #[arg(long, default_value_t = 256)]
@@ -62,12 +62,6 @@ struct Options {
     /// Only says what it would do
     #[arg(long)]
     plan: bool,
-}
-
-fn branch(text: &str) -> Result<(usize, usize), String> {
-    let (length, rate) = text.split_once('/').ok_or("LENGTH/RATE, such as 4096/1")?;
-    let number = |text: &str| text.parse().map_err(|error| format!("{text}: {error}"));
-    Ok((number(length)?, number(rate)?))
 }
 
 fn main() -> ExitCode {

@@ -29,7 +29,7 @@ struct Options {
     #[arg(long, default_value_t = 12)]
     layers: usize,
     /// Branches, each a segment length and a dilation rate
-    #[arg(long, value_name = "LENGTH/RATE", num_args = 1.., default_values = ["4096/1", "65536/16", "1048576/256", "16777216/4096"], value_parser = branch)]
+    #[arg(long, value_name = "LENGTH/RATE", num_args = 1.., default_values = ["4096/1", "65536/16", "1048576/256", "16777216/4096"], value_parser = program::branch)]
     branches: Vec<(usize, usize)>,
     /// Type of activations in inference; training is in f32
     #[arg(long, value_enum, default_value_t = Stored::F32)]
@@ -83,12 +83,6 @@ enum Stored {
     F32,
     F16,
     Bf16,
-}
-
-fn branch(text: &str) -> Result<(usize, usize), String> {
-    let (length, rate) = text.split_once('/').ok_or("LENGTH/RATE, such as 4096/1")?;
-    let number = |text: &str| text.parse().map_err(|error| format!("{text}: {error}"));
-    Ok((number(length)?, number(rate)?))
 }
 
 fn positive(text: &str) -> Result<f64, String> {

@@ -10,7 +10,7 @@ use super::dispatch::{AttentionDispatch, packed_bytes};
 use super::needs;
 #[cfg(not(target_arch = "wasm32"))]
 use super::planner::{BlockPlan, BlockSize, ShareNeeds, SharePlan, Tokens};
-use super::planner::{PlannedPass, Planner};
+use super::planner::{PlannedPass, Planner, Round};
 use super::window::RowLayout;
 use super::workspace::{ParamsLayout, PlannedBuffer, check_sizes};
 use crate::config::{AttentionShape, DilatedAttentionConfig, Heads, Mask};
@@ -85,12 +85,7 @@ impl DilatedAttentionConfig {
         let clears = clears(self, shape.batch(), shape.seq_len(), |item| {
             shape.valid_len(item)
         });
-        let forward = PlannedPass {
-            pass: Pass::Forward,
-            tile: variant.rows_per_workgroup(),
-            columns: 1,
-        };
-        let rounds = [vec![vec![forward]]];
+        let rounds = rounds(variant);
         let planner = Planner::new(self, shape, caps, &rounds, None, variant.format)?;
         let dispatches = planner.plan()?;
         let buffers = buffers(self, num_rows, variant.format, &dispatches, caps);
@@ -112,6 +107,15 @@ impl DilatedAttentionConfig {
     }
 }
 
+/// What a forward computes: one pass over each branch.
+fn rounds(variant: ForwardVariant) -> [Round; 1] {
+    [vec![vec![PlannedPass {
+        pass: Pass::Forward,
+        tile: variant.rows_per_workgroup(),
+        columns: 1,
+    }]]]
+}
+
 /// Plans one block of a forward out of core, with a kernel of f32.
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) fn plan_block(
@@ -122,12 +126,7 @@ pub(crate) fn plan_block(
     outputs: Tokens,
     size: BlockSize,
 ) -> Result<BlockPlan> {
-    let forward = PlannedPass {
-        pass: Pass::Forward,
-        tile: variant.rows_per_workgroup(),
-        columns: 1,
-    };
-    let rounds = [vec![vec![forward]]];
+    let rounds = rounds(variant);
     let planner = Planner::new(config, shape, caps, &rounds, None, variant.format)?;
     planner.plan_block(outputs, size)
 }
@@ -141,12 +140,7 @@ pub(crate) fn plan_forward_of_share(
     variant: ForwardVariant,
     (share, needs): (&Tokens, &ShareNeeds),
 ) -> Result<SharePlan> {
-    let forward = PlannedPass {
-        pass: Pass::Forward,
-        tile: variant.rows_per_workgroup(),
-        columns: 1,
-    };
-    let rounds = [vec![vec![forward]]];
+    let rounds = rounds(variant);
     let planner = Planner::new(config, shape, caps, &rounds, None, variant.format)?;
     planner.plan_share(share, needs)
 }

@@ -74,6 +74,16 @@ pub fn run_or<A: Parser, T: Termination>(
     status
 }
 
+/// A branch of dilated attention as an argument: its segment length and its dilation rate, as `4096/1`.
+///
+/// # Errors
+/// What is wrong, in words.
+pub fn branch(text: &str) -> Result<(usize, usize), String> {
+    let (length, rate) = text.split_once('/').ok_or("LENGTH/RATE, such as 4096/1")?;
+    let number = |text: &str| text.parse().map_err(|error| format!("{text}: {error}"));
+    Ok((number(length)?, number(rate)?))
+}
+
 /// The arguments that are not UTF-8, each behind the one before it, which is its option: clap's error names none.
 fn strange_arguments() -> String {
     let behind_name = std::env::args_os().skip(1);

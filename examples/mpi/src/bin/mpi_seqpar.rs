@@ -39,7 +39,7 @@ struct Options {
     #[arg(long, default_value_t = 16)]
     head_dim: usize,
     /// Branches, each a segment length and a dilation rate
-    #[arg(long, value_name = "LENGTH/RATE", num_args = 1.., default_values = ["256/1", "1000/4", "4096/16"], value_parser = branch)]
+    #[arg(long, value_name = "LENGTH/RATE", num_args = 1.., default_values = ["256/1", "1000/4", "4096/16"], value_parser = program::branch)]
     branches: Vec<(usize, usize)>,
     /// Padding and rows as torchscale has them
     #[arg(long)]
@@ -83,12 +83,6 @@ impl Stored {
             Self::Bf16 => 1.0 / 128.0,
         }
     }
-}
-
-fn branch(text: &str) -> std::result::Result<(usize, usize), String> {
-    let (length, rate) = text.split_once('/').ok_or("LENGTH/RATE, such as 256/1")?;
-    let number = |text: &str| text.parse().map_err(|error| format!("{text}: {error}"));
-    Ok((number(length)?, number(rate)?))
 }
 
 fn main() -> ExitCode {
